@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The part of the kernel's types that fastbr uses, written out by hand so that
+ * the build needs neither kernel headers nor a generated vmlinux.h.
+ *
+ * Two kinds live here: UAPI types, whose layout is fixed for ever, and kernel
+ * types marked preserve_access_index, whose fields CO-RE relocates at load.
+ */
+#ifndef FBR_KERNEL_H
+#define FBR_KERNEL_H
+
+typedef unsigned char __u8;
+typedef signed char __s8;
+typedef unsigned short __u16;
+typedef signed short __s16;
+typedef unsigned int __u32;
+typedef signed int __s32;
+typedef unsigned long long __u64;
+typedef signed long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u16 __le16;
+typedef __u32 __le32;
+typedef __u64 __le64;
+typedef __u16 __sum16;
+typedef __u32 __wsum;
+typedef _Bool bool;
+
+#define true   1
+#define false  0
+#define NULL   ((void *)0)
+
+#define EEXIST 17
+#define ENOENT 2
+#define E2BIG  7
+
+/* enum bpf_map_type, include/uapi/linux/bpf.h */
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_QUEUE = 22,
+};
+
+enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_EXIST = 2,
+};
+
+enum {
+	BPF_F_NO_PREALLOC = 1U << 0,
+	BPF_F_PSEUDO_HDR = 1ULL << 4,
+	BPF_F_MARK_MANGLED_0 = 1ULL << 5,
+	BPF_F_CURRENT_NETNS = -1L,
+};
+
+enum {
+	BPF_FIB_LOOKUP_OUTPUT = 1U << 1,
+	BPF_FIB_LOOKUP_SKIP_NEIGH = 1U << 2,
+	BPF_FIB_LOOKUP_SRC = 1U << 4, /* 6.7 */
+};
+
+/* Return values of tcx programs: enum tcx_action_base; NEXT lets the other
+ * programs of the hook run, PASS would not.
+ */
+enum {
+	TCX_NEXT = -1,
+	TCX_DROP = 2,
+	TCX_REDIRECT = 7,
+};
+
+/* Return values of netfilter programs. */
+enum {
+	NF_DROP = 0,
+	NF_ACCEPT = 1,
+};
+
+#define CLOCK_MONOTONIC 1
+
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__u64 sk;
+	__u32 gso_size;
+	__u8 tstamp_type;
+	__u32 : 24;
+	__u64 hwtstamp;
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
+struct bpf_fib_lookup {
+	__u8 family;
+	__u8 l4_protocol;
+	__be16 sport;
+	__be16 dport;
+	union {
+		__u16 tot_len;    /* in */
+		__u16 mtu_result; /* out */
+	};
+	__u32 ifindex;
+	union {
+		__u8 tos;
+		__be32 flowinfo;
+		__u32 rt_metric;
+	};
+	union {
+		__be32 ipv4_src;
+		__u32 ipv6_src[4];
+	};
+	union {
+		__be32 ipv4_dst;
+		__u32 ipv6_dst[4];
+	};
+	union {
+		struct {
+			__be16 h_vlan_proto;
+			__be16 h_vlan_TCI;
+		};
+		__u32 tbid;
+	};
+	__u8 smac[6];
+	__u8 dmac[6];
+};
+
+struct bpf_timer {
+	__u64 opaque[2];
+} __attribute__((aligned(8)));
+
+struct bpf_dynptr {
+	__u64 opaque[2];
+} __attribute__((aligned(8)));
+
+/* Wire formats. */
+#define ETH_ALEN         6
+#define ETH_HLEN         14
+#define ETH_P_IP         0x0800
+#define ETH_P_ARP        0x0806
+#define ETH_P_IPV6       0x86dd
+
+#define IPPROTO_ICMP     1
+#define IPPROTO_TCP      6
+#define IPPROTO_UDP      17
+#define IPPROTO_HOPOPTS  0
+#define IPPROTO_ROUTING  43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_ICMPV6   58
+#define IPPROTO_DSTOPTS  60
+
+#define AF_INET          2
+
+struct ethhdr {
+	__u8 h_dest[ETH_ALEN];
+	__u8 h_source[ETH_ALEN];
+	__be16 h_proto;
+} __attribute__((packed));
+
+struct arphdr {
+	__be16 ar_hrd;
+	__be16 ar_pro;
+	__u8 ar_hln;
+	__u8 ar_pln;
+	__be16 ar_op;
+	__u8 ar_sha[ETH_ALEN];
+	__be32 ar_spa;
+	__u8 ar_tha[ETH_ALEN];
+	__be32 ar_tpa;
+} __attribute__((packed));
+
+struct iphdr {
+	__u8 ihl : 4, version : 4;
+	__u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+#define IP_DF      0x4000
+#define IP_MF      0x2000
+#define IP_OFFMASK 0x1fff
+
+struct ipv6hdr {
+	__u8 prio_version;
+	__u8 flow_lbl[3];
+	__be16 payload_len;
+	__u8 nexthdr;
+	__u8 hop_limit;
+	__u8 saddr[16];
+	__u8 daddr[16];
+};
+
+struct l4ports {
+	__be16 sport;
+	__be16 dport;
+};
+
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack_seq;
+	__u8 doff_res; /* data offset in the upper four bits */
+	__u8 flags;
+	__be16 window;
+	__sum16 check;
+	__be16 urg_ptr;
+};
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+struct udphdr {
+	__be16 source;
+	__be16 dest;
+	__be16 len;
+	__sum16 check;
+};
+
+struct icmphdr {
+	__u8 type;
+	__u8 code;
+	__sum16 checksum;
+	__be16 id;
+	__be16 sequence;
+};
+
+#define ICMP_ECHOREPLY     0
+#define ICMP_DEST_UNREACH  3
+#define ICMP_PORT_UNREACH  3 /* code */
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_REDIRECT      5
+#define ICMP_ECHO          8
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+
+/* A global function is verified once, by itself, instead of at every call: that
+ * keeps the programs within the verifier's patience. The price: it must return
+ * a number, and its pointer arguments may be NULL as far as the verifier knows,
+ * so it begins with a check.
+ */
+#define __fbr_global       __attribute__((noinline))
+
+/* Kernel types, relocated at load. */
+#define __core             __attribute__((preserve_access_index))
+
+struct net_device {
+	int ifindex;
+} __core;
+
+struct sk_buff {
+	__u8 ip_summed : 2;
+} __core;
+
+/* skb->ip_summed, include/linux/skbuff.h */
+#define CHECKSUM_NONE        0
+#define CHECKSUM_UNNECESSARY 1
+#define CHECKSUM_COMPLETE    2
+#define CHECKSUM_PARTIAL     3
+
+struct nf_hook_state {
+	struct net_device *out;
+} __core;
+
+struct bpf_nf_ctx {
+	const struct nf_hook_state *state;
+	struct sk_buff *skb;
+} __core;
+
+struct nf_conn {
+	unsigned long status;
+} __core;
+
+/* Whether a weak __ksym was found on the running kernel. */
+#define bpf_ksym_exists(sym) (!!(sym))
+
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port;
+	__be16 dst_port;
+	__u16 : 16;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+
+struct bpf_ct_opts___12 {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+
+#endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What is fixed for the life of a program: set by Go before loading. What can
+ * change while running lives in the map fbr_conf.
+ */
+#ifndef FBR_CONFIG_H
+#define FBR_CONFIG_H
+
+#include "../include/kernel.h"
+
+/* jiffies per second */
+volatile const __u32 cfg_hz = 250;
+/* skb->mark of packets that the fast path sends through fbr_uplink_out: random per instance */
+volatile const __u32 cfg_mark = 0;
+/* sessions at most */
+volatile const __u32 cfg_flows_max = 1024;
+/* sessions and bindings that one port may hold (it must leave the rest to the others) */
+volatile const __u32 cfg_flows_quota = 820;
+volatile const __u32 cfg_ports_quota = 16000;
+/* the NAT range: first external port (host order) and number of ports */
+volatile const __u32 cfg_nat_first = 10000;
+volatile const __u32 cfg_nat_count = 20000;
+/* the kernel knows BPF_FIB_LOOKUP_SRC (6.7) */
+volatile const bool cfg_fib_src = false;
+/* grows with each upgrade, so that the sweep timer takes the new callback */
+volatile const __u32 cfg_epoch = 0;
+
+/* Mapping timeouts in seconds (RFC 4787 REQ-5, 5382 REQ-5, 5508 REQ-2, 7857 section 2) */
+volatile const __u32 cfg_to_udp_oneway = 120;
+volatile const __u32 cfg_to_udp = 300;
+volatile const __u32 cfg_to_udp_wellknown = 20; /* answered, remote port < 1024: RFC 4787 REQ-5a */
+volatile const __u32 cfg_to_icmp = 60;
+volatile const __u32 cfg_to_tcp_open = 240;
+volatile const __u32 cfg_to_tcp = 86400;
+volatile const __u32 cfg_to_tcp_half = 7440; /* one side has sent FIN */
+volatile const __u32 cfg_to_tcp_closing = 240;
+/* how long a released external port, or a neighbour's note on one, keeps it from being taken first */
+volatile const __u32 cfg_to_hold = 120;
+
+#endif

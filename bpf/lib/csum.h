@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Rewriting addresses and ports with their checksums, twice:
+ * fbr_rewrite() through the kernel's helpers, right for every ip_summed, for
+ * the kernel path; fbr_rewrite_fast() by precomputed differences and direct
+ * writes, for hits. The same tests run against both.
+ */
+#ifndef FBR_CSUM_H
+#define FBR_CSUM_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_core_read.h"
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "types.h"
+
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
+
+#define FBR_TCP_CSUM  16 /* offsets in the L4 headers */
+#define FBR_UDP_CSUM  6
+#define FBR_ICMP_CSUM 2
+#define FBR_ICMP_ID   4
+
+static __always_inline __u16 fbr_fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* The one's complement difference that turns the sum over old into that over new. */
+static __always_inline __u16 fbr_diff32(__be32 old, __be32 new)
+{
+	old = ~old;
+	return fbr_fold((old & 0xffff) + (old >> 16) + (new & 0xffff) + (new >> 16));
+}
+
+static __always_inline __u16 fbr_diff16(__u16 base, __be16 old, __be16 new)
+{
+	return fbr_fold((__u32)base + (__u16)~old + new);
+}
+
+/* A checksum field plus a difference (RFC 1624, equation 3). */
+static __always_inline __sum16 fbr_csum_add(__sum16 csum, __u16 diff)
+{
+	return ~fbr_fold((__u32)(__u16)~csum + diff);
+}
+
+/* Rewrites the source (out) or destination of an IPv4 packet to addr:port; for
+ * ICMP the port is the echo id. All in network byte order; l4 is the offset of
+ * the L4 header. Packet pointers are void afterwards. Returns 0 or an error
+ * with the packet half written: point of no return, the caller must drop it.
+ */
+__fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l4, bool out, __be32 addr, __be16 port)
+{
+	const __u32 a_off = ETH_HLEN + (out ? 12 : 16);
+	__u32 p_off, c_off, mangled = 0;
+	__be32 old_addr;
+	__be16 old_port;
+	__u8 proto;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + 9, &proto, 1) ||
+	    bpf_skb_load_bytes(skb, a_off, &old_addr, 4))
+		return -1;
+	switch (proto) {
+	case IPPROTO_TCP:
+		p_off = l4 + (out ? 0 : 2);
+		c_off = l4 + FBR_TCP_CSUM;
+		break;
+	case IPPROTO_UDP:
+		p_off = l4 + (out ? 0 : 2);
+		c_off = l4 + FBR_UDP_CSUM;
+		mangled = BPF_F_MARK_MANGLED_0;
+		break;
+	case IPPROTO_ICMP:
+		p_off = l4 + FBR_ICMP_ID;
+		c_off = l4 + FBR_ICMP_CSUM;
+		break;
+	default:
+		return -1;
+	}
+	if (bpf_skb_load_bytes(skb, p_off, &old_port, 2))
+		return -1;
+	if (proto != IPPROTO_ICMP &&
+	    bpf_l4_csum_replace(skb, c_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4))
+		return -1;
+	if (old_port != port && (bpf_l4_csum_replace(skb, c_off, old_port, port, mangled | 2) ||
+				 bpf_skb_store_bytes(skb, p_off, &port, 2, 0)))
+		return -1;
+	if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, old_addr, addr, 4))
+		return -1;
+	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
+}
+
+static __always_inline __u32 fbr_ip_summed(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+
+	return BPF_CORE_READ_BITFIELD(k, ip_summed);
+}
+
+/* The L4 checksum after a rewrite by f. */
+static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, __u8 proto,
+				       bool partial)
+{
+	if (partial) {
+		/* The field holds the sum over the pseudo header, not complemented. */
+		*csum = fbr_fold((__u32)*csum + f->d_addr);
+		return;
+	}
+	if (proto == IPPROTO_UDP) {
+		if (!*csum)
+			return; /* no checksum */
+		*csum = fbr_csum_add(*csum, f->d_l4);
+		if (!*csum)
+			*csum = 0xffff;
+		return;
+	}
+	*csum = fbr_csum_add(*csum, f->d_l4);
+}
+
+/* Rewrites a packet of flow f for the fast path: address, port, TTL - 1, MACs.
+ * The caller has parsed it (fbr_fast_parse): 20 bytes of IP header, the L4
+ * header linear. Point of no return: on an error the packet must be dropped.
+ */
+static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct fbr_flow *f,
+					    bool out)
+{
+	__u32 summed = fbr_ip_summed(skb);
+	void *data, *data_end;
+	struct iphdr *ip;
+	__u16 old_ttl, new_ttl;
+	bool helped = false;
+
+	if (summed == CHECKSUM_COMPLETE) {
+		/* skb->csum must follow: let the kernel's helpers do it. */
+		if (fbr_rewrite(skb, ETH_HLEN + sizeof(*ip), out, f->addr, f->port))
+			return -1;
+		helped = true;
+	}
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > data_end)
+		return -1;
+
+	if (!helped) {
+		void *l4 = ip + 1;
+		bool partial = summed == CHECKSUM_PARTIAL;
+
+		if (ip->protocol == IPPROTO_TCP) {
+			struct tcphdr *tcp = l4;
+
+			if ((void *)(tcp + 1) > data_end)
+				return -1;
+			fbr_l4_fix(&tcp->check, f, IPPROTO_TCP, partial);
+			if (out)
+				tcp->source = f->port;
+			else
+				tcp->dest = f->port;
+		} else if (ip->protocol == IPPROTO_UDP) {
+			struct udphdr *udp = l4;
+
+			if ((void *)(udp + 1) > data_end)
+				return -1;
+			fbr_l4_fix(&udp->check, f, IPPROTO_UDP, partial);
+			if (out)
+				udp->source = f->port;
+			else
+				udp->dest = f->port;
+		} else {
+			struct icmphdr *icmp = l4;
+
+			if ((void *)(icmp + 1) > data_end)
+				return -1;
+			icmp->checksum = fbr_csum_add(icmp->checksum, f->d_l4);
+			icmp->id = f->port;
+		}
+		if (out)
+			ip->saddr = f->addr;
+		else
+			ip->daddr = f->addr;
+		ip->check = fbr_csum_add(ip->check, f->d_addr);
+	}
+	old_ttl = *(__u16 *)&ip->ttl;
+	ip->ttl--;
+	new_ttl = *(__u16 *)&ip->ttl;
+	ip->check = fbr_csum_add(ip->check, fbr_diff16(0, old_ttl, new_ttl));
+	__builtin_memcpy(data, f->macs, sizeof(f->macs));
+	return 0;
+}
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a packet must look like to take the fast path: an unfragmented IPv4
+ * packet without options, TTL above 1, TCP other than SYN, FIN, RST, UDP, or an
+ * ICMP echo. Everything else is the kernel's.
+ */
+#ifndef FBR_FAST_H
+#define FBR_FAST_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "types.h"
+
+/* Longest headers that are read directly: Ethernet, IPv4, TCP. */
+#define FBR_HEADERS (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct tcphdr))
+
+/* Makes the headers linear as far as the packet has them. */
+static __always_inline void fbr_pull_headers(struct __sk_buff *skb)
+{
+	__u32 have = skb->data_end - skb->data;
+
+	if (have < FBR_HEADERS && have < skb->len)
+		bpf_skb_pull_data(skb, skb->len < FBR_HEADERS ? skb->len : FBR_HEADERS);
+}
+
+/* Fills the key of a packet on its way out of (out) or into the containers.
+ * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
+ */
+static __always_inline __u32 fbr_fast_parse(void *data, void *data_end, bool out,
+					    struct fbr_flow_key *k)
+{
+	struct iphdr *ip = data + ETH_HLEN;
+	void *l4 = ip + 1;
+
+	if (l4 > data_end || ip->ihl != 5 || ip->ttl <= 1 ||
+	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
+		return 0;
+	k->saddr = ip->saddr;
+	k->daddr = ip->daddr;
+	k->sport = 0;
+	k->dport = 0;
+	k->proto = ip->protocol;
+	k->pad[0] = 0;
+	k->pad[1] = 0;
+	k->pad[2] = 0;
+
+	if (ip->protocol == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > data_end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+			return 0;
+		k->sport = tcp->source;
+		k->dport = tcp->dest;
+		return (tcp->doff_res >> 4) * 4;
+	}
+	if (ip->protocol == IPPROTO_UDP) {
+		struct udphdr *udp = l4;
+
+		if ((void *)(udp + 1) > data_end)
+			return 0;
+		k->sport = udp->source;
+		k->dport = udp->dest;
+		return sizeof(*udp);
+	}
+	if (ip->protocol == IPPROTO_ICMP) {
+		struct icmphdr *icmp = l4;
+
+		if ((void *)(icmp + 1) > data_end)
+			return 0;
+		if (out && icmp->type == ICMP_ECHO)
+			k->sport = icmp->id;
+		else if (!out && icmp->type == ICMP_ECHOREPLY)
+			k->dport = icmp->id;
+		else
+			return 0;
+		return sizeof(*icmp);
+	}
+	return 0;
+}
+
+/* Whether the packet, or each segment of a super-packet, fits the MTU (bytes, L3). */
+static __always_inline bool fbr_fits(struct __sk_buff *skb, __u32 l4_len, __u32 mtu)
+{
+	__u32 gso = skb->gso_size;
+
+	if (gso)
+		return gso + sizeof(struct iphdr) + l4_len <= mtu;
+	return skb->len - ETH_HLEN <= mtu;
+}
+
+#endif

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The last line of defence: a container's address leaving by a device that is
+ * neither an uplink (fbr_uplink_out looks there) nor its own bridge. A netfilter
+ * link is no rule: "nft flush ruleset" does not remove it.
+ */
+#ifndef FBR_GUARD_H
+#define FBR_GUARD_H
+
+#include "maps.h"
+#include "reason.h"
+#include "stats.h"
+
+extern int bpf_dynptr_from_skb(struct sk_buff *skb, __u64 flags, struct bpf_dynptr *ptr) __ksym;
+
+/* Whether the network of addr forbids it to leave by device out (ifindex). */
+static __always_inline bool fbr_guarded(__be32 addr, __u32 out)
+{
+	struct fbr_net *n = fbr_net_get(addr);
+
+	if (!n || n->bridge == out)
+		return false;
+	return (n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) != 0;
+}
+
+static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
+{
+	__u32 *pif = bpf_map_lookup_elem(&fbr_hosts, &addr);
+	struct fbr_dev *d = pif ? fbr_dev_get(*pif) : NULL;
+
+	if (d)
+		fbr_count_drop(d, reason);
+}
+
+static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
+{
+	__u32 out = ctx->state->out ? ctx->state->out->ifindex : 0;
+	struct fbr_dev *d = fbr_dev_get(out);
+	struct bpf_dynptr pkt;
+	struct iphdr ip, inner;
+	__u8 icmp_type;
+	__u32 off;
+
+	if (d && (d->flags & FBR_DEV_UPLINK))
+		return NF_ACCEPT;
+	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
+		return NF_ACCEPT;
+	if (fbr_guarded(ip.saddr, out)) {
+		fbr_guard_count(ip.saddr, d ? FBR_ISOLATED : FBR_NO_UPLINK);
+		return NF_DROP;
+	}
+	if (ip.protocol != IPPROTO_ICMP || (d && (d->flags & FBR_DEV_BRIDGE)) ||
+	    (ip.frag_off & bpf_htons(IP_OFFMASK)))
+		return NF_ACCEPT;
+	/* An ICMP error must not carry a container's address outside either. */
+	off = ip.ihl * 4;
+	if (bpf_dynptr_read(&icmp_type, 1, &pkt, off, 0))
+		return NF_ACCEPT;
+	switch (icmp_type) {
+	case ICMP_DEST_UNREACH:
+	case ICMP_SOURCE_QUENCH:
+	case ICMP_REDIRECT:
+	case ICMP_TIME_EXCEEDED:
+	case ICMP_PARAMETERPROB:
+		break;
+	default:
+		return NF_ACCEPT;
+	}
+	if (bpf_dynptr_read(&inner, sizeof(inner), &pkt, off + sizeof(struct icmphdr), 0))
+		return NF_ACCEPT;
+	if (fbr_guarded(inner.daddr, out) || fbr_guarded(inner.saddr, out)) {
+		fbr_guard_count(inner.daddr, FBR_NO_UPLINK);
+		return NF_DROP;
+	}
+	return NF_ACCEPT;
+}
+
+#endif

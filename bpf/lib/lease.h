@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Leases: a direction of a flow may use the fast path for lease_len jiffies
+ * after the kernel last let one of its packets through to the last hook.
+ * fbr_conf.revoked_at ends all of them at once.
+ */
+#ifndef FBR_LEASE_H
+#define FBR_LEASE_H
+
+#include "maps.h"
+
+/* The compiler must not move memory accesses across this. */
+#define fbr_barrier() asm volatile("" ::: "memory")
+
+static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const struct fbr_conf *c,
+					    __u64 now)
+{
+	return f->granted > c->revoked_at && now - f->granted < f->lease_len;
+}
+
+/* Takes the lease away; the next packet passes the kernel. */
+static __always_inline void fbr_lease_end(struct fbr_flow *f)
+{
+	*(volatile __u64 *)&f->granted = 0;
+}
+
+/* Grants a lease. macs points to the frame the kernel built (destination and
+ * source, 12 bytes). Other MACs than before: first take the lease away, so that
+ * no other CPU sends with a half-written pair. The length is jittered by +-25 %
+ * so that many flows do not renew in one moment.
+ */
+static __always_inline void fbr_lease_grant(struct fbr_flow *f, const struct fbr_conf *c,
+					    const __u8 *macs, __u32 oif, __u16 mtu, __u64 now)
+{
+	__u32 *old = (__u32 *)f->macs, *new = (__u32 *)macs;
+
+	if (!c->lease)
+		return;
+	if (old[0] != new[0] || old[1] != new[1] || old[2] != new[2] || f->oif != oif) {
+		fbr_lease_end(f);
+		fbr_barrier();
+		old[0] = new[0];
+		old[1] = new[1];
+		old[2] = new[2];
+		f->oif = oif;
+		fbr_barrier();
+	}
+	f->mtu = mtu;
+	f->lease_len =
+		c->lease - c->lease / 4 + ((c->lease / 2) * (bpf_get_prandom_u32() & 255) >> 8);
+	f->seen = now;
+	fbr_barrier();
+	*(volatile __u64 *)&f->granted = now;
+}
+
+/* Notes that the flow is alive, at most once a second, so that the cache line stays clean. */
+static __always_inline void fbr_flow_seen(struct fbr_flow *f, __u64 now, __u32 hz)
+{
+	if (now - f->seen >= hz)
+		f->seen = now;
+}
+
+#endif

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The maps. Go sets the max_entries marked "sized by Go" from fbr_meta before
+ * loading. All are pinned under their own name.
+ */
+#ifndef FBR_MAPS_H
+#define FBR_MAPS_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "types.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fbr_meta);
+} fbr_meta SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fbr_conf);
+} fbr_conf SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fbr_state);
+} fbr_state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_DEVS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_dev);
+} fbr_devs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FBR_STATS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_stats);
+} fbr_stats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FBR_STATS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_drops);
+} fbr_drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_STATS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_quota);
+} fbr_quota SEC(".maps");
+
+/* MAC to port, per bridge */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * FBR_STATS_MAX);
+	__type(key, struct fbr_fdb_key);
+	__type(value, __u32); /* ifindex */
+} fbr_fdb SEC(".maps");
+
+/* container address to port; subnets of an instance never overlap */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * FBR_STATS_MAX);
+	__type(key, __be32);
+	__type(value, __u32); /* ifindex */
+} fbr_hosts SEC(".maps");
+
+/* Subnets. Read on the kernel path only: a trie costs more than all the rest of a hit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_net_key);
+	__type(value, struct fbr_net);
+} fbr_nets SEC(".maps");
+
+/* NAT state: plain preallocated maps, never LRU, which would evict half a pair */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2048); /* sized by Go: 2 a session */
+	__type(key, struct fbr_flow_key);
+	__type(value, struct fbr_flow);
+} fbr_flow SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024); /* sized by Go */
+	__type(key, __u32);
+	__type(value, struct fbr_session);
+} fbr_sess SEC(".maps");
+
+/* slots given back; those never used are handed out by fbr_state.fresh */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1024); /* sized by Go */
+	__type(value, __u32);
+} fbr_free SEC(".maps");
+
+/* TCP sessions that both ends have closed, oldest first: the first to be given up under pressure */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1024); /* sized by Go */
+	__type(value, struct fbr_closed);
+} fbr_closed SEC(".maps");
+
+/* endpoint-independent mapping: source to external port */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024); /* sized by Go: FBR_CLASSES * nat_count */
+	__type(key, struct fbr_bind_key);
+	__type(value, __u32); /* index into fbr_nport */
+} fbr_bind SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024); /* sized by Go: FBR_CLASSES * nat_count */
+	__type(key, __u32);
+	__type(value, struct fbr_nport);
+} fbr_nport SEC(".maps");
+
+/* Free external ports as offsets in the range, the longest-released first: what
+ * is taken next is also what has been on hold longest. Go fills them shuffled.
+ */
+struct fbr_port_queue {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 65536); /* sized by Go: 2 * nat_count */
+	__type(value, __u32);
+};
+
+struct fbr_port_queue fbr_pfree_tcp SEC(".maps");
+struct fbr_port_queue fbr_pfree_udp SEC(".maps");
+struct fbr_port_queue fbr_pfree_icmp SEC(".maps");
+
+static __always_inline struct fbr_conf *fbr_conf_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&fbr_conf, &zero);
+}
+
+static __always_inline struct fbr_state *fbr_state_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&fbr_state, &zero);
+}
+
+/* The entry of a device, or NULL if it is not ours. */
+static __always_inline struct fbr_dev *fbr_dev_get(__u32 ifindex)
+{
+	__u32 slot = ifindex % FBR_DEVS_MAX;
+	struct fbr_dev *d = bpf_map_lookup_elem(&fbr_devs, &slot);
+
+	return d && d->ifindex == ifindex && ifindex ? d : NULL;
+}
+
+/* What a device holds, or NULL if it is gone. */
+static __always_inline struct fbr_quota *fbr_quota_get(__u32 ifindex)
+{
+	struct fbr_dev *d = fbr_dev_get(ifindex);
+	__u32 i;
+
+	if (!d)
+		return NULL;
+	i = d->stats;
+	return bpf_map_lookup_elem(&fbr_quota, &i);
+}
+
+/* The network an address (network byte order) belongs to, or NULL. */
+static __always_inline struct fbr_net *fbr_net_get(__be32 addr)
+{
+	struct fbr_net_key k = { .prefixlen = 32, .addr = addr };
+
+	return bpf_map_lookup_elem(&fbr_nets, &k);
+}
+
+#endif

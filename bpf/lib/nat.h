@@ -1,0 +1,509 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* New sessions and translation on the kernel path.
+ *
+ * A session is a slot in fbr_sess and two entries in fbr_flow, inserted reverse
+ * first with BPF_NOEXIST: the reverse key is the lock on the external tuple.
+ * The external port belongs to (protocol, container, source port) and is the
+ * same for every destination (RFC 4787 REQ-1); only when no port is free, or
+ * when that port is in use towards this very remote, is one shared.
+ */
+#ifndef FBR_NAT_H
+#define FBR_NAT_H
+
+#include "config.h"
+#include "csum.h"
+#include "lease.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+#include "reason.h"
+#include "session.h"
+
+#define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
+#define FBR_QUOTA_TRIES    4  /* closed sessions given up for one container over its quota */
+
+/* A session to be created. */
+struct fbr_new {
+	struct fbr_flow_key fwd;
+	__be32 ext;
+	__u32 pif; /* 0: the host's own */
+	__u32 slot;
+	__u32 off; /* of the external port in the range */
+	bool owns; /* the port is counted, not shared */
+};
+
+/* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
+__fbr_global int fbr_pair_insert(struct fbr_new *n)
+{
+	if (!n)
+		return -ENOENT;
+
+	__be16 eport = bpf_htons(cfg_nat_first + n->off);
+	__u8 host = n->pif ? 0 : FBR_HOST;
+	struct fbr_flow_key rk;
+	struct fbr_flow f = {};
+	__u16 l4;
+	long err;
+
+	l4 = n->fwd.proto == IPPROTO_ICMP ? 0 : fbr_diff32(n->fwd.saddr, n->ext);
+	f.seen = bpf_jiffies64();
+	f.pif = n->pif;
+	f.sess = n->slot;
+
+	fbr_reverse_key(&rk, &n->fwd, n->ext, eport);
+	f.kind = FBR_IN | host;
+	f.addr = n->fwd.saddr;
+	f.port = n->fwd.sport;
+	f.oif = n->pif;
+	f.d_addr = fbr_diff32(n->ext, n->fwd.saddr);
+	f.d_l4 = fbr_diff16(n->fwd.proto == IPPROTO_ICMP ? 0 : f.d_addr, eport, n->fwd.sport);
+	err = bpf_map_update_elem(&fbr_flow, &rk, &f, BPF_NOEXIST);
+	if (err)
+		return err;
+
+	f.kind = FBR_OUT | host;
+	f.addr = n->ext;
+	f.port = eport;
+	f.oif = 0;
+	f.d_addr = fbr_diff32(n->fwd.saddr, n->ext);
+	f.d_l4 = fbr_diff16(l4, n->fwd.sport, eport);
+	err = bpf_map_update_elem(&fbr_flow, &n->fwd, &f, BPF_NOEXIST);
+	if (err)
+		bpf_map_delete_elem(&fbr_flow, &rk);
+	return err;
+}
+
+/* A slot of fbr_sess, claimed (FBR_DYING), or cfg_flows_max if there is none. */
+static __always_inline __u32 fbr_slot_take(struct fbr_state *st)
+{
+	__u32 slot = 0;
+	int i;
+
+	if (!st)
+		return cfg_flows_max;
+	for (i = 0; i < 2; i++) {
+		if (!bpf_map_pop_elem(&fbr_free, &slot))
+			return slot;
+		if (st->fresh < cfg_flows_max) {
+			__u64 n = __sync_fetch_and_add(&st->fresh, 1);
+
+			if (n < cfg_flows_max)
+				return n;
+		}
+		if (fbr_reclaim_closed())
+			continue;
+		if (!fbr_sweep_slots(st, FBR_PROBES))
+			break;
+	}
+	return bpf_map_pop_elem(&fbr_free, &slot) ? cfg_flows_max : slot;
+}
+
+/* The external port of an existing binding: sets n->off and counts one more
+ * session on it. False if there is none, or if somebody else on this host
+ * already talks to this remote from that port.
+ */
+__fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return false;
+
+	struct fbr_bind_key bk = { .ip = n->fwd.saddr,
+				   .port = n->fwd.sport,
+				   .proto = n->fwd.proto };
+	__u32 *bound = bpf_map_lookup_elem(&fbr_bind, &bk);
+	struct fbr_nport *np;
+
+	if (!bound)
+		return false;
+	n->off = *bound;
+	np = fbr_nport_get(bk.proto, n->off);
+	return np && fbr_port_clear(skb, &n->fwd, n->ext, n->off) && fbr_port_ref(np);
+}
+
+/* A new external port, which becomes the binding's unless there is one. False
+ * if no port is free.
+ */
+__fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return false;
+
+	struct fbr_bind_key bk = { .ip = n->fwd.saddr,
+				   .port = n->fwd.sport,
+				   .proto = n->fwd.proto };
+	__u32 off = fbr_port_take(skb, &n->fwd, n->ext);
+	struct fbr_nport *np = fbr_nport_get(bk.proto, off);
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_quota *q;
+
+	if (!np || !st)
+		return false;
+	n->off = off;
+	np->ip = bk.ip;
+	np->port = bk.port;
+	np->pif = n->pif;
+	np->bound = !bpf_map_update_elem(&fbr_bind, &bk, &off, BPF_NOEXIST);
+	__sync_fetch_and_add(&st->in_use[fbr_class(bk.proto)], 1);
+	q = fbr_quota_get(n->pif);
+	if (q)
+		__sync_fetch_and_add(&q->ports, 1);
+	return true;
+}
+
+/* Inserts the pair on a port that n owns; gives the port back on failure. A
+ * dead session in the way is removed.
+ */
+__fbr_global int fbr_pair_owned(struct fbr_new *n)
+{
+	if (!n)
+		return -ENOENT;
+
+	struct fbr_flow_key rk;
+	struct fbr_flow *f;
+	long err = fbr_pair_insert(n);
+
+	if (err == -EEXIST) {
+		fbr_reverse_key(&rk, &n->fwd, n->ext, bpf_htons(cfg_nat_first + n->off));
+		f = bpf_map_lookup_elem(&fbr_flow, &rk);
+		if (f && fbr_sess_reap(f->sess, 0))
+			err = fbr_pair_insert(n);
+	}
+	if (err)
+		fbr_port_put(n->fwd.proto, n->off);
+	n->owns = !err;
+	return err;
+}
+
+/* Shares a port whose tuple towards this remote is unique (RFC 7857 section 3). */
+__fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return -ENOENT;
+
+	struct fbr_state *st = fbr_state_get();
+	int i;
+
+	for (i = 0; i < FBR_OVERLOAD_TRIES; i++) {
+		n->off = bpf_get_prandom_u32() % cfg_nat_count;
+		if (!fbr_port_clear(skb, &n->fwd, n->ext, n->off))
+			continue;
+		if (!fbr_pair_insert(n)) {
+			if (st)
+				__sync_fetch_and_add(&st->overloads, 1);
+			return 0;
+		}
+	}
+	return -E2BIG;
+}
+
+/* Creates the session of n (fwd, ext, pif given). Returns FBR_NONE or why not;
+ * then nothing is left of it.
+ */
+__fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return FBR_NAT_FULL;
+
+	__u32 class = fbr_class(n->fwd.proto);
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_session *s;
+	struct fbr_quota *q;
+	long err;
+	int i;
+
+	if (!st)
+		return FBR_NAT_FULL;
+	fbr_sweep_ensure(st);
+
+	q = fbr_quota_get(n->pif);
+	for (i = 0; q && i < FBR_QUOTA_TRIES; i++) {
+		if (q->sessions < cfg_flows_quota && q->ports < cfg_ports_quota)
+			break;
+		if (!fbr_reclaim_closed())
+			break;
+	}
+	if (q && (q->sessions >= cfg_flows_quota || q->ports >= cfg_ports_quota)) {
+		__sync_fetch_and_add(&st->refused_quota, 1);
+		return FBR_QUOTA;
+	}
+	/* Pressure: less than 1/8 of the range is free. */
+	if (st->in_use[class % FBR_CLASSES] >= cfg_nat_count - cfg_nat_count / 8)
+		fbr_reclaim_closed();
+
+	n->slot = fbr_slot_take(st);
+	s = fbr_sess_get(n->slot);
+	if (!s)
+		goto full;
+
+	err = fbr_bind_reuse(skb, n) ? fbr_pair_owned(n) : -ENOENT;
+	if (err && fbr_bind_new(skb, n))
+		err = fbr_pair_owned(n);
+	if (err)
+		err = fbr_overload(skb, n);
+	if (err) {
+		bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
+		goto full;
+	}
+
+	s->fwd = n->fwd;
+	s->ext = n->ext;
+	s->eport = bpf_htons(cfg_nat_first + n->off);
+	s->bits = (n->owns ? 0 : FBR_S_OVERLOAD) | (n->pif ? 0 : FBR_S_HOST);
+	s->pif = n->pif;
+	s->check_at = 0;
+	__sync_fetch_and_add(&st->live, 1);
+	if (q)
+		__sync_fetch_and_add(&q->sessions, 1);
+	fbr_barrier();
+	*(volatile __u32 *)&s->state = FBR_LIVE;
+	return FBR_NONE;
+full:
+	__sync_fetch_and_add(&st->refused_full, 1);
+	return FBR_NAT_FULL;
+}
+
+/* The source address the kernel would choose towards daddr by this device, and
+ * the route's MTU; the stored ones where the kernel cannot tell (before 6.7).
+ */
+__fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __be32 daddr,
+			      __u16 *mtu)
+{
+	if (!u || !mtu)
+		return 0;
+
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET,
+		.tot_len = 1, /* asks for the route's MTU */
+		.ifindex = u->ifindex,
+		.ipv4_dst = daddr,
+	};
+
+	*mtu = u->mtu;
+	if (!cfg_fib_src ||
+	    bpf_fib_lookup(skb, &fib, sizeof(fib),
+			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH))
+		return u->ip;
+	if (fib.mtu_result)
+		*mtu = fib.mtu_result;
+	return fib.ipv4_src;
+}
+
+/* conntrack would forget an answered UDP flow long before we do, and a firewall
+ * that accepts only ESTABLISHED would then cut it: give it our time.
+ */
+__fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key *fwd, __u32 secs)
+{
+	if (!fwd)
+		return 0;
+
+	struct bpf_sock_tuple t = {
+		.ipv4 = {
+			.saddr = fwd->saddr,
+			.daddr = fwd->daddr,
+			.sport = fwd->sport,
+			.dport = fwd->dport,
+		},
+	};
+	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
+	struct nf_conn *ct;
+
+	if (fwd->proto != IPPROTO_UDP || !bpf_ksym_exists(bpf_skb_ct_lookup) ||
+	    !bpf_ksym_exists(bpf_ct_change_timeout))
+		return 0;
+	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	if (!ct)
+		return 0;
+	bpf_ct_change_timeout(ct, secs * 1000);
+	bpf_ct_release(ct);
+	return 0;
+}
+
+/* The live outbound entry for k, or NULL. An entry of another port (the address
+ * has a new owner), with another external address (the uplink's has changed) or
+ * past its time is removed.
+ */
+static __always_inline struct fbr_flow *fbr_flow_live(struct fbr_flow_key *k, __u32 pif, __be32 ext)
+{
+	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_session *s;
+	__u32 slot;
+
+	if (!f || !(f->kind & FBR_OUT))
+		return NULL;
+	slot = f->sess;
+	if (f->pif == pif && (!ext || f->addr == ext) && fbr_sess_expires(slot) > bpf_jiffies64())
+		return f;
+	s = fbr_sess_get(slot);
+	if (s && fbr_sess_claim(s))
+		fbr_sess_free(slot);
+	return NULL;
+}
+
+/* What a packet may do to its flow. */
+enum fbr_snat_mode {
+	FBR_SNAT_FORWARDED = 1, /* passed FORWARD from its own bridge: may create and lease */
+	FBR_SNAT_HOST = 2, /* the host's own packet with a container's source: existing flow only */
+};
+
+/* Translates the source of a container's packet at the uplink's egress.
+ * Returns FBR_NONE (translated) or the reason to drop it.
+ */
+__fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pkt *p,
+				      const struct fbr_dev *u, const struct fbr_dev *port,
+				      __u32 mode)
+{
+	if (!p || !u || !port)
+		return FBR_UNSUPPORTED;
+
+	bool forwarded = mode == FBR_SNAT_FORWARDED;
+	__u64 now = bpf_jiffies64();
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_session *s;
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+	__be32 ext = 0;
+	__u16 mtu = 0;
+	__u32 bits;
+
+	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
+		return FBR_UNSUPPORTED;
+	if (forwarded) {
+		ext = fbr_route(skb, u, p->daddr, &mtu);
+		if (!ext)
+			return FBR_NO_UPLINK;
+	}
+	fbr_key(&k, p);
+	f = fbr_flow_live(&k, port->ifindex, ext);
+	if (!f) {
+		struct fbr_new n = { .fwd = k, .ext = ext, .pif = port->ifindex };
+		enum fbr_reason why;
+
+		if (!forwarded || (p->tcp_flags & TCP_RST))
+			return FBR_UNSUPPORTED;
+		why = fbr_sess_create(skb, &n);
+		/* Another CPU may just have created the same flow. */
+		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		if (!f)
+			return why ? why : FBR_NAT_FULL;
+	}
+	fbr_sess_track(f->sess, p, true);
+	if (!(p->tcp_flags & TCP_RST))
+		f->seen = now;
+	s = fbr_sess_get(f->sess);
+	if (!s)
+		return FBR_NAT_FULL;
+	bits = s->bits;
+	if (forwarded) {
+		if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
+		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
+			__u8 macs[12];
+
+			if (!bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+				fbr_lease_grant(f, c, macs, u->ifindex, mtu, now);
+		}
+		fbr_ct_extend(skb, &k, fbr_timeout(k.proto, k.dport, bits));
+	}
+	/* Point of no return. */
+	return fbr_rewrite(skb, p->l4, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* A packet of the host, or of a neighbour NAT on the same address, with a
+ * source port of our range. If one of our flows already uses that tuple, the
+ * packet gets a port of its own (a session of kind host); else the port is
+ * noted, so that the allocator takes it last. Returns FBR_NONE or a reason to drop.
+ */
+__fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p)
+		return FBR_UNSUPPORTED;
+
+	__u64 now = bpf_jiffies64();
+	struct fbr_flow_key k, rk;
+	struct fbr_nport *np;
+	struct fbr_flow *f;
+
+	fbr_key(&k, p);
+	f = fbr_flow_live(&k, 0, 0);
+	if (!f) {
+		struct fbr_new n = { .fwd = k, .ext = p->saddr };
+		enum fbr_reason why;
+
+		fbr_reverse_key(&rk, &k, p->saddr, p->sport);
+		f = bpf_map_lookup_elem(&fbr_flow, &rk);
+		if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= now) {
+			np = fbr_nport_get(p->proto, fbr_port_offset(p->sport));
+			if (np && !(p->tcp_flags & TCP_RST))
+				np->noted_at = now;
+			return FBR_NONE;
+		}
+		why = fbr_sess_create(skb, &n);
+		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		if (!f)
+			return why ? why : FBR_NAT_FULL;
+	}
+	fbr_sess_track(f->sess, p, true);
+	f->seen = now;
+	/* Point of no return. */
+	return fbr_rewrite(skb, p->l4, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* Translates the destination of a packet from outside whose flow is f, on the kernel path. */
+__fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p,
+					struct fbr_flow_key *k)
+{
+	if (!p || !k)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	__u64 now = bpf_jiffies64();
+
+	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= now)
+		return FBR_FOREIGN;
+	if (!(f->kind & FBR_HOST) && !fbr_dev_get(f->pif))
+		return FBR_FOREIGN; /* the port is gone */
+	fbr_sess_track(f->sess, p, false);
+	if (!(p->tcp_flags & TCP_RST))
+		f->seen = now;
+	/* Point of no return. */
+	return fbr_rewrite(skb, p->l4, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* The kernel has delivered a packet from an uplink to its port: renew the lease
+ * of the inbound direction.
+ */
+__fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *p,
+				   const struct fbr_dev *port)
+{
+	if (!p || !port)
+		return 0;
+
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_flow_key fwd = {
+		.saddr = p->daddr,
+		.daddr = p->saddr,
+		.sport = p->dport,
+		.dport = p->sport,
+		.proto = p->proto,
+	};
+	struct fbr_session *s;
+	struct fbr_flow *f;
+	__u8 macs[12];
+
+	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP))
+		return 0;
+	f = bpf_map_lookup_elem(&fbr_flow, &fwd);
+	if (!f || !(f->kind & FBR_OUT) || f->pif != port->ifindex)
+		return 0;
+	s = fbr_sess_get(f->sess);
+	f = s ? fbr_sess_reverse(s) : NULL;
+	if (!f || !(f->kind & FBR_IN))
+		return 0;
+	if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(s->bits) &&
+	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
+	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+		fbr_lease_grant(f, c, macs, port->ifindex, port->mtu, bpf_jiffies64());
+	fbr_ct_extend(skb, &fwd, fbr_timeout(fwd.proto, fwd.dport, s->bits));
+	return 0;
+}
+
+#endif

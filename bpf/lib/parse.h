@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Parsing for the kernel path: copies, so that it does not matter how much of
+ * the packet is linear. The fast path reads the packet directly (fast.h).
+ */
+#ifndef FBR_PARSE_H
+#define FBR_PARSE_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "types.h"
+
+enum fbr_l4_kind {
+	FBR_L4_NONE = 0, /* no ports: other protocol, fragment, cut short */
+	FBR_L4_PORTS,    /* TCP, UDP */
+	FBR_L4_ECHO_REQ, /* the id stands in sport */
+	FBR_L4_ECHO_REP, /* the id stands in dport */
+	FBR_L4_ICMP_ERR,
+};
+
+/* An IPv4 packet: addresses and ports in network byte order. */
+struct fbr_pkt {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 kind;      /* enum fbr_l4_kind */
+	__u8 tcp_flags; /* 0 for others */
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 frag; /* a fragment, first or not */
+	__u16 l4;  /* offset of the L4 header from the start of the frame */
+};
+
+/* Parses the IPv4 header at off. Returns 0, or -1 if there is none; what has
+ * no ports to go by is kind FBR_L4_NONE.
+ */
+static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct fbr_pkt *p)
+{
+	struct iphdr ip;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+		return -1;
+	if (ip.version != 4 || ip.ihl < 5)
+		return -1;
+	p->saddr = ip.saddr;
+	p->daddr = ip.daddr;
+	p->proto = ip.protocol;
+	p->l4 = off + ip.ihl * 4;
+	p->frag = !!(ip.frag_off & bpf_htons(IP_MF | IP_OFFMASK));
+	if (ip.frag_off & bpf_htons(IP_OFFMASK))
+		return 0;
+
+	if (ip.protocol == IPPROTO_TCP || ip.protocol == IPPROTO_UDP) {
+		struct l4ports ports;
+
+		if (bpf_skb_load_bytes(skb, p->l4, &ports, sizeof(ports)))
+			return 0;
+		p->sport = ports.sport;
+		p->dport = ports.dport;
+		if (ip.protocol == IPPROTO_TCP &&
+		    bpf_skb_load_bytes(skb, p->l4 + 13, &p->tcp_flags, 1))
+			p->tcp_flags = 0; /* inside an ICMP error only 8 bytes may be there */
+		p->kind = FBR_L4_PORTS;
+	} else if (ip.protocol == IPPROTO_ICMP) {
+		struct icmphdr icmp;
+
+		if (bpf_skb_load_bytes(skb, p->l4, &icmp, sizeof(icmp)))
+			return 0;
+		p->icmp_type = icmp.type;
+		p->icmp_code = icmp.code;
+		switch (icmp.type) {
+		case ICMP_ECHO:
+			p->kind = FBR_L4_ECHO_REQ;
+			p->sport = icmp.id;
+			break;
+		case ICMP_ECHOREPLY:
+			p->kind = FBR_L4_ECHO_REP;
+			p->dport = icmp.id;
+			break;
+		case ICMP_DEST_UNREACH:
+		case ICMP_SOURCE_QUENCH:
+		case ICMP_REDIRECT:
+		case ICMP_TIME_EXCEEDED:
+		case ICMP_PARAMETERPROB:
+			p->kind = FBR_L4_ICMP_ERR;
+			break;
+		}
+	}
+	return 0;
+}
+
+static __always_inline int fbr_parse(struct __sk_buff *skb, struct fbr_pkt *p)
+{
+	return fbr_parse_at(skb, ETH_HLEN, p);
+}
+
+/* The key under which a packet that leaves the containers is found. */
+static __always_inline void fbr_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
+{
+	__builtin_memset(k, 0, sizeof(*k));
+	k->saddr = p->saddr;
+	k->daddr = p->daddr;
+	k->sport = p->sport;
+	k->dport = p->dport;
+	k->proto = p->proto;
+}
+
+/* The key of a session's inbound entry. */
+static __always_inline void fbr_reverse_key(struct fbr_flow_key *k, const struct fbr_flow_key *fwd,
+					    __be32 ext, __be16 eport)
+{
+	__builtin_memset(k, 0, sizeof(*k));
+	k->saddr = fwd->daddr;
+	k->daddr = ext;
+	k->sport = fwd->dport;
+	k->dport = eport;
+	k->proto = fwd->proto;
+}
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a port may send: only what carries its own addresses, and nothing but
+ * untagged IPv4, ARP and IPv6. Returns FBR_NONE or the reason to drop.
+ */
+#ifndef FBR_PORT_H
+#define FBR_PORT_H
+
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "reason.h"
+#include "types.h"
+
+#define FBR_IP6_EXT_MAX 6 /* extension headers followed before giving up */
+
+#define ARPOP_REQUEST   1
+#define ARPOP_REPLY     2
+
+#define ICMPV6_RA       134
+#define ICMPV6_REDIRECT 137
+
+static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
+{
+	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}
+
+static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	struct arphdr arp;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+		return FBR_SPOOF_ARP;
+	if (arp.ar_hrd != bpf_htons(1) || arp.ar_pro != bpf_htons(ETH_P_IP) || arp.ar_hln != 6 ||
+	    arp.ar_pln != 4)
+		return FBR_SPOOF_ARP;
+	if (arp.ar_op != bpf_htons(ARPOP_REQUEST) && arp.ar_op != bpf_htons(ARPOP_REPLY))
+		return FBR_SPOOF_ARP;
+	if (!fbr_mac_equal(arp.ar_sha, p->mac))
+		return FBR_SPOOF_ARP;
+	/* An address probe (RFC 5227) has no sender address yet. */
+	if (arp.ar_spa != p->ip && !(arp.ar_spa == 0 && arp.ar_op == bpf_htons(ARPOP_REQUEST)))
+		return FBR_SPOOF_ARP;
+	return FBR_NONE;
+}
+
+/* Router advertisements and redirects are a router's business (CVE-2020-13401),
+ * also behind extension headers and in fragments (RFC 7113).
+ */
+__fbr_global enum fbr_reason fbr_check_ip6(struct __sk_buff *skb)
+{
+	__u32 off = ETH_HLEN + sizeof(struct ipv6hdr);
+	struct ipv6hdr ip6;
+	__u8 next, ext[8];
+	bool frag = false;
+	int i;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6)))
+		return FBR_L2_PROTO;
+	next = ip6.nexthdr;
+	for (i = 0; i < FBR_IP6_EXT_MAX; i++) {
+		if (next == IPPROTO_ICMPV6) {
+			__u8 type;
+
+			if (frag || bpf_skb_load_bytes(skb, off, &type, 1))
+				return FBR_SPOOF_IP; /* cannot be seen whole */
+			return type == ICMPV6_RA || type == ICMPV6_REDIRECT ? FBR_SPOOF_IP
+									    : FBR_NONE;
+		}
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			return FBR_NONE;
+		if (bpf_skb_load_bytes(skb, off, ext, sizeof(ext)))
+			return FBR_L2_PROTO;
+		if (next == IPPROTO_FRAGMENT) {
+			frag = true;
+			off += 8;
+		} else {
+			off += (ext[1] + 1) * 8;
+		}
+		next = ext[0];
+	}
+	return FBR_L2_PROTO;
+}
+
+#endif

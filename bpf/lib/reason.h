@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Why a packet was dropped. Append-only: the number is an index into fbr_drops
+ * of a running instance, the name (lower case, without the prefix) is the
+ * metric's label. Go reads both from the BTF of this enum.
+ */
+#ifndef FBR_REASON_H
+#define FBR_REASON_H
+
+enum fbr_reason {
+	FBR_NONE = 0,
+	FBR_SPOOF_MAC,   /* source MAC is not the port's */
+	FBR_SPOOF_IP,    /* source IPv4 is not the port's; IPv6 router's messages */
+	FBR_SPOOF_ARP,   /* ARP sender is not the port's */
+	FBR_L2_PROTO,    /* neither untagged IPv4, ARP nor IPv6 */
+	FBR_ISOLATED,    /* between networks, or in or out of an internal one */
+	FBR_NO_UPLINK,   /* a container's source leaving by another device */
+	FBR_DIRECT,      /* from outside to a container's own address */
+	FBR_MARTIAN,     /* addresses that cannot come from outside */
+	FBR_FOREIGN,     /* a host's RST or port-unreachable for a port of the range */
+	FBR_UNSUPPORTED, /* cannot be translated (yet) */
+	FBR_NAT_FULL,    /* no slot or external port left */
+	FBR_QUOTA,       /* the container has used its share */
+	FBR_REASON_MAX = 16,
+};
+
+#endif

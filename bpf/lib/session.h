@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Life and death of a session: TCP state, expiry, reclaim, the sweep.
+ *
+ * Nothing here needs a process. A session past its time is a miss for the
+ * packet that finds it; its memory comes back through the sweep timer, through
+ * whoever needs the slot, or through the packet that wants the same flow. Who
+ * deletes a session first claims it (FBR_LIVE -> FBR_DYING by compare-and-swap).
+ * The sweep waits FBR_GRACE seconds after expiry: elements of a preallocated
+ * hash are re-used at once, and a CPU may still hold a pointer.
+ */
+#ifndef FBR_SESSION_H
+#define FBR_SESSION_H
+
+#include "config.h"
+#include "lease.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+
+#define FBR_GRACE        2        /* seconds between expiry and reclaim */
+#define FBR_SWEEP_SLOTS  256      /* per tick */
+#define FBR_SWEEP_NS     20000000 /* 20 ms */
+#define FBR_SWEEP_STALL  5  /* seconds without a tick before the kernel path restarts the timer */
+#define FBR_PROBES       64 /* slots looked at by one insert when none is free */
+#define FBR_CLOSED_TRIES 4
+
+static __always_inline bool fbr_closed_bits(__u32 bits)
+{
+	return (bits & FBR_S_RST) ||
+	       (bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN)) == (FBR_S_FIN_OUT | FBR_S_FIN_IN);
+}
+
+/* Seconds a session lives after its last packet. */
+static __always_inline __u32 fbr_timeout(__u8 proto, __be16 rport, __u32 bits)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		if (fbr_closed_bits(bits))
+			return cfg_to_tcp_closing;
+		if (bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN))
+			return cfg_to_tcp_half;
+		if ((bits & FBR_S_REPLIED) && (bits & FBR_S_ACKED))
+			return cfg_to_tcp;
+		return cfg_to_tcp_open;
+	case IPPROTO_UDP:
+		if (!(bits & FBR_S_REPLIED))
+			return cfg_to_udp_oneway;
+		return bpf_ntohs(rport) < 1024 ? cfg_to_udp_wellknown : cfg_to_udp;
+	default:
+		return cfg_to_icmp;
+	}
+}
+
+static __always_inline struct fbr_session *fbr_sess_get(__u32 slot)
+{
+	return bpf_map_lookup_elem(&fbr_sess, &slot);
+}
+
+static __always_inline struct fbr_flow *fbr_sess_reverse(const struct fbr_session *s)
+{
+	struct fbr_flow_key k;
+
+	fbr_reverse_key(&k, &s->fwd, s->ext, s->eport);
+	return bpf_map_lookup_elem(&fbr_flow, &k);
+}
+
+/* The jiffies at which the session ends unless a packet comes. */
+__fbr_global __u64 fbr_sess_expires(__u32 slot)
+{
+	struct fbr_session *s = fbr_sess_get(slot);
+	struct fbr_flow_key fwd;
+	struct fbr_flow *f;
+	__u64 seen = 0;
+
+	if (!s)
+		return 0;
+	fwd = s->fwd;
+	f = bpf_map_lookup_elem(&fbr_flow, &fwd);
+	if (f && f->sess == slot)
+		seen = f->seen;
+	f = fbr_sess_reverse(s);
+	if (f && f->sess == slot && f->seen > seen)
+		seen = f->seen;
+	return seen + (__u64)fbr_timeout(fwd.proto, fwd.dport, s->bits) * cfg_hz;
+}
+
+static __always_inline bool fbr_sess_claim(struct fbr_session *s)
+{
+	return __sync_val_compare_and_swap(&s->state, FBR_LIVE, FBR_DYING) == FBR_LIVE;
+}
+
+/* Deletes a session that the caller has claimed. */
+__fbr_global int fbr_sess_free(__u32 slot)
+{
+	struct fbr_session *s = fbr_sess_get(slot);
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+	struct fbr_quota *q;
+
+	if (!s || !st)
+		return 0;
+	fbr_reverse_key(&k, &s->fwd, s->ext, s->eport);
+	f = bpf_map_lookup_elem(&fbr_flow, &k);
+	if (f && f->sess == slot)
+		bpf_map_delete_elem(&fbr_flow, &k);
+	k = s->fwd;
+	f = bpf_map_lookup_elem(&fbr_flow, &k);
+	if (f && f->sess == slot)
+		bpf_map_delete_elem(&fbr_flow, &k);
+	if (!(s->bits & FBR_S_OVERLOAD))
+		fbr_port_put(k.proto, fbr_port_offset(s->eport));
+	q = fbr_quota_get(s->pif);
+	if (q)
+		fbr_atomic_dec(&q->sessions);
+	__sync_fetch_and_add(&st->live, -1);
+	s->gen++;
+	fbr_barrier();
+	*(volatile __u32 *)&s->state = FBR_FREE;
+	bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
+	return 0;
+}
+
+/* Frees the session if it has been dead for grace jiffies. */
+__fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace)
+{
+	struct fbr_session *s = fbr_sess_get(slot);
+	__u64 now = bpf_jiffies64(), end;
+
+	if (!s || s->state != FBR_LIVE)
+		return false;
+	if (s->check_at + grace > now && fbr_dev_get(s->pif))
+		return false;
+	end = fbr_sess_expires(slot);
+	if (end + grace > now && ((s->bits & FBR_S_HOST) || fbr_dev_get(s->pif))) {
+		s->check_at = end;
+		return false;
+	}
+	if (!fbr_sess_claim(s))
+		return false;
+	fbr_sess_free(slot);
+	return true;
+}
+
+/* Takes the leases of both directions away. */
+static __always_inline void fbr_sess_slow(struct fbr_session *s, struct fbr_flow *fwd)
+{
+	struct fbr_flow *rev = fbr_sess_reverse(s);
+
+	fbr_lease_end(fwd);
+	if (rev)
+		fbr_lease_end(rev);
+}
+
+/* Notes what a packet on the kernel path tells about the session. f is the
+ * entry of the packet's own direction. RFC 6146 section 3.5.2, coarser: only
+ * SYN, FIN and RST move a TCP session, and any segment after a RST takes that
+ * back, since the RST may have been forged or out of window.
+ */
+__fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
+{
+	if (!p)
+		return 0;
+
+	struct fbr_session *s = fbr_sess_get(slot);
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+	__u32 set = 0, bits;
+
+	if (!s)
+		return 0;
+	bits = s->bits;
+	if (!out)
+		set = FBR_S_REPLIED;
+	if (p->proto == IPPROTO_TCP) {
+		if (p->tcp_flags & TCP_RST) {
+			set = FBR_S_RST;
+		} else if (p->tcp_flags & TCP_SYN) {
+			if (out && !(p->tcp_flags & TCP_ACK) && fbr_closed_bits(bits)) {
+				/* the 4-tuple is used again */
+				__sync_fetch_and_and(&s->bits,
+						     ~(FBR_S_RST | FBR_S_FIN_OUT | FBR_S_FIN_IN |
+						       FBR_S_REPLIED | FBR_S_ACKED));
+			}
+			if (out)
+				set = FBR_S_SYN_OUT;
+		} else {
+			if (out)
+				set = FBR_S_ACKED;
+			if (p->tcp_flags & TCP_FIN)
+				set |= out ? FBR_S_FIN_OUT : FBR_S_FIN_IN;
+			if (bits & FBR_S_RST)
+				__sync_fetch_and_and(&s->bits, ~FBR_S_RST);
+		}
+	}
+	bits = s->bits;
+	if ((bits & set) != set) {
+		__sync_fetch_and_or(&s->bits, set);
+		bits |= set;
+		s->check_at = 0; /* the timeout may have become shorter */
+	}
+	if (p->proto != IPPROTO_TCP || !fbr_closed_bits(bits))
+		return 0;
+	k = s->fwd;
+	f = bpf_map_lookup_elem(&fbr_flow, &k);
+	if (f)
+		fbr_sess_slow(s, f);
+	if (!(__sync_fetch_and_or(&s->bits, FBR_S_QUEUED) & FBR_S_QUEUED)) {
+		struct fbr_closed c = { .slot = slot, .gen = s->gen };
+
+		bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
+	}
+	return 0;
+}
+
+/* Gives up the longest-closed session, if there is one. A session that closed
+ * less than 20 ms ago is left alone: its last segments are still on the way.
+ */
+__fbr_global bool fbr_reclaim_closed(void)
+{
+	struct fbr_state *st = fbr_state_get();
+	__u64 now = bpf_jiffies64(), end;
+	int i;
+
+	for (i = 0; i < FBR_CLOSED_TRIES; i++) {
+		struct fbr_session *s;
+		struct fbr_closed c;
+
+		if (bpf_map_pop_elem(&fbr_closed, &c))
+			return false;
+		s = fbr_sess_get(c.slot);
+		if (!s || s->gen != c.gen || s->state != FBR_LIVE)
+			continue;
+		if (!fbr_closed_bits(s->bits)) {
+			__sync_fetch_and_and(&s->bits, ~FBR_S_QUEUED);
+			continue;
+		}
+		end = fbr_sess_expires(c.slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
+		if (now - end < cfg_hz / 50) {
+			bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
+			return false;
+		}
+		if (!fbr_sess_claim(s))
+			continue;
+		fbr_sess_free(c.slot);
+		if (st)
+			__sync_fetch_and_add(&st->reclaimed, 1);
+		return true;
+	}
+	return false;
+}
+
+struct fbr_sweep {
+	__u64 slots; /* in use so far */
+	__u64 hand;
+	__u64 grace;
+	__u32 found;
+};
+
+static long fbr_sweep_one(__u64 i, struct fbr_sweep *w)
+{
+	if (w->hand >= w->slots)
+		w->hand = 0;
+	if (fbr_sess_reap(w->hand++, w->grace))
+		w->found++;
+	return 0;
+}
+
+/* Looks at up to n slots from the hand on; returns how many came free. */
+static __always_inline __u32 fbr_sweep_slots(struct fbr_state *st, __u32 n)
+{
+	struct fbr_sweep w = {
+		.slots = st->fresh < cfg_flows_max ? st->fresh : cfg_flows_max,
+		.hand = st->hand,
+		.grace = (__u64)FBR_GRACE * cfg_hz,
+	};
+
+	if (w.slots < n)
+		n = w.slots;
+	bpf_loop(n, fbr_sweep_one, &w, 0);
+	st->hand = w.hand;
+	return w.found;
+}
+
+static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
+{
+	fbr_sweep_slots(st, FBR_SWEEP_SLOTS);
+	if (!st->live) {
+		/* Nothing to sweep; the next new session starts the timer again. */
+		st->tick = 0;
+		return 0;
+	}
+	st->tick = bpf_jiffies64();
+	bpf_timer_start(&st->timer, FBR_SWEEP_NS, 0);
+	return 0;
+}
+
+/* Starts the sweep if it does not run: the first session, a stalled timer, or
+ * programs that have been replaced (the timer holds the old ones' callback).
+ */
+static __always_inline void fbr_sweep_ensure(struct fbr_state *st)
+{
+	__u64 now = bpf_jiffies64();
+
+	if (st->tick && now - st->tick < FBR_SWEEP_STALL * cfg_hz && st->epoch == cfg_epoch + 1)
+		return;
+	st->tick = now;
+	st->epoch = cfg_epoch + 1;
+	bpf_timer_init(&st->timer, &fbr_state, CLOCK_MONOTONIC); /* EBUSY: has been */
+	bpf_timer_set_callback(&st->timer, fbr_sweep_tick);
+	bpf_timer_start(&st->timer, FBR_SWEEP_NS, 0);
+}
+
+#endif

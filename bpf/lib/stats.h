@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Counters. Per CPU and not atomic: tcx programs run with bottom halves off and
+ * never nest on one device, so nobody else on this CPU writes the same line.
+ * The exception is fbr_guard, which may run in process context; it counts
+ * drops only, and a lost one among those is acceptable.
+ *
+ * Packets are wire packets (gso_segs), bytes are skb->len with the L2 header,
+ * as the kernel counts them on the container's own device.
+ */
+#ifndef FBR_STATS_H
+#define FBR_STATS_H
+
+#include "maps.h"
+#include "reason.h"
+
+#define FBR_SLOW 0
+#define FBR_FAST 1
+
+static __always_inline void fbr_count_path(struct __sk_buff *skb, struct fbr_path *p)
+{
+	__u32 segs = skb->gso_segs;
+
+	p->packets += segs ? segs : 1;
+	p->bytes += skb->len;
+}
+
+static __always_inline void fbr_count_rx(struct __sk_buff *skb, const struct fbr_dev *d, int fast)
+{
+	__u32 i = d->stats;
+	struct fbr_stats *s = bpf_map_lookup_elem(&fbr_stats, &i);
+
+	if (s)
+		fbr_count_path(skb, &s->rx[fast]);
+}
+
+static __always_inline void fbr_count_tx(struct __sk_buff *skb, const struct fbr_dev *d, int fast)
+{
+	__u32 i = d->stats;
+	struct fbr_stats *s = bpf_map_lookup_elem(&fbr_stats, &i);
+
+	if (s)
+		fbr_count_path(skb, &s->tx[fast]);
+}
+
+static __always_inline void fbr_count_drop(const struct fbr_dev *d, __u32 reason)
+{
+	__u32 i = d->stats;
+	struct fbr_drops *n = bpf_map_lookup_elem(&fbr_drops, &i);
+
+	/* The compiler sees that reasons are small, the verifier does not. */
+	asm volatile("" : "+r"(reason));
+	if (n && reason < FBR_REASON_MAX)
+		n->n[reason]++;
+}
+
+#endif

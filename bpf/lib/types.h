@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Keys and values of the maps. Addresses and L4 ports are in network byte
+ * order, everything else in host order. Sizes are part of the schema: a change
+ * here raises FBR_SCHEMA.
+ */
+#ifndef FBR_TYPES_H
+#define FBR_TYPES_H
+
+#include "../include/kernel.h"
+
+#define FBR_SCHEMA    1
+
+#define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
+#define FBR_STATS_MAX 4096  /* devices that can exist at once */
+
+/* fbr_conf[0]: what user space changes while the programs run */
+struct fbr_conf {
+	__u64 revoked_at; /* jiffies; leases granted up to then are void */
+	__u32 lease;      /* jiffies; 0: no routed fast path */
+	__u32 l2_fast;    /* 0: frames between ports take the kernel bridge */
+};
+
+enum fbr_dev_flags {
+	FBR_DEV_PORT = 1,
+	FBR_DEV_UPLINK = 2,
+	FBR_DEV_BRIDGE = 4,
+	FBR_DEV_SLOW = 8, /* port: always the kernel path */
+	FBR_DEV_INTERNAL = 16,
+};
+
+/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink or a bridge */
+struct fbr_dev {
+	__u32 ifindex; /* 0: slot is free; else must equal the device's */
+	__be32 ip;     /* port: the container's; uplink: the primary address */
+	__u32 bridge;  /* port: ifindex of its bridge; bridge: itself */
+	enum fbr_dev_flags flags;
+	__u16 stats;    /* index into fbr_stats, fbr_drops, fbr_quota */
+	__u16 mtu;      /* bytes, L3 */
+	__u8 mac[6];    /* port: the container's */
+	__u8 gw_mac[6]; /* port: the bridge's */
+};
+
+/* fbr_nets: longest prefix match, one entry a subnet */
+struct fbr_net_key {
+	__u32 prefixlen;
+	__be32 addr;
+};
+
+enum fbr_net_flags {
+	FBR_NET_MASQUERADE = 1,
+	FBR_NET_INTERNAL = 2,
+};
+
+struct fbr_net {
+	__u32 bridge; /* ifindex */
+	enum fbr_net_flags flags;
+};
+
+struct fbr_fdb_key {
+	__u8 mac[6];
+	__u16 pad;
+	__u32 bridge;
+};
+
+struct fbr_path {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* One cache line a device and CPU. RX = received by the host from the device. */
+struct fbr_stats {
+	struct fbr_path rx[2]; /* [0] slow, [1] fast */
+	struct fbr_path tx[2];
+};
+
+struct fbr_drops {
+	__u64 n[16]; /* by enum fbr_reason */
+};
+
+/* What one port holds, for the quotas */
+struct fbr_quota {
+	__u32 sessions;
+	__u32 ports;
+};
+
+/* A packet as on the wire before this NAT rewrites it; both directions in one
+ * map. For ICMP echo the id stands in sport on the way out, in dport on the way
+ * in, and the other port is 0.
+ */
+struct fbr_flow_key {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+enum fbr_flow_kind {
+	FBR_OUT = 1,  /* container to outside: rewrite the source */
+	FBR_IN = 2,   /* outside to container: rewrite the destination */
+	FBR_HOST = 4, /* flag: of the host or a neighbour NAT, not of a port; never fast */
+};
+
+/* Everything a hit needs. The lease (granted, lease_len) is written last. */
+struct fbr_flow {
+	__u64 granted; /* jiffies at which the kernel let a packet through; 0: no lease */
+	__u64 seen;    /* jiffies of the last packet, at most a second old */
+	__be32 addr;   /* the new source (out) or destination (in) */
+	__be16 port;
+	__u16 lease_len; /* jiffies */
+	__u32 oif;       /* device to send to: uplink (out), port (in) */
+	__u32 pif;       /* the container's port; 0 for FBR_HOST */
+	__u32 sess;      /* index into fbr_sess */
+	__u16 mtu;       /* of the way out, bytes, L3 */
+	__u16 d_addr;    /* one's complement difference of the addresses */
+	__u16 d_l4;      /* the same for everything the L4 checksum covers */
+	__u8 kind;       /* enum fbr_flow_kind */
+	__u8 pad;
+	__u8 macs[12]; /* destination and source, from the frame the kernel built */
+};
+
+enum fbr_sess_state {
+	FBR_FREE = 0,
+	FBR_LIVE = 1,
+	FBR_DYING = 2, /* claimed by the one who deletes it */
+};
+
+enum fbr_sess_bits {
+	FBR_S_SYN_OUT = 1,
+	FBR_S_REPLIED = 2, /* a packet came back */
+	FBR_S_ACKED = 4,   /* TCP: a segment other than SYN or RST went out */
+	FBR_S_FIN_OUT = 8,
+	FBR_S_FIN_IN = 16,
+	FBR_S_RST = 32,
+	FBR_S_QUEUED = 64,    /* stands in fbr_closed */
+	FBR_S_OVERLOAD = 128, /* shares an external port it does not own */
+	FBR_S_HOST = 256,
+};
+
+/* fbr_sess[slot]: what the two flow entries of a session share */
+struct fbr_session {
+	struct fbr_flow_key fwd; /* key of the outbound entry */
+	__be32 ext;              /* external address */
+	__be16 eport;            /* external port or ICMP id */
+	__u16 pad;
+	enum fbr_sess_state state; /* changed by compare-and-swap only */
+	enum fbr_sess_bits bits;   /* changed atomically */
+	__u32 gen;                 /* raised whenever the slot is freed */
+	__u32 pif;                 /* the container's port */
+	__u64 check_at;            /* jiffies before which it cannot have expired */
+};
+
+struct fbr_closed {
+	__u32 slot;
+	__u32 gen;
+};
+
+struct fbr_bind_key {
+	__be32 ip;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+/* fbr_nport[class * cfg_nat_count + port - cfg_nat_first] */
+struct fbr_nport {
+	__u32 taken;    /* has an owner; claimed by compare-and-swap 0 -> 1 */
+	__u32 refs;     /* sessions that use it; the last one releases it */
+	__u32 queued;   /* stands in the queue of free ports */
+	__be32 ip;      /* owner */
+	__be16 port;    /* owner's source port */
+	__u16 bound;    /* an entry in fbr_bind points here */
+	__u32 pif;      /* owner's device; 0: the host */
+	__u64 noted_at; /* jiffies: a neighbour was seen using it */
+};
+
+enum {
+	FBR_CLASS_TCP,
+	FBR_CLASS_UDP,
+	FBR_CLASS_ICMP,
+	FBR_CLASSES,
+};
+
+/* fbr_state[0]: the datapath's own bookkeeping; user space only reads it */
+struct fbr_state {
+	__u64 live;  /* sessions */
+	__u64 fresh; /* slots never used so far start here */
+	__u64 hand;  /* next slot to sweep */
+	__u64 tick;  /* jiffies of the last sweep */
+	__u64 overloads;
+	__u64 reclaimed;
+	__u64 refused_full;
+	__u64 refused_quota;
+	__u32 epoch;               /* of the program whose callback the timer holds */
+	__u32 in_use[FBR_CLASSES]; /* external ports taken */
+	struct bpf_timer timer;
+};
+
+/* fbr_meta[0]: written once by Create, read by every later command */
+struct fbr_meta {
+	__u32 magic;
+	__u32 schema;
+	__u32 flows_max;
+	__u32 nat_first;
+	__u32 nat_count;
+	__u32 mark;
+	__u32 hz;
+	__u32 epoch; /* raised by each upgrade */
+	__u64 build; /* identifies the object file of the programs */
+};
+
+_Static_assert(sizeof(struct fbr_dev) == 32, "fbr_dev");
+_Static_assert(sizeof(struct fbr_stats) == 64, "fbr_stats");
+_Static_assert(sizeof(struct fbr_flow_key) == 16, "fbr_flow_key");
+_Static_assert(sizeof(struct fbr_flow) == 56, "fbr_flow");
+_Static_assert(sizeof(struct fbr_session) == 48, "fbr_session");
+
+#endif

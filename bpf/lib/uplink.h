@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What may pass an uplink, in either direction. */
+#ifndef FBR_UPLINK_H
+#define FBR_UPLINK_H
+
+#include "maps.h"
+#include "nat.h"
+#include "nport.h"
+#include "parse.h"
+#include "reason.h"
+
+static __always_inline bool fbr_loopback_or_zero(__be32 a)
+{
+	return (a & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) ||
+	       (a & bpf_htonl(0xff000000)) == 0;
+}
+
+static __always_inline bool fbr_multicast(__be32 a)
+{
+	return (a & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
+}
+
+/* A packet from outside that belongs to no flow: nothing for a container's own
+ * address gets in, nor with addresses that cannot come from there (RFC 1812
+ * section 5.3.7). All else is the host's. Returns FBR_NONE or the reason to drop.
+ */
+__fbr_global enum fbr_reason fbr_from_outside(const struct fbr_dev *u, __be32 saddr, __be32 daddr)
+{
+	if (!u)
+		return FBR_MARTIAN;
+
+	bool unspecified = saddr == 0; /* DHCP and IGMP, to all */
+	struct fbr_net *n;
+
+	if (fbr_multicast(saddr) || saddr == 0xffffffff || fbr_loopback_or_zero(daddr) ||
+	    (fbr_loopback_or_zero(saddr) &&
+	     !(unspecified && (fbr_multicast(daddr) || daddr == 0xffffffff))))
+		return FBR_MARTIAN;
+	if (fbr_net_get(saddr))
+		return FBR_MARTIAN;
+	if (daddr == u->ip)
+		return FBR_NONE;
+	n = fbr_net_get(daddr);
+	if (n && ((n->flags & FBR_NET_INTERNAL) || (n->flags & FBR_NET_MASQUERADE)))
+		return FBR_DIRECT;
+	return FBR_NONE;
+}
+
+/* Whether anybody on this host answers for a packet that comes in as k, its
+ * destination port in the NAT range.
+ */
+__fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_key *k)
+{
+	if (!k)
+		return false;
+
+	struct fbr_nport *np = fbr_nport_get(k->proto, fbr_port_offset(k->dport));
+
+	return (np && fbr_port_noted(np, bpf_jiffies64())) ||
+	       fbr_socket_exists(skb, k->proto, k->saddr, k->sport, k->daddr, k->dport);
+}
+
+/* An ICMP error on its way out, whatever its source: what it quotes must not
+ * carry a container's address. A port-unreachable about a port of the NAT range
+ * that nobody here listens on is not sent at all (RFC 5382 REQ-4).
+ */
+__fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_flow_key k;
+	struct fbr_pkt in;
+
+	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
+		return FBR_NONE;
+	if (fbr_net_get(in.daddr) || fbr_net_get(in.saddr))
+		return FBR_UNSUPPORTED;
+	fbr_key(&k, &in);
+	if (p->icmp_type == ICMP_DEST_UNREACH && p->icmp_code == ICMP_PORT_UNREACH &&
+	    in.kind == FBR_L4_PORTS && fbr_in_range(in.dport) && !fbr_port_known(skb, &k))
+		return FBR_FOREIGN;
+	return FBR_NONE;
+}
+
+/* A packet leaving by an uplink with a container's source. */
+static __always_inline enum fbr_reason
+fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
+		  const struct fbr_net *n, struct fbr_dev **blame)
+{
+	__u32 iif = skb->ingress_ifindex;
+	__be32 ip = p->saddr;
+	__u32 *pif;
+
+	if (n->flags & FBR_NET_INTERNAL)
+		return FBR_ISOLATED;
+	if (iif && iif != n->bridge)
+		return FBR_SPOOF_IP; /* from another bridge or device: not our container's */
+	if (!(n->flags & FBR_NET_MASQUERADE))
+		return FBR_NONE; /* asked for: routed, not translated */
+	pif = bpf_map_lookup_elem(&fbr_hosts, &ip);
+	*blame = pif ? fbr_dev_get(*pif) : NULL;
+	if (!*blame)
+		return FBR_SPOOF_IP;
+	return fbr_snat(skb, p, u, *blame, iif ? FBR_SNAT_FORWARDED : FBR_SNAT_HOST);
+}
+
+/* A packet of the host itself or of a neighbour NAT. */
+static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	struct fbr_flow_key in = {
+		.saddr = p->daddr,
+		.daddr = p->saddr,
+		.sport = p->dport,
+		.dport = p->sport,
+		.proto = p->proto,
+	};
+
+	if (p->kind == FBR_L4_ICMP_ERR)
+		return fbr_icmp_error_out(skb, p);
+	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) || p->frag ||
+	    !fbr_in_range(p->sport))
+		return FBR_NONE;
+	if ((p->tcp_flags & TCP_RST) && !fbr_port_known(skb, &in))
+		return FBR_FOREIGN;
+	return fbr_snat_host(skb, p);
+}
+
+#endif

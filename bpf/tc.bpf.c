@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The entry points. The kernel path is the specification: what a program here
+ * forwards by itself goes exactly where the kernel would have sent it, and
+ * whatever it does not fully understand is left to the kernel (TCX_NEXT).
+ * docs/ARCHITECTURE.md walks a packet through them.
+ */
+#include "lib/config.h"
+#include "lib/fast.h"
+#include "lib/guard.h"
+#include "lib/lease.h"
+#include "lib/maps.h"
+#include "lib/nat.h"
+#include "lib/parse.h"
+#include "lib/port.h"
+#include "lib/stats.h"
+#include "lib/uplink.h"
+
+char _license[] SEC("license")
+= "Dual BSD/GPL";
+
+static __always_inline int fbr_drop(const struct fbr_dev *d, __u32 reason)
+{
+	fbr_count_drop(d, reason);
+	return TCX_DROP;
+}
+
+/* Between two ports of one bridge: the frame as it is, into the other container. */
+static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
+					  const struct fbr_conf *c, const struct ethhdr *eth)
+{
+	struct fbr_fdb_key k = { .bridge = p->bridge };
+	struct fbr_dev *t;
+	__u32 *oif;
+
+	if (!c->l2_fast || (p->flags & FBR_DEV_SLOW))
+		return TCX_NEXT;
+	__builtin_memcpy(k.mac, eth->h_dest, ETH_ALEN);
+	oif = bpf_map_lookup_elem(&fbr_fdb, &k);
+	t = oif ? fbr_dev_get(*oif) : NULL;
+	if (!t || (t->flags & FBR_DEV_SLOW) || t->bridge != p->bridge || t->mtu < p->mtu)
+		return TCX_NEXT;
+	fbr_count_rx(skb, p, FBR_FAST);
+	fbr_count_tx(skb, t, FBR_FAST);
+	return bpf_redirect_peer(t->ifindex, 0);
+}
+
+/* A routed packet that is no hit: what the kernel must not even route. */
+__fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 daddr)
+{
+	if (!p)
+		return FBR_ISOLATED;
+
+	struct fbr_net *n = fbr_net_get(daddr);
+
+	if (n)
+		return n->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
+	return p->flags & FBR_DEV_INTERNAL ? FBR_ISOLATED : FBR_NONE;
+}
+
+/* tcx ingress, host end of a container's veth pair. */
+SEC("tcx/ingress")
+int fbr_port_in(struct __sk_buff *skb)
+{
+	struct fbr_dev *p = fbr_dev_get(skb->ifindex);
+	struct fbr_conf *c = fbr_conf_get();
+	void *data, *data_end;
+	struct fbr_flow_key k;
+	struct ethhdr *eth;
+	struct fbr_flow *f;
+	struct iphdr *ip;
+	__u32 why, l4_len;
+	__u64 now;
+
+	if (!p || !c)
+		return TCX_DROP; /* being detached */
+	fbr_pull_headers(skb);
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	eth = data;
+	if ((void *)(eth + 1) > data_end)
+		return TCX_DROP;
+
+	/* Anti-spoofing comes before everything else. */
+	if (!fbr_mac_equal(eth->h_source, p->mac)) {
+		why = FBR_SPOOF_MAC;
+		goto drop;
+	}
+	if (skb->vlan_present) {
+		why = FBR_L2_PROTO;
+		goto drop;
+	}
+	if (eth->h_proto != bpf_htons(ETH_P_IP)) {
+		why = eth->h_proto == bpf_htons(ETH_P_ARP)    ? fbr_check_arp(skb, p)
+		      : eth->h_proto == bpf_htons(ETH_P_IPV6) ? fbr_check_ip6(skb)
+							      : FBR_L2_PROTO;
+		if (why)
+			goto drop;
+		goto kernel;
+	}
+	ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > data_end) {
+		why = FBR_L2_PROTO;
+		goto drop;
+	}
+	if (ip->saddr != p->ip) {
+		why = FBR_SPOOF_IP;
+		goto drop;
+	}
+
+	if (!fbr_mac_equal(eth->h_dest, p->gw_mac)) {
+		int verdict = TCX_NEXT;
+
+		if (!(eth->h_dest[0] & 1))
+			verdict = fbr_forward_l2(skb, p, c, eth);
+		if (verdict != TCX_NEXT)
+			return verdict;
+		goto kernel;
+	}
+
+	l4_len = fbr_fast_parse(data, data_end, true, &k);
+	if (l4_len) {
+		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		now = bpf_jiffies64();
+		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
+		    !(p->flags & FBR_DEV_SLOW) && fbr_fits(skb, l4_len, f->mtu)) {
+			__u32 oif = f->oif;
+
+			fbr_count_rx(skb, p, FBR_FAST);
+			fbr_flow_seen(f, now, cfg_hz);
+			/* Point of no return. */
+			if (fbr_rewrite_fast(skb, f, true))
+				return TCX_DROP;
+			skb->mark = cfg_mark;
+			return bpf_redirect(oif, 0);
+		}
+	}
+	why = fbr_route_allowed(p, ip->daddr);
+	if (why)
+		goto drop;
+kernel:
+	fbr_count_rx(skb, p, FBR_SLOW);
+	return TCX_NEXT;
+drop:
+	fbr_count_rx(skb, p, FBR_SLOW);
+	return fbr_drop(p, why);
+}
+
+/* tcx egress, same device: what the kernel delivers to the container. */
+SEC("tcx/egress")
+int fbr_port_out(struct __sk_buff *skb)
+{
+	struct fbr_dev *p = fbr_dev_get(skb->ifindex), *from;
+	__u32 iif = skb->ingress_ifindex;
+	struct fbr_pkt pkt;
+
+	if (!p)
+		return TCX_DROP;
+	if (iif) {
+		from = fbr_dev_get(iif);
+		if (!from)
+			return fbr_drop(p, FBR_DIRECT); /* another device of the host */
+		if (from->flags & FBR_DEV_UPLINK) {
+			if (p->flags & FBR_DEV_INTERNAL)
+				return fbr_drop(p, FBR_ISOLATED);
+			if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt))
+				fbr_lease_inbound(skb, &pkt, p);
+		} else if (from->bridge != p->bridge) {
+			return fbr_drop(p, FBR_ISOLATED);
+		}
+	} else if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt) &&
+		   pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT) {
+		/* All routes of a container lead through the bridge. */
+		return fbr_drop(p, FBR_UNSUPPORTED);
+	}
+	fbr_count_tx(skb, p, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+/* tcx ingress, uplink. */
+SEC("tcx/ingress")
+int fbr_uplink_in(struct __sk_buff *skb)
+{
+	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *t;
+	struct fbr_conf *c = fbr_conf_get();
+	void *data, *data_end;
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+	struct fbr_pkt pkt;
+	__u32 why, l4_len;
+	__u64 now;
+
+	if (!u || !c)
+		return TCX_NEXT;
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+		goto host;
+	fbr_pull_headers(skb);
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+
+	l4_len = fbr_fast_parse(data, data_end, false, &k);
+	if (l4_len && fbr_in_range(k.dport)) {
+		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		now = bpf_jiffies64();
+		if (f && f->kind == FBR_IN && fbr_lease_valid(f, c, now)) {
+			t = fbr_dev_get(f->oif);
+			if (t && !(t->flags & FBR_DEV_SLOW) && fbr_fits(skb, l4_len, f->mtu)) {
+				__u32 oif = f->oif;
+
+				fbr_count_rx(skb, u, FBR_FAST);
+				fbr_count_tx(skb, t, FBR_FAST);
+				fbr_flow_seen(f, now, cfg_hz);
+				/* Point of no return. */
+				if (fbr_rewrite_fast(skb, f, false))
+					return TCX_DROP;
+				skb->mark = 0;
+				return bpf_redirect_peer(oif, 0);
+			}
+		}
+	}
+
+	if (fbr_parse(skb, &pkt))
+		goto host;
+	if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
+	    fbr_in_range(pkt.dport)) {
+		fbr_key(&k, &pkt);
+		why = fbr_unsnat(skb, &pkt, &k);
+		if (why == FBR_NONE)
+			goto host;
+		if (why != FBR_FOREIGN) { /* half translated */
+			fbr_count_rx(skb, u, FBR_SLOW);
+			return fbr_drop(u, why);
+		}
+	}
+	why = fbr_from_outside(u, pkt.saddr, pkt.daddr);
+	if (why) {
+		fbr_count_rx(skb, u, FBR_SLOW);
+		return fbr_drop(u, why);
+	}
+host:
+	fbr_count_rx(skb, u, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+/* tcx egress, uplink: the only way out, and the only place where flows begin. */
+SEC("tcx/egress")
+int fbr_uplink_out(struct __sk_buff *skb)
+{
+	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *blame;
+	void *data, *data_end;
+	struct fbr_pkt pkt;
+	struct fbr_net *n;
+	struct iphdr *ip;
+	__u32 why;
+
+	if (!u)
+		return TCX_NEXT;
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		goto pass;
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > data_end)
+		goto parse;
+
+	/* The container's source comes first; the mark only tells that the rest
+	 * has been seen to. The uplink's own address spares most packets the trie.
+	 */
+	if (ip->saddr == u->ip && cfg_mark && skb->mark == cfg_mark) {
+		skb->mark = 0;
+		fbr_count_tx(skb, u, FBR_FAST);
+		return TCX_NEXT;
+	}
+parse:
+	if (fbr_parse(skb, &pkt))
+		goto pass;
+	n = pkt.saddr == u->ip ? NULL : fbr_net_get(pkt.saddr);
+	blame = u;
+	if (n) {
+		why = fbr_container_out(skb, &pkt, u, n, &blame);
+		if (why)
+			return fbr_drop(blame ? blame : u, why);
+		goto pass;
+	}
+	if (cfg_mark && skb->mark == cfg_mark) {
+		skb->mark = 0;
+		fbr_count_tx(skb, u, FBR_FAST);
+		return TCX_NEXT;
+	}
+	why = fbr_host_out(skb, &pkt);
+	if (why)
+		return fbr_drop(u, why);
+pass:
+	fbr_count_tx(skb, u, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+/* Netfilter, POSTROUTING. */
+SEC("netfilter")
+int fbr_guard(struct bpf_nf_ctx *ctx)
+{
+	return fbr_guard_check(ctx);
+}
+
+/* Netfilter, PREROUTING: attached with BPF_F_NETFILTER_IP_DEFRAG, it keeps
+ * defragmentation on whatever the ruleset says. The program itself does nothing.
+ */
+SEC("netfilter")
+int fbr_defrag(struct bpf_nf_ctx *ctx)
+{
+	return NF_ACCEPT;
+}
+
+/* Requests of the control plane, run through BPF_PROG_TEST_RUN so that they
+ * see the maps as the other programs do. The packet is a struct fbr_request.
+ */
+enum fbr_op {
+	FBR_OP_NOW = 1, /* arg = jiffies */
+	FBR_OP_FLUSH =
+		2, /* end the sessions of device ifindex (0: all) in slots [from, to); arg = how many */
+	FBR_OP_FIB = 3, /* arg = what bpf_fib_lookup says to BPF_FIB_LOOKUP_SRC */
+};
+
+struct fbr_request {
+	__u8 eth[ETH_HLEN];
+	__u16 pad;
+	enum fbr_op op;
+	__u32 ifindex;
+	__u32 from;
+	__u32 to;
+	__u64 arg;
+};
+
+struct fbr_flush {
+	__u32 ifindex;
+	__u32 slot;
+	__u64 n;
+};
+
+static long fbr_flush_one(__u64 i, struct fbr_flush *w)
+{
+	__u32 slot = w->slot++;
+	struct fbr_session *s = fbr_sess_get(slot);
+
+	if (s && s->state == FBR_LIVE && (!w->ifindex || s->pif == w->ifindex) &&
+	    fbr_sess_claim(s)) {
+		fbr_sess_free(slot);
+		w->n++;
+	}
+	return 0;
+}
+
+static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
+{
+	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
+	struct fbr_flush w = { .ifindex = r->ifindex, .slot = r->from };
+
+	switch (r->op) {
+	case FBR_OP_NOW:
+		r->arg = bpf_jiffies64();
+		return 0;
+	case FBR_OP_FLUSH:
+		if (r->to > r->from)
+			bpf_loop(r->to - r->from, fbr_flush_one, &w, 0);
+		r->arg = w.n;
+		return 0;
+	case FBR_OP_FIB:
+		/* A flag the kernel does not know is -EINVAL, whatever the routes. */
+		r->arg = bpf_fib_lookup(skb, &fib, sizeof(fib),
+					BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC |
+						BPF_FIB_LOOKUP_SKIP_NEIGH);
+		return 0;
+	}
+	return -1;
+}
+
+SEC("tc")
+int fbr_control(struct __sk_buff *skb)
+{
+	struct fbr_request r;
+
+	if (bpf_skb_load_bytes(skb, 0, &r, sizeof(r)) || fbr_serve(skb, &r))
+		return -1;
+	return bpf_skb_store_bytes(skb, 0, &r, sizeof(r), 0) ? -1 : 0;
+}

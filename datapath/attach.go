@@ -1,0 +1,151 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// netfilterIPDefrag is BPF_F_NETFILTER_IP_DEFRAG, include/uapi/linux/bpf.h
+// (ebpf-go's constant of that name is 0, which asks for nothing).
+const netfilterIPDefrag = 1
+
+// attachTCX makes sure that prog runs on the hook of ifindex, before all other
+// programs, through the link pinned under name: an existing link is updated in
+// place, a defunct one replaced.
+func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog *ebpf.Program) error {
+	path := linkPath(d.dir, name)
+	l, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		err = l.Update(prog)
+		closeErr := l.Close()
+		if err == nil {
+			return closeErr
+		}
+		if !errors.Is(err, unix.ENOLINK) { // the device is gone
+			return fmt.Errorf("updating link %s: %w", name, err)
+		}
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("unpinning defunct link %s: %w", name, err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("opening link %s: %w", name, err)
+	}
+	l, err = link.AttachTCX(link.TCXOptions{
+		Interface: ifindex,
+		Program:   prog,
+		Attach:    at,
+		Anchor:    link.Head(),
+	})
+	if err != nil {
+		return fmt.Errorf("attaching %s to ifindex %d: %w", prog.String(), ifindex, err)
+	}
+	if err := l.Pin(path); err != nil {
+		return errors.Join(fmt.Errorf("pinning link %s: %w", name, err), l.Close())
+	}
+	return l.Close()
+}
+
+// attachDevice attaches the programs of a device, according to its kind.
+func (d *Datapath) attachDevice(dev tcFbrDev) error {
+	var in, out *ebpf.Program
+	switch {
+	case dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0:
+		in, out = d.progs.FbrPortIn, d.progs.FbrPortOut
+	case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
+		in, out = d.progs.FbrUplinkIn, d.progs.FbrUplinkOut
+	default:
+		return nil // a bridge has no program
+	}
+	ifindex := int(dev.Ifindex)
+	// Egress first: what the ingress program lets in must meet the last check on its way out.
+	if err := d.attachTCX(deviceLink(ifindex, "out"), ifindex, ebpf.AttachTCXEgress, out); err != nil {
+		return err
+	}
+	return d.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
+}
+
+func (d *Datapath) detachDevice(ifindex int) error {
+	return errors.Join(
+		detach(linkPath(d.dir, deviceLink(ifindex, "in"))),
+		detach(linkPath(d.dir, deviceLink(ifindex, "out"))),
+	)
+}
+
+// detach removes a pinned link and with it the attachment. A link that is gone
+// already is fine. The kernel frees a link some time after its last reference
+// has gone; an explicit detach takes effect at once.
+func detach(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = errors.Join(detachNow(l), l.Close())
+	}
+	return errors.Join(err, os.Remove(path))
+}
+
+func detachNow(l link.Link) error {
+	err := l.Detach()
+	if errors.Is(err, link.ErrNotSupported) || errors.Is(err, unix.ENOLINK) {
+		return nil // unpinning does it; the device is gone
+	}
+	return err
+}
+
+// AttachGuard makes sure that the netfilter links are there, in the current
+// network namespace. Create has called it already.
+func (d *Datapath) AttachGuard() error { return d.attachGuard(false) }
+
+// attachGuard attaches the netfilter links; renew replaces existing ones, since
+// such links cannot be updated: the new one is attached before the old one goes.
+func (d *Datapath) attachGuard(renew bool) error {
+	guard := link.NetfilterOptions{
+		Program:        d.progs.FbrGuard,
+		ProtocolFamily: link.NetfilterProtoIPv4,
+		Hook:           link.NetfilterInetPostRouting,
+		// After every NAT rule: an address that somebody else translated is no leak.
+		Priority: 1 << 30,
+	}
+	defrag := link.NetfilterOptions{
+		Program:        d.progs.FbrDefrag,
+		ProtocolFamily: link.NetfilterProtoIPv4,
+		Hook:           link.NetfilterInetPreRouting,
+		Priority:       1 << 30,
+		NetfilterFlags: netfilterIPDefrag,
+	}
+	return errors.Join(
+		attachNetfilter(linkPath(d.dir, guardLink), guard, renew),
+		attachNetfilter(linkPath(d.dir, defragLink), defrag, renew),
+	)
+}
+
+func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error {
+	if _, err := os.Stat(path); err == nil && !renew {
+		return nil
+	}
+	if renew {
+		// Two links of one hook cannot have the same priority.
+		opts.Priority++
+	}
+	l, err := link.AttachNetfilter(opts)
+	if renew && errors.Is(err, unix.EBUSY) {
+		opts.Priority -= 2
+		l, err = link.AttachNetfilter(opts)
+	}
+	if err != nil {
+		return fmt.Errorf("attaching %s: %w", opts.Program.String(), err)
+	}
+	tmp := path + "-next"
+	if err := l.Pin(tmp); err != nil {
+		return errors.Join(fmt.Errorf("pinning %s: %w", tmp, err), l.Close())
+	}
+	// rename(2) drops the pin of the old link, and with it the old attachment.
+	return errors.Join(os.Rename(tmp, path), l.Close())
+}

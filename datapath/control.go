@@ -1,0 +1,77 @@
+package datapath
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// flushChunk bounds one run of the flush, which keeps bottom halves off.
+const flushChunk = 4096
+
+// request runs fbr_control, which sees the maps as the other programs do.
+func request(p *ebpf.Program, r tcFbrRequest) (uint64, error) {
+	var in bytes.Buffer
+	if err := binary.Write(&in, binary.NativeEndian, &r); err != nil {
+		return 0, err
+	}
+	out := make([]byte, in.Len())
+	ret, err := p.Run(&ebpf.RunOptions{Data: in.Bytes(), DataOut: out})
+	if err != nil {
+		return 0, fmt.Errorf("running fbr_control: %w", err)
+	}
+	if ret != 0 {
+		return 0, fmt.Errorf("fbr_control refused operation %d", r.Op)
+	}
+	if err := binary.Read(bytes.NewReader(out), binary.NativeEndian, &r); err != nil {
+		return 0, err
+	}
+	return r.Arg, nil
+}
+
+// now returns the kernel's jiffies64, the clock of all entries.
+func (d *Datapath) now() (uint64, error) {
+	return request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_NOW})
+}
+
+// flush ends the sessions of a device, or of all (ifindex 0); returns how many.
+func (d *Datapath) flush(ifindex int) (int, error) {
+	st, err := d.state()
+	if err != nil {
+		return 0, err
+	}
+	end := uint32(min(st.Fresh, uint64(d.meta.FlowsMax)))
+	total := 0
+	for from := uint32(0); from < end; from += flushChunk {
+		n, err := request(d.progs.FbrControl, tcFbrRequest{
+			Op:      tcFbrOpFBR_OP_FLUSH,
+			Ifindex: uint32(ifindex),
+			From:    from,
+			To:      min(from+flushChunk, end),
+		})
+		if err != nil {
+			return total, err
+		}
+		total += int(n)
+	}
+	return total, nil
+}
+
+func (d *Datapath) state() (tcFbrState, error) {
+	var st tcFbrState
+	if err := d.maps.FbrState.Lookup(uint32(0), &st); err != nil {
+		return st, fmt.Errorf("reading fbr_state: %w", err)
+	}
+	return st, nil
+}
+
+func jiffies(t time.Duration, hz uint32) uint32 {
+	return uint32(uint64(t) * uint64(hz) / uint64(time.Second))
+}
+
+func duration(jiffies uint64, hz uint32) time.Duration {
+	return time.Duration(jiffies) * time.Second / time.Duration(hz)
+}

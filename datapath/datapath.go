@@ -1,0 +1,450 @@
+package datapath
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math"
+	mrand "math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+const (
+	// metaMagic marks fbr_meta ("fbr0").
+	metaMagic = 0x66627230
+	// schema is FBR_SCHEMA of bpf/lib/types.h: the layout of every pinned map.
+	schema = 1
+
+	// DefaultFlowsMax takes about 45 MB of kernel memory; FlowsMaxLimit what
+	// the slot numbers of the maps can count.
+	DefaultFlowsMax = 131072
+	FlowsMaxLimit   = 1 << 22
+	// DefaultNATFirst and DefaultNATLast are clear of Linux's ephemeral ports
+	// (32768-60999) and of Kubernetes' NodePorts (30000-32767).
+	DefaultNATFirst = 10000
+	DefaultNATLast  = 29999
+)
+
+// Datapath is the opened datapath of one host network namespace. Its methods
+// are not safe for concurrent use; between processes the caller's lock decides.
+type Datapath struct {
+	dir   string
+	meta  tcFbrMeta
+	maps  tcMaps
+	progs tcPrograms
+	named map[string]*ebpf.Map // the same maps by name, for Upgrade
+}
+
+// Create loads the programs and pins everything below dir, whose parent must
+// lie on bpffs, and attaches the netfilter links to the current network
+// namespace. Returns an error wrapping ErrExists, or ErrNotSupported.
+func Create(dir string, cfg Config) (*Datapath, error) {
+	return create(dir, cfg, nil)
+}
+
+// create lets tests change the variables of the programs.
+func create(dir string, cfg Config, tune func(*tcVariableSpecs) error) (*Datapath, error) {
+	if _, err := os.Stat(dir); err == nil {
+		return nil, fmt.Errorf("%s: %w", dir, ErrExists)
+	}
+	meta, err := newMeta(cfg)
+	if err != nil {
+		return nil, err
+	}
+	tmp := building(dir)
+	if err := removeTree(tmp); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
+		return nil, fmt.Errorf("creating the pin directory: %w", err)
+	}
+	d, err := build(tmp, meta, tune)
+	if err != nil {
+		return nil, errors.Join(err, removeTree(tmp))
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("publishing the pins: %w", err), d.Close(), removeTree(tmp))
+	}
+	d.dir = dir
+	if err := d.AttachGuard(); err != nil {
+		return nil, errors.Join(err, d.Close(), Remove(dir))
+	}
+	return d, nil
+}
+
+// build loads, fills and pins maps and programs below dir.
+func build(dir string, meta tcFbrMeta, tune func(*tcVariableSpecs) error) (*Datapath, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
+	}
+	coll, err := load(meta, nil, tune)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	d := &Datapath{dir: dir, meta: meta}
+	for name, m := range coll.Maps {
+		if name[0] == '.' { // .rodata lives as long as the programs
+			continue
+		}
+		if err := m.Pin(mapPath(dir, name)); err != nil {
+			return nil, fmt.Errorf("pinning map %s: %w", name, err)
+		}
+	}
+	for name, p := range coll.Programs {
+		if err := p.Pin(progPath(dir, name)); err != nil {
+			return nil, fmt.Errorf("pinning program %s: %w", name, err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, linksDir), 0o700); err != nil {
+		return nil, fmt.Errorf("creating the links directory: %w", err)
+	}
+	if err := d.assign(coll); err != nil {
+		return nil, err
+	}
+	if err := d.fill(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// assign takes the objects of coll over.
+func (d *Datapath) assign(coll *ebpf.Collection) error {
+	d.named = maps.Clone(coll.Maps)
+	maps.DeleteFunc(d.named, func(name string, _ *ebpf.Map) bool { return name[0] == '.' })
+	if err := coll.Assign(&d.maps); err != nil {
+		return fmt.Errorf("assigning maps: %w", err)
+	}
+	if err := coll.Assign(&d.progs); err != nil {
+		return errors.Join(fmt.Errorf("assigning programs: %w", err), d.Close())
+	}
+	return nil
+}
+
+// load loads the embedded object. Maps of an existing datapath are shared.
+func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpecs) error) (*ebpf.Collection, error) {
+	spec, err := loadTc()
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded programs: %w", err)
+	}
+	resize(spec, meta)
+	var vars tcVariableSpecs
+	if err := spec.Assign(&vars); err != nil {
+		return nil, fmt.Errorf("finding the variables: %w", err)
+	}
+	if err := setVariables(&vars, meta); err != nil {
+		return nil, fmt.Errorf("setting the variables: %w", err)
+	}
+	if tune != nil {
+		if err := tune(&vars); err != nil {
+			return nil, err
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return nil, fmt.Errorf("loading the programs: %w: %w", ErrNotSupported, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("loading the programs: %w", err)
+	}
+	return coll, nil
+}
+
+// resize sets the max_entries that bpf/lib/maps.h leaves to Go.
+func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
+	ports := meta.NatCount * 3 // TCP, UDP, ICMP
+	for name, n := range map[string]uint32{
+		tcMapFbrFlow:      2 * meta.FlowsMax,
+		tcMapFbrSess:      meta.FlowsMax,
+		tcMapFbrFree:      meta.FlowsMax,
+		tcMapFbrClosed:    meta.FlowsMax,
+		tcMapFbrBind:      ports,
+		tcMapFbrNport:     ports,
+		tcMapFbrPfreeTcp:  2 * meta.NatCount,
+		tcMapFbrPfreeUdp:  2 * meta.NatCount,
+		tcMapFbrPfreeIcmp: 2 * meta.NatCount,
+	} {
+		spec.Maps[name].MaxEntries = n
+	}
+}
+
+func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
+	fib, err := fibSource()
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		v.CfgHz.Set(meta.Hz),
+		v.CfgMark.Set(meta.Mark),
+		v.CfgFlowsMax.Set(meta.FlowsMax),
+		// One container must leave a fifth to the others.
+		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
+		v.CfgPortsQuota.Set(meta.NatCount-meta.NatCount/5),
+		v.CfgNatFirst.Set(meta.NatFirst),
+		v.CfgNatCount.Set(meta.NatCount),
+		v.CfgFibSrc.Set(fib),
+		v.CfgEpoch.Set(meta.Epoch),
+	)
+}
+
+func newMeta(cfg Config) (tcFbrMeta, error) {
+	if cfg.FlowsMax == 0 {
+		cfg.FlowsMax = DefaultFlowsMax
+	}
+	if cfg.NATFirst == 0 && cfg.NATLast == 0 {
+		cfg.NATFirst, cfg.NATLast = DefaultNATFirst, DefaultNATLast
+	}
+	if cfg.FlowsMax > FlowsMaxLimit {
+		return tcFbrMeta{}, fmt.Errorf("%d flows are more than the %d possible", cfg.FlowsMax, FlowsMaxLimit)
+	}
+	if cfg.NATFirst == 0 || cfg.NATLast < cfg.NATFirst {
+		return tcFbrMeta{}, fmt.Errorf("NAT range %d-%d is empty", cfg.NATFirst, cfg.NATLast)
+	}
+	hz, err := kernelHZ()
+	if err != nil {
+		return tcFbrMeta{}, err
+	}
+	var mark [4]byte
+	if _, err := rand.Read(mark[:]); err != nil {
+		return tcFbrMeta{}, err
+	}
+	return tcFbrMeta{
+		Magic:    metaMagic,
+		Schema:   schema,
+		FlowsMax: cfg.FlowsMax,
+		NatFirst: uint32(cfg.NATFirst),
+		NatCount: uint32(cfg.NATLast-cfg.NATFirst) + 1,
+		Mark:     binary.NativeEndian.Uint32(mark[:]) | 1, // 0 means "no mark"
+		Hz:       hz,
+		Build:    buildID(),
+	}, nil
+}
+
+// buildID identifies the embedded programs.
+func buildID() uint64 {
+	sum := sha256.Sum256(_TcBytes)
+	return binary.NativeEndian.Uint64(sum[:])
+}
+
+// fill writes what new maps must contain.
+func (d *Datapath) fill() error {
+	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
+		return fmt.Errorf("writing fbr_meta: %w", err)
+	}
+	conf := tcFbrConf{Lease: jiffies(DefaultLease, d.meta.Hz), L2Fast: 1}
+	if err := d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
+		return fmt.Errorf("writing fbr_conf: %w", err)
+	}
+	// The order decides which external port comes next: it must not be guessable.
+	var seed [32]byte
+	if _, err := rand.Read(seed[:]); err != nil {
+		return err
+	}
+	rnd := mrand.New(mrand.NewChaCha8(seed))
+	for _, q := range []*ebpf.Map{d.maps.FbrPfreeTcp, d.maps.FbrPfreeUdp, d.maps.FbrPfreeIcmp} {
+		for _, off := range rnd.Perm(int(d.meta.NatCount)) {
+			if err := q.Put(nil, uint32(off)); err != nil {
+				return fmt.Errorf("filling the queue of free ports: %w", err)
+			}
+		}
+	}
+	return d.markQueued()
+}
+
+// markQueued notes in fbr_nport that every port stands in its queue.
+func (d *Datapath) markQueued() error {
+	n := int(3 * d.meta.NatCount)
+	keys, values := make([]uint32, n), make([]tcFbrNport, n)
+	for i := range keys {
+		keys[i] = uint32(i)
+		values[i].Queued = 1
+	}
+	if _, err := d.maps.FbrNport.BatchUpdate(keys, values, nil); err != nil {
+		return fmt.Errorf("writing fbr_nport: %w", err)
+	}
+	return nil
+}
+
+// Open opens what Create pinned. Returns an error wrapping ErrNotLoaded,
+// ErrSchemaNewer or ErrSchemaOlder. Programs of another build of the same
+// schema go on working until Upgrade.
+func Open(dir string) (*Datapath, error) {
+	spec, err := loadTc()
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded programs: %w", err)
+	}
+	d := &Datapath{dir: dir}
+	if err := d.readMeta(); err != nil {
+		return nil, err
+	}
+	resize(spec, d.meta)
+	coll := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
+	defer coll.Close()
+	for name, ms := range spec.Maps {
+		if name[0] == '.' {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(mapPath(dir, name), nil)
+		if err != nil {
+			return nil, fmt.Errorf("opening map %s: %w", name, err)
+		}
+		coll.Maps[name] = m
+		if err := ms.Compatible(m); err != nil {
+			return nil, fmt.Errorf("%w: map %s: %w", ErrSchemaOlder, name, err)
+		}
+	}
+	for name := range spec.Programs {
+		p, err := ebpf.LoadPinnedProgram(progPath(dir, name), nil)
+		if err != nil {
+			return nil, fmt.Errorf("opening program %s: %w", name, err)
+		}
+		coll.Programs[name] = p
+	}
+	if err := d.assign(coll); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Datapath) readMeta() error {
+	m, err := ebpf.LoadPinnedMap(mapPath(d.dir, tcMapFbrMeta), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", d.dir, ErrNotLoaded)
+	}
+	if err != nil {
+		return fmt.Errorf("opening map fbr_meta: %w", err)
+	}
+	defer m.Close()
+	// Only the first two words are certain in every schema.
+	raw, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return fmt.Errorf("reading fbr_meta: %w", err)
+	}
+	if len(raw) < 8 || binary.NativeEndian.Uint32(raw) != metaMagic {
+		return fmt.Errorf("%s is not a datapath of fastbr", d.dir)
+	}
+	switch s := binary.NativeEndian.Uint32(raw[4:]); {
+	case s > schema:
+		return fmt.Errorf("%s: schema %d, this build has %d: %w", d.dir, s, schema, ErrSchemaNewer)
+	case s < schema:
+		return fmt.Errorf("%s: schema %d, this build has %d: %w", d.dir, s, schema, ErrSchemaOlder)
+	}
+	if err := m.Lookup(uint32(0), &d.meta); err != nil {
+		return fmt.Errorf("reading fbr_meta: %w", err)
+	}
+	return nil
+}
+
+// Close releases the descriptors; everything stays attached and pinned.
+func (d *Datapath) Close() error {
+	return errors.Join(d.maps.Close(), d.progs.Close())
+}
+
+// Config returns what the datapath was created with.
+func (d *Datapath) Config() (Config, error) {
+	last := d.meta.NatFirst + d.meta.NatCount - 1
+	if last > math.MaxUint16 {
+		return Config{}, fmt.Errorf("fbr_meta holds an impossible NAT range %d-%d", d.meta.NatFirst, last)
+	}
+	return Config{FlowsMax: d.meta.FlowsMax, NATFirst: uint16(d.meta.NatFirst), NATLast: uint16(last)}, nil
+}
+
+// Remove detaches and unpins everything below dir. It succeeds when nothing is
+// there, and finishes what a killed Create or Remove left.
+func Remove(dir string) error {
+	return errors.Join(removeTree(building(dir)), removeTree(dir))
+}
+
+// removeTree takes the links first, so that no program runs on half its maps.
+func removeTree(root string) error {
+	links, err := os.ReadDir(filepath.Join(root, linksDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading the links: %w", err)
+	}
+	for _, e := range links {
+		if err := detach(linkPath(root, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(root); err != nil {
+		return fmt.Errorf("unpinning: %w", err)
+	}
+	return nil
+}
+
+// Upgrade swaps this build's programs in on every attachment if the pinned ones
+// are of another build; maps, and with them all flows, stay. It reports whether
+// it did. Killed half-way, the next Upgrade starts over: until its end
+// the build recorded in fbr_meta is the old one.
+func (d *Datapath) Upgrade() (bool, error) {
+	if d.meta.Build == buildID() {
+		return false, nil
+	}
+	meta := d.meta
+	meta.Build = buildID()
+	meta.Epoch++
+
+	coll, err := load(meta, d.named, nil)
+	if err != nil {
+		return false, err
+	}
+	defer coll.Close()
+	next := replaced(d.dir)
+	if err := os.RemoveAll(next); err != nil {
+		return false, fmt.Errorf("removing an unfinished upgrade: %w", err)
+	}
+	if err := os.Mkdir(next, 0o700); err != nil {
+		return false, fmt.Errorf("creating %s: %w", next, err)
+	}
+	for name, p := range coll.Programs {
+		if err := p.Pin(filepath.Join(next, name)); err != nil {
+			return false, fmt.Errorf("pinning program %s: %w", name, err)
+		}
+	}
+	var progs tcPrograms
+	if err := coll.Assign(&progs); err != nil {
+		return false, fmt.Errorf("assigning programs: %w", err)
+	}
+	old := d.progs
+	d.progs = progs
+	if err := errors.Join(old.Close(), d.reattach()); err != nil {
+		return false, err
+	}
+	for name := range coll.Programs {
+		// rename(2) replaces the old pin.
+		if err := os.Rename(filepath.Join(next, name), progPath(d.dir, name)); err != nil {
+			return false, fmt.Errorf("publishing program %s: %w", name, err)
+		}
+	}
+	if err := os.Remove(next); err != nil {
+		return false, fmt.Errorf("removing %s: %w", next, err)
+	}
+	d.meta = meta
+	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
+		return false, fmt.Errorf("writing fbr_meta: %w", err)
+	}
+	return true, nil
+}
+
+// reattach puts the current programs on every device and netfilter hook.
+func (d *Datapath) reattach() error {
+	devs, err := d.devices()
+	if err != nil {
+		return err
+	}
+	for _, dev := range devs {
+		if err := d.attachDevice(dev); err != nil && !errors.Is(err, link.ErrNotSupported) {
+			return err
+		}
+	}
+	return d.attachGuard(true)
+}

@@ -1,0 +1,280 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// be32 is an IPv4 address as the maps hold it: network byte order in memory.
+func be32(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+func addrOf(be uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], be)
+	return netip.AddrFrom4(b)
+}
+
+func mac6(m net.HardwareAddr) (out [6]uint8, err error) {
+	if len(m) != len(out) {
+		return out, fmt.Errorf("%q is not an Ethernet address", m.String())
+	}
+	copy(out[:], m)
+	return out, nil
+}
+
+func slot(ifindex int) uint32 { return uint32(ifindex) % MaxDevices }
+
+// SetNetwork adds a network or changes it. It must precede the network's ports.
+func (d *Datapath) SetNetwork(n Network) error {
+	if err := d.putDevice(tcFbrDev{
+		Ifindex: uint32(n.Bridge),
+		Bridge:  uint32(n.Bridge),
+		Ip:      be32(n.Gateway),
+		Flags:   tcFbrDevFlagsFBR_DEV_BRIDGE,
+	}); err != nil {
+		return err
+	}
+	v := tcFbrNet{Bridge: uint32(n.Bridge)}
+	if n.Masquerade {
+		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE
+	}
+	if n.Internal {
+		v.Flags |= tcFbrNetFlagsFBR_NET_INTERNAL
+	}
+	k := tcFbrNetKey{Prefixlen: uint32(n.Subnet.Bits()), Addr: be32(n.Subnet.Masked().Addr())}
+	if err := d.maps.FbrNets.Put(&k, &v); err != nil {
+		return fmt.Errorf("adding subnet %s: %w", n.Subnet, err)
+	}
+	return nil
+}
+
+// DeleteNetwork forgets the network of a bridge; its ports must be gone. It
+// succeeds when it is not there.
+func (d *Datapath) DeleteNetwork(bridge int) error {
+	var (
+		k    tcFbrNetKey
+		v    tcFbrNet
+		dead []tcFbrNetKey
+	)
+	it := d.maps.FbrNets.Iterate()
+	for it.Next(&k, &v) {
+		if v.Bridge == uint32(bridge) {
+			dead = append(dead, k)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("reading fbr_nets: %w", err)
+	}
+	for _, k := range dead {
+		if err := deleteKey(d.maps.FbrNets, &k); err != nil {
+			return fmt.Errorf("removing a subnet: %w", err)
+		}
+	}
+	return d.clearDevice(bridge)
+}
+
+// AttachPort adds a port or changes it; its programs are attached last, so that
+// they never see an incomplete port. Returns an error wrapping ErrSlotTaken or
+// ErrTooMany.
+func (d *Datapath) AttachPort(p Port) error {
+	mac, err := mac6(p.MAC)
+	if err != nil {
+		return err
+	}
+	gw, err := mac6(p.BridgeMAC)
+	if err != nil {
+		return err
+	}
+	dev := tcFbrDev{
+		Ifindex: uint32(p.Ifindex),
+		Ip:      be32(p.IP),
+		Bridge:  uint32(p.Bridge),
+		Flags:   tcFbrDevFlagsFBR_DEV_PORT,
+		Mtu:     uint16(min(p.MTU, 65535)),
+		Mac:     mac,
+		GwMac:   gw,
+	}
+	if p.Slow {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_SLOW
+	}
+	internal, err := d.internal(p.Bridge)
+	if err != nil {
+		return err
+	}
+	if internal {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
+	}
+	if err := d.putDevice(dev); err != nil {
+		return err
+	}
+	ifindex := uint32(p.Ifindex)
+	fdb := tcFbrFdbKey{Mac: mac, Bridge: uint32(p.Bridge)}
+	if err := d.maps.FbrFdb.Put(&fdb, &ifindex); err != nil {
+		return fmt.Errorf("adding %s to fbr_fdb: %w", p.MAC, err)
+	}
+	if err := d.maps.FbrHosts.Put(dev.Ip, &ifindex); err != nil {
+		return fmt.Errorf("adding %s to fbr_hosts: %w", p.IP, err)
+	}
+	return d.attachDevice(dev)
+}
+
+func (d *Datapath) internal(bridge int) (bool, error) {
+	var (
+		k tcFbrNetKey
+		v tcFbrNet
+	)
+	it := d.maps.FbrNets.Iterate()
+	for it.Next(&k, &v) {
+		if v.Bridge == uint32(bridge) {
+			return v.Flags&tcFbrNetFlagsFBR_NET_INTERNAL != 0, nil
+		}
+	}
+	if err := it.Err(); err != nil {
+		return false, fmt.Errorf("reading fbr_nets: %w", err)
+	}
+	return false, fmt.Errorf("no network on the bridge with ifindex %d", bridge)
+}
+
+// DetachPort removes a port and ends its sessions. It succeeds when the port,
+// or its device, is gone.
+func (d *Datapath) DetachPort(ifindex int) error {
+	if err := d.detachDevice(ifindex); err != nil {
+		return err
+	}
+	dev, ok, err := d.device(ifindex)
+	if err != nil || !ok {
+		return err
+	}
+	// Without an address no new session can begin; then the old ones end.
+	var owner uint32
+	if err := d.maps.FbrHosts.Lookup(dev.Ip, &owner); err == nil && owner == dev.Ifindex {
+		if err := deleteKey(d.maps.FbrHosts, dev.Ip); err != nil {
+			return fmt.Errorf("removing %s from fbr_hosts: %w", addrOf(dev.Ip), err)
+		}
+	}
+	fdb := tcFbrFdbKey{Mac: dev.Mac, Bridge: dev.Bridge}
+	if err := d.maps.FbrFdb.Lookup(&fdb, &owner); err == nil && owner == dev.Ifindex {
+		if err := deleteKey(d.maps.FbrFdb, &fdb); err != nil {
+			return fmt.Errorf("removing a port from fbr_fdb: %w", err)
+		}
+	}
+	if _, err := d.flush(ifindex); err != nil {
+		return err
+	}
+	return d.clearDevice(ifindex)
+}
+
+// AttachUplink adds an uplink or changes its address. Returns an error wrapping
+// ErrSlotTaken or ErrTooMany.
+func (d *Datapath) AttachUplink(u Uplink) error {
+	dev := tcFbrDev{
+		Ifindex: uint32(u.Ifindex),
+		Flags:   tcFbrDevFlagsFBR_DEV_UPLINK,
+		Mtu:     uint16(min(u.MTU, 65535)),
+	}
+	if u.Addr.Is4() {
+		dev.Ip = be32(u.Addr)
+	}
+	if err := d.putDevice(dev); err != nil {
+		return err
+	}
+	return d.attachDevice(dev)
+}
+
+// DetachUplink removes an uplink. It succeeds when the uplink, or its device, is
+// gone. Its programs go last: a container's packet must meet a program or no
+// uplink at all, so the caller takes the networks' ports away first or has
+// another uplink; fbr_guard drops what would leave by the bare device.
+func (d *Datapath) DetachUplink(ifindex int) error {
+	if err := d.clearDevice(ifindex); err != nil {
+		return err
+	}
+	return d.detachDevice(ifindex)
+}
+
+// Devices returns the ifindexes of all ports and uplinks.
+func (d *Datapath) Devices() ([]int, error) {
+	devs, err := d.devices()
+	if err != nil {
+		return nil, err
+	}
+	var out []int
+	for _, dev := range devs {
+		if dev.Flags&tcFbrDevFlagsFBR_DEV_BRIDGE == 0 {
+			out = append(out, int(dev.Ifindex))
+		}
+	}
+	return out, nil
+}
+
+// devices reads all occupied slots of fbr_devs.
+func (d *Datapath) devices() ([]tcFbrDev, error) {
+	keys, values := make([]uint32, MaxDevices), make([]tcFbrDev, MaxDevices)
+	var cursor ebpf.MapBatchCursor
+	n, err := d.maps.FbrDevs.BatchLookup(&cursor, keys, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("reading fbr_devs: %w", err)
+	}
+	var out []tcFbrDev
+	for _, dev := range values[:n] {
+		if dev.Ifindex != 0 {
+			out = append(out, dev)
+		}
+	}
+	return out, nil
+}
+
+func (d *Datapath) device(ifindex int) (dev tcFbrDev, ok bool, err error) {
+	if err := d.maps.FbrDevs.Lookup(slot(ifindex), &dev); err != nil {
+		return dev, false, fmt.Errorf("reading fbr_devs: %w", err)
+	}
+	return dev, dev.Ifindex == uint32(ifindex), nil
+}
+
+// putDevice writes a device's entry. A new one gets counters of its own, at zero.
+func (d *Datapath) putDevice(dev tcFbrDev) error {
+	old, ok, err := d.device(int(dev.Ifindex))
+	if err != nil {
+		return err
+	}
+	if !ok && old.Ifindex != 0 {
+		return fmt.Errorf("ifindex %d shares a slot with ifindex %d: %w", dev.Ifindex, old.Ifindex, ErrSlotTaken)
+	}
+	dev.Stats = old.Stats
+	if !ok {
+		if dev.Stats, err = d.newStats(); err != nil {
+			return err
+		}
+	}
+	if err := d.maps.FbrDevs.Put(slot(int(dev.Ifindex)), &dev); err != nil {
+		return fmt.Errorf("writing fbr_devs: %w", err)
+	}
+	return nil
+}
+
+func (d *Datapath) clearDevice(ifindex int) error {
+	_, ok, err := d.device(ifindex)
+	if err != nil || !ok {
+		return err
+	}
+	if err := d.maps.FbrDevs.Put(slot(ifindex), &tcFbrDev{}); err != nil {
+		return fmt.Errorf("writing fbr_devs: %w", err)
+	}
+	return nil
+}
+
+func deleteKey(m *ebpf.Map, key any) error {
+	err := m.Delete(key)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,21 @@
+// Package datapath owns everything that is BPF: it loads the programs of bpf/,
+// attaches them to devices given by ifindex, and reads and writes their maps.
+// It knows no netlink and no names; its callers know no BPF.
+//
+// # Objects and their lifetime
+//
+// One Datapath is one host network namespace. Below its directory on bpffs:
+//
+//	fbr_*              the maps, pinned under their own names
+//	progs/fbr_*        the programs, so that attaching needs no verifier
+//	links/IFINDEX-in   tcx links of a port or uplink, likewise -out
+//	links/guard        the netfilter links
+//	links/defrag
+//
+// Nothing needs a process: links and maps live as long as their pins, and
+// every command opens the pins, works and closes. Create builds in a directory
+// beside the final one and renames it, so the final one is complete or absent.
+//
+// The caller holds one lock per instance around every mutating call; this
+// package takes none.
+package datapath

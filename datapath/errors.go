@@ -1,0 +1,23 @@
+package datapath
+
+import "errors"
+
+// The sentinels of this package. Every error returned wraps at most one of
+// them, so callers decide with errors.Is and never by text.
+var (
+	// ErrNotLoaded: no datapath is pinned in the given directory.
+	ErrNotLoaded = errors.New("datapath is not loaded")
+	// ErrExists: a datapath is already pinned there.
+	ErrExists = errors.New("datapath is already loaded")
+	// ErrSchemaNewer: the pins were made by a newer build with another map layout.
+	ErrSchemaNewer = errors.New("pinned state is newer than this build")
+	// ErrSchemaOlder: the pins were made by an older build with another map layout.
+	ErrSchemaOlder = errors.New("pinned state is older than this build")
+	// ErrNotSupported: the running kernel lacks something the datapath needs.
+	ErrNotSupported = errors.New("not supported by this kernel")
+	// ErrSlotTaken: another device owns the slot that this ifindex falls on
+	// (ifindex modulo MaxDevices); use a device with another ifindex.
+	ErrSlotTaken = errors.New("device slot is taken")
+	// ErrTooMany: a fixed table (devices, networks) is full.
+	ErrTooMany = errors.New("table is full")
+)

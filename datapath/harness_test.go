@@ -1,0 +1,319 @@
+package datapath
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// A host with two networks, two ports on the first, one on the second, and an
+// uplink; no packet travels: the programs are run one by one.
+type harness struct {
+	*Datapath
+	ns                 *testutil.Netns // subtests run on other threads, so each run enters it
+	bridge, bridge2    int
+	c1, c2, other      Port
+	uplink             Uplink
+	foreign            int // a device that is neither
+	gateway, outsideHW net.HardwareAddr
+}
+
+var (
+	server  = netip.MustParseAddr("192.0.2.11")
+	extAddr = netip.MustParseAddr("198.51.100.1")
+	c1Addr  = netip.MustParseAddr("172.30.0.2")
+	c2Addr  = netip.MustParseAddr("172.30.0.3")
+	other   = netip.MustParseAddr("172.31.0.2")
+)
+
+// Verdicts of tcx programs.
+const (
+	next     = -1
+	shot     = 2
+	redirect = 7
+)
+
+func mustMAC(s string) net.HardwareAddr {
+	m, err := net.ParseMAC(s)
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addVeth makes a veth pair and returns the ifindex of the first end.
+func addVeth(t *testing.T, name string) int {
+	t.Helper()
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500}, PeerName: name + "p"}
+	check(t, netlink.LinkAdd(v))
+	for _, n := range []string{name, name + "p"} {
+		l, err := netlink.LinkByName(n)
+		check(t, err)
+		check(t, netlink.LinkSetUp(l))
+	}
+	l, err := netlink.LinkByName(name)
+	check(t, err)
+	return l.Attrs().Index
+}
+
+func addBridge(t *testing.T, name string) int {
+	t.Helper()
+	check(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}))
+	l, err := netlink.LinkByName(name)
+	check(t, err)
+	return l.Attrs().Index
+}
+
+func newHarness(t *testing.T, cfg Config, tune func(*tcVariableSpecs) error) *harness {
+	t.Helper()
+	testutil.RequireRoot(t)
+	h := &harness{
+		ns:        testutil.NewNetns(t),
+		gateway:   mustMAC("02:42:ac:1e:00:01"),
+		outsideHW: mustMAC("02:00:00:00:00:99"),
+	}
+	h.ns.Enter(t)
+	// The kernel's own neighbour discovery would be counted, too.
+	for _, which := range []string{"all", "default"} {
+		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0))
+	}
+	h.Datapath = newDatapath(t, cfg, tune)
+	h.bridge, h.bridge2 = addBridge(t, "br1"), addBridge(t, "br2")
+	up := addVeth(t, "up0")
+	l, err := netlink.LinkByIndex(up)
+	check(t, err)
+	addr, err := netlink.ParseAddr(extAddr.String() + "/24")
+	check(t, err)
+	check(t, netlink.AddrAdd(l, addr))
+	check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: up, Gw: net.IPv4(198, 51, 100, 2)}))
+	h.foreign = addVeth(t, "nic2")
+
+	check(t, h.SetNetwork(Network{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: netip.MustParseAddr("172.30.0.1"), Bridge: h.bridge, Masquerade: true}))
+	check(t, h.SetNetwork(Network{Subnet: netip.MustParsePrefix("172.31.0.0/16"), Gateway: netip.MustParseAddr("172.31.0.1"), Bridge: h.bridge2, Masquerade: true}))
+	h.uplink = Uplink{Ifindex: up, Addr: extAddr, MTU: 1500}
+	check(t, h.AttachUplink(h.uplink))
+	port := func(name string, bridge int, ip netip.Addr, mac string) Port {
+		p := Port{Ifindex: addVeth(t, name), Bridge: bridge, BridgeMAC: h.gateway, MAC: mustMAC(mac), IP: ip, MTU: 1500}
+		check(t, h.AttachPort(p))
+		return p
+	}
+	h.c1 = port("p1", h.bridge, c1Addr, "02:42:ac:1e:00:02")
+	h.c2 = port("p2", h.bridge, c2Addr, "02:42:ac:1e:00:03")
+	h.other = port("p3", h.bridge2, other, "02:42:ac:1f:00:02")
+	return h
+}
+
+// skb is the context of a run: struct __sk_buff up to gso_size.
+type skb struct {
+	Len, PktType, Mark, QueueMapping, Protocol, VLANPresent, VLANTCI, VLANProto uint32
+	Priority, IngressIfindex, Ifindex, TCIndex                                  uint32
+	CB                                                                          [5]uint32
+	Hash, TCClassid, Data, DataEnd, NAPIID, Family, RemoteIP4, LocalIP4         uint32
+	RemoteIP6, LocalIP6                                                         [4]uint32
+	RemotePort, LocalPort, DataMeta                                             uint32
+	FlowKeys, Tstamp                                                            uint64
+	WireLen, GSOSegs                                                            uint32
+	SK                                                                          uint64
+	GSOSize                                                                     uint32
+	TstampType                                                                  uint8
+	_                                                                           [3]uint8
+	HWTstamp                                                                    uint64
+}
+
+type result struct {
+	verdict int32
+	frame   []byte
+	mark    uint32
+}
+
+// run runs a program on a frame that came in by iif (0: made by the host) at
+// device ifindex.
+func (h *harness) run(t *testing.T, p *ebpf.Program, frame []byte, ifindex, iif int, change ...func(*skb)) result {
+	t.Helper()
+	in := skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(iif)}
+	for _, c := range change {
+		c(&in)
+	}
+	var out skb
+	data := make([]byte, len(frame)+256)
+	opts := ebpf.RunOptions{Data: frame, DataOut: data, Context: in, ContextOut: &out}
+	var ret uint32
+	var err error
+	h.ns.Do(t, func() { ret, err = p.Run(&opts) })
+	if err != nil {
+		t.Fatalf("running %s: %v", p, err)
+	}
+	return result{int32(ret), opts.DataOut, out.Mark}
+}
+
+func (h *harness) portIn(t *testing.T, frame []byte, change ...func(*skb)) result {
+	t.Helper()
+	return h.run(t, h.progs.FbrPortIn, frame, h.c1.Ifindex, h.c1.Ifindex, change...)
+}
+
+// uplinkOut runs what leaves by the uplink after the kernel has routed it.
+func (h *harness) uplinkOut(t *testing.T, frame []byte, iif int, change ...func(*skb)) result {
+	t.Helper()
+	return h.run(t, h.progs.FbrUplinkOut, frame, h.uplink.Ifindex, iif, change...)
+}
+
+func (h *harness) uplinkIn(t *testing.T, frame []byte, change ...func(*skb)) result {
+	t.Helper()
+	return h.run(t, h.progs.FbrUplinkIn, frame, h.uplink.Ifindex, h.uplink.Ifindex, change...)
+}
+
+func (h *harness) portOut(t *testing.T, frame []byte, iif int) result {
+	t.Helper()
+	return h.run(t, h.progs.FbrPortOut, frame, h.c1.Ifindex, iif)
+}
+
+// counters of a device.
+func (h *harness) of(t *testing.T, ifindex int) Counters {
+	t.Helper()
+	all, err := h.Stats()
+	check(t, err)
+	return all[ifindex]
+}
+
+// wantDrop asserts that exactly one more drop, of this reason, was counted on the device.
+func (h *harness) wantDrop(t *testing.T, ifindex int, reason Reason, do func() result) {
+	t.Helper()
+	before := h.of(t, ifindex)
+	if got := do(); got.verdict != shot {
+		t.Errorf("verdict %d, want drop", got.verdict)
+	}
+	after := h.of(t, ifindex)
+	for r, n := range after.Drops {
+		want := before.Drops[r]
+		if r == reason {
+			want++
+		}
+		if n != want {
+			t.Errorf("drops[%s] = %d, want %d", r, n, want)
+		}
+	}
+	if after.Drops[reason] == before.Drops[reason] {
+		t.Errorf("no drop counted as %s: %v", reason, after.Drops)
+	}
+}
+
+// fromC1 is a valid routed frame of c1 to the server.
+func (h *harness) fromC1() testutil.Frame {
+	return testutil.Frame{
+		SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server,
+		TCP: &testutil.TCP{SrcPort: 40000, DstPort: 80, ACK: true}, Payload: []byte("hello, outside"),
+	}
+}
+
+// routed is the same frame as the kernel hands it to the uplink: other MACs, TTL one less.
+func (h *harness) routed(f testutil.Frame) testutil.Frame {
+	f.SrcMAC, f.DstMAC = mustMAC("02:00:00:00:00:01"), h.outsideHW
+	if f.TTL == 0 {
+		f.TTL = 64
+	}
+	f.TTL--
+	return f
+}
+
+// reply turns a translated frame into the server's answer, as it arrives at the uplink.
+func (h *harness) reply(f testutil.Frame, eport uint16) testutil.Frame {
+	r := f.With()
+	r.SrcMAC, r.DstMAC = h.outsideHW, mustMAC("02:00:00:00:00:01")
+	r.Src, r.Dst, r.TTL = f.Dst, extAddr, 0
+	switch {
+	case r.TCP != nil:
+		r.TCP.SrcPort, r.TCP.DstPort = f.TCP.DstPort, eport
+	case r.UDP != nil:
+		r.UDP.SrcPort, r.UDP.DstPort = f.UDP.DstPort, eport
+	case r.Echo != nil:
+		r.Echo.Reply, r.Echo.ID = true, eport
+	}
+	return r
+}
+
+// flow returns the only session.
+func (h *harness) flow(t *testing.T) Flow {
+	t.Helper()
+	fs, err := h.Flows()
+	check(t, err)
+	if len(fs) != 1 {
+		t.Fatalf("%d flows, want 1: %+v", len(fs), fs)
+	}
+	return fs[0]
+}
+
+// open sends f out by the kernel path and the reply in, so that both directions
+// hold a lease; it returns the external port.
+func (h *harness) open(t *testing.T, f testutil.Frame) uint16 {
+	t.Helper()
+	if got := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge); got.verdict != next {
+		t.Fatalf("first packet: verdict %d", got.verdict)
+	}
+	eport := h.eport(t, f)
+	in := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
+	if in.verdict != next {
+		t.Fatalf("first reply: verdict %d", in.verdict)
+	}
+	delivered := append([]byte(nil), in.frame...)
+	copy(delivered, append(append([]byte(nil), h.c1.MAC...), h.gateway...))
+	if out := h.portOut(t, delivered, h.uplink.Ifindex); out.verdict != next {
+		t.Fatalf("delivery: verdict %d", out.verdict)
+	}
+	return eport
+}
+
+func (h *harness) eport(t *testing.T, f testutil.Frame) uint16 {
+	t.Helper()
+	fs, err := h.Flows()
+	check(t, err)
+	for _, x := range fs {
+		if x.Src.Port() == sourcePort(f) && x.Src.Addr() == f.Src {
+			return x.NAT.Port()
+		}
+	}
+	t.Fatalf("no flow of %s:%d in %+v", f.Src, sourcePort(f), fs)
+	return 0
+}
+
+func sourcePort(f testutil.Frame) uint16 {
+	switch {
+	case f.TCP != nil:
+		return f.TCP.SrcPort
+	case f.UDP != nil:
+		return f.UDP.SrcPort
+	default:
+		return f.Echo.ID
+	}
+}
+
+// newDatapath creates a datapath in the current namespace.
+func newDatapath(t *testing.T, cfg Config, tune func(*tcVariableSpecs) error) *Datapath {
+	t.Helper()
+	d, err := create(filepath.Join(testutil.BPFFS(t), "dp"), cfg, tune)
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		t.Fatalf("%+v", ve)
+	}
+	check(t, err)
+	t.Cleanup(func() {
+		if err := errors.Join(d.Close(), Remove(d.dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}

@@ -1,0 +1,65 @@
+package datapath
+
+import (
+	"fmt"
+	"time"
+)
+
+func (d *Datapath) changeConf(change func(*tcFbrConf) error) error {
+	var c tcFbrConf
+	if err := d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {
+		return fmt.Errorf("reading fbr_conf: %w", err)
+	}
+	if err := change(&c); err != nil {
+		return err
+	}
+	if err := d.maps.FbrConf.Put(uint32(0), &c); err != nil {
+		return fmt.Errorf("writing fbr_conf: %w", err)
+	}
+	return nil
+}
+
+// SetLease sets how long a direction of a flow may use the fast path after the
+// kernel last let one of its packets through, 0 to MaxLease; 0 turns the
+// routed fast path off. Leases already granted end.
+func (d *Datapath) SetLease(l time.Duration) error {
+	if l < 0 || l > MaxLease {
+		return fmt.Errorf("lease %s is not between 0 and %s", l, MaxLease)
+	}
+	return d.changeConf(func(c *tcFbrConf) error {
+		now, err := d.now()
+		c.RevokedAt, c.Lease = now, jiffies(l, d.meta.Hz)
+		return err
+	})
+}
+
+// Lease returns what SetLease set.
+func (d *Datapath) Lease() (time.Duration, error) {
+	var c tcFbrConf
+	if err := d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {
+		return 0, fmt.Errorf("reading fbr_conf: %w", err)
+	}
+	return duration(uint64(c.Lease), d.meta.Hz), nil
+}
+
+// Revoke ends every lease: the next packet of each direction takes the kernel
+// path. A packet that the kernel judged before and that reaches the last hook
+// after may still grant one; who must be sure revokes again 100 ms later.
+func (d *Datapath) Revoke() error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		now, err := d.now()
+		c.RevokedAt = now
+		return err
+	})
+}
+
+// SetL2Fast turns the fast path between ports of one bridge on or off.
+func (d *Datapath) SetL2Fast(on bool) error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		c.L2Fast = 0
+		if on {
+			c.L2Fast = 1
+		}
+		return nil
+	})
+}

@@ -1,0 +1,205 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// NATStats returns the instance-wide NAT figures.
+func (d *Datapath) NATStats() (NATStats, error) {
+	st, err := d.state()
+	if err != nil {
+		return NATStats{}, err
+	}
+	return NATStats{
+		Flows:          uint32(st.Live),
+		FlowsMax:       d.meta.FlowsMax,
+		PortOverloads:  st.Overloads,
+		PortsReclaimed: st.Reclaimed,
+		Refused:        map[Reason]uint64{"nat_full": st.RefusedFull, "quota": st.RefusedQuota},
+	}, nil
+}
+
+// FlushFlows ends every NAT session; returns how many there were.
+func (d *Datapath) FlushFlows() (int, error) { return d.flush(0) }
+
+// Flows returns the live sessions, in no particular order.
+func (d *Datapath) Flows() ([]Flow, error) {
+	st, err := d.state()
+	if err != nil {
+		return nil, err
+	}
+	now, err := d.now()
+	if err != nil {
+		return nil, err
+	}
+	var conf tcFbrConf
+	if err := d.maps.FbrConf.Lookup(uint32(0), &conf); err != nil {
+		return nil, fmt.Errorf("reading fbr_conf: %w", err)
+	}
+	used := int(min(st.Fresh, uint64(d.meta.FlowsMax)))
+	if used == 0 {
+		return nil, nil
+	}
+	keys, sess := make([]uint32, used), make([]tcFbrSession, used)
+	var cursor ebpf.MapBatchCursor
+	n, err := d.maps.FbrSess.BatchLookup(&cursor, keys, sess, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("reading fbr_sess: %w", err)
+	}
+	var out []Flow
+	for _, s := range sess[:n] {
+		if s.State != tcFbrSessStateFBR_LIVE {
+			continue
+		}
+		f, ok, err := d.flowOf(s, conf, now)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, f)
+		}
+	}
+	return out, nil
+}
+
+// flowOf completes a session from its two entries; false if it ended meanwhile.
+func (d *Datapath) flowOf(s tcFbrSession, conf tcFbrConf, now uint64) (Flow, bool, error) {
+	fwd, ok, err := d.entry(s.Fwd)
+	if err != nil || !ok {
+		return Flow{}, false, err
+	}
+	rev, ok, err := d.entry(tcFbrFlowKey{
+		Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto,
+	})
+	if err != nil || !ok {
+		return Flow{}, false, err
+	}
+	f := Flow{
+		Proto: protoName(s.Fwd.Proto),
+		Src:   addrPort(s.Fwd.Saddr, s.Fwd.Sport),
+		Dst:   addrPort(s.Fwd.Daddr, s.Fwd.Dport),
+		NAT:   addrPort(s.Ext, s.Eport),
+		State: stateName(s),
+		Host:  s.Bits&tcFbrSessBitsFBR_S_HOST != 0,
+	}
+	if s.Fwd.Proto == unix.IPPROTO_ICMP {
+		f.Dst = addrPort(s.Fwd.Daddr, s.Eport) // the id that the remote sees
+	}
+	secs, err := timeout(s)
+	if err != nil {
+		return Flow{}, false, err
+	}
+	end := max(fwd.Seen, rev.Seen) + uint64(secs)*uint64(d.meta.Hz)
+	if end <= now {
+		return Flow{}, false, nil
+	}
+	f.Expires = duration(end-now, d.meta.Hz)
+	if leaseEnd := fwd.Granted + uint64(fwd.LeaseLen); fwd.Granted > conf.RevokedAt && leaseEnd > now {
+		f.Lease = duration(leaseEnd-now, d.meta.Hz)
+	}
+	return f, true, nil
+}
+
+func (d *Datapath) entry(k tcFbrFlowKey) (f tcFbrFlow, ok bool, err error) {
+	err = d.maps.FbrFlow.Lookup(&k, &f)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return f, false, nil
+	}
+	if err != nil {
+		return f, false, fmt.Errorf("reading fbr_flow: %w", err)
+	}
+	return f, true, nil
+}
+
+func addrPort(addr uint32, port uint16) netip.AddrPort {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], port)
+	return netip.AddrPortFrom(addrOf(addr), binary.BigEndian.Uint16(b[:]))
+}
+
+func protoName(p uint8) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	default:
+		return "icmp"
+	}
+}
+
+const (
+	bothFIN  = tcFbrSessBitsFBR_S_FIN_IN | tcFbrSessBitsFBR_S_FIN_OUT
+	answered = tcFbrSessBitsFBR_S_REPLIED
+	open     = tcFbrSessBitsFBR_S_REPLIED | tcFbrSessBitsFBR_S_ACKED
+)
+
+func stateName(s tcFbrSession) string {
+	switch {
+	case s.Fwd.Proto != unix.IPPROTO_TCP && s.Bits&answered != 0:
+		return "replied"
+	case s.Fwd.Proto != unix.IPPROTO_TCP:
+		return "unreplied"
+	case s.Bits&tcFbrSessBitsFBR_S_RST != 0, s.Bits&bothFIN == bothFIN:
+		return "closed"
+	case s.Bits&bothFIN != 0:
+		return "closing"
+	case s.Bits&open == open:
+		return "established"
+	default:
+		return "new"
+	}
+}
+
+// timeout is fbr_timeout of bpf/lib/session.h, in seconds.
+func timeout(s tcFbrSession) (uint32, error) {
+	name := ""
+	switch state := stateName(s); {
+	case state == "closed":
+		name = tcVarCfgToTcpClosing
+	case state == "new":
+		name = tcVarCfgToTcpOpen
+	case state == "closing":
+		name = tcVarCfgToTcpHalf
+	case state == "established":
+		name = tcVarCfgToTcp
+	case s.Fwd.Proto == unix.IPPROTO_ICMP:
+		name = tcVarCfgToIcmp
+	case s.Bits&answered == 0:
+		name = tcVarCfgToUdpOneway
+	case addrPort(0, s.Fwd.Dport).Port() < 1024:
+		name = tcVarCfgToUdpWellknown
+	default:
+		name = tcVarCfgToUdp
+	}
+	t, err := timeouts()
+	return t[name], err
+}
+
+// timeouts are the values compiled into the programs, by variable.
+var timeouts = sync.OnceValues(func() (map[string]uint32, error) {
+	spec, err := loadTc()
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded programs: %w", err)
+	}
+	out := map[string]uint32{}
+	for name, v := range spec.Variables {
+		if !strings.HasPrefix(name, "cfg_to_") {
+			continue
+		}
+		var secs uint32
+		if err := v.Get(&secs); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", name, err)
+		}
+		out[name] = secs
+	}
+	return out, nil
+})

@@ -1,0 +1,351 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// samples are the kinds of packets that are translated.
+func (h *harness) samples() map[string]testutil.Frame {
+	f := h.fromC1()
+	udp := f.With(func(f *testutil.Frame) { f.TCP, f.UDP = nil, &testutil.UDP{SrcPort: 40001, DstPort: 9999} })
+	return map[string]testutil.Frame{
+		"tcp":  f,
+		"udp":  udp,
+		"udp0": udp.With(func(f *testutil.Frame) { f.UDP.SrcPort = 40002; f.UncheckedUDP = true }),
+		"echo": f.With(func(f *testutil.Frame) { f.TCP, f.Echo = nil, &testutil.Echo{ID: 40003, Seq: 7} }),
+		"kept": udp.With(func(f *testutil.Frame) { f.UDP.SrcPort = 12345 }),
+	}
+}
+
+// translated is what f must look like outside.
+func translated(f testutil.Frame, eport uint16) testutil.Frame {
+	out := f.With()
+	out.Src = extAddr
+	switch {
+	case out.TCP != nil:
+		out.TCP.SrcPort = eport
+	case out.UDP != nil:
+		out.UDP.SrcPort = eport
+	case out.Echo != nil:
+		out.Echo.ID = eport
+	}
+	return out
+}
+
+// The central promise: a packet leaves the fast path byte for byte as it leaves the kernel's.
+func TestFastPathEqualsKernelPath(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	for name, f := range h.samples() {
+		t.Run(name, func(t *testing.T) {
+			eport := h.open(t, f)
+			want := translated(h.routed(f), eport).Bytes(t)
+
+			slow := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge)
+			if slow.verdict != next || string(slow.frame) != string(want) {
+				t.Errorf("kernel path out: verdict %d\n got %x\nwant %x", slow.verdict, slow.frame, want)
+			}
+			fast := h.portIn(t, f.Bytes(t))
+			if fast.verdict != redirect || string(fast.frame) != string(want) {
+				t.Errorf("fast path out: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
+			}
+			if fast.mark != h.meta.Mark {
+				t.Errorf("mark %x, want %x", fast.mark, h.meta.Mark)
+			}
+			last := h.uplinkOut(t, fast.frame, h.c1.Ifindex, func(s *skb) { s.Mark = h.meta.Mark })
+			if last.verdict != next || string(last.frame) != string(want) || last.mark != 0 {
+				t.Errorf("at the uplink: verdict %d, mark %x, frame changed %v", last.verdict, last.mark, string(last.frame) != string(want))
+			}
+
+			back := h.reply(f, eport)
+			in := back.With()
+			in.Src, in.Dst = server, c1Addr
+			switch {
+			case in.TCP != nil:
+				in.TCP.DstPort = f.TCP.SrcPort
+			case in.UDP != nil:
+				in.UDP.DstPort = f.UDP.SrcPort
+			default:
+				in.Echo.ID = f.Echo.ID
+			}
+			// On the kernel path MACs and TTL are the kernel's business.
+			check(t, h.Revoke())
+			if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != next || string(got.frame) != string(in.Bytes(t)) {
+				t.Errorf("kernel path in: verdict %d\n got %x\nwant %x", got.verdict, got.frame, in.Bytes(t))
+			}
+			time.Sleep(8 * time.Millisecond) // a jiffy, so that the new lease is younger than the revocation
+			h.open(t, f)
+			in.SrcMAC, in.DstMAC, in.TTL = h.gateway, h.c1.MAC, 63
+			if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != redirect || string(got.frame) != string(in.Bytes(t)) {
+				t.Errorf("fast path in: verdict %d\n got %x\nwant %x", got.verdict, got.frame, in.Bytes(t))
+			}
+		})
+	}
+}
+
+func TestFastPathKeepsChecksumsRight(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	rnd := testutil.Rand(t)
+	for name, f := range h.samples() {
+		h.open(t, f)
+		for i := range 2000 {
+			g := f.With(func(f *testutil.Frame) {
+				f.ID = uint16(rnd.Uint32())
+				f.TOS = uint8(rnd.Uint32())
+				f.TTL = uint8(2 + rnd.IntN(254))
+				f.Payload = make([]byte, rnd.IntN(64))
+				for j := range f.Payload {
+					f.Payload[j] = byte(rnd.Uint32())
+				}
+			})
+			got := h.portIn(t, g.Bytes(t))
+			if got.verdict != redirect {
+				t.Fatalf("%s: verdict %d", name, got.verdict)
+			}
+			if err := testutil.CheckSums(got.frame); err != nil {
+				t.Fatalf("%s, packet %d: %v\n%x", name, i, err, got.frame)
+			}
+		}
+	}
+}
+
+func TestOnlyPlainSegmentsOfLeasedFlowsAreFast(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.fromC1()
+	if got := h.portIn(t, f.Bytes(t)); got.verdict != next {
+		t.Fatalf("unknown flow: verdict %d", got.verdict)
+	}
+	eport := h.open(t, f)
+	big := make([]byte, 1600)
+	gso := func(size uint32) func(*skb) { return func(s *skb) { s.GSOSize, s.GSOSegs = size, 2 } }
+	for name, tc := range map[string]struct {
+		change  func(*testutil.Frame)
+		ctx     func(*skb)
+		verdict int32
+	}{
+		"data":        {func(*testutil.Frame) {}, nil, redirect},
+		"syn":         {func(f *testutil.Frame) { f.TCP.SYN = true }, nil, next},
+		"fin":         {func(f *testutil.Frame) { f.TCP.FIN = true }, nil, next},
+		"rst":         {func(f *testutil.Frame) { f.TCP.RST = true }, nil, next},
+		"options":     {func(f *testutil.Frame) { f.Options = []byte{1, 1, 1, 0} }, nil, next},
+		"fragment":    {func(f *testutil.Frame) { f.MF = true }, nil, next},
+		"ttl 1":       {func(f *testutil.Frame) { f.TTL = 1 }, nil, next},
+		"too big":     {func(f *testutil.Frame) { f.Payload = big }, nil, next},
+		"gso fits":    {func(f *testutil.Frame) { f.Payload = big }, gso(1460), redirect},
+		"gso too big": {func(f *testutil.Frame) { f.Payload = big }, gso(1461), next},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var ctx []func(*skb)
+			if tc.ctx != nil {
+				ctx = append(ctx, tc.ctx)
+			}
+			if got := h.portIn(t, f.With(tc.change).Bytes(t), ctx...); got.verdict != tc.verdict {
+				t.Errorf("out: verdict %d, want %d", got.verdict, tc.verdict)
+			}
+			if got := h.uplinkIn(t, h.reply(f.With(tc.change), eport).With(func(f *testutil.Frame) {
+				if name == "ttl 1" {
+					f.TTL = 1
+				}
+			}).Bytes(t), ctx...); got.verdict != tc.verdict {
+				t.Errorf("in: verdict %d, want %d", got.verdict, tc.verdict)
+			}
+		})
+	}
+}
+
+func TestLeaseEnds(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.fromC1()
+	verdict := func() int32 { return h.portIn(t, f.Bytes(t)).verdict }
+	for name, end := range map[string]func(){
+		"revoked":   func() { check(t, h.Revoke()) },
+		"lease 0":   func() { check(t, h.SetLease(0)) },
+		"slow port": func() { p := h.c1; p.Slow = true; check(t, h.AttachPort(p)) },
+		"flushed": func() {
+			if n, err := h.FlushFlows(); n != 1 || err != nil {
+				t.Errorf("FlushFlows = %d, %v", n, err)
+			}
+		},
+	} {
+		check(t, h.SetLease(DefaultLease))
+		check(t, h.AttachPort(h.c1))
+		time.Sleep(8 * time.Millisecond)
+		h.open(t, f)
+		if got := verdict(); got != redirect {
+			t.Fatalf("before %s: verdict %d", name, got)
+		}
+		end()
+		if got := verdict(); got != next {
+			t.Errorf("%s: verdict %d, want the kernel's path", name, got)
+		}
+	}
+	check(t, h.SetLease(0))
+	check(t, h.AttachPort(h.c1))
+	h.open(t, f)
+	if got := verdict(); got != next {
+		t.Errorf("opened with lease 0: verdict %d", got)
+	}
+	if err := h.SetLease(16 * time.Second); err == nil {
+		t.Error("a lease of 16 s was accepted")
+	}
+}
+
+func TestUplinkOutNeverLeaks(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.routed(h.fromC1())
+	inner := testutil.Frame{Src: server, Dst: c1Addr, UDP: &testutil.UDP{SrcPort: 5, DstPort: 6}}.IP(t)
+	for name, tc := range map[string]struct {
+		frame  testutil.Frame
+		iif    int
+		device int
+		reason Reason
+	}{
+		"from another bridge":        {f, h.bridge2, h.uplink.Ifindex, "spoof_ip"},
+		"from another device":        {f, h.foreign, h.uplink.Ifindex, "spoof_ip"},
+		"nobody's address":           {f.With(func(f *testutil.Frame) { f.Src = f.Src.Next().Next() }), h.bridge, h.uplink.Ifindex, "spoof_ip"},
+		"host's own, no flow":        {f, 0, h.c1.Ifindex, "unsupported"},
+		"fragment":                   {f.With(func(f *testutil.Frame) { f.MF = true }), h.bridge, h.c1.Ifindex, "unsupported"},
+		"other protocol":             {f.With(func(f *testutil.Frame) { f.TCP = nil }), h.bridge, h.c1.Ifindex, "unsupported"},
+		"RST without flow":           {f.With(func(f *testutil.Frame) { f.TCP.RST = true }), h.bridge, h.c1.Ifindex, "unsupported"},
+		"echo reply":                 {f.With(func(f *testutil.Frame) { f.TCP, f.Echo = nil, &testutil.Echo{Reply: true} }), h.bridge, h.c1.Ifindex, "unsupported"},
+		"host's error about c1":      {testutil.Frame{Src: extAddr, Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: inner}}, 0, h.uplink.Ifindex, "unsupported"},
+		"c1's error":                 {f.With(func(f *testutil.Frame) { f.TCP, f.ICMP = nil, &testutil.ICMPError{Type: 3, Code: 3, Inner: inner} }), h.bridge, h.c1.Ifindex, "unsupported"},
+		"the mark does not help":     {f, h.bridge2, h.uplink.Ifindex, "spoof_ip"},
+		"host's RST for a free port": {testutil.Frame{Src: extAddr, Dst: server, TCP: &testutil.TCP{SrcPort: 15000, DstPort: 80, RST: true}}, 0, h.uplink.Ifindex, "foreign"},
+		"host's 3/3 for a free port": {testutil.Frame{Src: extAddr, Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: testutil.Frame{Src: server, Dst: extAddr, UDP: &testutil.UDP{SrcPort: 5, DstPort: 15001}}.IP(t)}}, 0, h.uplink.Ifindex, "foreign"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			frame := h.routed(tc.frame).Bytes(t)
+			h.wantDrop(t, tc.device, tc.reason, func() result {
+				return h.uplinkOut(t, frame, tc.iif, func(s *skb) {
+					if name == "the mark does not help" {
+						s.Mark = h.meta.Mark
+					}
+				})
+			})
+		})
+	}
+	if st, err := h.NATStats(); err != nil || st.Flows != 0 {
+		t.Errorf("%d flows, %v; want none", st.Flows, err)
+	}
+}
+
+func TestUplinkOutLeavesTheHostAlone(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	host := testutil.Frame{Src: extAddr, Dst: server, TCP: &testutil.TCP{SrcPort: 50000, DstPort: 80, ACK: true}}
+	for name, f := range map[string]testutil.Frame{
+		"ephemeral port": host,
+		"range port":     host.With(func(f *testutil.Frame) { f.TCP.SrcPort = 20000 }),
+		"RST":            host.With(func(f *testutil.Frame) { f.TCP.RST = true }),
+		"fragment":       host.With(func(f *testutil.Frame) { f.MF = true }),
+		"other protocol": host.With(func(f *testutil.Frame) { f.TCP = nil }),
+		"3/3 of its own": host.With(func(f *testutil.Frame) {
+			f.TCP, f.ICMP = nil, &testutil.ICMPError{Type: 3, Code: 3, Inner: testutil.Frame{Src: server, Dst: extAddr, UDP: &testutil.UDP{SrcPort: 5, DstPort: 53}}.IP(t)}
+		}),
+		// The port was seen in use, so its RST is a real one.
+		"RST of a noted port": host.With(func(f *testutil.Frame) { f.TCP.SrcPort, f.TCP.RST = 20000, true }),
+	} {
+		if name == "RST of a noted port" {
+			h.uplinkOut(t, h.routed(host.With(func(f *testutil.Frame) { f.TCP.SrcPort = 20000 })).Bytes(t), 0)
+		}
+		frame := h.routed(f).Bytes(t)
+		if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
+			t.Errorf("%s: verdict %d, changed %v", name, got.verdict, string(got.frame) != string(frame))
+		}
+	}
+}
+
+func TestUplinkInDropsWhatCannotComeFromOutside(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	in := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: extAddr, UDP: &testutil.UDP{SrcPort: 53, DstPort: 20000}}
+	addr := func(src, dst string) testutil.Frame {
+		return in.With(func(f *testutil.Frame) {
+			if src != "" {
+				f.Src = mustAddr(src)
+			}
+			if dst != "" {
+				f.Dst = mustAddr(dst)
+			}
+		})
+	}
+	for name, tc := range map[string]struct {
+		frame  testutil.Frame
+		reason Reason
+	}{
+		"to a container":      {addr("", "172.30.0.2"), "direct"},
+		"to a gateway":        {addr("", "172.30.0.1"), "direct"},
+		"from a container":    {addr("172.30.0.2", ""), "martian"},
+		"from loopback":       {addr("127.0.0.1", ""), "martian"},
+		"to loopback":         {addr("", "127.0.0.1"), "martian"},
+		"from multicast":      {addr("224.0.0.5", ""), "martian"},
+		"from zero":           {addr("0.0.0.0", ""), "martian"},
+		"DHCP":                {addr("0.0.0.0", "255.255.255.255"), ""},
+		"IGMP query":          {addr("0.0.0.0", "224.0.0.1"), ""},
+		"nobody's port":       {in, ""},
+		"forwarded elsewhere": {addr("", "203.0.113.9"), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := tc.frame.Bytes(t)
+			if tc.reason != "" {
+				h.wantDrop(t, h.uplink.Ifindex, tc.reason, func() result { return h.uplinkIn(t, b) })
+			} else if got := h.uplinkIn(t, b); got.verdict != next || string(got.frame) != string(b) {
+				t.Errorf("verdict %d", got.verdict)
+			}
+		})
+	}
+}
+
+func TestMappingIsEndpointIndependent(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.samples()["udp"]
+	first := h.sentFrom(t, f)
+	for _, dst := range []string{"192.0.2.12", "192.0.2.13", "203.0.113.1"} {
+		if got := h.sentFrom(t, f.With(func(f *testutil.Frame) { f.Dst = mustAddr(dst) })); got != first {
+			t.Errorf("to %s from port %d, want %d", dst, got, first)
+		}
+	}
+	c2 := f.With(func(f *testutil.Frame) { f.Src = c2Addr })
+	if got := h.sentFrom(t, c2); got == first {
+		t.Errorf("two containers share port %d", got)
+	}
+}
+
+// sentFrom sends f out by the kernel path and returns its external source port.
+func (h *harness) sentFrom(t *testing.T, f testutil.Frame) uint16 {
+	t.Helper()
+	got := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge)
+	if got.verdict != next {
+		t.Fatalf("verdict %d", got.verdict)
+	}
+	if err := testutil.CheckSums(got.frame); err != nil {
+		t.Fatal(err)
+	}
+	return binary.BigEndian.Uint16(got.frame[34:])
+}
+
+func TestNeighbourKeepsItsConnection(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.samples()["kept"] // its source port lies in the range and is kept
+	if p := h.sentFrom(t, f); p != 12345 {
+		t.Fatalf("external port %d, want the container's own", p)
+	}
+	neighbour := f.With(func(f *testutil.Frame) { f.Src = extAddr })
+	frame := h.routed(neighbour).Bytes(t)
+	got := h.uplinkOut(t, frame, 0)
+	if got.verdict != next {
+		t.Fatalf("verdict %d", got.verdict)
+	}
+	port := binary.BigEndian.Uint16(got.frame[34:])
+	if port == 12345 {
+		t.Fatal("the neighbour's packet left with the container's tuple")
+	}
+	for want, eport := range map[string]uint16{"172.30.0.2": 12345, "198.51.100.1": port} {
+		in := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
+		if got := mustAddr4(in.frame[30:34]); got != mustAddr(want) || binary.BigEndian.Uint16(in.frame[36:]) != 12345 {
+			t.Errorf("reply to %d goes to %s:%d, want %s:12345", eport, got, binary.BigEndian.Uint16(in.frame[36:]), want)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package datapath
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+func TestPortInDropsWhatIsNotThePorts(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	valid := h.fromC1()
+	arp := func(change ...func(*testutil.ARP)) []byte {
+		a := testutil.ARP{SrcMAC: h.c1.MAC, DstMAC: mustMAC("ff:ff:ff:ff:ff:ff"), SenderMAC: h.c1.MAC, SenderIP: c1Addr, TargetIP: c2Addr}
+		for _, c := range change {
+			c(&a)
+		}
+		return a.Bytes(t)
+	}
+	frame := func(change func(*testutil.Frame)) []byte { return valid.With(change).Bytes(t) }
+	for name, tc := range map[string]struct {
+		frame  []byte
+		reason Reason // "": passes to the kernel
+	}{
+		"valid":                {frame: valid.Bytes(t)},
+		"foreign MAC":          {frame(func(f *testutil.Frame) { f.SrcMAC = h.c2.MAC }), "spoof_mac"},
+		"foreign address":      {frame(func(f *testutil.Frame) { f.Src = c2Addr }), "spoof_ip"},
+		"external address":     {frame(func(f *testutil.Frame) { f.Src = extAddr }), "spoof_ip"},
+		"zero address":         {frame(func(f *testutil.Frame) { f.Src = netip.IPv4Unspecified() }), "spoof_ip"},
+		"other network":        {frame(func(f *testutil.Frame) { f.Dst = other }), "isolated"},
+		"other gateway":        {frame(func(f *testutil.Frame) { f.Dst = netip.MustParseAddr("172.31.0.1") }), "isolated"},
+		"own gateway":          {frame: frame(func(f *testutil.Frame) { f.Dst = netip.MustParseAddr("172.30.0.1") })},
+		"options":              {frame: frame(func(f *testutil.Frame) { f.Options = []byte{1, 1, 1, 0} })},
+		"fragment":             {frame: frame(func(f *testutil.Frame) { f.MF = true })},
+		"last hop":             {frame: frame(func(f *testutil.Frame) { f.TTL = 1 })},
+		"tagged":               {frame(func(f *testutil.Frame) { f.VLAN = []uint16{5} }), "l2_proto"},
+		"double-tagged":        {frame(func(f *testutil.Frame) { f.VLAN = []uint16{5, 6} }), "l2_proto"},
+		"tagged, foreign MAC":  {frame(func(f *testutil.Frame) { f.VLAN = []uint16{5}; f.SrcMAC = h.c2.MAC }), "spoof_mac"},
+		"LLDP":                 {ether(h, 0x88cc), "l2_proto"},
+		"RARP":                 {ether(h, 0x8035), "l2_proto"},
+		"ARP":                  {frame: arp()},
+		"ARP probe":            {frame: arp(func(a *testutil.ARP) { a.SenderIP = netip.IPv4Unspecified() })},
+		"ARP for the gateway":  {arp(func(a *testutil.ARP) { a.SenderIP = netip.MustParseAddr("172.30.0.1"); a.Reply = true }), "spoof_arp"},
+		"ARP for c2":           {arp(func(a *testutil.ARP) { a.SenderIP = c2Addr }), "spoof_arp"},
+		"ARP with other MAC":   {arp(func(a *testutil.ARP) { a.SenderMAC = h.c2.MAC }), "spoof_arp"},
+		"ARP reply from zero":  {arp(func(a *testutil.ARP) { a.SenderIP = netip.IPv4Unspecified(); a.Reply = true }), "spoof_arp"},
+		"IPv6 neighbour":       {frame: ip6(h, 58, []byte{135, 0})},
+		"IPv6 router":          {ip6(h, 58, []byte{134, 0}), "spoof_ip"},
+		"IPv6 redirect":        {ip6(h, 58, []byte{137, 0}), "spoof_ip"},
+		"IPv6 router, hidden":  {ip6(h, 60, []byte{58, 0, 0, 0, 0, 0, 0, 0, 134, 0}), "spoof_ip"},
+		"IPv6 router, twice":   {ip6(h, 60, []byte{60, 0, 0, 0, 0, 0, 0, 0, 58, 0, 0, 0, 0, 0, 0, 0, 134, 0}), "spoof_ip"},
+		"IPv6 ICMP fragment":   {ip6(h, 44, []byte{58, 0, 0, 1, 0, 0, 0, 0, 135, 0}), "spoof_ip"},
+		"IPv6 without headers": {ip6(h, 60, nil), "l2_proto"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := h.of(t, h.c1.Ifindex)
+			if tc.reason != "" {
+				h.wantDrop(t, h.c1.Ifindex, tc.reason, func() result { return h.portIn(t, tc.frame) })
+			} else if got := h.portIn(t, tc.frame); got.verdict != next || string(got.frame) != string(tc.frame) {
+				t.Errorf("verdict %d, frame changed: %v", got.verdict, string(got.frame) != string(tc.frame))
+			}
+			after := h.of(t, h.c1.Ifindex)
+			if n := after.RX.SlowPackets - before.RX.SlowPackets; n != 1 {
+				t.Errorf("%d packets counted as received, want 1", n)
+			}
+			if n := after.RX.SlowBytes - before.RX.SlowBytes; n != uint64(len(tc.frame)) {
+				t.Errorf("%d bytes counted, want %d", n, len(tc.frame))
+			}
+		})
+	}
+}
+
+func ether(h *harness, proto uint16) []byte {
+	f := append(append([]byte(nil), h.gateway...), h.c1.MAC...)
+	return append(append(f, byte(proto>>8), byte(proto)), make([]byte, 46)...)
+}
+
+// ip6 is an IPv6 frame of c1 with this next header and payload.
+func ip6(h *harness, nextHeader byte, payload []byte) []byte {
+	f := append(append([]byte(nil), 0x33, 0x33, 0, 0, 0, 1), h.c1.MAC...)
+	f = append(f, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(payload)), nextHeader, 255)
+	return append(append(f, make([]byte, 32)...), payload...)
+}
+
+func TestPortInForwardsBetweenPorts(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.fromC1().With(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.c2.MAC, c2Addr }).Bytes(t)
+	got := h.portIn(t, f)
+	if got.verdict != redirect || string(got.frame) != string(f) {
+		t.Fatalf("verdict %d, want redirect of the unchanged frame", got.verdict)
+	}
+	if c := h.of(t, h.c1.Ifindex); c.RX.FastPackets != 1 || c.RX.FastBytes != uint64(len(f)) {
+		t.Errorf("c1 counts %+v", c)
+	}
+	if c := h.of(t, h.c2.Ifindex); c.TX.FastPackets != 1 || c.TX.FastBytes != uint64(len(f)) {
+		t.Errorf("c2 counts %+v", c)
+	}
+	slow := func(name string, prepare func()) {
+		t.Helper()
+		prepare()
+		if got := h.portIn(t, f); got.verdict != next {
+			t.Errorf("%s: verdict %d, want the kernel's path", name, got.verdict)
+		}
+	}
+	slow("switched off", func() { check(t, h.SetL2Fast(false)) })
+	check(t, h.SetL2Fast(true))
+	slow("slow target", func() { p := h.c2; p.Slow = true; check(t, h.AttachPort(p)) })
+	slow("smaller target", func() { p := h.c2; p.MTU = 1400; check(t, h.AttachPort(p)) })
+	check(t, h.AttachPort(h.c2))
+	if got := h.portIn(t, f); got.verdict != redirect {
+		t.Errorf("restored: verdict %d, want redirect", got.verdict)
+	}
+	slow("target gone", func() { check(t, h.DetachPort(h.c2.Ifindex)) })
+}
+
+func TestPortInKeepsNetworksApart(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.fromC1().With(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.other.MAC, other }).Bytes(t)
+	if got := h.portIn(t, f); got.verdict != next {
+		t.Errorf("frame to a MAC of the other bridge: verdict %d, want the kernel's bridge, which does not know it", got.verdict)
+	}
+}
+
+func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: server, Dst: c1Addr, UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}}
+	redirectMsg := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: netip.MustParseAddr("172.30.0.1"), Dst: c1Addr,
+		ICMP: &testutil.ICMPError{Type: 5, Inner: h.fromC1().IP(t)}}
+	for name, tc := range map[string]struct {
+		frame  testutil.Frame
+		iif    int
+		reason Reason
+	}{
+		"host":            {f, 0, ""},
+		"uplink":          {f, h.uplink.Ifindex, ""},
+		"port":            {f, h.c2.Ifindex, ""},
+		"own bridge":      {f, h.bridge, ""},
+		"other bridge":    {f, h.bridge2, "isolated"},
+		"other port":      {f, h.other.Ifindex, "isolated"},
+		"another device":  {f, h.foreign, "direct"},
+		"host's redirect": {redirectMsg, 0, "unsupported"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := tc.frame.Bytes(t)
+			if tc.reason != "" {
+				h.wantDrop(t, h.c1.Ifindex, tc.reason, func() result { return h.portOut(t, b, tc.iif) })
+				return
+			}
+			before := h.of(t, h.c1.Ifindex)
+			if got := h.portOut(t, b, tc.iif); got.verdict != next {
+				t.Errorf("verdict %d", got.verdict)
+			}
+			if after := h.of(t, h.c1.Ifindex); after.TX.SlowPackets != before.TX.SlowPackets+1 {
+				t.Error("not counted")
+			}
+		})
+	}
+}

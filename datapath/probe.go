@@ -1,0 +1,88 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+)
+
+// Probe tries what the datapath needs on the running kernel. It attaches nothing.
+func Probe() []Feature {
+	all := []Feature{
+		{Name: "btf", Required: true, Minimum: "5.4 with CONFIG_DEBUG_INFO_BTF", Err: probeBTF()},
+		{Name: "jit", Required: true, Minimum: "any with CONFIG_BPF_JIT and net.core.bpf_jit_enable=1", Err: probeJIT()},
+		{Name: "tcx", Required: true, Minimum: "6.6", Err: probeTCX()},
+		{Name: "netfilter-link", Required: true, Minimum: "6.6 with CONFIG_NETFILTER_BPF_LINK", Err: features.HaveProgramType(ebpf.Netfilter)},
+		{Name: "redirect-peer", Required: true, Minimum: "5.10", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)},
+		{Name: "timer", Required: true, Minimum: "5.15", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnTimerInit)},
+		{Name: "loop", Required: true, Minimum: "5.17", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)},
+		{Name: "fib-source", Minimum: "6.7", Err: probeFIB()},
+		{Name: "conntrack-timeout", Minimum: "6.0 with conntrack's BTF", Err: probeKfunc("bpf_ct_change_timeout")},
+	}
+	for i := range all {
+		if errors.Is(all[i].Err, ebpf.ErrNotSupported) {
+			all[i].Err = fmt.Errorf("%w: %w", ErrNotSupported, all[i].Err)
+		}
+	}
+	return all
+}
+
+func probeBTF() error {
+	if _, err := btf.LoadKernelSpec(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	return nil
+}
+
+// probeJIT loads a program and looks whether it has machine code: the sysctl is
+// visible in the first network namespace only.
+func probeJIT() error {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.SchedCLS,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return fmt.Errorf("loading a program: %w", err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return fmt.Errorf("reading a program: %w", err)
+	}
+	if n, err := info.JitedSize(); err != nil || n == 0 {
+		return fmt.Errorf("programs are interpreted: %w", ErrNotSupported)
+	}
+	return nil
+}
+
+// probeTCX asks which programs run on the loopback device: an older kernel does
+// not know the question.
+func probeTCX() error {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
+	return err
+}
+
+func probeFIB() error {
+	ok, err := fibSource()
+	if err == nil && !ok {
+		err = ErrNotSupported
+	}
+	return err
+}
+
+func probeKfunc(name string) error {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	var f *btf.Func
+	if err := spec.TypeByName(name, &f); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	return nil
+}

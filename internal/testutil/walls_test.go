@@ -1,0 +1,174 @@
+package testutil
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/fastbr/fastbr"
+
+// Dependencies that have a home of their own.
+const (
+	ebpf       = "github.com/cilium/ebpf"
+	netlinkLib = "github.com/vishvananda/netlink"
+	cobra      = "github.com/spf13/cobra"
+	prometheus = "github.com/prometheus/client_golang"
+)
+
+// wall says what a package may import. Facts flow down as plain values, results
+// come up: cmd → ctl/{docker,cni,metrics} → ctl → {ctl/link, ctl/ipam, datapath}.
+type wall struct {
+	ours    []string // packages of this module that it may import; "x/..." with all below
+	never   []string // dependencies that it must not import
+	stdOnly bool     // nothing outside of the standard library
+}
+
+var walls = map[string]wall{
+	"cmd/fastbr":               {ours: []string{"ctl", "ctl/...", "bench"}, never: []string{ebpf, netlinkLib}},
+	"ctl":                      {ours: []string{"datapath", "ctl/link", "ctl/ipam"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
+	"ctl/link":                 {never: []string{ebpf, cobra, prometheus}},
+	"ctl/ipam":                 {stdOnly: true},
+	"ctl/lab":                  {ours: []string{"ctl/link"}, never: []string{ebpf, cobra, prometheus}},
+	"ctl/metrics":              {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"ctl/docker":               {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"ctl/cni":                  {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"datapath":                 {ours: []string{"datapath/internal/..."}, never: []string{netlinkLib, cobra, prometheus}},
+	"datapath/internal/clsact": {never: []string{cobra, prometheus}},
+	"bench":                    {ours: []string{"ctl", "ctl/link", "ctl/lab"}, never: []string{netlinkLib, cobra}},
+	"internal/testutil":        {never: []string{cobra, prometheus}},
+}
+
+type goPackage struct {
+	ImportPath, Dir string
+	Standard        bool
+	GoFiles         []string
+	Imports         []string
+}
+
+func modulePackages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports", module+"/...")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v: %s", err, errs.String())
+	}
+	var pkgs []goPackage
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatalf("reading go list: %v", err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestWallsHold(t *testing.T) {
+	for _, p := range modulePackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		w, ok := walls[name]
+		if !ok {
+			t.Errorf("%s: no wall: say in walls_test.go what it may import", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !w.allows(imp) {
+				t.Errorf("%s must not import %s", name, imp)
+			}
+		}
+	}
+}
+
+func (w wall) allows(imp string) bool {
+	if own, ok := strings.CutPrefix(imp, module+"/"); ok {
+		return slices.ContainsFunc(w.ours, func(o string) bool {
+			below, tree := strings.CutSuffix(o, "...")
+			return own == o || tree && strings.HasPrefix(own, below)
+		})
+	}
+	if w.stdOnly {
+		first, _, _ := strings.Cut(imp, "/")
+		return !strings.Contains(first, ".")
+	}
+	return !slices.ContainsFunc(w.never, func(n string) bool {
+		return imp == n || strings.HasPrefix(imp, n+"/")
+	})
+}
+
+func TestWallsAllowAndForbid(t *testing.T) {
+	for _, c := range []struct {
+		pkg, imp string
+		ok       bool
+	}{
+		{"ctl", module + "/datapath", true},
+		{"ctl", module + "/ctl/metrics", false},
+		{"ctl", netlinkLib, false},
+		{"ctl", netlinkLib + "/nl", false},
+		{"ctl", "github.com/vishvananda/netns", true},
+		{"ctl/ipam", "net/netip", true},
+		{"ctl/ipam", "golang.org/x/sys/unix", false},
+		{"cmd/fastbr", module + "/ctl/lab", true},
+		{"cmd/fastbr", module + "/datapath", false},
+		{"datapath", module + "/datapath/internal/clsact", true},
+		{"datapath", module + "/internal/testutil", false},
+	} {
+		if walls[c.pkg].allows(c.imp) != c.ok {
+			t.Errorf("%s importing %s: want allowed = %v", c.pkg, c.imp, c.ok)
+		}
+	}
+}
+
+// dumpCall matches the functions of vishvananda/netlink that dump a table. A
+// dump may be interrupted and must then be repeated, which ctl/link does.
+var dumpCall = regexp.MustCompile(`^(Link|Addr|Route|Neigh|Rule|Filter|Qdisc|Class|BridgeVlan|ConntrackTable|Socket|Xfrm\w+)\w*List\w*$|^LinkByAlias$`)
+
+// mayDump are the packages with a dump of their own, and why.
+var mayDump = map[string]string{
+	"ctl/link":                 "the wrapper that repeats interrupted dumps",
+	"datapath/internal/clsact": "tc filters of one device; has its own loop",
+}
+
+func TestWallNoRawDumps(t *testing.T) {
+	for _, p := range modulePackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		if mayDump[name] != "" || !slices.Contains(p.Imports, netlinkLib) {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			reportDumps(t, filepath.Join(p.Dir, file))
+		}
+	}
+}
+
+func reportDumps(t *testing.T, path string) {
+	t.Helper()
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, path, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		if sel, ok := call.Fun.(*ast.SelectorExpr); ok && dumpCall.MatchString(sel.Sel.Name) {
+			t.Errorf("%v: %s dumps a netlink table: use ctl/link", fset.Position(call.Pos()), sel.Sel.Name)
+		}
+		return true
+	})
+}
