@@ -12,6 +12,7 @@ import (
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -410,6 +411,7 @@ func (d *Datapath) Upgrade() (bool, error) {
 			return false, fmt.Errorf("pinning program %s: %w", name, err)
 		}
 	}
+	names := slices.Collect(maps.Keys(coll.Programs))
 	var progs tcPrograms
 	if err := coll.Assign(&progs); err != nil {
 		return false, fmt.Errorf("assigning programs: %w", err)
@@ -419,7 +421,7 @@ func (d *Datapath) Upgrade() (bool, error) {
 	if err := errors.Join(old.Close(), d.reattach()); err != nil {
 		return false, err
 	}
-	for name := range coll.Programs {
+	for _, name := range names {
 		// rename(2) replaces the old pin.
 		if err := os.Rename(filepath.Join(next, name), progPath(d.dir, name)); err != nil {
 			return false, fmt.Errorf("publishing program %s: %w", name, err)

@@ -172,8 +172,10 @@ func (d *Datapath) DetachPort(ifindex int) error {
 	return d.clearDevice(ifindex)
 }
 
-// AttachUplink adds an uplink or changes its address. Returns an error wrapping
-// ErrSlotTaken or ErrTooMany.
+// AttachUplink adds an uplink or changes its address. Its programs are attached
+// first: once fbr_devs lists it, fbr_guard lets containers' packets reach it,
+// and then they must meet the program that translates them. Returns an error
+// wrapping ErrSlotTaken or ErrTooMany.
 func (d *Datapath) AttachUplink(u Uplink) error {
 	dev := tcFbrDev{
 		Ifindex: uint32(u.Ifindex),
@@ -183,16 +185,18 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	if u.Addr.Is4() {
 		dev.Ip = be32(u.Addr)
 	}
-	if err := d.putDevice(dev); err != nil {
-		return err
+	if err := d.attachDevice(dev); err != nil {
+		return errors.Join(err, d.detachDevice(u.Ifindex))
 	}
-	return d.attachDevice(dev)
+	if err := d.putDevice(dev); err != nil {
+		return errors.Join(err, d.detachDevice(u.Ifindex))
+	}
+	return nil
 }
 
 // DetachUplink removes an uplink. It succeeds when the uplink, or its device, is
-// gone. Its programs go last: a container's packet must meet a program or no
-// uplink at all, so the caller takes the networks' ports away first or has
-// another uplink; fbr_guard drops what would leave by the bare device.
+// gone. Its entry goes first, so that fbr_guard drops what would leave by a
+// device without programs.
 func (d *Datapath) DetachUplink(ifindex int) error {
 	if err := d.clearDevice(ifindex); err != nil {
 		return err

@@ -2,8 +2,12 @@ package datapath
 
 import (
 	"encoding/binary"
+	"errors"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/internal/testutil"
 )
@@ -346,6 +350,32 @@ func TestNeighbourKeepsItsConnection(t *testing.T) {
 		in := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
 		if got := mustAddr4(in.frame[30:34]); got != mustAddr(want) || binary.BigEndian.Uint16(in.frame[36:]) != 12345 {
 			t.Errorf("reply to %d goes to %s:%d, want %s:12345", eport, got, binary.BigEndian.Uint16(in.frame[36:]), want)
+		}
+	}
+}
+
+// A NIC may hand over packets with the sum of all their bytes (CHECKSUM_COMPLETE),
+// which must follow every change; the kernel itself compares it after the run.
+func TestFastPathKeepsCompleteChecksums(t *testing.T) {
+	const testSkbChecksumComplete = 1 << 2 // BPF_F_TEST_SKB_CHECKSUM_COMPLETE
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	for name, f := range h.samples() {
+		eport := h.open(t, f)
+		frame := h.reply(f, eport).Bytes(t)
+		opts := ebpf.RunOptions{
+			Data: frame, DataOut: make([]byte, len(frame)+256), Flags: testSkbChecksumComplete,
+			Context: skb{Ifindex: uint32(h.uplink.Ifindex), IngressIfindex: uint32(h.uplink.Ifindex)},
+		}
+		ret, err := h.progs.FbrUplinkIn.Run(&opts)
+		if errors.Is(err, unix.EINVAL) {
+			t.Skip("this kernel cannot test CHECKSUM_COMPLETE")
+		}
+		if err != nil || ret != redirect {
+			t.Errorf("%s: verdict %d, %v", name, ret, err)
+			continue
+		}
+		if err := testutil.CheckSums(opts.DataOut); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -52,9 +52,10 @@ static __always_inline __sum16 fbr_csum_add(__sum16 csum, __u16 diff)
 __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l4, bool out, __be32 addr, __be16 port)
 {
 	const __u32 a_off = ETH_HLEN + (out ? 12 : 16);
-	__u32 p_off, c_off, mangled = 0;
+	__u32 p_off, c_off, mangled = 0, store = 0;
 	__be32 old_addr;
 	__be16 old_port;
+	__sum16 csum;
 	__u8 proto;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + 9, &proto, 1) ||
@@ -69,6 +70,10 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l4, bool out, __be32 a
 		p_off = l4 + (out ? 0 : 2);
 		c_off = l4 + FBR_UDP_CSUM;
 		mangled = BPF_F_MARK_MANGLED_0;
+		if (bpf_skb_load_bytes(skb, c_off, &csum, 2))
+			return -1;
+		if (!csum) /* no checksum that would make up for the port in skb->csum */
+			store = BPF_F_RECOMPUTE_CSUM;
 		break;
 	case IPPROTO_ICMP:
 		p_off = l4 + FBR_ICMP_ID;
@@ -83,7 +88,7 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l4, bool out, __be32 a
 	    bpf_l4_csum_replace(skb, c_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4))
 		return -1;
 	if (old_port != port && (bpf_l4_csum_replace(skb, c_off, old_port, port, mangled | 2) ||
-				 bpf_skb_store_bytes(skb, p_off, &port, 2, 0)))
+				 bpf_skb_store_bytes(skb, p_off, &port, 2, store)))
 		return -1;
 	if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, old_addr, addr, 4))
 		return -1;

@@ -1,0 +1,91 @@
+package datapath
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// otherBuild makes the pins look like those of another build of the same schema.
+func (h *harness) otherBuild(t *testing.T) *Datapath {
+	t.Helper()
+	h.meta.Build++
+	check(t, h.maps.FbrMeta.Put(uint32(0), &h.meta))
+	d, err := Open(h.dir)
+	check(t, err)
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.fromC1()
+	eport := h.open(t, f)
+	before := h.of(t, h.c1.Ifindex)
+
+	d := h.otherBuild(t)
+	// A killed upgrade has left new programs behind.
+	check(t, os.Mkdir(replaced(h.dir), 0o700))
+	swapped, err := d.Upgrade()
+	if !swapped || err != nil {
+		t.Fatalf("Upgrade = %v, %v", swapped, err)
+	}
+	if swapped, err := d.Upgrade(); swapped || err != nil {
+		t.Errorf("second Upgrade = %v, %v", swapped, err)
+	}
+	if _, err := os.Stat(replaced(h.dir)); !os.IsNotExist(err) {
+		t.Errorf("the new programs' directory is left: %v", err)
+	}
+	for _, hook := range []string{"in", "out"} {
+		l, err := link.LoadPinnedLink(linkPath(h.dir, deviceLink(h.c1.Ifindex, hook)), nil)
+		check(t, err)
+		info, err := l.Info()
+		check(t, err)
+		want := d.progs.FbrPortIn
+		if hook == "out" {
+			want = d.progs.FbrPortOut
+		}
+		pi, err := want.Info()
+		check(t, err)
+		if id, _ := pi.ID(); id != info.Program {
+			t.Errorf("%s runs program %d, want the new one, %d", hook, info.Program, id)
+		}
+		check(t, l.Close())
+	}
+	n := *h
+	n.Datapath = d
+	if got := n.portIn(t, f.Bytes(t)); got.verdict != redirect {
+		t.Errorf("the flow lost its lease: verdict %d", got.verdict)
+	}
+	if got := n.flow(t); got.NAT.Port() != eport {
+		t.Errorf("the flow moved to port %d", got.NAT.Port())
+	}
+	if after := n.of(t, h.c1.Ifindex); after.RX.FastPackets != before.RX.FastPackets+1 {
+		t.Errorf("counters were lost: %+v, then %+v", before, after)
+	}
+	// A detached port takes its links along, with the new programs, too.
+	check(t, d.DetachPort(h.c1.Ifindex))
+	if _, err := os.Stat(linkPath(h.dir, deviceLink(h.c1.Ifindex, "in"))); !os.IsNotExist(err) {
+		t.Errorf("link left: %v", err)
+	}
+}
+
+func TestGuardIsAttachedOnceAndSurvivesReattaching(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	check(t, h.AttachGuard())
+	for range 3 { // each upgrade replaces the links
+		check(t, h.attachGuard(true))
+	}
+	entries, err := os.ReadDir(h.dir + "/links")
+	check(t, err)
+	guards := 0
+	for _, e := range entries {
+		if e.Name() == guardLink || e.Name() == defragLink {
+			guards++
+		}
+	}
+	if guards != 2 {
+		t.Errorf("%d netfilter links, want 2: %v", guards, entries)
+	}
+}
