@@ -1,0 +1,72 @@
+# fastbr. Needs Go and make; every other tool is installed from Debian by the
+# target that needs it (see `make deps`). Targets that touch the kernel use sudo
+# when not run by root.
+
+SHELL   := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin
+GO      ?= go
+ROOT    := $(filter 0,$(shell id -u))
+SUDO    := $(if $(ROOT),,sudo -E env "PATH=$(PATH)")
+DEPS    := .ci/deps
+BIN     := bin/fastbr
+PREFIX  ?= /usr/local
+CLANG_FORMAT ?= clang-format-19
+
+# No target, and nothing it starts, may work on the machine's own network.
+export FASTBR_REFUSE_NETNS := /proc/1/ns/net
+
+# The race detector needs cgo.
+RACE    := $(if $(shell command -v gcc),-race)
+TESTS   ?= ./...
+# Above the slowest package by a factor of three; not a performance limit.
+TIMEOUT ?= 20m
+
+BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint generate bench deps build install
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+demo: build ## a throw-away host with two containers: traffic, counters, fastbr beside a plain bridge
+	@$(DEPS) iperf3 nft
+	@$(SUDO) $(BIN) demo
+
+test: build ## every test: vet, pure, programs, namespaces with real traffic, command line
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus
+	$(GO) vet ./...
+	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
+	$(GO) build $(RACE) ./...
+	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec 'sudo -E') $(TESTS)
+	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
+comma := ,
+
+lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
+	@$(DEPS) $(CLANG_FORMAT)
+	@bad=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*' -not -name '*_bpfel.go')); \
+		if [ -n "$$bad" ]; then echo "gofmt -w is due: $$bad" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@if [ -n "$(BPF_SOURCES)" ]; then $(CLANG_FORMAT) --dry-run -Werror $(BPF_SOURCES); fi
+	$(GO) test -count=1 -run '^TestWall' ./internal/testutil
+	@echo '### make lint: clean'
+
+generate: ## compile the BPF programs with clang 19 and write the Go code for them
+	@$(DEPS) clang-19 llvm-strip-19
+	$(GO) generate ./datapath/... ./bench/...
+
+bench: build ## throughput beside a kernel bridge, interleaved; writes bench/results and the table
+	@$(DEPS) iperf3 nft
+	$(SUDO) $(BIN) bench
+
+deps: ## install the Debian packages that all targets together need, as far as missing
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus \
+		clang-19 llvm-strip-19 $(CLANG_FORMAT)
+
+build: ## bin/fastbr
+	@mkdir -p $(dir $(BIN))
+	$(GO) build -o $(BIN) ./cmd/fastbr
+
+install: build ## put fastbr into /usr/local/sbin (or PREFIX, DESTDIR)
+	$(SUDO) install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/fastbr

@@ -1,0 +1,158 @@
+// Package ipam chooses subnets and addresses. It is pure: everything it decides
+// follows from its arguments.
+package ipam
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+)
+
+// Sentinels of this package.
+var (
+	// ErrOverlap: the subnet overlaps one in use.
+	ErrOverlap = errors.New("overlaps")
+	// ErrNoPool: every pool overlaps something.
+	ErrNoPool = errors.New("no free subnet")
+	// ErrFull: the subnet has no free address.
+	ErrFull = errors.New("subnet is full")
+	// ErrOutside: the address is not in the subnet.
+	ErrOutside = errors.New("not in the subnet")
+	// ErrReserved: the network's, the broadcast or the gateway's address.
+	ErrReserved = errors.New("reserved")
+	// ErrTaken: the address belongs to a port.
+	ErrTaken = errors.New("taken")
+	// ErrSubnet: not a usable IPv4 subnet.
+	ErrSubnet = errors.New("not a usable subnet")
+)
+
+// Default is the subnet of the network named "default".
+func Default() netip.Prefix { return netip.MustParsePrefix("172.30.0.0/16") }
+
+// Pools yields the subnets for networks that name none: the /20s of
+// 192.168.0.0/16, then of 172.16.0.0/12.
+func Pools() iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for _, base := range []string{"192.168.0.0/16", "172.16.0.0/12"} {
+			p := netip.MustParsePrefix(base)
+			first := toInt(p.Addr())
+			for i := range uint32(1) << (20 - p.Bits()) {
+				if !yield(netip.PrefixFrom(fromInt(first+i<<12), 20)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Next returns the first of candidates, then of Pools, that overlaps nothing in
+// use. Returns ErrNoPool if there is none.
+func Next(used []netip.Prefix, candidates ...netip.Prefix) (netip.Prefix, error) {
+	for _, p := range candidates {
+		if _, bad := Overlap(p, used); !bad {
+			return p, nil
+		}
+	}
+	for p := range Pools() {
+		if _, bad := Overlap(p, used); !bad {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, ErrNoPool
+}
+
+// Overlap finds a prefix in used that shares addresses with p. Default routes
+// do not count, and neither do their halves, which VPN clients use to cover
+// the default route without replacing it.
+func Overlap(p netip.Prefix, used []netip.Prefix) (netip.Prefix, bool) {
+	for _, u := range used {
+		if u.Bits() > 1 && u.Overlaps(p) {
+			return u, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// CheckSubnet says whether p can be a network's: IPv4, unicast, with room for a
+// gateway and one container. The error wraps ErrSubnet.
+func CheckSubnet(p netip.Prefix) error {
+	a := p.Addr()
+	switch {
+	case !a.Is4():
+		return fmt.Errorf("%s: %w: IPv4 only", p, ErrSubnet)
+	case p != p.Masked():
+		return fmt.Errorf("%s: %w: host bits are set, did you mean %s", p, ErrSubnet, p.Masked())
+	case p.Bits() < 8 || p.Bits() > 30:
+		return fmt.Errorf("%s: %w: /8 to /30", p, ErrSubnet)
+	case a.IsMulticast(), a.IsLoopback(), a.IsLinkLocalUnicast(), a.As4()[0] == 0, a.As4()[0] >= 240:
+		return fmt.Errorf("%s: %w: not unicast", p, ErrSubnet)
+	}
+	return nil
+}
+
+// Gateway is the subnet's first address.
+func Gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
+
+// Broadcast is the subnet's last address.
+func Broadcast(p netip.Prefix) netip.Addr {
+	return fromInt(toInt(p.Masked().Addr()) | (1<<(32-p.Bits()) - 1))
+}
+
+// CheckGateway says whether gw can be the gateway of the subnet. The error
+// wraps ErrOutside or ErrReserved.
+func CheckGateway(p netip.Prefix, gw netip.Addr) error {
+	switch {
+	case !p.Contains(gw):
+		return fmt.Errorf("%s: %w %s", gw, ErrOutside, p)
+	case gw == p.Masked().Addr(), gw == Broadcast(p):
+		return fmt.Errorf("%s: %w in %s", gw, ErrReserved, p)
+	}
+	return nil
+}
+
+// Check says whether a container may have the address. The error wraps
+// ErrOutside, ErrReserved or ErrTaken.
+func Check(p netip.Prefix, gw, ip netip.Addr, taken func(netip.Addr) bool) error {
+	if err := CheckGateway(p, ip); err != nil {
+		return err
+	}
+	if ip == gw {
+		return fmt.Errorf("%s: %w for the gateway", ip, ErrReserved)
+	}
+	if taken(ip) {
+		return fmt.Errorf("%s: %w", ip, ErrTaken)
+	}
+	return nil
+}
+
+// Allocate returns the lowest free address. Returns an error wrapping ErrFull
+// if there is none.
+func Allocate(p netip.Prefix, gw netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
+	last := Broadcast(p)
+	for a := p.Masked().Addr().Next(); a != last; a = a.Next() {
+		if a != gw && !taken(a) {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("%s: %w", p, ErrFull)
+}
+
+// MAC is the hardware address that belongs to an address: 02:42 and its four bytes.
+func MAC(ip netip.Addr) net.HardwareAddr {
+	b := ip.As4()
+	return net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}
+}
+
+func toInt(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func fromInt(v uint32) netip.Addr {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], v)
+	return netip.AddrFrom4(b)
+}

@@ -1,0 +1,63 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// AddAddr gives the device an IPv4 address; one that is there already is no error.
+func (c *Conn) AddAddr(index int, p netip.Prefix) error {
+	err := c.h.AddrAdd(ref(index), &netlink.Addr{IPNet: ipNet(p), Broadcast: broadcast(p)})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("adding address %s: %w", p, sentinel(err))
+	}
+	return nil
+}
+
+// Addrs returns the device's IPv4 addresses, the primary ones first.
+func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(ref(index), unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
+	}
+	var primary, secondary []netip.Prefix
+	for _, a := range list {
+		p, ok := prefix(a.IPNet)
+		if !ok {
+			continue
+		}
+		if a.Flags&unix.IFA_F_SECONDARY != 0 {
+			secondary = append(secondary, p)
+		} else {
+			primary = append(primary, p)
+		}
+	}
+	return append(primary, secondary...), nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// broadcast is the subnet's last address, as every other tool sets it.
+func broadcast(p netip.Prefix) net.IP {
+	b := p.Masked().Addr().As4()
+	for i := range b {
+		b[i] |= ^net.CIDRMask(p.Bits(), 32)[i]
+	}
+	return net.IPv4(b[0], b[1], b[2], b[3]).To4()
+}
+
+func prefix(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok
+}

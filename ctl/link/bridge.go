@@ -1,0 +1,44 @@
+package link
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// CreateBridge makes a bridge that is down and has the given address from the
+// first moment, so that its MAC never follows that of a port. Returns its
+// ifindex, or an error wrapping ErrExists.
+func (c *Conn) CreateBridge(name string, mac net.HardwareAddr, mtu int) (int, error) {
+	a := netlink.NewLinkAttrs()
+	a.Name, a.HardwareAddr, a.MTU = name, mac, mtu
+	if err := c.h.LinkAdd(&netlink.Bridge{LinkAttrs: a}); err != nil {
+		return 0, fmt.Errorf("creating bridge %s: %w", name, sentinel(err))
+	}
+	d, err := c.ByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("creating bridge %s: %w", name, err)
+	}
+	return d.Index, nil
+}
+
+// SetForwardDelay sets the bridge's forward delay in hundredths of a second
+// and switches spanning tree off: with a delay of 0 a new port forwards at once.
+func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req.Sockets = c.raw
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(bridge)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(0))
+	data.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(ticks))
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return sentinel(err)
+}

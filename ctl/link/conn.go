@@ -1,0 +1,89 @@
+// Package link is fastbr's only door to rtnetlink and to network namespaces.
+// It knows devices, addresses, routes and neighbours, and nothing of fastbr:
+// values go in and out as netip, net.HardwareAddr and interface indexes.
+//
+// A Conn works in the namespace it was opened in, whatever the calling thread
+// does later. Dumps that the kernel interrupted (EINTR) are repeated.
+package link
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Sentinels of this package.
+var (
+	// ErrNotFound: no such device.
+	ErrNotFound = errors.New("no such device")
+	// ErrExists: a device of that name (or index) is there already.
+	ErrExists = errors.New("device exists")
+	// ErrNotNetns: the path is not a network namespace.
+	ErrNotNetns = errors.New("not a network namespace")
+	// ErrTarget: neither a path nor netns:NAME nor pid:N.
+	ErrTarget = errors.New("malformed target")
+	// ErrGone: the target (path, name or process) does not exist.
+	ErrGone = errors.New("no such network namespace")
+)
+
+// dumpTries bounds the repetitions of an interrupted dump; each one is a full
+// walk of the kernel's table, and the last is taken as it is reported.
+const dumpTries = 20
+
+// Conn is a set of rtnetlink sockets in one network namespace.
+type Conn struct {
+	h *netlink.Handle
+	// raw is for the requests that the library has no call for.
+	raw map[int]*nl.SocketHandle
+}
+
+// Open connects to the namespace of the calling thread.
+func Open() (*Conn, error) {
+	return open(netns.None(), "the current namespace")
+}
+
+// OpenIn connects to the namespace ns, without entering it for longer than the
+// socket call.
+func OpenIn(ns *Netns) (*Conn, error) {
+	return open(netns.NsHandle(ns.file.Fd()), ns.String())
+}
+
+func open(ns netns.NsHandle, where string) (*Conn, error) {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening rtnetlink in %s: %w", where, err)
+	}
+	sock, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("opening rtnetlink in %s: %w", where, err)
+	}
+	// Strict checking lets the kernel filter dumps; where it is missing the
+	// library filters the answers.
+	_ = h.SetStrictCheck(true)
+	raw := map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	return &Conn{h: h, raw: raw}, nil
+}
+
+// Close releases the sockets.
+func (c *Conn) Close() {
+	c.h.Close()
+	for _, s := range c.raw {
+		s.Close()
+	}
+}
+
+// dump repeats a dump until the kernel delivers it uninterrupted.
+func dump[T any](f func() (T, error)) (T, error) {
+	for try := 1; ; try++ {
+		v, err := f()
+		if try < dumpTries && (errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINTR)) {
+			continue
+		}
+		return v, err
+	}
+}

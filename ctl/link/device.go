@@ -1,0 +1,120 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Device is what fastbr wants to know of a network device.
+type Device struct {
+	Index    int
+	Name     string
+	Kind     string // "bridge", "veth", "device" (physical), …
+	Alias    string // ifalias
+	MAC      net.HardwareAddr
+	MTU      int  // bytes
+	Master   int  // ifindex of the bridge or bond it belongs to, 0: none
+	Up       bool // administratively
+	Carrier  bool // operationally
+	Ethernet bool // ARPHRD_ETHER: frames carry an Ethernet header
+	Loopback bool
+}
+
+func fromLink(l netlink.Link) Device {
+	a := l.Attrs()
+	return Device{
+		Index: a.Index, Name: a.Name, Kind: l.Type(), Alias: a.Alias,
+		MAC: a.HardwareAddr, MTU: a.MTU, Master: a.MasterIndex,
+		Up:       a.Flags&net.FlagUp != 0,
+		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0 && a.OperState != netlink.OperDown,
+		Ethernet: a.EncapType == "ether",
+		Loopback: a.Flags&net.FlagLoopback != 0,
+	}
+}
+
+// ByName looks a device up. Returns an error wrapping ErrNotFound if there is none.
+func (c *Conn) ByName(name string) (Device, error) {
+	l, err := c.h.LinkByName(name)
+	if err != nil {
+		return Device{}, fmt.Errorf("%s: %w", name, sentinel(err))
+	}
+	return fromLink(l), nil
+}
+
+// ByIndex looks a device up. Returns an error wrapping ErrNotFound if there is none.
+func (c *Conn) ByIndex(index int) (Device, error) {
+	l, err := c.h.LinkByIndex(index)
+	if err != nil {
+		return Device{}, fmt.Errorf("device with index %d: %w", index, sentinel(err))
+	}
+	return fromLink(l), nil
+}
+
+// Delete removes a device; a veth takes its peer along. A device that is gone
+// already is no error.
+func (c *Conn) Delete(index int) error {
+	err := sentinel(c.h.LinkDel(ref(index)))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// SetUp raises or lowers a device.
+func (c *Conn) SetUp(index int, up bool) error {
+	if up {
+		return sentinel(c.h.LinkSetUp(ref(index)))
+	}
+	return sentinel(c.h.LinkSetDown(ref(index)))
+}
+
+// SetAlias sets the ifalias.
+func (c *Conn) SetAlias(index int, alias string) error {
+	return sentinel(c.h.LinkSetAlias(ref(index), alias))
+}
+
+// SetMaster makes the device a port of the bridge.
+func (c *Conn) SetMaster(index, bridge int) error {
+	return sentinel(c.h.LinkSetMasterByIndex(ref(index), bridge))
+}
+
+// WaitCarrier waits until the device is operationally up: the kernel reports
+// the carrier of a veth pair from a worker, a few milliseconds after the
+// second end was raised. Reports whether it came up in time.
+func (c *Conn) WaitCarrier(index int, limit time.Duration) bool {
+	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+		l, err := c.h.LinkByIndex(index)
+		if err == nil && l.Attrs().OperState == netlink.OperUp {
+			return true
+		}
+		if err != nil || time.Now().After(end) {
+			return false
+		}
+	}
+}
+
+// ref is the least the library needs to address a device.
+func ref(index int) netlink.Link {
+	a := netlink.NewLinkAttrs()
+	a.Index = index
+	return &netlink.Device{LinkAttrs: a}
+}
+
+// sentinel adds this package's sentinel to what the kernel or the library says.
+func sentinel(err error) error {
+	var notFound netlink.LinkNotFoundError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &notFound), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return ErrNotFound
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("%w: %w", ErrExists, err)
+	}
+	return err
+}

@@ -1,0 +1,48 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// AddFDB pins mac to the bridge port: a static entry, which neither ages nor
+// moves when another port sends with the same address. (The "permanent" of
+// bridge(8) is something else: an address of the host itself.)
+func (c *Conn) AddFDB(port int, mac net.HardwareAddr) error {
+	err := c.h.NeighSet(&netlink.Neigh{
+		LinkIndex: port, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER,
+		State: netlink.NUD_NOARP, HardwareAddr: mac,
+	})
+	if err != nil {
+		return fmt.Errorf("adding forwarding entry %s: %w", mac, sentinel(err))
+	}
+	return nil
+}
+
+// AddNeighbour sets a permanent ARP entry on the device.
+func (c *Conn) AddNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) error {
+	n := neighbour(index, ip)
+	n.State, n.HardwareAddr = netlink.NUD_PERMANENT, mac
+	if err := c.h.NeighSet(n); err != nil {
+		return fmt.Errorf("adding neighbour %s: %w", ip, sentinel(err))
+	}
+	return nil
+}
+
+// DeleteNeighbour removes the entry; a missing one is no error.
+func (c *Conn) DeleteNeighbour(index int, ip netip.Addr) error {
+	err := c.h.NeighDel(neighbour(index, ip))
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(sentinel(err), ErrNotFound) {
+		return nil
+	}
+	return fmt.Errorf("deleting neighbour %s: %w", ip, err)
+}
+
+func neighbour(index int, ip netip.Addr) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, IP: ip.AsSlice()}
+}

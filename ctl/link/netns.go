@@ -1,0 +1,140 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// netnsDir is where iproute2 keeps named namespaces.
+const netnsDir = "/run/netns"
+
+// NetnsID tells namespaces apart while they live. The kernel may give a dead
+// one's inode number to the next.
+type NetnsID struct {
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
+}
+
+// Netns is an open network namespace.
+type Netns struct {
+	file *os.File
+	name string
+	id   NetnsID
+}
+
+// TargetPath translates a target, a path, netns:NAME or pid:N, to a path.
+// The error wraps ErrTarget.
+func TargetPath(target string) (string, error) {
+	if name, ok := strings.CutPrefix(target, "netns:"); ok {
+		if name == "" || name != filepath.Base(name) || name == ".." || name == "." {
+			return "", fmt.Errorf("%w %q: netns:NAME is wanted", ErrTarget, target)
+		}
+		return filepath.Join(netnsDir, name), nil
+	}
+	if pid, ok := strings.CutPrefix(target, "pid:"); ok {
+		if n, err := strconv.ParseUint(pid, 10, 31); err != nil || n == 0 {
+			return "", fmt.Errorf("%w %q: pid:NUMBER is wanted", ErrTarget, target)
+		}
+		return "/proc/" + pid + "/ns/net", nil
+	}
+	return target, nil
+}
+
+// OpenTarget opens a path, netns:NAME or pid:N. Returns an error wrapping
+// ErrTarget if it is malformed, ErrGone if there is no such thing, ErrNotNetns if it is something else.
+func OpenTarget(target string) (*Netns, error) {
+	path, err := TargetPath(target)
+	if err != nil {
+		return nil, err
+	}
+	// O_NONBLOCK: the path is the user's and may be a FIFO.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("%s: %w", target, ErrGone)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", target, errors.Unwrap(err))
+	}
+	ns, err := newNetns(f, target)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// Current opens the namespace of the calling thread.
+func Current() (*Netns, error) {
+	ns, err := OpenTarget("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	ns.name = "the current namespace"
+	return ns, nil
+}
+
+func newNetns(f *os.File, name string) (*Netns, error) {
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return nil, fmt.Errorf("%s: %w", name, ErrNotNetns)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &Netns{file: f, name: name, id: NetnsID{Dev: uint64(st.Dev), Ino: st.Ino}}, nil
+}
+
+// String is the name the namespace was opened by.
+func (n *Netns) String() string { return n.name }
+
+// ID identifies the namespace.
+func (n *Netns) ID() NetnsID { return n.id }
+
+// Close gives the namespace up.
+func (n *Netns) Close() { n.file.Close() }
+
+// Do runs f on a thread inside the namespace. The thread is never used again,
+// so whatever f does to it harms nobody.
+func (n *Netns) Do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := n.Enter(); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// Enter moves the calling thread, which the caller has locked, into the namespace.
+func (n *Netns) Enter() error {
+	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering %s: %w", n, err)
+	}
+	return nil
+}
+
+// Cookie is the kernel's number for the namespace of the calling thread; it is
+// not used twice before the next boot.
+func Cookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("reading the namespace's cookie: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("reading the namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}
