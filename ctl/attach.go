@@ -1,0 +1,401 @@
+package ctl
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/ipam"
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// AttachRequest is what the user asks of a port. Zero fields are chosen.
+type AttachRequest struct {
+	Target  string           // netns path, netns:NAME or pid:N
+	Network string           // "": DefaultNetwork
+	Name    string           // "": the name of the host end
+	IP      netip.Addr       // invalid: the lowest free one
+	MAC     net.HardwareAddr // nil: 02:42 and the address
+	Ifname  string           // "": eth0
+	Slow    bool             // always take the kernel path
+}
+
+const (
+	// carrierLimit bounds the wait for a new pair to come up; the kernel needs
+	// a few milliseconds.
+	carrierLimit = time.Second
+	// nameTries bounds the search for a free random device name (one of 2^28).
+	nameTries = 8
+)
+
+func (r *AttachRequest) check() error {
+	if r.Network == "" {
+		r.Network = DefaultNetwork
+	}
+	if r.Ifname == "" {
+		r.Ifname = "eth0"
+	}
+	if err := checkNetworkName(r.Network); err != nil {
+		return err
+	}
+	if r.Name != "" {
+		if err := checkName("port", r.Name); err != nil {
+			return err
+		}
+	}
+	if r.MAC != nil {
+		if err := checkMAC(r.MAC); err != nil {
+			return err
+		}
+	}
+	return checkIfname(r.Ifname)
+}
+
+// Attach plugs a container's namespace into a network. The error wraps
+// ErrInvalid, ErrNotUp, ErrNoNetwork, ErrExists, link.ErrGone,
+// link.ErrNotNetns, or a sentinel of ipam.
+func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachResult, err error) {
+	if err := r.check(); err != nil {
+		return res, err
+	}
+	ns, err := link.OpenTarget(r.Target)
+	if errors.Is(err, link.ErrTarget) {
+		return res, tagged(ErrInvalid, err.Error())
+	} else if err != nil {
+		return res, err
+	}
+	defer ns.Close()
+	if ns.ID() == c.netns {
+		return res, tagged(ErrInvalid, fmt.Sprintf("%s is the namespace that the bridge is in", r.Target))
+	}
+	err = c.mutate(ctx, func(s *session) error {
+		n, err := s.upNetwork(r.Network)
+		if err != nil {
+			return err
+		}
+		p, err := s.newPort(n, r, ns)
+		if err != nil {
+			return err
+		}
+		inside, err := link.OpenIn(ns)
+		if err != nil {
+			return err
+		}
+		defer inside.Close()
+		if _, err := inside.ByName(p.Ifname); err == nil {
+			return tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
+		}
+		if err := s.refresh(true); err != nil {
+			return err
+		}
+		if err := s.runner.run(ctx, s.portSteps(n, p, ns, inside)); err != nil {
+			return err
+		}
+		res = AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC,
+			IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU}
+		return nil
+	})
+	return res, err
+}
+
+// upNetwork finds a network that is up. The error wraps ErrNotUp or ErrNoNetwork.
+func (s *session) upNetwork(name string) (*network, error) {
+	if n := s.st.Networks[name]; n != nil && !n.Pending {
+		return n, nil
+	}
+	def, err := s.defs.get(name)
+	if err != nil {
+		return nil, err
+	}
+	if def != nil || name == DefaultNetwork {
+		command := "fastbr up"
+		if name != DefaultNetwork {
+			command += " " + name
+		}
+		return nil, tagged(ErrNotUp, fmt.Sprintf("network %s is not up: run '%s' first", name, command))
+	}
+	return nil, tagged(ErrNoNetwork, "no network "+name)
+}
+
+// newPort decides names and addresses from the state alone.
+func (s *session) newPort(n *network, r AttachRequest, ns *link.Netns) (*port, error) {
+	if len(n.Ports) >= maxPorts {
+		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
+	}
+	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: ns.ID(), Slow: r.Slow, Slowed: r.Slow, Pending: true}
+	for _, other := range n.Ports {
+		switch {
+		case other.Netns == p.Netns:
+			return nil, tagged(ErrExists, fmt.Sprintf("%s is attached to network %s already, as %s", r.Target, n.Name, other.Name))
+		case r.Name != "" && (other.Name == r.Name || other.Port == r.Name):
+			return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port named %s already", n.Name, r.Name))
+		case r.MAC != nil && other.MAC == r.MAC.String():
+			return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port with the MAC address %s already", n.Name, r.MAC))
+		}
+	}
+	if r.MAC != nil && r.MAC.String() == ipam.MAC(n.Gateway).String() {
+		return nil, tagged(ErrExists, fmt.Sprintf("MAC address %s is the bridge's", r.MAC))
+	}
+	if err := s.choosePort(n, p, r); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
+	taken := takenSet(n)
+	if r.IP.IsValid() {
+		if err := ipam.Check(n.Subnet, n.Gateway, r.IP, taken); err != nil {
+			return fmt.Errorf("address %w", err)
+		}
+	} else if p.IP, err = s.freeAddr(n, taken); err != nil {
+		return err
+	}
+	if p.MAC = r.MAC.String(); r.MAC == nil {
+		p.MAC = ipam.MAC(p.IP).String()
+	}
+	if p.Port, err = s.freeName(); err != nil {
+		return err
+	}
+	if p.Name == "" {
+		p.Name = p.Port
+	}
+	return nil
+}
+
+func takenSet(n *network) func(netip.Addr) bool {
+	set := make(map[netip.Addr]bool, len(n.Ports))
+	for _, p := range n.Ports {
+		set[p.IP] = true
+	}
+	return func(a netip.Addr) bool { return set[a] }
+}
+
+// freeAddr is the lowest free address whose MAC address nobody asked for.
+func (s *session) freeAddr(n *network, taken func(netip.Addr) bool) (netip.Addr, error) {
+	macs := make(map[string]bool, len(n.Ports))
+	for _, p := range n.Ports {
+		macs[p.MAC] = true
+	}
+	ip, err := ipam.Allocate(n.Subnet, n.Gateway, func(a netip.Addr) bool { return taken(a) || macs[ipam.MAC(a).String()] })
+	if err != nil {
+		return ip, fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	return ip, nil
+}
+
+// freeName is a random name as docker's that no device has.
+func (s *session) freeName() (string, error) {
+	for range nameTries {
+		var b [4]byte
+		rand.Read(b[:]) // never fails
+		name := "veth" + hex.EncodeToString(b[:])[:7]
+		_, err := s.conn.ByName(name)
+		if errors.Is(err, link.ErrNotFound) {
+			return name, nil
+		} else if err != nil {
+			return "", err
+		}
+	}
+	return "", errors.New("no free device name")
+}
+
+// portSteps is what `attach` does, in order; undone in reverse it is `detach`.
+// The programs are on the device before it joins the bridge: no frame ever
+// passes unchecked. ns and inside are nil when there is only undoing to do.
+func (s *session) portSteps(n *network, p *port, ns *link.Netns, inside *link.Conn) []step {
+	return []step{
+		{"port-record", func() error { n.Ports[p.Port] = p; return s.save() },
+			func() error { delete(n.Ports, p.Port); return s.save() }},
+		{"port-veth", func() error { return s.createVeth(n, p, ns, 0) }, func() error { return s.deleteVeth(n, p) }},
+		{"port-programs", func() error { return s.attachPrograms(n, p, ns) }, func() error { return s.detachPrograms(n, p) }},
+		{"port-join", func() error { return s.joinBridge(n, p) }, func() error { return s.leaveBridge(n, p) }},
+		{"port-up", func() error { return s.conn.SetUp(p.Index, true) }, nil},
+		{"port-inside", func() error { return s.configureInside(n, p, ns, inside) }, nil},
+		{"port-done", func() error { p.Pending = false; return s.save() }, nil},
+	}
+}
+
+func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) error {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return fmt.Errorf("reading the state: %w", err)
+	}
+	index, _, err = s.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
+		PeerName: p.Ifname, PeerMAC: mac, PeerNS: ns, MTU: n.MTU})
+	if err != nil {
+		return err
+	}
+	p.Index = index
+	if err := s.save(); err != nil {
+		return err
+	}
+	return quietIPv6(p.Port)
+}
+
+// deleteVeth removes the pair if the device of that name is ours: marked, or,
+// where a kill came before the mark, a veth with the random name we recorded.
+func (s *session) deleteVeth(n *network, p *port) error {
+	d, err := s.conn.ByName(p.Port)
+	if errors.Is(err, link.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if d.Kind != "veth" || d.Alias != ownerMark(n.Name) && (d.Alias != "" || !p.Pending) {
+		return nil
+	}
+	if err := s.conn.Delete(d.Index); err != nil {
+		return fmt.Errorf("deleting %s: %w", p.Port, err)
+	}
+	return nil
+}
+
+// attachPrograms puts the programs on the host end. If its ifindex falls on a
+// slot that another device has, the pair is made again with one that is free.
+func (s *session) attachPrograms(n *network, p *port, ns *link.Netns) error {
+	err := s.portPrograms(n, p)
+	if !errors.Is(err, datapath.ErrSlotTaken) {
+		return err
+	}
+	index, err := s.freeIndex()
+	if err != nil {
+		return err
+	}
+	if err := s.conn.Delete(p.Index); err != nil {
+		return fmt.Errorf("deleting %s: %w", p.Port, err)
+	}
+	if err := s.createVeth(n, p, ns, index); err != nil {
+		return err
+	}
+	return s.portPrograms(n, p)
+}
+
+// freeIndex is an ifindex that no device has and whose slot is free.
+func (s *session) freeIndex() (int, error) {
+	known, err := s.dp.Devices()
+	if err != nil {
+		return 0, fmt.Errorf("listing the datapath's devices: %w", err)
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return 0, err
+	}
+	used, slots := map[int]bool{}, map[int]bool{}
+	for _, e := range entries {
+		used[e.Index] = true
+	}
+	for _, d := range known {
+		slots[d%datapath.MaxDevices] = true
+	}
+	for i := 2; i < 2*datapath.MaxDevices; i++ {
+		if !used[i] && !slots[i%datapath.MaxDevices] {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("no free device slot: %w", datapath.ErrTooMany)
+}
+
+func (s *session) portPrograms(n *network, p *port) error {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return fmt.Errorf("reading the state: %w", err)
+	}
+	err = s.dp.AttachPort(datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
+		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed})
+	if err != nil {
+		return fmt.Errorf("attaching the programs to %s: %w", p.Port, err)
+	}
+	return nil
+}
+
+// detachPrograms makes the datapath forget the port. The device goes first, and
+// the programs with it: there is no moment without them, and the kernel waits
+// for its readers once instead of three times.
+func (s *session) detachPrograms(n *network, p *port) error {
+	if err := s.deleteVeth(n, p); err != nil {
+		return err
+	}
+	if s.dp == nil || p.Index == 0 {
+		return nil
+	}
+	if err := s.dp.DetachPort(p.Index); err != nil {
+		return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)
+	}
+	return nil
+}
+
+// joinBridge makes the host end a port whose address is known before the first
+// frame, to the bridge and to the host.
+func (s *session) joinBridge(n *network, p *port) error {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return fmt.Errorf("reading the state: %w", err)
+	}
+	if err := s.conn.SetMaster(p.Index, n.Index); err != nil {
+		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
+	}
+	if err := s.conn.AddFDB(p.Index, mac); err != nil {
+		return fmt.Errorf("%s: %w", p.Port, err)
+	}
+	return s.conn.AddNeighbour(n.Index, p.IP, mac)
+}
+
+// leaveBridge takes the neighbour away. The forwarding entry goes with the device.
+func (s *session) leaveBridge(n *network, p *port) error {
+	if n.Index == 0 {
+		return nil
+	}
+	return s.conn.DeleteNeighbour(n.Index, p.IP)
+}
+
+// configureInside gives the container's end its address and route, as a
+// container expects them, and announces the address.
+func (s *session) configureInside(n *network, p *port, ns *link.Netns, inside *link.Conn) error {
+	d, err := inside.ByName(p.Ifname)
+	if err != nil {
+		return fmt.Errorf("in %s: %w", ns, err)
+	}
+	if lo, err := inside.ByName("lo"); err == nil && !lo.Up {
+		if err := inside.SetUp(lo.Index, true); err != nil {
+			return fmt.Errorf("raising lo in %s: %w", ns, err)
+		}
+	}
+	if err := inside.AddAddr(d.Index, netip.PrefixFrom(p.IP, n.Subnet.Bits())); err != nil {
+		return fmt.Errorf("in %s: %w", ns, err)
+	}
+	if err := inside.SetUp(d.Index, true); err != nil {
+		return fmt.Errorf("raising %s in %s: %w", p.Ifname, ns, err)
+	}
+	if err := s.routeInside(n, p, ns, inside, d.Index); err != nil {
+		return err
+	}
+	if !s.conn.WaitCarrier(p.Index, carrierLimit) {
+		s.say("%s has no carrier yet", p.Port)
+	}
+	return ns.Do(func() error { return link.AnnounceARP(d.Index, p.IP, d.MAC) })
+}
+
+func (s *session) routeInside(n *network, p *port, ns *link.Netns, inside *link.Conn, index int) error {
+	if n.Internal {
+		return nil
+	}
+	have, err := inside.DefaultDevices()
+	if err != nil {
+		return fmt.Errorf("in %s: %w", ns, err)
+	}
+	if len(have) > 0 {
+		s.say("%s has a default route already: kept", ns)
+		return nil
+	}
+	if err := inside.AddDefault(index, n.Gateway); err != nil {
+		return fmt.Errorf("in %s: %w", ns, err)
+	}
+	return nil
+}

@@ -1,0 +1,237 @@
+package ctl
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/ipam"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+const (
+	// DefaultNetwork is the network of commands that name none.
+	DefaultNetwork = "default"
+	// DefaultBridge is its device.
+	DefaultBridge = "fastbr0"
+	// AutoUplink stands for the device of the default route.
+	AutoUplink = "auto"
+
+	maxIfname = 15 // IFNAMSIZ without the NUL
+	maxName   = 63 // of networks and ports: a DNS label, and room in an ifalias
+	minMTU    = 576
+	maxMTU    = 65535
+	// maxPorts is the kernel's limit per bridge (BR_PORT_BITS 10, number 0 unused).
+	maxPorts = 1023
+)
+
+// NetworkRequest is what the user asks of one network. A zero field was not asked for.
+type NetworkRequest struct {
+	Bridge     string
+	Subnet     netip.Prefix
+	Gateway    netip.Addr
+	MTU        int // bytes
+	Masquerade *bool
+	Internal   *bool
+}
+
+// InstanceRequest is what the user asks of the instance. A zero field was not asked for.
+type InstanceRequest struct {
+	Uplinks           []string // device names or AutoUplink
+	Lease             *time.Duration
+	L2Fast            *bool
+	NATFirst, NATLast uint16
+	FlowsMax          uint32 // sessions
+}
+
+func namePattern() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+}
+
+// checkName says whether a network or port may have this name.
+func checkName(what, name string) error {
+	if len(name) > maxName || !namePattern().MatchString(name) {
+		return tagged(ErrInvalid, fmt.Sprintf("%s name %q: 1 to %d letters, digits, '_', '.' or '-', the first a letter or digit",
+			what, name, maxName))
+	}
+	return nil
+}
+
+// checkNetworkName also refuses the names of the built-in modes.
+func checkNetworkName(name string) error {
+	if name == "host" || name == "none" || name == "bridge" {
+		return tagged(ErrInvalid, fmt.Sprintf("network name %q is built in", name))
+	}
+	return checkName("network", name)
+}
+
+// checkIfname says whether the kernel takes the name for a device.
+func checkIfname(name string) error {
+	bad := func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == '%' || r > '~' }
+	if name == "" || name == "." || name == ".." || len(name) > maxIfname || strings.ContainsFunc(name, bad) {
+		return tagged(ErrInvalid, fmt.Sprintf("interface name %q: 1 to %d characters, no blank, '/', ':' or '%%'", name, maxIfname))
+	}
+	return nil
+}
+
+// checkMAC says whether a container may have this address.
+func checkMAC(mac net.HardwareAddr) error {
+	zero := net.HardwareAddr{0, 0, 0, 0, 0, 0}
+	if len(mac) != 6 || mac[0]&1 != 0 || slices.Equal(mac, zero) {
+		return tagged(ErrInvalid, fmt.Sprintf("MAC address %s: a unicast Ethernet address is wanted", mac))
+	}
+	return nil
+}
+
+func (r NetworkRequest) check() error {
+	if r.Bridge != "" {
+		if err := checkIfname(r.Bridge); err != nil {
+			return err
+		}
+	}
+	if r.Subnet.IsValid() {
+		if err := ipam.CheckSubnet(r.Subnet); err != nil {
+			return tagged(ErrInvalid, "subnet "+err.Error())
+		}
+	}
+	if r.MTU != 0 && (r.MTU < minMTU || r.MTU > maxMTU) {
+		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: %d to %d", r.MTU, minMTU, maxMTU))
+	}
+	return nil
+}
+
+func (r InstanceRequest) check() error {
+	if r.Lease != nil && (*r.Lease != 0 && *r.Lease < time.Second || *r.Lease > datapath.MaxLease) {
+		return tagged(ErrInvalid, fmt.Sprintf("lease %s: 1s to %s, or 0 to switch the routed fast path off", *r.Lease, datapath.MaxLease))
+	}
+	if r.NATFirst > r.NATLast || r.NATLast != 0 && r.NATFirst < 1024 {
+		return tagged(ErrInvalid, fmt.Sprintf("NAT range %d-%d: FIRST-LAST, from 1024 to 65535", r.NATFirst, r.NATLast))
+	}
+	for _, u := range r.Uplinks {
+		if u == AutoUplink {
+			continue
+		}
+		if err := checkIfname(u); err != nil {
+			return err
+		}
+	}
+	if len(r.Uplinks) > 1 && slices.Contains(r.Uplinks, AutoUplink) {
+		return tagged(ErrInvalid, "--uplink auto stands alone")
+	}
+	return nil
+}
+
+// define completes a request to a definition. used are the prefixes that the
+// host and other networks have; the note, if any, is for the user.
+func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition, note string, err error) {
+	def = Definition{ID: newID(), Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
+		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal}
+	if !def.Subnet.IsValid() && def.Gateway.IsValid() {
+		return def, "", tagged(ErrInvalid, "--gateway needs --subnet")
+	}
+	if def.Subnet.IsValid() {
+		if u, bad := ipam.Overlap(def.Subnet, used); bad {
+			return def, "", fmt.Errorf("subnet %s %w %s, which this host uses already", def.Subnet, ipam.ErrOverlap, u)
+		}
+	} else if def.Subnet, note, err = choose(name, used); err != nil {
+		return def, "", err
+	}
+	if !def.Gateway.IsValid() {
+		def.Gateway = ipam.Gateway(def.Subnet)
+	}
+	if err := ipam.CheckGateway(def.Subnet, def.Gateway); err != nil {
+		return def, "", tagged(ErrInvalid, "gateway "+err.Error())
+	}
+	if def.Bridge == "" {
+		def.Bridge = bridgeName(name, def.ID)
+	}
+	return def, note, nil
+}
+
+func choose(name string, used []netip.Prefix) (netip.Prefix, string, error) {
+	var wish []netip.Prefix
+	if name == DefaultNetwork {
+		wish = []netip.Prefix{ipam.Default()}
+	}
+	p, err := ipam.Next(used, wish...)
+	if err != nil {
+		return p, "", fmt.Errorf("%w: choose one with --subnet", err)
+	}
+	if len(wish) > 0 && p != wish[0] {
+		u, _ := ipam.Overlap(wish[0], used)
+		return p, fmt.Sprintf("%s overlaps %s, which this host uses already: taking %s", wish[0], u, p), nil
+	}
+	return p, "", nil
+}
+
+func bridgeName(network, id string) string {
+	if network == DefaultNetwork {
+		return DefaultBridge
+	}
+	return "fbr-" + id[:10]
+}
+
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// differences lists the flags of a second `up` that contradict what is up.
+func (d Definition) differences(r NetworkRequest) []string {
+	var out []string
+	differ := func(flag string, asked bool, now any) {
+		if asked {
+			out = append(out, fmt.Sprintf("--%s (now %v)", flag, now))
+		}
+	}
+	differ("bridge", r.Bridge != "" && r.Bridge != d.Bridge, d.Bridge)
+	differ("subnet", r.Subnet.IsValid() && r.Subnet != d.Subnet, d.Subnet)
+	differ("gateway", r.Gateway.IsValid() && r.Gateway != d.Gateway, d.Gateway)
+	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, d.MTU)
+	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
+	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
+	return out
+}
+
+// differences lists the flags of an `up` that only a new datapath could follow.
+func (s settings) differences(r InstanceRequest) []string {
+	var out []string
+	if r.NATLast != 0 && (r.NATFirst != s.NATFirst || r.NATLast != s.NATLast) {
+		out = append(out, fmt.Sprintf("--nat-range (now %d-%d)", s.NATFirst, s.NATLast))
+	}
+	if r.FlowsMax != 0 && r.FlowsMax != s.FlowsMax {
+		out = append(out, fmt.Sprintf("--nat-flows (now %d)", s.FlowsMax))
+	}
+	return out
+}
+
+// apply takes over what can change while things are up.
+func (s *settings) apply(r InstanceRequest) {
+	if len(r.Uplinks) > 0 {
+		s.Uplinks = r.Uplinks
+	}
+	if r.Lease != nil {
+		s.Lease = *r.Lease
+	}
+	if r.L2Fast != nil {
+		s.L2Fast = *r.L2Fast
+	}
+}
+
+// firstSettings are those of an instance that comes up.
+func firstSettings(r InstanceRequest) settings {
+	s := settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, L2Fast: true,
+		NATFirst: 10000, NATLast: 29999, FlowsMax: r.FlowsMax}
+	if r.NATLast != 0 {
+		s.NATFirst, s.NATLast = r.NATFirst, r.NATLast
+	}
+	s.apply(r)
+	return s
+}

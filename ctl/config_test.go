@@ -1,0 +1,131 @@
+package ctl
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/ipam"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+func TestDefineCompletes(t *testing.T) {
+	no, yes := false, true
+	tests := []struct {
+		name    string
+		network string
+		req     NetworkRequest
+		used    string
+		want    Definition
+		note    bool
+	}{
+		{"default", "default", NetworkRequest{}, "0.0.0.0/0",
+			Definition{Bridge: "fastbr0", Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: netip.MustParseAddr("172.30.0.1"), Masquerade: true}, false},
+		{"default moved", "default", NetworkRequest{}, "172.16.0.0/12",
+			Definition{Bridge: "fastbr0", Subnet: netip.MustParsePrefix("192.168.0.0/20"), Gateway: netip.MustParseAddr("192.168.0.1"), Masquerade: true}, true},
+		{"another", "lab", NetworkRequest{Bridge: "lab0", Internal: &yes, Masquerade: &no, MTU: 1400}, "0.0.0.0/0",
+			Definition{Bridge: "lab0", Subnet: netip.MustParsePrefix("192.168.0.0/20"), Gateway: netip.MustParseAddr("192.168.0.1"), Internal: true, MTU: 1400}, false},
+	}
+	for _, test := range tests {
+		def, note, err := define(test.network, test.req, []netip.Prefix{netip.MustParsePrefix(test.used)})
+		if err != nil || len(def.ID) != 64 || (note != "") != test.note {
+			t.Errorf("%s: id %q, note %q, %v", test.name, def.ID, note, err)
+		}
+		test.want.ID, test.want.Name = def.ID, test.network
+		if def != test.want {
+			t.Errorf("%s: %+v, want %+v", test.name, def, test.want)
+		}
+	}
+}
+
+func TestDefineRefuses(t *testing.T) {
+	used := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	if _, _, err := define("a", NetworkRequest{Subnet: netip.MustParsePrefix("10.9.0.0/16")}, used); !errors.Is(err, ipam.ErrOverlap) {
+		t.Errorf("overlap: %v", err)
+	}
+	outside := NetworkRequest{Subnet: netip.MustParsePrefix("172.20.0.0/24"), Gateway: netip.MustParseAddr("172.20.1.1")}
+	if _, _, err := define("a", outside, nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("gateway outside: %v", err)
+	}
+	if _, _, err := define("a", NetworkRequest{Gateway: outside.Gateway}, nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("gateway without subnet: %v", err)
+	}
+}
+
+func TestBridgeNameFits(t *testing.T) {
+	if name := bridgeName("lab", newID()); len(name) > maxIfname || !strings.HasPrefix(name, "fbr-") {
+		t.Error(name)
+	}
+}
+
+func TestInstanceRequestCheck(t *testing.T) {
+	d := func(v time.Duration) *time.Duration { return &v }
+	tests := []struct {
+		name string
+		req  InstanceRequest
+		ok   bool
+	}{
+		{"nothing", InstanceRequest{}, true},
+		{"lease off", InstanceRequest{Lease: d(0)}, true},
+		{"longest lease", InstanceRequest{Lease: d(datapath.MaxLease)}, true},
+		{"lease too long", InstanceRequest{Lease: d(datapath.MaxLease + 1)}, false},
+		{"lease too short", InstanceRequest{Lease: d(time.Millisecond)}, false},
+		{"range", InstanceRequest{NATFirst: 1024, NATLast: 65535}, true},
+		{"privileged range", InstanceRequest{NATFirst: 80, NATLast: 90}, false},
+		{"reversed range", InstanceRequest{NATFirst: 3000, NATLast: 2000}, false},
+		{"uplinks", InstanceRequest{Uplinks: []string{"eth0", "eth1"}}, true},
+		{"auto and another", InstanceRequest{Uplinks: []string{"auto", "eth1"}}, false},
+		{"uplink name", InstanceRequest{Uplinks: []string{"../eth0"}}, false},
+	}
+	for _, test := range tests {
+		if err := test.req.check(); (err == nil) != test.ok || err != nil && !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	for name, ok := range map[string]bool{"a": true, "web-1.x_y": true, "": false, "-a": false, "a/b": false, "a b": false,
+		strings.Repeat("n", 63): true, strings.Repeat("n", 64): false} {
+		if err := checkName("port", name); (err == nil) != ok {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for name, ok := range map[string]bool{"eth0": true, "a.b": true, "": false, ".": false, "..": false, "a/b": false, "a b": false,
+		"fifteencharactr": true, "sixteencharacter": false, "veth%d": false} {
+		if err := checkIfname(name); (err == nil) != ok {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"host", "none", "bridge"} {
+		if checkNetworkName(name) == nil {
+			t.Errorf("%q is built in", name)
+		}
+	}
+}
+
+func TestTaggedRules(t *testing.T) {
+	out := `-P FORWARD DROP
+-A FORWARD -s 192.0.2.1/32 -m comment --comment "fastbr:other" -j DROP
+-A FORWARD -i fastbr0 -m comment --comment "fastbr:default" -j ACCEPT
+-A FORWARD -o fastbr0 -m comment --comment fastbr:default -j ACCEPT
+-A FORWARD -i fastbr0 -j ACCEPT
+-A OTHER -i fastbr0 -m comment --comment "fastbr:default" -j ACCEPT
+`
+	got := taggedRules(out, "fastbr:default")
+	want := [][]string{acceptArgs("-i", "fastbr0", "fastbr:default"), acceptArgs("-o", "fastbr0", "fastbr:default")}
+	if !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("rules %q", got)
+	}
+}
+
+func TestNetnsInode(t *testing.T) {
+	for in, want := range map[string]uint64{"net:[4026531840]": 4026531840, "mnt:[4026531841]": 0, "/": 0, "socket:[1]": 0} {
+		if got, ok := netnsInode(in); got != want || ok != (want != 0) {
+			t.Errorf("%q: %d, %v", in, got, ok)
+		}
+	}
+}

@@ -1,0 +1,245 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// Defaults of Options.
+const (
+	DefaultBPFFS    = "/sys/fs/bpf"
+	DefaultStateDir = "/run/fastbr"
+	definitionsDir  = "/var/lib/fastbr/networks"
+)
+
+// Options say where a Controller keeps things. Zero fields mean the defaults.
+type Options struct {
+	BPFFS    string
+	StateDir string
+	Messages io.Writer // notes and warnings for the user, one per line; nil: none
+
+	planes planes // tests: a fake datapath
+	failAt string // tests: the step that breaks
+}
+
+// Controller works on the instance of one network namespace.
+type Controller struct {
+	opts     Options
+	instance string // netns cookie in hex
+	netns    link.NetnsID
+	machine  bool // the namespace is that of process 1
+	boot     string
+	root     string // state directory of all instances
+	pins     string // of this instance
+	defs     definitions
+	runner   runner
+}
+
+// Open prepares to work on the namespace of the calling thread. It changes
+// nothing. FASTBR_REFUSE_NETNS=PATH is a safety net for tests and labs: Open
+// fails if PATH is the namespace it was called in.
+func Open(opts Options) (*Controller, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("this needs root: run it with sudo")
+	}
+	if opts.planes == nil {
+		opts.planes = kernel{}
+	}
+	if opts.Messages == nil {
+		opts.Messages = io.Discard
+	}
+	c := &Controller{opts: opts, runner: newRunner(opts.failAt)}
+	if err := c.identify(); err != nil {
+		return nil, err
+	}
+	bpffs := opts.BPFFS
+	if bpffs == "" {
+		bpffs = DefaultBPFFS
+	}
+	c.opts.BPFFS = bpffs
+	c.pins = filepath.Join(bpffs, "fastbr", c.instance)
+	c.root = opts.StateDir
+	if c.root == "" {
+		c.root = DefaultStateDir
+	}
+	c.defs.dir = filepath.Join(c.dir(), "networks")
+	if c.machine && opts.StateDir == "" {
+		c.defs.dir = definitionsDir
+	}
+	return c, nil
+}
+
+// identify finds out which instance the calling thread belongs to.
+func (c *Controller) identify() error {
+	ns, err := link.Current()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	c.netns = ns.ID()
+	cookie, err := link.Cookie()
+	if err != nil {
+		return err
+	}
+	if path := os.Getenv("FASTBR_REFUSE_NETNS"); path != "" {
+		same, err := c.lives(path, cookie)
+		if err != nil {
+			return fmt.Errorf("FASTBR_REFUSE_NETNS: %w", err)
+		}
+		if same {
+			return fmt.Errorf("refusing to work in the network namespace %s (FASTBR_REFUSE_NETNS)", path)
+		}
+	}
+	c.machine, _ = c.lives("/proc/1/ns/net", cookie)
+	c.instance = strconv.FormatUint(cookie, 16)
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("reading the boot id: %w", err)
+	}
+	c.boot = strings.TrimSpace(string(boot))
+	return nil
+}
+
+// lives reports whether path is the namespace we are in. Where a sandbox lets
+// nobody look at it, it is taken for the one the kernel booted with.
+func (c *Controller) lives(path string, cookie uint64) (bool, error) {
+	ns, err := link.OpenTarget(path)
+	if errors.Is(err, os.ErrPermission) {
+		return cookie == firstCookie, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer ns.Close()
+	return ns.ID() == c.netns, nil
+}
+
+// firstCookie is that of the namespace the kernel booted with.
+const firstCookie = 1
+
+// Instance names the instance: the namespace's cookie in hex.
+func (c *Controller) Instance() string { return c.instance }
+
+func (c *Controller) dir() string       { return filepath.Join(c.root, c.instance) }
+func (c *Controller) statePath() string { return filepath.Join(c.dir(), "state.json") }
+func (c *Controller) lockPath() string  { return c.dir() + ".lock" }
+
+// say tells the user something that is neither data nor an error.
+func (c *Controller) say(format string, args ...any) {
+	fmt.Fprintf(c.opts.Messages, "fastbr: "+format+"\n", args...)
+}
+
+// session is one operation: what is true while the lock is held.
+type session struct {
+	*Controller
+	ctx  context.Context
+	st   *state
+	conn *link.Conn
+	dp   plane // nil: none is pinned
+	// stale is why the pinned datapath cannot be used: another schema. Only
+	// `down --all` goes on.
+	stale error
+}
+
+// read runs f on the state as it is. f gets a session with an empty state if
+// nothing is up.
+func (c *Controller) read(ctx context.Context, f func(*session) error) error {
+	l, err := acquire(ctx, c.lockPath(), false)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	s, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	if s.stale != nil {
+		return s.stale
+	}
+	return f(s)
+}
+
+// mutate runs f alone, on a state that was made sound before.
+func (c *Controller) mutate(ctx context.Context, f func(*session) error) error {
+	return c.mutateStale(ctx, false, f)
+}
+
+func (c *Controller) mutateStale(ctx context.Context, evenStale bool, f func(*session) error) error {
+	l, err := acquire(ctx, c.lockPath(), true)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	s, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	defer s.tidy(l)
+	if s.stale != nil && !evenStale {
+		return s.stale
+	}
+	c.sweepLeftovers()
+	if err := s.recover(); err != nil {
+		return fmt.Errorf("recovering from an interrupted command: %w", err)
+	}
+	return f(s)
+}
+
+func (c *Controller) begin(ctx context.Context) (*session, error) {
+	st, err := loadState(c.statePath(), c.boot)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{Controller: c, ctx: ctx, st: st}
+	if s.conn, err = link.Open(); err != nil {
+		return nil, err
+	}
+	s.dp, err = c.opts.planes.open(c.pins)
+	switch {
+	case err == nil, errors.Is(err, datapath.ErrNotLoaded):
+	case errors.Is(err, datapath.ErrSchemaNewer), errors.Is(err, datapath.ErrSchemaOlder):
+		s.stale = fmt.Errorf("%w: run 'fastbr down --all', then 'fastbr up' again", err)
+	case len(st.Networks) == 0:
+		// A Create that was killed: Remove knows how to clear it.
+	default:
+		s.conn.Close()
+		return nil, fmt.Errorf("opening the datapath: %w", err)
+	}
+	return s, nil
+}
+
+func (s *session) end() {
+	if s.dp != nil {
+		s.dp.Close()
+	}
+	s.conn.Close()
+}
+
+func (s *session) save() error { return s.st.save(s.statePath()) }
+
+// tidy removes the instance's files if nothing is left to remember.
+func (s *session) tidy(l *lock) {
+	if len(s.st.Networks) > 0 {
+		return
+	}
+	os.Remove(s.statePath())
+	if _, err := os.Stat(filepath.Join(s.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
+		os.Remove(s.identityPath())
+		os.Remove(s.dir())
+	}
+	l.remove()
+	if s.root == DefaultStateDir {
+		os.Remove(s.root) // only if it is empty
+	}
+}

@@ -1,0 +1,70 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// Detach unplugs a port, named by the container's name, its host end or its
+// target; from one network, or with network "" from whichever it is. A port
+// that is gone already is no error. Returns what was detached.
+func (c *Controller) Detach(ctx context.Context, what, networkName string) (detached []string, err error) {
+	match := func(n *network, p *port) bool { return p.Name == what || p.Port == what }
+	if isTarget(what) {
+		ns, err := link.OpenTarget(what)
+		if err == nil {
+			defer ns.Close()
+			match = func(_ *network, p *port) bool { return p.Netns == ns.ID() }
+		} else if errors.Is(err, link.ErrGone) || errors.Is(err, link.ErrNotNetns) {
+			// Ports of a vanished namespace are forgotten by any command.
+			match = func(*network, *port) bool { return false }
+		} else {
+			return nil, tagged(ErrInvalid, err.Error())
+		}
+	}
+	err = c.mutate(ctx, func(s *session) error {
+		if networkName != "" {
+			if _, err := s.upNetwork(networkName); err != nil && !errors.Is(err, ErrNotUp) {
+				return err
+			}
+		}
+		found := map[*port]*network{}
+		for _, n := range s.st.Networks {
+			for _, p := range n.Ports {
+				if match(n, p) && (networkName == "" || n.Name == networkName) {
+					found[p] = n
+				}
+			}
+		}
+		if len(found) > 1 && !isTarget(what) {
+			return fmt.Errorf("several networks have a port %s: say which with --network", what)
+		}
+		for p, n := range found {
+			if err := s.detachPort(n, p); err != nil {
+				return err
+			}
+			detached = append(detached, p.Name)
+		}
+		return s.refresh(true)
+	})
+	return detached, err
+}
+
+func isTarget(s string) bool {
+	return strings.ContainsRune(s, '/') || strings.HasPrefix(s, "netns:") || strings.HasPrefix(s, "pid:")
+}
+
+// detachPort undoes the steps of attach, wherever they stopped.
+func (s *session) detachPort(n *network, p *port) error {
+	if !p.Pending {
+		p.Pending = true
+		if err := s.save(); err != nil {
+			return err
+		}
+	}
+	return s.runner.undo(s.portSteps(n, p, nil, nil))
+}

@@ -1,0 +1,109 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Down undoes `up` of one network and detaches its ports. A network that is not
+// up is no error. Reports whether it was.
+func (c *Controller) Down(ctx context.Context, name string) (was bool, err error) {
+	if err := checkNetworkName(name); err != nil {
+		return false, err
+	}
+	err = c.mutate(ctx, func(s *session) error {
+		n := s.st.Networks[name]
+		if n == nil {
+			return nil
+		}
+		was = true
+		return s.downNetwork(n)
+	})
+	return was, err
+}
+
+// DownAll undoes every network, and the datapath whatever build pinned it.
+// Returns the names of those that were up.
+func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
+	err = c.mutateStale(ctx, true, func(s *session) error {
+		names = s.st.networkNames()
+		var errs []error
+		for _, name := range names {
+			errs = append(errs, s.downNetwork(s.st.Networks[name]))
+		}
+		if len(names) == 0 {
+			errs = append(errs, s.removeStray())
+		}
+		return errors.Join(errs...)
+	})
+	return names, err
+}
+
+// NetworkRemove takes a network down and deletes its definition. The error
+// wraps ErrInUse while it has ports, ErrNoNetwork if there is none.
+func (c *Controller) NetworkRemove(ctx context.Context, name string) error {
+	if err := checkNetworkName(name); err != nil {
+		return err
+	}
+	return c.mutate(ctx, func(s *session) error {
+		n := s.st.Networks[name]
+		def, err := s.defs.get(name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case n == nil && def == nil:
+			return tagged(ErrNoNetwork, "no network "+name)
+		case n != nil && len(n.Ports) > 0:
+			return tagged(ErrInUse, fmt.Sprintf("network %s has %d ports: detach them first", name, len(n.Ports)))
+		case n != nil:
+			if err := s.downNetwork(n); err != nil {
+				return err
+			}
+		}
+		return s.defs.remove(name)
+	})
+}
+
+// downNetwork undoes the steps of `up`. Killed in between, the next command
+// finds the network pending and goes on.
+func (s *session) downNetwork(n *network) error {
+	n.Pending = true
+	if err := s.save(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range n.sortedPorts() {
+		errs = append(errs, s.detachPort(n, p))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.runner.undo(s.networkSteps(n, nil))
+}
+
+// removeStray removes pins without a state: what is left when somebody deleted
+// the state directory while things were up. The devices are known by their
+// marks, and only by the pins we know that the marks are this instance's.
+func (s *session) removeStray() error {
+	if _, err := os.Stat(s.pins); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		network, ours := strings.CutPrefix(e.Alias, ownerMark(""))
+		if !ours || e.Kind != "veth" && e.Kind != "bridge" {
+			continue
+		}
+		s.say("removing %s, left from a network whose state is lost", e.Name)
+		errs = append(errs, s.conn.Delete(e.Index), removeAcceptRules(network))
+	}
+	return errors.Join(append(errs, s.removeDatapath())...)
+}

@@ -1,0 +1,167 @@
+package ctl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// fakeFile is a datapath that is only a file, so that it survives the process
+// as pins do. It insists on the order that the real one needs.
+type fakeFile struct {
+	dir      string
+	Conf     datapath.Config
+	Networks map[int]datapath.Network
+	Ports    map[int]datapath.Port
+	Uplinks  map[int]datapath.Uplink
+	LeaseNow time.Duration
+	L2       bool
+	// TakenSlots are slots that AttachPort refuses.
+	TakenSlots map[int]bool
+}
+
+// fakePlanes makes fakeFiles.
+type fakePlanes struct {
+	missing    string // as FASTBR_PROBE_MISSING
+	takenSlots map[int]bool
+	openErr    error
+}
+
+func (fakePlanes) prepare(string) error { return nil }
+
+func (p fakePlanes) create(dir string, cfg datapath.Config) (plane, error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%w: %w", datapath.ErrExists, err)
+	}
+	if cfg.FlowsMax == 0 {
+		cfg.FlowsMax = 4096
+	}
+	f := &fakeFile{dir: dir, Conf: cfg, Networks: map[int]datapath.Network{}, Ports: map[int]datapath.Port{},
+		Uplinks: map[int]datapath.Uplink{}, TakenSlots: p.takenSlots}
+	return f, f.save()
+}
+
+func (p fakePlanes) open(dir string) (plane, error) {
+	if p.openErr != nil {
+		return nil, p.openErr
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, datapath.ErrNotLoaded
+	}
+	f := &fakeFile{dir: dir}
+	if err == nil {
+		err = json.Unmarshal(b, f)
+	}
+	return f, err
+}
+
+func (fakePlanes) remove(dir string) error {
+	err := os.RemoveAll(dir)
+	_ = os.Remove(filepath.Dir(dir))
+	return err
+}
+
+func (p fakePlanes) probe() []datapath.Feature {
+	return withhold([]datapath.Feature{{Name: "tcx", Required: true, Minimum: "6.6"}, {Name: "xdp", Minimum: "5.9"}}, p.missing)
+}
+
+func (f *fakeFile) save() error {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(f.dir, "fake.json"), b, 0o600)
+}
+
+func (f *fakeFile) Close() error                     { return nil }
+func (f *fakeFile) Upgrade() (bool, error)           { return false, nil }
+func (f *fakeFile) Config() (datapath.Config, error) { return f.Conf, nil }
+
+func (f *fakeFile) SetNetwork(n datapath.Network) error {
+	f.Networks[n.Bridge] = n
+	return f.save()
+}
+
+func (f *fakeFile) DeleteNetwork(bridge int) error {
+	delete(f.Networks, bridge)
+	return f.save()
+}
+
+func (f *fakeFile) AttachPort(p datapath.Port) error {
+	if _, ok := f.Networks[p.Bridge]; !ok {
+		return fmt.Errorf("port %d before its network", p.Ifindex)
+	}
+	if f.TakenSlots[p.Ifindex%datapath.MaxDevices] {
+		return fmt.Errorf("device %d: %w", p.Ifindex, datapath.ErrSlotTaken)
+	}
+	f.Ports[p.Ifindex] = p
+	return f.save()
+}
+
+func (f *fakeFile) DetachPort(i int) error {
+	delete(f.Ports, i)
+	return f.save()
+}
+
+func (f *fakeFile) AttachUplink(u datapath.Uplink) error {
+	f.Uplinks[u.Ifindex] = u
+	return f.save()
+}
+
+func (f *fakeFile) DetachUplink(i int) error {
+	delete(f.Uplinks, i)
+	return f.save()
+}
+
+func (f *fakeFile) Devices() (out []int, err error) {
+	for i := range f.Ports {
+		out = append(out, i)
+	}
+	for i := range f.Uplinks {
+		out = append(out, i)
+	}
+	for slot := range f.TakenSlots {
+		out = append(out, slot)
+	}
+	return out, nil
+}
+
+func (f *fakeFile) AttachGuard() error { return nil }
+
+func (f *fakeFile) SetLease(l time.Duration) error {
+	f.LeaseNow = l
+	return f.save()
+}
+
+func (f *fakeFile) Lease() (time.Duration, error) { return f.LeaseNow, nil }
+
+func (f *fakeFile) SetL2Fast(on bool) error {
+	f.L2 = on
+	return f.save()
+}
+
+func (f *fakeFile) Revoke() error { return nil }
+
+func (f *fakeFile) Stats() (map[int]datapath.Counters, error) {
+	out := map[int]datapath.Counters{}
+	for i := range f.Ports {
+		out[i] = datapath.Counters{RX: datapath.PathCounters{FastPackets: 2, FastBytes: 120, SlowPackets: 1, SlowBytes: 60},
+			Drops: map[datapath.Reason]uint64{"spoof_ip": 4}}
+	}
+	return out, nil
+}
+
+func (f *fakeFile) NATStats() (datapath.NATStats, error) {
+	return datapath.NATStats{FlowsMax: f.Conf.FlowsMax}, nil
+}
+func (f *fakeFile) Flows() ([]datapath.Flow, error) { return nil, nil }
+func (f *fakeFile) FlushFlows() (int, error)        { return 0, nil }

@@ -1,0 +1,209 @@
+package ctl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// identity says, in an instance's directory, which namespace it belongs to and
+// where its pins are, so that the leftovers of a dead one can be found.
+type identity struct {
+	Netns link.NetnsID `json:"netns"`
+	Boot  string       `json:"boot"`
+	Pins  string       `json:"pins"`
+}
+
+// machineInstance is the cookie of the namespace a machine boots with, which
+// never goes away.
+const machineInstance = "1"
+
+func (c *Controller) identityPath() string { return filepath.Join(c.dir(), "instance.json") }
+
+// writeIdentity makes the instance's directory recognisable.
+func (c *Controller) writeIdentity() error {
+	b, err := json.Marshal(identity{Netns: c.netns, Boot: c.boot, Pins: c.pins})
+	if err != nil {
+		return fmt.Errorf("writing the instance's identity: %w", err)
+	}
+	if err := os.MkdirAll(c.dir(), 0o700); err != nil {
+		return fmt.Errorf("making the state directory: %w", err)
+	}
+	if err := renameio.WriteFile(c.identityPath(), b, 0o600); err != nil {
+		return fmt.Errorf("writing the instance's identity: %w", err)
+	}
+	return nil
+}
+
+// sweepLeftovers removes instances whose namespace is gone, below the same
+// state directory. Whatever is not certain stays; nothing here is worth failing
+// the user's command for.
+func (c *Controller) sweepLeftovers() {
+	dirs, err := os.ReadDir(c.root)
+	if err != nil {
+		return
+	}
+	var live map[link.NetnsID]bool
+	for _, d := range dirs {
+		if !d.IsDir() || d.Name() == c.instance || d.Name() == machineInstance {
+			continue
+		}
+		id, err := readIdentity(filepath.Join(c.root, d.Name()))
+		if err != nil {
+			continue
+		}
+		if live == nil && id.Boot == c.boot {
+			if live, err = liveNamespaces(); err != nil {
+				return
+			}
+		}
+		if id.Boot == c.boot && live[id.Netns] {
+			continue
+		}
+		c.removeLeftover(d.Name(), id)
+	}
+}
+
+func readIdentity(dir string) (identity, error) {
+	var id identity
+	b, err := os.ReadFile(filepath.Join(dir, "instance.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &id)
+	}
+	if err == nil && (id.Netns.Ino == 0 || id.Boot == "") {
+		err = errors.New("incomplete")
+	}
+	return id, err
+}
+
+func (c *Controller) removeLeftover(name string, id identity) {
+	dir := filepath.Join(c.root, name)
+	l, err := tryAcquire(dir + ".lock")
+	if err != nil || l == nil {
+		return // somebody works on it: not dead
+	}
+	defer l.release()
+	// The pins of another boot are gone, and the path may be somebody else's now.
+	if id.Boot == c.boot && filepath.Base(id.Pins) == name {
+		if err := c.opts.planes.remove(id.Pins); err != nil {
+			c.say("the leftovers of instance %s stay: %v", name, err)
+			return
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		c.say("the leftovers of instance %s stay: %v", name, err)
+		return
+	}
+	l.remove()
+}
+
+// liveNamespaces collects every network namespace that a process is in, that is
+// mounted somewhere, or that a descriptor holds open. A pinned BPF netfilter
+// link keeps a namespace alive in the kernel without any of these: such a one
+// counts as gone. Any doubt is an error.
+func liveNamespaces() (map[link.NetnsID]bool, error) {
+	self, err := link.OpenTarget("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	dev := self.ID().Dev // all namespaces are inodes of one nsfs
+	self.Close()
+	live := map[link.NetnsID]bool{}
+	mounts := map[string]bool{}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	note := func(text string) {
+		if ino, ok := netnsInode(text); ok {
+			live[link.NetnsID{Dev: dev, Ino: ino}] = true
+		}
+	}
+	for _, proc := range procs {
+		err := scanTasks(proc, note)
+		if err == nil {
+			err = scanMounts(proc, mounts, note)
+		}
+		// A sandbox may hide the machine's first process even from root; it
+		// lives in the machine's own namespace, which is not asked about here.
+		if err != nil && !(proc == "/proc/1" && errors.Is(err, os.ErrPermission)) {
+			return nil, err
+		}
+	}
+	return live, nil
+}
+
+// scanTasks notes the namespace and the descriptors of every thread: threads
+// may differ in both.
+func scanTasks(proc string, note func(string)) error {
+	tasks, err := os.ReadDir(proc + "/task")
+	if ended(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		dir := proc + "/task/" + t.Name()
+		ns, err := os.Readlink(dir + "/ns/net")
+		if err == nil {
+			note(ns)
+		} else if !ended(err) {
+			return err
+		}
+		fds, err := os.ReadDir(dir + "/fd")
+		if err != nil && !ended(err) {
+			return err
+		}
+		for _, fd := range fds {
+			if to, err := os.Readlink(dir + "/fd/" + fd.Name()); err == nil {
+				note(to)
+			}
+		}
+	}
+	return nil
+}
+
+// scanMounts notes the namespaces mounted where the process sees them, once per
+// mount namespace.
+func scanMounts(proc string, seen map[string]bool, note func(string)) error {
+	ns, err := os.Readlink(proc + "/ns/mnt")
+	if ended(err) || err == nil && seen[ns] {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(proc + "/mountinfo")
+	if ended(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	seen[ns] = true
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 3 {
+			note(f[3]) // the root of an nsfs mount is "net:[4026532001]"
+		}
+	}
+	return nil
+}
+
+// ended tells that a process went away while we looked.
+func ended(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL)
+}
+
+// netnsInode parses "net:[INODE]".
+func netnsInode(s string) (uint64, bool) {
+	var ino uint64
+	n, err := fmt.Sscanf(s, "net:[%d]", &ino)
+	return ino, n == 1 && err == nil
+}

@@ -1,0 +1,131 @@
+package ctl
+
+// The JSON of the command line (docs: README "Output"). Field names are promises.
+
+// PortView is one port with its counters: `port ls`, `stats`, metrics.
+type PortView struct {
+	Name        string            `json:"name"`    // container's name; default: the value of Port; an uplink's is its device
+	Port        string            `json:"port"`    // host-side interface
+	Network     string            `json:"network"` // "" for an uplink
+	IP          string            `json:"ip"`      // CIDR
+	MAC         string            `json:"mac"`
+	RXPackets   uint64            `json:"rx_packets"` // what the host received from the port
+	RXBytes     uint64            `json:"rx_bytes"`
+	TXPackets   uint64            `json:"tx_packets"`
+	TXBytes     uint64            `json:"tx_bytes"`
+	FastPackets uint64            `json:"fast_packets"` // fast + slow = rx + tx
+	SlowPackets uint64            `json:"slow_packets"`
+	Drops       map[string]uint64 `json:"drops"` // never nil
+	// Per direction and path, for the metrics; not part of the JSON.
+	Paths PortPaths `json:"-"`
+}
+
+// PortPaths splits the counters of a port by path.
+type PortPaths struct {
+	RXFastPackets, RXFastBytes, RXSlowPackets, RXSlowBytes uint64
+	TXFastPackets, TXFastBytes, TXSlowPackets, TXSlowBytes uint64
+}
+
+// AttachResult is what `attach -o json` prints.
+type AttachResult struct {
+	Name    string `json:"name"`
+	Port    string `json:"port"`
+	Network string `json:"network"`
+	Ifname  string `json:"ifname"`
+	IP      string `json:"ip"`
+	MAC     string `json:"mac"`
+	Gateway string `json:"gateway"`
+	MTU     int    `json:"mtu"`
+}
+
+// FlowView is one live NAT flow: `flows ls`.
+type FlowView struct {
+	Proto    string `json:"proto"`
+	Src      string `json:"src"`
+	Dst      string `json:"dst"`
+	NAT      string `json:"nat"`
+	State    string `json:"state"`
+	ExpiresS int    `json:"expires_s"`
+	LeaseS   int    `json:"lease_s"`
+}
+
+// NetworkView is one network: `network inspect`, metrics.
+type NetworkView struct {
+	ID         string     `json:"id"` // 64 hex digits, stable for the definition
+	Name       string     `json:"name"`
+	Driver     string     `json:"driver"` // "fastbr", or "host", "null" for the two built-in modes
+	Scope      string     `json:"scope"`  // "local"
+	Bridge     string     `json:"bridge"`
+	Subnet     string     `json:"subnet"`
+	Gateway    string     `json:"gateway"`
+	MTU        int        `json:"mtu"`
+	Masquerade bool       `json:"masquerade"`
+	Internal   bool       `json:"internal"`
+	Up         bool       `json:"up"`
+	Totals     PortTotals `json:"totals"`
+	Ports      []PortView `json:"ports"`
+}
+
+// PortTotals are the sums over a network's ports.
+type PortTotals struct {
+	RXPackets uint64 `json:"rx_packets"`
+	RXBytes   uint64 `json:"rx_bytes"`
+	TXPackets uint64 `json:"tx_packets"`
+	TXBytes   uint64 `json:"tx_bytes"`
+}
+
+// Snapshot is everything a scrape needs, read under one lock. Zero when nothing is up.
+type Snapshot struct {
+	Up       bool
+	Networks []NetworkView // with Ports
+	Uplinks  []PortView
+	NAT      NATView
+}
+
+// NATView is the instance-wide part of a Snapshot.
+type NATView struct {
+	Flows, FlowsMax               uint32
+	PortOverloads, PortsReclaimed uint64
+	Refused                       map[string]uint64
+}
+
+// StatusView is `status`: what is up and how.
+type StatusView struct {
+	Up        bool          `json:"up"`
+	Instance  string        `json:"instance"`
+	Lease     string        `json:"lease"` // "10s"; "0s": routed fast path off
+	L2Fast    bool          `json:"l2_fast"`
+	NATRange  string        `json:"nat_range"`
+	Flows     uint32        `json:"flows"`
+	FlowsMax  uint32        `json:"flows_max"`
+	Uplinks   []UplinkView  `json:"uplinks"`
+	Networks  []NetworkView `json:"networks"`
+	Accept    []AcceptRule  `json:"accept_rules"`
+	Notes     []string      `json:"notes"`
+	Features  []FeatureView `json:"features"`
+	Mechanism string        `json:"mechanism"` // how programs are attached: "tcx"
+	XDP       string        `json:"xdp"`       // "off"
+}
+
+// UplinkView is a device that leads outside.
+type UplinkView struct {
+	Device string `json:"device"`
+	Addr   string `json:"addr"`
+}
+
+// FeatureView is one line of `check`: a property of the kernel or the host.
+type FeatureView struct {
+	Name     string `json:"name"`
+	State    string `json:"state"` // "ok", "missing" (required), "absent" (optional), "warning"
+	Required bool   `json:"required"`
+	Minimum  string `json:"minimum"` // kernel that brought it, "" for a property of the host
+	Detail   string `json:"detail"`
+}
+
+// BridgeView is one bridge of the namespace, ours or not: `show`.
+type BridgeView struct {
+	Name       string   `json:"name"`
+	ID         string   `json:"id"` // "8000.024200000001"
+	STP        bool     `json:"stp"`
+	Interfaces []string `json:"interfaces"`
+}

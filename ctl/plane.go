@@ -1,0 +1,111 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// plane is what ctl uses of *datapath.Datapath; tests put a fake in its place.
+type plane interface {
+	Close() error
+	Upgrade() (bool, error)
+	Config() (datapath.Config, error)
+	SetNetwork(datapath.Network) error
+	DeleteNetwork(bridge int) error
+	AttachPort(datapath.Port) error
+	DetachPort(ifindex int) error
+	AttachUplink(datapath.Uplink) error
+	DetachUplink(ifindex int) error
+	Devices() ([]int, error)
+	AttachGuard() error
+	SetLease(time.Duration) error
+	Lease() (time.Duration, error)
+	SetL2Fast(bool) error
+	Revoke() error
+	Stats() (map[int]datapath.Counters, error)
+	NATStats() (datapath.NATStats, error)
+	Flows() ([]datapath.Flow, error)
+	FlushFlows() (int, error)
+}
+
+// planes creates, opens and removes pinned datapaths.
+type planes interface {
+	prepare(bpffs string) error // the place for pins; mounts it where that is safe
+	create(dir string, cfg datapath.Config) (plane, error)
+	open(dir string) (plane, error)
+	remove(dir string) error
+	probe() []datapath.Feature
+}
+
+// kernel is the real thing.
+type kernel struct{}
+
+func (kernel) prepare(bpffs string) error { return ensureBPFFS(bpffs) }
+
+func (kernel) create(dir string, cfg datapath.Config) (plane, error) {
+	for {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return nil, fmt.Errorf("making the directory for pins: %w", err)
+		}
+		dp, err := datapath.Create(dir, cfg)
+		if err == nil {
+			return dp, nil
+		}
+		// Another instance's last down may have taken the directory meanwhile.
+		if _, gone := os.Stat(filepath.Dir(dir)); !errors.Is(gone, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+func (kernel) open(dir string) (plane, error) {
+	dp, err := datapath.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	return dp, nil
+}
+
+func (kernel) remove(dir string) error {
+	if err := datapath.Remove(dir); err != nil {
+		return err
+	}
+	// The directory above belongs to all instances: gone with the last.
+	_ = os.Remove(filepath.Dir(dir))
+	return nil
+}
+
+// probe lists the kernel's features. FASTBR_PROBE_MISSING="tcx,btf,jit" is a
+// test hook: it makes the named ones report missing.
+func (kernel) probe() []datapath.Feature {
+	return withhold(datapath.Probe(), os.Getenv("FASTBR_PROBE_MISSING"))
+}
+
+func withhold(features []datapath.Feature, names string) []datapath.Feature {
+	if names == "" {
+		return features
+	}
+	missing := strings.Split(names, ",")
+	for i, f := range features {
+		at := slices.Index(missing, f.Name)
+		if at < 0 {
+			continue
+		}
+		features[i].Err = fmt.Errorf("%s: %w", f.Name, datapath.ErrNotSupported)
+		missing = slices.Delete(missing, at, at+1)
+	}
+	// A name the probe does not know is still reported, so that a test of the
+	// refusal does not depend on the list.
+	for _, name := range missing {
+		features = append(features, datapath.Feature{Name: name, Required: true, Minimum: "6.6",
+			Err: fmt.Errorf("%s: %w", name, datapath.ErrNotSupported)})
+	}
+	return features
+}

@@ -1,0 +1,184 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// Reconcile makes the state sound and mends what other programs have changed
+// since: accept rules, uplinks, sysctls, and which ports must take the kernel's
+// path. It does nothing when nothing is up.
+func (c *Controller) Reconcile(ctx context.Context) error {
+	if _, err := os.Stat(c.statePath()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return c.mutate(ctx, func(s *session) error {
+		if len(s.st.Networks) == 0 {
+			return nil
+		}
+		return errors.Join(s.setSysctls(), s.syncSlow(), s.refresh(true))
+	})
+}
+
+// syncSlow tells the datapath which ports a redirect would do wrong by: those
+// with a qdisc or filters, and those without carrier.
+func (s *session) syncSlow() error {
+	shaped, err := s.conn.Shaped()
+	if err != nil {
+		return err
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return err
+	}
+	carrier := map[int]bool{}
+	for _, e := range entries {
+		carrier[e.Index] = e.Carrier
+	}
+	changed := false
+	for _, name := range s.st.networkNames() {
+		n := s.st.Networks[name]
+		for _, p := range n.sortedPorts() {
+			slow := p.Slow || shaped[p.Index] || !carrier[p.Index]
+			if slow == p.Slowed {
+				continue
+			}
+			p.Slowed, changed = slow, true
+			if err := s.portPrograms(n, p); err != nil {
+				return err
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return s.save()
+}
+
+// recover brings the instance to a sound state: what a killed command left is
+// undone, what has vanished from the kernel is forgotten or made again.
+func (s *session) recover() error {
+	if err := s.finishPending(); err != nil {
+		return err
+	}
+	if len(s.st.Networks) == 0 || s.stale != nil {
+		return nil
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return err
+	}
+	devices := make(map[int]link.Entry, len(entries))
+	for _, e := range entries {
+		devices[e.Index] = e
+	}
+	lost := s.dp == nil
+	if lost {
+		s.say("the pinned datapath is gone: loading it again")
+		if err := s.createDatapath(); err != nil {
+			return err
+		}
+	}
+	for _, name := range s.st.networkNames() {
+		n := s.st.Networks[name]
+		if err := s.dropVanished(n, devices); err != nil {
+			return err
+		}
+		if lost || devices[n.Index].Name != n.Bridge {
+			if err := s.rebuild(n, devices[n.Index].Name == n.Bridge); err != nil {
+				return err
+			}
+		}
+	}
+	if lost {
+		return s.reattachUplinks()
+	}
+	return nil
+}
+
+// finishPending undoes networks and ports that are between two states.
+func (s *session) finishPending() error {
+	var errs []error
+	for _, name := range s.st.networkNames() {
+		n := s.st.Networks[name]
+		if n.Pending {
+			errs = append(errs, s.downNetwork(n))
+			continue
+		}
+		for _, p := range n.sortedPorts() {
+			if p.Pending {
+				errs = append(errs, s.detachPort(n, p))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropVanished forgets ports whose device went with the container's namespace.
+func (s *session) dropVanished(n *network, devices map[int]link.Entry) error {
+	for _, p := range n.sortedPorts() {
+		if e, ok := devices[p.Index]; ok && e.Name == p.Port && e.Alias == ownerMark(n.Name) {
+			continue
+		}
+		if err := s.detachPort(n, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rebuild makes a network again whose bridge or pins somebody removed.
+func (s *session) rebuild(n *network, bridgeThere bool) error {
+	if !bridgeThere {
+		s.say("bridge %s is gone: making it again", n.Bridge)
+		if err := s.unsetNetwork(n); err != nil {
+			return err
+		}
+	}
+	for _, st := range s.networkSteps(n, nil) {
+		switch st.name {
+		case "record", "sysctls", "datapath", "uplinks", "forward", "done":
+			continue
+		case "bridge":
+			if bridgeThere {
+				continue
+			}
+		}
+		if err := st.do(); err != nil {
+			return fmt.Errorf("rebuilding network %s: %w", n.Name, err)
+		}
+	}
+	for _, p := range n.sortedPorts() {
+		if err := s.reattach(n, p); err != nil {
+			return fmt.Errorf("rebuilding network %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}
+
+// reattach gives a port whose device still exists its bridge and programs back.
+func (s *session) reattach(n *network, p *port) error {
+	if err := s.portPrograms(n, p); err != nil {
+		return err
+	}
+	if err := s.joinBridge(n, p); err != nil {
+		return err
+	}
+	return s.conn.SetUp(p.Index, true)
+}
+
+func (s *session) reattachUplinks() error {
+	for _, u := range s.st.Uplinks {
+		if d, err := s.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
+			continue // refresh finds what took its place
+		}
+		if err := s.attachUplink(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}

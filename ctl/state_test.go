@@ -1,0 +1,65 @@
+package ctl
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestStateRoundTrip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "state.json")
+	st := newState("boot")
+	st.Networks["lab"] = &network{Definition: Definition{ID: newID(), Name: "lab", Subnet: netip.MustParsePrefix("10.0.0.0/24"),
+		Gateway: netip.MustParseAddr("10.0.0.1")}, Index: 7, Pending: true,
+		Ports: map[string]*port{"veth0": {Name: "c1", Port: "veth0", IP: netip.MustParseAddr("10.0.0.2")}}}
+	st.Uplinks = []uplink{{"eth0", 2, netip.MustParseAddr("192.0.2.1"), 1500}}
+	st.Sysctls = []sysctl{{sysForward, "0", "1"}}
+	if err := st.save(path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := loadState(path, "boot")
+	if err != nil || !reflect.DeepEqual(got, st) {
+		t.Errorf("read %+v, %v, want %+v", got, err, st)
+	}
+	if other, err := loadState(path, "another boot"); err != nil || len(other.Networks) != 0 {
+		t.Errorf("state of an earlier boot: %+v, %v", other, err)
+	}
+}
+
+func TestStateRefusesNewerAndBroken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.json")
+	for content, want := range map[string]string{`{"version":99,"boot":"boot"}`: "newer", `{"version"`: "reading"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadState(path, "boot"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+func TestDefinitionsRoundTrip(t *testing.T) {
+	d := definitions{filepath.Join(t.TempDir(), "x", "networks")}
+	if all, err := d.all(); err != nil || len(all) != 0 {
+		t.Errorf("none yet: %v, %v", all, err)
+	}
+	def := Definition{ID: newID(), Name: "lab", Bridge: "lab0", Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.1")}
+	if err := d.put(def); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := d.get("lab"); err != nil || *got != def {
+		t.Errorf("read %+v, %v", got, err)
+	}
+	if err := d.remove("lab"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(d.dir); !os.IsNotExist(err) {
+		t.Errorf("the directory stays: %v", err)
+	}
+	if err := d.remove("lab"); err != nil {
+		t.Errorf("removing twice: %v", err)
+	}
+}

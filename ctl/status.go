@@ -1,0 +1,200 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Status says what is up and how. The error wraps ErrNotUp.
+func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		if err := r.anyUp(); err != nil {
+			return err
+		}
+		set := r.st.Settings
+		v = StatusView{Up: true, Instance: r.instance, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: "off",
+			NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
+		if err := r.statusOfDatapath(&v); err != nil {
+			return err
+		}
+		for _, u := range r.st.Uplinks {
+			v.Uplinks = append(v.Uplinks, UplinkView{Device: u.Name, Addr: u.Addr.String()})
+		}
+		for _, name := range r.st.networkNames() {
+			v.Networks = append(v.Networks, r.network(r.st.Networks[name]))
+		}
+		if v.Accept, err = r.acceptRules(); err != nil {
+			return err
+		}
+		v.Features = r.kernelFindings()
+		v.Notes = r.notes()
+		return nil
+	})
+	return v, err
+}
+
+func (r *reading) statusOfDatapath(v *StatusView) error {
+	if r.dp == nil {
+		return nil
+	}
+	nat, err := r.dp.NATStats()
+	if err != nil {
+		return fmt.Errorf("reading the NAT figures: %w", err)
+	}
+	v.Flows, v.FlowsMax = nat.Flows, nat.FlowsMax
+	return nil
+}
+
+// notes is what the user should know and maybe mend.
+func (r *reading) notes() []string {
+	notes := []string{}
+	note := func(f FeatureView) {
+		if f.State == "warning" {
+			notes = append(notes, f.Detail)
+		}
+	}
+	if r.dp == nil {
+		notes = append(notes, "the pinned datapath is gone: run 'fastbr up' to load it again")
+	}
+	if len(r.st.Uplinks) == 0 {
+		notes = append(notes, "no uplink: nothing leads outside until there is a default route and another command runs")
+	}
+	for _, name := range r.st.networkNames() {
+		if n := r.st.Networks[name]; !r.up(n) {
+			notes = append(notes, fmt.Sprintf("network %s is not whole: the next command that changes something mends it", name))
+		}
+	}
+	note(bridgeCallFinding())
+	if v, err := readSysctl(sysForward); err == nil && v != "1" {
+		notes = append(notes, sysctlName(sysForward)+" is 0 again: nothing is forwarded outside")
+	}
+	if v, err := readSysctl(sysLiberal); err == nil && v == "0" {
+		notes = append(notes, sysctlName(sysLiberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
+	}
+	return notes
+}
+
+// Check says whether this host can run fastbr and what would be in the way.
+// able is false if something required is missing.
+func (c *Controller) Check(ctx context.Context) (out []FeatureView, able bool, err error) {
+	err = c.read(ctx, func(s *session) error {
+		out = append(s.kernelFindings(), c.bpffsFinding())
+		host, err := s.hostFindings()
+		out = append(out, host...)
+		return err
+	})
+	able = true
+	for _, f := range out {
+		able = able && f.State != "missing"
+	}
+	return out, able, err
+}
+
+func (c *Controller) kernelFindings() []FeatureView {
+	out := []FeatureView{}
+	for _, f := range c.opts.planes.probe() {
+		v := FeatureView{Name: f.Name, State: "ok", Required: f.Required, Minimum: f.Minimum}
+		if f.Err != nil {
+			v.Detail = f.Err.Error()
+			if v.State = "absent"; f.Required {
+				v.State = "missing"
+			}
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func (c *Controller) bpffsFinding() FeatureView {
+	v := FeatureView{Name: "bpffs", State: "ok", Required: true, Detail: "mounted at " + c.opts.BPFFS}
+	if isBPFFS(c.opts.BPFFS) {
+		return v
+	}
+	if _, err := os.Stat(c.opts.BPFFS); err == nil && c.opts.BPFFS == DefaultBPFFS {
+		v.Detail = "not mounted at " + c.opts.BPFFS + "; 'fastbr up' mounts it"
+		return v
+	}
+	v.State, v.Detail = "missing", fmt.Sprintf("not mounted: mount -t bpf bpf %s", c.opts.BPFFS)
+	return v
+}
+
+func (s *session) hostFindings() ([]FeatureView, error) {
+	out := []FeatureView{bridgeCallFinding(), forwardFinding(), s.liberalFinding()}
+	policy := FeatureView{Name: "forward-policy", State: "ok", Detail: "nothing drops forwarded packets by policy"}
+	places, err := droppingPlaces()
+	if err != nil {
+		policy.State, policy.Detail = "warning", err.Error()
+	} else if len(places) > 0 {
+		var where []string
+		for _, p := range places {
+			where = append(where, p.where())
+		}
+		policy.Detail = "DROP in " + strings.Join(where, ", ") + ": 'fastbr up' appends tagged accept rules"
+	}
+	out = append(out, policy)
+	uplink, err := s.uplinkFinding()
+	return append(out, uplink), err
+}
+
+func bridgeCallFinding() FeatureView {
+	v := FeatureView{Name: "br_netfilter", State: "ok", Detail: "frames between ports do not meet iptables"}
+	if now, err := readSysctl(sysBridgeCall); err == nil && now == "1" {
+		v.State, v.Detail = "warning", sysctlName(sysBridgeCall)+
+			" is 1: the kernel would send frames between ports through the firewall; the fast path does not"
+	}
+	return v
+}
+
+func forwardFinding() FeatureView {
+	v := FeatureView{Name: "ip_forward", State: "ok", Detail: "1"}
+	if now, err := readSysctl(sysForward); err != nil {
+		v.State, v.Detail = "warning", err.Error()
+	} else if now != "1" {
+		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
+	}
+	return v
+}
+
+func (s *session) liberalFinding() FeatureView {
+	v := FeatureView{Name: "conntrack-be-liberal", State: "ok", Detail: "1"}
+	now, err := readSysctl(sysLiberal)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		v.Detail = "connection tracking is not loaded; 'fastbr up' tries to load it"
+	case err != nil:
+		v.State, v.Detail = "warning", err.Error()
+	case now != "1" && len(s.st.Networks) > 0:
+		v.State, v.Detail = "warning", sysctlName(sysLiberal)+" is 0 again: connections will break; set it to 1"
+	case now != "1":
+		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
+	}
+	return v
+}
+
+func (s *session) uplinkFinding() (FeatureView, error) {
+	v := FeatureView{Name: "default-route", State: "ok"}
+	devices, notes, err := s.autoUplinks()
+	if err != nil {
+		return v, err
+	}
+	var names []string
+	for _, d := range devices {
+		names = append(names, d.Name)
+	}
+	if v.Detail = strings.Join(names, ", "); len(names) == 0 {
+		v.State, v.Detail = "warning", strings.Join(notes, "; ")
+	}
+	return v, nil
+}
+
+// RunTarget checks that a network can take a port before a command is started
+// for it. The error wraps ErrNotUp or ErrNoNetwork.
+func (c *Controller) RunTarget(ctx context.Context, network string) error {
+	return c.read(ctx, func(s *session) error {
+		_, err := s.upNetwork(network)
+		return err
+	})
+}

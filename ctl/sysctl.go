@@ -1,0 +1,251 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// sysctl is a setting we changed, with what it was before.
+type sysctl struct {
+	Path string `json:"path"`
+	Old  string `json:"old"`
+	New  string `json:"new"`
+}
+
+// reservation is what we added to ip_local_reserved_ports.
+type reservation struct {
+	Old   string `json:"old"`   // the list before
+	New   string `json:"new"`   // as the kernel shows it with our range
+	Added string `json:"added"` // the part that is ours
+}
+
+const (
+	sysNet        = "/proc/sys/net/"
+	sysForward    = sysNet + "ipv4/ip_forward"
+	sysConf       = sysNet + "ipv4/conf/"
+	sysReserved   = sysNet + "ipv4/ip_local_reserved_ports"
+	sysLiberal    = sysNet + "netfilter/nf_conntrack_tcp_be_liberal"
+	sysBridgeCall = sysNet + "bridge/bridge-nf-call-iptables"
+)
+
+func readSysctl(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err
+}
+
+func writeSysctl(path, value string) error {
+	if err := os.WriteFile(path, []byte(value+"\n"), 0o644); err != nil {
+		return fmt.Errorf("setting %s: %w", sysctlName(path), err)
+	}
+	return nil
+}
+
+// sysctlName is the name sysctl(8) uses.
+func sysctlName(path string) string {
+	return strings.ReplaceAll(strings.TrimPrefix(path, "/proc/sys/"), "/", ".")
+}
+
+// setSysctls brings the host's settings to what the datapath needs. Old values
+// are on disk before the first write and never overwritten.
+func (s *session) setSysctls() error {
+	before, reserved := slices.Clone(s.st.Sysctls), s.st.Reserved != nil
+	if err := s.recordForwarding(); err != nil {
+		return err
+	}
+	if err := s.recordLiberal(); err != nil {
+		return err
+	}
+	if err := s.recordReserved(); err != nil {
+		return err
+	}
+	if !slices.Equal(before, s.st.Sysctls) || !reserved {
+		if err := s.save(); err != nil {
+			return err
+		}
+	}
+	for _, c := range s.st.Sysctls {
+		if c.Path != sysForward && c.Path != sysLiberal {
+			continue // recorded because the kernel changes it with ip_forward
+		}
+		if now, err := readSysctl(c.Path); err == nil && now == c.New {
+			continue
+		}
+		if err := writeSysctl(c.Path, c.New); err != nil {
+			return err
+		}
+	}
+	return s.reserve()
+}
+
+func (s *session) recorded(path string) bool {
+	for _, c := range s.st.Sysctls {
+		if c.Path == path {
+			return true
+		}
+	}
+	return false
+}
+
+// recordForwarding notes ip_forward and all that the kernel changes with it:
+// writing it sets forwarding on every device and turns accept_redirects.
+func (s *session) recordForwarding() error {
+	if s.recorded(sysForward) {
+		return nil
+	}
+	old, err := readSysctl(sysForward)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", sysctlName(sysForward), err)
+	}
+	s.st.Sysctls = append(s.st.Sysctls, sysctl{sysForward, old, "1"})
+	if old == "1" {
+		return nil
+	}
+	paths, _ := filepath.Glob(sysConf + "*/forwarding")
+	for _, p := range append(paths, sysConf+"all/accept_redirects") {
+		if p == sysConf+"all/forwarding" {
+			continue // the same setting as ip_forward
+		}
+		// What the kernel will restore by itself when ip_forward goes back.
+		byItself := "0"
+		if strings.HasSuffix(p, "accept_redirects") {
+			byItself = "1"
+		}
+		if v, err := readSysctl(p); err == nil && v != byItself {
+			s.st.Sysctls = append(s.st.Sysctls, sysctl{p, v, v})
+		}
+	}
+	return nil
+}
+
+// recordLiberal notes conntrack's TCP strictness. Conntrack does not see every
+// segment of a flow on the fast path; strict, it calls the rest invalid.
+func (s *session) recordLiberal() error {
+	if s.recorded(sysLiberal) {
+		return nil
+	}
+	old, err := readSysctl(sysLiberal)
+	if errors.Is(err, os.ErrNotExist) {
+		// Loaded later, the module would start with 0.
+		_ = exec.Command("modprobe", "-q", "nf_conntrack").Run()
+		old, err = readSysctl(sysLiberal)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		s.say("connection tracking is not available: %s stays unset; if it is loaded later, set it to 1", sysctlName(sysLiberal))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", sysctlName(sysLiberal), err)
+	}
+	s.st.Sysctls = append(s.st.Sysctls, sysctl{sysLiberal, old, "1"})
+	return nil
+}
+
+func (s *session) recordReserved() error {
+	if s.st.Reserved != nil {
+		return nil
+	}
+	old, err := readSysctl(sysReserved)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
+	}
+	have, err := parsePorts(old)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
+	}
+	added := portRange(s.st.Settings.NATFirst, s.st.Settings.NATLast).minus(have)
+	s.st.Reserved = &reservation{Old: old, New: have.plus(added).String(), Added: added.String()}
+	return nil
+}
+
+// reserve keeps the host's own sockets off the NAT range, as far as they let
+// the kernel choose their port.
+func (s *session) reserve() error {
+	r := s.st.Reserved
+	if r.Old == r.New {
+		return nil
+	}
+	now, err := readSysctl(sysReserved)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
+	}
+	if now == r.New {
+		return nil
+	}
+	have, err := parsePorts(now)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
+	}
+	added, err := parsePorts(r.Added)
+	if err != nil {
+		return fmt.Errorf("reading the state: %w", err)
+	}
+	return writeSysctl(sysReserved, have.plus(added).String())
+}
+
+// restoreSysctls puts back what setSysctls changed, unless somebody changed it
+// again meanwhile.
+func (s *session) restoreSysctls() error {
+	var errs []error
+	for _, c := range s.st.Sysctls {
+		now, err := readSysctl(c.Path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the module or the device has gone
+		}
+		// Records with Old == New are those the kernel turned on our behalf.
+		if err == nil && now != c.Old && (now == c.New || c.Old == c.New) {
+			err = writeSysctl(c.Path, c.Old)
+		}
+		errs = append(errs, err)
+	}
+	errs = append(errs, s.unreserve())
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.st.Sysctls, s.st.Reserved = nil, nil
+	return s.save()
+}
+
+func (s *session) unreserve() error {
+	r := s.st.Reserved
+	if r == nil || r.Added == "" {
+		return nil
+	}
+	now, err := readSysctl(sysReserved)
+	if err != nil || now == r.Old {
+		return err
+	}
+	list := r.Old
+	if now != r.New {
+		if list, err = without(now, r.Added); err != nil {
+			return err
+		}
+	}
+	return writeSysctl(sysReserved, list)
+}
+
+func without(list, gone string) (string, error) {
+	have, err := parsePorts(list)
+	if err != nil {
+		return "", err
+	}
+	ours, err := parsePorts(gone)
+	if err != nil {
+		return "", err
+	}
+	return have.minus(ours).String(), nil
+}
+
+// quietIPv6 keeps the kernel from giving the device a link-local address and
+// from answering router advertisements on it. Nothing to do without IPv6.
+func quietIPv6(device string) error {
+	err := writeSysctl(sysNet+"ipv6/conf/"+device+"/disable_ipv6", "1")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,397 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl/ipam"
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// Up brings a network up, the instance with the first one. Up of what is up
+// already changes only what can be changed live, and reports created false.
+// The error wraps ErrInvalid, ErrUnfit, ErrExists or ErrNoNetwork.
+func (c *Controller) Up(ctx context.Context, name string, nr NetworkRequest, ir InstanceRequest) (view NetworkView, created bool, err error) {
+	return c.raise(ctx, name, nr, ir, false)
+}
+
+// NetworkCreate defines a network and brings it up. The error wraps ErrExists
+// if there is one of that name.
+func (c *Controller) NetworkCreate(ctx context.Context, name string, nr NetworkRequest) (NetworkView, error) {
+	view, _, err := c.raise(ctx, name, nr, InstanceRequest{}, true)
+	return view, err
+}
+
+func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, ir InstanceRequest, durable bool) (view NetworkView, created bool, err error) {
+	if err := errors.Join(checkNetworkName(name), nr.check(), ir.check()); err != nil {
+		return view, false, firstLine(err)
+	}
+	err = c.mutate(ctx, func(s *session) error {
+		n := s.st.Networks[name]
+		def, err := s.defs.get(name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case durable && (n != nil || def != nil):
+			return tagged(ErrExists, fmt.Sprintf("network %s exists already", name))
+		case n != nil:
+			err = s.upAgain(n, nr, ir)
+		default:
+			created = true
+			n, err = s.upNew(name, def, nr, ir, durable)
+		}
+		if err != nil {
+			return err
+		}
+		view, err = s.networkView(n)
+		return err
+	})
+	return view, created, err
+}
+
+// firstLine keeps an error to one line.
+func firstLine(err error) error {
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &joined) && len(joined.Unwrap()) > 0 {
+		return joined.Unwrap()[0]
+	}
+	return err
+}
+
+// upAgain applies what an `up` of a network that is up may change.
+func (s *session) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) error {
+	if d := n.differences(nr); len(d) > 0 {
+		return tagged(ErrExists, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
+			n.Name, strings.Join(d, ", "), n.Name))
+	}
+	if err := s.applyInstance(ir); err != nil {
+		return err
+	}
+	if _, err := s.dp.Upgrade(); err != nil {
+		return fmt.Errorf("upgrading the datapath: %w", err)
+	}
+	if err := s.dp.AttachGuard(); err != nil {
+		return fmt.Errorf("attaching the guard: %w", err)
+	}
+	if err := errors.Join(s.setSysctls(), s.syncSlow()); err != nil {
+		return err
+	}
+	return s.refresh(false)
+}
+
+// applyInstance changes the instance's settings while it is up.
+func (s *session) applyInstance(ir InstanceRequest) error {
+	if d := s.st.Settings.differences(ir); len(d) > 0 {
+		return tagged(ErrExists, fmt.Sprintf("fastbr is up with other settings: %s: run 'fastbr down --all' first", strings.Join(d, ", ")))
+	}
+	settings := s.st.Settings
+	settings.apply(ir)
+	if _, _, err := s.wantedUplinks(settings.Uplinks); err != nil {
+		return err
+	}
+	s.st.Settings = settings
+	if err := s.save(); err != nil {
+		return err
+	}
+	return s.setSpeed()
+}
+
+// setSpeed tells the datapath how much of the fast path is wanted.
+func (s *session) setSpeed() error {
+	if now, err := s.dp.Lease(); err != nil || now != s.st.Settings.Lease { // setting it revokes
+		if err := s.dp.SetLease(s.st.Settings.Lease); err != nil {
+			return fmt.Errorf("setting the lease: %w", err)
+		}
+	}
+	if err := s.dp.SetL2Fast(s.st.Settings.L2Fast); err != nil {
+		return fmt.Errorf("setting the layer-2 fast path: %w", err)
+	}
+	return nil
+}
+
+// refresh looks again at what other programs may have changed since `up`.
+func (s *session) refresh(quiet bool) error {
+	if len(s.st.Networks) == 0 {
+		return nil
+	}
+	if err := s.syncUplinks(quiet); err != nil {
+		return err
+	}
+	return s.allowForwarding()
+}
+
+func (s *session) upNew(name string, def *Definition, nr NetworkRequest, ir InstanceRequest, durable bool) (*network, error) {
+	first := len(s.st.Networks) == 0
+	if first {
+		if err := s.fit(); err != nil {
+			return nil, err
+		}
+		s.st.Settings = firstSettings(ir)
+	} else if err := s.applyInstance(ir); err != nil {
+		return nil, err
+	}
+	n, err := s.resolve(name, def, nr)
+	if err != nil {
+		return nil, err
+	}
+	uplinks, notes, err := s.wantedUplinks(s.st.Settings.Uplinks)
+	if err != nil {
+		return nil, err
+	}
+	if !n.Internal {
+		for _, note := range notes {
+			s.say("%s", note)
+		}
+	}
+	s.warnBridgeCalls()
+	n.Defining = durable
+	if n.MTU = n.Definition.MTU; n.MTU == 0 {
+		n.MTU = uplinkMTU(uplinks)
+	}
+	return n, s.runner.run(s.ctx, s.networkSteps(n, uplinks))
+}
+
+// fit refuses a kernel that lacks something, in one line.
+func (s *session) fit() error {
+	if err := s.opts.planes.prepare(s.opts.BPFFS); err != nil {
+		return tagged(ErrUnfit, err.Error())
+	}
+	for _, f := range s.opts.planes.probe() {
+		if f.Required && f.Err != nil {
+			minimum := ""
+			if f.Minimum != "" {
+				minimum = fmt.Sprintf(" (needs Linux %s or newer)", f.Minimum)
+			}
+			return tagged(ErrUnfit, fmt.Sprintf("%v: %s is missing: %v%s; 'fastbr check' shows all", ErrUnfit, f.Name, f.Err, minimum))
+		}
+	}
+	return nil
+}
+
+// resolve makes the network to bring up from its definition or the request,
+// checked against the host as it is.
+func (s *session) resolve(name string, def *Definition, nr NetworkRequest) (*network, error) {
+	used, err := s.usedPrefixes(name)
+	if err != nil {
+		return nil, err
+	}
+	if def != nil {
+		if d := def.differences(nr); len(d) > 0 {
+			return nil, tagged(ErrExists, fmt.Sprintf("network %s is defined with other settings: %s: run 'fastbr network rm %s' first",
+				name, strings.Join(d, ", "), name))
+		}
+		if u, bad := ipam.Overlap(def.Subnet, used); bad {
+			return nil, fmt.Errorf("subnet %s of network %s %w %s, which this host uses already", def.Subnet, name, ipam.ErrOverlap, u)
+		}
+	} else {
+		made, note, err := define(name, nr, used)
+		if err != nil {
+			return nil, err
+		}
+		if note != "" {
+			s.say("%s", note)
+		}
+		def = &made
+	}
+	d, err := s.conn.ByName(def.Bridge)
+	if err == nil {
+		if d.Alias == ownerMark(name) {
+			return nil, tagged(ErrExists, fmt.Sprintf("device %s is left from a network whose state is lost: run 'fastbr down --all' first", d.Name))
+		}
+		return nil, tagged(ErrExists, fmt.Sprintf("device %s exists and is not fastbr's network %s: choose another name with --bridge, or remove it",
+			d.Name, name))
+	} else if !errors.Is(err, link.ErrNotFound) {
+		return nil, err
+	}
+	return &network{Definition: *def, Ports: map[string]*port{}}, nil
+}
+
+// usedPrefixes is everything a new subnet must not overlap: every route of the
+// host and every other network, up or only defined.
+func (s *session) usedPrefixes(except string) ([]netip.Prefix, error) {
+	routes, err := s.conn.Routes()
+	if err != nil {
+		return nil, err
+	}
+	var used []netip.Prefix
+	for _, r := range routes {
+		used = append(used, r.Dst)
+	}
+	for _, n := range s.st.Networks {
+		used = append(used, n.Subnet)
+	}
+	defs, err := s.defs.all()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range defs {
+		if d.Name != except {
+			used = append(used, d.Subnet)
+		}
+	}
+	return used, nil
+}
+
+// networkSteps is what `up` does to the host, in order. Undone in reverse, it
+// is what `down` does. The instance comes with the first network and goes with
+// the last.
+func (s *session) networkSteps(n *network, uplinks []uplink) []step {
+	steps := []step{
+		{"record", func() error { return s.recordNetwork(n) }, func() error { return s.forgetNetwork(n) }},
+		{"sysctls", s.setSysctls, func() error { return s.ifLast(s.restoreSysctls) }},
+		{"datapath", s.createDatapath, func() error { return s.ifLast(s.removeDatapath) }},
+		{"bridge", func() error { return s.createBridge(n) }, func() error { return s.deleteBridge(n) }},
+		{"bridge-settings", func() error { return s.configureBridge(n) }, nil},
+		{"datapath-network", func() error { return s.setNetwork(n) }, func() error { return s.unsetNetwork(n) }},
+		{"address", func() error {
+			return s.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
+		}, nil},
+		{"uplinks", func() error { return s.addUplinks(uplinks) }, func() error { return s.ifLast(s.detachUplinks) }},
+		{"speed", s.setSpeed, nil},
+		{"forward", s.allowForwarding, func() error { return removeAcceptRules(n.Name) }},
+		{"bridge-up", func() error { return s.conn.SetUp(n.Index, true) }, nil},
+	}
+	if n.Defining {
+		steps = append(steps, step{"define", func() error { return s.defs.put(n.Definition) },
+			func() error { return s.defs.remove(n.Name) }})
+	}
+	return append(steps, step{"done", func() error { n.Pending, n.Defining = false, false; return s.save() }, nil})
+}
+
+// ifLast runs f if no other network needs what it takes away.
+func (s *session) ifLast(f func() error) error {
+	if len(s.st.Networks) > 1 {
+		return nil
+	}
+	return f()
+}
+
+func (s *session) recordNetwork(n *network) error {
+	if err := s.writeIdentity(); err != nil {
+		return err
+	}
+	n.Pending = true
+	s.st.Networks[n.Name] = n
+	return s.save()
+}
+
+func (s *session) forgetNetwork(n *network) error {
+	delete(s.st.Networks, n.Name)
+	return s.save()
+}
+
+// createDatapath makes the instance's datapath unless there is one.
+func (s *session) createDatapath() error {
+	if s.dp != nil {
+		return nil
+	}
+	// What a killed create left is not worth repairing.
+	if err := s.opts.planes.remove(s.pins); err != nil {
+		return fmt.Errorf("clearing %s: %w", s.pins, err)
+	}
+	set := s.st.Settings
+	dp, err := s.opts.planes.create(s.pins, datapath.Config{FlowsMax: set.FlowsMax, NATFirst: set.NATFirst, NATLast: set.NATLast})
+	if err != nil {
+		return fmt.Errorf("creating the datapath: %w", err)
+	}
+	s.dp = dp
+	if cfg, err := dp.Config(); err == nil && set.FlowsMax == 0 {
+		s.st.Settings.FlowsMax = cfg.FlowsMax
+	}
+	return nil
+}
+
+func (s *session) removeDatapath() error {
+	if s.dp != nil {
+		if err := s.dp.Close(); err != nil {
+			return fmt.Errorf("closing the datapath: %w", err)
+		}
+		s.dp = nil
+	}
+	if err := s.opts.planes.remove(s.pins); err != nil {
+		return fmt.Errorf("removing the datapath: %w", err)
+	}
+	return nil
+}
+
+// createBridge makes the device. It is ours from the first moment: the record
+// is on disk, and the MAC address is the gateway's.
+func (s *session) createBridge(n *network) error {
+	index, err := s.conn.CreateBridge(n.Bridge, ipam.MAC(n.Gateway), n.MTU)
+	if err != nil {
+		return err
+	}
+	n.Index = index
+	return s.save()
+}
+
+func (s *session) configureBridge(n *network) error {
+	if err := s.conn.SetAlias(n.Index, ownerMark(n.Name)); err != nil {
+		return fmt.Errorf("marking %s: %w", n.Bridge, err)
+	}
+	if err := s.conn.SetForwardDelay(n.Index, 0); err != nil {
+		return fmt.Errorf("setting the forward delay of %s: %w", n.Bridge, err)
+	}
+	return quietIPv6(n.Bridge)
+}
+
+// deleteBridge removes the device if it is ours: by its mark, or, where a kill
+// came before the mark, by the address that only createBridge gives.
+func (s *session) deleteBridge(n *network) error {
+	d, err := s.conn.ByName(n.Bridge)
+	if errors.Is(err, link.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	unmarked := n.Pending && d.Alias == "" && d.MAC.String() == ipam.MAC(n.Gateway).String()
+	if d.Kind != "bridge" || d.Alias != ownerMark(n.Name) && !unmarked {
+		return nil
+	}
+	if err := s.conn.Delete(d.Index); err != nil {
+		return fmt.Errorf("deleting bridge %s: %w", n.Bridge, err)
+	}
+	return nil
+}
+
+func (s *session) setNetwork(n *network) error {
+	err := s.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Gateway: n.Gateway, Bridge: n.Index,
+		Masquerade: n.Masquerade, Internal: n.Internal})
+	if err != nil {
+		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+func (s *session) unsetNetwork(n *network) error {
+	if s.dp == nil || n.Index == 0 {
+		return nil
+	}
+	if err := s.dp.DeleteNetwork(n.Index); err != nil {
+		return fmt.Errorf("removing network %s from the datapath: %w", n.Name, err)
+	}
+	return nil
+}
+
+// addUplinks attaches the uplinks found before the first step.
+func (s *session) addUplinks(uplinks []uplink) error {
+	if len(uplinks) == 0 {
+		return nil
+	}
+	return s.setUplinks(uplinks)
+}
+
+// warnBridgeCalls tells of the one setting under which frames between ports
+// would meet the host's firewall, which the fast path does not ask.
+func (s *session) warnBridgeCalls() {
+	if v, err := os.ReadFile(sysBridgeCall); err == nil && strings.TrimSpace(string(v)) == "1" {
+		s.say("warning: %s is 1: the kernel would send frames between ports through the firewall; the fast path does not",
+			sysctlName(sysBridgeCall))
+	}
+}

@@ -1,0 +1,177 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// wantedUplinks resolves what was asked for to devices as they are now. A
+// device without an IPv4 address is left out with a note: a later command
+// picks it up. A named device that cannot be an uplink is an error.
+func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, err error) {
+	var devices []link.Device
+	for _, name := range names {
+		if name == AutoUplink {
+			auto, autoNotes, err := s.autoUplinks()
+			if err != nil {
+				return nil, nil, err
+			}
+			devices, notes = append(devices, auto...), append(notes, autoNotes...)
+			continue
+		}
+		d, err := s.conn.ByName(name)
+		if errors.Is(err, link.ErrNotFound) {
+			return nil, nil, fmt.Errorf("uplink %s: %w", name, link.ErrNotFound)
+		} else if err != nil {
+			return nil, nil, fmt.Errorf("uplink %w", err)
+		}
+		if reason := s.unfitUplink(d); reason != "" {
+			return nil, nil, fmt.Errorf("uplink %s: %s", name, reason)
+		}
+		devices = append(devices, d)
+	}
+	for _, d := range devices {
+		addrs, err := s.conn.Addrs(d.Index)
+		if err != nil {
+			return nil, nil, fmt.Errorf("uplink %s: %w", d.Name, err)
+		}
+		if len(addrs) == 0 {
+			notes = append(notes, fmt.Sprintf("uplink %s has no IPv4 address yet: the next command looks again", d.Name))
+			continue
+		}
+		want = append(want, uplink{Name: d.Name, Index: d.Index, Addr: addrs[0].Addr(), MTU: d.MTU})
+	}
+	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, nil
+}
+
+// autoUplinks are the devices of the default route.
+func (s *session) autoUplinks() (devices []link.Device, notes []string, err error) {
+	indexes, err := s.conn.DefaultDevices()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(indexes) == 0 {
+		return nil, []string{"no default route: nothing leads outside until there is one and another command runs"}, nil
+	}
+	for _, index := range indexes {
+		d, err := s.conn.ByIndex(index)
+		if errors.Is(err, link.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return nil, nil, err
+		}
+		if reason := s.unfitUplink(d); reason != "" {
+			notes = append(notes, fmt.Sprintf("the default route's device %s is not used as uplink: %s", d.Name, reason))
+			continue
+		}
+		devices = append(devices, d)
+	}
+	return devices, notes, nil
+}
+
+// unfitUplink says why a device cannot be an uplink, "" if it can.
+func (s *session) unfitUplink(d link.Device) string {
+	switch {
+	case d.Loopback:
+		return "the loopback device leads nowhere"
+	case !d.Ethernet:
+		return "it has no Ethernet header (tun, wireguard, ppp), which is not supported yet"
+	case strings.HasPrefix(d.Alias, ownerMark("")):
+		return "it belongs to fastbr"
+	case d.Master != 0:
+		return "it is a port of another device: name that one"
+	}
+	return ""
+}
+
+// syncUplinks makes the attached uplinks those that are wanted now. quiet: an
+// uplink that has become unfit since `up` is a note and stays as it is.
+func (s *session) syncUplinks(quiet bool) error {
+	want, notes, err := s.wantedUplinks(s.st.Settings.Uplinks)
+	if err != nil && !quiet {
+		return err
+	} else if err != nil {
+		s.say("%v", err)
+		return nil
+	}
+	if !quiet {
+		for _, n := range notes {
+			s.say("%s", n)
+		}
+	}
+	if len(want) == 0 || slices.Equal(want, s.st.Uplinks) {
+		return nil // nothing better than what there is
+	}
+	return s.setUplinks(want)
+}
+
+// setUplinks attaches want and detaches what is not in it.
+func (s *session) setUplinks(want []uplink) error {
+	old := s.st.Uplinks
+	if slices.Equal(old, want) {
+		return nil
+	}
+	s.st.Uplinks = append(slices.Clone(old), want...) // both are ours while we work
+	if err := s.save(); err != nil {
+		return err
+	}
+	for _, u := range want {
+		if slices.Contains(old, u) {
+			continue
+		}
+		if err := s.attachUplink(u); err != nil {
+			return err
+		}
+		s.say("uplink %s (%s)", u.Name, u.Addr)
+	}
+	for _, u := range old {
+		if slices.ContainsFunc(want, func(w uplink) bool { return w.Index == u.Index }) {
+			continue
+		}
+		if err := s.dp.DetachUplink(u.Index); err != nil {
+			return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
+		}
+	}
+	s.st.Uplinks = want
+	return s.save()
+}
+
+func (s *session) attachUplink(u uplink) error {
+	if err := s.dp.AttachUplink(datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU}); err != nil {
+		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
+	}
+	return nil
+}
+
+// detachUplinks gives all of them up.
+func (s *session) detachUplinks() error {
+	var errs []error
+	if s.dp != nil {
+		for _, u := range s.st.Uplinks {
+			if err := s.dp.DetachUplink(u.Index); err != nil {
+				errs = append(errs, fmt.Errorf("detaching uplink %s: %w", u.Name, err))
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	s.st.Uplinks = nil
+	return s.save()
+}
+
+// uplinkMTU is the smallest MTU of the uplinks, 1500 without any.
+func uplinkMTU(uplinks []uplink) int {
+	if len(uplinks) == 0 {
+		return 1500
+	}
+	return slices.MinFunc(uplinks, func(a, b uplink) int { return a.MTU - b.MTU }).MTU
+}
+
+// ownerMark is the ifalias of the devices of a network.
+func ownerMark(network string) string { return "fastbr:" + network }

@@ -1,0 +1,353 @@
+package ctl
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// reading is a session with the kernel's view of the devices and the counters.
+type reading struct {
+	*session
+	devices map[int]string // by ifindex
+	stats   map[int]datapath.Counters
+}
+
+// look reads everything that views are made of. The error wraps ErrNotUp if
+// nothing is up.
+func (s *session) look() (*reading, error) {
+	r := &reading{session: s, devices: map[int]string{}}
+	entries, err := s.conn.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		r.devices[e.Index] = e.Name
+	}
+	if s.dp == nil {
+		return r, nil
+	}
+	if r.stats, err = s.dp.Stats(); err != nil {
+		return nil, fmt.Errorf("reading the counters: %w", err)
+	}
+	return r, nil
+}
+
+// up reports whether the network is whole, not between two states.
+func (r *reading) up(n *network) bool {
+	return n != nil && !n.Pending && r.devices[n.Index] == n.Bridge
+}
+
+// anyUp is ErrNotUp if no network is up.
+func (r *reading) anyUp() error {
+	for _, n := range r.st.Networks {
+		if r.up(n) {
+			return nil
+		}
+	}
+	return tagged(ErrNotUp, "nothing is up here: run 'fastbr up' first")
+}
+
+// portView is ok only for a port that exists now.
+func (r *reading) portView(n *network, p *port) (PortView, bool) {
+	if p.Pending || r.devices[p.Index] != p.Port {
+		return PortView{}, false
+	}
+	v := PortView{Name: p.Name, Port: p.Port, Network: n.Name, MAC: p.MAC,
+		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String()}
+	count(&v, r.stats[p.Index])
+	return v, true
+}
+
+func (r *reading) ports(n *network) []PortView {
+	out := []PortView{}
+	for _, p := range n.sortedPorts() {
+		if v, ok := r.portView(n, p); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func (r *reading) uplinkPorts() []PortView {
+	out := []PortView{}
+	for _, u := range r.st.Uplinks {
+		if r.devices[u.Index] != u.Name {
+			continue
+		}
+		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32"}
+		if d, err := r.conn.ByIndex(u.Index); err == nil {
+			v.MAC = d.MAC.String()
+		}
+		if addrs, err := r.conn.Addrs(u.Index); err == nil {
+			for _, a := range addrs {
+				if a.Addr() == u.Addr {
+					v.IP = a.String()
+				}
+			}
+		}
+		count(&v, r.stats[u.Index])
+		out = append(out, v)
+	}
+	return out
+}
+
+// count fills in the counters.
+func count(v *PortView, c datapath.Counters) {
+	v.Paths = PortPaths{
+		RXFastPackets: c.RX.FastPackets, RXFastBytes: c.RX.FastBytes, RXSlowPackets: c.RX.SlowPackets, RXSlowBytes: c.RX.SlowBytes,
+		TXFastPackets: c.TX.FastPackets, TXFastBytes: c.TX.FastBytes, TXSlowPackets: c.TX.SlowPackets, TXSlowBytes: c.TX.SlowBytes,
+	}
+	v.RXPackets, v.RXBytes = c.RX.FastPackets+c.RX.SlowPackets, c.RX.FastBytes+c.RX.SlowBytes
+	v.TXPackets, v.TXBytes = c.TX.FastPackets+c.TX.SlowPackets, c.TX.FastBytes+c.TX.SlowBytes
+	v.FastPackets, v.SlowPackets = c.RX.FastPackets+c.TX.FastPackets, c.RX.SlowPackets+c.TX.SlowPackets
+	v.Drops = map[string]uint64{}
+	for reason, n := range c.Drops {
+		v.Drops[string(reason)] = n
+	}
+}
+
+func (r *reading) network(n *network) NetworkView {
+	v := definedView(n.Definition)
+	v.MTU, v.Up, v.Ports = n.MTU, r.up(n), r.ports(n)
+	for _, p := range v.Ports {
+		v.Totals.RXPackets += p.RXPackets
+		v.Totals.RXBytes += p.RXBytes
+		v.Totals.TXPackets += p.TXPackets
+		v.Totals.TXBytes += p.TXBytes
+	}
+	return v
+}
+
+// definedView is a network that is defined but not up.
+func definedView(d Definition) NetworkView {
+	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
+		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, Ports: []PortView{}}
+}
+
+// builtIn are the modes that need no bridge, under names docker users know.
+// Their ids are fixed: there is one of each everywhere.
+func builtIn() []NetworkView {
+	mode := func(name, driver, digit string) NetworkView {
+		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, Ports: []PortView{}}
+	}
+	return []NetworkView{mode("host", "host", "0"), mode("none", "null", "f")}
+}
+
+// networkView is the view of one network inside a mutating operation.
+func (s *session) networkView(n *network) (NetworkView, error) {
+	r, err := s.look()
+	if err != nil {
+		return NetworkView{}, err
+	}
+	return r.network(n), nil
+}
+
+// looking runs f on a reading.
+func (c *Controller) looking(ctx context.Context, f func(*reading) error) error {
+	return c.read(ctx, func(s *session) error {
+		r, err := s.look()
+		if err != nil {
+			return err
+		}
+		return f(r)
+	})
+}
+
+// NetworkList returns every network, up or defined, and the built-in modes,
+// sorted by name.
+func (c *Controller) NetworkList(ctx context.Context) (out []NetworkView, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		out, err = r.networks()
+		return err
+	})
+	return out, err
+}
+
+func (r *reading) networks() ([]NetworkView, error) {
+	byName := map[string]NetworkView{}
+	defs, err := r.defs.all()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range defs {
+		byName[d.Name] = definedView(d)
+	}
+	for _, n := range r.st.Networks {
+		if !n.Pending {
+			byName[n.Name] = r.network(n)
+		}
+	}
+	for _, v := range builtIn() {
+		byName[v.Name] = v
+	}
+	return slices.SortedFunc(maps.Values(byName), func(a, b NetworkView) int { return strings.Compare(a.Name, b.Name) }), nil
+}
+
+// NetworkInspect returns one network. The error wraps ErrNoNetwork.
+func (c *Controller) NetworkInspect(ctx context.Context, name string) (NetworkView, error) {
+	all, err := c.NetworkList(ctx)
+	if err != nil {
+		return NetworkView{}, err
+	}
+	for _, v := range all {
+		if v.Name == name || len(name) >= 4 && strings.HasPrefix(v.ID, name) {
+			return v, nil
+		}
+	}
+	return NetworkView{}, tagged(ErrNoNetwork, "no network "+name)
+}
+
+// Ports returns the ports of one network, or with "" of all, and then the
+// uplinks too. The error wraps ErrNotUp or ErrNoNetwork.
+func (c *Controller) Ports(ctx context.Context, networkName string) (out []PortView, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		out = []PortView{}
+		if networkName != "" {
+			n, err := r.upNetwork(networkName)
+			if err == nil {
+				out = r.ports(n)
+			}
+			return err
+		}
+		if err := r.anyUp(); err != nil {
+			return err
+		}
+		for _, name := range r.st.networkNames() {
+			out = append(out, r.ports(r.st.Networks[name])...)
+		}
+		out = append(out, r.uplinkPorts()...)
+		return nil
+	})
+	return out, err
+}
+
+// Snapshot reads everything a scrape needs; zero, without an error, when
+// nothing is up.
+func (c *Controller) Snapshot(ctx context.Context) (snap Snapshot, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		if r.anyUp() != nil || r.dp == nil {
+			return nil
+		}
+		snap.Up = true
+		for _, name := range r.st.networkNames() {
+			if n := r.st.Networks[name]; r.up(n) {
+				snap.Networks = append(snap.Networks, r.network(n))
+			}
+		}
+		snap.Uplinks = r.uplinkPorts()
+		nat, err := r.dp.NATStats()
+		if err != nil {
+			return fmt.Errorf("reading the NAT figures: %w", err)
+		}
+		snap.NAT = NATView{Flows: nat.Flows, FlowsMax: nat.FlowsMax, PortOverloads: nat.PortOverloads,
+			PortsReclaimed: nat.PortsReclaimed, Refused: map[string]uint64{}}
+		for reason, v := range nat.Refused {
+			snap.NAT.Refused[string(reason)] = v
+		}
+		return nil
+	})
+	return snap, err
+}
+
+// Flows returns the live NAT flows of containers, sorted by source. The error
+// wraps ErrNotUp.
+func (c *Controller) Flows(ctx context.Context) (out []FlowView, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		if err := r.loaded(); err != nil {
+			return err
+		}
+		flows, err := r.dp.Flows()
+		if err != nil {
+			return fmt.Errorf("reading the flows: %w", err)
+		}
+		slices.SortFunc(flows, func(a, b datapath.Flow) int {
+			return cmp.Or(a.Src.Compare(b.Src), a.Dst.Compare(b.Dst), strings.Compare(a.Proto, b.Proto))
+		})
+		out = make([]FlowView, 0, len(flows))
+		for _, f := range flows {
+			out = append(out, FlowView{Proto: f.Proto, Src: f.Src.String(), Dst: f.Dst.String(), NAT: f.NAT.String(),
+				State: f.State, ExpiresS: int(f.Expires / time.Second), LeaseS: int(f.Lease / time.Second)})
+		}
+		return nil
+	})
+	return out, err
+}
+
+// loaded is an error if there is no datapath to ask.
+func (r *reading) loaded() error {
+	if err := r.anyUp(); err != nil {
+		return err
+	}
+	if r.dp == nil {
+		return errors.New("the pinned datapath is gone: run 'fastbr up' to load it again")
+	}
+	return nil
+}
+
+// FlushFlows ends all NAT flows and returns how many there were. The error
+// wraps ErrNotUp.
+func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
+	err = c.mutate(ctx, func(s *session) error {
+		if len(s.st.Networks) == 0 {
+			return tagged(ErrNotUp, "nothing is up here: run 'fastbr up' first")
+		}
+		if n, err = s.dp.FlushFlows(); err != nil {
+			return fmt.Errorf("flushing the flows: %w", err)
+		}
+		return s.refresh(true)
+	})
+	return n, err
+}
+
+// Revoke ends every lease now: each flow's next packet is judged by the host's
+// firewall and routes again. Nothing happens when nothing is up.
+func (c *Controller) Revoke(ctx context.Context) error {
+	return c.read(ctx, func(s *session) error {
+		if s.dp == nil {
+			return nil
+		}
+		return s.dp.Revoke()
+	})
+}
+
+// Bridges lists every bridge of the namespace, ours or not, sorted by name as
+// brctl does.
+func (c *Controller) Bridges() ([]BridgeView, error) {
+	conn, err := link.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	entries, err := conn.List()
+	if err != nil {
+		return nil, err
+	}
+	ports := map[int][]string{}
+	for _, e := range entries {
+		ports[e.Master] = append(ports[e.Master], e.Name)
+	}
+	out := []BridgeView{}
+	for _, e := range entries {
+		if e.Kind != "bridge" {
+			continue
+		}
+		v := BridgeView{Name: e.Name, ID: fmt.Sprintf("%x.%x", e.ID[:2], e.ID[2:]), STP: e.STP, Interfaces: ports[e.Index]}
+		if v.Interfaces == nil {
+			v.Interfaces = []string{}
+		}
+		slices.Sort(v.Interfaces)
+		out = append(out, v)
+	}
+	slices.SortFunc(out, func(a, b BridgeView) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
