@@ -38,7 +38,7 @@ test: build ## every test: vet, pure, programs, namespaces with real traffic, co
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	$(GO) build $(RACE) ./...
-	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec 'sudo -E') $(TESTS)
+	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
 	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
 comma := ,
 
@@ -57,7 +57,7 @@ generate: ## compile the BPF programs with clang 19 and write the Go code for th
 	$(GO) generate ./datapath/... ./bench/...
 
 bench: build ## throughput beside a kernel bridge, interleaved; writes bench/results and the table
-	@$(DEPS) iperf3 nft
+	@$(DEPS) iperf3 nft iptables
 	$(SUDO) $(BIN) bench
 
 deps: ## install the Debian packages that all targets together need, as far as missing

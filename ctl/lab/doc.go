@@ -1,0 +1,24 @@
+// Package lab builds throw-away hosts out of network namespaces: a host with
+// an eth0, an outside with servers behind it, and empty namespaces that stand
+// for containers. Tests, `fastbr demo` and the benchmarks share it, so that all
+// of them speak about the same topology:
+//
+//	c1 ─┐
+//	c2 ─┤  host (empty, or a plain kernel bridge) eth0 ───── eth0 outside
+//	cN ─┘       198.51.100.1/24                              198.51.100.2/24
+//	                                                         192.0.2.11/32, 192.0.2.12/32
+//	            eth1 (with two uplinks) ──────────────────── eth0 second outside
+//	            203.0.113.1/24                               203.0.113.2/24
+//	                                                         192.0.2.21/32, 192.0.2.22/32
+//
+// On the outside end of every uplink a capture runs for the whole life of the
+// lab and records what must never arrive there: packets with a container's
+// address as source, and ICMP errors that carry one inside. See Capture.
+//
+// Everything needs root. Nothing touches a device of the namespace the caller
+// runs in: every device is created inside a namespace of the lab's own.
+//
+// The package uses vishvananda/netlink itself, not ctl/link: a lab must be able
+// to judge ctl/link, and builds things fastbr never builds (foreign bridges,
+// second outsides). It makes no dump requests.
+package lab

@@ -1,0 +1,62 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+)
+
+// NFT loads a ruleset in nft's own language (`nft -f -`). A closing brace
+// belongs on a line of its own: older versions insist.
+func (n *Namespace) NFT(ctx context.Context, ruleset string) error {
+	if _, err := n.RunInput(ctx, ruleset, "nft", "-f", "-"); err != nil {
+		return fmt.Errorf("loading nft rules in %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// IPTables runs `iptables -w ARGS`: the flavour Docker and ufw use.
+func (n *Namespace) IPTables(ctx context.Context, args ...string) error {
+	if _, err := n.Run(ctx, append([]string{"iptables", "-w"}, args...)...); err != nil {
+		return fmt.Errorf("setting iptables rules in %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// RuleCounter reads the packets counted by the rule or rules with the given
+// comment, of any nft table. The error says so if there is no such rule.
+func (n *Namespace) RuleCounter(ctx context.Context, comment string) (packets uint64, err error) {
+	out, err := n.Run(ctx, "nft", "-j", "list", "ruleset")
+	if err != nil {
+		return 0, err
+	}
+	var doc struct {
+		Nftables []struct {
+			Rule *struct {
+				Comment string
+				Expr    []struct {
+					Counter *struct{ Packets uint64 }
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &doc); err != nil {
+		return 0, fmt.Errorf("reading nft's JSON: %w", err)
+	}
+	found := false
+	for _, o := range doc.Nftables {
+		if o.Rule == nil || o.Rule.Comment != comment {
+			continue
+		}
+		for _, e := range o.Rule.Expr {
+			if e.Counter != nil {
+				packets += e.Counter.Packets
+				found = true
+			}
+		}
+	}
+	if !found {
+		return 0, fmt.Errorf("no nft rule with a counter and the comment %q in %s", comment, n.Name)
+	}
+	return packets, nil
+}

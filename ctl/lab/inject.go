@@ -1,0 +1,113 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// packetSocket opens a non-blocking AF_PACKET socket on dev for proto, host
+// byte order; 0 receives nothing. prepare runs before the socket sees traffic.
+func (n *Namespace) packetSocket(dev string, proto uint16, prepare func(fd int) error) (int, error) {
+	idx, err := n.Index(dev)
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	err = n.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err == nil && prepare != nil {
+		err = prepare(fd)
+	}
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto<<8 | proto>>8, Ifindex: idx})
+	}
+	if err != nil {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+		return -1, fmt.Errorf("opening a packet socket on %s in %s: %w", dev, n.Name, err)
+	}
+	return fd, nil
+}
+
+// Injector sends whole frames, as they are, on one device.
+type Injector struct{ f *os.File }
+
+// NewInjector opens one. Close it; the namespace does not.
+func (n *Namespace) NewInjector(dev string) (*Injector, error) {
+	fd, err := n.packetSocket(dev, 0, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Injector{os.NewFile(uintptr(fd), "inject "+dev)}, nil
+}
+
+// Send sends one frame, link layer header first.
+func (i *Injector) Send(frame []byte) error {
+	_, err := i.f.Write(frame)
+	return err
+}
+
+// Close ends the injector. Idempotent.
+func (i *Injector) Close() { _ = i.f.Close() }
+
+// Inject sends frames on dev.
+func (n *Namespace) Inject(dev string, frames ...[]byte) error {
+	i, err := n.NewInjector(dev)
+	if err != nil {
+		return err
+	}
+	defer i.Close()
+	for k, f := range frames {
+		if err := i.Send(f); err != nil {
+			return fmt.Errorf("sending frame %d on %s in %s: %w", k, dev, n.Name, err)
+		}
+	}
+	return nil
+}
+
+// Sniffer receives whole frames of one device.
+type Sniffer struct{ f *os.File }
+
+// NewSniffer opens one: frames that arrive, or leave, from now on. Close it.
+func (n *Namespace) NewSniffer(dev string) (*Sniffer, error) {
+	fd, err := n.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureQueue)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Sniffer{os.NewFile(uintptr(fd), "sniff "+dev)}, nil
+}
+
+// Next returns the next frame for which match is true (nil: any). When ctx ends
+// first, the error wraps ctx.Err().
+func (s *Sniffer) Next(ctx context.Context, match func([]byte) bool) ([]byte, error) {
+	stop := context.AfterFunc(ctx, func() { _ = s.f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := s.f.Read(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("waiting for a frame: %w", ctx.Err())
+		case errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("waiting for a frame: %w", err)
+		}
+		if match == nil || match(buf[:n]) {
+			return append([]byte(nil), buf[:n]...), nil
+		}
+	}
+}
+
+// Close ends the sniffer. Idempotent.
+func (s *Sniffer) Close() { _ = s.f.Close() }

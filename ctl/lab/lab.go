@@ -1,0 +1,182 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+)
+
+// Options say what a lab consists of. The zero value is a host with one uplink,
+// one outside and no containers.
+type Options struct {
+	// Containers is the number of empty namespaces c1..cN.
+	Containers int
+	// Uplinks is 1 (eth0; also for 0) or 2 (eth0 and eth1, each with an outside of its own).
+	Uplinks int
+	// Plain connects the containers with a kernel bridge and nftables masquerade
+	// on every uplink: what fastbr is compared with. Off: containers are left
+	// empty for fastbr to attach.
+	Plain bool
+	// Subnet of the plain bridge; its first address is the gateway, containers
+	// follow. Zero: 172.30.0.0/16, what fastbr takes by default.
+	Subnet netip.Prefix
+	// Neighbour adds a docker0-style bridge (172.17.0.1/16, masqueraded on every
+	// uplink) with one container, 172.17.0.2, to the host.
+	Neighbour bool
+	// NFCall leaves bridge-nf-call-iptables in the host as the kernel starts it (1
+	// where br_netfilter is present). Off: 0, which does not flatter fastbr.
+	NFCall bool
+	// MTU of the uplinks in bytes. 0: 1500.
+	MTU int
+	// Private lists the prefixes that must never be seen outside. Nil: the
+	// private ranges of RFC 1918. Empty but not nil: no capture at all.
+	Private []netip.Prefix
+}
+
+// Addresses of every lab, from the ranges for documentation.
+var (
+	hostAddr     = [2]netip.Prefix{netip.MustParsePrefix("198.51.100.1/24"), netip.MustParsePrefix("203.0.113.1/24")}
+	outsideAddr  = [2]netip.Prefix{netip.MustParsePrefix("198.51.100.2/24"), netip.MustParsePrefix("203.0.113.2/24")}
+	serverAddr   = [2][2]string{{"192.0.2.11/32", "192.0.2.12/32"}, {"192.0.2.21/32", "192.0.2.22/32"}}
+	rfc1918      = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16")}
+	plainSubnet  = netip.MustParsePrefix("172.30.0.0/16")
+	dockerSubnet = netip.MustParsePrefix("172.17.0.0/16")
+)
+
+// Lab is a running lab.
+type Lab struct {
+	// ID is the random part of every name.
+	ID string
+	// Host is the machine that fastbr works on. Its Addr is that of eth0.
+	Host *Namespace
+	// Outside is beyond eth0. Its Addr is a server's, not on the link, so that
+	// the host has to route.
+	Outside *Namespace
+	// Outsides are all of them; Outsides[1] is beyond eth1.
+	Outsides []*Namespace
+	// Containers are c1..cN.
+	Containers []*Namespace
+	// Neighbour is the container on the docker0-style bridge; nil without one.
+	Neighbour *Namespace
+	// Captures watch the outside end of each uplink; empty if Options.Private was empty.
+	Captures []*Capture
+
+	opts   Options
+	closed sync.Once
+	mu     sync.Mutex
+	all    []*Namespace
+}
+
+// New builds a lab. On failure, or when ctx ends while it builds, what exists
+// already is removed. The caller must Close it; ctx does not bound its life.
+func New(ctx context.Context, o Options) (*Lab, error) {
+	l := &Lab{ID: randomID(), opts: o.withDefaults()}
+	if err := l.build(ctx); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("building the lab: %w", err)
+	}
+	return l, nil
+}
+
+func (o Options) withDefaults() Options {
+	if o.Uplinks == 0 {
+		o.Uplinks = 1
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	if o.Private == nil {
+		o.Private = rfc1918
+	}
+	if !o.Subnet.IsValid() {
+		o.Subnet = plainSubnet
+	}
+	return o
+}
+
+func (l *Lab) build(ctx context.Context) error {
+	if l.opts.Uplinks < 1 || l.opts.Uplinks > len(hostAddr) {
+		return fmt.Errorf("%d uplinks: one or two are possible", l.opts.Uplinks)
+	}
+	var err error
+	if l.Host, err = l.Add("h"); err != nil {
+		return err
+	}
+	if l.opts.NFCall {
+		if err := l.Host.SetSysctl("net.bridge.bridge-nf-call-iptables", "1"); err != nil {
+			return err
+		}
+	}
+	for i := range l.opts.Uplinks {
+		if err := l.buildUplink(i); err != nil {
+			return err
+		}
+	}
+	l.Outside = l.Outsides[0]
+	for i := range l.opts.Containers {
+		c, err := l.Add(fmt.Sprintf("c%d", i+1))
+		if err != nil {
+			return err
+		}
+		l.Containers = append(l.Containers, c)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	if l.opts.Neighbour {
+		if err := l.buildNeighbour(ctx); err != nil {
+			return fmt.Errorf("neighbour bridge: %w", err)
+		}
+	}
+	if l.opts.Plain {
+		if err := l.buildPlain(ctx); err != nil {
+			return fmt.Errorf("plain bridge: %w", err)
+		}
+	}
+	return ctx.Err()
+}
+
+// Add makes one more namespace, "fbl-ID-NAME", that lives as long as the lab.
+func (l *Lab) Add(name string) (*Namespace, error) {
+	n, err := NewNamespace("fbl-" + l.ID + "-" + name)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, n)
+	return n, nil
+}
+
+// Servers are the addresses that are served outside: two beyond each uplink.
+func (l *Lab) Servers() []netip.Addr {
+	var s []netip.Addr
+	for i := range l.opts.Uplinks {
+		for _, a := range serverAddr[i] {
+			s = append(s, netip.MustParsePrefix(a).Addr())
+		}
+	}
+	return s
+}
+
+// HostAddr is the host's address on uplink i, what outside may see.
+func (l *Lab) HostAddr(i int) netip.Addr { return hostAddr[i].Addr() }
+
+// OutsideAddr is the address at the other end of uplink i, on the link.
+func (l *Lab) OutsideAddr(i int) netip.Addr { return outsideAddr[i].Addr() }
+
+// Close removes what New and Add made, processes included. Idempotent.
+func (l *Lab) Close() {
+	l.closed.Do(func() {
+		for _, c := range l.Captures {
+			c.Close()
+		}
+		l.mu.Lock()
+		all := l.all
+		l.mu.Unlock()
+		for i := len(all) - 1; i >= 0; i-- {
+			all[i].Close()
+		}
+	})
+}

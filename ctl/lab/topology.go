@@ -1,0 +1,242 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// buildUplink connects the host's eth<i> with eth0 of a new outside, and routes.
+func (l *Lab) buildUplink(i int) error {
+	o, err := l.Add(fmt.Sprintf("o%d", i+1))
+	if err != nil {
+		return err
+	}
+	l.Outsides = append(l.Outsides, o)
+	dev := fmt.Sprintf("eth%d", i)
+	if err := Veth(l.Host, dev, o, "eth0", l.opts.MTU); err != nil {
+		return err
+	}
+	if err := l.Host.AddAddr(dev, hostAddr[i]); err != nil {
+		return err
+	}
+	if err := o.AddAddr("eth0", outsideAddr[i]); err != nil {
+		return err
+	}
+	for _, s := range serverAddr[i] {
+		if err := o.AddAddr("eth0", netip.MustParsePrefix(s)); err != nil {
+			return err
+		}
+	}
+	o.Addr = netip.MustParsePrefix(serverAddr[i][0]).Addr()
+	if i == 0 {
+		l.Host.Addr = hostAddr[0].Addr()
+		err = l.Host.AddRoute(netip.Prefix{}, outsideAddr[0].Addr())
+	} else {
+		for _, s := range serverAddr[i] {
+			if err = l.Host.AddRoute(netip.MustParsePrefix(s), outsideAddr[i].Addr()); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil || len(l.opts.Private) == 0 {
+		return err
+	}
+	c, err := newCapture(l.Host, dev, o, "eth0", l.opts.Private)
+	if err != nil {
+		return fmt.Errorf("capturing outside of %s: %w", dev, err)
+	}
+	l.Captures = append(l.Captures, c)
+	return nil
+}
+
+// Veth connects devices named a and b of two namespaces and sets both up.
+// mtu in bytes; 0: the kernel's 1500.
+func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = a, mtu
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: b, PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(int(nb.fd))}
+	if err := na.nl.LinkAdd(v); err != nil {
+		return fmt.Errorf("adding veth %s in %s to %s in %s: %w", a, na.Name, b, nb.Name, err)
+	}
+	if err := na.SetUp(a); err != nil {
+		return err
+	}
+	return nb.SetUp(b)
+}
+
+// SetUp sets a device up.
+func (n *Namespace) SetUp(dev string) error {
+	return n.withLink(dev, "setting %s up in %s", n.nl.LinkSetUp)
+}
+
+// SetDown sets a device down.
+func (n *Namespace) SetDown(dev string) error {
+	return n.withLink(dev, "setting %s down in %s", n.nl.LinkSetDown)
+}
+
+// DelLink deletes a device.
+func (n *Namespace) DelLink(dev string) error {
+	return n.withLink(dev, "deleting %s in %s", n.nl.LinkDel)
+}
+
+func (n *Namespace) withLink(dev, doing string, fn func(netlink.Link) error) error {
+	link, err := n.nl.LinkByName(dev)
+	if err == nil {
+		err = fn(link)
+	}
+	if err != nil {
+		return fmt.Errorf(doing+": %w", dev, n.Name, err)
+	}
+	return nil
+}
+
+// AddAddr gives a device an address.
+func (n *Namespace) AddAddr(dev string, p netip.Prefix) error {
+	return n.withLink(dev, "adding "+p.String()+" to %s in %s", func(link netlink.Link) error {
+		return n.nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p)})
+	})
+}
+
+// DelAddr takes an address from a device.
+func (n *Namespace) DelAddr(dev string, p netip.Prefix) error {
+	return n.withLink(dev, "taking "+p.String()+" from %s in %s", func(link netlink.Link) error {
+		return n.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
+	})
+}
+
+// AddRoute adds a route; an invalid (zero) dst is the default route.
+func (n *Namespace) AddRoute(dst netip.Prefix, via netip.Addr) error {
+	r := &netlink.Route{Gw: via.AsSlice()}
+	if dst.IsValid() {
+		r.Dst = ipNet(dst)
+	}
+	if err := n.nl.RouteAdd(r); err != nil {
+		return fmt.Errorf("adding route to %v via %v in %s: %w", dst, via, n.Name, err)
+	}
+	return nil
+}
+
+// MAC of a device.
+func (n *Namespace) MAC(dev string) (net.HardwareAddr, error) {
+	link, err := n.nl.LinkByName(dev)
+	if err != nil {
+		return nil, fmt.Errorf("reading MAC of %s in %s: %w", dev, n.Name, err)
+	}
+	return link.Attrs().HardwareAddr, nil
+}
+
+// Index of a device.
+func (n *Namespace) Index(dev string) (int, error) {
+	link, err := n.nl.LinkByName(dev)
+	if err != nil {
+		return 0, fmt.Errorf("reading index of %s in %s: %w", dev, n.Name, err)
+	}
+	return link.Attrs().Index, nil
+}
+
+// Counters are a device's own, as `ip -s link` shows them.
+type Counters struct {
+	RXPackets, RXBytes, RXDropped uint64
+	TXPackets, TXBytes, TXDropped uint64
+}
+
+// Counters reads a device's counters. Netlink, not /sys: that one shows the
+// devices of the namespace it was mounted from.
+func (n *Namespace) Counters(dev string) (Counters, error) {
+	link, err := n.nl.LinkByName(dev)
+	if err != nil {
+		return Counters{}, fmt.Errorf("reading counters of %s in %s: %w", dev, n.Name, err)
+	}
+	s := link.Attrs().Statistics
+	if s == nil {
+		return Counters{}, fmt.Errorf("reading counters of %s in %s: the kernel sent none", dev, n.Name)
+	}
+	return Counters{
+		RXPackets: s.RxPackets, RXBytes: s.RxBytes, RXDropped: s.RxDropped,
+		TXPackets: s.TxPackets, TXBytes: s.TxBytes, TXDropped: s.TxDropped,
+	}, nil
+}
+
+// buildPlain connects the containers the way docker0 does, without Docker.
+func (l *Lab) buildPlain(ctx context.Context) error {
+	return l.bridge(ctx, "br0", l.opts.Subnet, l.Containers)
+}
+
+// buildNeighbour adds the docker0-style bridge with its one container.
+func (l *Lab) buildNeighbour(ctx context.Context) error {
+	n, err := l.Add("nb")
+	if err != nil {
+		return err
+	}
+	l.Neighbour = n
+	return l.bridge(ctx, "docker0", dockerSubnet, []*Namespace{n})
+}
+
+// bridge builds a kernel bridge in the host with the first address of subnet,
+// plugs the members in as eth0 and masquerades what leaves the subnet.
+func (l *Lab) bridge(ctx context.Context, name string, subnet netip.Prefix, members []*Namespace) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = name, l.opts.MTU
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	if err := l.Host.nl.LinkAdd(br); err != nil {
+		return fmt.Errorf("adding bridge %s: %w", name, err)
+	}
+	gw := subnet.Masked().Addr().Next()
+	if err := l.Host.AddAddr(name, netip.PrefixFrom(gw, subnet.Bits())); err != nil {
+		return err
+	}
+	if err := l.Host.SetUp(name); err != nil {
+		return err
+	}
+	if err := l.Host.SetSysctl("net.ipv4.ip_forward", "1"); err != nil {
+		return err
+	}
+	addr := gw
+	for i, m := range members {
+		addr = addr.Next()
+		if err := l.plug(name, fmt.Sprintf("%s-%d", name, i+1), m, netip.PrefixFrom(addr, subnet.Bits()), gw); err != nil {
+			return err
+		}
+	}
+	return l.Host.NFT(ctx, fmt.Sprintf(`
+		table ip lab-%[1]s {
+			chain post {
+				type nat hook postrouting priority srcnat; policy accept;
+				ip saddr %[2]s oifname != "%[1]s" masquerade
+			}
+		}
+		`, name, subnet.Masked()))
+}
+
+// plug gives m an eth0 on the bridge.
+func (l *Lab) plug(bridge, port string, m *Namespace, addr netip.Prefix, gw netip.Addr) error {
+	if err := Veth(l.Host, port, m, "eth0", l.opts.MTU); err != nil {
+		return err
+	}
+	br, err := l.Host.nl.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", bridge, err)
+	}
+	err = l.Host.withLink(port, "plugging %s into "+bridge+" in %s", func(link netlink.Link) error {
+		return l.Host.nl.LinkSetMaster(link, br)
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.AddAddr("eth0", addr); err != nil {
+		return err
+	}
+	if err := m.AddRoute(netip.Prefix{}, gw); err != nil {
+		return err
+	}
+	m.Addr = addr.Addr()
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

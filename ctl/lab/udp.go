@@ -1,0 +1,95 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// ListenUDP opens a socket inside the namespace; port 0 takes a free one. The
+// caller closes it.
+func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
+	var c *net.UDPConn
+	err := n.Do(func() (err error) {
+		c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening UDP %v in %s: %w", at, n.Name, err)
+	}
+	return c, nil
+}
+
+// ServeUDPEcho sends every datagram back to where it came from.
+func (n *Namespace) ServeUDPEcho(at netip.AddrPort) (*Server, error) {
+	c, err := n.ListenUDP(at)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		Addr:  c.LocalAddr().(*net.UDPAddr).AddrPort(),
+		peers: map[netip.AddrPort]int{},
+		stop:  func() { _ = c.Close() },
+	}
+	s.wg.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFromUDP(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue // an ICMP error about an earlier answer
+			}
+			s.sawPeer(from)
+			_, _ = c.WriteToUDP(buf[:n], from)
+		}
+	})
+	if !n.onClose(s.Close) {
+		s.Close()
+		return nil, fmt.Errorf("serving %v: %s is closed", at, n.Name)
+	}
+	return s, nil
+}
+
+// udpTry is how long one datagram waits for its echo before it is sent again.
+const udpTry = time.Second
+
+// EchoUDP sends msg and expects it back; a lost datagram is sent again until
+// ctx ends. from may be zero, or only its port.
+func (n *Namespace) EchoUDP(ctx context.Context, from, to netip.AddrPort, msg string) error {
+	if !from.Addr().IsValid() {
+		from = netip.AddrPortFrom(netip.IPv4Unspecified(), from.Port())
+	}
+	c, err := n.ListenUDP(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	return EchoUDPOn(ctx, c, to, msg)
+}
+
+// EchoUDPOn is EchoUDP on an existing unconnected socket.
+func EchoUDPOn(ctx context.Context, c *net.UDPConn, to netip.AddrPort, msg string) error {
+	buf := make([]byte, 1<<16)
+	for tries := 1; ; tries++ {
+		if _, err := c.WriteToUDPAddrPort([]byte(msg), to); err != nil {
+			return fmt.Errorf("sending to %v: %w", to, err)
+		}
+		if err := c.SetReadDeadline(time.Now().Add(udpTry)); err != nil {
+			return fmt.Errorf("setting a deadline: %w", err)
+		}
+		n, from, err := c.ReadFromUDPAddrPort(buf)
+		switch {
+		case err == nil && string(buf[:n]) == msg && from.Addr().Unmap() == to.Addr() && from.Port() == to.Port():
+			return nil
+		case err == nil:
+			return fmt.Errorf("echo from %v differs: %d bytes from %v", to, n, from)
+		case ctx.Err() != nil:
+			return fmt.Errorf("no echo from %v in %d tries: %w", to, tries, ctx.Err())
+		}
+	}
+}
