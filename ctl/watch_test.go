@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,19 +16,24 @@ import (
 // fakeChanges is a Watcher driven by hand.
 type fakeChanges struct {
 	wake    chan struct{}
+	mu      sync.Mutex
 	pending link.Change
 }
 
 func (f *fakeChanges) Ready() <-chan struct{} { return f.wake }
 
 func (f *fakeChanges) Take() link.Change {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	c := f.pending
 	f.pending = 0
 	return c
 }
 
 func (f *fakeChanges) happen(c link.Change) {
+	f.mu.Lock()
 	f.pending |= c
+	f.mu.Unlock()
 	f.wake <- struct{}{}
 }
 

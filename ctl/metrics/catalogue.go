@@ -1,0 +1,68 @@
+package metrics
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metric describes one metric family: what the collector emits and what
+// docs/metrics.md says about it.
+type Metric struct {
+	Name   string
+	Help   string // one line, ends up in the exposition
+	Type   prometheus.ValueType
+	Labels []string
+	// WhenDown: emitted also when nothing is up.
+	WhenDown bool
+}
+
+// The names are promises (dashboards and alerts of other people use them).
+const (
+	nameUp             = "fastbr_up"
+	nameBuildInfo      = "fastbr_build_info"
+	nameReceivePackets = "fastbr_port_receive_packets_total"
+	nameReceiveBytes   = "fastbr_port_receive_bytes_total"
+	nameSendPackets    = "fastbr_port_transmit_packets_total"
+	nameSendBytes      = "fastbr_port_transmit_bytes_total"
+	nameDropped        = "fastbr_port_dropped_packets_total"
+	nameNetworkPorts   = "fastbr_network_ports"
+	nameFlows          = "fastbr_nat_flows"
+	nameFlowsMax       = "fastbr_nat_flows_max"
+	nameOverloads      = "fastbr_nat_port_overloads_total"
+	nameReclaimed      = "fastbr_nat_ports_reclaimed_total"
+	nameRefused        = "fastbr_nat_refused_total"
+)
+
+// Catalogue lists every metric family of the Collector, in the order of the
+// documentation.
+func Catalogue() []Metric {
+	port := []string{"network", "port", "name"}
+	path := append(port[:len(port):len(port)], "path")
+	reason := append(port[:len(port):len(port)], "reason")
+	const counter, gauge = prometheus.CounterValue, prometheus.GaugeValue
+	return []Metric{
+		{Name: nameUp, Type: gauge, WhenDown: true,
+			Help: "Whether a fastbr instance is up in this host network namespace (1) or not (0)."},
+		{Name: nameBuildInfo, Type: gauge, WhenDown: true, Labels: []string{"version", "revision", "goversion"},
+			Help: "The build of the fastbr that answers; always 1."},
+		{Name: nameReceivePackets, Type: counter, Labels: path,
+			Help: "Packets that the bridge received from the port, by path (fast or slow); one per wire packet, also for GSO."},
+		{Name: nameReceiveBytes, Type: counter, Labels: path,
+			Help: "Bytes that the bridge received from the port, Ethernet header included, by path (fast or slow)."},
+		{Name: nameSendPackets, Type: counter, Labels: path,
+			Help: "Packets that the bridge sent to the port, by path (fast or slow); one per wire packet, also for GSO."},
+		{Name: nameSendBytes, Type: counter, Labels: path,
+			Help: "Bytes that the bridge sent to the port, Ethernet header included, by path (fast or slow)."},
+		{Name: nameDropped, Type: counter, Labels: reason,
+			Help: "Packets of the port that fastbr dropped, by reason."},
+		{Name: nameNetworkPorts, Type: gauge, Labels: []string{"network"},
+			Help: "Ports attached to the network."},
+		{Name: nameFlows, Type: gauge,
+			Help: "NAT flows in the table, live ones and those not yet reclaimed."},
+		{Name: nameFlowsMax, Type: gauge,
+			Help: "NAT flows that the table can hold."},
+		{Name: nameOverloads, Type: counter,
+			Help: "External ports that were shared between flows because no free one was left."},
+		{Name: nameReclaimed, Type: counter,
+			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
+		{Name: nameRefused, Type: counter, Labels: []string{"reason"},
+			Help: "New flows that NAT refused, by reason."},
+	}
+}

@@ -1,0 +1,208 @@
+package metrics
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/fastbr/fastbr/ctl"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type fakeSource struct {
+	snap ctl.Snapshot
+	err  error
+}
+
+func (f fakeSource) Snapshot(context.Context) (ctl.Snapshot, error) { return f.snap, f.err }
+
+// busy is an instance with one network, one port and one uplink.
+func busy() ctl.Snapshot {
+	return ctl.Snapshot{
+		Up: true,
+		Networks: []ctl.NetworkView{{Name: "default", Up: true, Ports: []ctl.PortView{{
+			Name: "web", Port: "veth1a2b3c4", Network: "default",
+			Drops: map[string]uint64{"spoof_ip": 3},
+			Paths: ctl.PortPaths{
+				RXFastPackets: 1, RXFastBytes: 100, RXSlowPackets: 2, RXSlowBytes: 200,
+				TXFastPackets: 3, TXFastBytes: 300, TXSlowPackets: 4, TXSlowBytes: 400,
+			},
+		}}}, {Name: "empty", Up: true}},
+		Uplinks: []ctl.PortView{{Name: "eth0", Port: "eth0", Drops: map[string]uint64{},
+			Paths: ctl.PortPaths{TXFastPackets: 5, TXFastBytes: 500}}},
+		NAT: ctl.NATView{Flows: 7, FlowsMax: 262144, PortOverloads: 8, PortsReclaimed: 9,
+			Refused: map[string]uint64{"nat_full": 10}},
+	}
+}
+
+func newFake(s ctl.Snapshot, err error) *Collector {
+	return NewCollector(fakeSource{s, err}, Build{Version: "1.2.3", Revision: "abc", GoVersion: "go1"}, []string{"spoof_ip", "direct"})
+}
+
+func exposition(t *testing.T, c *Collector) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := Write(&b, c); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// samples are the lines of an exposition that are no comments.
+func samples(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "#") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+func TestWriteShowsEverySample(t *testing.T) {
+	const want = `fastbr_build_info{goversion="go1",revision="abc",version="1.2.3"} 1
+fastbr_nat_flows 7
+fastbr_nat_flows_max 262144
+fastbr_nat_port_overloads_total 8
+fastbr_nat_ports_reclaimed_total 9
+fastbr_nat_refused_total{reason="nat_full"} 10
+fastbr_nat_refused_total{reason="quota"} 0
+fastbr_network_ports{network="default"} 1
+fastbr_network_ports{network="empty"} 0
+fastbr_port_dropped_packets_total{name="eth0",network="",port="eth0",reason="direct"} 0
+fastbr_port_dropped_packets_total{name="eth0",network="",port="eth0",reason="spoof_ip"} 0
+fastbr_port_dropped_packets_total{name="web",network="default",port="veth1a2b3c4",reason="direct"} 0
+fastbr_port_dropped_packets_total{name="web",network="default",port="veth1a2b3c4",reason="spoof_ip"} 3
+fastbr_port_receive_bytes_total{name="eth0",network="",path="fast",port="eth0"} 0
+fastbr_port_receive_bytes_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_receive_bytes_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 100
+fastbr_port_receive_bytes_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 200
+fastbr_port_receive_packets_total{name="eth0",network="",path="fast",port="eth0"} 0
+fastbr_port_receive_packets_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_receive_packets_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 1
+fastbr_port_receive_packets_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 2
+fastbr_port_transmit_bytes_total{name="eth0",network="",path="fast",port="eth0"} 500
+fastbr_port_transmit_bytes_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_transmit_bytes_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 300
+fastbr_port_transmit_bytes_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 400
+fastbr_port_transmit_packets_total{name="eth0",network="",path="fast",port="eth0"} 5
+fastbr_port_transmit_packets_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_transmit_packets_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 3
+fastbr_port_transmit_packets_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 4
+fastbr_up 1
+`
+	if got := samples(exposition(t, newFake(busy(), nil))); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestWriteSaysWhenNothingIsUp(t *testing.T) {
+	const want = `fastbr_build_info{goversion="go1",revision="abc",version="1.2.3"} 1
+fastbr_up 0
+`
+	if got := samples(exposition(t, newFake(ctl.Snapshot{}, nil))); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestWriteFailsWithoutSnapshot(t *testing.T) {
+	err := Write(io.Discard, newFake(ctl.Snapshot{}, errors.New("lock is held")))
+	if err == nil || !strings.Contains(err.Error(), "lock is held") {
+		t.Errorf("error %v, want the snapshot's", err)
+	}
+}
+
+// The pedantic registry checks what is collected against what was described.
+func TestCollectorIsConsistent(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	if err := reg.Register(newFake(busy(), nil)); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(families) != len(Catalogue()) {
+		t.Errorf("%d families collected, %d in the catalogue", len(families), len(Catalogue()))
+	}
+}
+
+func TestPromtoolAccepts(t *testing.T) {
+	promtool := tool(t, "promtool", "prometheus")
+	for name, snap := range map[string]ctl.Snapshot{"busy": busy(), "down": {}} {
+		cmd := exec.Command(promtool, "check", "metrics")
+		cmd.Stdin = strings.NewReader(exposition(t, newFake(snap, nil)))
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: promtool check metrics: %v\n%s", name, err, out)
+		}
+	}
+}
+
+func TestHandlerServesPages(t *testing.T) {
+	h, err := Handler(newFake(busy(), nil), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/metrics": "\nfastbr_up 1\n",
+		"/healthz": "ok\n",
+		"/":        `<a href="/metrics">`,
+	} {
+		code, body := get(h, path)
+		if code != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("GET %s: %d %q, want 200 with %q", path, code, body, want)
+		}
+	}
+	if _, body := get(h, "/metrics"); !strings.Contains(body, "\ngo_goroutines ") || !strings.Contains(body, "\nprocess_open_fds ") {
+		t.Error("the metrics of the process itself are missing")
+	}
+	if code, _ := get(h, "/nothing"); code != http.StatusNotFound {
+		t.Errorf("GET /nothing: %d, want 404", code)
+	}
+}
+
+func TestHandlerFailsScrapeWithoutSnapshot(t *testing.T) {
+	var errs bytes.Buffer
+	h, err := Handler(newFake(ctl.Snapshot{}, errors.New("lock is held")), &errs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, body := get(h, "/metrics")
+	if code != http.StatusInternalServerError || !strings.Contains(body, "lock is held") {
+		t.Errorf("%d %q, want 500 and the reason", code, body)
+	}
+	if !strings.Contains(errs.String(), "lock is held") {
+		t.Errorf("log %q, want the reason", errs.String())
+	}
+	if code, _ := get(h, "/healthz"); code != http.StatusOK {
+		t.Error("the server itself is healthy and says it is not")
+	}
+}
+
+func get(h http.Handler, path string) (int, string) {
+	r := httptest.NewRecorder()
+	h.ServeHTTP(r, httptest.NewRequest("GET", path, nil))
+	return r.Code, r.Body.String()
+}
+
+// tool finds a program that a test cannot do without; in CI it must be there.
+func tool(t *testing.T, name, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+		return path
+	case os.Getenv("CI") == "true":
+		t.Fatalf("%s is missing (Debian: apt-get install %s)", name, pkg)
+	default:
+		t.Skipf("SKIPPED, NOT TESTED: %s is missing (Debian: apt-get install %s)", name, pkg)
+	}
+	return ""
+}

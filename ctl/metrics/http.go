@@ -1,0 +1,67 @@
+package metrics
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// maxScrapes is how many scrapes may run at a time; each takes the instance
+// lock, and commands must get their turn.
+const maxScrapes = 4
+
+// Handler serves /metrics, /healthz and a landing page. Besides the instance it
+// shows the serving process itself (go_* and process_*), as exporters do.
+// Failed scrapes are answered with 500 and noted on errs.
+func Handler(c *Collector, errs io.Writer) (http.Handler, error) {
+	reg := prometheus.NewRegistry()
+	for _, col := range []prometheus.Collector{
+		c,
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := reg.Register(col); err != nil {
+			return nil, fmt.Errorf("registering a collector: %w", err)
+		}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+		ErrorLog:            log.New(errs, "", 0),
+		ErrorHandling:       promhttp.HTTPErrorOnError,
+		MaxRequestsInFlight: maxScrapes,
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, landingPage)
+	})
+	return mux, nil
+}
+
+// NewServer wraps a handler with timeouts that suit scrapes: a client that
+// dribbles its request must not hold a connection for ever.
+func NewServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+	}
+}
+
+const landingPage = `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>fastbr</title></head>
+<body><h1>fastbr</h1>
+<p>Container bridge with an eBPF datapath.</p>
+<ul><li><a href="/metrics">Metrics</a></li><li><a href="/healthz">Health</a></li></ul>
+</body></html>
+`
