@@ -1,0 +1,93 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// Direction of a bulk transfer.
+type Direction int
+
+// The directions of a bulk transfer.
+const (
+	ContainerToContainer Direction = iota
+	ContainerToOutside
+	OutsideToContainer // asked for by the container: iperf3 -R
+)
+
+// Bulk is TCP at full speed, by iperf3, one stream per process.
+type Bulk struct {
+	Direction Direction
+	// Processes at a time; 0: one. Not iperf3's -P: before 3.16 it is single-threaded.
+	Processes int
+	// Omit that many seconds at the start.
+	Omit int
+}
+
+// firstPort is iperf3's default; the processes take the following ones.
+const firstPort = 5201
+
+// Name implements Workload.
+func (b Bulk) Name() string {
+	name := [...]string{"tcp-c2c", "tcp-c2o", "tcp-o2c"}[b.Direction]
+	if b.Processes > 1 {
+		return fmt.Sprintf("%s-%d", name, b.Processes)
+	}
+	return name
+}
+
+// Title implements Workload.
+func (b Bulk) Title() string {
+	title := [...]string{"container → container", "container → outside", "outside → container"}[b.Direction]
+	if b.Processes > 1 {
+		return fmt.Sprintf("TCP %s, %d processes", title, b.Processes)
+	}
+	return "TCP " + title
+}
+
+// Unit implements Workload.
+func (b Bulk) Unit() string { return "Gbit/s" }
+
+// Run implements Workload. d is rounded down to whole seconds, at least one.
+func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample, error) {
+	from, to := l.Containers[0], l.Outside
+	if b.Direction == ContainerToContainer {
+		to = l.Containers[1]
+	}
+	o := lab.IperfOptions{
+		Seconds: max(1, int(d/time.Second)),
+		Omit:    b.Omit,
+		Reverse: b.Direction == OutsideToContainer,
+	}
+	sender := from
+	if o.Reverse {
+		sender = to
+	}
+	before, err := readTCP(sender)
+	if err != nil {
+		return Sample{}, err
+	}
+	n := max(1, b.Processes)
+	results, errs := make([]lab.IperfResult, n), make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			mine := o
+			mine.Port = firstPort + uint16(i)
+			results[i], errs[i] = lab.Iperf(ctx, from, to, to.Addr, mine)
+		})
+	}
+	all.Wait()
+	var s Sample
+	for _, r := range results {
+		s.Value += r.BitsPerSecond / 1e9
+	}
+	after, err := readTCP(sender)
+	s.Retransmits, s.Spurious = after.again-before.again, after.twice-before.twice
+	return s, errors.Join(append(errs, err)...)
+}

@@ -1,0 +1,146 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl"
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// Fastbr is fastbr with its defaults, driven by its own command line.
+type Fastbr struct {
+	// Binary is the path of the executable.
+	Binary string
+	// Flags go to every command (--state-dir and the like).
+	Flags []string
+	// Log, if set, gets every command as a user would type it, with the host's
+	// namespace in $HOST, and what it printed.
+	Log io.Writer
+}
+
+// Name implements Contestant.
+func (f Fastbr) Name() string { return "fastbr" }
+
+// Describe implements Contestant.
+func (f Fastbr) Describe() string { return "fastbr with its defaults" }
+
+// Options implements Contestant.
+func (f Fastbr) Options() lab.Options { return lab.Options{Private: []netip.Prefix{}} }
+
+// Setup implements Contestant.
+func (f Fastbr) Setup(ctx context.Context, l *lab.Lab) error {
+	if _, err := f.Command(ctx, l, "up"); err != nil {
+		return err
+	}
+	for i, c := range l.Containers {
+		if _, err := f.Command(ctx, l, "attach", "netns:"+c.Name, "--name", portName(i)); err != nil {
+			return err
+		}
+	}
+	ports, err := f.ports(ctx, l)
+	if err != nil {
+		return err
+	}
+	for i, c := range l.Containers {
+		at := slices.IndexFunc(ports, func(p ctl.PortView) bool { return p.Name == portName(i) })
+		if at < 0 {
+			return fmt.Errorf("port ls does not show %s", portName(i))
+		}
+		ip, err := netip.ParsePrefix(ports[at].IP)
+		if err != nil {
+			return fmt.Errorf("reading what port ls printed: %w", err)
+		}
+		c.SetAddr(ip.Addr())
+	}
+	return nil
+}
+
+func portName(i int) string { return fmt.Sprintf("c%d", i+1) }
+
+// ports reads the counters, without mention.
+func (f Fastbr) ports(ctx context.Context, l *lab.Lab) ([]ctl.PortView, error) {
+	f.Log = nil
+	out, err := f.Command(ctx, l, "port", "ls", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var ports []ctl.PortView
+	if err := json.Unmarshal(out, &ports); err != nil {
+		return nil, fmt.Errorf("reading what port ls printed: %w", err)
+	}
+	return ports, nil
+}
+
+// Paths implements Contestant. The uplink's counters stand for packets that a
+// container's port has counted already, so only ports count.
+func (f Fastbr) Paths(ctx context.Context, l *lab.Lab) (Paths, bool, error) {
+	ports, err := f.ports(ctx, l)
+	if err != nil {
+		return Paths{}, false, err
+	}
+	var p Paths
+	for _, v := range ports {
+		if v.Network != "" {
+			p.Fast += v.FastPackets
+			p.Slow += v.SlowPackets
+		}
+	}
+	return p, true, nil
+}
+
+// Teardown implements Contestant.
+func (f Fastbr) Teardown(ctx context.Context, l *lab.Lab) error {
+	_, err := f.Command(ctx, l, "down", "--all")
+	return err
+}
+
+// Command runs one fastbr command on the lab's host and returns its output.
+func (f Fastbr) Command(ctx context.Context, l *lab.Lab, args ...string) ([]byte, error) {
+	var out, errs bytes.Buffer
+	c := f.Prepare(ctx, l, args...)
+	c.Stdout, c.Stderr = &out, &errs
+	f.logf("$ %s\n", f.Typed(args...))
+	if err := c.Run(); err != nil {
+		if said := strings.TrimPrefix(strings.TrimSpace(errs.String()), "fastbr: "); said != "" {
+			err = errors.New(said)
+		}
+		return out.Bytes(), fmt.Errorf("fastbr %s: %w", strings.Join(args, " "), err)
+	}
+	f.logf("%s%s", &errs, &out)
+	return out.Bytes(), nil
+}
+
+// Typed is the command line as a user would type it.
+func (f Fastbr) Typed(args ...string) string {
+	argv := append([]string{"fastbr", "--netns", "$HOST"}, f.Flags...)
+	return strings.Join(append(argv, args...), " ")
+}
+
+func (f Fastbr) logf(format string, args ...any) {
+	if f.Log != nil {
+		fmt.Fprintf(f.Log, format, args...)
+	}
+}
+
+// Prepare makes a command without starting it. When ctx ends it gets SIGTERM,
+// and SIGKILL a little later. It has a process group of its own: a Ctrl-C on
+// the terminal is for the one who started it, who then ends it in order.
+func (f Fastbr) Prepare(ctx context.Context, l *lab.Lab, args ...string) *exec.Cmd {
+	argv := append([]string{"--netns", l.Host.Path()}, f.Flags...)
+	c := exec.CommandContext(ctx, f.Binary, append(argv, args...)...)
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.WaitDelay = 2 * time.Second
+	return c
+}

@@ -1,0 +1,195 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// Floor is the limit of what redirecting in tc can give: the plain bridge's lab
+// with programs of a few constant instructions on top, without NAT, lookup,
+// check or counter. Outside knows the way to the containers' own addresses. Not
+// something to use, but what is left to gain, and how many retransmits any
+// redirect causes (sender and ACKs transmit from two CPUs).
+type Floor struct {
+	// held keeps the programs attached.
+	held *[]link.Link
+}
+
+// NewFloor returns the contestant.
+func NewFloor() Floor { return Floor{held: &[]link.Link{}} }
+
+// Name implements Contestant.
+func (f Floor) Name() string { return "floor" }
+
+// Describe implements Contestant.
+func (f Floor) Describe() string {
+	return "constant tc redirect without NAT, lookups or counters: the limit, not a product"
+}
+
+// Options implements Contestant.
+func (f Floor) Options() lab.Options { return Bridge{}.Options() }
+
+// Setup implements Contestant.
+func (f Floor) Setup(ctx context.Context, l *lab.Lab) error {
+	c1, c2 := l.Containers[0], l.Containers[1]
+	if err := l.Outside.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), l.HostAddr(0)); err != nil {
+		return err
+	}
+	// The kernel resolves the neighbours first; the programs handle IPv4 only.
+	for _, to := range []netip.Addr{c2.Addr, l.Outside.Addr} {
+		if _, err := c1.Ping(ctx, to, lab.PingOptions{Count: 1}); err != nil {
+			return err
+		}
+	}
+	macs, err := readMACs(l)
+	if err != nil {
+		return err
+	}
+	index := map[string]int{}
+	for _, dev := range []string{"br0-1", "br0-2", "eth0"} {
+		if index[dev], err = l.Host.Index(dev); err != nil {
+			return err
+		}
+	}
+	for dev, hops := range map[string][]hop{
+		"br0-1": {{to: c2.Addr, index: index["br0-2"], peer: true}, {to: l.Outside.Addr, index: index["eth0"], macs: macs.out}},
+		"br0-2": {{to: c1.Addr, index: index["br0-1"], peer: true}},
+		"eth0":  {{to: c1.Addr, index: index["br0-1"], peer: true, macs: macs.in}},
+	} {
+		if err := f.attach(l, index[dev], hops); err != nil {
+			return fmt.Errorf("attaching a constant redirect to %s: %w", dev, err)
+		}
+	}
+	return nil
+}
+
+// Paths implements Contestant.
+func (f Floor) Paths(context.Context, *lab.Lab) (Paths, bool, error) { return Paths{}, false, nil }
+
+// Teardown implements Contestant.
+func (f Floor) Teardown(context.Context, *lab.Lab) error {
+	for _, l := range *f.held {
+		_ = l.Close()
+	}
+	*f.held = nil
+	return nil
+}
+
+func (f Floor) attach(l *lab.Lab, ifindex int, hops []hop) error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "fbr_bench_floor", Type: ebpf.SchedCLS, License: "GPL", Instructions: redirects(hops),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = prog.Close() }()
+	return l.Host.Do(func() error {
+		at, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress})
+		if err == nil {
+			*f.held = append(*f.held, at)
+		}
+		return err
+	})
+}
+
+// hop sends packets to one address out of one device.
+type hop struct {
+	to    netip.Addr
+	index int
+	peer  bool   // into the namespace behind the device
+	macs  []byte // 12 bytes to write over destination and source; nil: keep
+}
+
+const (
+	etherIPv4       = 0x0800
+	offsetProtocol  = 16 // of struct __sk_buff
+	offsetDst       = 14 + 16
+	nextProgram     = -1 // TCX_NEXT
+	macsOnStack     = -16
+	macsLength      = 12
+	labelNext       = "next"
+	flagsOfRedirect = 0
+)
+
+// redirects is the program: a chain of comparisons with constants.
+func redirects(hops []hop) asm.Instructions {
+	// The field holds the ethertype in network order.
+	ipv4 := int32(binary.NativeEndian.Uint16([]byte{etherIPv4 >> 8, etherIPv4 & 0xff}))
+	prog := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R0, asm.R6, offsetProtocol, asm.Word),
+		asm.JNE.Imm(asm.R0, ipv4, labelNext),
+		asm.LoadAbs(offsetDst, asm.Word), // into R0, host order
+	}
+	for i, h := range hops {
+		skip := fmt.Sprintf("hop%d", i+1)
+		if i == len(hops)-1 {
+			skip = labelNext
+		}
+		to := h.to.As4()
+		test := asm.JNE.Imm32(asm.R0, int32(binary.BigEndian.Uint32(to[:])), skip)
+		if i > 0 {
+			test = test.WithSymbol(fmt.Sprintf("hop%d", i))
+		}
+		prog = append(prog, test)
+		prog = append(prog, h.instructions()...)
+	}
+	return append(prog,
+		asm.Mov.Imm(asm.R0, nextProgram).WithSymbol(labelNext),
+		asm.Return(),
+	)
+}
+
+func (h hop) instructions() asm.Instructions {
+	var prog asm.Instructions
+	if h.macs != nil {
+		for i := 0; i < macsLength; i += 4 {
+			word := int64(binary.NativeEndian.Uint32(h.macs[i:]))
+			prog = append(prog, asm.StoreImm(asm.RFP, int16(macsOnStack+i), int64(int32(word)), asm.Word))
+		}
+		prog = append(prog,
+			asm.Mov.Reg(asm.R1, asm.R6),
+			asm.Mov.Imm(asm.R2, 0),
+			asm.Mov.Reg(asm.R3, asm.RFP),
+			asm.Add.Imm(asm.R3, macsOnStack),
+			asm.Mov.Imm(asm.R4, macsLength),
+			asm.Mov.Imm(asm.R5, 0),
+			asm.FnSkbStoreBytes.Call(),
+		)
+	}
+	redirect := asm.FnRedirect
+	if h.peer {
+		redirect = asm.FnRedirectPeer
+	}
+	return append(prog,
+		asm.Mov.Imm(asm.R1, int32(h.index)),
+		asm.Mov.Imm(asm.R2, flagsOfRedirect),
+		redirect.Call(),
+		asm.Return(),
+	)
+}
+
+// macPairs are destination and source, as a frame starts, on the uplink and
+// towards the first container.
+type macPairs struct{ out, in []byte }
+
+func readMACs(l *lab.Lab) (p macPairs, err error) {
+	read := func(n *lab.Namespace, dev string) (mac net.HardwareAddr) {
+		if err == nil {
+			mac, err = n.MAC(dev)
+		}
+		return mac
+	}
+	p.out = append(append(p.out, read(l.Outside, "eth0")...), read(l.Host, "eth0")...)
+	p.in = append(append(p.in, read(l.Containers[0], "eth0")...), read(l.Host, "br0")...)
+	return p, err
+}

@@ -1,0 +1,144 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// schema of the result files; raised when a field changes its meaning.
+const schema = 1
+
+// Report is one whole benchmark, as stored in results/.
+type Report struct {
+	Schema      int         `json:"schema"`
+	Started     time.Time   `json:"started"`
+	Environment Environment `json:"environment"`
+	Rounds      int         `json:"rounds"`
+	Seconds     int         `json:"seconds"`      // of each run, without
+	Omit        int         `json:"omit_seconds"` // those at the start of a bulk transfer that do not count
+	Entrants    []Entrant   `json:"contestants"`
+	Results     []Result    `json:"results"`
+}
+
+// Entrant is a contestant in a report. The first one is the baseline.
+type Entrant struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+}
+
+// Result is one workload with the samples of every contestant.
+type Result struct {
+	Workload string `json:"workload"`
+	Title    string `json:"title"`
+	Unit     string `json:"unit"`
+	// Samples by contestant; the index is the round.
+	Samples map[string][]Sample `json:"samples"`
+	// Ratios to the baseline by contestant, for workloads that measure a rate.
+	Ratios map[string]Interval `json:"ratios_to_baseline,omitempty"`
+}
+
+// failures is the unit of workloads that count what went wrong: less is
+// better, and no ratio is made of it.
+const failures = "failures"
+
+// summarise fills in what follows from the samples.
+func (r *Report) summarise() {
+	for i := range r.Results {
+		res := &r.Results[i]
+		if res.Unit == failures {
+			continue
+		}
+		res.Ratios = map[string]Interval{}
+		base := res.Samples[r.Entrants[0].Name]
+		for _, e := range r.Entrants[1:] {
+			if ratios := PairedRatios(res.Samples[e.Name], base); len(ratios) > 0 {
+				res.Ratios[e.Name] = Bootstrap(ratios)
+			}
+		}
+	}
+}
+
+// FileName sorts by time: 20260102T150405Z-COMMIT.json.
+func (r *Report) FileName() string {
+	name := r.Started.UTC().Format("20060102T150405Z")
+	if r.Environment.Commit != "" {
+		name += "-" + r.Environment.Commit
+	}
+	return name + ".json"
+}
+
+// Save writes the report into dir, which is made if it is missing, and returns
+// the file's path.
+func (r *Report) Save(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("making the directory of the results: %w", err)
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("writing the results: %w", err)
+	}
+	path := filepath.Join(dir, r.FileName())
+	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+		return "", fmt.Errorf("writing the results: %w", err)
+	}
+	return path, nil
+}
+
+// Load reads a report that Save wrote.
+func Load(path string) (*Report, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading results: %w", err)
+	}
+	var r Report
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("reading results from %s: %w", path, err)
+	}
+	if r.Schema != schema || len(r.Entrants) == 0 {
+		return nil, fmt.Errorf("reading results from %s: schema %d, want %d", path, r.Schema, schema)
+	}
+	return &r, nil
+}
+
+// column gathers one figure of the runs that succeeded.
+func column(samples []Sample, figure func(Sample) (float64, bool)) []float64 {
+	var v []float64
+	for _, s := range samples {
+		if s.Error != "" {
+			continue
+		}
+		if f, ok := figure(s); ok {
+			v = append(v, f)
+		}
+	}
+	return v
+}
+
+func value(s Sample) (float64, bool) { return s.Value, true }
+
+func fastShare(s Sample) (float64, bool) {
+	if s.FastShare == nil {
+		return 0, false
+	}
+	return *s.FastShare, true
+}
+
+// cpuPerGbit is the machine's busy time in seconds per gigabit carried.
+func (r *Report) cpuPerGbit(s Sample) (float64, bool) {
+	if s.Value == 0 || r.Seconds == 0 {
+		return 0, false
+	}
+	return s.CPUSeconds / (s.Value * float64(r.Seconds+r.Omit)), true
+}
+
+// lowest of some numbers; the honest figure for a share that should be 1.
+func lowest(v []float64) (float64, bool) {
+	if len(v) == 0 {
+		return 0, false
+	}
+	return slices.Min(v), true
+}

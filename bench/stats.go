@@ -1,0 +1,76 @@
+package bench
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+)
+
+// Interval is a median with its 95 % confidence interval.
+type Interval struct {
+	Median float64 `json:"median"`
+	Low    float64 `json:"low"`
+	High   float64 `json:"high"`
+	Values int     `json:"values"` // it was made of
+}
+
+// Median of some numbers; 0 of none.
+func Median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(v))
+	mid := len(s) / 2
+	if len(s)%2 == 1 {
+		return s[mid]
+	}
+	return (s[mid-1] + s[mid]) / 2
+}
+
+// resamples of the bootstrap: the interval's ends no longer move in the second
+// digit with another seed.
+const resamples = 10000
+
+// Bootstrap gives the median with the percentile bootstrap's 95 % interval. The
+// same numbers always give the same interval. With fewer than some five values
+// the interval is hardly more than their range.
+func Bootstrap(v []float64) Interval {
+	if len(v) == 0 {
+		return Interval{}
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	medians := make([]float64, resamples)
+	draw := make([]float64, len(v))
+	for i := range medians {
+		for j := range draw {
+			draw[j] = v[rnd.IntN(len(v))]
+		}
+		medians[i] = Median(draw)
+	}
+	slices.Sort(medians)
+	const tail = resamples * 25 / 1000
+	return Interval{Median: Median(v), Low: medians[tail], High: medians[resamples-1-tail], Values: len(v)}
+}
+
+// minValues for an interval that is worth showing.
+const minValues = 3
+
+// String shows the median and, if there is enough to it, the interval.
+func (i Interval) String() string {
+	if i.Values < minValues {
+		return fmt.Sprintf("**%.2f** (too few rounds)", i.Median)
+	}
+	return fmt.Sprintf("**%.2f** (%.2f–%.2f)", i.Median, i.Low, i.High)
+}
+
+// PairedRatios divides a by b round by round; rounds in which either run
+// failed or gave nothing are left out.
+func PairedRatios(a, b []Sample) []float64 {
+	var r []float64
+	for i := range min(len(a), len(b)) {
+		if a[i].Error == "" && b[i].Error == "" && a[i].Value > 0 && b[i].Value > 0 {
+			r = append(r, a[i].Value/b[i].Value)
+		}
+	}
+	return r
+}
