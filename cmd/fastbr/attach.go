@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// attachFlags describe a port.
+type attachFlags struct {
+	network, name, ip, mac, ifname string
+	slow                           bool
+}
+
+func newAttachCmd(e *env) *cobra.Command {
+	var f attachFlags
+	cmd := &cobra.Command{
+		Use:   "attach TARGET",
+		Short: "Plug a network namespace into a network",
+		Long: `Plug a network namespace into a network: a veth pair, an address, a default route.
+TARGET is the path of a network namespace, netns:NAME for one made by 'ip netns
+add', or pid:N for that of a process.`,
+		Example: `  fastbr attach netns:web --name web
+  fastbr attach pid:4711 --ip 172.30.0.80
+  fastbr attach /run/netns/db --network lab -o json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := f.request(args[0])
+			if err != nil {
+				return err
+			}
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				res, err := c.Attach(ctx, r)
+				if err != nil {
+					return err
+				}
+				return e.print(res, func(w io.Writer) {
+					fmt.Fprintln(w, "NAME\tPORT\tNETWORK\tIFNAME\tIP\tMAC\tGATEWAY\tMTU")
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n",
+						res.Name, res.Port, res.Network, res.Ifname, res.IP, res.MAC, res.Gateway, res.MTU)
+				})
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.network, "network", ctl.DefaultNetwork, "`NETWORK` to plug into")
+	flags.StringVar(&f.name, "name", "", "`NAME` of the port (default that of the host's device)")
+	flags.StringVar(&f.ip, "ip", "", "IPv4 `ADDRESS` (default the lowest free one)")
+	flags.StringVar(&f.mac, "mac", "", "MAC `ADDRESS` (default 02:42 and the IPv4 address)")
+	flags.StringVar(&f.ifname, "ifname", "eth0", "`NAME` of the device inside")
+	flags.BoolVar(&f.slow, "slow", false, "always take the kernel's path")
+	complete(cmd, "network", e.completeNetworks)
+	return cmd
+}
+
+func (f *attachFlags) request(target string) (r ctl.AttachRequest, err error) {
+	r = ctl.AttachRequest{Target: target, Network: f.network, Name: f.name, Ifname: f.ifname, Slow: f.slow}
+	if f.ip != "" {
+		if r.IP, err = netip.ParseAddr(f.ip); err != nil || !r.IP.Is4() {
+			return r, usage("address %q: an IPv4 address is wanted", f.ip)
+		}
+	}
+	if f.mac != "" {
+		if r.MAC, err = net.ParseMAC(f.mac); err != nil {
+			return r, usage("MAC address %q: six bytes such as 02:42:ac:1e:00:02 are wanted", f.mac)
+		}
+	}
+	return r, nil
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/bench"
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// benchFlags are what `fastbr bench` can be told.
+type benchFlags struct {
+	rounds, seconds        int
+	workloads, contestants []string
+	out                    string
+}
+
+func newBenchCmd(e *env) *cobra.Command {
+	var f benchFlags
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure fastbr beside a plain kernel bridge, in throw-away labs",
+		Long: fmt.Sprintf(`Measure fastbr beside a plain kernel bridge with masquerade, in throw-away labs
+in network namespaces of their own; nothing else on this machine is touched.
+
+Contestants run in turn. The table shows medians, the median of the ratios of
+each round and its 95 %% confidence interval. In a checkout of fastbr, results go
+to bench/results and into bench/README.md.
+
+Workloads: %s.
+Contestants: %s. The first one named is the baseline.`,
+			strings.Join(workloadNames(), ", "), strings.Join(contestantNames(), ", ")),
+		Example: `  fastbr bench
+  fastbr bench --rounds 10 --seconds 10 --out /tmp/results
+  fastbr bench --workload conn-rate --contestant fastbr --rounds 1 --seconds 600`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runBench(cmd.Context(), e, f) },
+	}
+	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "rounds; each runs every workload with every contestant")
+	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "seconds of each run")
+	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all)")
+	cmd.Flags().StringSliceVar(&f.contestants, "contestant", nil, "contestants, baseline first (default: bridge-iptables,fastbr)")
+	complete(cmd, "workload", cobra.FixedCompletions(workloadNames(), cobra.ShellCompDirectiveNoFileComp))
+	complete(cmd, "contestant", cobra.FixedCompletions(contestantNames(), cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results in a checkout, else none)")
+	return cmd
+}
+
+func runBench(ctx context.Context, e *env, f benchFlags) error {
+	plan, err := f.plan(e)
+	if err != nil {
+		return codedError{err, exitUsage}
+	}
+	if err := needForLabs("bench", f.tools()...); err != nil {
+		return err
+	}
+	ctx, stop := untilPipeBreaks(ctx)
+	defer stop()
+	runs := f.rounds * len(plan.Workloads) * len(plan.Contestants)
+	e.note("%d runs of %d s, in labs of their own", runs, f.seconds)
+	done := 0
+	plan.Progress = func(round int, w bench.Workload, c bench.Contestant, s bench.Sample) {
+		done++
+		fmt.Fprintf(e.stderr, "%3d/%d  round %d  %-48s %-16s %s\n", done, runs, round, w.Title(), c.Name(), outcome(w, s))
+	}
+	report, err := plan.Run(ctx)
+	if err != nil {
+		return interruption(ctx, err)
+	}
+	fmt.Fprint(e.stdout, report.Text())
+	return f.keep(e, report)
+}
+
+// plan turns the flags into what to run.
+func (f benchFlags) plan(e *env) (bench.Plan, error) {
+	v := buildVersion()
+	p := bench.Plan{Rounds: f.rounds, Seconds: f.seconds, Version: v.Version, Commit: fmt.Sprintf("%.12s", v.Revision)}
+	if v.Modified {
+		p.Commit += "-dirty"
+	}
+	if f.rounds < 1 || f.seconds < 1 {
+		return p, errors.New("--rounds and --seconds: at least 1")
+	}
+	self, err := e.self()
+	if err != nil {
+		return p, err
+	}
+	known := contestants(self)
+	for _, name := range f.entrants() {
+		i := slices.IndexFunc(known, func(c bench.Contestant) bool { return c.Name() == name })
+		if i < 0 {
+			return p, fmt.Errorf("no contestant %q: there are %s", name, strings.Join(contestantNames(), ", "))
+		}
+		p.Contestants = append(p.Contestants, known[i])
+	}
+	if f.workloads == nil {
+		f.workloads = workloadNames()
+	}
+	for _, name := range f.workloads {
+		i := slices.Index(workloadNames(), name)
+		if i < 0 {
+			return p, fmt.Errorf("no workload %q: there are %s", name, strings.Join(workloadNames(), ", "))
+		}
+		p.Workloads = append(p.Workloads, bench.Workloads()[i])
+	}
+	return p, nil
+}
+
+// entrants are the contestants to run. Where there is no iptables its part is
+// nft's: after a connection's first packet they are the same.
+func (f benchFlags) entrants() []string {
+	if f.contestants != nil {
+		return f.contestants
+	}
+	if _, err := exec.LookPath("iptables"); err != nil {
+		return []string{"bridge-nft", "fastbr"}
+	}
+	return []string{"bridge-iptables", "fastbr"}
+}
+
+// tools that the labs and workloads need.
+func (f benchFlags) tools() []string {
+	tools := []string{"iperf3", "nft"}
+	if slices.Contains(f.entrants(), "bridge-iptables") {
+		tools = append(tools, "iptables")
+	}
+	return tools
+}
+
+// keep stores the raw results and, in a checkout, renders the page.
+func (f benchFlags) keep(e *env, r *bench.Report) error {
+	checkout := inCheckout()
+	dir := f.out
+	if dir == "" && checkout {
+		dir = "bench/results"
+	}
+	if dir == "" {
+		return nil
+	}
+	path, err := r.Save(dir)
+	if err != nil {
+		return err
+	}
+	e.note("raw results in %s", path)
+	if f.out != "" || !checkout {
+		return nil
+	}
+	return r.RenderReadme("bench/README.md", path)
+}
+
+// inCheckout tells whether the current directory is the top of fastbr's source.
+func inCheckout() bool {
+	mod, err := os.ReadFile("go.mod")
+	return err == nil && bytes.HasPrefix(mod, []byte("module github.com/fastbr/fastbr\n"))
+}
+
+func contestants(self bench.Fastbr) []bench.Contestant {
+	return []bench.Contestant{bench.Bridge{IPTables: true}, bench.Bridge{}, self, bench.NewFloor()}
+}
+
+func contestantNames() []string {
+	var names []string
+	for _, c := range contestants(bench.Fastbr{}) {
+		names = append(names, c.Name())
+	}
+	return names
+}
+
+func workloadNames() []string {
+	var names []string
+	for _, w := range bench.Workloads() {
+		names = append(names, w.Name())
+	}
+	return names
+}
+
+// outcome is a sample in a few words.
+func outcome(w bench.Workload, s bench.Sample) string {
+	if s.Error != "" {
+		return "failed: " + s.Error
+	}
+	text := fmt.Sprintf("%7.2f %s", s.Value, w.Unit())
+	if s.Requests > 0 {
+		text = fmt.Sprintf("%7.0f %s of %d", s.Value, w.Unit(), s.Requests)
+	}
+	if s.FastShare != nil {
+		text += "  " + bench.Percent(*s.FastShare) + " fast"
+	}
+	return text
+}
+
+// needForLabs says in one line what the command `name` cannot do without.
+func needForLabs(name string, tools ...string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s needs root, for it builds network namespaces: run it with sudo", name)
+	}
+	packages := map[string]string{"iperf3": "iperf3", "nft": "nftables", "iptables": "iptables"}
+	var missing []string
+	for _, t := range tools {
+		if _, err := exec.LookPath(t); err != nil {
+			missing = append(missing, packages[t])
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s needs a program that is missing: apt-get install %s", name, strings.Join(missing, " "))
+	}
+	return nil
+}
+
+// self is this very binary as a contestant, with the directories it was told.
+func (e *env) self() (bench.Fastbr, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return bench.Fastbr{}, fmt.Errorf("finding the fastbr binary: %w", err)
+	}
+	f := bench.Fastbr{Binary: path}
+	if e.flags.bpffs != ctl.DefaultBPFFS {
+		f.Flags = append(f.Flags, "--bpffs", e.flags.bpffs)
+	}
+	if e.flags.stateDir != "" {
+		f.Flags = append(f.Flags, "--state-dir", e.flags.stateDir)
+	}
+	return f, nil
+}
+
+// untilPipeBreaks ends ctx also when nobody reads the output any more (`| head`):
+// SIGPIPE would end the process and leave a lab behind. The other signals end
+// ctx already.
+func untilPipeBreaks(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, syscall.SIGPIPE)
+}
+
+// interruption is the error to report: the signal, if there was one, and not
+// what it broke.
+func interruption(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	return err
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// complete attaches a completion to a flag that the same constructor defined.
+func complete(cmd *cobra.Command, flag string, f cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(err) // a misspelt flag name: the first test of the tree finds it
+	}
+}
+
+// completeNetworks offers the names of networks that fastbr made.
+func (e *env) completeNetworks(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return e.completion(cmd, func(c *ctl.Controller) (names []string, err error) {
+		all, err := c.NetworkList(e.ctx)
+		for _, n := range all {
+			if n.Driver == "fastbr" {
+				names = append(names, n.Name)
+			}
+		}
+		return names, err
+	})
+}
+
+// completePorts offers the names of ports.
+func (e *env) completePorts(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return e.completion(cmd, func(c *ctl.Controller) (names []string, err error) {
+		all, err := c.Ports(e.ctx, "")
+		for _, p := range all {
+			if p.Network != "" {
+				names = append(names, p.Name)
+			}
+		}
+		return names, err
+	})
+}
+
+// completeBridges offers the bridges of the namespace.
+func (e *env) completeBridges(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return e.completion(cmd, func(c *ctl.Controller) (names []string, err error) {
+		all, err := c.Bridges()
+		for _, b := range all {
+			names = append(names, b.Name)
+		}
+		return names, err
+	})
+}
+
+// completion runs a lookup; whatever hinders it just means no suggestions.
+func (e *env) completion(_ *cobra.Command, look func(*ctl.Controller) ([]string, error)) ([]string, cobra.ShellCompDirective) {
+	if e.enterNetns() != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c, err := e.controller()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	names, err := look(c)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

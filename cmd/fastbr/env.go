@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// Exit codes of fastbr; `run` returns those of its command as well.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+	exitNotUp  = 3
+)
+
+// env is everything a command touches outside of its arguments, so that tests
+// run the real command line in process.
+type env struct {
+	ctx            context.Context
+	args           []string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	flags          globalFlags
+	started        bool // arguments were understood: errors from here on are not usage
+}
+
+// globalFlags are valid for every command.
+type globalFlags struct {
+	netns    string
+	output   string
+	bpffs    string
+	stateDir string
+	verbose  bool
+}
+
+// newEnv is the environment of the process.
+func newEnv() *env {
+	return &env{ctx: context.Background(), args: os.Args[1:], stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+}
+
+// controller opens the instance of the namespace the process is in.
+func (e *env) controller() (*ctl.Controller, error) {
+	return ctl.Open(e.controllerOptions())
+}
+
+func (e *env) controllerOptions() ctl.Options {
+	return ctl.Options{BPFFS: e.flags.bpffs, StateDir: e.flags.stateDir, Messages: e.stderr}
+}
+
+// note tells the user something that is neither data nor an error.
+func (e *env) note(format string, args ...any) {
+	fmt.Fprintf(e.stderr, "fastbr: "+format+"\n", args...)
+}
+
+// json reports whether -o json was given.
+func (e *env) json() bool { return e.flags.output == "json" }
+
+// print writes v as JSON, or what table makes of it.
+func (e *env) print(v any, table func(w io.Writer)) error {
+	if e.json() {
+		enc := json.NewEncoder(e.stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(v)
+	}
+	w := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	table(w)
+	return w.Flush()
+}
+
+// exitError ends the process with a code and without a message.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// exitCode translates an error. The error is printed, unless it is only a code.
+func (e *env) exitCode(err error) int {
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	}
+	text := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " ")
+	if e.flags.verbose {
+		text = fmt.Sprintf("%+v", err) // a verifier log has many lines
+	}
+	fmt.Fprintf(e.stderr, "fastbr: %s\n", text)
+	var coded codedError
+	switch {
+	case errors.As(err, &coded):
+		return coded.code
+	case errors.Is(err, ctl.ErrNotUp):
+		return exitNotUp
+	case !e.started, errors.Is(err, ctl.ErrInvalid):
+		return exitUsage
+	}
+	return exitFailed
+}

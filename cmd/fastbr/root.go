@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// run executes the command line and returns the exit code.
+func run(e *env) int {
+	ctx, stop := signal.NotifyContext(e.ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	e.ctx = ctx
+	root := newRootCmd(e)
+	root.SetArgs(e.args)
+	return e.exitCode(root.ExecuteContext(ctx))
+}
+
+// newRootCmd returns a fresh command tree.
+func newRootCmd(e *env) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "fastbr",
+		Short: "Container bridges with an eBPF fast path",
+		Long: `fastbr plugs network namespaces into bridges, as docker0 does, and forwards
+between them and to the outside with eBPF programs. Every command acts and
+exits; no process is needed to forward.`,
+		Example: `  fastbr up
+  fastbr attach netns:web --name web
+  fastbr run -- curl https://example.org`,
+		// A runtime error is no reason to print the usage, and exitCode prints
+		// errors in its own way.
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := e.checkOutput(); err != nil {
+				return err
+			}
+			e.started = true
+			return e.enterNetns()
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(e.stdin)
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+	flags := root.PersistentFlags()
+	flags.StringVar(&e.flags.netns, "netns", "", "work in the network namespace at `PATH`")
+	flags.StringVarP(&e.flags.output, "output", "o", "table", "`FORMAT` of data: table or json")
+	flags.StringVar(&e.flags.bpffs, "bpffs", ctl.DefaultBPFFS, "`DIR` where a BPF filesystem is mounted, for pins")
+	flags.StringVar(&e.flags.stateDir, "state-dir", "", "`DIR` for runtime state and definitions (default "+ctl.DefaultStateDir+")")
+	flags.BoolVarP(&e.flags.verbose, "verbose", "v", false, "show errors in full, with the verifier's log")
+	complete(root, "output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(commands(e)...)
+	return root
+}
+
+// commands are all of them, in the order of the help.
+func commands(e *env) []*cobra.Command {
+	return []*cobra.Command{
+		newUpCmd(e), newDownCmd(e), newAttachCmd(e), newDetachCmd(e), newRunCmd(e), newNetworkCmd(e),
+		newShowCmd(e), newPortCmd(e), newStatsCmd(e), newFlowsCmd(e), newStatusCmd(e), newCheckCmd(e),
+		newServeCmd(e), newMetricsCmd(e), newDemoCmd(e), newBenchCmd(e), newServeCmd(e), newMetricsCmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newRunInitCmd(e),
+	}
+}
+
+func (e *env) checkOutput() error {
+	if o := e.flags.output; o != "table" && o != "json" {
+		return fmt.Errorf("output format %q: table or json", o)
+	}
+	return nil
+}
+
+// enterNetns starts the program again in the namespace of --netns. The whole
+// process is inside then, every thread and every socket, while mounts stay.
+func (e *env) enterNetns() error {
+	path := e.flags.netns
+	if path == "" {
+		return nil
+	}
+	f, err := ctl.OpenNetns(path)
+	if err != nil {
+		return fmt.Errorf("--netns: %w", err)
+	}
+	defer f.Close()
+	if f.Current() {
+		return nil
+	}
+	runtime.LockOSThread()
+	if err := f.Enter(); err != nil {
+		return fmt.Errorf("--netns %s: %w", path, err)
+	}
+	self, err := os.Executable()
+	if err == nil {
+		err = unix.Exec(self, append([]string{os.Args[0]}, e.args...), os.Environ())
+	}
+	return fmt.Errorf("--netns %s: starting again inside: %w", path, err)
+}
+
+// withController opens the instance and hands it to f.
+func (e *env) withController(f func(ctx context.Context, c *ctl.Controller) error) error {
+	c, err := e.controller()
+	if err != nil {
+		return err
+	}
+	return f(e.ctx, c)
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// testEnv is an environment that writes to buffers.
+func testEnv(t *testing.T, args ...string) (e *env, stdout, stderr *bytes.Buffer) {
+	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
+	return &env{ctx: t.Context(), args: args, stdin: strings.NewReader(""), stdout: stdout, stderr: stderr}, stdout, stderr
+}
+
+func TestEveryCommandHasHelp(t *testing.T) {
+	e, _, _ := testEnv(t)
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" || c.Long == "" || c.Example == "" {
+			t.Errorf("%s lacks help: short %q, long %q, example %q", c.CommandPath(), c.Short, c.Long, c.Example)
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCmd(e))
+}
+
+func TestUsageErrorsExit2(t *testing.T) {
+	for _, args := range []string{"nosuch", "up --nosuch", "up a b", "attach", "up -o yaml", "up --mtu x", "network nosuch", "status now"} {
+		e, stdout, stderr := testEnv(t, strings.Fields(args)...)
+		if code := run(e); code != exitUsage {
+			t.Errorf("%s: exit code %d", args, code)
+		}
+		if stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 || !strings.HasPrefix(stderr.String(), "fastbr: ") {
+			t.Errorf("%s: stdout %q, stderr %q", args, stdout, stderr)
+		}
+	}
+}
+
+func TestVersionAndHelpNeedNothing(t *testing.T) {
+	for args, want := range map[string]string{"version": "state schema", "version -o json": `"schema"`, "help": "attach", "completion zsh": "compdef"} {
+		e, stdout, stderr := testEnv(t, strings.Fields(args)...)
+		if code := run(e); code != 0 || !strings.Contains(stdout.String(), want) {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q", args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestBrctlTable(t *testing.T) {
+	got := brctlTable([]ctl.BridgeView{
+		{Name: "br0", ID: "8000.000000000000", Interfaces: []string{}},
+		{Name: "fastbr0", ID: "8000.0242ac1e0001", STP: true, Interfaces: []string{"veth1", "veth2"}},
+	})
+	want := "bridge name\tbridge id\t\tSTP enabled\tinterfaces\n" +
+		"br0\t\t8000.000000000000\tno\t\t\n" +
+		"fastbr0\t\t8000.0242ac1e0001\tyes\t\tveth1\n\t\t\t\t\t\t\tveth2\n"
+	if got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestHumanNumbers(t *testing.T) {
+	for got, want := range map[string]string{
+		bytesText(0): "0 B", bytesText(1023): "1023 B", bytesText(1536): "1.5 KiB", bytesText(5 << 40): "5.0 TiB",
+		bitsText(999): "999 bit/s", bitsText(12_300_000_000): "12.3 Gbit/s",
+		dropsText(map[string]uint64{"b": 2, "a": 1, "c": 0}): "a=1,b=2", dropsText(nil): "-",
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

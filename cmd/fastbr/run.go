@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+const (
+	exitNotRunnable = 126 // as a shell has it
+	exitNotFound    = 127
+	// cleanUpLimit bounds the detaching of a run's port after the command ended.
+	cleanUpLimit = 30 * time.Second
+)
+
+func newRunCmd(e *env) *cobra.Command {
+	var network, net string
+	cmd := &cobra.Command{
+		Use:   "run [flags] -- COMMAND [ARG]...",
+		Short: "Run a command in a throw-away network namespace",
+		Long: `Run a command in a network namespace of its own that is plugged into a network and
+vanishes with the command. --network bridge is the default network, host the
+host's own namespace, none an empty one. Exits as the command does.`,
+		Example: `  fastbr run -- curl https://example.org
+  fastbr run --network none -- ip addr`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if net != "" && cmd.Flags().Changed("network") && net != network {
+				return usage("--network and --net are one: give one")
+			}
+			if net != "" {
+				network = net
+			}
+			return e.runCommand(network, args)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SetInterspersed(false) // the command's own flags are not ours
+	flags.StringVar(&network, "network", "bridge", "`NETWORK`, bridge, host or none")
+	flags.StringVar(&net, "net", "", "short for --network")
+	_ = flags.MarkHidden("net")
+	complete(cmd, "network", e.completeNetworks)
+	complete(cmd, "net", e.completeNetworks)
+	return cmd
+}
+
+// runCommand starts the command in the chosen mode and returns its exit code as
+// an error.
+func (e *env) runCommand(network string, args []string) error {
+	if network == "bridge" {
+		network = ctl.DefaultNetwork
+	}
+	// The command's signals are its own from here: a Ctrl-C must not end us
+	// before the port is detached.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
+	defer signal.Stop(signals)
+	c, err := e.controller()
+	if err != nil {
+		return err
+	}
+	if network == "host" {
+		child := e.child(args)
+		if err := child.Start(); err != nil {
+			return startError(args[0], err)
+		}
+		return wait(child, signals)
+	}
+	if network != "none" {
+		if err := c.RunTarget(context.Background(), network); err != nil {
+			return err
+		}
+	}
+	return e.runInside(c, network, args, signals)
+}
+
+func (e *env) child(args []string) *exec.Cmd {
+	child := exec.Command(args[0], args[1:]...)
+	child.Stdin, child.Stdout, child.Stderr = e.stdin, e.stdout, e.stderr
+	return child
+}
+
+// runInside starts this program again in a new namespace, where it waits until
+// the port is there and then becomes the command.
+func (e *env) runInside(c *ctl.Controller, network string, args []string, signals <-chan os.Signal) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
+	}
+	ready, release, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("making a pipe: %w", err)
+	}
+	defer ready.Close()
+	defer release.Close()
+	child := e.child(append([]string{self, "run-init", "--"}, args...))
+	child.Args[0] = "fastbr"
+	child.ExtraFiles = []*os.File{ready}
+	child.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET}
+	if err := child.Start(); err != nil {
+		return startError(self, err)
+	}
+	detach, err := e.plug(c, network, child.Process.Pid)
+	if err != nil {
+		release.Close() // without the word the helper gives up
+		_ = child.Wait()
+		return err
+	}
+	defer detach()
+	if _, err := release.Write([]byte{1}); err != nil {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		return fmt.Errorf("starting %s: %w", args[0], err)
+	}
+	release.Close()
+	return wait(child, signals)
+}
+
+// plug prepares the helper's namespace and returns what undoes it.
+func (e *env) plug(c *ctl.Controller, network string, pid int) (detach func(), err error) {
+	target := "pid:" + strconv.Itoa(pid)
+	if network == "none" {
+		return func() {}, ctl.RaiseLoopback(target)
+	}
+	res, err := c.Attach(e.ctx, ctl.AttachRequest{Target: target, Network: network})
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		// e.ctx may have ended by the very signal that ended the command.
+		ctx, cancel := context.WithTimeout(context.Background(), cleanUpLimit)
+		defer cancel()
+		if _, err := c.Detach(ctx, res.Name, res.Network); err != nil {
+			e.note("detaching %s: %v", res.Name, err)
+		}
+	}, nil
+}
+
+// wait forwards signals until the command ends and returns its exit code.
+func wait(child *exec.Cmd, signals <-chan os.Signal) error {
+	done := make(chan error, 1)
+	go func() { done <- child.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			if !fromTerminal(s) {
+				_ = child.Process.Signal(s)
+			}
+		case err := <-done:
+			return childExit(err)
+		}
+	}
+}
+
+// fromTerminal tells whether the command has got the signal already: a terminal
+// sends what is typed, and its resizing, to the whole foreground group.
+func fromTerminal(s os.Signal) bool {
+	if s != unix.SIGINT && s != unix.SIGQUIT && s != unix.SIGWINCH {
+		return false
+	}
+	tty, err := os.Open("/dev/tty")
+	if err != nil {
+		return false
+	}
+	defer tty.Close()
+	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}
+
+// childExit makes our exit code of the command's: 128 and the signal if one
+// ended it.
+func childExit(err error) error {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &exit):
+		return fmt.Errorf("waiting for the command: %w", err)
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return exitError{128 + int(status.Signal())}
+	}
+	return exitError{exit.ExitCode()}
+}
+
+// startError is the exit code and message of a command that cannot start.
+func startError(name string, err error) error {
+	code := exitNotRunnable
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+		code = exitNotFound
+	}
+	return codedError{fmt.Errorf("starting %s: %w", name, err), code}
+}
+
+// codedError is an error with a message and an exit code of its own.
+type codedError struct {
+	error
+	code int
+}
+
+func (e codedError) Unwrap() error { return e.error }
+
+// newRunInitCmd is the helper inside the new namespace.
+func newRunInitCmd(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "run-init -- COMMAND [ARG]...",
+		Short:   "Helper of run",
+		Long:    "Wait for the word on descriptor 3, then become the command. For 'fastbr run' only.",
+		Example: "  fastbr run -- true",
+		Hidden:  true,
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			// The parent speaks, or is gone: then nobody wants the command.
+			ready := os.NewFile(3, "ready")
+			if n, _ := ready.Read(make([]byte, 1)); n != 1 {
+				return exitError{exitFailed}
+			}
+			ready.Close()
+			path, err := exec.LookPath(args[0])
+			if err == nil {
+				signal.Reset()
+				err = unix.Exec(path, args, os.Environ())
+			}
+			return startError(args[0], err)
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}

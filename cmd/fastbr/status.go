@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+func newStatusCmd(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show what is up and how",
+		Long: `Show what is up and how: networks, uplinks, how the programs are attached, the
+accept rules that fastbr added to the host's firewall, and what should be looked at.`,
+		Example: `  fastbr status
+  fastbr status -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				v, err := c.Status(ctx)
+				if err != nil {
+					return err
+				}
+				return e.print(v, func(w io.Writer) { statusTable(w, v) })
+			})
+		},
+	}
+}
+
+func statusTable(w io.Writer, v ctl.StatusView) {
+	var uplinks []string
+	for _, u := range v.Uplinks {
+		uplinks = append(uplinks, u.Device+" ("+u.Addr+")")
+	}
+	fmt.Fprintf(w, "Instance\t%s\n", v.Instance)
+	fmt.Fprintf(w, "Uplinks\t%s\n", dash(strings.Join(uplinks, ", ")))
+	fmt.Fprintf(w, "Programs\t%s, XDP %s\n", v.Mechanism, v.XDP)
+	fmt.Fprintf(w, "Fast path\tlease %s, between ports %s\n", v.Lease, yesNo(v.L2Fast))
+	fmt.Fprintf(w, "NAT\tports %s, %d of %d flows\n", v.NATRange, v.Flows, v.FlowsMax)
+	for _, n := range v.Networks {
+		fmt.Fprintf(w, "Network %s\tup %s, bridge %s, %s, %d ports, MTU %d\n", n.Name, yesNo(n.Up), n.Bridge, n.Subnet, len(n.Ports), n.MTU)
+	}
+	for _, r := range v.Accept {
+		fmt.Fprintf(w, "Rules\taccept %s in %s, for its policy is DROP\n", r.Bridge, r.Where)
+	}
+	for _, f := range v.Features {
+		if f.State != "ok" {
+			fmt.Fprintf(w, "Kernel\t%s %s\n", f.Name, f.State)
+		}
+	}
+	for _, note := range v.Notes {
+		fmt.Fprintf(w, "Note\t%s\n", note)
+	}
+}
+
+func newCheckCmd(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check",
+		Short: "Say whether this host can run fastbr",
+		Long: `Say whether this host can run fastbr, and what would be in the way. Exits with 1 if
+something required is missing. Changes nothing.`,
+		Example: `  fastbr check
+  fastbr check -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				findings, able, err := c.Check(ctx)
+				if err != nil {
+					return err
+				}
+				err = e.print(findings, func(w io.Writer) {
+					fmt.Fprintln(w, "NAME\tSTATE\tLINUX\tDETAIL")
+					for _, f := range findings {
+						fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Name, f.State, dash(f.Minimum), f.Detail)
+					}
+				})
+				if err == nil && !able {
+					err = errors.New("this host cannot run fastbr: something required is missing")
+				}
+				return err
+			})
+		},
+	}
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+func newUpCmd(e *env) *cobra.Command {
+	var nf networkFlags
+	var inf instanceFlags
+	cmd := &cobra.Command{
+		Use:   "up [NETWORK]",
+		Short: "Bring a network up",
+		Long: `Bring a network up: its bridge, its address, the programs on the uplinks and what
+they need of the host. Without NETWORK it is "default", on bridge fastbr0 with
+172.30.0.0/16. A network made by 'fastbr network create' comes up from its
+definition. A second 'up' changes only --lease and --uplink.`,
+		Example: `  fastbr up
+  fastbr up --subnet 10.20.0.0/16 --uplink eth0 --uplink eth1
+  fastbr up lab --internal`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: e.completeNetworks,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			nr, err := nf.request(cmd)
+			if err != nil {
+				return err
+			}
+			ir, err := inf.request(cmd)
+			if err != nil {
+				return err
+			}
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				v, created, err := c.Up(ctx, networkArg(args), nr, ir)
+				if err != nil {
+					return err
+				}
+				return e.printUp(v, created)
+			})
+		},
+	}
+	nf.define(cmd.Flags())
+	inf.define(cmd.Flags())
+	return cmd
+}
+
+func networkArg(args []string) string {
+	if len(args) == 0 {
+		return ctl.DefaultNetwork
+	}
+	return args[0]
+}
+
+// printUp tells what came up: data for a program, a message for a person.
+func (e *env) printUp(v ctl.NetworkView, created bool) error {
+	if e.json() {
+		return e.print(v, nil)
+	}
+	verb := "is up"
+	if !created {
+		verb = "is up already"
+	}
+	e.note("network %s %s: bridge %s, subnet %s, gateway %s", v.Name, verb, v.Bridge, v.Subnet, v.Gateway)
+	return nil
+}
+
+// networkFlags describe a network, for `up` and `network create`.
+type networkFlags struct {
+	bridge, subnet, gateway string
+	mtu                     int
+	masquerade, internal    bool
+}
+
+func (f *networkFlags) define(flags *pflag.FlagSet) {
+	flags.StringVar(&f.bridge, "bridge", "", "`NAME` of the bridge device (default fastbr0, or fbr- and the network's id)")
+	flags.StringVar(&f.subnet, "subnet", "", "IPv4 subnet as `CIDR` (default 172.30.0.0/16, else the next free pool)")
+	flags.StringVar(&f.gateway, "gateway", "", "the bridge's own `ADDRESS` (default the subnet's first)")
+	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
+	flags.BoolVar(&f.masquerade, "masquerade", true, "translate outbound packets to the uplink's address")
+	flags.BoolVar(&f.internal, "internal", false, "no way between the network and the outside")
+}
+
+func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err error) {
+	r.Bridge, r.MTU = f.bridge, f.mtu
+	if f.mtu == 0 && cmd.Flags().Changed("mtu") {
+		return r, usage("MTU 0: a number of bytes is wanted")
+	}
+	if f.subnet != "" {
+		if r.Subnet, err = netip.ParsePrefix(f.subnet); err != nil {
+			return r, usage("subnet %q: a CIDR such as 10.20.0.0/16 is wanted", f.subnet)
+		}
+	}
+	if f.gateway != "" {
+		if r.Gateway, err = netip.ParseAddr(f.gateway); err != nil {
+			return r, usage("gateway %q: an IPv4 address is wanted", f.gateway)
+		}
+	}
+	if cmd.Flags().Changed("masquerade") {
+		r.Masquerade = &f.masquerade
+	}
+	if cmd.Flags().Changed("internal") {
+		r.Internal = &f.internal
+	}
+	return r, nil
+}
+
+// instanceFlags belong to all networks of the namespace.
+type instanceFlags struct {
+	uplinks  []string
+	lease    string
+	natRange string
+	natFlows uint32
+	l2Fast   bool
+}
+
+func (f *instanceFlags) define(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable; auto: of the default route (default auto)")
+	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
+	flags.StringVar(&f.natRange, "nat-range", "", "external ports, `FIRST-LAST` (default 10000-29999)")
+	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default the datapath's)")
+	flags.BoolVar(&f.l2Fast, "l2-fast", true, "forward between ports by program")
+	_ = flags.MarkHidden("l2-fast")
+}
+
+func (f *instanceFlags) request(cmd *cobra.Command) (r ctl.InstanceRequest, err error) {
+	r.Uplinks, r.FlowsMax = f.uplinks, f.natFlows
+	if cmd.Flags().Changed("lease") {
+		lease, err := parseSeconds(f.lease)
+		if err != nil {
+			return r, err
+		}
+		r.Lease = &lease
+	}
+	if cmd.Flags().Changed("l2-fast") {
+		r.L2Fast = &f.l2Fast
+	}
+	if f.natRange != "" {
+		if r.NATFirst, r.NATLast, err = parseRange(f.natRange); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// parseSeconds takes "10" as well as "10s".
+func parseSeconds(s string) (time.Duration, error) {
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
+		return time.Duration(n) * time.Second, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, usage("lease %q: a number of seconds is wanted", s)
+	}
+	return d, nil
+}
+
+func parseRange(s string) (first, last uint16, err error) {
+	a, b, ok := strings.Cut(s, "-")
+	x, err1 := strconv.ParseUint(a, 10, 16)
+	y, err2 := strconv.ParseUint(b, 10, 16)
+	if !ok || err1 != nil || err2 != nil || x > y || x == 0 {
+		return 0, 0, usage("NAT range %q: FIRST-LAST is wanted, such as 10000-29999", s)
+	}
+	return uint16(x), uint16(y), nil
+}
+
+// usageError is a malformed argument that cobra could not know.
+type usageError struct{ text string }
+
+func (e usageError) Error() string { return e.text }
+func (e usageError) Unwrap() error { return ctl.ErrInvalid }
+
+func usage(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...)} }
