@@ -126,23 +126,29 @@ func (d *Datapath) attachGuard(renew bool) error {
 	)
 }
 
+// priorities is how many an upgrade tries: two links of one hook cannot have
+// the same, and the kernel may take a while to let an old one go.
+const priorities = 16
+
 func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error {
 	if _, err := os.Stat(path); err == nil && !renew {
 		return nil
 	}
-	if renew {
-		// Two links of one hook cannot have the same priority.
-		opts.Priority++
+	tmp := path + "-next"
+	if err := detach(tmp); err != nil { // a killed upgrade's
+		return err
 	}
-	l, err := link.AttachNetfilter(opts)
-	if renew && errors.Is(err, unix.EBUSY) {
-		opts.Priority -= 2
-		l, err = link.AttachNetfilter(opts)
+	var l link.Link
+	err := error(unix.EBUSY)
+	for range priorities {
+		if l, err = link.AttachNetfilter(opts); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		opts.Priority++
 	}
 	if err != nil {
 		return fmt.Errorf("attaching %s: %w", opts.Program.String(), err)
 	}
-	tmp := path + "-next"
 	if err := l.Pin(tmp); err != nil {
 		return errors.Join(fmt.Errorf("pinning %s: %w", tmp, err), l.Close())
 	}

@@ -73,9 +73,10 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	return err;
 }
 
-/* A slot of fbr_sess, claimed (FBR_DYING), or cfg_flows_max if there is none. */
-static __always_inline __u32 fbr_slot_take(struct fbr_state *st)
+/* A free slot of fbr_sess, or cfg_flows_max if there is none. */
+__fbr_global __u32 fbr_slot_take(void)
 {
+	struct fbr_state *st = fbr_state_get();
 	__u32 slot = 0;
 	int i;
 
@@ -230,7 +231,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	if (st->in_use[class % FBR_CLASSES] >= cfg_nat_count - cfg_nat_count / 8)
 		fbr_reclaim_closed();
 
-	n->slot = fbr_slot_take(st);
+	n->slot = fbr_slot_take();
 	s = fbr_sess_get(n->slot);
 	if (!s)
 		goto full;

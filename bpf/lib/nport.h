@@ -27,6 +27,7 @@ extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 #define FBR_PORT_PREFER 6 /* of those, as long as noted ones are passed over */
 #define FBR_REF_TRIES   8 /* attempts to count one more session on a binding */
 #define FBR_NO_PORT     0xffffffff
+#define FBR_PORT_AGAIN  0xfffffffe /* this one will not do */
 
 static __always_inline __u32 fbr_class(__u8 proto)
 {
@@ -150,6 +151,36 @@ static __always_inline void fbr_port_unclaim(__u8 proto, struct fbr_nport *np, _
 	fbr_queue_push(proto, np, off);
 }
 
+/* Takes the next port of the queue. prefer: pass over one that a neighbour was
+ * seen using. Returns the offset in the range, FBR_PORT_AGAIN, or FBR_NO_PORT
+ * if the queue is empty.
+ */
+__fbr_global __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext,
+				 bool prefer)
+{
+	if (!fwd)
+		return FBR_NO_PORT;
+
+	struct fbr_nport *np;
+	__u32 off;
+
+	if (fbr_queue_pop(fwd->proto, &off))
+		return FBR_NO_PORT;
+	np = fbr_nport_get(fwd->proto, off);
+	if (!np)
+		return FBR_PORT_AGAIN;
+	np->queued = 0;
+	if (!fbr_port_claim(np))
+		return FBR_PORT_AGAIN; /* taken out of turn: queued again when released */
+	if ((prefer && fbr_port_noted(np, bpf_jiffies64())) ||
+	    !fbr_port_clear(skb, fwd, ext, off)) {
+		fbr_port_unclaim(fwd->proto, np, off);
+		return FBR_PORT_AGAIN;
+	}
+	np->refs = 1;
+	return off;
+}
+
 /* Takes a free external port for fwd: its own source port if that lies in the
  * range, else the next of the queue; ports noted for a neighbour last, ports of
  * a listener or another connection to the same remote never. Returns the
@@ -160,36 +191,21 @@ __fbr_global __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	if (!fwd)
 		return FBR_NO_PORT;
 
-	__u64 now = bpf_jiffies64();
-	struct fbr_nport *np;
-	__u32 off;
+	__u32 off = fbr_port_offset(fwd->sport);
+	struct fbr_nport *np = fbr_nport_get(fwd->proto, off);
 	int i;
 
-	off = fbr_port_offset(fwd->sport);
-	np = fbr_nport_get(fwd->proto, off);
 	if (np && fbr_port_claim(np)) {
-		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, ext, off)) {
+		if (!fbr_port_noted(np, bpf_jiffies64()) && fbr_port_clear(skb, fwd, ext, off)) {
 			np->refs = 1;
 			return off;
 		}
 		fbr_port_unclaim(fwd->proto, np, off);
 	}
 	for (i = 0; i < FBR_PORT_TRIES; i++) {
-		if (fbr_queue_pop(fwd->proto, &off))
-			return FBR_NO_PORT;
-		np = fbr_nport_get(fwd->proto, off);
-		if (!np)
-			continue;
-		np->queued = 0;
-		if (!fbr_port_claim(np))
-			continue; /* taken out of turn: comes back to the queue when released */
-		if ((i < FBR_PORT_PREFER && fbr_port_noted(np, now)) ||
-		    !fbr_port_clear(skb, fwd, ext, off)) {
-			fbr_port_unclaim(fwd->proto, np, off);
-			continue;
-		}
-		np->refs = 1;
-		return off;
+		off = fbr_port_next(skb, fwd, ext, i < FBR_PORT_PREFER);
+		if (off != FBR_PORT_AGAIN)
+			return off;
 	}
 	return FBR_NO_PORT;
 }

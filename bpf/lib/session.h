@@ -213,39 +213,54 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 	return 0;
 }
 
-/* Gives up the longest-closed session, if there is one. A session that closed
- * less than 20 ms ago is left alone: its last segments are still on the way.
+enum fbr_reclaim {
+	FBR_RECLAIM_NONE,
+	FBR_RECLAIM_DONE,
+	FBR_RECLAIM_AGAIN, /* that one was not closed any more */
+};
+
+/* Looks at the head of fbr_closed. A session that closed less than 20 ms ago is
+ * left alone: its last segments are still on the way.
  */
-__fbr_global bool fbr_reclaim_closed(void)
+__fbr_global enum fbr_reclaim fbr_reclaim_one(void)
 {
 	struct fbr_state *st = fbr_state_get();
-	__u64 now = bpf_jiffies64(), end;
+	struct fbr_session *s;
+	struct fbr_closed c;
+	__u64 last;
+
+	if (bpf_map_pop_elem(&fbr_closed, &c))
+		return FBR_RECLAIM_NONE;
+	s = fbr_sess_get(c.slot);
+	if (!s || s->gen != c.gen || s->state != FBR_LIVE)
+		return FBR_RECLAIM_AGAIN;
+	if (!fbr_closed_bits(s->bits)) {
+		__sync_fetch_and_and(&s->bits, ~FBR_S_QUEUED);
+		return FBR_RECLAIM_AGAIN;
+	}
+	last = fbr_sess_expires(c.slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
+	if (bpf_jiffies64() - last < cfg_hz / 50) {
+		bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
+		return FBR_RECLAIM_NONE;
+	}
+	if (!fbr_sess_claim(s))
+		return FBR_RECLAIM_AGAIN;
+	fbr_sess_free(c.slot);
+	if (st)
+		__sync_fetch_and_add(&st->reclaimed, 1);
+	return FBR_RECLAIM_DONE;
+}
+
+/* Gives up the longest-closed session, if there is one. */
+__fbr_global bool fbr_reclaim_closed(void)
+{
 	int i;
 
 	for (i = 0; i < FBR_CLOSED_TRIES; i++) {
-		struct fbr_session *s;
-		struct fbr_closed c;
+		enum fbr_reclaim got = fbr_reclaim_one();
 
-		if (bpf_map_pop_elem(&fbr_closed, &c))
-			return false;
-		s = fbr_sess_get(c.slot);
-		if (!s || s->gen != c.gen || s->state != FBR_LIVE)
-			continue;
-		if (!fbr_closed_bits(s->bits)) {
-			__sync_fetch_and_and(&s->bits, ~FBR_S_QUEUED);
-			continue;
-		}
-		end = fbr_sess_expires(c.slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
-		if (now - end < cfg_hz / 50) {
-			bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
-			return false;
-		}
-		if (!fbr_sess_claim(s))
-			continue;
-		fbr_sess_free(c.slot);
-		if (st)
-			__sync_fetch_and_add(&st->reclaimed, 1);
-		return true;
+		if (got != FBR_RECLAIM_AGAIN)
+			return got == FBR_RECLAIM_DONE;
 	}
 	return false;
 }
@@ -254,7 +269,7 @@ struct fbr_sweep {
 	__u64 slots; /* in use so far */
 	__u64 hand;
 	__u64 grace;
-	__u32 found;
+	bool found;
 };
 
 static long fbr_sweep_one(__u64 i, struct fbr_sweep *w)
@@ -262,12 +277,12 @@ static long fbr_sweep_one(__u64 i, struct fbr_sweep *w)
 	if (w->hand >= w->slots)
 		w->hand = 0;
 	if (fbr_sess_reap(w->hand++, w->grace))
-		w->found++;
+		w->found = true; /* not a count: that would keep the verifier counting, too */
 	return 0;
 }
 
-/* Looks at up to n slots from the hand on; returns how many came free. */
-static __always_inline __u32 fbr_sweep_slots(struct fbr_state *st, __u32 n)
+/* Looks at up to n slots from the hand on; returns whether one came free. */
+static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n)
 {
 	struct fbr_sweep w = {
 		.slots = st->fresh < cfg_flows_max ? st->fresh : cfg_flows_max,
