@@ -216,7 +216,7 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 enum fbr_reclaim {
 	FBR_RECLAIM_NONE,
 	FBR_RECLAIM_DONE,
-	FBR_RECLAIM_AGAIN, /* that one was not closed any more */
+	FBR_RECLAIM_AGAIN, /* that one will not do: open again, or closed just now */
 };
 
 /* Looks at the head of fbr_closed. A session that closed less than 20 ms ago is
@@ -241,7 +241,7 @@ __fbr_global enum fbr_reclaim fbr_reclaim_one(void)
 	last = fbr_sess_expires(c.slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
 	if (bpf_jiffies64() - last < cfg_hz / 50) {
 		bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
-		return FBR_RECLAIM_NONE;
+		return FBR_RECLAIM_AGAIN;
 	}
 	if (!fbr_sess_claim(s))
 		return FBR_RECLAIM_AGAIN;

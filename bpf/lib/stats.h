@@ -16,12 +16,15 @@
 #define FBR_SLOW 0
 #define FBR_FAST 1
 
-static __always_inline void fbr_count_path(struct __sk_buff *skb, struct fbr_path *p)
+static __always_inline void fbr_count_path(struct __sk_buff *skb, struct fbr_path *p, int fast)
 {
 	__u32 segs = skb->gso_segs;
 
 	p->packets += segs ? segs : 1;
 	p->bytes += skb->len;
+	/* The kernel has taken the tag out of the frame; tagged ones are never fast. */
+	if (!fast && skb->vlan_present)
+		p->bytes += 4;
 }
 
 static __always_inline void fbr_count_rx(struct __sk_buff *skb, const struct fbr_dev *d, int fast)
@@ -30,7 +33,7 @@ static __always_inline void fbr_count_rx(struct __sk_buff *skb, const struct fbr
 	struct fbr_stats *s = bpf_map_lookup_elem(&fbr_stats, &i);
 
 	if (s)
-		fbr_count_path(skb, &s->rx[fast]);
+		fbr_count_path(skb, &s->rx[fast], fast);
 }
 
 static __always_inline void fbr_count_tx(struct __sk_buff *skb, const struct fbr_dev *d, int fast)
@@ -39,7 +42,7 @@ static __always_inline void fbr_count_tx(struct __sk_buff *skb, const struct fbr
 	struct fbr_stats *s = bpf_map_lookup_elem(&fbr_stats, &i);
 
 	if (s)
-		fbr_count_path(skb, &s->tx[fast]);
+		fbr_count_path(skb, &s->tx[fast], fast);
 }
 
 static __always_inline void fbr_count_drop(const struct fbr_dev *d, __u32 reason)

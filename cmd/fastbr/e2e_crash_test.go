@@ -1,0 +1,339 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// killed is a lab in which `up`, `attach` and `down` are killed with SIGKILL
+// after each of their steps.
+type killed struct {
+	*e2e
+	before  snapshot
+	prepare map[string][][]string // by command: what runs before the one that is killed
+	steps   []step
+}
+
+func newKilled(t *testing.T) *killed {
+	t.Helper()
+	k := &killed{e2e: newE2E(t, e2eModes()[0], lab.Options{Containers: 1})}
+	up, attach := []string{"up"}, []string{"attach", k.Containers[0].Path(), "--name", "c1"}
+	k.prepare = map[string][][]string{"up": nil, "attach": {up}, "down": {up, attach}}
+	k.before = k.snapshot(t)
+	for _, args := range [][]string{up, attach, {"down", "--all"}} {
+		k.steps = append(k.steps, k.announced(t, args)...)
+	}
+	if len(k.steps) < 6 {
+		t.Fatalf("only these steps were announced: %v", k.steps)
+	}
+	k.assertAsBefore(t, k.before)
+	return k
+}
+
+// each kills at every step, and then lets repair do its work. In the end the
+// host must be as before.
+func (k *killed) each(t *testing.T, repair func(t *testing.T, s step)) {
+	for _, s := range k.steps {
+		t.Run(s.args[0]+" "+s.name, func(t *testing.T) {
+			t.Cleanup(func() { k.must(t, "down", "--all") }) // a failure must not spoil the next
+			for _, p := range k.prepare[s.args[0]] {
+				k.must(t, p...)
+			}
+			k.killAt(t, s)
+			repair(t, s)
+			k.must(t, "down", "--all")
+			k.assertAsBefore(t, k.before)
+		})
+	}
+}
+
+// TestE2EKilledThenUp goes on with the same commands: they must finish the work,
+// and traffic must pass.
+func TestE2EKilledThenUp(t *testing.T) {
+	t.Parallel()
+	k := newKilled(t)
+	k.each(t, func(t *testing.T, s step) {
+		k.must(t, "up")
+		// Killed in `attach` after its last step, it is attached already.
+		if p, ok := k.ports(t)["c1"]; !ok {
+			k.attach(t, k.Containers[0], "c1")
+		} else if s.args[0] != "attach" {
+			t.Errorf("a port after %s was killed: %+v", s.args[0], p)
+		}
+		k.mustPing(t, k.Containers[0], k.Outside.Addr, lab.PingOptions{Count: 1})
+	})
+}
+
+// TestE2EKilledThenDown gives up at once: `down` must find everything.
+func TestE2EKilledThenDown(t *testing.T) {
+	t.Parallel()
+	k := newKilled(t)
+	k.each(t, func(*testing.T, step) {})
+}
+
+type step struct {
+	args []string
+	name string
+}
+
+// announced runs a command to its end and lists the steps it tells of.
+func (h *e2e) announced(t *testing.T, args []string) (list []step) {
+	t.Helper()
+	c := h.cmd(args...)
+	c.Env = append(c.Env, "FASTBR_TRACE_STEPS=1")
+	r := run(t, c)
+	if r.code != 0 {
+		t.Fatalf("fastbr %v: exit %d: %s", args, r.code, r.stderr)
+	}
+	for line := range strings.Lines(r.stderr) {
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "step: ")
+		if ok && !slices.ContainsFunc(list, func(s step) bool { return s.name == name }) {
+			list = append(list, step{args, name})
+		}
+	}
+	return list
+}
+
+// killAt runs the step's command with the order to die right after it.
+func (h *e2e) killAt(t *testing.T, s step) {
+	t.Helper()
+	c := h.cmd(s.args...)
+	c.Env = append(c.Env, "FASTBR_KILL_AT="+s.name)
+	if r := run(t, c); r.code != -1 {
+		t.Errorf("fastbr %v was to die after %s: exit %d: %s", s.args, s.name, r.code, r.stderr)
+	}
+}
+
+// snapshot is what `down` must restore, one text per kind of thing.
+type snapshot map[string]string
+
+// volatileSysctls change by themselves, or belong to a device.
+func volatileSysctl(path string) bool {
+	for _, part := range []string{"/conf/", "/neigh/", "nf_conntrack_count", "/random", "nf_log", "netdev_rss_key", "tcp_fastopen_key", "flush", "/core/"} {
+		if strings.Contains(path, part) {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *e2e) snapshot(t *testing.T) snapshot {
+	t.Helper()
+	s := snapshot{}
+	for i, n := range append([]*lab.Namespace{h.Host}, h.Containers...) {
+		for _, argv := range [][]string{
+			{"ip", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"},
+			{"ip", "neigh", "show", "nud", "permanent"}, {"nft", "list", "ruleset"}, {"tc", "qdisc"},
+		} {
+			out, err := n.Run(h.ctx, argv...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s[strings.Join(argv, " ")+" in "+[]string{"host", "c1"}[i]] = dropVolatile(out)
+		}
+		s["sysctls in "+[]string{"host", "c1"}[i]] = sysctls(t, n)
+	}
+	s["pins"] = tree(t, h.bpffs)
+	s["files"] = tree(t, h.stateDir)
+	return s
+}
+
+// dropVolatile leaves out lines about what nobody of us made.
+func dropVolatile(out string) string {
+	var keep []string
+	for line := range strings.Lines(out) {
+		if !strings.HasPrefix(line, "#") {
+			keep = append(keep, line)
+		}
+	}
+	return strings.Join(keep, "")
+}
+
+func sysctls(t *testing.T, n *lab.Namespace) string {
+	t.Helper()
+	var b strings.Builder
+	err := n.Do(func() error {
+		return filepath.WalkDir("/proc/sys/net", func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || volatileSysctl(path) {
+				return nil //nolint:nilerr // what cannot be listed cannot be compared
+			}
+			if val, err := os.ReadFile(path); err == nil {
+				b.WriteString(path + " = " + string(val))
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"net.ipv4.conf.all.forwarding", "net.ipv4.conf.all.send_redirects", "net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter", "net.ipv4.conf.eth0.rp_filter"} {
+		val, _ := n.Sysctl(key)
+		b.WriteString(key + " = " + val + "\n")
+	}
+	return b.String()
+}
+
+// tree lists files below dir; a missing dir is an empty one.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && path != dir {
+			b.WriteString(strings.TrimPrefix(path, dir) + "\n")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func (h *e2e) assertAsBefore(t *testing.T, before snapshot) {
+	t.Helper()
+	for kind, now := range h.snapshot(t) {
+		if now != before[kind] {
+			t.Errorf("%s differ from before:\n%s", kind, lineDiff(before[kind], now))
+		}
+	}
+}
+
+// lineDiff lists the lines that only one side has.
+func lineDiff(a, b string) string {
+	la, lb := strings.Split(a, "\n"), strings.Split(b, "\n")
+	var out []string
+	for _, l := range la {
+		if !slices.Contains(lb, l) {
+			out = append(out, "- "+l)
+		}
+	}
+	for _, l := range lb {
+		if !slices.Contains(la, l) {
+			out = append(out, "+ "+l)
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// TestE2EDownLeavesHostAsBefore is the same comparison without any crash, from
+// the very first `up` of a namespace, and with `up` twice.
+func TestE2EDownLeavesHostAsBefore(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	before := h.snapshot(t)
+	h.must(t, "up")
+	once := h.snapshot(t)
+	r := h.fastbr(t, "up")
+	if r.code != 0 || r.stderr == "" {
+		t.Errorf("second up: exit %d, said %q; want 0 and a word", r.code, r.stderr)
+	}
+	h.assertAsBefore(t, once)
+	h.attach(t, h.Containers[0], "c1")
+	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{Count: 1})
+	h.must(t, "detach", "c1")
+	h.must(t, "detach", "c1")
+	h.must(t, "down")
+	h.must(t, "down", "--all")
+	after := h.snapshot(t)
+	for kind, now := range after {
+		if now != before[kind] {
+			t.Errorf("%s differ from before:\n%s", kind, lineDiff(before[kind], now))
+		}
+	}
+}
+
+// TestE2EAttachTwiceAtOnce runs two `attach` at a time, many times: each gets an
+// address and a name of its own, or a clear refusal where both want the same.
+func TestE2EAttachTwiceAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 2})
+	h.must(t, "up")
+	for round := range 50 {
+		same := round%2 == 1
+		names := []string{"a", "b"}
+		if same {
+			names = []string{"a", "a"}
+		}
+		cmds := make([]*exec.Cmd, 2)
+		for i, c := range h.Containers {
+			cmds[i] = h.cmd("attach", c.Path(), "--name", names[i])
+			if err := cmds[i].Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ok := 0
+		for _, c := range cmds {
+			if c.Wait() == nil {
+				ok++
+			}
+		}
+		want := 2
+		if same {
+			want = 1
+		}
+		ports := h.ports(t)
+		delete(ports, "eth0") // the uplink
+		if ok != want || len(ports) != want {
+			t.Fatalf("round %d, names %v: %d succeeded, %d ports; want %d", round, names, ok, len(ports), want)
+		}
+		if !same && ports["a"].IP == ports["b"].IP {
+			t.Fatalf("round %d: both got %s", round, ports["a"].IP)
+		}
+		for name := range ports {
+			h.must(t, "detach", name)
+		}
+	}
+}
+
+// TestE2EAttachDuringDown runs `down` beside `attach`: whoever wins, the state is sound.
+func TestE2EAttachDuringDown(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	before := h.snapshot(t)
+	for range 10 {
+		h.must(t, "up")
+		attach := h.cmd("attach", h.Containers[0].Path())
+		if err := attach.Start(); err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, "down", "--all")
+		_ = attach.Wait() // may have come too late
+		h.must(t, "down", "--all")
+	}
+	h.assertAsBefore(t, before)
+}
+
+// TestE2EContainerVanishes deletes namespaces under fastbr's hands.
+func TestE2EContainerVanishes(t *testing.T) {
+	t.Parallel()
+	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
+	h.Containers[1].Close()
+	ctx, cancel := context.WithCancel(h.ctx)
+	defer cancel()
+	err := lab.Poll(ctx, func() (bool, error) { // the kernel takes its time
+		_, gone := h.ports(t)["c2"]
+		return !gone, nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	c3, err := h.Add("c3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.attach(t, c3, "c2")
+	h.mustPing(t, c3, h.Containers[0].Addr, lab.PingOptions{})
+	h.mustPing(t, c3, h.Outside.Addr, lab.PingOptions{})
+}

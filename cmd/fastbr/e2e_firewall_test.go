@@ -1,0 +1,291 @@
+package main_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"net"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// strictForward is the FORWARD chain of a careful administrator. Every rule counts.
+func strictForward(bridge string) string {
+	return fmt.Sprintf(`
+		table ip strict {
+			chain forward {
+				type filter hook forward priority filter; policy drop;
+				ct state invalid counter drop comment "invalid"
+				ct state established,related counter accept comment "established"
+				iifname %q ct state new counter accept comment "new"
+			}
+		}
+		`, bridge)
+}
+
+// TestE2EStrictForward runs bulk traffic through a stateful firewall that sees
+// only a few of the packets, and must not find any of them invalid.
+func TestE2EStrictForward(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		lease := "1s" // many renewals
+		if m.name == "slow" {
+			lease = "0"
+		}
+		h := newE2E(t, m, lab.Options{Containers: 2})
+		if err := h.Host.NFT(h.ctx, strictForward("fastbr0")); err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, append(append([]string{"up"}, m.up...), "--lease", lease)...)
+		c1 := h.Containers[0]
+		h.attach(t, c1, "c1")
+		for _, reverse := range []bool{false, true} {
+			ct := &conntrackWatch{h: h, sport: 33333}
+			if err := ct.transfer(c1, reverse); err != nil {
+				t.Errorf("reverse %v: %v", reverse, err)
+			}
+			if !ct.assured {
+				t.Errorf("reverse %v: conntrack never called the connection ASSURED: %s", reverse, ct.last)
+			}
+			if !slices.ContainsFunc([]string{"TIME_WAIT", "LAST_ACK", "CLOSE ", "CLOSE_WAIT", "FIN_WAIT"}, func(s string) bool { return strings.Contains(ct.last, s) }) {
+				t.Errorf("reverse %v: conntrack does not know that the connection has ended: %s", reverse, ct.last)
+			}
+		}
+		if n, err := h.Host.RuleCounter(h.ctx, "invalid"); err != nil || n != 0 {
+			t.Errorf("%d packets were INVALID (%v), want none", n, err)
+		}
+		if n, err := h.Host.RuleCounter(h.ctx, "new"); err != nil || n == 0 {
+			t.Errorf("%d packets were NEW (%v), want some", n, err)
+		}
+	})
+}
+
+// conntrackWatch transfers for some leases and looks at conntrack meanwhile.
+type conntrackWatch struct {
+	h       *e2e
+	sport   uint16
+	assured bool
+	last    string
+}
+
+func (w *conntrackWatch) look(ctx context.Context) error {
+	out, err := w.h.Host.Run(ctx, "conntrack", "-L", "-p", "tcp", "--sport", fmt.Sprint(w.sport))
+	w.last = strings.TrimSpace(out)
+	w.assured = w.assured || strings.Contains(out, "ASSURED")
+	return err
+}
+
+// transfer streams for as long as conntrack has been looked at 30 times, then closes.
+func (w *conntrackWatch) transfer(c1 *lab.Namespace, reverse bool) error {
+	w.sport++
+	s, err := w.h.Outside.ServeTCP(on(w.h.Outside.Addr, 7), func(c *net.TCPConn) {
+		if reverse {
+			_, _ = io.Copy(c, endless{})
+		} else {
+			_, _ = io.Copy(io.Discard, struct{ io.Reader }{c})
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	c, err := c1.DialTCP(w.h.ctx, port(w.sport), s.Addr)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		if reverse {
+			_, err = io.Copy(io.Discard, struct{ io.Reader }{c})
+		} else {
+			_, err = io.Copy(c, endless{})
+		}
+		done <- err
+	}()
+	for range 30 {
+		if err := w.look(w.h.ctx); err != nil {
+			return err
+		}
+		select {
+		case err := <-done:
+			return fmt.Errorf("the transfer ended early: %w", err)
+		case <-time.After(100 * time.Millisecond): // three leases in all
+		}
+	}
+	_ = c.Close()
+	<-done
+	return lab.Poll(w.h.ctx, func() (bool, error) {
+		err := w.look(w.h.ctx)
+		return !strings.Contains(w.last, "ESTABLISHED"), err
+	})
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestE2EDropRuleReachesFlow inserts a DROP in the middle of a transfer: new
+// connections end at once, and the running one does when its lease has.
+func TestE2EDropRuleReachesFlow(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		lease := "1s"
+		if m.name == "slow" {
+			lease = "0"
+		}
+		h := upE2E(t, m, lab.Options{Containers: 1}, "--lease", lease)
+		c1 := h.Containers[0]
+		var got atomic.Int64
+		s, err := h.Outside.ServeTCP(on(h.Outside.Addr, 7), func(c *net.TCPConn) {
+			buf := make([]byte, 1<<16)
+			for {
+				n, err := c.Read(buf)
+				got.Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := c1.DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		go func() { _, _ = io.Copy(c, endless{}) }()
+		waitFor(t, h.ctx, "the transfer to run", func() bool { return got.Load() > 1<<24 })
+
+		if err := h.Host.IPTables(h.ctx, "-I", "FORWARD", "-d", h.Outside.Addr.String(), "-j", "DROP"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+		defer cancel()
+		if c, err := c1.DialTCP(ctx, netip.AddrPort{}, s.Addr); err == nil {
+			_ = c.Close()
+			t.Error("a new connection passed the DROP rule")
+		}
+		// Standing still means: nothing within a second, at whatever speed before.
+		last, since := got.Load(), time.Now()
+		waitFor(t, h.ctx, "the running transfer to stop", func() bool {
+			if now := got.Load(); now != last {
+				last, since = now, time.Now()
+			}
+			return time.Since(since) > time.Second
+		})
+	})
+}
+
+func waitFor(t *testing.T, ctx context.Context, what string, cond func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := lab.Poll(ctx, func() (bool, error) { return cond(), nil }); err != nil {
+		t.Errorf("waiting for %s: %v", what, err)
+	}
+}
+
+// TestE2ESurvivesFlushAndKill flushes all nft rules and kills `fastbr serve`
+// during a transfer. Speed is not asserted, but no second may pass without data.
+func TestE2ESurvivesFlushAndKill(t *testing.T) {
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 1})
+		if err := h.Host.NFT(h.ctx, strings.Replace(strictForward("fastbr0"), "policy drop", "policy accept", 1)); err != nil {
+			t.Fatal(err)
+		}
+		serve := h.cmd("serve", "--metrics", "127.0.0.1:9469")
+		serve.Stderr = os.Stderr
+		if err := serve.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = serve.Process.Kill() })
+		if err := h.Host.WaitListen(h.ctx, netip.MustParseAddrPort("127.0.0.1:9469")); err != nil {
+			t.Fatal(err)
+		}
+		type outcome struct {
+			r   lab.IperfResult
+			err error
+		}
+		done := make(chan outcome, 1)
+		go func() {
+			r, err := lab.Iperf(h.ctx, h.Containers[0], h.Outside, h.Outside.Addr, lab.IperfOptions{Seconds: 4})
+			done <- outcome{r, err}
+		}()
+		moved := func(n uint64) func() bool {
+			start := h.ports(t)["c1"].RXBytes
+			return func() bool { return h.ports(t)["c1"].RXBytes > start+n }
+		}
+		waitFor(t, h.ctx, "the transfer to run", moved(1<<24))
+		if err := h.Host.NFT(h.ctx, "flush ruleset"); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, h.ctx, "data after the flush", moved(1<<24))
+		if err := serve.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = serve.Wait()
+		waitFor(t, h.ctx, "data after the kill", moved(1<<24))
+		o := <-done
+		if o.err != nil {
+			t.Fatal(o.err)
+		}
+		for i, bps := range o.r.Intervals {
+			if bps == 0 {
+				t.Errorf("nothing arrived in second %d: %v", i, o.r.Intervals)
+			}
+		}
+	})
+}
+
+// TestE2EForwardTurnsToDrop sets the policy after `up`, as dockerd does: the
+// next mutating command repairs, says so, and `down` takes the rules away.
+func TestE2EForwardTurnsToDrop(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		if err := h.Host.IPTables(h.ctx, "-P", "FORWARD", "DROP"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+		defer cancel()
+		s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		if c, err := h.Containers[0].DialTCP(ctx, netip.AddrPort{}, s.Addr); err == nil {
+			_ = c.Close()
+			t.Fatal("FORWARD DROP lets a new connection pass: nothing to repair")
+		}
+		before := h.forwardRules(t)
+		r := h.fastbr(t, "detach", "c2")
+		if r.code != 0 || !strings.Contains(strings.ToLower(r.stderr), "forward") {
+			t.Errorf("detach: exit %d, said %q; want 0 and a word about FORWARD", r.code, r.stderr)
+		}
+		if err := h.Containers[0].EchoTCP(h.ctx, netip.AddrPort{}, s.Addr, "after the repair"); err != nil {
+			t.Error(err)
+		}
+		if rules := h.forwardRules(t); !strings.Contains(rules, "fastbr") {
+			t.Errorf("no tagged rule in FORWARD:\n%s", rules)
+		}
+		h.must(t, "down", "--all")
+		if after := h.forwardRules(t); after != before {
+			t.Errorf("FORWARD after down:\n%s\nbefore the repair:\n%s", after, before)
+		}
+	})
+}
+
+func (h *e2e) forwardRules(t *testing.T) string {
+	t.Helper()
+	out, err := h.Host.Run(h.ctx, "iptables", "-w", "-S", "FORWARD")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
