@@ -122,8 +122,7 @@ func TestOnlyPlainSegmentsOfLeasedFlowsAreFast(t *testing.T) {
 	if got := h.portIn(t, f.Bytes(t)); got.verdict != next {
 		t.Fatalf("unknown flow: verdict %d", got.verdict)
 	}
-	eport := h.open(t, f)
-	big := make([]byte, 1600)
+	big, port := make([]byte, 1600), f.TCP.SrcPort
 	gso := func(size uint32) func(*skb) { return func(s *skb) { s.GSOSize, s.GSOSegs = size, 2 } }
 	for name, tc := range map[string]struct {
 		change  func(*testutil.Frame)
@@ -142,6 +141,9 @@ func TestOnlyPlainSegmentsOfLeasedFlowsAreFast(t *testing.T) {
 		"gso too big": {func(f *testutil.Frame) { f.Payload = big }, gso(1461), next},
 	} {
 		t.Run(name, func(t *testing.T) {
+			port++
+			f := f.With(func(f *testutil.Frame) { f.TCP.SrcPort = port }) // a RST ends its flow's leases
+			eport := h.open(t, f)
 			var ctx []func(*skb)
 			if tc.ctx != nil {
 				ctx = append(ctx, tc.ctx)
