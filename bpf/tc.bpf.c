@@ -220,16 +220,19 @@ int fbr_uplink_in(struct __sk_buff *skb)
 
 	if (fbr_parse(skb, &pkt))
 		goto host;
-	if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
-	    fbr_in_range(pkt.dport)) {
+	why = FBR_FOREIGN;
+	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
+		why = fbr_icmp_error_in(skb, &pkt);
+	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
+		   fbr_in_range(pkt.dport)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat(skb, &pkt, &k);
-		if (why == FBR_NONE)
-			goto host;
-		if (why != FBR_FOREIGN) { /* half translated */
-			fbr_count_rx(skb, u, FBR_SLOW);
-			return fbr_drop(u, why);
-		}
+	}
+	if (why == FBR_NONE)
+		goto host;
+	if (why != FBR_FOREIGN) { /* half translated */
+		fbr_count_rx(skb, u, FBR_SLOW);
+		return fbr_drop(u, why);
 	}
 	why = fbr_from_outside(u, pkt.saddr, pkt.daddr);
 	if (why) {

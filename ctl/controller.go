@@ -91,15 +91,16 @@ func (c *Controller) identify() error {
 		return err
 	}
 	if path := os.Getenv("FASTBR_REFUSE_NETNS"); path != "" {
-		same, err := c.lives(path, cookie)
+		same, err := link.IsCurrent(path)
 		if err != nil {
-			return fmt.Errorf("FASTBR_REFUSE_NETNS: %w", err)
+			return fmt.Errorf("FASTBR_REFUSE_NETNS: cannot tell whether this is %s: %w", path, err)
 		}
 		if same {
 			return fmt.Errorf("refusing to work in the network namespace %s (FASTBR_REFUSE_NETNS)", path)
 		}
 	}
-	c.machine, _ = c.lives("/proc/1/ns/net", cookie)
+	// Where it cannot be told, definitions stay with the runtime state.
+	c.machine, _ = link.IsCurrent("/proc/1/ns/net")
 	c.instance = strconv.FormatUint(cookie, 16)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -108,23 +109,6 @@ func (c *Controller) identify() error {
 	c.boot = strings.TrimSpace(string(boot))
 	return nil
 }
-
-// lives reports whether path is the namespace we are in. Where a sandbox lets
-// nobody look at it, it is taken for the one the kernel booted with.
-func (c *Controller) lives(path string, cookie uint64) (bool, error) {
-	ns, err := link.OpenTarget(path)
-	if errors.Is(err, os.ErrPermission) {
-		return cookie == firstCookie, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer ns.Close()
-	return ns.ID() == c.netns, nil
-}
-
-// firstCookie is that of the namespace the kernel booted with.
-const firstCookie = 1
 
 // Instance names the instance: the namespace's cookie in hex.
 func (c *Controller) Instance() string { return c.instance }

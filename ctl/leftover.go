@@ -23,10 +23,6 @@ type identity struct {
 	Pins  string       `json:"pins"`
 }
 
-// machineInstance is the cookie of the namespace a machine boots with, which
-// never goes away.
-const machineInstance = "1"
-
 func (c *Controller) identityPath() string { return filepath.Join(c.dir(), "instance.json") }
 
 // writeIdentity makes the instance's directory recognisable.
@@ -54,7 +50,7 @@ func (c *Controller) sweepLeftovers() {
 	}
 	var live map[link.NetnsID]bool
 	for _, d := range dirs {
-		if !d.IsDir() || d.Name() == c.instance || d.Name() == machineInstance {
+		if !d.IsDir() || d.Name() == c.instance {
 			continue
 		}
 		id, err := readIdentity(filepath.Join(c.root, d.Name()))
@@ -119,6 +115,9 @@ func liveNamespaces() (map[link.NetnsID]bool, error) {
 	self.Close()
 	live := map[link.NetnsID]bool{}
 	mounts := map[string]bool{}
+	// A sandbox may hide the first process even from root. That is no doubt as
+	// long as others are in the same namespace.
+	shown, first := map[uint64]bool{}, uint64(0)
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
@@ -133,11 +132,24 @@ func liveNamespaces() (map[link.NetnsID]bool, error) {
 		if err == nil {
 			err = scanMounts(proc, mounts, note)
 		}
-		// A sandbox may hide the machine's first process even from root; it
-		// lives in the machine's own namespace, which is not asked about here.
-		if err != nil && !(proc == "/proc/1" && errors.Is(err, os.ErrPermission)) {
-			return nil, err
+		// Which namespace it is, its directory tells in any case.
+		var st unix.Stat_t
+		if statErr := unix.Stat(proc+"/net/dev", &st); ended(statErr) {
+			continue
+		} else if statErr != nil {
+			return nil, statErr
 		}
+		switch {
+		case proc == "/proc/1" && errors.Is(err, os.ErrPermission):
+			first = st.Ino
+		case err != nil:
+			return nil, err
+		default:
+			shown[st.Ino] = true
+		}
+	}
+	if first != 0 && !shown[first] {
+		return nil, errors.New("the first process hides its namespace")
 	}
 	return live, nil
 }

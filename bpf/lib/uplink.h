@@ -3,6 +3,7 @@
 #ifndef FBR_UPLINK_H
 #define FBR_UPLINK_H
 
+#include "icmp.h"
 #include "maps.h"
 #include "nat.h"
 #include "nport.h"
@@ -46,43 +47,6 @@ __fbr_global enum fbr_reason fbr_from_outside(const struct fbr_dev *u, __be32 sa
 	return FBR_NONE;
 }
 
-/* Whether anybody on this host answers for a packet that comes in as k, its
- * destination port in the NAT range.
- */
-__fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_key *k)
-{
-	if (!k)
-		return false;
-
-	struct fbr_nport *np = fbr_nport_get(k->proto, fbr_port_offset(k->dport));
-
-	return (np && fbr_port_noted(np, bpf_jiffies64())) ||
-	       fbr_socket_exists(skb, k->proto, k->saddr, k->sport, k->daddr, k->dport);
-}
-
-/* An ICMP error on its way out, whatever its source: what it quotes must not
- * carry a container's address. A port-unreachable about a port of the NAT range
- * that nobody here listens on is not sent at all (RFC 5382 REQ-4).
- */
-__fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const struct fbr_pkt *p)
-{
-	if (!p)
-		return FBR_UNSUPPORTED;
-
-	struct fbr_flow_key k;
-	struct fbr_pkt in;
-
-	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
-		return FBR_NONE;
-	if (fbr_net_get(in.daddr) || fbr_net_get(in.saddr))
-		return FBR_UNSUPPORTED;
-	fbr_key(&k, &in);
-	if (p->icmp_type == ICMP_DEST_UNREACH && p->icmp_code == ICMP_PORT_UNREACH &&
-	    in.kind == FBR_L4_PORTS && fbr_in_range(in.dport) && !fbr_port_known(skb, &k))
-		return FBR_FOREIGN;
-	return FBR_NONE;
-}
-
 /* A packet leaving by an uplink with a container's source. */
 static __always_inline enum fbr_reason
 fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
@@ -102,6 +66,8 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	*blame = pif ? fbr_dev_get(*pif) : NULL;
 	if (!*blame)
 		return FBR_SPOOF_IP;
+	if (p->kind == FBR_L4_ICMP_ERR)
+		return fbr_icmp_error_out(skb, p);
 	return fbr_snat(skb, p, u, *blame, iif ? FBR_SNAT_FORWARDED : FBR_SNAT_HOST);
 }
 

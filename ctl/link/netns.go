@@ -80,6 +80,39 @@ func Current() (*Netns, error) {
 	return ns, nil
 }
 
+// IsCurrent reports whether path leads to the namespace of the calling thread.
+// A sandbox may forbid even root to open /proc/PID/ns/net of a process with more
+// rights; /proc/PID/net is not guarded like that, and each namespace has entries
+// of its own there. An error means that it cannot be told.
+func IsCurrent(path string) (bool, error) {
+	there, err := OpenTarget(path)
+	if proc, ok := strings.CutSuffix(path, "/ns/net"); ok && errors.Is(err, os.ErrPermission) {
+		return sameEntry(proc+"/net/dev", "/proc/thread-self/net/dev")
+	}
+	if err != nil {
+		return false, err
+	}
+	defer there.Close()
+	here, err := Current()
+	if err != nil {
+		return false, err
+	}
+	defer here.Close()
+	return there.ID() == here.ID(), nil
+}
+
+func sameEntry(a, b string) (bool, error) {
+	fa, err := os.Stat(a)
+	if err != nil {
+		return false, err
+	}
+	fb, err := os.Stat(b)
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(fa, fb), nil
+}
+
 func newNetns(f *os.File, name string) (*Netns, error) {
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {

@@ -1,10 +1,12 @@
 package testutil
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +23,9 @@ func NewNetns(t testing.TB) *Netns {
 	var err error
 	n.outside(func() {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			err = refuseStarting()
+		}
+		if err == nil {
 			n.f, err = os.Open("/proc/thread-self/ns/net")
 		}
 	})
@@ -28,7 +33,6 @@ func NewNetns(t testing.TB) *Netns {
 		t.Fatalf("creating a network namespace: %v", err)
 	}
 	t.Cleanup(func() { _ = n.f.Close() })
-	refuseStarting(t, n.f)
 	return n
 }
 
@@ -91,22 +95,29 @@ func (n *Netns) Enter(t testing.TB) {
 	})
 }
 
-// refuseStarting fails the test if ns is the namespace FASTBR_REFUSE_NETNS
-// names, or the machine's.
-func refuseStarting(t testing.TB, ns *os.File) {
-	t.Helper()
-	var mine, other unix.Stat_t
-	if err := unix.Fstat(int(ns.Fd()), &mine); err != nil {
-		t.Fatalf("looking at the new namespace: %v", err)
+// refuseStarting returns an error if the calling thread is in the namespace
+// FASTBR_REFUSE_NETNS names, or in the machine's, or if that cannot be told.
+// Entries of /proc/PID/net are a namespace's own, and can be looked at where
+// /proc/PID/ns/net cannot be opened.
+func refuseStarting() error {
+	mine, err := os.Stat("/proc/thread-self/net/dev")
+	if err != nil {
+		return err
 	}
 	for _, path := range []string{"/proc/1/ns/net", os.Getenv("FASTBR_REFUSE_NETNS")} {
-		if path == "" || unix.Stat(path, &other) != nil {
+		proc, ok := strings.CutSuffix(path, "/ns/net")
+		if !ok {
 			continue
 		}
-		if mine.Dev == other.Dev && mine.Ino == other.Ino {
-			t.Fatalf("the test would work in the namespace %s", path)
+		other, err := os.Stat(proc + "/net/dev")
+		if err != nil {
+			return err
+		}
+		if os.SameFile(mine, other) {
+			return fmt.Errorf("the test would work in the namespace %s", path)
 		}
 	}
+	return nil
 }
 
 // BPFFS mounts a bpffs that lives, with everything pinned in it, until the test

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* ICMP errors carry the packet they are about, as the sender of the error saw
+ * it: the quote has to be translated like the packet, in the other direction,
+ * with its own checksums and the error's (RFC 5508 REQ-4 and REQ-5). Errors
+ * never create, refresh or end a session (RFC 5508 REQ-6, RFC 4787 REQ-12).
+ */
+#ifndef FBR_ICMP_H
+#define FBR_ICMP_H
+
+#include "csum.h"
+#include "maps.h"
+#include "nat.h"
+#include "nport.h"
+#include "parse.h"
+#include "reason.h"
+#include "session.h"
+
+/* Changes two bytes of an ICMP message whose checksum is at c. */
+static __always_inline long fbr_patch2(struct __sk_buff *skb, __u32 c, __u32 off, __u16 old,
+				       __u16 new)
+{
+	if (old == new)
+		return 0;
+	return bpf_l4_csum_replace(skb, c, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
+}
+
+/* Rewrites the source (src) or destination of the packet quoted by the ICMP
+ * error whose header is at icmp. Of the quoted L4 header eight bytes are
+ * certain; its checksum is updated if it is there. Point of no return: on an
+ * error the packet must be dropped.
+ */
+__fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, __be32 addr,
+				   __be16 port)
+{
+	const __u32 ip = icmp + sizeof(struct icmphdr), c = icmp + FBR_ICMP_CSUM;
+	__u32 a_off = ip + (src ? 12 : 16), p_off, s_off;
+	__sum16 ip_sum, l4_sum;
+	__u16 d_addr, d_l4;
+	struct fbr_pkt in;
+	__be32 old_addr;
+	__be16 old_port;
+
+	if (fbr_parse_at(skb, ip, &in))
+		return -1;
+	p_off = in.l4 + (src ? 0 : 2);
+	switch (in.proto) {
+	case IPPROTO_TCP:
+		s_off = in.l4 + FBR_TCP_CSUM;
+		break;
+	case IPPROTO_UDP:
+		s_off = in.l4 + FBR_UDP_CSUM;
+		break;
+	case IPPROTO_ICMP:
+		p_off = in.l4 + FBR_ICMP_ID;
+		s_off = in.l4 + FBR_ICMP_CSUM;
+		break;
+	default:
+		return -1;
+	}
+	if (bpf_skb_load_bytes(skb, a_off, &old_addr, 4) ||
+	    bpf_skb_load_bytes(skb, p_off, &old_port, 2) ||
+	    bpf_skb_load_bytes(skb, ip + 10, &ip_sum, 2))
+		return -1;
+	d_addr = fbr_diff32(old_addr, addr);
+	d_l4 = fbr_diff16(in.proto == IPPROTO_ICMP ? 0 : d_addr, old_port, port);
+
+	if (!bpf_skb_load_bytes(skb, s_off, &l4_sum, 2) && !(in.proto == IPPROTO_UDP && !l4_sum)) {
+		__sum16 sum = fbr_csum_add(l4_sum, d_l4);
+
+		if (in.proto == IPPROTO_UDP && !sum)
+			sum = 0xffff;
+		if (fbr_patch2(skb, c, s_off, l4_sum, sum))
+			return -1;
+	}
+	if (fbr_patch2(skb, c, p_off, old_port, port) ||
+	    fbr_patch2(skb, c, ip + 10, ip_sum, fbr_csum_add(ip_sum, d_addr)))
+		return -1;
+	if (bpf_l4_csum_replace(skb, c, old_addr, addr, 4))
+		return -1;
+	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
+}
+
+/* Rewrites the source (src) or destination address of an IPv4 packet that has
+ * no pseudo header to follow: ICMP.
+ */
+static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, bool src, __be32 old,
+					      __be32 new)
+{
+	if (old == new)
+		return 0;
+	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 4)
+		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + (src ? 12 : 16), &new, 4, 0);
+}
+
+/* An ICMP error from outside. Returns FBR_NONE if it was about one of our
+ * sessions and is now the container's (or neighbour's), FBR_FOREIGN if it is
+ * none of ours and untouched, else the reason to drop it.
+ */
+__fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_flow_key k = {};
+	struct fbr_flow *f;
+	struct fbr_pkt in;
+
+	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
+		return FBR_FOREIGN;
+	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) || in.saddr != p->daddr)
+		return FBR_FOREIGN;
+	k.saddr = in.daddr;
+	k.daddr = in.saddr;
+	k.sport = in.dport;
+	k.dport = in.sport;
+	k.proto = in.proto;
+	f = bpf_map_lookup_elem(&fbr_flow, &k);
+	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= bpf_jiffies64())
+		return FBR_FOREIGN;
+	if (!(f->kind & FBR_HOST) && !fbr_dev_get(f->pif))
+		return FBR_FOREIGN; /* the port is gone */
+	/* Point of no return. */
+	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||
+	    fbr_rewrite_outer(skb, false, p->daddr, f->addr))
+		return FBR_UNSUPPORTED;
+	return FBR_NONE;
+}
+
+/* Whether anybody on this host answers for a packet that comes in as k, its
+ * destination port in the NAT range.
+ */
+__fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_key *k)
+{
+	if (!k)
+		return false;
+
+	struct fbr_nport *np = fbr_nport_get(k->proto, fbr_port_offset(k->dport));
+
+	return (np && fbr_port_noted(np, bpf_jiffies64())) ||
+	       fbr_socket_exists(skb, k->proto, k->saddr, k->sport, k->daddr, k->dport);
+}
+
+/* An ICMP error on its way out, made by a container or by the host: what it
+ * quotes must not carry a container's address. A port-unreachable about a port
+ * of the NAT range that nobody here listens on is not sent at all (RFC 5382
+ * REQ-4). Returns FBR_NONE or the reason to drop.
+ */
+__fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_net *n, *outer = fbr_net_get(p->saddr);
+	struct fbr_flow_key k = {};
+	struct fbr_flow *f;
+	struct fbr_pkt in;
+
+	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
+		return outer ? FBR_UNSUPPORTED : FBR_NONE;
+	n = fbr_net_get(in.daddr);
+	if (n && !(n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)))
+		return FBR_NONE; /* routed, not translated: as asked for */
+	if (n && (n->flags & FBR_NET_MASQUERADE)) {
+		if (outer && p->saddr != in.daddr)
+			return FBR_SPOOF_IP; /* about somebody else's packet */
+		k.saddr = in.daddr;
+		k.daddr = in.saddr;
+		k.sport = in.dport;
+		k.dport = in.sport;
+		k.proto = in.proto;
+		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		if (!f || f->kind != FBR_OUT || fbr_sess_expires(f->sess) <= bpf_jiffies64())
+			return FBR_UNSUPPORTED;
+		/* Point of no return. */
+		if (fbr_rewrite_quote(skb, p->l4, false, f->addr, f->port) ||
+		    (outer && fbr_rewrite_outer(skb, true, p->saddr, f->addr)))
+			return FBR_UNSUPPORTED;
+		return FBR_NONE;
+	}
+	if (outer || n || fbr_net_get(in.saddr))
+		return FBR_UNSUPPORTED;
+	fbr_key(&k, &in);
+	if (p->icmp_type == ICMP_DEST_UNREACH && p->icmp_code == ICMP_PORT_UNREACH &&
+	    in.kind == FBR_L4_PORTS && fbr_in_range(in.dport) && !fbr_port_known(skb, &k))
+		return FBR_FOREIGN;
+	return FBR_NONE;
+}
+
+#endif

@@ -1,0 +1,92 @@
+package datapath
+
+import (
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// asSeenByC1 is the server's answer as the container receives it.
+func (h *harness) asSeenByC1(f testutil.Frame, eport uint16) testutil.Frame {
+	in := h.reply(f, eport)
+	in.Dst = c1Addr
+	switch {
+	case in.TCP != nil:
+		in.TCP.DstPort = f.TCP.SrcPort
+	case in.UDP != nil:
+		in.UDP.DstPort = f.UDP.SrcPort
+	default:
+		in.Echo.ID = f.Echo.ID
+	}
+	return in
+}
+
+// An error about a translated packet reaches its sender as if nobody had
+// translated anything, down to the last checksum, however much is quoted.
+func TestErrorsFromOutsideReachTheContainer(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	router := mustAddr("203.0.113.254")
+	for name, f := range h.samples() {
+		eport := h.open(t, f)
+		sent, quoted := h.routed(f).IP(t), translated(h.routed(f), eport).IP(t)
+		for what, e := range map[string]testutil.ICMPError{
+			"frag-needed":   {Type: 3, Code: 4, MTU: 1280},
+			"port":          {Type: 3, Code: 3},
+			"time exceeded": {Type: 11},
+		} {
+			for _, cut := range []int{len(quoted), 40, 28} {
+				cut = min(cut, len(quoted))
+				frame := func(dst string, inner []byte) []byte {
+					e := e
+					e.Inner = inner
+					return testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: router, Dst: mustAddr(dst), ICMP: &e}.Bytes(t)
+				}
+				want := frame("172.30.0.2", sent[:cut])
+				got := h.uplinkIn(t, frame("198.51.100.1", quoted[:cut]))
+				if got.verdict != next || string(got.frame) != string(want) {
+					t.Errorf("%s, %s, %d bytes quoted: verdict %d\n got %x\nwant %x", name, what, cut, got.verdict, got.frame, want)
+				}
+			}
+		}
+	}
+}
+
+func TestErrorsFromInsideLeaveTranslated(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	for name, f := range h.samples() {
+		eport := h.open(t, f)
+		seen, outside := h.asSeenByC1(f, eport).IP(t), h.reply(f, eport).IP(t)
+		for who, tc := range map[string]struct {
+			src string
+			iif int
+		}{"container": {"172.30.0.2", h.bridge}, "host": {"198.51.100.1", 0}} {
+			frame := func(src string, inner []byte) []byte {
+				return h.routed(testutil.Frame{Src: mustAddr(src), Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: inner}}).Bytes(t)
+			}
+			want := frame("198.51.100.1", outside)
+			got := h.uplinkOut(t, frame(tc.src, seen), tc.iif)
+			if got.verdict != next || string(got.frame) != string(want) {
+				t.Errorf("%s's error about %s: verdict %d\n got %x\nwant %x", who, name, got.verdict, got.frame, want)
+			}
+		}
+	}
+}
+
+func TestErrorsAboutNothingOfOursPass(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.samples()["udp"]
+	eport := h.open(t, f)
+	for name, inner := range map[string][]byte{
+		"the host's own": translated(h.routed(f), 50000).IP(t),
+		"another remote": translated(h.routed(f.With(func(f *testutil.Frame) { f.Dst = mustAddr("192.0.2.99") })), eport).IP(t),
+		"cut short":      translated(h.routed(f), eport).IP(t)[:20],
+	} {
+		b := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: extAddr, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: inner}}.Bytes(t)
+		if got := h.uplinkIn(t, b); got.verdict != next || string(got.frame) != string(b) {
+			t.Errorf("%s: verdict %d", name, got.verdict)
+		}
+	}
+	// A container cannot speak about somebody else's packet.
+	spoof := testutil.Frame{Src: c1Addr, Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: testutil.Frame{Src: server, Dst: c2Addr, UDP: &testutil.UDP{SrcPort: 9999, DstPort: 1}}.IP(t)}}
+	h.wantDrop(t, h.c1.Ifindex, "spoof_ip", func() result { return h.uplinkOut(t, h.routed(spoof).Bytes(t), h.bridge) })
+}
