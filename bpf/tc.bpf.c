@@ -157,9 +157,10 @@ int fbr_port_out(struct __sk_buff *skb)
 		return TCX_DROP;
 	if (iif) {
 		from = fbr_dev_get(iif);
-		if (!from)
-			return fbr_drop(p, FBR_DIRECT); /* another device of the host */
-		if (from->flags & FBR_DEV_UPLINK) {
+		if (!from) { /* another device of the host */
+			if (!(p->flags & FBR_DEV_ROUTED))
+				return fbr_drop(p, FBR_DIRECT);
+		} else if (from->flags & FBR_DEV_UPLINK) {
 			if (p->flags & FBR_DEV_INTERNAL)
 				return fbr_drop(p, FBR_ISOLATED);
 			if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt))
@@ -255,8 +256,14 @@ int fbr_uplink_out(struct __sk_buff *skb)
 	struct iphdr *ip;
 	__u32 why;
 
-	if (!u)
-		return TCX_NEXT;
+	if (!u) {
+		/* Being detached: nothing of a container's may slip through. */
+		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
+			return TCX_NEXT;
+		n = fbr_net_get(pkt.saddr);
+		return n && (n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) ? TCX_DROP
+										 : TCX_NEXT;
+	}
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		goto pass;
 	data = (void *)(long)skb->data;
@@ -344,8 +351,7 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 	__u32 slot = w->slot++;
 	struct fbr_session *s = fbr_sess_get(slot);
 
-	if (s && s->state == FBR_LIVE && (!w->ifindex || s->pif == w->ifindex) &&
-	    fbr_sess_claim(s)) {
+	if (s && (!w->ifindex || s->pif == w->ifindex) && fbr_sess_claim(s, fbr_sess_state(s))) {
 		fbr_sess_free(slot);
 		w->n++;
 	}

@@ -105,12 +105,14 @@ func (d *Datapath) AttachPort(p Port) error {
 	if p.Slow {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SLOW
 	}
-	internal, err := d.internal(p.Bridge)
+	net, err := d.networkFlags(p.Bridge)
 	if err != nil {
 		return err
 	}
-	if internal {
+	if net&tcFbrNetFlagsFBR_NET_INTERNAL != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
+	} else if net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0 {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED
 	}
 	if err := d.putDevice(dev); err != nil {
 		return err
@@ -126,7 +128,8 @@ func (d *Datapath) AttachPort(p Port) error {
 	return d.attachDevice(dev)
 }
 
-func (d *Datapath) internal(bridge int) (bool, error) {
+// networkFlags returns those of the network of a bridge.
+func (d *Datapath) networkFlags(bridge int) (tcFbrNetFlags, error) {
 	var (
 		k tcFbrNetKey
 		v tcFbrNet
@@ -134,13 +137,13 @@ func (d *Datapath) internal(bridge int) (bool, error) {
 	it := d.maps.FbrNets.Iterate()
 	for it.Next(&k, &v) {
 		if v.Bridge == uint32(bridge) {
-			return v.Flags&tcFbrNetFlagsFBR_NET_INTERNAL != 0, nil
+			return v.Flags, nil
 		}
 	}
 	if err := it.Err(); err != nil {
-		return false, fmt.Errorf("reading fbr_nets: %w", err)
+		return 0, fmt.Errorf("reading fbr_nets: %w", err)
 	}
-	return false, fmt.Errorf("no network on the bridge with ifindex %d", bridge)
+	return 0, fmt.Errorf("no network on the bridge with ifindex %d", bridge)
 }
 
 // DetachPort removes a port and ends its sessions. It succeeds when the port,
@@ -172,10 +175,11 @@ func (d *Datapath) DetachPort(ifindex int) error {
 	return d.clearDevice(ifindex)
 }
 
-// AttachUplink adds an uplink or changes its address. Its programs are attached
-// first: once fbr_devs lists it, fbr_guard lets containers' packets reach it,
-// and then they must meet the program that translates them. Returns an error
-// wrapping ErrSlotTaken or ErrTooMany.
+// AttachUplink adds an uplink or changes its address; then leases granted under
+// the old one end. Its programs are attached first: once fbr_devs lists it,
+// fbr_guard lets containers' packets reach it, and then they must meet the
+// program that translates them. Returns an error wrapping ErrSlotTaken or
+// ErrTooMany, and the device is no uplink then.
 func (d *Datapath) AttachUplink(u Uplink) error {
 	dev := tcFbrDev{
 		Ifindex: uint32(u.Ifindex),
@@ -185,20 +189,32 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	if u.Addr.Is4() {
 		dev.Ip = be32(u.Addr)
 	}
-	if err := d.attachDevice(dev); err != nil {
-		return errors.Join(err, d.detachDevice(u.Ifindex))
+	err := d.attachDevice(dev)
+	if err == nil {
+		err = d.putDevice(dev)
 	}
-	if err := d.putDevice(dev); err != nil {
-		return errors.Join(err, d.detachDevice(u.Ifindex))
+	if err != nil {
+		return errors.Join(err, d.DetachUplink(u.Ifindex))
 	}
-	return nil
+	return d.Revoke()
 }
 
-// DetachUplink removes an uplink. It succeeds when the uplink, or its device, is
-// gone. Its entry goes first, so that fbr_guard drops what would leave by a
-// device without programs.
-func (d *Datapath) DetachUplink(ifindex int) error {
+// CloseUplink makes a device an uplink no more: nothing of a container's leaves
+// by it, through fbr_guard, and its program, which stays, drops what has passed
+// the guard before. Leases end. It succeeds when there is no such uplink.
+func (d *Datapath) CloseUplink(ifindex int) error {
 	if err := d.clearDevice(ifindex); err != nil {
+		return err
+	}
+	return d.Revoke()
+}
+
+// DetachUplink closes an uplink and removes its programs. Packets of containers
+// that still wait in the device's neighbour queues would leave untranslated:
+// who cannot exclude them calls CloseUplink, empties those, and then this. It
+// succeeds when the uplink, or its device, is gone.
+func (d *Datapath) DetachUplink(ifindex int) error {
+	if err := d.CloseUplink(ifindex); err != nil {
 		return err
 	}
 	return d.detachDevice(ifindex)

@@ -56,7 +56,7 @@ func (d *Datapath) Flows() ([]Flow, error) {
 	}
 	var out []Flow
 	for _, s := range sess[:n] {
-		if s.State != tcFbrSessStateFBR_LIVE {
+		if s.State&stateMask != stateLive {
 			continue
 		}
 		f, ok, err := d.flowOf(s, conf, now)
@@ -136,6 +136,12 @@ func protoName(p uint8) string {
 	}
 }
 
+// enum fbr_sess_state of bpf/lib/types.h: the low bits of a session's state.
+const (
+	stateLive = 1
+	stateMask = 3
+)
+
 const (
 	bothFIN  = tcFbrSessBitsFBR_S_FIN_IN | tcFbrSessBitsFBR_S_FIN_OUT
 	answered = tcFbrSessBitsFBR_S_REPLIED
@@ -165,7 +171,7 @@ func timeout(s tcFbrSession) (uint32, error) {
 	switch state := stateName(s); {
 	case state == "closed":
 		name = tcVarCfgToTcpClosing
-	case state == "new":
+	case s.Fwd.Proto == unix.IPPROTO_TCP && s.Bits&open != open:
 		name = tcVarCfgToTcpOpen
 	case state == "closing":
 		name = tcVarCfgToTcpHalf

@@ -21,12 +21,6 @@ type tcFbrBindKey struct {
 	Pad   uint8
 }
 
-type tcFbrClosed struct {
-	_    structs.HostLayout
-	Slot uint32
-	Gen  uint32
-}
-
 type tcFbrConf struct {
 	_         structs.HostLayout
 	RevokedAt uint64
@@ -54,6 +48,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_BRIDGE   tcFbrDevFlags = 4
 	tcFbrDevFlagsFBR_DEV_SLOW     tcFbrDevFlags = 8
 	tcFbrDevFlagsFBR_DEV_INTERNAL tcFbrDevFlags = 16
+	tcFbrDevFlagsFBR_DEV_ROUTED   tcFbrDevFlags = 32
 )
 
 type tcFbrDrops struct {
@@ -193,17 +188,8 @@ const (
 	tcFbrSessBitsFBR_S_FIN_OUT  tcFbrSessBits = 8
 	tcFbrSessBitsFBR_S_FIN_IN   tcFbrSessBits = 16
 	tcFbrSessBitsFBR_S_RST      tcFbrSessBits = 32
-	tcFbrSessBitsFBR_S_QUEUED   tcFbrSessBits = 64
 	tcFbrSessBitsFBR_S_OVERLOAD tcFbrSessBits = 128
 	tcFbrSessBitsFBR_S_HOST     tcFbrSessBits = 256
-)
-
-type tcFbrSessState uint32
-
-const (
-	tcFbrSessStateFBR_FREE  tcFbrSessState = 0
-	tcFbrSessStateFBR_LIVE  tcFbrSessState = 1
-	tcFbrSessStateFBR_DYING tcFbrSessState = 2
 )
 
 type tcFbrSession struct {
@@ -212,10 +198,10 @@ type tcFbrSession struct {
 	Ext     uint32
 	Eport   uint16
 	Pad     uint16
-	State   tcFbrSessState
+	State   uint32
 	Bits    tcFbrSessBits
-	Gen     uint32
 	Pif     uint32
+	Queued  uint32
 	CheckAt uint64
 }
 

@@ -130,6 +130,7 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 					    bool out)
 {
 	__u32 summed = fbr_ip_summed(skb);
+	__u32 sess = f->sess;
 	void *data, *data_end;
 	struct iphdr *ip;
 	__u16 old_ttl, new_ttl;
@@ -190,7 +191,11 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 	new_ttl = *(__u16 *)&ip->ttl;
 	ip->check = fbr_csum_add(ip->check, fbr_diff16(0, old_ttl, new_ttl));
 	__builtin_memcpy(data, f->macs, sizeof(f->macs));
-	return 0;
+	/* An entry that was deleted while we read may be another flow's by now; a
+	 * new one has no lease.
+	 */
+	asm volatile("" ::: "memory");
+	return f->sess == sess && f->granted ? 0 : -1;
 }
 
 #endif

@@ -32,7 +32,7 @@ static __always_inline __u32 fbr_fast_parse(void *data, void *data_end, bool out
 	struct iphdr *ip = data + ETH_HLEN;
 	void *l4 = ip + 1;
 
-	if (l4 > data_end || ip->ihl != 5 || ip->ttl <= 1 ||
+	if (l4 > data_end || *(__u8 *)ip != 0x45 || ip->ttl <= 1 ||
 	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
 		return 0;
 	k->saddr = ip->saddr;

@@ -181,8 +181,9 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	if (outer || n || fbr_net_get(in.saddr))
 		return FBR_UNSUPPORTED;
 	fbr_key(&k, &in);
-	if (p->icmp_type == ICMP_DEST_UNREACH && p->icmp_code == ICMP_PORT_UNREACH &&
-	    in.kind == FBR_L4_PORTS && fbr_in_range(in.dport) && !fbr_port_known(skb, &k))
+	if (!skb->ingress_ifindex && p->icmp_type == ICMP_DEST_UNREACH &&
+	    p->icmp_code == ICMP_PORT_UNREACH && in.kind == FBR_L4_PORTS &&
+	    fbr_in_range(in.dport) && !fbr_port_known(skb, &k))
 		return FBR_FOREIGN;
 	return FBR_NONE;
 }

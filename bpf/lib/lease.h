@@ -23,13 +23,14 @@ static __always_inline void fbr_lease_end(struct fbr_flow *f)
 	*(volatile __u64 *)&f->granted = 0;
 }
 
-/* Grants a lease. macs points to the frame the kernel built (destination and
+/* Grants a lease to the entry under k. macs points to the frame the kernel built (destination and
  * source, 12 bytes). Other MACs than before: first take the lease away, so that
  * no other CPU sends with a half-written pair. The length is jittered by +-25 %
  * so that many flows do not renew in one moment.
  */
-static __always_inline void fbr_lease_grant(struct fbr_flow *f, const struct fbr_conf *c,
-					    const __u8 *macs, __u32 oif, __u16 mtu, __u64 now)
+static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct fbr_flow *f,
+					    const struct fbr_conf *c, const __u8 *macs, __u32 oif,
+					    __u16 mtu, __u64 now)
 {
 	__u32 *old = (__u32 *)f->macs, *new = (__u32 *)macs;
 
@@ -50,6 +51,9 @@ static __always_inline void fbr_lease_grant(struct fbr_flow *f, const struct fbr
 	f->seen = now;
 	fbr_barrier();
 	*(volatile __u64 *)&f->granted = now;
+	/* The entry may have been deleted and be another flow's by now. */
+	if (bpf_map_lookup_elem(&fbr_flow, k) != f)
+		fbr_lease_end(f);
 }
 
 /* Notes that the flow is alive, at most once a second, so that the cache line stays clean. */

@@ -105,11 +105,14 @@ struct {
 	__type(value, __u32);
 } fbr_free SEC(".maps");
 
-/* TCP sessions that both ends have closed, oldest first: the first to be given up under pressure */
+/* Slots of TCP sessions that both ends have closed, longest first: the first to
+ * be given up under pressure. A slot stands in it at most once (fbr_session.queued),
+ * so it cannot overflow.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, 1024); /* sized by Go */
-	__type(value, struct fbr_closed);
+	__type(value, __u32);
 } fbr_closed SEC(".maps");
 
 /* endpoint-independent mapping: source to external port */

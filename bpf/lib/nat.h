@@ -20,7 +20,6 @@
 #include "session.h"
 
 #define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
-#define FBR_QUOTA_TRIES    4  /* closed sessions given up for one container over its quota */
 
 /* A session to be created. */
 struct fbr_new {
@@ -91,7 +90,7 @@ __fbr_global __u32 fbr_slot_take(void)
 			if (n < cfg_flows_max)
 				return n;
 		}
-		if (fbr_reclaim_closed())
+		if (fbr_make_room(0, false))
 			continue;
 		if (!fbr_sweep_slots(st, FBR_PROBES))
 			break;
@@ -118,7 +117,13 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 		return false;
 	n->off = *bound;
 	np = fbr_nport_get(bk.proto, n->off);
-	return np && fbr_port_clear(skb, &n->fwd, n->ext, n->off) && fbr_port_ref(np);
+	if (!np || !fbr_port_clear(skb, &n->fwd, n->ext, n->off) || !fbr_port_ref(np))
+		return false;
+	if (np->ip == bk.ip && np->port == bk.port)
+		return true;
+	/* Released and taken by somebody else since the binding was read. */
+	fbr_port_put(bk.proto, n->off);
+	return false;
 }
 
 /* A new external port, which becomes the binding's unless there is one. False
@@ -143,6 +148,8 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	np->ip = bk.ip;
 	np->port = bk.port;
 	np->pif = n->pif;
+	fbr_barrier();
+	*(volatile __u32 *)&np->refs = 1;
 	np->bound = !bpf_map_update_elem(&fbr_bind, &bk, &off, BPF_NOEXIST);
 	__sync_fetch_and_add(&st->in_use[fbr_class(bk.proto)], 1);
 	q = fbr_quota_get(n->pif);
@@ -197,8 +204,13 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 	return -E2BIG;
 }
 
-/* Creates the session of n (fwd, ext, pif given). Returns FBR_NONE or why not;
- * then nothing is left of it.
+static __always_inline bool fbr_flow_exists(const struct fbr_flow_key *k)
+{
+	return bpf_map_lookup_elem(&fbr_flow, k) != NULL;
+}
+
+/* Creates the session of n (fwd, ext, pif given). Returns FBR_NONE if there is
+ * one now, made here or by another CPU, or why not; then nothing is left of it.
  */
 __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_new *n)
 {
@@ -210,39 +222,36 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	struct fbr_session *s;
 	struct fbr_quota *q;
 	long err;
-	int i;
 
 	if (!st)
 		return FBR_NAT_FULL;
 	fbr_sweep_ensure(st);
 
 	q = fbr_quota_get(n->pif);
-	for (i = 0; q && i < FBR_QUOTA_TRIES; i++) {
-		if (q->sessions < cfg_flows_quota && q->ports < cfg_ports_quota)
-			break;
-		if (!fbr_reclaim_closed())
-			break;
-	}
-	if (q && (q->sessions >= cfg_flows_quota || q->ports >= cfg_ports_quota)) {
-		__sync_fetch_and_add(&st->refused_quota, 1);
-		return FBR_QUOTA;
-	}
-	/* Pressure: less than 1/8 of the range is free. */
-	if (st->in_use[class % FBR_CLASSES] >= cfg_nat_count - cfg_nat_count / 8)
-		fbr_reclaim_closed();
-
+	if (q && q->sessions >= cfg_flows_quota && !fbr_make_room(n->pif, false))
+		goto quota;
 	n->slot = fbr_slot_take();
 	s = fbr_sess_get(n->slot);
 	if (!s)
 		goto full;
 
 	err = fbr_bind_reuse(skb, n) ? fbr_pair_owned(n) : -ENOENT;
-	if (err && fbr_bind_new(skb, n))
-		err = fbr_pair_owned(n);
-	if (err)
-		err = fbr_overload(skb, n);
+	if (err && !fbr_flow_exists(&n->fwd)) {
+		if (q && q->ports >= cfg_ports_quota && !fbr_make_room(n->pif, true)) {
+			bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
+			goto quota;
+		}
+		/* Pressure: less than 1/8 of the range is free. */
+		if (st->in_use[class % FBR_CLASSES] >= cfg_nat_count - cfg_nat_count / 8)
+			fbr_make_room(0, false);
+		err = fbr_bind_new(skb, n) ? fbr_pair_owned(n) : -ENOENT;
+		if (err && !fbr_flow_exists(&n->fwd))
+			err = fbr_overload(skb, n);
+	}
 	if (err) {
 		bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
+		if (fbr_flow_exists(&n->fwd))
+			return FBR_NONE; /* another CPU was faster */
 		goto full;
 	}
 
@@ -256,8 +265,11 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	if (q)
 		__sync_fetch_and_add(&q->sessions, 1);
 	fbr_barrier();
-	*(volatile __u32 *)&s->state = FBR_LIVE;
+	*(volatile __u32 *)&s->state = (s->state & ~FBR_STATE_MASK) | FBR_LIVE;
 	return FBR_NONE;
+quota:
+	__sync_fetch_and_add(&st->refused_quota, 1);
+	return FBR_QUOTA;
 full:
 	__sync_fetch_and_add(&st->refused_full, 1);
 	return FBR_NAT_FULL;
@@ -327,15 +339,16 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct fbr_flow_key *k, __
 {
 	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
 	struct fbr_session *s;
-	__u32 slot;
+	__u32 slot, state;
 
 	if (!f || !(f->kind & FBR_OUT))
 		return NULL;
 	slot = f->sess;
+	s = fbr_sess_get(slot);
+	state = s ? fbr_sess_state(s) : FBR_FREE;
 	if (f->pif == pif && (!ext || f->addr == ext) && fbr_sess_expires(slot) > bpf_jiffies64())
 		return f;
-	s = fbr_sess_get(slot);
-	if (s && fbr_sess_claim(s))
+	if (s && fbr_sess_claim(s, state))
 		fbr_sess_free(slot);
 	return NULL;
 }
@@ -400,12 +413,26 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			__u8 macs[12];
 
 			if (!bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
-				fbr_lease_grant(f, c, macs, u->ifindex, mtu, now);
+				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now);
 		}
 		fbr_ct_extend(skb, &k, fbr_timeout(k.proto, k.dport, bits));
 	}
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l4, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* Ends the session of the entry under k. */
+static __always_inline void fbr_flow_end(const struct fbr_flow_key *k)
+{
+	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_session *s = f ? fbr_sess_get(f->sess) : NULL;
+	__u32 slot;
+
+	if (!s)
+		return;
+	slot = f->sess;
+	if (fbr_sess_claim(s, fbr_sess_state(s)))
+		fbr_sess_free(slot);
 }
 
 /* A packet of the host, or of a neighbour NAT on the same address, with a
@@ -427,7 +454,6 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	f = fbr_flow_live(&k, 0, 0);
 	if (!f) {
 		struct fbr_new n = { .fwd = k, .ext = p->saddr };
-		enum fbr_reason why;
 
 		fbr_reverse_key(&rk, &k, p->saddr, p->sport);
 		f = bpf_map_lookup_elem(&fbr_flow, &rk);
@@ -437,10 +463,13 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 				np->noted_at = now;
 			return FBR_NONE;
 		}
-		why = fbr_sess_create(skb, &n);
+		fbr_sess_create(skb, &n);
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
-		if (!f)
-			return why ? why : FBR_NAT_FULL;
+		if (!f) {
+			/* No room: the host goes first, and our flow gives way. */
+			fbr_flow_end(&rk);
+			return FBR_NONE;
+		}
 	}
 	fbr_sess_track(f->sess, p, true);
 	f->seen = now;
@@ -486,6 +515,7 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 		.dport = p->sport,
 		.proto = p->proto,
 	};
+	struct fbr_flow_key rev;
 	struct fbr_session *s;
 	struct fbr_flow *f;
 	__u8 macs[12];
@@ -496,13 +526,16 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 	if (!f || !(f->kind & FBR_OUT) || f->pif != port->ifindex)
 		return 0;
 	s = fbr_sess_get(f->sess);
-	f = s ? fbr_sess_reverse(s) : NULL;
+	if (!s)
+		return 0;
+	fbr_reverse_key(&rev, &fwd, f->addr, f->port);
+	f = bpf_map_lookup_elem(&fbr_flow, &rev);
 	if (!f || !(f->kind & FBR_IN))
 		return 0;
 	if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(s->bits) &&
 	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
 	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
-		fbr_lease_grant(f, c, macs, port->ifindex, port->mtu, bpf_jiffies64());
+		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, bpf_jiffies64());
 	fbr_ct_extend(skb, &fwd, fbr_timeout(fwd.proto, fwd.dport, s->bits));
 	return 0;
 }

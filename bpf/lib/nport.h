@@ -177,14 +177,13 @@ __fbr_global __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd
 		fbr_port_unclaim(fwd->proto, np, off);
 		return FBR_PORT_AGAIN;
 	}
-	np->refs = 1;
 	return off;
 }
 
 /* Takes a free external port for fwd: its own source port if that lies in the
  * range, else the next of the queue; ports noted for a neighbour last, ports of
  * a listener or another connection to the same remote never. Returns the
- * offset in the range, refs 1, or FBR_NO_PORT.
+ * offset in the range, claimed, or FBR_NO_PORT; the caller writes the owner.
  */
 __fbr_global __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext)
 {
@@ -196,10 +195,8 @@ __fbr_global __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	int i;
 
 	if (np && fbr_port_claim(np)) {
-		if (!fbr_port_noted(np, bpf_jiffies64()) && fbr_port_clear(skb, fwd, ext, off)) {
-			np->refs = 1;
+		if (!fbr_port_noted(np, bpf_jiffies64()) && fbr_port_clear(skb, fwd, ext, off))
 			return off;
-		}
 		fbr_port_unclaim(fwd->proto, np, off);
 	}
 	for (i = 0; i < FBR_PORT_TRIES; i++) {
@@ -232,14 +229,14 @@ static __always_inline void fbr_atomic_dec(__u32 *v)
 }
 
 /* Takes one session off a port; the last one releases it. */
-__fbr_global int fbr_port_put(__u8 proto, __u32 off)
+static __always_inline void fbr_port_put(__u8 proto, __u32 off)
 {
 	struct fbr_nport *np = fbr_nport_get(proto, off);
 	struct fbr_state *st = fbr_state_get();
 	struct fbr_quota *q;
 
 	if (!np || !st || __sync_fetch_and_add(&np->refs, (__u32)-1) != 1)
-		return 0;
+		return;
 	if (np->bound) {
 		struct fbr_bind_key k = { .ip = np->ip, .port = np->port, .proto = proto };
 
@@ -251,7 +248,6 @@ __fbr_global int fbr_port_put(__u8 proto, __u32 off)
 		fbr_atomic_dec(&q->ports);
 	fbr_atomic_dec(&st->in_use[fbr_class(proto)]);
 	fbr_port_unclaim(proto, np, off);
-	return 0;
 }
 
 #endif

@@ -17,12 +17,12 @@
 #include "nport.h"
 #include "parse.h"
 
-#define FBR_GRACE        2        /* seconds between expiry and reclaim */
-#define FBR_SWEEP_SLOTS  256      /* per tick */
-#define FBR_SWEEP_NS     20000000 /* 20 ms */
-#define FBR_SWEEP_STALL  5  /* seconds without a tick before the kernel path restarts the timer */
-#define FBR_PROBES       64 /* slots looked at by one insert when none is free */
-#define FBR_CLOSED_TRIES 4
+#define FBR_GRACE       2        /* seconds between expiry and reclaim */
+#define FBR_SWEEP_SLOTS 256      /* per tick */
+#define FBR_SWEEP_NS    20000000 /* 20 ms */
+#define FBR_SWEEP_STALL 5  /* seconds without a tick before the kernel path restarts the timer */
+#define FBR_PROBES      64 /* slots looked at by one insert when none is free */
+#define FBR_ROOM_TRIES  64 /* closed sessions looked at to make room for one */
 
 static __always_inline bool fbr_closed_bits(__u32 bits)
 {
@@ -37,11 +37,9 @@ static __always_inline __u32 fbr_timeout(__u8 proto, __be16 rport, __u32 bits)
 	case IPPROTO_TCP:
 		if (fbr_closed_bits(bits))
 			return cfg_to_tcp_closing;
-		if (bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN))
-			return cfg_to_tcp_half;
-		if ((bits & FBR_S_REPLIED) && (bits & FBR_S_ACKED))
-			return cfg_to_tcp;
-		return cfg_to_tcp_open;
+		if (!(bits & FBR_S_REPLIED) || !(bits & FBR_S_ACKED))
+			return cfg_to_tcp_open;
+		return bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN) ? cfg_to_tcp_half : cfg_to_tcp;
 	case IPPROTO_UDP:
 		if (!(bits & FBR_S_REPLIED))
 			return cfg_to_udp_oneway;
@@ -84,9 +82,23 @@ __fbr_global __u64 fbr_sess_expires(__u32 slot)
 	return seen + (__u64)fbr_timeout(fwd.proto, fwd.dport, s->bits) * cfg_hz;
 }
 
-static __always_inline bool fbr_sess_claim(struct fbr_session *s)
+static __always_inline bool fbr_is_live(__u32 state)
 {
-	return __sync_val_compare_and_swap(&s->state, FBR_LIVE, FBR_DYING) == FBR_LIVE;
+	return (state & FBR_STATE_MASK) == FBR_LIVE;
+}
+
+/* Reads the state before a session is judged, for fbr_sess_claim. */
+static __always_inline __u32 fbr_sess_state(const struct fbr_session *s)
+{
+	return *(volatile __u32 *)&s->state;
+}
+
+/* Claims the session for deletion if it is still the one whose state was read. */
+static __always_inline bool fbr_sess_claim(struct fbr_session *s, __u32 state)
+{
+	__u32 dying = (state & ~FBR_STATE_MASK) | FBR_DYING;
+
+	return fbr_is_live(state) && __sync_val_compare_and_swap(&s->state, state, dying) == state;
 }
 
 /* Deletes a session that the caller has claimed. */
@@ -114,9 +126,8 @@ __fbr_global int fbr_sess_free(__u32 slot)
 	if (q)
 		fbr_atomic_dec(&q->sessions);
 	__sync_fetch_and_add(&st->live, -1);
-	s->gen++;
 	fbr_barrier();
-	*(volatile __u32 *)&s->state = FBR_FREE;
+	*(volatile __u32 *)&s->state = ((s->state | FBR_STATE_MASK) + 1) | FBR_FREE;
 	bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 	return 0;
 }
@@ -125,18 +136,26 @@ __fbr_global int fbr_sess_free(__u32 slot)
 __fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
-	__u64 now = bpf_jiffies64(), end;
+	__u64 now = bpf_jiffies64(), end, check_at;
+	__u32 state;
+	bool owned;
 
-	if (!s || s->state != FBR_LIVE)
+	if (!s)
 		return false;
-	if (s->check_at + grace > now && fbr_dev_get(s->pif))
+	state = fbr_sess_state(s);
+	if (!fbr_is_live(state))
+		return false;
+	owned = (s->bits & FBR_S_HOST) || fbr_dev_get(s->pif);
+	check_at = s->check_at;
+	if (owned && check_at + grace > now)
 		return false;
 	end = fbr_sess_expires(slot);
-	if (end + grace > now && ((s->bits & FBR_S_HOST) || fbr_dev_get(s->pif))) {
-		s->check_at = end;
+	if (owned && end + grace > now) {
+		/* Unless the timeout has become shorter meanwhile (fbr_sess_track). */
+		__sync_val_compare_and_swap(&s->check_at, check_at, end);
 		return false;
 	}
-	if (!fbr_sess_claim(s))
+	if (!fbr_sess_claim(s, state))
 		return false;
 	fbr_sess_free(slot);
 	return true;
@@ -150,6 +169,12 @@ static __always_inline void fbr_sess_slow(struct fbr_session *s, struct fbr_flow
 	fbr_lease_end(fwd);
 	if (rev)
 		fbr_lease_end(rev);
+}
+
+static __always_inline void fbr_closed_push(__u32 slot, struct fbr_session *s)
+{
+	if (!__sync_val_compare_and_swap(&s->queued, 0, 1))
+		bpf_map_push_elem(&fbr_closed, &slot, BPF_ANY);
 }
 
 /* Notes what a packet on the kernel path tells about the session. f is the
@@ -205,64 +230,79 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 	f = bpf_map_lookup_elem(&fbr_flow, &k);
 	if (f)
 		fbr_sess_slow(s, f);
-	if (!(__sync_fetch_and_or(&s->bits, FBR_S_QUEUED) & FBR_S_QUEUED)) {
-		struct fbr_closed c = { .slot = slot, .gen = s->gen };
-
-		bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
-	}
+	fbr_closed_push(slot, s);
 	return 0;
 }
 
 enum fbr_reclaim {
-	FBR_RECLAIM_NONE,
+	FBR_RECLAIM_NONE, /* the queue is empty */
 	FBR_RECLAIM_DONE,
-	FBR_RECLAIM_AGAIN, /* that one will not do: open again, or closed just now */
+	FBR_RECLAIM_AGAIN, /* that one will not do */
 };
 
-/* Looks at the head of fbr_closed. A session that closed less than 20 ms ago is
- * left alone: its last segments are still on the way.
+/* Looks at the head of fbr_closed and gives that session up if it is the
+ * device's (pif; 0: anybody's). One that closed less than 20 ms ago is left
+ * alone: its last segments are still on the way.
  */
-__fbr_global enum fbr_reclaim fbr_reclaim_one(void)
+__fbr_global enum fbr_reclaim fbr_reclaim_one(__u32 pif)
 {
 	struct fbr_state *st = fbr_state_get();
 	struct fbr_session *s;
-	struct fbr_closed c;
+	__u32 slot, state;
 	__u64 last;
 
-	if (bpf_map_pop_elem(&fbr_closed, &c))
+	if (bpf_map_pop_elem(&fbr_closed, &slot))
 		return FBR_RECLAIM_NONE;
-	s = fbr_sess_get(c.slot);
-	if (!s || s->gen != c.gen || s->state != FBR_LIVE)
+	s = fbr_sess_get(slot);
+	if (!s)
 		return FBR_RECLAIM_AGAIN;
-	if (!fbr_closed_bits(s->bits)) {
-		__sync_fetch_and_and(&s->bits, ~FBR_S_QUEUED);
+	s->queued = 0;
+	state = fbr_sess_state(s);
+	if (!fbr_is_live(state) || !fbr_closed_bits(s->bits))
+		return FBR_RECLAIM_AGAIN; /* swept, or open again */
+	last = fbr_sess_expires(slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
+	if ((pif && s->pif != pif) || bpf_jiffies64() - last < cfg_hz / 50) {
+		fbr_closed_push(slot, s);
 		return FBR_RECLAIM_AGAIN;
 	}
-	last = fbr_sess_expires(c.slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
-	if (bpf_jiffies64() - last < cfg_hz / 50) {
-		bpf_map_push_elem(&fbr_closed, &c, BPF_ANY);
+	if (!fbr_sess_claim(s, state))
 		return FBR_RECLAIM_AGAIN;
-	}
-	if (!fbr_sess_claim(s))
-		return FBR_RECLAIM_AGAIN;
-	fbr_sess_free(c.slot);
+	fbr_sess_free(slot);
 	if (st)
 		__sync_fetch_and_add(&st->reclaimed, 1);
 	return FBR_RECLAIM_DONE;
 }
 
-/* Gives up the longest-closed session, if there is one. */
-__fbr_global bool fbr_reclaim_closed(void)
+struct fbr_room {
+	__u32 pif;
+	bool port; /* an external port is wanted, not only a session */
+	bool made;
+};
+
+static long fbr_room_one(__u64 i, struct fbr_room *r)
 {
-	int i;
+	enum fbr_reclaim got = fbr_reclaim_one(r->pif);
+	struct fbr_quota *q;
 
-	for (i = 0; i < FBR_CLOSED_TRIES; i++) {
-		enum fbr_reclaim got = fbr_reclaim_one();
+	if (got == FBR_RECLAIM_NONE)
+		return 1;
+	if (got == FBR_RECLAIM_AGAIN)
+		return 0;
+	/* A session may have shared its port with others. */
+	q = r->port ? fbr_quota_get(r->pif) : NULL;
+	r->made = !q || q->ports < cfg_ports_quota;
+	return r->made;
+}
 
-		if (got != FBR_RECLAIM_AGAIN)
-			return got == FBR_RECLAIM_DONE;
-	}
-	return false;
+/* Gives up closed sessions of a device (pif; 0: of anybody), the longest-closed
+ * first, until there is room for one more session, or port. False if there is none to give up.
+ */
+__fbr_global bool fbr_make_room(__u32 pif, bool port)
+{
+	struct fbr_room r = { .pif = pif, .port = port };
+
+	bpf_loop(FBR_ROOM_TRIES, fbr_room_one, &r, 0);
+	return r.made;
 }
 
 struct fbr_sweep {
@@ -297,9 +337,33 @@ static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n)
 	return w.found;
 }
 
+/* Takes a slot that is no closed session any more off the head of fbr_closed. */
+static long fbr_closed_trim(__u64 i, void *unused)
+{
+	struct fbr_session *s;
+	__u32 slot;
+
+	if (bpf_map_peek_elem(&fbr_closed, &slot))
+		return 1;
+	s = fbr_sess_get(slot);
+	if (s && fbr_is_live(fbr_sess_state(s)) && fbr_closed_bits(s->bits))
+		return 1;
+	/* Another CPU may have taken the one just seen. */
+	if (bpf_map_pop_elem(&fbr_closed, &slot))
+		return 1;
+	s = fbr_sess_get(slot);
+	if (!s)
+		return 0;
+	s->queued = 0;
+	if (fbr_is_live(fbr_sess_state(s)) && fbr_closed_bits(s->bits))
+		fbr_closed_push(slot, s);
+	return 0;
+}
+
 static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
 {
 	fbr_sweep_slots(st, FBR_SWEEP_SLOTS);
+	bpf_loop(FBR_SWEEP_SLOTS, fbr_closed_trim, NULL, 0);
 	if (!st->live) {
 		/* Nothing to sweep; the next new session starts the timer again. */
 		st->tick = 0;

@@ -26,6 +26,7 @@ enum fbr_dev_flags {
 	FBR_DEV_BRIDGE = 4,
 	FBR_DEV_SLOW = 8, /* port: always the kernel path */
 	FBR_DEV_INTERNAL = 16,
+	FBR_DEV_ROUTED = 32, /* port: its network is not translated */
 };
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink or a bridge */
@@ -120,10 +121,14 @@ struct fbr_flow {
 	__u8 macs[12]; /* destination and source, from the frame the kernel built */
 };
 
+/* The low bits of fbr_session.state; the rest counts how often the slot was
+ * freed, so that whoever claims a session claims the one it has judged.
+ */
 enum fbr_sess_state {
 	FBR_FREE = 0,
 	FBR_LIVE = 1,
 	FBR_DYING = 2, /* claimed by the one who deletes it */
+	FBR_STATE_MASK = 3,
 };
 
 enum fbr_sess_bits {
@@ -133,7 +138,6 @@ enum fbr_sess_bits {
 	FBR_S_FIN_OUT = 8,
 	FBR_S_FIN_IN = 16,
 	FBR_S_RST = 32,
-	FBR_S_QUEUED = 64,    /* stands in fbr_closed */
 	FBR_S_OVERLOAD = 128, /* shares an external port it does not own */
 	FBR_S_HOST = 256,
 };
@@ -144,16 +148,11 @@ struct fbr_session {
 	__be32 ext;              /* external address */
 	__be16 eport;            /* external port or ICMP id */
 	__u16 pad;
-	enum fbr_sess_state state; /* changed by compare-and-swap only */
-	enum fbr_sess_bits bits;   /* changed atomically */
-	__u32 gen;                 /* raised whenever the slot is freed */
-	__u32 pif;                 /* the container's port */
-	__u64 check_at;            /* jiffies before which it cannot have expired */
-};
-
-struct fbr_closed {
-	__u32 slot;
-	__u32 gen;
+	__u32 state; /* enum fbr_sess_state and a count; changed by compare-and-swap only */
+	enum fbr_sess_bits bits; /* changed atomically */
+	__u32 pif;               /* the container's port */
+	__u32 queued;            /* the slot stands in fbr_closed */
+	__u64 check_at;          /* jiffies before which it cannot have expired */
 };
 
 struct fbr_bind_key {
