@@ -117,6 +117,8 @@ func (f *fakeFile) AttachUplink(u datapath.Uplink) error {
 	return f.save()
 }
 
+func (f *fakeFile) CloseUplink(i int) error { return f.DetachUplink(i) }
+
 func (f *fakeFile) DetachUplink(i int) error {
 	delete(f.Uplinks, i)
 	return f.save()

@@ -22,6 +22,7 @@ type plane interface {
 	AttachPort(datapath.Port) error
 	DetachPort(ifindex int) error
 	AttachUplink(datapath.Uplink) error
+	CloseUplink(ifindex int) error
 	DetachUplink(ifindex int) error
 	Devices() ([]int, error)
 	AttachGuard() error

@@ -373,6 +373,12 @@ func (s *session) unsetNetwork(n *network) error {
 	if s.dp == nil || n.Index == 0 {
 		return nil
 	}
+	// A packet that waits at an uplink would be nobody's, and leave as it is.
+	for _, u := range s.st.Uplinks {
+		if err := s.dropUnresolved(u); err != nil {
+			return err
+		}
+	}
 	if err := s.dp.DeleteNetwork(n.Index); err != nil {
 		return fmt.Errorf("removing network %s from the datapath: %w", n.Name, err)
 	}

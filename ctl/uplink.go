@@ -133,8 +133,8 @@ func (s *session) setUplinks(want []uplink) error {
 		if slices.ContainsFunc(want, func(w uplink) bool { return w.Index == u.Index }) {
 			continue
 		}
-		if err := s.dp.DetachUplink(u.Index); err != nil {
-			return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
+		if err := s.detachUplink(u); err != nil {
+			return err
 		}
 	}
 	s.st.Uplinks = want
@@ -148,13 +148,37 @@ func (s *session) attachUplink(u uplink) error {
 	return nil
 }
 
+// detachUplink gives one up. Packets of containers that wait there for a
+// neighbour's address would leave untranslated once the programs are gone.
+func (s *session) detachUplink(u uplink) error {
+	if err := s.dp.CloseUplink(u.Index); err != nil {
+		return fmt.Errorf("closing uplink %s: %w", u.Name, err)
+	}
+	if err := s.dropUnresolved(u); err != nil {
+		return err
+	}
+	if err := s.dp.DetachUplink(u.Index); err != nil {
+		return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
+	}
+	return nil
+}
+
+// dropUnresolved drops the packets that wait at an uplink for a neighbour's address.
+func (s *session) dropUnresolved(u uplink) error {
+	err := s.conn.DropUnresolved(u.Index)
+	if err != nil && !errors.Is(err, link.ErrNotFound) {
+		return fmt.Errorf("uplink %s: %w", u.Name, err)
+	}
+	return nil
+}
+
 // detachUplinks gives all of them up.
 func (s *session) detachUplinks() error {
 	var errs []error
 	if s.dp != nil {
 		for _, u := range s.st.Uplinks {
-			if err := s.dp.DetachUplink(u.Index); err != nil {
-				errs = append(errs, fmt.Errorf("detaching uplink %s: %w", u.Name, err))
+			if err := s.detachUplink(u); err != nil {
+				errs = append(errs, err)
 			}
 		}
 	}

@@ -43,6 +43,26 @@ func (c *Conn) DeleteNeighbour(index int, ip netip.Addr) error {
 	return fmt.Errorf("deleting neighbour %s: %w", ip, err)
 }
 
+// DropUnresolved deletes the device's neighbours whose address is still being
+// asked for, and with each the packets that wait for it.
+func (c *Conn) DropUnresolved(index int) error {
+	all, err := dump(func() ([]netlink.Neigh, error) { return c.h.NeighList(0, unix.AF_INET) }) // of all devices: strict checking knows no other
+	if err != nil {
+		return fmt.Errorf("listing neighbours: %w", sentinel(err))
+	}
+	for _, n := range all {
+		if n.LinkIndex != index || n.State&netlink.NUD_INCOMPLETE == 0 {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(n.IP); ok {
+			if err := c.DeleteNeighbour(index, ip.Unmap()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func neighbour(index int, ip netip.Addr) *netlink.Neigh {
 	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, IP: ip.AsSlice()}
 }
