@@ -30,7 +30,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
 demo: build ## a throw-away host with two containers: traffic, counters, fastbr beside a plain bridge
-	@$(DEPS) iperf3 nft
+	@$(DEPS) iperf3 nft iptables
 	@$(SUDO) $(BIN) demo
 
 test: build ## every test: vet, pure, programs, namespaces with real traffic, command line
@@ -58,7 +58,7 @@ generate: ## compile the BPF programs with clang 19 and write the Go code for th
 
 bench: build ## throughput beside a kernel bridge, interleaved; writes bench/results and the table
 	@$(DEPS) iperf3 nft iptables
-	$(SUDO) $(BIN) bench
+	$(SUDO) $(BIN) bench --contestant bridge-iptables,fastbr,floor
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus \

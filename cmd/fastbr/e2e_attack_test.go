@@ -65,9 +65,15 @@ func isClosing(f []byte) bool { return bytes.Contains(f, closing) }
 // sendClosing sends an honest datagram, that must arrive, until it is answered.
 func (h *e2e) sendClosing(t *testing.T, from, to *lab.Namespace) {
 	t.Helper()
+	h.sendHonest(t, from, to, closing)
+}
+
+// sendHonest is sendClosing with a payload of the caller's.
+func (h *e2e) sendHonest(t *testing.T, from, to *lab.Namespace, payload []byte) {
+	t.Helper()
 	s := h.serveUDP(t, to, on(to.Addr, 0))
 	defer s.Close()
-	if err := from.EchoUDP(h.ctx, netip.AddrPort{}, s.Addr, string(closing)); err != nil {
+	if err := from.EchoUDP(h.ctx, netip.AddrPort{}, s.Addr, string(payload)); err != nil {
 		t.Errorf("honest datagram from %s to %s: %v", from.Name, to.Name, err)
 	}
 }

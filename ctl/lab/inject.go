@@ -88,10 +88,19 @@ func (n *Namespace) NewSniffer(dev string) (*Sniffer, error) {
 }
 
 // Next returns the next frame for which match is true (nil: any). When ctx ends
-// first, the error wraps ctx.Err().
+// first, the error wraps ctx.Err(), and a later call goes on where this one stopped.
 func (s *Sniffer) Next(ctx context.Context, match func([]byte) bool) ([]byte, error) {
-	stop := context.AfterFunc(ctx, func() { _ = s.f.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(fired)
+		_ = s.f.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() { // the deadline must not outlive ctx: the next call has its own
+			<-fired
+			_ = s.f.SetReadDeadline(time.Time{})
+		}
+	}()
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := s.f.Read(buf)

@@ -59,14 +59,16 @@ func (s *Server) Close() {
 }
 
 // ListenTCP listens inside the namespace; port 0 takes a free one. The caller
-// closes it.
+// closes it. A port that is taken is tried again for bindPatience.
 func (n *Namespace) ListenTCP(at netip.AddrPort) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	var ln net.Listener
-	err := n.Do(func() (err error) {
-		ln, err = lc.Listen(context.Background(), "tcp4", at.String())
-		return err
+	err := retryBind(func() error {
+		return n.Do(func() (err error) {
+			ln, err = lc.Listen(context.Background(), "tcp4", at.String())
+			return err
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listening on %v in %s: %w", at, n.Name, err)

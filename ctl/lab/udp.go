@@ -7,20 +7,37 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ListenUDP opens a socket inside the namespace; port 0 takes a free one. The
-// caller closes it.
+// caller closes it. A port that is taken is tried again for bindPatience.
 func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
-	err := n.Do(func() (err error) {
-		c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
-		return err
+	err := retryBind(func() error {
+		return n.Do(func() (err error) {
+			c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+			return err
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening UDP %v in %s: %w", at, n.Name, err)
 	}
 	return c, nil
+}
+
+// bindPatience is how long a port may stay taken by a socket that is closed: a
+// process just forked, by any goroutine, has a copy of it until its exec.
+const bindPatience = 10 * time.Second
+
+// retryBind calls bind until it fails with something else than a taken port.
+func retryBind(bind func() error) error {
+	for end := time.Now().Add(bindPatience); ; time.Sleep(time.Millisecond) {
+		if err := bind(); !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // ServeUDPEcho sends every datagram back to where it came from.
