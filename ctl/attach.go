@@ -29,7 +29,7 @@ type AttachRequest struct {
 const (
 	// carrierLimit bounds the wait for a new pair to come up; the kernel needs
 	// a few milliseconds.
-	carrierLimit = time.Second
+	carrierLimit = 5 * time.Second
 	// nameTries bounds the search for a free random device name (one of 2^28).
 	nameTries = 8
 )
@@ -376,7 +376,8 @@ func (s *session) configureInside(n *network, p *port, ns *link.Netns, inside *l
 	if err := s.routeInside(n, p, ns, inside, d.Index); err != nil {
 		return err
 	}
-	if !s.conn.WaitCarrier(p.Index, carrierLimit) {
+	// The bridge comes up with its first port; until then it swallows what the host answers.
+	if !s.conn.WaitCarrier(p.Index, carrierLimit) || !s.conn.WaitCarrier(n.Index, carrierLimit) {
 		s.say("%s has no carrier yet", p.Port)
 	}
 	return ns.Do(func() error { return link.AnnounceARP(d.Index, p.IP, d.MAC) })

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,9 +47,9 @@ func (c *Conn) DeleteNeighbour(index int, ip netip.Addr) error {
 // DropUnresolved deletes the device's neighbours whose address is still being
 // asked for, and with each the packets that wait for it.
 func (c *Conn) DropUnresolved(index int) error {
-	all, err := dump(func() ([]netlink.Neigh, error) { return c.h.NeighList(0, unix.AF_INET) }) // of all devices: strict checking knows no other
+	all, err := c.neighbours()
 	if err != nil {
-		return fmt.Errorf("listing neighbours: %w", sentinel(err))
+		return err
 	}
 	for _, n := range all {
 		if n.LinkIndex != index || n.State&netlink.NUD_INCOMPLETE == 0 {
@@ -61,6 +62,31 @@ func (c *Conn) DropUnresolved(index int) error {
 		}
 	}
 	return nil
+}
+
+// neighbours lists the IPv4 neighbours of all devices. The library's own call
+// leaves the padding of its request to chance, which strict checking refuses.
+func (c *Conn) neighbours() ([]netlink.Neigh, error) {
+	msgs, err := dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+		req.Sockets = c.raw // not strict
+		req.AddData(&netlink.Ndmsg{Family: unix.AF_INET})
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing neighbours: %w", sentinel(err))
+	}
+	var all []netlink.Neigh
+	for _, m := range msgs {
+		n, err := netlink.NeighDeserialize(m)
+		if err != nil {
+			return nil, fmt.Errorf("reading a neighbour: %w", err)
+		}
+		if n.Family == unix.AF_INET {
+			all = append(all, *n)
+		}
+	}
+	return all, nil
 }
 
 func neighbour(index int, ip netip.Addr) *netlink.Neigh {

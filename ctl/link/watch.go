@@ -252,7 +252,7 @@ func (w *Watcher) readGateways() {
 			add(hop.Gw)
 		}
 	}
-	neighbours, _ := dump(func() ([]netlink.Neigh, error) { return w.conn.h.NeighList(0, netlink.FAMILY_V4) })
+	neighbours, _ := w.conn.neighbours()
 	for _, n := range neighbours {
 		a, ok := netip.AddrFromSlice(n.IP)
 		if !ok || len(n.HardwareAddr) == 0 {
