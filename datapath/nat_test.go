@@ -2,7 +2,6 @@ package datapath
 
 import (
 	"encoding/binary"
-	"errors"
 	"testing"
 	"time"
 
@@ -369,9 +368,7 @@ func TestFastPathKeepsCompleteChecksums(t *testing.T) {
 			Context: skb{Ifindex: uint32(h.uplink.Ifindex), IngressIfindex: uint32(h.uplink.Ifindex)},
 		}
 		ret, err := h.progs.FbrUplinkIn.Run(&opts)
-		if errors.Is(err, unix.EINVAL) {
-			t.Skip("this kernel cannot test CHECKSUM_COMPLETE")
-		}
+		testutil.SkipUnsupported(t, err, unix.EINVAL, "6.11")
 		if err != nil || ret != redirect {
 			t.Errorf("%s: verdict %d, %v", name, ret, err)
 			continue

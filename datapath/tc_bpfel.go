@@ -182,7 +182,6 @@ type tcFbrRequest struct {
 type tcFbrSessBits uint32
 
 const (
-	tcFbrSessBitsFBR_S_SYN_OUT  tcFbrSessBits = 1
 	tcFbrSessBitsFBR_S_REPLIED  tcFbrSessBits = 2
 	tcFbrSessBitsFBR_S_ACKED    tcFbrSessBits = 4
 	tcFbrSessBitsFBR_S_FIN_OUT  tcFbrSessBits = 8

@@ -110,16 +110,10 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 		return FBR_FOREIGN;
 	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) || in.saddr != p->daddr)
 		return FBR_FOREIGN;
-	k.saddr = in.daddr;
-	k.daddr = in.saddr;
-	k.sport = in.dport;
-	k.dport = in.sport;
-	k.proto = in.proto;
-	f = bpf_map_lookup_elem(&fbr_flow, &k);
-	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= bpf_jiffies64())
+	fbr_answer_key(&k, &in);
+	f = fbr_inbound_live(&k);
+	if (!f)
 		return FBR_FOREIGN;
-	if (!(f->kind & FBR_HOST) && !fbr_dev_get(f->pif))
-		return FBR_FOREIGN; /* the port is gone */
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||
 	    fbr_rewrite_outer(skb, false, p->daddr, f->addr))
@@ -164,11 +158,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	if (n && (n->flags & FBR_NET_MASQUERADE)) {
 		if (outer && p->saddr != in.daddr)
 			return FBR_SPOOF_IP; /* about somebody else's packet */
-		k.saddr = in.daddr;
-		k.daddr = in.saddr;
-		k.sport = in.dport;
-		k.dport = in.sport;
-		k.proto = in.proto;
+		fbr_answer_key(&k, &in);
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		if (!f || f->kind != FBR_OUT || fbr_sess_expires(f->sess) <= bpf_jiffies64())
 			return FBR_UNSUPPORTED;

@@ -477,6 +477,16 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	return fbr_rewrite(skb, p->l4, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
+/* The inbound entry for k, or NULL if there is none, its time is over, or its port gone. */
+static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_key *k)
+{
+	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+
+	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= bpf_jiffies64())
+		return NULL;
+	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
+}
+
 /* Translates the destination of a packet from outside whose flow is f, on the kernel path. */
 __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p,
 					struct fbr_flow_key *k)
@@ -484,16 +494,13 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	if (!p || !k)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
-	__u64 now = bpf_jiffies64();
+	struct fbr_flow *f = fbr_inbound_live(k);
 
-	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= now)
+	if (!f)
 		return FBR_FOREIGN;
-	if (!(f->kind & FBR_HOST) && !fbr_dev_get(f->pif))
-		return FBR_FOREIGN; /* the port is gone */
 	fbr_sess_track(f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
-		f->seen = now;
+		f->seen = bpf_jiffies64();
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l4, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
@@ -508,20 +515,14 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 		return 0;
 
 	struct fbr_conf *c = fbr_conf_get();
-	struct fbr_flow_key fwd = {
-		.saddr = p->daddr,
-		.daddr = p->saddr,
-		.sport = p->dport,
-		.dport = p->sport,
-		.proto = p->proto,
-	};
-	struct fbr_flow_key rev;
+	struct fbr_flow_key fwd, rev;
 	struct fbr_session *s;
 	struct fbr_flow *f;
 	__u8 macs[12];
 
 	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP))
 		return 0;
+	fbr_answer_key(&fwd, p);
 	f = bpf_map_lookup_elem(&fbr_flow, &fwd);
 	if (!f || !(f->kind & FBR_OUT) || f->pif != port->ifindex)
 		return 0;

@@ -108,6 +108,17 @@ static __always_inline void fbr_key(struct fbr_flow_key *k, const struct fbr_pkt
 	k->proto = p->proto;
 }
 
+/* The key under which an answer to the packet is found. */
+static __always_inline void fbr_answer_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
+{
+	__builtin_memset(k, 0, sizeof(*k));
+	k->saddr = p->daddr;
+	k->daddr = p->saddr;
+	k->sport = p->dport;
+	k->dport = p->sport;
+	k->proto = p->proto;
+}
+
 /* The key of a session's inbound entry. */
 static __always_inline void fbr_reverse_key(struct fbr_flow_key *k, const struct fbr_flow_key *fwd,
 					    __be32 ext, __be16 eport)

@@ -207,8 +207,6 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 						     ~(FBR_S_RST | FBR_S_FIN_OUT | FBR_S_FIN_IN |
 						       FBR_S_REPLIED | FBR_S_ACKED));
 			}
-			if (out)
-				set = FBR_S_SYN_OUT;
 		} else {
 			if (out)
 				set = FBR_S_ACKED;

@@ -132,7 +132,6 @@ enum fbr_sess_state {
 };
 
 enum fbr_sess_bits {
-	FBR_S_SYN_OUT = 1,
 	FBR_S_REPLIED = 2, /* a packet came back */
 	FBR_S_ACKED = 4,   /* TCP: a segment other than SYN or RST went out */
 	FBR_S_FIN_OUT = 8,

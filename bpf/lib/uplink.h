@@ -89,19 +89,14 @@ static __always_inline bool fbr_answer_rst(struct __sk_buff *skb, const struct f
 /* A packet of the host itself or of a neighbour NAT. */
 static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
-	struct fbr_flow_key in = {
-		.saddr = p->daddr,
-		.daddr = p->saddr,
-		.sport = p->dport,
-		.dport = p->sport,
-		.proto = p->proto,
-	};
+	struct fbr_flow_key in;
 
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
 	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) || p->frag ||
 	    !fbr_in_range(p->sport))
 		return FBR_NONE;
+	fbr_answer_key(&in, p);
 	if (fbr_answer_rst(skb, p) && !fbr_port_known(skb, &in))
 		return FBR_FOREIGN;
 	return fbr_snat_host(skb, p);
