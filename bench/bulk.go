@@ -29,6 +29,12 @@ type Bulk struct {
 	Omit int
 }
 
+// congestion control of all bulk transfers: the kernel's own default, whatever
+// the machine's is. BBR sends from a pacing timer as well, so that a lab of veth
+// pairs measures how two CPUs overtake each other: tens of thousands of spurious
+// retransmits, at little more than half the throughput.
+const congestion = "cubic"
+
 // firstPort is iperf3's default; the processes take the following ones.
 const firstPort = 5201
 
@@ -63,6 +69,8 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample, err
 		Seconds: max(1, int(d/time.Second)),
 		Omit:    b.Omit,
 		Reverse: b.Direction == OutsideToContainer,
+
+		Congestion: congestion,
 	}
 	sender := from
 	if o.Reverse {

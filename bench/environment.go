@@ -26,7 +26,8 @@ type Environment struct {
 	MemoryGiB   float64           `json:"memory_gib"`
 	LoadBefore  float64           `json:"load_before"` // one-minute load average: who else was there
 	MTU         int               `json:"mtu"`
-	Offloads    map[string]string `json:"offloads"` // of a container's eth0
+	Offloads    map[string]string `json:"offloads"`               // of a container's eth0
+	Congestion  string            `json:"tcp_congestion_control"` // of bulk transfers
 	NFCall      string            `json:"bridge_nf_call_iptables"`
 	BPFJIT      string            `json:"bpf_jit_enable"`
 	BPFStats    string            `json:"bpf_stats_enabled"` // 1 would slow fastbr down
@@ -40,7 +41,8 @@ type Environment struct {
 // What cannot be read stays empty.
 func ReadEnvironment(ctx context.Context, l *lab.Lab, version, commit string) Environment {
 	e := Environment{
-		Cores: runtime.NumCPU(), Go: runtime.Version(), Fastbr: version, Commit: commit,
+		Congestion: congestion,
+		Cores:      runtime.NumCPU(), Go: runtime.Version(), Fastbr: version, Commit: commit,
 		Mitigations: mitigations("/sys/devices/system/cpu/vulnerabilities"),
 		BPFJIT:      line("/proc/sys/net/core/bpf_jit_enable"),
 		BPFStats:    line("/proc/sys/kernel/bpf_stats_enabled"),

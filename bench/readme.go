@@ -55,7 +55,7 @@ func (e Environment) markdown() string {
 		{"Kernel", e.Kernel},
 		{"CPU", fmt.Sprintf("%s, %d cores%s, %.1f GiB", e.CPU, e.Cores, virtual, e.MemoryGiB)},
 		{"Mitigations", list(e.Mitigations)},
-		{"MTU, nf-call", fmt.Sprintf("%d, bridge-nf-call-iptables=%s", e.MTU, orNone(e.NFCall))},
+		{"MTU, nf-call, TCP", fmt.Sprintf("%d, bridge-nf-call-iptables=%s, %s", e.MTU, orNone(e.NFCall), orNone(e.Congestion))},
 		{"Offloads of eth0 in a container", list(e.Offloads)},
 		{"BPF", fmt.Sprintf("JIT %s, run-time statistics %s", orNone(e.BPFJIT), orNone(e.BPFStats))},
 		{"Load before", fmt.Sprintf("%.2f", e.LoadBefore)},

@@ -30,6 +30,8 @@ type IperfOptions struct {
 	Omit int
 	// Port of the server; 0: 5201.
 	Port uint16
+	// Congestion control of the sender, by the kernel's name; "": the machine's.
+	Congestion string
 	// ClientCPU and ServerCPU pin the two processes; nil: anywhere.
 	ClientCPU, ServerCPU *int
 }
@@ -120,6 +122,9 @@ func (o IperfOptions) clientArgs(addr netip.Addr) []string {
 	}
 	if o.UDPBitrate > 0 {
 		a = append(a, "-u", "-b", strconv.FormatInt(o.UDPBitrate, 10))
+	}
+	if o.Congestion != "" {
+		a = append(a, "-C", o.Congestion)
 	}
 	if o.ClientCPU != nil {
 		a = append(a, "-A", strconv.Itoa(*o.ClientCPU))
