@@ -8,7 +8,7 @@
 
 #include "../include/kernel.h"
 
-#define FBR_SCHEMA    1
+#define FBR_SCHEMA    2
 
 #define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
 #define FBR_STATS_MAX 4096  /* devices that can exist at once */
