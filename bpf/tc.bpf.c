@@ -228,6 +228,8 @@ int fbr_uplink_in(struct __sk_buff *skb)
 		   fbr_in_range(pkt.dport)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat(skb, &pkt, &k);
+		if (why == FBR_FOREIGN && fbr_admit(skb, &pkt, u, &k))
+			why = fbr_unsnat(skb, &pkt, &k);
 	}
 	if (why == FBR_NONE)
 		goto host;
@@ -287,9 +289,14 @@ parse:
 	blame = u;
 	if (n) {
 		why = fbr_container_out(skb, &pkt, u, n, &blame);
-		if (why)
-			return fbr_drop(blame ? blame : u, why);
-		goto pass;
+		if (!why)
+			goto pass;
+		if (!blame)
+			return fbr_drop(u, why);
+		fbr_count_drop(blame, why);
+		if ((why == FBR_NAT_FULL || why == FBR_QUOTA) && fbr_icmp_refuse(skb, &pkt, blame))
+			return bpf_redirect(blame->ifindex, 0);
+		return TCX_DROP;
 	}
 	if (cfg_mark && skb->mark == cfg_mark) {
 		skb->mark = 0;

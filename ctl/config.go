@@ -39,6 +39,15 @@ type NetworkRequest struct {
 	MTU        int // bytes
 	Masquerade *bool
 	Internal   *bool
+
+	// How containers are translated: endpoint-independent or endpoint-dependent;
+	// apdf, adf or eif; overload or refuse.
+	NATMapping, NATFiltering, NATOnExhaustion string
+}
+
+func natPolicy(mapping, filtering, onExhaustion string) datapath.NATPolicy {
+	return datapath.NATPolicy{Mapping: datapath.Mapping(mapping), Filtering: datapath.Filtering(filtering),
+		OnExhaustion: datapath.Exhaustion(onExhaustion)}
 }
 
 // InstanceRequest is what the user asks of the instance. A zero field was not asked for.
@@ -103,6 +112,9 @@ func (r NetworkRequest) check() error {
 	if r.MTU != 0 && (r.MTU < minMTU || r.MTU > maxMTU) {
 		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: %d to %d", r.MTU, minMTU, maxMTU))
 	}
+	if err := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).Check(); err != nil {
+		return tagged(ErrInvalid, err.Error())
+	}
 	return nil
 }
 
@@ -132,6 +144,8 @@ func (r InstanceRequest) check() error {
 func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition, note string, err error) {
 	def = Definition{ID: newID(), Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
 		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal}
+	nat := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).WithDefaults()
+	def.NATMapping, def.NATFiltering, def.NATOnExhaustion = string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)
 	if !def.Subnet.IsValid() && def.Gateway.IsValid() {
 		return def, "", tagged(ErrInvalid, "--gateway needs --subnet")
 	}
@@ -197,6 +211,10 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, d.MTU)
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
+	nat := d.natPolicy()
+	differ("nat-mapping", r.NATMapping != "" && r.NATMapping != string(nat.Mapping), nat.Mapping)
+	differ("nat-filtering", r.NATFiltering != "" && r.NATFiltering != string(nat.Filtering), nat.Filtering)
+	differ("nat-on-exhaustion", r.NATOnExhaustion != "" && r.NATOnExhaustion != string(nat.OnExhaustion), nat.OnExhaustion)
 	return out
 }
 

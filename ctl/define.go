@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/fastbr/fastbr/datapath"
 )
 
 // Definition is what a network is, whether or not it is up: the content of
@@ -24,6 +26,15 @@ type Definition struct {
 	MTU        int          `json:"mtu"` // bytes, 0: the uplink's
 	Masquerade bool         `json:"masquerade"`
 	Internal   bool         `json:"internal"`
+
+	// How containers are translated; "": the datapath's default.
+	NATMapping      string `json:"nat_mapping"`
+	NATFiltering    string `json:"nat_filtering"`
+	NATOnExhaustion string `json:"nat_on_exhaustion"`
+}
+
+func (d Definition) natPolicy() datapath.NATPolicy {
+	return natPolicy(d.NATMapping, d.NATFiltering, d.NATOnExhaustion).WithDefaults()
 }
 
 // definitions is the directory of the networks that `network create` made.

@@ -61,9 +61,17 @@ type NetworkView struct {
 	MTU        int        `json:"mtu"`
 	Masquerade bool       `json:"masquerade"`
 	Internal   bool       `json:"internal"`
+	NAT        NATPolicy  `json:"nat"` // how containers are translated; empty for the built-in modes
 	Up         bool       `json:"up"`
 	Totals     PortTotals `json:"totals"`
 	Ports      []PortView `json:"ports"`
+}
+
+// NATPolicy is how a network's containers are translated.
+type NATPolicy struct {
+	Mapping      string `json:"mapping"`       // "endpoint-independent", "endpoint-dependent"
+	Filtering    string `json:"filtering"`     // "apdf", "adf", "eif"
+	OnExhaustion string `json:"on_exhaustion"` // "overload", "refuse"
 }
 
 // PortTotals are the sums over a network's ports.
@@ -86,7 +94,10 @@ type Snapshot struct {
 type NATView struct {
 	Flows, FlowsMax               uint32
 	PortOverloads, PortsReclaimed uint64
-	Refused                       map[string]uint64
+	// PortTries[i] allocations looked at i+1 external ports; PortsNotFound found none.
+	PortTries     []uint64
+	PortsNotFound uint64
+	Refused       map[string]uint64
 }
 
 // StatusView is `status`: what is up and how.

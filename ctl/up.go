@@ -362,7 +362,7 @@ func (s *session) deleteBridge(n *network) error {
 
 func (s *session) setNetwork(n *network) error {
 	err := s.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Gateway: n.Gateway, Bridge: n.Index,
-		Masquerade: n.Masquerade, Internal: n.Internal})
+		Masquerade: n.Masquerade, Internal: n.Internal, NAT: n.natPolicy()})
 	if err != nil {
 		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)
 	}

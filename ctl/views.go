@@ -130,8 +130,10 @@ func (r *reading) network(n *network) NetworkView {
 
 // definedView is a network that is defined but not up.
 func definedView(d Definition) NetworkView {
+	nat := d.natPolicy()
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, Ports: []PortView{}}
+		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, Ports: []PortView{},
+		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 
 // builtIn are the modes that need no bridge, under names docker users know.
@@ -250,7 +252,8 @@ func (c *Controller) Snapshot(ctx context.Context) (snap Snapshot, err error) {
 			return fmt.Errorf("reading the NAT figures: %w", err)
 		}
 		snap.NAT = NATView{Flows: nat.Flows, FlowsMax: nat.FlowsMax, PortOverloads: nat.PortOverloads,
-			PortsReclaimed: nat.PortsReclaimed, Refused: map[string]uint64{}}
+			PortsReclaimed: nat.PortsReclaimed,
+			PortTries:      nat.PortTries, PortsNotFound: nat.PortsNotFound, Refused: map[string]uint64{}}
 		for reason, v := range nat.Refused {
 			snap.NAT.Refused[string(reason)] = v
 		}

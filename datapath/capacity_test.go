@@ -64,15 +64,11 @@ func TestFullTableRefusesNewAndKeepsOld(t *testing.T) {
 	for p := range uint16(40) { // c1's quota is 4/5
 		h.sentFrom(t, h.udpFrom(c1Addr, 40000+p))
 	}
-	h.wantDrop(t, h.c1.Ifindex, "quota", func() result {
-		return h.uplinkOut(t, h.routed(h.udpFrom(c1Addr, 41000)).Bytes(t), h.bridge)
-	})
+	h.wantRefused(t, h.c1, "quota", h.udpFrom(c1Addr, 41000))
 	for p := range uint16(10) {
 		h.sentFrom(t, h.udpFrom(c2Addr, 40000+p))
 	}
-	h.wantDrop(t, h.c2.Ifindex, "nat_full", func() result {
-		return h.uplinkOut(t, h.routed(h.udpFrom(c2Addr, 41000)).Bytes(t), h.bridge)
-	})
+	h.wantRefused(t, h.c2, "nat_full", h.udpFrom(c2Addr, 41000))
 	st, err := h.NATStats()
 	check(t, err)
 	if st.Flows != 50 || st.Refused["quota"] != 1 || st.Refused["nat_full"] != 1 {
@@ -141,9 +137,7 @@ func TestPortsAreSharedOnlyWhenNoneIsFree(t *testing.T) {
 	if st, _ := h.NATStats(); st.PortOverloads != 1 {
 		t.Errorf("%d overloads, want 1", st.PortOverloads)
 	}
-	h.wantDrop(t, h.c1.Ifindex, "nat_full", func() result { // towards the first server every tuple is taken
-		return h.uplinkOut(t, h.routed(h.udpFrom(c1Addr, 46000)).Bytes(t), h.bridge)
-	})
+	h.wantRefused(t, h.c1, "nat_full", h.udpFrom(c1Addr, 46000)) // towards the first server every tuple is taken
 }
 
 func TestReplyToAPortThatHasGone(t *testing.T) {

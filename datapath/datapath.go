@@ -168,6 +168,7 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 		tcMapFbrSess:      meta.FlowsMax,
 		tcMapFbrFree:      meta.FlowsMax,
 		tcMapFbrClosed:    meta.FlowsMax,
+		tcMapFbrPeer:      meta.FlowsMax,
 		tcMapFbrBind:      ports,
 		tcMapFbrNport:     ports,
 		tcMapFbrPfreeTcp:  2 * meta.NatCount,
@@ -189,6 +190,7 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		v.CfgFlowsMax.Set(meta.FlowsMax),
 		// One container must leave a fifth to the others.
 		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
+		v.CfgHalfQuota.Set(max(1, (meta.FlowsMax-meta.FlowsMax/5)/4)),
 		v.CfgPortsQuota.Set(meta.NatCount-meta.NatCount/5),
 		v.CfgNatFirst.Set(meta.NatFirst),
 		v.CfgNatCount.Set(meta.NatCount),

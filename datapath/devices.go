@@ -42,7 +42,7 @@ func (d *Datapath) SetNetwork(n Network) error {
 	}); err != nil {
 		return err
 	}
-	v := tcFbrNet{Bridge: uint32(n.Bridge)}
+	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: n.NAT.flags()}
 	if n.Masquerade {
 		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE
 	}

@@ -27,11 +27,12 @@ type harness struct {
 }
 
 var (
-	server  = netip.MustParseAddr("192.0.2.11")
-	extAddr = netip.MustParseAddr("198.51.100.1")
-	c1Addr  = netip.MustParseAddr("172.30.0.2")
-	c2Addr  = netip.MustParseAddr("172.30.0.3")
-	other   = netip.MustParseAddr("172.31.0.2")
+	server   = netip.MustParseAddr("192.0.2.11")
+	gateway1 = netip.MustParseAddr("172.30.0.1")
+	extAddr  = netip.MustParseAddr("198.51.100.1")
+	c1Addr   = netip.MustParseAddr("172.30.0.2")
+	c2Addr   = netip.MustParseAddr("172.30.0.3")
+	other    = netip.MustParseAddr("172.31.0.2")
 )
 
 // Verdicts of tcx programs.
@@ -193,10 +194,32 @@ func (h *harness) of(t *testing.T, ifindex int) Counters {
 // wantDrop asserts that exactly one more drop, of this reason, was counted on the device.
 func (h *harness) wantDrop(t *testing.T, ifindex int, reason Reason, do func() result) {
 	t.Helper()
+	h.wantCounted(t, ifindex, reason, func() {
+		if got := do(); got.verdict != shot {
+			t.Errorf("verdict %d, want drop", got.verdict)
+		}
+	})
+}
+
+// wantRefused asserts that f, as the kernel routes it, makes no session, and
+// that its container is told so.
+func (h *harness) wantRefused(t *testing.T, p Port, reason Reason, f testutil.Frame) {
+	t.Helper()
+	h.wantCounted(t, p.Ifindex, reason, func() {
+		sent := h.routed(f)
+		got := h.uplinkOut(t, sent.Bytes(t), h.bridge)
+		want := testutil.Frame{SrcMAC: h.gateway, DstMAC: p.MAC, Src: gateway1, Dst: p.IP, TOS: 0xc0,
+			ICMP: &testutil.ICMPError{Type: 3, Code: 13, Inner: sent.IP(t)[:28]}}.Bytes(t)
+		if got.verdict != redirect || string(got.frame) != string(want) {
+			t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
+		}
+	})
+}
+
+func (h *harness) wantCounted(t *testing.T, ifindex int, reason Reason, do func()) {
+	t.Helper()
 	before := h.of(t, ifindex)
-	if got := do(); got.verdict != shot {
-		t.Errorf("verdict %d, want drop", got.verdict)
-	}
+	do()
 	after := h.of(t, ifindex)
 	for r, n := range after.Drops {
 		want := before.Drops[r]

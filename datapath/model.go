@@ -40,6 +40,8 @@ type Network struct {
 	Masquerade bool
 	// Internal: nothing passes between the network and any uplink.
 	Internal bool
+	// NAT is how outbound packets are translated.
+	NAT NATPolicy
 }
 
 // Port is the host end of one container's veth pair.
@@ -99,7 +101,11 @@ type Flow struct {
 // NATStats are the instance-wide NAT figures.
 type NATStats struct {
 	Flows, FlowsMax uint32
-	PortOverloads   uint64            // external ports shared because none was free
-	PortsReclaimed  uint64            // closed mappings given up early because ports or slots ran short
-	Refused         map[Reason]uint64 // new flows refused, by reason (nat_full, quota)
+	PortOverloads   uint64 // external ports shared because none was free
+	PortsReclaimed  uint64 // closed mappings given up early because ports or slots ran short
+	// PortTries[i] allocations looked at i+1 external ports until one would do;
+	// PortsNotFound found none.
+	PortTries     []uint64
+	PortsNotFound uint64
+	Refused       map[Reason]uint64 // new flows refused, by reason (nat_full, quota)
 }

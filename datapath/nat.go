@@ -23,6 +23,8 @@ func (d *Datapath) NATStats() (NATStats, error) {
 		FlowsMax:       d.meta.FlowsMax,
 		PortOverloads:  st.Overloads,
 		PortsReclaimed: st.Reclaimed,
+		PortTries:      st.Tries[1:],
+		PortsNotFound:  st.Tries[0],
 		Refused:        map[Reason]uint64{"nat_full": st.RefusedFull, "quota": st.RefusedQuota},
 	}, nil
 }
@@ -97,7 +99,11 @@ func (d *Datapath) flowOf(s tcFbrSession, conf tcFbrConf, now uint64) (Flow, boo
 	if err != nil {
 		return Flow{}, false, err
 	}
-	end := max(fwd.Seen, rev.Seen) + uint64(secs)*uint64(d.meta.Hz)
+	seen := fwd.Seen
+	if s.Bits&tcFbrSessBitsFBR_S_OUT_ONLY == 0 {
+		seen = max(seen, rev.Seen)
+	}
+	end := seen + uint64(secs)*uint64(d.meta.Hz)
 	if end <= now {
 		return Flow{}, false, nil
 	}

@@ -115,6 +115,10 @@ type tcFbrNetFlags uint32
 const (
 	tcFbrNetFlagsFBR_NET_MASQUERADE tcFbrNetFlags = 1
 	tcFbrNetFlagsFBR_NET_INTERNAL   tcFbrNetFlags = 2
+	tcFbrNetFlagsFBR_NET_EDM        tcFbrNetFlags = 4
+	tcFbrNetFlagsFBR_NET_ADF        tcFbrNetFlags = 8
+	tcFbrNetFlagsFBR_NET_EIF        tcFbrNetFlags = 16
+	tcFbrNetFlagsFBR_NET_STRICT     tcFbrNetFlags = 32
 )
 
 type tcFbrNetKey struct {
@@ -133,6 +137,7 @@ type tcFbrNport struct {
 	Bound   uint16
 	Pif     uint32
 	NotedAt uint64
+	UsedAt  uint64
 }
 
 type tcFbrOp uint32
@@ -143,10 +148,19 @@ const (
 	tcFbrOpFBR_OP_FIB   tcFbrOp = 3
 )
 
+type tcFbrPeerKey struct {
+	_     structs.HostLayout
+	Nport uint32
+	Addr  uint32
+}
+
 type tcFbrQuota struct {
-	_        structs.HostLayout
-	Sessions uint32
-	Ports    uint32
+	_         structs.HostLayout
+	Sessions  uint32
+	Ports     uint32
+	Half      uint32
+	Pad       uint32
+	RefusedAt uint64
 }
 
 type tcFbrReason uint32
@@ -189,6 +203,10 @@ const (
 	tcFbrSessBitsFBR_S_RST      tcFbrSessBits = 32
 	tcFbrSessBitsFBR_S_OVERLOAD tcFbrSessBits = 128
 	tcFbrSessBitsFBR_S_HOST     tcFbrSessBits = 256
+	tcFbrSessBitsFBR_S_INBOUND  tcFbrSessBits = 512
+	tcFbrSessBitsFBR_S_OUT_ONLY tcFbrSessBits = 1024
+	tcFbrSessBitsFBR_S_PEER     tcFbrSessBits = 2048
+	tcFbrSessBitsFBR_S_HALF     tcFbrSessBits = 4096
 )
 
 type tcFbrSession struct {
@@ -214,6 +232,7 @@ type tcFbrState struct {
 	Reclaimed    uint64
 	RefusedFull  uint64
 	RefusedQuota uint64
+	Tries        [9]uint64
 	Epoch        uint32
 	InUse        [3]uint32
 	Timer        struct {
@@ -252,6 +271,7 @@ const (
 	tcMapFbrMeta           = "fbr_meta"
 	tcMapFbrNets           = "fbr_nets"
 	tcMapFbrNport          = "fbr_nport"
+	tcMapFbrPeer           = "fbr_peer"
 	tcMapFbrPfreeIcmp      = "fbr_pfree_icmp"
 	tcMapFbrPfreeTcp       = "fbr_pfree_tcp"
 	tcMapFbrPfreeUdp       = "fbr_pfree_udp"
@@ -270,6 +290,7 @@ const (
 	tcVarCfgFibSrc         = "cfg_fib_src"
 	tcVarCfgFlowsMax       = "cfg_flows_max"
 	tcVarCfgFlowsQuota     = "cfg_flows_quota"
+	tcVarCfgHalfQuota      = "cfg_half_quota"
 	tcVarCfgHz             = "cfg_hz"
 	tcVarCfgMark           = "cfg_mark"
 	tcVarCfgNatCount       = "cfg_nat_count"
@@ -353,6 +374,7 @@ type tcMapSpecs struct {
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
 	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPeer      *ebpf.MapSpec `ebpf:"fbr_peer"`
 	FbrPfreeIcmp *ebpf.MapSpec `ebpf:"fbr_pfree_icmp"`
 	FbrPfreeTcp  *ebpf.MapSpec `ebpf:"fbr_pfree_tcp"`
 	FbrPfreeUdp  *ebpf.MapSpec `ebpf:"fbr_pfree_udp"`
@@ -370,6 +392,7 @@ type tcVariableSpecs struct {
 	CfgFibSrc         *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
 	CfgFlowsMax       *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
 	CfgFlowsQuota     *ebpf.VariableSpec `ebpf:"cfg_flows_quota"`
+	CfgHalfQuota      *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
 	CfgHz             *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
@@ -418,6 +441,7 @@ type tcMaps struct {
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
 	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPeer      *ebpf.Map `ebpf:"fbr_peer"`
 	FbrPfreeIcmp *ebpf.Map `ebpf:"fbr_pfree_icmp"`
 	FbrPfreeTcp  *ebpf.Map `ebpf:"fbr_pfree_tcp"`
 	FbrPfreeUdp  *ebpf.Map `ebpf:"fbr_pfree_udp"`
@@ -441,6 +465,7 @@ func (m *tcMaps) Close() error {
 		m.FbrMeta,
 		m.FbrNets,
 		m.FbrNport,
+		m.FbrPeer,
 		m.FbrPfreeIcmp,
 		m.FbrPfreeTcp,
 		m.FbrPfreeUdp,
@@ -459,6 +484,7 @@ type tcVariables struct {
 	CfgFibSrc         *ebpf.Variable `ebpf:"cfg_fib_src"`
 	CfgFlowsMax       *ebpf.Variable `ebpf:"cfg_flows_max"`
 	CfgFlowsQuota     *ebpf.Variable `ebpf:"cfg_flows_quota"`
+	CfgHalfQuota      *ebpf.Variable `ebpf:"cfg_half_quota"`
 	CfgHz             *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`

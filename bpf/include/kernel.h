@@ -280,6 +280,7 @@ struct icmphdr {
 #define ICMP_ECHOREPLY     0
 #define ICMP_DEST_UNREACH  3
 #define ICMP_PORT_UNREACH  3 /* code */
+#define ICMP_PKT_FILTERED  13 /* code */
 #define ICMP_SOURCE_QUENCH 4
 #define ICMP_REDIRECT      5
 #define ICMP_ECHO          8

@@ -16,6 +16,8 @@ volatile const __u32 cfg_flows_max = 1024;
 /* sessions and bindings that one port may hold (it must leave the rest to the others) */
 volatile const __u32 cfg_flows_quota = 820;
 volatile const __u32 cfg_ports_quota = 16000;
+/* of these sessions, TCP ones that are not established */
+volatile const __u32 cfg_half_quota = 205;
 /* the NAT range: first external port (host order) and number of ports */
 volatile const __u32 cfg_nat_first = 10000;
 volatile const __u32 cfg_nat_count = 20000;

@@ -44,6 +44,14 @@ static __always_inline __sum16 fbr_csum_add(__sum16 csum, __u16 diff)
 	return ~fbr_fold((__u32)(__u16)~csum + diff);
 }
 
+/* The one's complement sum of size bytes (a multiple of 4, known to the compiler), added to sum. */
+static __always_inline __u16 fbr_sum(const void *data, __u32 size, __u16 sum)
+{
+	__wsum s = bpf_csum_diff(NULL, 0, (__be32 *)data, size, sum);
+
+	return fbr_fold(s);
+}
+
 /* Rewrites the source (out) or destination of an IPv4 packet to addr:port; for
  * ICMP the port is the echo id. All in network byte order; l4 is the offset of
  * the L4 header. Packet pointers are void afterwards. Returns 0 or an error

@@ -178,4 +178,66 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	return FBR_NONE;
 }
 
+#define FBR_QUOTE_MAX 68 /* IPv4 header with all options, and eight bytes */
+
+/* ICMP errors about refused flows: at most ten a second to one container (RFC
+ * 1812 section 4.3.2.8).
+ */
+static __always_inline bool fbr_refuse_allowed(const struct fbr_dev *port)
+{
+	struct fbr_quota *q = fbr_quota_get(port->ifindex);
+	__u64 now = bpf_jiffies64(), last;
+
+	if (!q)
+		return false;
+	last = q->refused_at;
+	return now - last >= cfg_hz / 10 &&
+	       __sync_val_compare_and_swap(&q->refused_at, last, now) == last;
+}
+
+/* Turns a container's packet whose flow is refused into the answer to it:
+ * destination unreachable, communication administratively prohibited, from the
+ * gateway (RFC 5508 REQ-8). Returns whether the packet is that answer now, to be
+ * sent to the port; else it is to be dropped.
+ */
+__fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p,
+				  const struct fbr_dev *port)
+{
+	if (!p || !port)
+		return false;
+
+	struct fbr_dev *br = fbr_dev_get(port->bridge);
+	__u32 len = p->l4 - ETH_HLEN + 8;
+	struct {
+		struct ethhdr eth;
+		struct iphdr ip;
+		struct icmphdr icmp;
+	} __attribute__((packed)) h = {};
+	__u8 quote[FBR_QUOTE_MAX] = {};
+
+	if (!br || len < 28 || len > sizeof(quote) || !fbr_refuse_allowed(port))
+		return false;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, quote, len) ||
+	    bpf_skb_change_tail(skb, sizeof(h) + len, 0))
+		return false;
+	__builtin_memcpy(h.eth.h_dest, port->mac, ETH_ALEN);
+	__builtin_memcpy(h.eth.h_source, port->gw_mac, ETH_ALEN);
+	h.eth.h_proto = bpf_htons(ETH_P_IP);
+	h.ip.version = 4;
+	h.ip.ihl = 5;
+	h.ip.tos = 0xc0; /* internetwork control, RFC 1812 section 4.3.2.5 */
+	h.ip.tot_len = bpf_htons(sizeof(h.ip) + sizeof(h.icmp) + len);
+	h.ip.ttl = 64;
+	h.ip.protocol = IPPROTO_ICMP;
+	h.ip.saddr = br->ip;
+	h.ip.daddr = port->ip;
+	h.ip.check = ~fbr_sum(&h.ip, sizeof(h.ip), 0);
+	h.icmp.type = ICMP_DEST_UNREACH;
+	h.icmp.code = ICMP_PKT_FILTERED;
+	/* Beyond len the quote is zero, which adds nothing. */
+	h.icmp.checksum = ~fbr_sum(quote, sizeof(quote), fbr_sum(&h.icmp, sizeof(h.icmp), 0));
+	return !bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) &&
+	       !bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0);
+}
+
 #endif

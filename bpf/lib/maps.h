@@ -130,6 +130,17 @@ struct {
 	__type(value, struct fbr_nport);
 } fbr_nport SEC(".maps");
 
+/* Contacted addresses of networks with address-dependent filtering, and how many
+ * sessions lead there. Takes memory only where that is asked for.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024); /* sized by Go */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_peer_key);
+	__type(value, __u32);
+} fbr_peer SEC(".maps");
+
 /* Free external ports as offsets in the range, the longest-released first: what
  * is taken next is also what has been on hold longest. Go fills them shuffled.
  */

@@ -27,8 +27,10 @@ struct fbr_new {
 	__be32 ext;
 	__u32 pif; /* 0: the host's own */
 	__u32 slot;
-	__u32 off; /* of the external port in the range */
-	bool owns; /* the port is counted, not shared */
+	__u32 off;              /* of the external port in the range */
+	enum fbr_net_flags net; /* of the container's network; 0: the host */
+	bool owns;              /* the port is counted, not shared */
+	bool inbound; /* wanted by a packet from outside: on a live mapping or not at all */
 };
 
 /* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
@@ -150,7 +152,8 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	np->pif = n->pif;
 	fbr_barrier();
 	*(volatile __u32 *)&np->refs = 1;
-	np->bound = !bpf_map_update_elem(&fbr_bind, &bk, &off, BPF_NOEXIST);
+	np->bound =
+		!(n->net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &off, BPF_NOEXIST);
 	__sync_fetch_and_add(&st->in_use[fbr_class(bk.proto)], 1);
 	q = fbr_quota_get(n->pif);
 	if (q)
@@ -209,6 +212,24 @@ static __always_inline bool fbr_flow_exists(const struct fbr_flow_key *k)
 	return bpf_map_lookup_elem(&fbr_flow, k) != NULL;
 }
 
+/* What is known of a session at its birth, fbr_sess_bits. */
+static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
+{
+	__u32 bits = n->inbound ? FBR_S_INBOUND : 0;
+
+	if (!n->pif)
+		bits |= FBR_S_HOST;
+	else if (n->fwd.proto == IPPROTO_TCP)
+		bits |= FBR_S_HALF;
+	if (!n->owns)
+		return bits | FBR_S_OVERLOAD;
+	if (n->net & (FBR_NET_ADF | FBR_NET_EIF))
+		bits |= FBR_S_OUT_ONLY;
+	if ((n->net & FBR_NET_ADF) && fbr_peer_ref(n->fwd.proto, n->off, n->fwd.daddr))
+		bits |= FBR_S_PEER;
+	return bits;
+}
+
 /* Creates the session of n (fwd, ext, pif given). Returns FBR_NONE if there is
  * one now, made here or by another CPU, or why not; then nothing is left of it.
  */
@@ -230,13 +251,17 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	q = fbr_quota_get(n->pif);
 	if (q && q->sessions >= cfg_flows_quota && !fbr_make_room(n->pif, false))
 		goto quota;
+	if (q && n->fwd.proto == IPPROTO_TCP && q->half >= cfg_half_quota)
+		goto quota;
 	n->slot = fbr_slot_take();
 	s = fbr_sess_get(n->slot);
 	if (!s)
 		goto full;
 
-	err = fbr_bind_reuse(skb, n) ? fbr_pair_owned(n) : -ENOENT;
-	if (err && !fbr_flow_exists(&n->fwd)) {
+	err = -ENOENT;
+	if (!(n->net & FBR_NET_EDM) && fbr_bind_reuse(skb, n))
+		err = fbr_pair_owned(n);
+	if (err && !n->inbound && !fbr_flow_exists(&n->fwd)) {
 		if (q && q->ports >= cfg_ports_quota && !fbr_make_room(n->pif, true)) {
 			bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
 			goto quota;
@@ -245,7 +270,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 		if (st->in_use[class % FBR_CLASSES] >= cfg_nat_count - cfg_nat_count / 8)
 			fbr_make_room(0, false);
 		err = fbr_bind_new(skb, n) ? fbr_pair_owned(n) : -ENOENT;
-		if (err && !fbr_flow_exists(&n->fwd))
+		if (err && !(n->net & FBR_NET_STRICT) && !fbr_flow_exists(&n->fwd))
 			err = fbr_overload(skb, n);
 	}
 	if (err) {
@@ -258,12 +283,15 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	s->fwd = n->fwd;
 	s->ext = n->ext;
 	s->eport = bpf_htons(cfg_nat_first + n->off);
-	s->bits = (n->owns ? 0 : FBR_S_OVERLOAD) | (n->pif ? 0 : FBR_S_HOST);
+	s->bits = fbr_first_bits(n);
 	s->pif = n->pif;
 	s->check_at = 0;
 	__sync_fetch_and_add(&st->live, 1);
-	if (q)
+	if (q) {
 		__sync_fetch_and_add(&q->sessions, 1);
+		if (s->bits & FBR_S_HALF)
+			__sync_fetch_and_add(&q->half, 1);
+	}
 	fbr_barrier();
 	*(volatile __u32 *)&s->state = (s->state & ~FBR_STATE_MASK) | FBR_LIVE;
 	return FBR_NONE;
@@ -390,8 +418,10 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	f = fbr_flow_live(&k, port->ifindex, ext);
 	if (!f) {
 		struct fbr_new n = { .fwd = k, .ext = ext, .pif = port->ifindex };
+		struct fbr_net *net = fbr_net_get(k.saddr);
 		enum fbr_reason why;
 
+		n.net = net ? net->flags : 0;
 		if (!forwarded || (p->tcp_flags & TCP_RST))
 			return FBR_UNSUPPORTED;
 		why = fbr_sess_create(skb, &n);
@@ -408,6 +438,12 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		return FBR_NAT_FULL;
 	bits = s->bits;
 	if (forwarded) {
+		struct fbr_nport *np = bits & FBR_S_OUT_ONLY
+					       ? fbr_nport_get(k.proto, fbr_port_offset(f->port))
+					       : NULL;
+
+		if (np && !(p->tcp_flags & TCP_RST))
+			np->used_at = now;
 		if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
 			__u8 macs[12];
@@ -485,6 +521,52 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
 	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= bpf_jiffies64())
 		return NULL;
 	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
+}
+
+/* Makes a session for a packet from outside that found none, if the filter of
+ * the mapping's network lets its remote in (RFC 4787 REQ-8, RFC 5382 REQ-3):
+ * on a live mapping, within the container's quota, and only where an answer
+ * would leave with the address the packet came for. A mapping lives as long as
+ * its owner sends: an outsider cannot keep it (RFC 7857 section 7).
+ */
+__fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
+			    struct fbr_flow_key *k)
+{
+	if (!p || !u || !k)
+		return false;
+
+	__u32 off = fbr_port_offset(k->dport);
+	struct fbr_nport *np = fbr_nport_get(k->proto, off);
+	struct fbr_peer_key pk = { .nport = fbr_class(k->proto) * cfg_nat_count + off,
+				   .addr = k->saddr };
+	struct fbr_new n = { .ext = k->daddr, .inbound = true };
+	struct fbr_net *net;
+	__u16 mtu = 0;
+
+	if (p->kind != FBR_L4_PORTS || !np || !np->bound || !np->pif)
+		return false;
+	if (bpf_jiffies64() - np->used_at >=
+	    (__u64)(p->proto == IPPROTO_TCP ? cfg_to_tcp : cfg_to_udp) * cfg_hz)
+		return false;
+	if (p->proto == IPPROTO_TCP &&
+	    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) != TCP_SYN)
+		return false;
+	net = fbr_net_get(np->ip);
+	if (!net)
+		return false;
+	n.net = net->flags;
+	if (!(n.net & FBR_NET_EIF) &&
+	    !((n.net & FBR_NET_ADF) && bpf_map_lookup_elem(&fbr_peer, &pk)))
+		return false;
+	if (fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
+		return false;
+	n.fwd.saddr = np->ip;
+	n.fwd.sport = np->port;
+	n.fwd.daddr = k->saddr;
+	n.fwd.dport = k->sport;
+	n.fwd.proto = k->proto;
+	n.pif = np->pif;
+	return fbr_sess_create(skb, &n) == FBR_NONE;
 }
 
 /* Translates the destination of a packet from outside whose flow is f, on the kernel path. */

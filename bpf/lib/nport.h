@@ -23,7 +23,6 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_
 extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 
-#define FBR_PORT_TRIES  8 /* ports taken from the queue before giving up */
 #define FBR_PORT_PREFER 6 /* of those, as long as noted ones are passed over */
 #define FBR_REF_TRIES   8 /* attempts to count one more session on a binding */
 #define FBR_NO_PORT     0xffffffff
@@ -192,18 +191,28 @@ __fbr_global __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd
 
 	__u32 off = fbr_port_offset(fwd->sport);
 	struct fbr_nport *np = fbr_nport_get(fwd->proto, off);
+	struct fbr_state *st = fbr_state_get();
 	int i;
 
+	if (!st)
+		return FBR_NO_PORT;
 	if (np && fbr_port_claim(np)) {
-		if (!fbr_port_noted(np, bpf_jiffies64()) && fbr_port_clear(skb, fwd, ext, off))
+		if (!fbr_port_noted(np, bpf_jiffies64()) && fbr_port_clear(skb, fwd, ext, off)) {
+			__sync_fetch_and_add(&st->tries[1], 1);
 			return off;
+		}
 		fbr_port_unclaim(fwd->proto, np, off);
 	}
 	for (i = 0; i < FBR_PORT_TRIES; i++) {
 		off = fbr_port_next(skb, fwd, ext, i < FBR_PORT_PREFER);
-		if (off != FBR_PORT_AGAIN)
-			return off;
+		if (off == FBR_PORT_AGAIN)
+			continue;
+		if (off == FBR_NO_PORT)
+			break;
+		__sync_fetch_and_add(&st->tries[i + 1], 1);
+		return off;
 	}
+	__sync_fetch_and_add(&st->tries[0], 1);
 	return FBR_NO_PORT;
 }
 
@@ -221,6 +230,41 @@ static __always_inline bool fbr_port_ref(struct fbr_nport *np)
 			return true;
 	}
 	return false;
+}
+
+/* Counts one more session of the port towards a remote address. Without room the
+ * session goes uncounted, and only its own remote may answer.
+ */
+__fbr_global bool fbr_peer_ref(__u8 proto, __u32 off, __be32 addr)
+{
+	struct fbr_peer_key k = { .nport = fbr_class(proto) * cfg_nat_count + off, .addr = addr };
+	__u32 one = 1, *n;
+	int i;
+
+	for (i = 0; i < FBR_REF_TRIES; i++) {
+		__u32 old;
+
+		n = bpf_map_lookup_elem(&fbr_peer, &k);
+		if (!n) {
+			if (!bpf_map_update_elem(&fbr_peer, &k, &one, BPF_NOEXIST))
+				return true;
+			continue;
+		}
+		old = *(volatile __u32 *)n;
+		/* 0: another CPU is about to delete it. */
+		if (old && __sync_val_compare_and_swap(n, old, old + 1) == old)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void fbr_peer_put(__u8 proto, __u32 off, __be32 addr)
+{
+	struct fbr_peer_key k = { .nport = fbr_class(proto) * cfg_nat_count + off, .addr = addr };
+	__u32 *n = bpf_map_lookup_elem(&fbr_peer, &k);
+
+	if (n && __sync_fetch_and_add(n, (__u32)-1) == 1)
+		bpf_map_delete_elem(&fbr_peer, &k);
 }
 
 static __always_inline void fbr_atomic_dec(__u32 *v)

@@ -76,7 +76,7 @@ __fbr_global __u64 fbr_sess_expires(__u32 slot)
 	f = bpf_map_lookup_elem(&fbr_flow, &fwd);
 	if (f && f->sess == slot)
 		seen = f->seen;
-	f = fbr_sess_reverse(s);
+	f = s->bits & FBR_S_OUT_ONLY ? NULL : fbr_sess_reverse(s);
 	if (f && f->sess == slot && f->seen > seen)
 		seen = f->seen;
 	return seen + (__u64)fbr_timeout(fwd.proto, fwd.dport, s->bits) * cfg_hz;
@@ -120,11 +120,16 @@ __fbr_global int fbr_sess_free(__u32 slot)
 	f = bpf_map_lookup_elem(&fbr_flow, &k);
 	if (f && f->sess == slot)
 		bpf_map_delete_elem(&fbr_flow, &k);
+	if (s->bits & FBR_S_PEER)
+		fbr_peer_put(k.proto, fbr_port_offset(s->eport), k.daddr);
 	if (!(s->bits & FBR_S_OVERLOAD))
 		fbr_port_put(k.proto, fbr_port_offset(s->eport));
 	q = fbr_quota_get(s->pif);
-	if (q)
+	if (q) {
 		fbr_atomic_dec(&q->sessions);
+		if (s->bits & FBR_S_HALF)
+			fbr_atomic_dec(&q->half);
+	}
 	__sync_fetch_and_add(&st->live, -1);
 	fbr_barrier();
 	*(volatile __u32 *)&s->state = ((s->state | FBR_STATE_MASK) + 1) | FBR_FREE;
@@ -177,6 +182,21 @@ static __always_inline void fbr_closed_push(__u32 slot, struct fbr_session *s)
 		bpf_map_push_elem(&fbr_closed, &slot, BPF_ANY);
 }
 
+/* A TCP session that has become established, or is over, is not half-open any more. */
+static __always_inline void fbr_half_done(struct fbr_session *s, __u32 bits)
+{
+	const __u32 both = FBR_S_REPLIED | FBR_S_ACKED;
+	struct fbr_quota *q;
+
+	if (!(bits & FBR_S_HALF) || ((bits & both) != both && !fbr_closed_bits(bits)))
+		return;
+	if (!(__sync_fetch_and_and(&s->bits, ~FBR_S_HALF) & FBR_S_HALF))
+		return;
+	q = fbr_quota_get(s->pif);
+	if (q)
+		fbr_atomic_dec(&q->half);
+}
+
 /* Notes what a packet on the kernel path tells about the session. f is the
  * entry of the packet's own direction. RFC 6146 section 3.5.2, coarser: only
  * SYN, FIN and RST move a TCP session, and any segment after a RST takes that
@@ -195,7 +215,7 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 	if (!s)
 		return 0;
 	bits = s->bits;
-	if (!out)
+	if (out == !!(bits & FBR_S_INBOUND))
 		set = FBR_S_REPLIED;
 	if (p->proto == IPPROTO_TCP) {
 		if (p->tcp_flags & TCP_RST) {
@@ -209,7 +229,7 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 			}
 		} else {
 			if (out)
-				set = FBR_S_ACKED;
+				set |= FBR_S_ACKED;
 			if (p->tcp_flags & TCP_FIN)
 				set |= out ? FBR_S_FIN_OUT : FBR_S_FIN_IN;
 			if (bits & FBR_S_RST)
@@ -221,6 +241,7 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 		__sync_fetch_and_or(&s->bits, set);
 		bits |= set;
 		s->check_at = 0; /* the timeout may have become shorter */
+		fbr_half_done(s, bits);
 	}
 	if (p->proto != IPPROTO_TCP || !fbr_closed_bits(bits))
 		return 0;

@@ -50,6 +50,11 @@ struct fbr_net_key {
 enum fbr_net_flags {
 	FBR_NET_MASQUERADE = 1,
 	FBR_NET_INTERNAL = 2,
+	FBR_NET_EDM = 4, /* endpoint-dependent mapping: every flow has a port of its own */
+	/* Who may answer: neither bit: the contacted address and port (RFC 4787 section 5) */
+	FBR_NET_ADF = 8,     /* any port of a contacted address */
+	FBR_NET_EIF = 16,    /* anybody */
+	FBR_NET_STRICT = 32, /* no port free: refuse instead of sharing one */
 };
 
 struct fbr_net {
@@ -82,6 +87,9 @@ struct fbr_drops {
 struct fbr_quota {
 	__u32 sessions;
 	__u32 ports;
+	__u32 half; /* TCP sessions not established yet */
+	__u32 pad;
+	__u64 refused_at; /* jiffies of the last ICMP error about a refused flow */
 };
 
 /* A packet as on the wire before this NAT rewrites it; both directions in one
@@ -139,6 +147,11 @@ enum fbr_sess_bits {
 	FBR_S_RST = 32,
 	FBR_S_OVERLOAD = 128, /* shares an external port it does not own */
 	FBR_S_HOST = 256,
+	FBR_S_INBOUND = 512, /* made by a packet from outside: EIF and ADF only */
+	/* Only outbound packets keep it alive, else an outsider could (RFC 7857 section 7). */
+	FBR_S_OUT_ONLY = 1024,
+	FBR_S_PEER = 2048, /* counted in fbr_peer */
+	FBR_S_HALF = 4096, /* counted in fbr_quota.half */
 };
 
 /* fbr_sess[slot]: what the two flow entries of a session share */
@@ -152,6 +165,12 @@ struct fbr_session {
 	__u32 pif;               /* the container's port */
 	__u32 queued;            /* the slot stands in fbr_closed */
 	__u64 check_at;          /* jiffies before which it cannot have expired */
+};
+
+/* A remote address that a mapping has contacted: what address-dependent filtering lets in */
+struct fbr_peer_key {
+	__u32 nport; /* index into fbr_nport */
+	__be32 addr;
 };
 
 struct fbr_bind_key {
@@ -171,6 +190,7 @@ struct fbr_nport {
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
 	__u64 noted_at; /* jiffies: a neighbour was seen using it */
+	__u64 used_at;  /* jiffies: its owner last sent something; EIF and ADF only */
 };
 
 enum {
@@ -179,6 +199,8 @@ enum {
 	FBR_CLASS_ICMP,
 	FBR_CLASSES,
 };
+
+#define FBR_PORT_TRIES 8 /* ports looked at by one allocation */
 
 /* fbr_state[0]: the datapath's own bookkeeping; user space only reads it */
 struct fbr_state {
@@ -190,6 +212,8 @@ struct fbr_state {
 	__u64 reclaimed;
 	__u64 refused_full;
 	__u64 refused_quota;
+	__u64 tries[FBR_PORT_TRIES +
+		    1];            /* allocations that looked at so many ports; [0]: found none */
 	__u32 epoch;               /* of the program whose callback the timer holds */
 	__u32 in_use[FBR_CLASSES]; /* external ports taken */
 	struct bpf_timer timer;

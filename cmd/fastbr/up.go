@@ -77,6 +77,8 @@ type networkFlags struct {
 	bridge, subnet, gateway string
 	mtu                     int
 	masquerade, internal    bool
+
+	natMapping, natFiltering, natOnExhaustion string
 }
 
 func (f *networkFlags) define(flags *pflag.FlagSet) {
@@ -86,10 +88,14 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate outbound packets to the uplink's address")
 	flags.BoolVar(&f.internal, "internal", false, "no way between the network and the outside")
+	flags.StringVar(&f.natMapping, "nat-mapping", "", "one external port for a source port, or one for each destination: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
+	flags.StringVar(&f.natFiltering, "nat-filtering", "", "who may send to an external port: the contacted address and port, any port of a contacted address, anybody: `apdf|adf|eif` (default apdf)")
+	flags.StringVar(&f.natOnExhaustion, "nat-on-exhaustion", "", "with no external port free, share one or refuse the flow: `overload|refuse` (default overload)")
 }
 
 func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err error) {
 	r.Bridge, r.MTU = f.bridge, f.mtu
+	r.NATMapping, r.NATFiltering, r.NATOnExhaustion = f.natMapping, f.natFiltering, f.natOnExhaustion
 	if f.mtu == 0 && cmd.Flags().Changed("mtu") {
 		return r, usage("MTU 0: a number of bytes is wanted")
 	}

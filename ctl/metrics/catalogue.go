@@ -5,10 +5,12 @@ import "github.com/prometheus/client_golang/prometheus"
 // Metric describes one metric family: what the collector emits and what
 // docs/metrics.md says about it.
 type Metric struct {
-	Name   string
-	Help   string // one line, ends up in the exposition
-	Type   prometheus.ValueType
-	Labels []string
+	Name string
+	Help string // one line, ends up in the exposition
+	Type prometheus.ValueType
+	// Histogram: Type does not count.
+	Histogram bool
+	Labels    []string
 	// WhenDown: emitted also when nothing is up.
 	WhenDown bool
 }
@@ -27,6 +29,7 @@ const (
 	nameFlowsMax       = "fastbr_nat_flows_max"
 	nameOverloads      = "fastbr_nat_port_overloads_total"
 	nameReclaimed      = "fastbr_nat_ports_reclaimed_total"
+	namePortProbes     = "fastbr_nat_port_probes"
 	nameRefused        = "fastbr_nat_refused_total"
 )
 
@@ -62,6 +65,8 @@ func Catalogue() []Metric {
 			Help: "External ports that were shared between flows because no free one was left."},
 		{Name: nameReclaimed, Type: counter,
 			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
+		{Name: namePortProbes, Histogram: true,
+			Help: "External ports that one allocation looked at until one was free; those that found none count in +Inf only."},
 		{Name: nameRefused, Type: counter, Labels: []string{"reason"},
 			Help: "New flows that NAT refused, by reason."},
 	}

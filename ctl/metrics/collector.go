@@ -119,9 +119,25 @@ func (e emitter) nat(n ctl.NATView) {
 	e.emit(nameFlowsMax, float64(n.FlowsMax))
 	e.emit(nameOverloads, float64(n.PortOverloads))
 	e.emit(nameReclaimed, float64(n.PortsReclaimed))
+	e.probes(n)
 	for reason, count := range withZeros(n.Refused, refusals()) {
 		e.emit(nameRefused, float64(count), reason)
 	}
+}
+
+// probes emits how hard it is to find a free external port.
+func (e emitter) probes(n ctl.NATView) {
+	buckets := map[float64]uint64{}
+	var count, sum uint64
+	for i, tries := range n.PortTries {
+		looked := uint64(i + 1)
+		count += tries
+		sum += looked * tries
+		buckets[float64(looked)] = count
+	}
+	count += n.PortsNotFound
+	sum += uint64(len(n.PortTries)) * n.PortsNotFound
+	e.ch <- prometheus.MustNewConstHistogram(e.c.descs[namePortProbes].desc, count, float64(sum), buckets)
 }
 
 // refusals are the drop reasons that mean that a flow got no NAT mapping.

@@ -78,7 +78,9 @@ func table() string {
 	b.WriteString("| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n")
 	for _, m := range Catalogue() {
 		kind := "gauge"
-		if m.Type == prometheus.CounterValue {
+		if m.Histogram {
+			kind = "histogram"
+		} else if m.Type == prometheus.CounterValue {
 			kind = "counter"
 		}
 		labels := "–"
