@@ -95,6 +95,12 @@ int fbr_port_in(struct __sk_buff *skb)
 							      : FBR_L2_PROTO;
 		if (why)
 			goto drop;
+		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast &&
+		    !(p->flags & FBR_DEV_SLOW) && fbr_answer_arp(skb, p)) {
+			fbr_count_rx(skb, p, FBR_FAST);
+			fbr_count_tx(skb, p, FBR_FAST);
+			return bpf_redirect_peer(p->ifindex, 0);
+		}
 		goto kernel;
 	}
 	ip = data + ETH_HLEN;

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 
@@ -38,7 +39,7 @@ func TestPortInDropsWhatIsNotThePorts(t *testing.T) {
 		"tagged, foreign MAC":  {frame(func(f *testutil.Frame) { f.VLAN = []uint16{5}; f.SrcMAC = h.c2.MAC }), "spoof_mac"},
 		"LLDP":                 {ether(h, 0x88cc), "l2_proto"},
 		"RARP":                 {ether(h, 0x8035), "l2_proto"},
-		"ARP":                  {frame: arp()},
+		"ARP":                  {frame: arp(func(a *testutil.ARP) { a.TargetIP = mustAddr("172.30.0.99") })},
 		"ARP probe":            {frame: arp(func(a *testutil.ARP) { a.SenderIP = netip.IPv4Unspecified() })},
 		"ARP for the gateway":  {arp(func(a *testutil.ARP) { a.SenderIP = netip.MustParseAddr("172.30.0.1"); a.Reply = true }), "spoof_arp"},
 		"ARP for c2":           {arp(func(a *testutil.ARP) { a.SenderIP = c2Addr }), "spoof_arp"},
@@ -67,6 +68,45 @@ func TestPortInDropsWhatIsNotThePorts(t *testing.T) {
 				t.Errorf("%d bytes counted, want %d", n, len(tc.frame))
 			}
 		})
+	}
+}
+
+// Who is asked for is known: no other port need hear the question.
+func TestPortInAnswersARP(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	ask := func(change func(*testutil.ARP)) []byte {
+		a := testutil.ARP{SrcMAC: h.c1.MAC, DstMAC: mustMAC("ff:ff:ff:ff:ff:ff"), SenderMAC: h.c1.MAC, SenderIP: c1Addr, TargetIP: c2Addr}
+		change(&a)
+		return a.Bytes(t)
+	}
+	for asked, mac := range map[netip.Addr]net.HardwareAddr{c2Addr: h.c2.MAC, gateway1: h.gateway} {
+		got := h.portIn(t, ask(func(a *testutil.ARP) { a.TargetIP = asked }))
+		want := testutil.ARP{SrcMAC: mac, DstMAC: h.c1.MAC, Reply: true, SenderMAC: mac, SenderIP: asked,
+			TargetMAC: h.c1.MAC, TargetIP: c1Addr}.Bytes(t)
+		if got.verdict != redirect || string(got.frame) != string(want) {
+			t.Errorf("for %s: verdict %d\n got %x\nwant %x", asked, got.verdict, got.frame, want)
+		}
+	}
+	if c := h.of(t, h.c1.Ifindex); c.RX.FastPackets != 2 || c.TX.FastPackets != 2 || c.TX.FastBytes != c.RX.FastBytes {
+		t.Errorf("c1 counts %+v", c)
+	}
+	untouched := map[string][]byte{
+		"another network":    ask(func(a *testutil.ARP) { a.TargetIP = other }),
+		"announcement":       ask(func(a *testutil.ARP) { a.TargetIP = c1Addr }),
+		"probe":              ask(func(a *testutil.ARP) { a.SenderIP = netip.IPv4Unspecified() }),
+		"reachability probe": ask(func(a *testutil.ARP) { a.DstMAC = h.c2.MAC }),
+		"answer":             ask(func(a *testutil.ARP) { a.Reply = true }),
+	}
+	for name, f := range untouched {
+		if got := h.portIn(t, f); got.verdict != next || string(got.frame) != string(f) {
+			t.Errorf("%s: verdict %d, want it left to the bridge", name, got.verdict)
+		}
+	}
+	slow := h.c2
+	slow.Slow = true
+	check(t, h.AttachPort(slow))
+	if got := h.portIn(t, ask(func(*testutil.ARP) {})); got.verdict != next {
+		t.Errorf("for a port on the kernel path: verdict %d", got.verdict)
 	}
 }
 

@@ -7,6 +7,7 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "maps.h"
 #include "reason.h"
 #include "types.h"
 
@@ -40,6 +41,52 @@ static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, cons
 	if (arp.ar_spa != p->ip && !(arp.ar_spa == 0 && arp.ar_op == bpf_htons(ARPOP_REQUEST)))
 		return FBR_SPOOF_ARP;
 	return FBR_NONE;
+}
+
+/* Answers a broadcast question of a container for the MAC address of its gateway
+ * or of another port of its bridge, which are known here, so that it need not
+ * reach every port. Probes and announcements (RFC 5227) are for everybody, and a
+ * port on the kernel path answers for itself. Returns whether the frame is the
+ * answer now, to be sent to the port; if not it is untouched.
+ */
+__fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	if (!p)
+		return false;
+
+	struct {
+		struct ethhdr eth;
+		struct arphdr arp;
+	} __attribute__((packed)) a;
+	struct fbr_dev *br, *t;
+	__u8 mac[ETH_ALEN];
+	__be32 asked;
+	__u32 *oif;
+
+	if (bpf_skb_load_bytes(skb, 0, &a, sizeof(a)))
+		return false;
+	asked = a.arp.ar_tpa;
+	if (!(a.eth.h_dest[0] & 1) || a.arp.ar_op != bpf_htons(ARPOP_REQUEST) ||
+	    a.arp.ar_spa == 0 || a.arp.ar_spa == asked)
+		return false;
+	br = fbr_dev_get(p->bridge);
+	if (br && br->ip == asked) {
+		__builtin_memcpy(mac, p->gw_mac, ETH_ALEN);
+	} else {
+		oif = bpf_map_lookup_elem(&fbr_hosts, &asked);
+		t = oif ? fbr_dev_get(*oif) : NULL;
+		if (!t || t->bridge != p->bridge || (t->flags & FBR_DEV_SLOW))
+			return false;
+		__builtin_memcpy(mac, t->mac, ETH_ALEN);
+	}
+	__builtin_memcpy(a.eth.h_dest, p->mac, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_source, mac, ETH_ALEN);
+	a.arp.ar_op = bpf_htons(ARPOP_REPLY);
+	a.arp.ar_tpa = a.arp.ar_spa;
+	a.arp.ar_spa = asked;
+	__builtin_memcpy(a.arp.ar_tha, p->mac, ETH_ALEN);
+	__builtin_memcpy(a.arp.ar_sha, mac, ETH_ALEN);
+	return !bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0);
 }
 
 /* Router advertisements and redirects are a router's business (CVE-2020-13401),
