@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/testutil"
 )
 
 // TestE2EManyFlowsInSmallTable opens far more connections, one after another,
@@ -97,4 +98,69 @@ func (h *e2e) churn(t *testing.T, n, perSecond int, one func(ctx context.Context
 			return
 		}
 	}
+}
+
+// TestE2EGreedyContainer lets one container use up all that it may have, with
+// UDP flows and connections that never open: the others' new flows, and the
+// host's, must not notice. The table and the range are small, so that the
+// quotas are reached many times over.
+func TestE2EGreedyContainer(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2}, "--nat-flows", "4096", "--nat-range", "10000-13999")
+		v := h.victims(t, netip.Addr{})
+		if _, err := h.Outside.Run(h.ctx, "iptables", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP"); err != nil {
+			t.Fatal(err)
+		}
+		in, err := h.Containers[0].NewInjector("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		done := make(chan struct{})
+		var flood sync.WaitGroup
+		flood.Go(func() {
+			defer close(done)
+			base := testutil.Frame{SrcMAC: v.mac1, DstMAC: v.gwMAC, Src: v.c1, Dst: h.Outside.Addr}
+			for i := range 30_000 {
+				source := uint16(1024 + i%60_000)
+				f := base.With(func(f *testutil.Frame) { f.TCP = &testutil.TCP{SrcPort: source, DstPort: 9, SYN: true} })
+				if i%2 == 0 {
+					f = base.With(func(f *testutil.Frame) { f.UDP = &testutil.UDP{SrcPort: source, DstPort: 9} })
+				}
+				if err := in.Send(f.Bytes(t)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		s, err := h.Outside.ServeTCPEcho(on(h.Outside.Addr, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for i := 0; ; i++ {
+			for who, ns := range map[string]*lab.Namespace{"c2": h.Containers[1], "the host": h.Host} {
+				ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+				if err := ns.EchoTCP(ctx, netip.AddrPort{}, s.Addr, fmt.Sprint(i)); err != nil {
+					t.Errorf("connection %d of %s: %v", i, who, err)
+				}
+				cancel()
+			}
+			select {
+			case <-done:
+			default:
+				continue
+			}
+			break
+		}
+		flood.Wait()
+		if n := h.drops(t, "quota"); n == 0 {
+			t.Error("the greedy container never met its quota")
+		}
+		if n := h.drops(t, "nat_full"); n != 0 {
+			t.Errorf("%d flows found no room: %v", n, h.allDrops(t))
+		}
+	})
 }
