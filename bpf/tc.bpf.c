@@ -205,7 +205,7 @@ int fbr_uplink_in(struct __sk_buff *skb)
 	data_end = (void *)(long)skb->data_end;
 
 	l4_len = fbr_fast_parse(data, data_end, false, &k);
-	if (l4_len && fbr_in_range(k.dport)) {
+	if (l4_len && (fbr_in_range(k.dport) || c->published)) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = bpf_jiffies64();
 		if (f && f->kind == FBR_IN && fbr_lease_valid(f, c, now)) {
@@ -231,7 +231,7 @@ int fbr_uplink_in(struct __sk_buff *skb)
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
 		why = fbr_icmp_error_in(skb, &pkt);
 	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
-		   fbr_in_range(pkt.dport)) {
+		   (fbr_in_range(pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat(skb, &pkt, &k);
 		if (why == FBR_FOREIGN && fbr_admit(skb, &pkt, u, &k))

@@ -46,18 +46,19 @@ func (d *Datapath) flush(ifindex int) (int, error) {
 	end := uint32(min(st.Fresh, uint64(d.meta.FlowsMax)))
 	total := 0
 	for from := uint32(0); from < end; from += flushChunk {
-		n, err := request(d.progs.FbrControl, tcFbrRequest{
-			Op:      tcFbrOpFBR_OP_FLUSH,
-			Ifindex: uint32(ifindex),
-			From:    from,
-			To:      min(from+flushChunk, end),
-		})
+		n, err := d.flushSlots(ifindex, from, min(from+flushChunk, end))
 		if err != nil {
 			return total, err
 		}
-		total += int(n)
+		total += n
 	}
 	return total, nil
+}
+
+// flushSlots ends the sessions of a device, or of all, in slots [from, to).
+func (d *Datapath) flushSlots(ifindex int, from, to uint32) (int, error) {
+	n, err := request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_FLUSH, Ifindex: uint32(ifindex), From: from, To: to})
+	return int(n), err
 }
 
 func (d *Datapath) state() (tcFbrState, error) {

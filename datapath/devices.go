@@ -16,6 +16,11 @@ func be32(a netip.Addr) uint32 {
 	return binary.NativeEndian.Uint32(b[:])
 }
 
+// be16 is a port as the maps hold it: network byte order in memory.
+func be16(port uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
+}
+
 func addrOf(be uint32) netip.Addr {
 	var b [4]byte
 	binary.NativeEndian.PutUint32(b[:], be)

@@ -34,10 +34,6 @@ func (d *Datapath) FlushFlows() (int, error) { return d.flush(0) }
 
 // Flows returns the live sessions, in no particular order.
 func (d *Datapath) Flows() ([]Flow, error) {
-	st, err := d.state()
-	if err != nil {
-		return nil, err
-	}
 	now, err := d.now()
 	if err != nil {
 		return nil, err
@@ -46,21 +42,12 @@ func (d *Datapath) Flows() ([]Flow, error) {
 	if err := d.maps.FbrConf.Lookup(uint32(0), &conf); err != nil {
 		return nil, fmt.Errorf("reading fbr_conf: %w", err)
 	}
-	used := int(min(st.Fresh, uint64(d.meta.FlowsMax)))
-	if used == 0 {
-		return nil, nil
-	}
-	keys, sess := make([]uint32, used), make([]tcFbrSession, used)
-	var cursor ebpf.MapBatchCursor
-	n, err := d.maps.FbrSess.BatchLookup(&cursor, keys, sess, nil)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("reading fbr_sess: %w", err)
+	_, sess, err := d.sessions()
+	if err != nil {
+		return nil, err
 	}
 	var out []Flow
-	for _, s := range sess[:n] {
-		if s.State&stateMask != stateLive {
-			continue
-		}
+	for _, s := range sess {
 		f, ok, err := d.flowOf(s, conf, now)
 		if err != nil {
 			return nil, err
@@ -70,6 +57,30 @@ func (d *Datapath) Flows() ([]Flow, error) {
 		}
 	}
 	return out, nil
+}
+
+// sessions reads the live sessions and their slots.
+func (d *Datapath) sessions() (slots []uint32, live []tcFbrSession, err error) {
+	st, err := d.state()
+	if err != nil {
+		return nil, nil, err
+	}
+	used := int(min(st.Fresh, uint64(d.meta.FlowsMax)))
+	if used == 0 {
+		return nil, nil, nil
+	}
+	keys, all := make([]uint32, used), make([]tcFbrSession, used)
+	var cursor ebpf.MapBatchCursor
+	n, err := d.maps.FbrSess.BatchLookup(&cursor, keys, all, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil, fmt.Errorf("reading fbr_sess: %w", err)
+	}
+	for i, s := range all[:n] {
+		if s.State&stateMask == stateLive {
+			slots, live = append(slots, keys[i]), append(live, s)
+		}
+	}
+	return slots, live, nil
 }
 
 // flowOf completes a session from its two entries; false if it ended meanwhile.

@@ -26,6 +26,8 @@ type tcFbrConf struct {
 	RevokedAt uint64
 	Lease     uint32
 	L2Fast    uint32
+	Published uint32
+	Pad       uint32
 }
 
 type tcFbrDev struct {
@@ -154,6 +156,16 @@ type tcFbrPeerKey struct {
 	Addr  uint32
 }
 
+type tcFbrPub struct {
+	_         structs.HostLayout
+	Ip        uint32
+	Port      uint16
+	Pad       uint16
+	Pif       uint32
+	Allow     uint32
+	AllowMask uint32
+}
+
 type tcFbrQuota struct {
 	_         structs.HostLayout
 	Sessions  uint32
@@ -196,17 +208,18 @@ type tcFbrRequest struct {
 type tcFbrSessBits uint32
 
 const (
-	tcFbrSessBitsFBR_S_REPLIED  tcFbrSessBits = 2
-	tcFbrSessBitsFBR_S_ACKED    tcFbrSessBits = 4
-	tcFbrSessBitsFBR_S_FIN_OUT  tcFbrSessBits = 8
-	tcFbrSessBitsFBR_S_FIN_IN   tcFbrSessBits = 16
-	tcFbrSessBitsFBR_S_RST      tcFbrSessBits = 32
-	tcFbrSessBitsFBR_S_OVERLOAD tcFbrSessBits = 128
-	tcFbrSessBitsFBR_S_HOST     tcFbrSessBits = 256
-	tcFbrSessBitsFBR_S_INBOUND  tcFbrSessBits = 512
-	tcFbrSessBitsFBR_S_OUT_ONLY tcFbrSessBits = 1024
-	tcFbrSessBitsFBR_S_PEER     tcFbrSessBits = 2048
-	tcFbrSessBitsFBR_S_HALF     tcFbrSessBits = 4096
+	tcFbrSessBitsFBR_S_REPLIED   tcFbrSessBits = 2
+	tcFbrSessBitsFBR_S_ACKED     tcFbrSessBits = 4
+	tcFbrSessBitsFBR_S_FIN_OUT   tcFbrSessBits = 8
+	tcFbrSessBitsFBR_S_FIN_IN    tcFbrSessBits = 16
+	tcFbrSessBitsFBR_S_RST       tcFbrSessBits = 32
+	tcFbrSessBitsFBR_S_OVERLOAD  tcFbrSessBits = 128
+	tcFbrSessBitsFBR_S_HOST      tcFbrSessBits = 256
+	tcFbrSessBitsFBR_S_INBOUND   tcFbrSessBits = 512
+	tcFbrSessBitsFBR_S_OUT_ONLY  tcFbrSessBits = 1024
+	tcFbrSessBitsFBR_S_PEER      tcFbrSessBits = 2048
+	tcFbrSessBitsFBR_S_HALF      tcFbrSessBits = 4096
+	tcFbrSessBitsFBR_S_PUBLISHED tcFbrSessBits = 8192
 )
 
 type tcFbrSession struct {
@@ -275,6 +288,8 @@ const (
 	tcMapFbrPfreeIcmp      = "fbr_pfree_icmp"
 	tcMapFbrPfreeTcp       = "fbr_pfree_tcp"
 	tcMapFbrPfreeUdp       = "fbr_pfree_udp"
+	tcMapFbrPub            = "fbr_pub"
+	tcMapFbrPubOf          = "fbr_pub_of"
 	tcMapFbrQuota          = "fbr_quota"
 	tcMapFbrSess           = "fbr_sess"
 	tcMapFbrState          = "fbr_state"
@@ -378,6 +393,8 @@ type tcMapSpecs struct {
 	FbrPfreeIcmp *ebpf.MapSpec `ebpf:"fbr_pfree_icmp"`
 	FbrPfreeTcp  *ebpf.MapSpec `ebpf:"fbr_pfree_tcp"`
 	FbrPfreeUdp  *ebpf.MapSpec `ebpf:"fbr_pfree_udp"`
+	FbrPub       *ebpf.MapSpec `ebpf:"fbr_pub"`
+	FbrPubOf     *ebpf.MapSpec `ebpf:"fbr_pub_of"`
 	FbrQuota     *ebpf.MapSpec `ebpf:"fbr_quota"`
 	FbrSess      *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState     *ebpf.MapSpec `ebpf:"fbr_state"`
@@ -445,6 +462,8 @@ type tcMaps struct {
 	FbrPfreeIcmp *ebpf.Map `ebpf:"fbr_pfree_icmp"`
 	FbrPfreeTcp  *ebpf.Map `ebpf:"fbr_pfree_tcp"`
 	FbrPfreeUdp  *ebpf.Map `ebpf:"fbr_pfree_udp"`
+	FbrPub       *ebpf.Map `ebpf:"fbr_pub"`
+	FbrPubOf     *ebpf.Map `ebpf:"fbr_pub_of"`
 	FbrQuota     *ebpf.Map `ebpf:"fbr_quota"`
 	FbrSess      *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState     *ebpf.Map `ebpf:"fbr_state"`
@@ -469,6 +488,8 @@ func (m *tcMaps) Close() error {
 		m.FbrPfreeIcmp,
 		m.FbrPfreeTcp,
 		m.FbrPfreeUdp,
+		m.FbrPub,
+		m.FbrPubOf,
 		m.FbrQuota,
 		m.FbrSess,
 		m.FbrState,

@@ -63,6 +63,12 @@ enum {
 	BPF_FIB_LOOKUP_SRC = 1U << 4, /* 6.7 */
 };
 
+/* skb->pkt_type */
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
+
+#define BPF_FIB_LKUP_RET_NOT_FWDED 4 /* local, or no unicast address */
+
 /* Return values of tcx programs: enum tcx_action_base; NEXT lets the other
  * programs of the hook run, PASS would not.
  */

@@ -123,6 +123,25 @@ struct {
 	__type(value, __u32); /* index into fbr_nport */
 } fbr_bind SEC(".maps");
 
+/* Published ports, and by the container's address and port the host's (0: any
+ * address). Allocated as they come: there are none, a few, or tens of thousands.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_PUBS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_bind_key);
+	__type(value, struct fbr_pub);
+} fbr_pub SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_PUBS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_bind_key);
+	__type(value, struct fbr_bind_key);
+} fbr_pub_of SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1024); /* sized by Go: FBR_CLASSES * nat_count */

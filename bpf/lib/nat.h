@@ -16,6 +16,7 @@
 #include "maps.h"
 #include "nport.h"
 #include "parse.h"
+#include "publish.h"
 #include "reason.h"
 #include "session.h"
 
@@ -27,10 +28,11 @@ struct fbr_new {
 	__be32 ext;
 	__u32 pif; /* 0: the host's own */
 	__u32 slot;
-	__u32 off;              /* of the external port in the range */
+	__be16 eport;           /* external port or id */
 	enum fbr_net_flags net; /* of the container's network; 0: the host */
 	bool owns;              /* the port is counted, not shared */
-	bool inbound; /* wanted by a packet from outside: on a live mapping or not at all */
+	bool inbound;   /* wanted by a packet from outside: on a live mapping or not at all */
+	bool published; /* eport is a publication\'s, not one of the range */
 };
 
 /* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
@@ -39,7 +41,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	if (!n)
 		return -ENOENT;
 
-	__be16 eport = bpf_htons(cfg_nat_first + n->off);
+	__be16 eport = n->eport;
 	__u8 host = n->pif ? 0 : FBR_HOST;
 	struct fbr_flow_key rk;
 	struct fbr_flow f = {};
@@ -100,7 +102,7 @@ __fbr_global __u32 fbr_slot_take(void)
 	return bpf_map_pop_elem(&fbr_free, &slot) ? cfg_flows_max : slot;
 }
 
-/* The external port of an existing binding: sets n->off and counts one more
+/* The external port of an existing binding: sets n->eport and counts one more
  * session on it. False if there is none, or if somebody else on this host
  * already talks to this remote from that port.
  */
@@ -114,17 +116,19 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 				   .proto = n->fwd.proto };
 	__u32 *bound = bpf_map_lookup_elem(&fbr_bind, &bk);
 	struct fbr_nport *np;
+	__u32 off;
 
 	if (!bound)
 		return false;
-	n->off = *bound;
-	np = fbr_nport_get(bk.proto, n->off);
-	if (!np || !fbr_port_clear(skb, &n->fwd, n->ext, n->off) || !fbr_port_ref(np))
+	off = *bound;
+	n->eport = fbr_range_port(off);
+	np = fbr_nport_get(bk.proto, off);
+	if (!np || !fbr_port_clear(skb, &n->fwd, n->ext, off) || !fbr_port_ref(np))
 		return false;
 	if (np->ip == bk.ip && np->port == bk.port)
 		return true;
 	/* Released and taken by somebody else since the binding was read. */
-	fbr_port_put(bk.proto, n->off);
+	fbr_port_put(bk.proto, off);
 	return false;
 }
 
@@ -146,7 +150,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 
 	if (!np || !st)
 		return false;
-	n->off = off;
+	n->eport = fbr_range_port(off);
 	np->ip = bk.ip;
 	np->port = bk.port;
 	np->pif = n->pif;
@@ -161,10 +165,8 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	return true;
 }
 
-/* Inserts the pair on a port that n owns; gives the port back on failure. A
- * dead session in the way is removed.
- */
-__fbr_global int fbr_pair_owned(struct fbr_new *n)
+/* Inserts the pair; a dead session in the way is removed. */
+__fbr_global int fbr_pair_claim(struct fbr_new *n)
 {
 	if (!n)
 		return -ENOENT;
@@ -174,13 +176,21 @@ __fbr_global int fbr_pair_owned(struct fbr_new *n)
 	long err = fbr_pair_insert(n);
 
 	if (err == -EEXIST) {
-		fbr_reverse_key(&rk, &n->fwd, n->ext, bpf_htons(cfg_nat_first + n->off));
+		fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
 		f = bpf_map_lookup_elem(&fbr_flow, &rk);
 		if (f && fbr_sess_reap(f->sess, 0))
 			err = fbr_pair_insert(n);
 	}
+	return err;
+}
+
+/* Inserts the pair on a port that n owns; gives the port back on failure. */
+static __always_inline int fbr_pair_owned(struct fbr_new *n)
+{
+	int err = fbr_pair_claim(n);
+
 	if (err)
-		fbr_port_put(n->fwd.proto, n->off);
+		fbr_port_put(n->fwd.proto, fbr_port_offset(n->eport));
 	n->owns = !err;
 	return err;
 }
@@ -192,11 +202,13 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 		return -ENOENT;
 
 	struct fbr_state *st = fbr_state_get();
+	__u32 off;
 	int i;
 
 	for (i = 0; i < FBR_OVERLOAD_TRIES; i++) {
-		n->off = bpf_get_prandom_u32() % cfg_nat_count;
-		if (!fbr_port_clear(skb, &n->fwd, n->ext, n->off))
+		off = bpf_get_prandom_u32() % cfg_nat_count;
+		n->eport = fbr_range_port(off);
+		if (!fbr_port_clear(skb, &n->fwd, n->ext, off))
 			continue;
 		if (!fbr_pair_insert(n)) {
 			if (st)
@@ -219,13 +231,16 @@ static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
 
 	if (!n->pif)
 		bits |= FBR_S_HOST;
-	else if (n->fwd.proto == IPPROTO_TCP)
+	else if (n->fwd.proto == IPPROTO_TCP && !n->inbound)
 		bits |= FBR_S_HALF;
+	if (n->published)
+		bits |= FBR_S_PUBLISHED;
 	if (!n->owns)
 		return bits | FBR_S_OVERLOAD;
 	if (n->net & (FBR_NET_ADF | FBR_NET_EIF))
 		bits |= FBR_S_OUT_ONLY;
-	if ((n->net & FBR_NET_ADF) && fbr_peer_ref(n->fwd.proto, n->off, n->fwd.daddr))
+	if ((n->net & FBR_NET_ADF) &&
+	    fbr_peer_ref(n->fwd.proto, fbr_port_offset(n->eport), n->fwd.daddr))
 		bits |= FBR_S_PEER;
 	return bits;
 }
@@ -251,7 +266,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	q = fbr_quota_get(n->pif);
 	if (q && q->sessions >= cfg_flows_quota && !fbr_make_room(n->pif, false))
 		goto quota;
-	if (q && n->fwd.proto == IPPROTO_TCP && q->half >= cfg_half_quota)
+	if (q && n->fwd.proto == IPPROTO_TCP && !n->inbound && q->half >= cfg_half_quota)
 		goto quota;
 	n->slot = fbr_slot_take();
 	s = fbr_sess_get(n->slot);
@@ -259,9 +274,11 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 		goto full;
 
 	err = -ENOENT;
-	if (!(n->net & FBR_NET_EDM) && fbr_bind_reuse(skb, n))
+	if (n->published)
+		err = fbr_pair_claim(n);
+	else if (!(n->net & FBR_NET_EDM) && fbr_bind_reuse(skb, n))
 		err = fbr_pair_owned(n);
-	if (err && !n->inbound && !fbr_flow_exists(&n->fwd)) {
+	if (err && !n->inbound && !n->published && !fbr_flow_exists(&n->fwd)) {
 		if (q && q->ports >= cfg_ports_quota && !fbr_make_room(n->pif, true)) {
 			bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
 			goto quota;
@@ -282,7 +299,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 
 	s->fwd = n->fwd;
 	s->ext = n->ext;
-	s->eport = bpf_htons(cfg_nat_first + n->off);
+	s->eport = n->eport;
 	s->bits = fbr_first_bits(n);
 	s->pif = n->pif;
 	s->check_at = 0;
@@ -363,7 +380,9 @@ __fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key 
  * has a new owner), with another external address (the uplink's has changed) or
  * past its time is removed.
  */
-static __always_inline struct fbr_flow *fbr_flow_live(struct fbr_flow_key *k, __u32 pif, __be32 ext)
+static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
+						      const struct fbr_dev *u,
+						      struct fbr_flow_key *k, __u32 pif, __be32 ext)
 {
 	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
 	struct fbr_session *s;
@@ -374,11 +393,28 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct fbr_flow_key *k, __
 	slot = f->sess;
 	s = fbr_sess_get(slot);
 	state = s ? fbr_sess_state(s) : FBR_FREE;
-	if (f->pif == pif && (!ext || f->addr == ext) && fbr_sess_expires(slot) > bpf_jiffies64())
+	if (f->pif == pif && fbr_sess_expires(slot) > bpf_jiffies64() &&
+	    (!ext || f->addr == ext ||
+	     /* Clients come to any address of the host's. */
+	     (s && (s->bits & FBR_S_PUBLISHED) && fbr_is_local(skb, u, f->addr))))
 		return f;
 	if (s && fbr_sess_claim(s, state))
 		fbr_sess_free(slot);
 	return NULL;
+}
+
+/* A published port answers with the host's port also when its flow has gone. */
+static __always_inline void fbr_pub_answer(struct fbr_new *n)
+{
+	struct fbr_bind_key k = { .ip = n->fwd.saddr, .port = n->fwd.sport, .proto = n->fwd.proto };
+	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &k);
+
+	if (!host)
+		return;
+	n->published = true;
+	n->eport = host->port;
+	if (host->ip)
+		n->ext = host->ip;
 }
 
 /* What a packet may do to its flow. */
@@ -415,13 +451,15 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			return FBR_NO_UPLINK;
 	}
 	fbr_key(&k, p);
-	f = fbr_flow_live(&k, port->ifindex, ext);
+	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
 	if (!f) {
 		struct fbr_new n = { .fwd = k, .ext = ext, .pif = port->ifindex };
 		struct fbr_net *net = fbr_net_get(k.saddr);
 		enum fbr_reason why;
 
 		n.net = net ? net->flags : 0;
+		if (c->published)
+			fbr_pub_answer(&n);
 		if (!forwarded || (p->tcp_flags & TCP_RST))
 			return FBR_UNSUPPORTED;
 		why = fbr_sess_create(skb, &n);
@@ -487,7 +525,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	struct fbr_flow *f;
 
 	fbr_key(&k, p);
-	f = fbr_flow_live(&k, 0, 0);
+	f = fbr_flow_live(skb, NULL, &k, 0, 0);
 	if (!f) {
 		struct fbr_new n = { .fwd = k, .ext = p->saddr };
 
@@ -523,11 +561,44 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
 	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
 }
 
-/* Makes a session for a packet from outside that found none, if the filter of
- * the mapping's network lets its remote in (RFC 4787 REQ-8, RFC 5382 REQ-3):
- * on a live mapping, within the container's quota, and only where an answer
- * would leave with the address the packet came for. A mapping lives as long as
- * its owner sends: an outsider cannot keep it (RFC 7857 section 7).
+/* Whether the filter of the mapping that owns k's external port lets its remote
+ * in (RFC 4787 REQ-8, RFC 5382 REQ-3): on a live mapping, and only where an
+ * answer would leave with the address the packet came for. A mapping lives as
+ * long as its owner sends: an outsider cannot keep it (RFC 7857 section 7).
+ * Completes n.
+ */
+static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev *u,
+					      const struct fbr_flow_key *k, struct fbr_new *n)
+{
+	__u32 off = fbr_port_offset(k->dport);
+	struct fbr_nport *np = fbr_nport_get(k->proto, off);
+	struct fbr_peer_key pk = { .nport = fbr_class(k->proto) * cfg_nat_count + off,
+				   .addr = k->saddr };
+	struct fbr_net *net;
+	__u16 mtu = 0;
+
+	if (!np || !np->bound || !np->pif)
+		return false;
+	if (bpf_jiffies64() - np->used_at >=
+	    (__u64)(k->proto == IPPROTO_TCP ? cfg_to_tcp : cfg_to_udp) * cfg_hz)
+		return false;
+	net = fbr_net_get(np->ip);
+	if (!net)
+		return false;
+	n->net = net->flags;
+	if (!(n->net & FBR_NET_EIF) &&
+	    !((n->net & FBR_NET_ADF) && bpf_map_lookup_elem(&fbr_peer, &pk)))
+		return false;
+	if (fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
+		return false;
+	n->fwd.saddr = np->ip;
+	n->fwd.sport = np->port;
+	n->pif = np->pif;
+	return true;
+}
+
+/* Makes a session for a packet from outside that found none, if it is a first
+ * packet and a publication or a filter lets it in, within the container's quota.
  */
 __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
 			    struct fbr_flow_key *k)
@@ -535,37 +606,30 @@ __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, cons
 	if (!p || !u || !k)
 		return false;
 
-	__u32 off = fbr_port_offset(k->dport);
-	struct fbr_nport *np = fbr_nport_get(k->proto, off);
-	struct fbr_peer_key pk = { .nport = fbr_class(k->proto) * cfg_nat_count + off,
-				   .addr = k->saddr };
-	struct fbr_new n = { .ext = k->daddr, .inbound = true };
-	struct fbr_net *net;
-	__u16 mtu = 0;
+	struct fbr_new n = { .ext = k->daddr, .eport = k->dport, .inbound = true };
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_pub *pub;
 
-	if (p->kind != FBR_L4_PORTS || !np || !np->bound || !np->pif)
-		return false;
-	if (bpf_jiffies64() - np->used_at >=
-	    (__u64)(p->proto == IPPROTO_TCP ? cfg_to_tcp : cfg_to_udp) * cfg_hz)
+	if (!c || p->kind != FBR_L4_PORTS)
 		return false;
 	if (p->proto == IPPROTO_TCP &&
 	    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) != TCP_SYN)
 		return false;
-	net = fbr_net_get(np->ip);
-	if (!net)
-		return false;
-	n.net = net->flags;
-	if (!(n.net & FBR_NET_EIF) &&
-	    !((n.net & FBR_NET_ADF) && bpf_map_lookup_elem(&fbr_peer, &pk)))
-		return false;
-	if (fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
-		return false;
-	n.fwd.saddr = np->ip;
-	n.fwd.sport = np->port;
 	n.fwd.daddr = k->saddr;
 	n.fwd.dport = k->sport;
 	n.fwd.proto = k->proto;
-	n.pif = np->pif;
+	if (fbr_in_range(k->dport)) {
+		if (!fbr_filter_admits(skb, u, k, &n))
+			return false;
+	} else {
+		pub = c->published ? fbr_pub_find(skb, u, k) : NULL;
+		if (!pub)
+			return false;
+		n.published = true;
+		n.fwd.saddr = pub->ip;
+		n.fwd.sport = pub->port;
+		n.pif = pub->pif;
+	}
 	return fbr_sess_create(skb, &n) == FBR_NONE;
 }
 

@@ -46,6 +46,12 @@ static __always_inline bool fbr_in_range(__be16 port)
 	return fbr_port_offset(port) < cfg_nat_count;
 }
 
+/* The port (network byte order) at an offset of the NAT range. */
+static __always_inline __be16 fbr_range_port(__u32 off)
+{
+	return bpf_htons(cfg_nat_first + off);
+}
+
 static __always_inline struct fbr_nport *fbr_nport_get(__u8 proto, __u32 off)
 {
 	__u32 i = fbr_class(proto) * cfg_nat_count + off;
@@ -126,7 +132,7 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	if (!fwd)
 		return false;
 
-	__be16 port = bpf_htons(cfg_nat_first + off);
+	__be16 port = fbr_range_port(off);
 
 	return !fbr_socket_exists(skb, fwd->proto, fwd->daddr, fwd->dport, ext, port) &&
 	       !fbr_ct_exists(skb, fwd->proto, fwd->daddr, fwd->dport, ext, port);

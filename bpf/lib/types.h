@@ -10,14 +10,17 @@
 
 #define FBR_SCHEMA    2
 
-#define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
-#define FBR_STATS_MAX 4096  /* devices that can exist at once */
+#define FBR_DEVS_MAX  16384  /* slots: ifindex modulo this */
+#define FBR_STATS_MAX 4096   /* devices that can exist at once */
+#define FBR_PUBS_MAX  262144 /* published ports */
 
 /* fbr_conf[0]: what user space changes while the programs run */
 struct fbr_conf {
 	__u64 revoked_at; /* jiffies; leases granted up to then are void */
 	__u32 lease;      /* jiffies; 0: no routed fast path */
 	__u32 l2_fast;    /* 0: frames between ports take the kernel bridge */
+	__u32 published;  /* there are publications */
+	__u32 pad;
 };
 
 enum fbr_dev_flags {
@@ -150,8 +153,9 @@ enum fbr_sess_bits {
 	FBR_S_INBOUND = 512, /* made by a packet from outside: EIF and ADF only */
 	/* Only outbound packets keep it alive, else an outsider could (RFC 7857 section 7). */
 	FBR_S_OUT_ONLY = 1024,
-	FBR_S_PEER = 2048, /* counted in fbr_peer */
-	FBR_S_HALF = 4096, /* counted in fbr_quota.half */
+	FBR_S_PEER = 2048,      /* counted in fbr_peer */
+	FBR_S_HALF = 4096,      /* counted in fbr_quota.half */
+	FBR_S_PUBLISHED = 8192, /* its external port is a publication's */
 };
 
 /* fbr_sess[slot]: what the two flow entries of a session share */
@@ -178,6 +182,16 @@ struct fbr_bind_key {
 	__be16 port;
 	__u8 proto;
 	__u8 pad;
+};
+
+/* fbr_pub[host address (0: any), port, protocol]: where a port of the host leads */
+struct fbr_pub {
+	__be32 ip; /* the container's */
+	__be16 port;
+	__u16 pad;
+	__u32 pif;
+	__be32 allow; /* clients: address & mask */
+	__be32 allow_mask;
 };
 
 /* fbr_nport[class * cfg_nat_count + port - cfg_nat_first] */

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Published ports: a port of the host that leads to a container's.
+ *
+ * A publication is looked up only by packets that belong to no flow. The first
+ * packet of a client makes an ordinary session whose external port is the
+ * host's, so that everything after it (lease, fast path, expiry, ICMP errors)
+ * is as for any other flow. The client's address is kept. Such a session owns no
+ * port of the NAT range.
+ */
+#ifndef FBR_PUBLISH_H
+#define FBR_PUBLISH_H
+
+#include "../include/bpf/bpf_helpers.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+
+/* Whether an address (network byte order) is the host's own. */
+__fbr_global bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr)
+{
+	if (!u)
+		return false;
+
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET,
+		.ifindex = u->ifindex,
+		.ipv4_dst = addr,
+	};
+
+	if (addr == u->ip)
+		return true;
+	/* The kernel does not forward to itself. */
+	return bpf_fib_lookup(skb, &fib, sizeof(fib),
+			      BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH) ==
+	       BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
+/* Whether a socket of the host is connected to exactly this remote (UDP): it
+ * was there before the publication, and its answers are its own.
+ */
+static __always_inline bool fbr_udp_connected(struct __sk_buff *skb, const struct fbr_flow_key *k)
+{
+	struct bpf_sock_tuple t = {
+		.ipv4 = { .saddr = k->saddr,
+			  .daddr = k->daddr,
+			  .sport = k->sport,
+			  .dport = k->dport },
+	};
+	struct bpf_sock *sk;
+	bool connected;
+
+	if (k->proto != IPPROTO_UDP)
+		return false;
+	sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	connected = sk->dst_port;
+	bpf_sk_release(sk);
+	return connected;
+}
+
+/* The publication that a packet with the inbound key k is for, or NULL. */
+static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const struct fbr_dev *u,
+						    const struct fbr_flow_key *k)
+{
+	struct fbr_bind_key pk = { .ip = k->daddr, .port = k->dport, .proto = k->proto };
+	struct fbr_pub *pub;
+
+	if (skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
+		return NULL;
+	pub = bpf_map_lookup_elem(&fbr_pub, &pk);
+	if (!pub) {
+		pk.ip = 0;
+		pub = bpf_map_lookup_elem(&fbr_pub, &pk);
+	}
+	if (!pub || (k->saddr & pub->allow_mask) != pub->allow || !fbr_dev_get(pub->pif) ||
+	    fbr_udp_connected(skb, k) || !fbr_is_local(skb, u, k->daddr))
+		return NULL;
+	return pub;
+}
+
+#endif

@@ -1,0 +1,152 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// client is a packet of a client to a published port of the host.
+func (h *harness) client(proto string, port uint16) testutil.Frame {
+	f := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: extAddr, Payload: []byte("hello, inside")}
+	if proto == "udp" {
+		f.UDP = &testutil.UDP{SrcPort: 33333, DstPort: port}
+	} else {
+		f.TCP = &testutil.TCP{SrcPort: 33333, DstPort: port, SYN: true}
+	}
+	return f
+}
+
+func (h *harness) publication(udp bool) Publication {
+	return Publication{First: 8080, Last: 8089, Port: 80, UDP: udp, Ifindex: h.c1.Ifindex, Container: c1Addr}
+}
+
+// wantHost asserts that a frame from outside is left to the host as it is.
+func (h *harness) wantHost(t *testing.T, what string, f testutil.Frame) {
+	t.Helper()
+	if got := h.uplinkIn(t, f.Bytes(t)); got.verdict != next || string(got.frame) != string(f.Bytes(t)) {
+		t.Errorf("%s: verdict %d, changed: %v; want the host to have it", what, got.verdict, string(got.frame) != string(f.Bytes(t)))
+	}
+}
+
+// inside is the client's packet as the container gets it.
+func inside(f testutil.Frame, port uint16) testutil.Frame {
+	return f.With(func(f *testutil.Frame) {
+		f.Dst = c1Addr
+		if f.UDP != nil {
+			f.UDP.DstPort = port
+		} else {
+			f.TCP.DstPort = port
+		}
+	})
+}
+
+// A published port: the container gets the client's packet with the client's
+// address, its answer leaves from the host's port, and later packets of both
+// directions take the fast path, byte for byte as the kernel's.
+func TestPublishedPort(t *testing.T) {
+	for _, proto := range []string{"tcp", "udp"} {
+		t.Run(proto, func(t *testing.T) {
+			h := newHarness(t, Config{FlowsMax: 64}, nil)
+			check(t, h.Publish(h.publication(proto == "udp")))
+			f := h.client(proto, 8083)
+			want := inside(f, 83)
+			got := h.uplinkIn(t, f.Bytes(t))
+			if got.verdict != next || string(got.frame) != string(want.Bytes(t)) {
+				t.Fatalf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want.Bytes(t))
+			}
+			answer := h.answerOf(want)
+			out := translated(h.routed(answer), 8083).Bytes(t)
+			if got := h.uplinkOut(t, h.routed(answer).Bytes(t), h.bridge); got.verdict != next || string(got.frame) != string(out) {
+				t.Fatalf("the answer: verdict %d\n got %x\nwant %x", got.verdict, got.frame, out)
+			}
+			if f.TCP != nil { // SYN and SYN-ACK never grant a lease
+				f.TCP.SYN, f.TCP.ACK, answer.TCP.SYN = false, true, false
+				h.uplinkIn(t, f.Bytes(t))
+				h.uplinkOut(t, h.routed(answer).Bytes(t), h.bridge)
+			}
+			h.portOut(t, inside(f, 83).With(func(f *testutil.Frame) { f.SrcMAC, f.DstMAC = h.gateway, h.c1.MAC }).Bytes(t), h.uplink.Ifindex)
+			fast := h.portIn(t, answer.Bytes(t))
+			if want := translated(h.routed(answer), 8083).Bytes(t); fast.verdict != redirect || string(fast.frame) != string(want) {
+				t.Errorf("fast answer: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
+			}
+			fast = h.uplinkIn(t, f.Bytes(t))
+			if want := inside(f, 83).With(func(f *testutil.Frame) { f.SrcMAC, f.DstMAC, f.TTL = h.gateway, h.c1.MAC, 63 }).Bytes(t); fast.verdict != redirect || string(fast.frame) != string(want) {
+				t.Errorf("fast request: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
+			}
+			if fl := h.flow(t); fl.NAT != netip.AddrPortFrom(extAddr, 8083) {
+				t.Errorf("flow %+v", fl)
+			}
+			check(t, h.Unpublish(h.publication(proto == "udp")))
+			if n := h.live(t); n != 0 {
+				t.Errorf("%d sessions of a port that is published no more", n)
+			}
+			h.wantHost(t, "unpublished", h.client(proto, 8083))
+		})
+	}
+}
+
+// answerOf is what c1 answers to a packet it got.
+func (h *harness) answerOf(f testutil.Frame) testutil.Frame {
+	a := f.With(func(a *testutil.Frame) {
+		a.SrcMAC, a.DstMAC, a.Src, a.Dst = h.c1.MAC, h.gateway, f.Dst, f.Src
+		if a.UDP != nil {
+			a.UDP.SrcPort, a.UDP.DstPort = f.UDP.DstPort, f.UDP.SrcPort
+		} else {
+			a.TCP.SrcPort, a.TCP.DstPort, a.TCP.ACK = f.TCP.DstPort, f.TCP.SrcPort, true
+		}
+	})
+	return a
+}
+
+func TestPublicationLetsInNobodyElse(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	p := h.publication(false)
+	p.Allow = netip.MustParsePrefix("192.0.2.0/28")
+	p.HostAddr = extAddr
+	check(t, h.Publish(p))
+	h.wantHost(t, "below the range", h.client("tcp", 8079))
+	h.wantHost(t, "above the range", h.client("tcp", 8090))
+	h.wantHost(t, "another protocol", h.client("udp", 8080))
+	h.wantHost(t, "a client that is not allowed", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.Src = mustAddr("192.0.2.77") }))
+	h.wantHost(t, "another address", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("198.51.100.9") }))
+	h.wantHost(t, "no first packet", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = false, true }))
+	if n := h.live(t); n != 0 {
+		t.Errorf("%d sessions", n)
+	}
+	if got := h.uplinkIn(t, h.client("tcp", 8080).Bytes(t)); string(got.frame) != string(inside(h.client("tcp", 8080), 80).Bytes(t)) {
+		t.Error("the allowed client is not let in")
+	}
+	any := h.publication(true)
+	check(t, h.Publish(any))
+	h.wantHost(t, "an address that is not the host's", h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("198.51.100.9") }))
+}
+
+// A server that speaks again after its flow has gone must not do so from a
+// port that its client has never heard of.
+func TestPublishedPortAnswersFromItsOwnPort(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	check(t, h.Publish(h.publication(true)))
+	late := h.answerOf(inside(h.client("udp", 8080), 80))
+	got := h.uplinkOut(t, h.routed(late).Bytes(t), h.bridge)
+	if got.verdict != next || binary.BigEndian.Uint16(got.frame[34:]) != 8080 {
+		t.Errorf("verdict %d, from port %d, want 8080", got.verdict, binary.BigEndian.Uint16(got.frame[34:]))
+	}
+}
+
+func TestManyPortsArePublishedAtOnce(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	p := h.publication(true)
+	p.First, p.Last, p.Port = 40000, 49999, 40000
+	check(t, h.Publish(p))
+	check(t, h.Publish(p))
+	f := h.client("udp", 49999)
+	if got := h.uplinkIn(t, f.Bytes(t)); string(got.frame) != string(inside(f, 49999).Bytes(t)) {
+		t.Error("the last port does not lead anywhere")
+	}
+	check(t, h.Unpublish(p))
+	check(t, h.Unpublish(p))
+	h.wantHost(t, "unpublished", f)
+}
