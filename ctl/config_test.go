@@ -35,6 +35,7 @@ func TestDefineCompletes(t *testing.T) {
 			t.Errorf("%s: id %q, note %q, %v", test.name, def.ID, note, err)
 		}
 		test.want.ID, test.want.Name = def.ID, test.network
+		test.want.NATMapping, test.want.NATFiltering, test.want.NATOnExhaustion = "endpoint-independent", "apdf", "overload"
 		if def != test.want {
 			t.Errorf("%s: %+v, want %+v", test.name, def, test.want)
 		}

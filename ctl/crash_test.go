@@ -37,11 +37,26 @@ func operations() []operation {
 			_, err := c.Detach(h.ctx, "c1", "")
 			return err
 		}},
+		{"publish", plugged, func(c *Controller, h *host, _ string) error { return publishTwo(h, c) }},
+		{"unpublish", func(t *testing.T, h *host, target string) {
+			plugged(t, h, target)
+			if err := publishTwo(h, h.ctl(t)); err != nil {
+				t.Fatal(err)
+			}
+		}, func(c *Controller, h *host, _ string) error {
+			_, err := c.Unpublish(h.ctx, PublishRequest{First: 8080, Last: 8081})
+			return err
+		}},
 		{"down", plugged, func(c *Controller, h *host, _ string) error {
 			_, err := c.DownAll(h.ctx)
 			return err
 		}},
 	}
+}
+
+func publishTwo(h *host, c *Controller) error {
+	_, err := c.Publish(h.ctx, PublishRequest{First: 8080, Last: 8081, Port: 80, Proto: "tcp", Name: "c1"})
+	return err
 }
 
 // clear leaves nothing of an operation behind, definitions included.
@@ -72,7 +87,7 @@ func TestBreakMidwayUndoes(t *testing.T) {
 				}
 				// What was begun is taken back; what was being taken back goes on
 				// to be taken back by the next command.
-				if op.name != "detach" && op.name != "down" {
+				if op.name != "detach" && op.name != "unpublish" && op.name != "down" {
 					if after := h.traces(t); after != before {
 						t.Errorf("broken at %s: before:\n%s\nafter:\n%s", name, before, after)
 					}

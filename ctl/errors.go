@@ -10,6 +10,8 @@ var (
 	ErrInvalid = errors.New("invalid")
 	// ErrNoNetwork: no network of that name.
 	ErrNoNetwork = errors.New("no such network")
+	// ErrNoPort: no port, or publication, of that name.
+	ErrNoPort = errors.New("no such port")
 	// ErrExists: the name or address is taken, or a foreign object is in the way.
 	ErrExists = errors.New("exists already")
 	// ErrInUse: the network still has ports.

@@ -14,13 +14,14 @@ import (
 // fakeFile is a datapath that is only a file, so that it survives the process
 // as pins do. It insists on the order that the real one needs.
 type fakeFile struct {
-	dir      string
-	Conf     datapath.Config
-	Networks map[int]datapath.Network
-	Ports    map[int]datapath.Port
-	Uplinks  map[int]datapath.Uplink
-	LeaseNow time.Duration
-	L2       bool
+	dir       string
+	Conf      datapath.Config
+	Networks  map[int]datapath.Network
+	Ports     map[int]datapath.Port
+	Uplinks   map[int]datapath.Uplink
+	Published map[uint16]datapath.Publication
+	LeaseNow  time.Duration
+	L2        bool
 	// TakenSlots are slots that AttachPort refuses.
 	TakenSlots map[int]bool
 }
@@ -45,7 +46,7 @@ func (p fakePlanes) create(dir string, cfg datapath.Config) (plane, error) {
 		cfg.FlowsMax = 4096
 	}
 	f := &fakeFile{dir: dir, Conf: cfg, Networks: map[int]datapath.Network{}, Ports: map[int]datapath.Port{},
-		Uplinks: map[int]datapath.Uplink{}, TakenSlots: p.takenSlots}
+		Uplinks: map[int]datapath.Uplink{}, Published: map[uint16]datapath.Publication{}, TakenSlots: p.takenSlots}
 	return f, f.save()
 }
 
@@ -109,6 +110,19 @@ func (f *fakeFile) AttachPort(p datapath.Port) error {
 
 func (f *fakeFile) DetachPort(i int) error {
 	delete(f.Ports, i)
+	return f.save()
+}
+
+func (f *fakeFile) Publish(p datapath.Publication) error {
+	if _, ok := f.Ports[p.Ifindex]; !ok {
+		return fmt.Errorf("publishing %d-%d before the port", p.First, p.Last)
+	}
+	f.Published[p.First] = p
+	return f.save()
+}
+
+func (f *fakeFile) Unpublish(p datapath.Publication) error {
+	delete(f.Published, p.First)
 	return f.save()
 }
 

@@ -210,6 +210,10 @@ func testOperation(op string) int {
 			_, err = c.Attach(ctx, AttachRequest{Target: args[3]})
 		case "detach":
 			_, err = c.Detach(ctx, args[3], "")
+		case "publish":
+			_, err = c.Publish(ctx, PublishRequest{First: 8080, Last: 8081, Port: 80, Proto: "tcp", Name: "c1"})
+		case "unpublish":
+			_, err = c.Unpublish(ctx, PublishRequest{First: 8080, Last: 8081})
 		}
 	}
 	if err != nil {

@@ -21,6 +21,8 @@ type plane interface {
 	DeleteNetwork(bridge int) error
 	AttachPort(datapath.Port) error
 	DetachPort(ifindex int) error
+	Publish(datapath.Publication) error
+	Unpublish(datapath.Publication) error
 	AttachUplink(datapath.Uplink) error
 	CloseUplink(ifindex int) error
 	DetachUplink(ifindex int) error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/fastbr/fastbr/ctl/link"
 )
@@ -112,6 +113,12 @@ func (s *session) finishPending() error {
 		for _, p := range n.sortedPorts() {
 			if p.Pending {
 				errs = append(errs, s.detachPort(n, p))
+				continue
+			}
+			for _, pub := range slices.Clone(p.Publications) {
+				if pub.Pending {
+					errs = append(errs, s.unpublish(p, pub))
+				}
 			}
 		}
 	}
@@ -164,6 +171,11 @@ func (s *session) rebuild(n *network, bridgeThere bool) error {
 func (s *session) reattach(n *network, p *port) error {
 	if err := s.portPrograms(n, p); err != nil {
 		return err
+	}
+	for _, pub := range p.Publications {
+		if err := s.setPublication(p, pub); err != nil {
+			return err
+		}
 	}
 	if err := s.joinBridge(n, p); err != nil {
 		return err

@@ -68,6 +68,8 @@ type port struct {
 	// may demand as well.
 	Slowed  bool `json:"slowed,omitempty"`
 	Pending bool `json:"pending,omitempty"`
+
+	Publications []*publication `json:"publications,omitempty"`
 }
 
 // uplink is a device with our programs on it.

@@ -66,8 +66,8 @@ exits; no process is needed to forward.`,
 func commands(e *env) []*cobra.Command {
 	return []*cobra.Command{
 		newUpCmd(e), newDownCmd(e), newAttachCmd(e), newDetachCmd(e), newRunCmd(e), newNetworkCmd(e),
-		newShowCmd(e), newPortCmd(e), newStatsCmd(e), newFlowsCmd(e), newStatusCmd(e), newCheckCmd(e),
-		newServeCmd(e), newMetricsCmd(e), newDemoCmd(e), newBenchCmd(e), newServeCmd(e), newMetricsCmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newRunInitCmd(e),
+		newShowCmd(e), newPortCmd(e), newStatsCmd(e), newFlowsCmd(e), newPublishCmd(e), newStatusCmd(e), newCheckCmd(e),
+		newServeCmd(e), newMetricsCmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newRunInitCmd(e),
 	}
 }
 

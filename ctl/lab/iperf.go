@@ -32,6 +32,8 @@ type IperfOptions struct {
 	Port uint16
 	// Congestion control of the sender, by the kernel's name; "": the machine's.
 	Congestion string
+	// Via is where the client connects to if that is not the server's own address.
+	Via netip.Addr
 	// ClientCPU and ServerCPU pin the two processes; nil: anywhere.
 	ClientCPU, ServerCPU *int
 }
@@ -71,13 +73,17 @@ func Iperf(ctx context.Context, client, server *Namespace, addr netip.Addr, o Ip
 	if err := server.WaitListen(ctx, netip.AddrPortFrom(addr, o.Port)); err != nil {
 		return IperfResult{}, fmt.Errorf("starting iperf3 server: %w", err)
 	}
-	out, err := client.Exec(ctx, o.clientArgs(addr)...).Output()
+	to := addr
+	if o.Via.IsValid() {
+		to = o.Via
+	}
+	out, err := client.Exec(ctx, o.clientArgs(to)...).Output()
 	r, perr := parseIperf(out)
 	if perr != nil {
 		return r, perr // iperf3 reports its errors in the JSON
 	}
 	if err != nil {
-		return r, fmt.Errorf("iperf3 %s to %v: %w", client.Name, addr, err)
+		return r, fmt.Errorf("iperf3 %s to %v: %w", client.Name, to, err)
 	}
 	return r, nil
 }

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+func newPublishCmd(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "publish",
+		Short: "Lead ports of the host to containers",
+		Long: `Lead ports of the host to containers. Clients outside reach the container by any
+address of the host, and the container sees their own address. The port takes
+part in the host's firewall like all traffic to the container: FORWARD decides.`,
+		Example: "  fastbr publish add 8080:80 web",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newPublishAddCmd(e), newPublishLsCmd(e), newPublishRmCmd(e))
+	return cmd
+}
+
+func newPublishAddCmd(e *env) *cobra.Command {
+	var network, allow string
+	cmd := &cobra.Command{
+		Use:   "add [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] NAME",
+		Short: "Publish ports of the container NAME",
+		Long: `Publish ports of the container NAME, as docker's -p: a port of the host, or as many
+as the range has, lead to the container's. A host port that is published
+already, or that a socket of the host has, is refused.`,
+		Example: `  fastbr publish add 8080:80 web
+  fastbr publish add 198.51.100.1:53:53/udp dns --allow 198.51.100.0/24
+  fastbr publish add 40000-40999:40000/udp rtp`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := parsePublication(args[0])
+			if err != nil {
+				return err
+			}
+			if r.Port == 0 {
+				return usage("publication %q: [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] is wanted, such as 8080:80", args[0])
+			}
+			if r.Proto == "" {
+				r.Proto = "tcp"
+			}
+			r.Name, r.Network = args[1], network
+			if allow != "" {
+				if r.Allow, err = netip.ParsePrefix(allow); err != nil {
+					return usage("clients %q: a CIDR such as 192.0.2.0/24 is wanted", allow)
+				}
+			}
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				v, err := c.Publish(ctx, r)
+				if err != nil {
+					return err
+				}
+				return e.print(v, func(w io.Writer) { publicationTable(w, v) })
+			})
+		},
+	}
+	cmd.Flags().StringVar(&network, "network", "", "`NETWORK` of the container (default whichever has one of that name)")
+	cmd.Flags().StringVar(&allow, "allow", "", "clients that may use it, a `CIDR` (default all)")
+	complete(cmd, "network", e.completeNetworks)
+	return cmd
+}
+
+func newPublishLsCmd(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List published ports",
+		Long:    "List published ports: the host's, the container's, and who may use them.",
+		Example: "  fastbr publish ls -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				all, err := c.Publications(ctx)
+				if err != nil {
+					return err
+				}
+				return e.print(all, func(w io.Writer) { publicationTable(w, all...) })
+			})
+		},
+	}
+}
+
+func newPublishRmCmd(e *env) *cobra.Command {
+	var network string
+	cmd := &cobra.Command{
+		Use:     "rm [HOSTIP:]HOST[-END][:CONTAINER][/tcp|udp] [NAME]",
+		Aliases: []string{"remove"},
+		Short:   "Take a publication back",
+		Long: `Take a publication back, and end the flows through it. What is left out matches
+anything: 'rm 8080' ends TCP and UDP port 8080, whosever it is.`,
+		Example: `  fastbr publish rm 8080
+  fastbr publish rm 53/udp dns`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := parsePublication(args[0])
+			if err != nil {
+				return err
+			}
+			if len(args) == 2 {
+				r.Name = args[1]
+			}
+			r.Network = network
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				_, err := c.Unpublish(ctx, r)
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVar(&network, "network", "", "`NETWORK` of the container (default any)")
+	complete(cmd, "network", e.completeNetworks)
+	return cmd
+}
+
+func publicationTable(w io.Writer, all ...ctl.PublicationView) {
+	fmt.Fprintln(w, "HOST\tCONTAINER\tPROTO\tNAME\tNETWORK\tALLOW")
+	for _, v := range all {
+		fmt.Fprintf(w, "%s:%s\t%s:%s\t%s\t%s\t%s\t%s\n", v.HostIP, portRange(v.HostPort, v.HostPortEnd),
+			v.IP, portRange(v.ContainerPort, v.ContainerPortEnd), v.Proto, v.Name, v.Network, v.Allow)
+	}
+}
+
+func portRange(first, last int) string {
+	if first == last {
+		return strconv.Itoa(first)
+	}
+	return fmt.Sprintf("%d-%d", first, last)
+}
+
+// parsePublication takes [HOSTIP:]HOST[-END][:CONTAINER[-END]][/tcp|udp]. Without
+// a container's port, or protocol, those stay zero.
+func parsePublication(s string) (r ctl.PublishRequest, err error) {
+	bad := usage("publication %q: [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] is wanted, such as 8080:80", s)
+	ports, proto, hasProto := strings.Cut(s, "/")
+	if hasProto && proto != "tcp" && proto != "udp" {
+		return r, usage("publication %q: protocol %q: tcp or udp", s, proto)
+	}
+	r.Proto = proto
+	f := strings.Split(ports, ":")
+	if len(f) > 1 && strings.Contains(f[0], ".") {
+		if r.HostIP, err = netip.ParseAddr(f[0]); err != nil || !r.HostIP.Is4() {
+			return r, usage("publication %q: address %q: an IPv4 address is wanted", s, f[0])
+		}
+		if r.HostIP.IsUnspecified() {
+			r.HostIP = netip.Addr{}
+		}
+		f = f[1:]
+	}
+	if len(f) < 1 || len(f) > 2 {
+		return r, bad
+	}
+	var ok bool
+	if r.First, r.Last, ok = ports16(f[0]); !ok {
+		return r, bad
+	}
+	if len(f) == 1 {
+		return r, nil
+	}
+	first, last, ok := ports16(f[1])
+	if !ok || last != first && last-first != r.Last-r.First {
+		return r, bad
+	}
+	r.Port = first
+	return r, nil
+}
+
+// ports16 takes "80" or "80-89".
+func ports16(s string) (first, last uint16, ok bool) {
+	a, b, isRange := strings.Cut(s, "-")
+	x, err := strconv.ParseUint(a, 10, 16)
+	y := x
+	if err == nil && isRange {
+		y, err = strconv.ParseUint(b, 10, 16)
+	}
+	return uint16(x), uint16(y), err == nil && x > 0 && x <= y
+}

@@ -1,0 +1,289 @@
+package ctl
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// PublishRequest asks for ports of the host that lead to a container's.
+type PublishRequest struct {
+	HostIP      netip.Addr // invalid: every address of the host
+	First, Last uint16     // host ports, inclusive
+	Port        uint16     // the container's port that First leads to; the others follow
+	Proto       string     // "tcp" or "udp"
+	Name        string     // of the container's port
+	Network     string     // "": whichever has a port of that name
+	Allow       netip.Prefix
+}
+
+// publication is one of a port's, as recorded.
+type publication struct {
+	HostIP  netip.Addr   `json:"host_ip"`
+	First   uint16       `json:"first"`
+	Last    uint16       `json:"last"`
+	Port    uint16       `json:"port"`
+	Proto   string       `json:"proto"`
+	Allow   netip.Prefix `json:"allow"`
+	Pending bool         `json:"pending,omitempty"`
+}
+
+// PublicationView is one publication: `publish ls`.
+type PublicationView struct {
+	HostIP           string `json:"host_ip"` // "0.0.0.0": every address of the host
+	HostPort         int    `json:"host_port"`
+	HostPortEnd      int    `json:"host_port_end"`
+	ContainerPort    int    `json:"container_port"`
+	ContainerPortEnd int    `json:"container_port_end"`
+	Proto            string `json:"proto"`
+	Name             string `json:"name"`
+	Network          string `json:"network"`
+	IP               string `json:"ip"`    // the container's
+	Allow            string `json:"allow"` // clients, CIDR
+}
+
+func (r PublishRequest) check() error {
+	bad := func(format string, args ...any) error { return tagged(ErrInvalid, fmt.Sprintf(format, args...)) }
+	switch {
+	case r.First == 0 || r.Last < r.First:
+		return bad("host ports %d-%d: FIRST-LAST, from 1 to 65535", r.First, r.Last)
+	case r.Port == 0 || int(r.Port)+int(r.Last-r.First) > 65535:
+		return bad("container ports from %d: %d ports do not fit below 65536", r.Port, int(r.Last-r.First)+1)
+	case r.Proto != "tcp" && r.Proto != "udp":
+		return bad("protocol %q: tcp or udp", r.Proto)
+	case r.HostIP.IsValid() && !r.HostIP.Is4():
+		return bad("address %s: an IPv4 address is wanted", r.HostIP)
+	case r.HostIP.IsLoopback():
+		return bad("address %s: a published port is reached from outside the host only", r.HostIP)
+	case r.Allow.IsValid() && (!r.Allow.Addr().Is4() || r.Allow != r.Allow.Masked()):
+		return bad("clients %s: an IPv4 CIDR such as 192.0.2.0/24 is wanted", r.Allow)
+	}
+	return nil
+}
+
+// Publish makes ports of the host lead to a container. The error wraps
+// ErrInvalid, ErrNotUp, ErrNoPort, or ErrExists if a host port is published
+// already or a socket of the host has it.
+func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v PublicationView, err error) {
+	if err := r.check(); err != nil {
+		return v, err
+	}
+	err = c.mutate(ctx, func(s *session) error {
+		n, p, err := s.portNamed(r.Network, r.Name)
+		if err != nil {
+			return err
+		}
+		if n.Internal || !n.Masquerade {
+			return tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
+		}
+		pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
+		if err := s.checkFree(pub); err != nil {
+			return err
+		}
+		v = pub.view(n, p)
+		return s.runner.run(ctx, s.publishSteps(p, pub))
+	})
+	return v, err
+}
+
+// Unpublish takes back what Publish did and ends the flows of those ports. Zero
+// fields of r match anything. Returns what is published no more; an error
+// wrapping ErrNoPort if nothing matches.
+func (c *Controller) Unpublish(ctx context.Context, r PublishRequest) (gone []PublicationView, err error) {
+	err = c.mutate(ctx, func(s *session) error {
+		for _, x := range s.publications() {
+			if !r.matches(x) {
+				continue
+			}
+			if err := s.unpublish(x.port, x.pub); err != nil {
+				return err
+			}
+			gone = append(gone, x.pub.view(x.net, x.port))
+		}
+		if len(gone) == 0 {
+			return tagged(ErrNoPort, fmt.Sprintf("no publication of %s", r))
+		}
+		return nil
+	})
+	return gone, err
+}
+
+// Publications lists what is published, by host port.
+func (c *Controller) Publications(ctx context.Context) (out []PublicationView, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		if err := r.anyUp(); err != nil {
+			return err
+		}
+		out = []PublicationView{}
+		for _, x := range r.publications() {
+			if !x.pub.Pending {
+				out = append(out, x.pub.view(x.net, x.port))
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// String names the ports that a request is about.
+func (r PublishRequest) String() string {
+	s := fmt.Sprint(r.First)
+	if r.Last > r.First {
+		s += fmt.Sprintf("-%d", r.Last)
+	}
+	if r.HostIP.IsValid() {
+		s = r.HostIP.String() + ":" + s
+	}
+	if r.Proto != "" {
+		s += "/" + r.Proto
+	}
+	if r.Name != "" {
+		s += " to " + r.Name
+	}
+	return s
+}
+
+// published is a publication with what it belongs to.
+type published struct {
+	net  *network
+	port *port
+	pub  *publication
+}
+
+func (r PublishRequest) matches(x published) bool {
+	return r.First == x.pub.First && r.Last == x.pub.Last &&
+		(r.Port == 0 || r.Port == x.pub.Port) &&
+		(r.Proto == "" || r.Proto == x.pub.Proto) &&
+		(!r.HostIP.IsValid() || r.HostIP == x.pub.HostIP) &&
+		(r.Name == "" || r.Name == x.port.Name || r.Name == x.port.Port) &&
+		(r.Network == "" || r.Network == x.net.Name)
+}
+
+// publications are all of the instance, by host port.
+func (s *session) publications() (out []published) {
+	for _, n := range s.st.Networks {
+		for _, p := range n.Ports {
+			for _, pub := range p.Publications {
+				out = append(out, published{n, p, pub})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b published) int {
+		return cmp.Or(cmp.Compare(a.pub.First, b.pub.First), cmp.Compare(a.pub.Proto, b.pub.Proto), a.pub.HostIP.Compare(b.pub.HostIP))
+	})
+	return out
+}
+
+func (pub *publication) view(n *network, p *port) PublicationView {
+	host, allow := pub.HostIP, pub.Allow
+	if !host.IsValid() {
+		host = netip.IPv4Unspecified()
+	}
+	if !allow.IsValid() {
+		allow = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return PublicationView{HostIP: host.String(), HostPort: int(pub.First), HostPortEnd: int(pub.Last),
+		ContainerPort: int(pub.Port), ContainerPortEnd: int(pub.Port) + int(pub.Last-pub.First), Proto: pub.Proto,
+		Name: p.Name, Network: n.Name, IP: p.IP.String(), Allow: allow.String()}
+}
+
+// checkFree says whether the host ports are anybody's.
+func (s *session) checkFree(pub *publication) error {
+	if pub.First <= s.st.Settings.NATLast && pub.Last >= s.st.Settings.NATFirst {
+		return tagged(ErrInvalid, fmt.Sprintf("host ports %d-%d: %d-%d is the NAT range: choose others, or another --nat-range at 'up'",
+			pub.First, pub.Last, s.st.Settings.NATFirst, s.st.Settings.NATLast))
+	}
+	for _, x := range s.publications() {
+		sameIP := !pub.HostIP.IsValid() || !x.pub.HostIP.IsValid() || pub.HostIP == x.pub.HostIP
+		if sameIP && x.pub.Proto == pub.Proto && x.pub.First <= pub.Last && pub.First <= x.pub.Last {
+			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
+		}
+	}
+	for i := range int(pub.Last-pub.First) + 1 {
+		if err := link.PortFree(pub.Proto, pub.HostIP, pub.First+uint16(i)); errors.Is(err, link.ErrPortInUse) {
+			return tagged(ErrExists, err.Error())
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) publishSteps(p *port, pub *publication) []step {
+	return []step{
+		{"publish-record", func() error { p.Publications = append(p.Publications, pub); return s.save() },
+			func() error { p.forget(pub); return s.save() }},
+		{"publish-ports", func() error { return s.setPublication(p, pub) }, func() error { return s.unsetPublication(p, pub) }},
+		{"publish-done", func() error { pub.Pending = false; return s.save() }, nil},
+	}
+}
+
+func (p *port) forget(pub *publication) {
+	p.Publications = slices.DeleteFunc(p.Publications, func(x *publication) bool { return x == pub })
+}
+
+func (s *session) unpublish(p *port, pub *publication) error {
+	if !pub.Pending {
+		pub.Pending = true
+		if err := s.save(); err != nil {
+			return err
+		}
+	}
+	return s.runner.undo(s.publishSteps(p, pub))
+}
+
+func (s *session) setPublication(p *port, pub *publication) error {
+	if err := s.dp.Publish(pub.datapath(p)); err != nil {
+		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+func (s *session) unsetPublication(p *port, pub *publication) error {
+	if s.dp == nil {
+		return nil
+	}
+	if err := s.dp.Unpublish(pub.datapath(p)); err != nil {
+		return fmt.Errorf("unpublishing ports of %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+func (pub *publication) datapath(p *port) datapath.Publication {
+	return datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, UDP: pub.Proto == "udp", Allow: pub.Allow,
+		Ifindex: p.Index, Container: p.IP, Port: pub.Port}
+}
+
+// portNamed finds a port by its name or its device; in one network, or with ""
+// in whichever has it. The error wraps ErrNotUp, ErrNoNetwork or ErrNoPort.
+func (s *session) portNamed(networkName, name string) (*network, *port, error) {
+	if len(s.st.Networks) == 0 {
+		return nil, nil, tagged(ErrNotUp, "nothing is up: run 'fastbr up' first")
+	}
+	if networkName != "" {
+		if _, err := s.upNetwork(networkName); err != nil {
+			return nil, nil, err
+		}
+	}
+	var found []published
+	for _, n := range s.st.Networks {
+		for _, p := range n.Ports {
+			if (p.Name == name || p.Port == name) && (networkName == "" || n.Name == networkName) {
+				found = append(found, published{net: n, port: p})
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, nil, tagged(ErrNoPort, "no port "+name)
+	case 1:
+		return found[0].net, found[0].port, nil
+	}
+	return nil, nil, fmt.Errorf("several networks have a port %s: say which with --network", name)
+}
