@@ -222,12 +222,17 @@ func TestE2EInsideNamespace(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	for _, noun := range []string{"network", "port"} {
-		inside, err := h.Host.Run(h.ctx, h.bin, "--bpffs", h.bpffs, "--state-dir", h.stateDir, noun, "ls", "-o", "json")
+		// Until nothing is counted between the two: the gratuitous ARP may still be on its way.
+		var inside, with string
+		ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+		err := lab.Poll(ctx, func() (same bool, err error) {
+			inside, err = h.Host.Run(h.ctx, h.bin, "--bpffs", h.bpffs, "--state-dir", h.stateDir, noun, "ls", "-o", "json")
+			with = h.must(t, noun, "ls", "-o", "json")
+			return inside == with, err
+		})
+		cancel()
 		if err != nil {
-			t.Fatal(err)
-		}
-		if with := h.must(t, noun, "ls", "-o", "json"); inside != with {
-			t.Errorf("%s ls inside:\n%s\nwith --netns:\n%s", noun, inside, with)
+			t.Errorf("%s ls: %v; inside:\n%s\nwith --netns:\n%s", noun, err, inside, with)
 		}
 	}
 }
