@@ -123,7 +123,7 @@ int fbr_port_in(struct __sk_buff *skb)
 		goto kernel;
 	}
 
-	l4_len = fbr_fast_parse(data, data_end, true, &k);
+	l4_len = fbr_fast_parse(skb, data, data_end, true, &k);
 	if (l4_len) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = bpf_jiffies64();
@@ -204,7 +204,7 @@ int fbr_uplink_in(struct __sk_buff *skb)
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 
-	l4_len = fbr_fast_parse(data, data_end, false, &k);
+	l4_len = fbr_fast_parse(skb, data, data_end, false, &k);
 	if (l4_len && (fbr_in_range(k.dport) || c->published)) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = bpf_jiffies64();

@@ -186,6 +186,7 @@ struct bpf_dynptr {
 /* Wire formats. */
 #define ETH_ALEN         6
 #define ETH_HLEN         14
+#define ETH_ZLEN         60 /* shortest frame on the wire, without its check sequence */
 #define ETH_P_IP         0x0800
 #define ETH_P_ARP        0x0806
 #define ETH_P_IPV6       0x86dd

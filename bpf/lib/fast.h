@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* What a packet must look like to take the fast path: an unfragmented IPv4
- * packet without options, TTL above 1, TCP other than SYN, FIN, RST, UDP, or an
- * ICMP echo. Everything else is the kernel's.
+ * packet without options, TTL above 1, TCP with ACK and without SYN, FIN and RST,
+ * UDP, or an ICMP echo, its length fields in agreement with the frame. Everything
+ * else is the kernel's, which may trim or drop it, and whose connection tracking
+ * calls such headers invalid.
  */
 #ifndef FBR_FAST_H
 #define FBR_FAST_H
@@ -23,18 +25,39 @@ static __always_inline void fbr_pull_headers(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, skb->len < FBR_HEADERS ? skb->len : FBR_HEADERS);
 }
 
+/* The length of the packet in bytes after its IPv4 header of 20, or 0 if the
+ * header and the frame tell different lengths: ip_rcv() drops what has been cut
+ * short and trims what is longer. Two differences are none: the padding of short
+ * frames on the wire, which the container trims, and BIG TCP, whose super-packets
+ * have the length 0.
+ */
+static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, const struct iphdr *ip, bool out)
+{
+	__u32 have = skb->len - ETH_HLEN, len = bpf_ntohs(ip->tot_len);
+
+	if (len != have) {
+		if (!len && skb->gso_size && ip->protocol == IPPROTO_TCP)
+			len = have;
+		else if (out || len > have || skb->len > ETH_ZLEN)
+			return 0;
+	}
+	return len > sizeof(*ip) ? len - sizeof(*ip) : 0;
+}
+
 /* Fills the key of a packet on its way out of (out) or into the containers.
  * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
  */
-static __always_inline __u32 fbr_fast_parse(void *data, void *data_end, bool out,
-					    struct fbr_flow_key *k)
+static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, void *data, void *data_end,
+					    bool out, struct fbr_flow_key *k)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 	void *l4 = ip + 1;
+	__u32 room;
 
 	if (l4 > data_end || *(__u8 *)ip != 0x45 || ip->ttl <= 1 ||
 	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
 		return 0;
+	room = fbr_l4_room(skb, ip, out);
 	k->saddr = ip->saddr;
 	k->daddr = ip->daddr;
 	k->sport = 0;
@@ -46,12 +69,15 @@ static __always_inline __u32 fbr_fast_parse(void *data, void *data_end, bool out
 
 	if (ip->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
+		__u32 hdr;
 
-		if ((void *)(tcp + 1) > data_end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+		if ((void *)(tcp + 1) > data_end ||
+		    (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK)
 			return 0;
 		k->sport = tcp->source;
 		k->dport = tcp->dest;
-		return (tcp->doff_res >> 4) * 4;
+		hdr = (tcp->doff_res >> 4) * 4;
+		return hdr >= sizeof(*tcp) && hdr <= room ? hdr : 0;
 	}
 	if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;
@@ -60,7 +86,7 @@ static __always_inline __u32 fbr_fast_parse(void *data, void *data_end, bool out
 			return 0;
 		k->sport = udp->source;
 		k->dport = udp->dest;
-		return sizeof(*udp);
+		return room >= sizeof(*udp) && bpf_ntohs(udp->len) == room ? sizeof(*udp) : 0;
 	}
 	if (ip->protocol == IPPROTO_ICMP) {
 		struct icmphdr *icmp = l4;
@@ -73,7 +99,7 @@ static __always_inline __u32 fbr_fast_parse(void *data, void *data_end, bool out
 			k->dport = icmp->id;
 		else
 			return 0;
-		return sizeof(*icmp);
+		return room >= sizeof(*icmp) ? sizeof(*icmp) : 0;
 	}
 	return 0;
 }
