@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl/ipam"
@@ -24,6 +25,18 @@ type AttachRequest struct {
 	MAC     net.HardwareAddr // nil: 02:42 and the address
 	Ifname  string           // "": eth0
 	Slow    bool             // always take the kernel path
+	Hairpin bool             // the bridge may send a frame back to this port
+
+	// Owner is the engine's name for this port; nil: a user's. An owned port
+	// yields a Name that is taken, and may share a namespace with others.
+	Owner *Owner
+	// Expect is what the network must be, for an engine that describes it each
+	// time. Zero fields match anything.
+	Expect NetworkRequest
+	// Routes replace the default route inside, if not nil.
+	Routes []Route
+	// Publish are ports to publish with it; Name and Network are not looked at.
+	Publish []PublishRequest
 }
 
 const (
@@ -54,11 +67,16 @@ func (r *AttachRequest) check() error {
 			return err
 		}
 	}
+	for _, p := range r.Publish {
+		if err := p.check(); err != nil {
+			return err
+		}
+	}
 	return checkIfname(r.Ifname)
 }
 
 // Attach plugs a container's namespace into a network. The error wraps
-// ErrInvalid, ErrNotUp, ErrNoNetwork, ErrExists, link.ErrGone,
+// ErrInvalid, ErrNotUp, ErrNoNetwork, ErrDiffers, ErrExists, link.ErrGone,
 // link.ErrNotNetns, or a sentinel of ipam.
 func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachResult, err error) {
 	if err := r.check(); err != nil {
@@ -79,7 +97,15 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 		if err != nil {
 			return err
 		}
-		p, err := s.newPort(n, r, ns)
+		if d := n.differences(r.Expect); len(d) > 0 {
+			return tagged(ErrDiffers, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
+				n.Name, strings.Join(d, ", "), n.Name))
+		}
+		p, err := s.newPort(n, r, ns.ID())
+		if err != nil {
+			return err
+		}
+		publish, err := s.newPublications(n, r.Publish)
 		if err != nil {
 			return err
 		}
@@ -94,14 +120,24 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 		if err := s.refresh(true); err != nil {
 			return err
 		}
-		if err := s.runner.run(ctx, s.portSteps(n, p, ns, inside)); err != nil {
+		steps := s.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
+		if err := s.runner.run(ctx, steps); err != nil {
 			return err
 		}
-		res = AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC,
-			IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU}
-		return nil
+		res, err = s.attachResult(n, p)
+		return err
 	})
 	return res, err
+}
+
+func (s *session) attachResult(n *network, p *port) (AttachResult, error) {
+	d, err := s.conn.ByIndex(p.Index)
+	if err != nil {
+		return AttachResult{}, err
+	}
+	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC,
+		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU,
+		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String()}, nil
 }
 
 // upNetwork finds a network that is up. The error wraps ErrNotUp or ErrNoNetwork.
@@ -124,17 +160,26 @@ func (s *session) upNetwork(name string) (*network, error) {
 }
 
 // newPort decides names and addresses from the state alone.
-func (s *session) newPort(n *network, r AttachRequest, ns *link.Netns) (*port, error) {
+func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*port, error) {
 	if len(n.Ports) >= maxPorts {
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
-	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: ns.ID(), Slow: r.Slow, Slowed: r.Slow, Pending: true}
+	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: r.Slow, Slowed: r.Slow, Hairpin: r.Hairpin,
+		Owner: r.Owner, Pending: true}
+	if r.Owner != nil {
+		if _, lost := s.owned(*r.Owner); lost != nil {
+			return nil, tagged(ErrExists, fmt.Sprintf("container %s has %s on network %s already", r.Owner.Container, r.Owner.Ifname, r.Owner.Network))
+		}
+	}
 	for _, other := range n.Ports {
 		switch {
-		case other.Netns == p.Netns:
+		case other.Netns == netns && r.Owner == nil:
 			return nil, tagged(ErrExists, fmt.Sprintf("%s is attached to network %s already, as %s", r.Target, n.Name, other.Name))
 		case r.Name != "" && (other.Name == r.Name || other.Port == r.Name):
-			return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port named %s already", n.Name, r.Name))
+			if r.Owner == nil {
+				return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port named %s already", n.Name, r.Name))
+			}
+			p.Name = ""
 		case r.MAC != nil && other.MAC == r.MAC.String():
 			return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port with the MAC address %s already", n.Name, r.MAC))
 		}
@@ -206,18 +251,27 @@ func (s *session) freeName() (string, error) {
 	return "", errors.New("no free device name")
 }
 
+// plug is the container's side of an attachment.
+type plug struct {
+	ns      *link.Netns
+	conn    *link.Conn // into ns
+	routes  []Route    // nil: a default route
+	publish []*publication
+}
+
 // portSteps is what `attach` does, in order; undone in reverse it is `detach`.
 // The programs are on the device before it joins the bridge: no frame ever
-// passes unchecked. ns and inside are nil when there is only undoing to do.
-func (s *session) portSteps(n *network, p *port, ns *link.Netns, inside *link.Conn) []step {
+// passes unchecked. at is nil when there is only undoing to do.
+func (s *session) portSteps(n *network, p *port, at *plug) []step {
 	return []step{
 		{"port-record", func() error { n.Ports[p.Port] = p; return s.save() },
 			func() error { delete(n.Ports, p.Port); return s.save() }},
-		{"port-veth", func() error { return s.createVeth(n, p, ns, 0) }, func() error { return s.deleteVeth(n, p) }},
-		{"port-programs", func() error { return s.attachPrograms(n, p, ns) }, func() error { return s.detachPrograms(n, p) }},
+		{"port-veth", func() error { return s.createVeth(n, p, at.ns, 0) }, func() error { return s.deleteVeth(n, p) }},
+		{"port-programs", func() error { return s.attachPrograms(n, p, at.ns) }, func() error { return s.detachPrograms(n, p) }},
 		{"port-join", func() error { return s.joinBridge(n, p) }, func() error { return s.leaveBridge(n, p) }},
 		{"port-up", func() error { return s.conn.SetUp(p.Index, true) }, nil},
-		{"port-inside", func() error { return s.configureInside(n, p, ns, inside) }, nil},
+		{"port-inside", func() error { return s.configureInside(n, p, at) }, nil},
+		{"port-publish", func() error { return s.publishAll(p, at.publish) }, nil}, // port-programs takes it back
 		{"port-done", func() error { p.Pending = false; return s.save() }, nil},
 	}
 }
@@ -303,16 +357,24 @@ func (s *session) freeIndex() (int, error) {
 }
 
 func (s *session) portPrograms(n *network, p *port) error {
-	mac, err := net.ParseMAC(p.MAC)
+	dp, err := p.datapath(n)
 	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
+		return err
 	}
-	err = s.dp.AttachPort(datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
-		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed})
-	if err != nil {
+	if err := s.dp.AttachPort(dp); err != nil {
 		return fmt.Errorf("attaching the programs to %s: %w", p.Port, err)
 	}
 	return nil
+}
+
+// datapath is what the datapath knows of the port.
+func (p *port) datapath(n *network) (datapath.Port, error) {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return datapath.Port{}, fmt.Errorf("reading the state: %w", err)
+	}
+	return datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
+		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed}, nil
 }
 
 // detachPrograms makes the datapath forget the port. The device goes first, and
@@ -346,6 +408,11 @@ func (s *session) joinBridge(n *network, p *port) error {
 	if err := s.conn.SetMaster(p.Index, n.Index); err != nil {
 		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
 	}
+	if p.Hairpin {
+		if err := s.conn.SetHairpin(p.Index); err != nil {
+			return fmt.Errorf("setting hairpin mode of %s: %w", p.Port, err)
+		}
+	}
 	if err := s.conn.AddFDB(p.Index, mac); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
@@ -360,9 +427,10 @@ func (s *session) leaveBridge(n *network, p *port) error {
 	return s.conn.DeleteNeighbour(n.Index, p.IP)
 }
 
-// configureInside gives the container's end its address and route, as a
+// configureInside gives the container's end its address and routes, as a
 // container expects them, and announces the address.
-func (s *session) configureInside(n *network, p *port, ns *link.Netns, inside *link.Conn) error {
+func (s *session) configureInside(n *network, p *port, at *plug) error {
+	ns, inside := at.ns, at.conn
 	d, err := inside.ByName(p.Ifname)
 	if err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)
@@ -378,8 +446,8 @@ func (s *session) configureInside(n *network, p *port, ns *link.Netns, inside *l
 	if err := inside.SetUp(d.Index, true); err != nil {
 		return fmt.Errorf("raising %s in %s: %w", p.Ifname, ns, err)
 	}
-	if err := s.routeInside(n, p, ns, inside, d.Index); err != nil {
-		return err
+	if err := s.routeInside(n, at, d.Index); err != nil {
+		return fmt.Errorf("in %s: %w", ns, err)
 	}
 	// The bridge comes up with its first port; until then it swallows what the host answers.
 	if !s.conn.WaitCarrier(p.Index, carrierLimit) || !s.conn.WaitCarrier(n.Index, carrierLimit) {
@@ -388,20 +456,20 @@ func (s *session) configureInside(n *network, p *port, ns *link.Netns, inside *l
 	return ns.Do(func() error { return link.AnnounceARP(d.Index, p.IP, d.MAC) })
 }
 
-func (s *session) routeInside(n *network, p *port, ns *link.Netns, inside *link.Conn, index int) error {
+func (s *session) routeInside(n *network, at *plug, index int) error {
+	if at.routes != nil {
+		return addRoutes(at.conn, index, n.Gateway, at.routes)
+	}
 	if n.Internal {
 		return nil
 	}
-	have, err := inside.DefaultDevices()
+	have, err := at.conn.DefaultDevices()
 	if err != nil {
-		return fmt.Errorf("in %s: %w", ns, err)
+		return err
 	}
 	if len(have) > 0 {
-		s.say("%s has a default route already: kept", ns)
+		s.say("%s has a default route already: kept", at.ns)
 		return nil
 	}
-	if err := inside.AddDefault(index, n.Gateway); err != nil {
-		return fmt.Errorf("in %s: %w", ns, err)
-	}
-	return nil
+	return at.conn.AddDefault(index, n.Gateway)
 }

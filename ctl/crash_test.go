@@ -33,6 +33,7 @@ func operations() []operation {
 			_, err := c.Attach(h.ctx, AttachRequest{Target: target})
 			return err
 		}},
+		{"attach-owned", up, func(c *Controller, h *host, target string) error { return attachOwned(h.ctx, c, target) }},
 		{"detach", plugged, func(c *Controller, h *host, _ string) error {
 			_, err := c.Detach(h.ctx, "c1", "")
 			return err

@@ -66,5 +66,5 @@ func (s *session) detachPort(n *network, p *port) error {
 			return err
 		}
 	}
-	return s.runner.undo(s.portSteps(n, p, nil, nil))
+	return s.runner.undo(s.portSteps(n, p, nil))
 }

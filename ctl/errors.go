@@ -14,6 +14,10 @@ var (
 	ErrNoPort = errors.New("no such port")
 	// ErrExists: the name or address is taken, or a foreign object is in the way.
 	ErrExists = errors.New("exists already")
+	// ErrDiffers: the network is up with other settings than those expected.
+	ErrDiffers = errors.New("differs")
+	// ErrBroken: something of a port or of the datapath is not as it was made.
+	ErrBroken = errors.New("broken")
 	// ErrInUse: the network still has ports.
 	ErrInUse = errors.New("in use")
 	// ErrUnfit: the host cannot run fastbr.

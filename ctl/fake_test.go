@@ -152,6 +152,21 @@ func (f *fakeFile) Devices() (out []int, err error) {
 }
 
 func (f *fakeFile) AttachGuard() error { return nil }
+func (f *fakeFile) VerifyGuard() error { return nil }
+
+func (f *fakeFile) VerifyPort(p datapath.Port) error {
+	if q, ok := f.Ports[p.Ifindex]; !ok || q.IP != p.IP || q.MAC.String() != p.MAC.String() {
+		return datapath.ErrDetached
+	}
+	return nil
+}
+
+func (f *fakeFile) VerifyUplink(i int) error {
+	if _, ok := f.Uplinks[i]; !ok {
+		return datapath.ErrDetached
+	}
+	return nil
+}
 
 func (f *fakeFile) SetLease(l time.Duration) error {
 	f.LeaseNow = l

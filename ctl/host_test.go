@@ -208,6 +208,8 @@ func testOperation(op string) int {
 			_, err = c.DownAll(ctx)
 		case "attach":
 			_, err = c.Attach(ctx, AttachRequest{Target: args[3]})
+		case "attach-owned":
+			err = attachOwned(ctx, c, args[3])
 		case "detach":
 			_, err = c.Detach(ctx, args[3], "")
 		case "publish":

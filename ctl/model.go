@@ -36,6 +36,10 @@ type AttachResult struct {
 	MAC     string `json:"mac"`
 	Gateway string `json:"gateway"`
 	MTU     int    `json:"mtu"`
+	// For engines; not part of the JSON.
+	PortMAC   string `json:"-"` // of the host end
+	Bridge    string `json:"-"`
+	BridgeMAC string `json:"-"`
 }
 
 // FlowView is one live NAT flow: `flows ls`.

@@ -28,6 +28,9 @@ type plane interface {
 	DetachUplink(ifindex int) error
 	Devices() ([]int, error)
 	AttachGuard() error
+	VerifyPort(datapath.Port) error
+	VerifyUplink(ifindex int) error
+	VerifyGuard() error
 	SetLease(time.Duration) error
 	Lease() (time.Duration, error)
 	SetL2Fast(bool) error

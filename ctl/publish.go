@@ -79,17 +79,48 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 		if err != nil {
 			return err
 		}
+		pubs, err := s.newPublications(n, []PublishRequest{r})
+		if err != nil {
+			return err
+		}
+		v = pubs[0].view(n, p)
+		return s.runner.run(ctx, s.publishSteps(p, pubs[0]))
+	})
+	return v, err
+}
+
+// newPublications are what the requests ask of the network, if it is free.
+func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publication, err error) {
+	for _, r := range rs {
 		if n.Internal || !n.Masquerade {
-			return tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
+			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
 		}
 		pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
 		if err := s.checkFree(pub); err != nil {
+			return nil, err
+		}
+		out = append(out, pub)
+	}
+	return out, nil
+}
+
+// publishAll publishes what comes with a new port, which is still pending.
+func (s *session) publishAll(p *port, pubs []*publication) error {
+	for _, pub := range pubs {
+		pub.Pending = false
+	}
+	if p.Publications = pubs; len(pubs) == 0 {
+		return nil
+	}
+	if err := s.save(); err != nil {
+		return err
+	}
+	for _, pub := range pubs {
+		if err := s.setPublication(p, pub); err != nil {
 			return err
 		}
-		v = pub.view(n, p)
-		return s.runner.run(ctx, s.publishSteps(p, pub))
-	})
-	return v, err
+	}
+	return nil
 }
 
 // Unpublish takes back what Publish did and ends the flows of those ports. Zero

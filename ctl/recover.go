@@ -21,7 +21,7 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 		if len(s.st.Networks) == 0 {
 			return nil
 		}
-		return errors.Join(s.setSysctls(), s.syncSlow(), s.refresh(true))
+		return errors.Join(s.setSysctls(), s.refresh(true))
 	})
 }
 

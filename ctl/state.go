@@ -66,8 +66,10 @@ type port struct {
 	Slow   bool         `json:"slow,omitempty"` // asked for by the user
 	// Slowed: what the datapath was told last, which the state of the device
 	// may demand as well.
-	Slowed  bool `json:"slowed,omitempty"`
-	Pending bool `json:"pending,omitempty"`
+	Slowed  bool   `json:"slowed,omitempty"`
+	Hairpin bool   `json:"hairpin,omitempty"`
+	Owner   *Owner `json:"owner,omitempty"` // nil: the user
+	Pending bool   `json:"pending,omitempty"`
 
 	Publications []*publication `json:"publications,omitempty"`
 }

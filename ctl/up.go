@@ -79,7 +79,7 @@ func (s *session) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) err
 	if err := s.dp.AttachGuard(); err != nil {
 		return fmt.Errorf("attaching the guard: %w", err)
 	}
-	if err := errors.Join(s.setSysctls(), s.syncSlow()); err != nil {
+	if err := s.setSysctls(); err != nil {
 		return err
 	}
 	return s.refresh(false)
@@ -120,7 +120,7 @@ func (s *session) refresh(quiet bool) error {
 	if len(s.st.Networks) == 0 {
 		return nil
 	}
-	if err := s.syncUplinks(quiet); err != nil {
+	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
 		return err
 	}
 	return s.allowForwarding()

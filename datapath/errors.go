@@ -18,6 +18,8 @@ var (
 	// ErrSlotTaken: another device owns the slot that this ifindex falls on
 	// (ifindex modulo MaxDevices); use a device with another ifindex.
 	ErrSlotTaken = errors.New("device slot is taken")
+	// ErrDetached: a device is not in the maps, or its programs are not attached.
+	ErrDetached = errors.New("detached")
 	// ErrTooMany: a fixed table (devices, networks) is full.
 	ErrTooMany = errors.New("table is full")
 )

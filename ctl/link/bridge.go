@@ -42,3 +42,8 @@ func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return sentinel(err)
 }
+
+// SetHairpin lets the bridge send a frame back to the port it came from.
+func (c *Conn) SetHairpin(port int) error {
+	return sentinel(c.h.LinkSetHairpin(ref(port), true))
+}

@@ -17,6 +17,9 @@ type Route struct {
 	Gateway netip.Addr
 	Table   int
 	Metric  int
+	MTU     int  // bytes, 0: the device's
+	AdvMSS  int  // bytes, 0: the kernel's choice
+	Scope   int  // RT_SCOPE_UNIVERSE is 0
 	Local   bool // the host's own addresses and broadcasts
 	hops    []int
 }
@@ -90,6 +93,20 @@ func (c *Conn) AddDefault(index int, gw netip.Addr) error {
 	err := c.h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gw.AsSlice()})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("adding the default route via %s: %w", gw, err)
+	}
+	return nil
+}
+
+// AddRoute adds a route through its device and gateway; one to the same
+// destination that is there already is no error, and stays.
+func (c *Conn) AddRoute(r Route) error {
+	route := &netlink.Route{LinkIndex: r.Index, Dst: ipNet(r.Dst), Priority: r.Metric, Table: r.Table,
+		MTU: r.MTU, AdvMSS: r.AdvMSS, Scope: netlink.Scope(r.Scope)}
+	if r.Gateway.IsValid() {
+		route.Gw = r.Gateway.AsSlice()
+	}
+	if err := c.h.RouteAdd(route); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("adding the route to %s via %s: %w", r.Dst, r.Gateway, err)
 	}
 	return nil
 }

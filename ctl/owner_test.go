@@ -1,0 +1,195 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os/exec"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// owned is a request of an engine for a network of its own.
+func owned(target, container, ifname string) AttachRequest {
+	return AttachRequest{Target: target, Network: "cni0", Name: container, Ifname: ifname,
+		Owner: &Owner{Engine: "cni", Network: "net1", Container: container, Ifname: ifname}}
+}
+
+// attachOwned is an engine's attach with a publication, to the default network.
+func attachOwned(ctx context.Context, c *Controller, target string) error {
+	r := owned(target, "c1", "eth0")
+	r.Network, r.Publish = DefaultNetwork, []PublishRequest{{First: 8080, Last: 8081, Port: 80, Proto: "tcp"}}
+	_, err := c.Attach(ctx, r)
+	return err
+}
+
+func (h *host) upEngine(t *testing.T) NetworkRequest {
+	t.Helper()
+	r := NetworkRequest{Bridge: "cni0", Subnet: netip.MustParsePrefix("10.88.0.0/16")}
+	if _, _, err := h.ctl(t).Up(h.ctx, "cni0", r, InstanceRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestOwnedPortBringsRoutesAndPublications(t *testing.T) {
+	h := newHost(t)
+	expect := h.upEngine(t)
+	target := testutil.NewNetns(t)
+	r := owned(target.Path(), "c1", "eth0")
+	r.Expect = expect
+	r.Routes = []Route{{Dst: netip.MustParsePrefix("192.0.2.0/24")}, {Dst: netip.MustParsePrefix("198.51.100.0/24"), Metric: 7}}
+	r.Publish = []PublishRequest{{First: 8080, Last: 8081, Port: 80, Proto: "tcp"}}
+	res, err := h.ctl(t).Attach(h.ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Bridge != "cni0" || res.BridgeMAC != "02:42:0a:58:00:01" || res.PortMAC == "" {
+		t.Errorf("attach = %+v", res)
+	}
+	if f := h.fake(t); f.Published[8080].Port != 80 || f.Published[8080].Last != 8081 {
+		t.Errorf("published = %+v", f.Published)
+	}
+	if got, err := h.ctl(t).Verify(h.ctx, *r.Owner, target.Path(), r.Routes); err != nil || got != res {
+		t.Errorf("verify = %+v, %v, want %+v", got, err, res)
+	}
+	other := append(r.Routes, Route{Dst: netip.MustParsePrefix("0.0.0.0/0")})
+	if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, target.Path(), other); !errors.Is(err, ErrBroken) {
+		t.Errorf("verify with a route that is not there = %v, want ErrBroken", err)
+	}
+	if _, err := h.ctl(t).DetachOwned(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
+		t.Fatal(err)
+	}
+	if f := h.fake(t); len(f.Published) != 0 || len(f.Ports) != 0 {
+		t.Errorf("left: %+v, %+v", f.Published, f.Ports)
+	}
+}
+
+func TestOwnedPortsAreToldApart(t *testing.T) {
+	h := newHost(t)
+	h.up(t)
+	h.upEngine(t)
+	target := testutil.NewNetns(t)
+	h.attach(t, testutil.NewNetns(t).Path(), "c1")
+	for _, ifname := range []string{"eth0", "eth1"} { // one namespace, one name, two ports
+		if _, err := h.ctl(t).Attach(h.ctx, owned(target.Path(), "c1", ifname)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := h.ctl(t).Attach(h.ctx, owned(target.Path(), "c1", "eth1")); !errors.Is(err, ErrExists) {
+		t.Errorf("the same again = %v, want ErrExists", err)
+	}
+	gone, err := h.ctl(t).DetachOwned(h.ctx, true, func(o Owner) bool { return o.Ifname == "eth0" })
+	if err != nil || len(gone) != 1 {
+		t.Errorf("gone = %v, %v", gone, err)
+	}
+	ports, err := h.ctl(t).Ports(h.ctx, "")
+	if err != nil || len(ports) != 2 {
+		t.Errorf("ports = %+v, %v", ports, err)
+	}
+	// The last port takes along a network that nobody has defined.
+	if _, err := h.ctl(t).DetachOwned(h.ctx, true, func(Owner) bool { return true }); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.ctl(t).NetworkInspect(h.ctx, "cni0"); !errors.Is(err, ErrNoNetwork) {
+		t.Errorf("the engine's network = %v, want ErrNoNetwork", err)
+	}
+	if ports, err := h.ctl(t).Ports(h.ctx, ""); err != nil || len(ports) != 1 {
+		t.Errorf("ports = %+v, %v", ports, err)
+	}
+}
+
+func TestAttachExpects(t *testing.T) {
+	h := newHost(t)
+	r := owned(testutil.NewNetns(t).Path(), "c1", "eth0")
+	if _, err := h.ctl(t).Attach(h.ctx, r); !errors.Is(err, ErrNoNetwork) {
+		t.Errorf("attach = %v, want ErrNoNetwork", err)
+	}
+	r.Expect = h.upEngine(t)
+	r.Expect.Subnet = netip.MustParsePrefix("10.89.0.0/16")
+	if _, err := h.ctl(t).Attach(h.ctx, r); !errors.Is(err, ErrDiffers) {
+		t.Errorf("attach = %v, want ErrDiffers", err)
+	}
+}
+
+func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
+	h := newHost(t)
+	if err := h.ctl(t).Healthy(h.ctx, ""); !errors.Is(err, ErrUnfit) {
+		t.Errorf("nothing up and no place for pins: %v, want ErrUnfit", err)
+	}
+	h.upEngine(t)
+	target := testutil.NewNetns(t)
+	r := owned(target.Path(), "c1", "eth0")
+	res, err := h.ctl(t).Attach(h.ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify := func() error {
+		_, err := h.ctl(t).Verify(h.ctx, *r.Owner, target.Path(), nil)
+		return err
+	}
+	if err := errors.Join(verify(), h.ctl(t).Healthy(h.ctx, "cni0")); err != nil {
+		t.Fatal(err)
+	}
+	d, err := h.conn.ByName(res.Port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.conn.SetUp(d.Index, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{verify(), h.ctl(t).Healthy(h.ctx, "")} {
+		if !errors.Is(err, ErrBroken) {
+			t.Errorf("device down: %v, want ErrBroken", err)
+		}
+	}
+	if err := h.conn.SetUp(d.Index, true); err != nil {
+		t.Fatal(err)
+	}
+	f := h.fake(t)
+	delete(f.Ports, d.Index)
+	if err := f.save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := verify(); !errors.Is(err, ErrBroken) {
+		t.Errorf("detached: %v, want ErrBroken", err)
+	}
+	other := *r.Owner
+	other.Container = "c2"
+	if _, err := h.ctl(t).Verify(h.ctx, other, target.Path(), nil); !errors.Is(err, ErrNoPort) {
+		t.Errorf("unknown container: %v, want ErrNoPort", err)
+	}
+}
+
+func TestHealthyTellsAFullNetwork(t *testing.T) {
+	h := newHost(t)
+	r := NetworkRequest{Subnet: netip.MustParsePrefix("10.88.0.0/30")}
+	if _, _, err := h.ctl(t).Up(h.ctx, "small", r, InstanceRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), Network: "small"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ctl(t).Healthy(h.ctx, "small"); err == nil || errors.Is(err, ErrBroken) {
+		t.Errorf("full network: %v", err)
+	}
+}
+
+func TestShapedPortTurnsSlowWithTheNextCommand(t *testing.T) {
+	h := newHost(t)
+	h.up(t)
+	res := h.attach(t, testutil.NewNetns(t).Path(), "c1")
+	d, err := h.conn.ByName(res.Port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tc := exec.Command("tc", "qdisc", "add", "dev", res.Port, "root", "tbf", "rate", "1mbit", "burst", "10kb", "latency", "50ms")
+	if out, err := tc.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	h.attach(t, testutil.NewNetns(t).Path(), "c2")
+	if f := h.fake(t); !f.Ports[d.Index].Slow {
+		t.Errorf("port = %+v, want slow", f.Ports[d.Index])
+	}
+}

@@ -1,0 +1,161 @@
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// Verify says whether an engine's port is as it was made: the device, the
+// programs and what they know of it, and inside target the device, its address
+// and the routes. It changes nothing. The error wraps ErrNoPort, or ErrBroken
+// with what is wrong.
+func (c *Controller) Verify(ctx context.Context, o Owner, target string, routes []Route) (res AttachResult, err error) {
+	err = c.read(ctx, func(s *session) error {
+		n, p := s.owned(o)
+		if p == nil {
+			return tagged(ErrNoPort, fmt.Sprintf("container %s has no %s on network %s", o.Container, o.Ifname, o.Network))
+		}
+		if err := s.verifyPort(n, p); err != nil {
+			return err
+		}
+		if err := s.verifyInside(n, p, target, routes); err != nil {
+			return err
+		}
+		res, err = s.attachResult(n, p)
+		return err
+	})
+	return res, err
+}
+
+// Healthy says whether the instance can take a port of a network ("": of any)
+// and running containers are served. An error wraps ErrBroken if those are
+// not; any other means that no port can be attached. It changes nothing.
+func (c *Controller) Healthy(ctx context.Context, network string) error {
+	return c.read(ctx, func(s *session) error {
+		if len(s.st.Networks) == 0 {
+			return s.fitNow()
+		}
+		if err := s.verifyDatapath(); err != nil {
+			return err
+		}
+		for _, name := range s.st.networkNames() {
+			n := s.st.Networks[name]
+			for _, p := range n.sortedPorts() {
+				if err := s.verifyPort(n, p); err != nil && !p.Pending {
+					return err
+				}
+			}
+		}
+		if n := s.st.Networks[network]; n != nil {
+			return s.roomFor(n)
+		}
+		return nil
+	})
+}
+
+// fitNow is fit without mending anything.
+func (s *session) fitNow() error {
+	for _, f := range append(s.kernelFindings(), s.bpffsFinding()) {
+		if f.State == "missing" {
+			return tagged(ErrUnfit, fmt.Sprintf("%v: %s is missing: %s", ErrUnfit, f.Name, f.Detail))
+		}
+	}
+	return nil
+}
+
+func (s *session) roomFor(n *network) error {
+	if len(n.Ports) >= maxPorts {
+		return fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
+	}
+	_, err := s.freeAddr(n, takenSet(n))
+	return err
+}
+
+func broken(format string, args ...any) error { return tagged(ErrBroken, fmt.Sprintf(format, args...)) }
+
+func (s *session) verifyDatapath() error {
+	if s.dp == nil {
+		return broken("the pinned datapath is gone: run 'fastbr up' to load it again")
+	}
+	if err := s.dp.VerifyGuard(); err != nil {
+		return broken("%v", err)
+	}
+	for _, u := range s.st.Uplinks {
+		d, err := s.conn.ByIndex(u.Index)
+		if err != nil || d.Name != u.Name {
+			continue // it has gone; the next command looks for another
+		}
+		if err := s.dp.VerifyUplink(u.Index); err != nil {
+			return broken("uplink %s: %v", u.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *session) verifyPort(n *network, p *port) error {
+	d, err := s.conn.ByIndex(p.Index)
+	switch {
+	case err != nil || d.Name != p.Port || d.Alias != ownerMark(n.Name):
+		return broken("device %s is gone", p.Port)
+	case d.Master != n.Index:
+		return broken("device %s is not a port of %s any more", p.Port, n.Bridge)
+	case !d.Up:
+		return broken("device %s is down", p.Port)
+	case s.dp == nil:
+		return s.verifyDatapath()
+	}
+	dp, err := p.datapath(n)
+	if err != nil {
+		return err
+	}
+	if err := s.dp.VerifyPort(dp); err != nil {
+		return broken("%s: %v", p.Port, err)
+	}
+	return nil
+}
+
+func (s *session) verifyInside(n *network, p *port, target string, routes []Route) error {
+	ns, err := link.OpenTarget(target)
+	if err != nil {
+		return broken("%v", err)
+	}
+	defer ns.Close()
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	d, err := inside.ByName(p.Ifname)
+	switch {
+	case ns.ID() != p.Netns || err != nil:
+		return broken("%s has no device %s of ours", target, p.Ifname)
+	case d.MAC.String() != p.MAC:
+		return broken("%s in %s has the MAC address %s, which is not let through: it was given %s", p.Ifname, target, d.MAC, p.MAC)
+	case !d.Up:
+		return broken("%s in %s is down", p.Ifname, target)
+	}
+	want := netip.PrefixFrom(p.IP, n.Subnet.Bits())
+	if addrs, err := inside.Addrs(d.Index); err != nil || !slices.Contains(addrs, want) {
+		return broken("%s in %s has lost its address %s", p.Ifname, target, want)
+	}
+	return verifyRoutes(inside, target, routes)
+}
+
+func verifyRoutes(inside *link.Conn, target string, routes []Route) error {
+	have, err := inside.Routes()
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if !slices.ContainsFunc(have, func(h link.Route) bool {
+			return h.Dst == r.Dst && (!r.Gateway.IsValid() || h.Gateway == r.Gateway)
+		}) {
+			return broken("%s has lost its route to %s", target, r.Dst)
+		}
+	}
+	return nil
+}

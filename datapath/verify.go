@@ -1,0 +1,80 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// VerifyPort says whether a port is in the maps as AttachPort left it, whatever
+// its speed, and its programs are attached. It changes nothing. The error wraps
+// ErrDetached if not.
+func (d *Datapath) VerifyPort(p Port) error {
+	mac, err := mac6(p.MAC)
+	if err != nil {
+		return err
+	}
+	dev, ok, err := d.device(p.Ifindex)
+	if err != nil {
+		return err
+	}
+	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_PORT == 0 || dev.Ip != be32(p.IP) || dev.Mac != mac || dev.Bridge != uint32(p.Bridge) {
+		return fmt.Errorf("port with ifindex %d: not in fbr_devs: %w", p.Ifindex, ErrDetached)
+	}
+	var owner uint32
+	if err := d.maps.FbrHosts.Lookup(dev.Ip, &owner); err != nil || owner != dev.Ifindex {
+		return fmt.Errorf("%s: not in fbr_hosts: %w", p.IP, ErrDetached)
+	}
+	fdb := tcFbrFdbKey{Mac: mac, Bridge: dev.Bridge}
+	if err := d.maps.FbrFdb.Lookup(&fdb, &owner); err != nil || owner != dev.Ifindex {
+		return fmt.Errorf("%s: not in fbr_fdb: %w", p.MAC, ErrDetached)
+	}
+	return d.verifyLinks(p.Ifindex)
+}
+
+// VerifyUplink says the same of an uplink.
+func (d *Datapath) VerifyUplink(ifindex int) error {
+	dev, ok, err := d.device(ifindex)
+	if err != nil {
+		return err
+	}
+	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK == 0 {
+		return fmt.Errorf("uplink with ifindex %d: not in fbr_devs: %w", ifindex, ErrDetached)
+	}
+	return d.verifyLinks(ifindex)
+}
+
+// VerifyGuard says whether the netfilter links are pinned; while they are, they
+// are attached.
+func (d *Datapath) VerifyGuard() error {
+	for _, name := range []string{guardLink, defragLink} {
+		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {
+			return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
+		}
+	}
+	return nil
+}
+
+// verifyLinks wants both programs of a device attached to it.
+func (d *Datapath) verifyLinks(ifindex int) error {
+	for _, hook := range []string{"in", "out"} {
+		name := deviceLink(ifindex, hook)
+		l, err := link.LoadPinnedLink(linkPath(d.dir, name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
+		} else if err != nil {
+			return fmt.Errorf("opening link %s: %w", name, err)
+		}
+		info, err := l.Info()
+		l.Close()
+		if err != nil {
+			return fmt.Errorf("reading link %s: %w", name, err)
+		}
+		if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
+			return fmt.Errorf("link %s is not attached any more: %w", name, ErrDetached)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,53 @@
+package datapath
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+)
+
+func TestVerifyFindsWhatIsMissing(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	detachLink := func(ifindex int, hook string) func(*testing.T) {
+		return func(t *testing.T) {
+			l, err := link.LoadPinnedLink(linkPath(h.dir, deviceLink(ifindex, hook)), nil)
+			check(t, err)
+			check(t, l.Detach())
+			check(t, l.Close())
+		}
+	}
+	port := func() error { return h.VerifyPort(h.c1) }
+	uplink := func() error { return h.VerifyUplink(h.uplink.Ifindex) }
+	mendPort := func() error { return h.AttachPort(h.c1) }
+	mendUplink := func() error { return h.AttachUplink(h.uplink) }
+	fdb := tcFbrFdbKey{Mac: [6]uint8(h.c1.MAC), Bridge: uint32(h.bridge)}
+	for _, c := range []struct {
+		name         string
+		verify, mend func() error
+		spoil        func(*testing.T)
+	}{
+		{"port: detached ingress", port, mendPort, detachLink(h.c1.Ifindex, "in")},
+		{"port: detached egress", port, mendPort, detachLink(h.c1.Ifindex, "out")},
+		{"port: link unpinned", port, mendPort, func(t *testing.T) {
+			check(t, detach(linkPath(h.dir, deviceLink(h.c1.Ifindex, "in"))))
+		}},
+		{"port: address", port, mendPort, func(t *testing.T) { check(t, h.maps.FbrHosts.Delete(be32(h.c1.IP))) }},
+		{"port: MAC", port, mendPort, func(t *testing.T) { check(t, h.maps.FbrFdb.Delete(&fdb)) }},
+		{"port: device", port, mendPort, func(t *testing.T) { check(t, h.clearDevice(h.c1.Ifindex)) }},
+		{"uplink: detached", uplink, mendUplink, detachLink(h.uplink.Ifindex, "out")},
+		{"uplink: device", uplink, mendUplink, func(t *testing.T) { check(t, h.CloseUplink(h.uplink.Ifindex)) }},
+		{"guard", h.VerifyGuard, h.AttachGuard, func(t *testing.T) { check(t, detach(linkPath(h.dir, guardLink))) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h.ns.Enter(t) // subtests run on other threads
+			check(t, c.verify())
+			c.spoil(t)
+			if err := c.verify(); !errors.Is(err, ErrDetached) {
+				t.Errorf("verify = %v, want ErrDetached", err)
+			}
+			check(t, c.mend())
+			check(t, c.verify())
+		})
+	}
+}
