@@ -136,7 +136,7 @@ func (s *session) attachResult(n *network, p *port) (AttachResult, error) {
 		return AttachResult{}, err
 	}
 	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC,
-		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU,
+		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU, DNS: n.nameServer(),
 		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String()}, nil
 }
 

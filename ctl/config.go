@@ -39,6 +39,7 @@ type NetworkRequest struct {
 	MTU        int // bytes
 	Masquerade *bool
 	Internal   *bool
+	DNS        *bool // whether the gateway answers containers' questions for names
 
 	// How containers are translated: endpoint-independent or endpoint-dependent;
 	// apdf, adf or eif; overload or refuse.
@@ -143,7 +144,8 @@ func (r InstanceRequest) check() error {
 // host and other networks have; the note, if any, is for the user.
 func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition, note string, err error) {
 	def = Definition{ID: newID(), Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
-		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal}
+		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal,
+		NoDNS: r.DNS != nil && !*r.DNS}
 	nat := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).WithDefaults()
 	def.NATMapping, def.NATFiltering, def.NATOnExhaustion = string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)
 	if !def.Subnet.IsValid() && def.Gateway.IsValid() {
@@ -211,6 +213,7 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, d.MTU)
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
+	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)
 	nat := d.natPolicy()
 	differ("nat-mapping", r.NATMapping != "" && r.NATMapping != string(nat.Mapping), nat.Mapping)
 	differ("nat-filtering", r.NATFiltering != "" && r.NATFiltering != string(nat.Filtering), nat.Filtering)

@@ -26,6 +26,7 @@ type Definition struct {
 	MTU        int          `json:"mtu"` // bytes, 0: the uplink's
 	Masquerade bool         `json:"masquerade"`
 	Internal   bool         `json:"internal"`
+	NoDNS      bool         `json:"no_dns,omitempty"` // the gateway does not answer for names
 
 	// How containers are translated; "": the datapath's default.
 	NATMapping      string `json:"nat_mapping"`

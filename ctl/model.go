@@ -36,6 +36,7 @@ type AttachResult struct {
 	MAC     string `json:"mac"`
 	Gateway string `json:"gateway"`
 	MTU     int    `json:"mtu"`
+	DNS     string `json:"dns"` // who answers for names; "" if nobody does
 	// For engines; not part of the JSON.
 	PortMAC   string `json:"-"` // of the host end
 	Bridge    string `json:"-"`
@@ -65,6 +66,7 @@ type NetworkView struct {
 	MTU        int        `json:"mtu"`
 	Masquerade bool       `json:"masquerade"`
 	Internal   bool       `json:"internal"`
+	DNS        bool       `json:"dns"` // its gateway answers for names
 	NAT        NATPolicy  `json:"nat"` // how containers are translated; empty for the built-in modes
 	Up         bool       `json:"up"`
 	Totals     PortTotals `json:"totals"`

@@ -132,7 +132,7 @@ func (r *reading) network(n *network) NetworkView {
 func definedView(d Definition) NetworkView {
 	nat := d.natPolicy()
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, Ports: []PortView{},
+		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 

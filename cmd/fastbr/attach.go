@@ -41,9 +41,9 @@ add', or pid:N for that of a process.`,
 					return err
 				}
 				return e.print(res, func(w io.Writer) {
-					fmt.Fprintln(w, "NAME\tPORT\tNETWORK\tIFNAME\tIP\tMAC\tGATEWAY\tMTU")
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n",
-						res.Name, res.Port, res.Network, res.Ifname, res.IP, res.MAC, res.Gateway, res.MTU)
+					fmt.Fprintln(w, "NAME\tPORT\tNETWORK\tIFNAME\tIP\tMAC\tGATEWAY\tMTU\tDNS")
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n",
+						res.Name, res.Port, res.Network, res.Ifname, res.IP, res.MAC, res.Gateway, res.MTU, res.DNS)
 				})
 			})
 		},

@@ -24,9 +24,9 @@ import (
 
 // serve starts `fastbr serve` on the lab's host, on a port of the kernel's
 // choice, and returns where its metrics are.
-func (h *e2e) serve(t *testing.T) (*exec.Cmd, netip.AddrPort) {
+func (h *e2e) serve(t *testing.T, args ...string) (*exec.Cmd, netip.AddrPort) {
 	t.Helper()
-	c := h.cmd("serve", "--metrics", "127.0.0.1:0")
+	c := h.cmd(append([]string{"serve", "--metrics", "127.0.0.1:0"}, args...)...)
 	errs, err := c.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

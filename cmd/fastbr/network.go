@@ -110,6 +110,7 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 	}
 	fmt.Fprintf(w, "Up\t%s\nBridge\t%s\nSubnet\t%s\nGateway\t%s\nMTU\t%d\nMasquerade\t%s\nInternal\t%s\n", yesNo(v.Up), v.Bridge,
 		v.Subnet, v.Gateway, v.MTU, yesNo(v.Masquerade), yesNo(v.Internal))
+	fmt.Fprintf(w, "Names\t%s\n", yesNo(v.DNS))
 	fmt.Fprintf(w, "NAT\t%s mapping, %s filtering, on exhaustion %s\n", v.NAT.Mapping, v.NAT.Filtering, v.NAT.OnExhaustion)
 	fmt.Fprintf(w, "Received\t%d packets, %s\nSent\t%d packets, %s\n", v.Totals.RXPackets, bytesText(v.Totals.RXBytes),
 		v.Totals.TXPackets, bytesText(v.Totals.TXBytes))

@@ -25,14 +25,16 @@ const (
 )
 
 func newRunCmd(e *env) *cobra.Command {
-	var network, net string
+	var network, net, name string
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG]...",
 		Short: "Run a command in a throw-away network namespace",
 		Long: `Run a command in a network namespace of its own that is plugged into a network and
 vanishes with the command. --network bridge is the default network, host the
-host's own namespace, none an empty one. Exits as the command does.`,
+host's own namespace, none an empty one. Where the network answers for names, the
+command finds its gateway in /etc/resolv.conf. Exits as the command does.`,
 		Example: `  fastbr run -- curl https://example.org
+  fastbr run --name web -- python3 -m http.server 80
   fastbr run --network none -- ip addr`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -42,13 +44,17 @@ host's own namespace, none an empty one. Exits as the command does.`,
 			if net != "" {
 				network = net
 			}
-			return e.runCommand(network, args)
+			if name != "" && (network == "host" || network == "none") {
+				return usage("--name %s: there is no port to name with --network %s", name, network)
+			}
+			return e.runCommand(network, name, args)
 		},
 	}
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // the command's own flags are not ours
 	flags.StringVar(&network, "network", "bridge", "`NETWORK`, bridge, host or none")
 	flags.StringVar(&net, "net", "", "short for --network")
+	flags.StringVar(&name, "name", "", "`NAME` of the port (default that of the host's device)")
 	_ = flags.MarkHidden("net")
 	complete(cmd, "network", e.completeNetworks)
 	complete(cmd, "net", e.completeNetworks)
@@ -57,7 +63,7 @@ host's own namespace, none an empty one. Exits as the command does.`,
 
 // runCommand starts the command in the chosen mode and returns its exit code as
 // an error.
-func (e *env) runCommand(network string, args []string) error {
+func (e *env) runCommand(network, name string, args []string) error {
 	if network == "bridge" {
 		network = ctl.DefaultNetwork
 	}
@@ -82,7 +88,7 @@ func (e *env) runCommand(network string, args []string) error {
 			return err
 		}
 	}
-	return e.runInside(c, network, args, signals)
+	return e.runInside(c, ctl.AttachRequest{Network: network, Name: name}, args, signals)
 }
 
 func (e *env) child(args []string) *exec.Cmd {
@@ -93,7 +99,7 @@ func (e *env) child(args []string) *exec.Cmd {
 
 // runInside starts this program again in a new namespace, where it waits until
 // the port is there and then becomes the command.
-func (e *env) runInside(c *ctl.Controller, network string, args []string, signals <-chan os.Signal) error {
+func (e *env) runInside(c *ctl.Controller, r ctl.AttachRequest, args []string, signals <-chan os.Signal) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
@@ -111,14 +117,15 @@ func (e *env) runInside(c *ctl.Controller, network string, args []string, signal
 	if err := child.Start(); err != nil {
 		return startError(self, err)
 	}
-	detach, err := e.plug(c, network, child.Process.Pid)
+	r.Target = "pid:" + strconv.Itoa(child.Process.Pid)
+	resolvers, detach, err := e.plug(c, r)
 	if err != nil {
 		release.Close() // without the word the helper gives up
 		_ = child.Wait()
 		return err
 	}
 	defer detach()
-	if _, err := release.Write([]byte{1}); err != nil {
+	if _, err := release.WriteString(goAhead + resolvers); err != nil {
 		_ = child.Process.Kill()
 		_ = child.Wait()
 		return fmt.Errorf("starting %s: %w", args[0], err)
@@ -127,24 +134,28 @@ func (e *env) runInside(c *ctl.Controller, network string, args []string, signal
 	return wait(child, signals)
 }
 
-// plug prepares the helper's namespace and returns what undoes it.
-func (e *env) plug(c *ctl.Controller, network string, pid int) (detach func(), err error) {
-	target := "pid:" + strconv.Itoa(pid)
-	if network == "none" {
-		return func() {}, ctl.RaiseLoopback(target)
+// plug prepares the helper's namespace. It returns what its /etc/resolv.conf is
+// to be ("": the host's) and what undoes it all.
+func (e *env) plug(c *ctl.Controller, r ctl.AttachRequest) (resolvers string, detach func(), err error) {
+	if r.Network == "none" {
+		return "", func() {}, ctl.RaiseLoopback(r.Target)
 	}
-	res, err := c.Attach(e.ctx, ctl.AttachRequest{Target: target, Network: network})
+	res, err := c.Attach(e.ctx, r)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	return func() {
+	detach = func() {
 		// e.ctx may have ended by the very signal that ended the command.
 		ctx, cancel := context.WithTimeout(context.Background(), cleanUpLimit)
 		defer cancel()
 		if _, err := c.Detach(ctx, res.Name, res.Network); err != nil {
 			e.note("detaching %s: %v", res.Name, err)
 		}
-	}, nil
+	}
+	if resolvers, err = e.containerResolvers(c, res); err != nil {
+		e.note("%v", err)
+	}
+	return resolvers, detach, nil
 }
 
 // wait forwards signals until the command ends and returns its exit code.
@@ -210,31 +221,3 @@ type codedError struct {
 }
 
 func (e codedError) Unwrap() error { return e.error }
-
-// newRunInitCmd is the helper inside the new namespace.
-func newRunInitCmd(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "run-init -- COMMAND [ARG]...",
-		Short:   "Helper of run",
-		Long:    "Wait for the word on descriptor 3, then become the command. For 'fastbr run' only.",
-		Example: "  fastbr run -- true",
-		Hidden:  true,
-		Args:    cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			// The parent speaks, or is gone: then nobody wants the command.
-			ready := os.NewFile(3, "ready")
-			if n, _ := ready.Read(make([]byte, 1)); n != 1 {
-				return exitError{exitFailed}
-			}
-			ready.Close()
-			path, err := exec.LookPath(args[0])
-			if err == nil {
-				signal.Reset()
-				err = unix.Exec(path, args, os.Environ())
-			}
-			return startError(args[0], err)
-		},
-	}
-	cmd.Flags().SetInterspersed(false)
-	return cmd
-}

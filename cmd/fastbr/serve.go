@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fastbr/fastbr/ctl"
+	"github.com/fastbr/fastbr/ctl/dns"
 	"github.com/fastbr/fastbr/ctl/metrics"
 )
 
@@ -26,12 +28,14 @@ const (
 
 func newServeCmd(e *env) *cobra.Command {
 	var addr string
+	var upstream []string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve metrics and follow changes of the host",
 		Long: `Serve metrics to Prometheus, and follow changes of the host: when its firewall
 rules, its routes or its gateway change, flows go through the kernel again at
-once instead of within the lease.
+once instead of within the lease. It also answers containers' questions for each
+other's names, NAME or NAME.NETWORK, on each network's gateway address.
 
 Nothing needs it: packets are forwarded, translated and counted without it, and
 it may be stopped or killed at any time. It runs also when nothing is up yet.`,
@@ -44,10 +48,15 @@ it may be stopped or killed at any time. It runs also when nothing is up yet.`,
 			if err != nil {
 				return err
 			}
-			return server{controller: c, say: e.note, errs: e.stderr}.run(cmd.Context(), addr)
+			resolvers, err := hostResolvers(upstream)
+			if err != nil {
+				return err
+			}
+			return server{controller: c, say: e.note, errs: e.stderr, resolvers: resolvers}.run(cmd.Context(), addr)
 		},
 	}
 	cmd.Flags().StringVar(&addr, "metrics", defaultMetricsAddr, `address to serve metrics on; "" serves none`)
+	cmd.Flags().StringSliceVar(&upstream, "dns-upstream", nil, "`ADDRESS` to ask for names that are no container's, repeatable (default those of /etc/resolv.conf)")
 	return cmd
 }
 
@@ -79,6 +88,7 @@ type server struct {
 	controller *ctl.Controller
 	say        func(format string, args ...any)
 	errs       io.Writer
+	resolvers  []netip.AddrPort // of the host, for names that are no container's
 }
 
 func newCollector(c *ctl.Controller) (*metrics.Collector, error) {
@@ -114,6 +124,7 @@ func (s server) run(ctx context.Context, addr string) error {
 			s.say("%v: changes take effect within the lease", err)
 		}
 	})
+	watching.Go(func() { dns.NewServer(s.controller.Names(), s.resolvers, s.say).Run(ctx) })
 	if err := notifyReady(); err != nil {
 		s.say("%v", err)
 	}
@@ -145,6 +156,25 @@ func (s server) http() (*http.Server, error) {
 		return nil, err
 	}
 	return metrics.NewServer(h), nil
+}
+
+// hostResolvers are those named by the user, with or without a port, else the host's.
+func hostResolvers(named []string) (out []netip.AddrPort, err error) {
+	if len(named) == 0 {
+		return dns.HostResolvers(resolvConf)
+	}
+	for _, name := range named {
+		at, err := netip.ParseAddrPort(name)
+		if err != nil {
+			addr, err := netip.ParseAddr(name)
+			if err != nil {
+				return nil, usage("--dns-upstream %q: an address such as 192.0.2.53 is wanted", name)
+			}
+			at = netip.AddrPortFrom(addr, dns.Port)
+		}
+		out = append(out, at)
+	}
+	return out, nil
 }
 
 // listen opens the port, or says in one line why not.

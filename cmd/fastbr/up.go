@@ -77,6 +77,7 @@ type networkFlags struct {
 	bridge, subnet, gateway string
 	mtu                     int
 	masquerade, internal    bool
+	dns                     bool
 
 	natMapping, natFiltering, natOnExhaustion string
 }
@@ -88,6 +89,7 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate outbound packets to the uplink's address")
 	flags.BoolVar(&f.internal, "internal", false, "no way between the network and the outside")
+	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
 	flags.StringVar(&f.natMapping, "nat-mapping", "", "one external port for a source port, or one for each destination: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
 	flags.StringVar(&f.natFiltering, "nat-filtering", "", "who may send to an external port: the contacted address and port, any port of a contacted address, anybody: `apdf|adf|eif` (default apdf)")
 	flags.StringVar(&f.natOnExhaustion, "nat-on-exhaustion", "", "with no external port free, share one or refuse the flow: `overload|refuse` (default overload)")
@@ -114,6 +116,9 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 	}
 	if cmd.Flags().Changed("internal") {
 		r.Internal = &f.internal
+	}
+	if cmd.Flags().Changed("dns") {
+		r.DNS = &f.dns
 	}
 	return r, nil
 }

@@ -41,6 +41,7 @@ var walls = map[string]wall{
 	"ctl/ipam":                 {stdOnly: true},
 	"ctl/lab":                  {ours: []string{"ctl/link"}, never: []string{ebpf, cobra, prometheus}},
 	"ctl/metrics":              {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"ctl/dns":                  {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
 	"ctl/docker":               {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
 	"ctl/cni":                  {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
 	"datapath":                 {ours: []string{"datapath/internal/..."}, never: []string{netlinkLib, cobra, prometheus}},

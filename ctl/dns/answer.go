@@ -1,0 +1,82 @@
+package dns
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/miekg/dns"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// ttl of the answers, in seconds: a container may be replaced at any time.
+const ttl = 5
+
+// answer is the reply to a question about the zone's own names; nil if it is
+// none of the zone's business. A name under the network's own that does not
+// exist is NXDOMAIN; a known name has no other records than its address.
+func answer(z ctl.Zone, req *dns.Msg) *dns.Msg {
+	if len(req.Question) != 1 || req.Question[0].Qclass != dns.ClassINET {
+		return nil
+	}
+	q := req.Question[0]
+	name := strings.ToLower(strings.TrimSuffix(q.Name, "."))
+	reply := new(dns.Msg).SetReply(req)
+	reply.Authoritative, reply.RecursionAvailable = true, true
+	if addr, ok := reverseAddr(name); ok {
+		if !z.Subnet.Contains(addr) {
+			return nil
+		}
+		if host := hostAt(z, addr); host != "" {
+			if q.Qtype == dns.TypePTR {
+				reply.Answer = []dns.RR{&dns.PTR{Hdr: header(q.Name, dns.TypePTR), Ptr: dns.Fqdn(host + "." + z.Network)}}
+			}
+			return reply
+		}
+		reply.Rcode = dns.RcodeNameError
+		return reply
+	}
+	host, under := strings.CutSuffix(name, "."+z.Network)
+	addr, ok := z.Hosts[host]
+	if !ok {
+		addr, ok = z.Hosts[name] // a name may contain dots itself
+	}
+	switch {
+	case ok && q.Qtype == dns.TypeA:
+		reply.Answer = []dns.RR{&dns.A{Hdr: header(q.Name, dns.TypeA), A: net.IP(addr.AsSlice())}}
+	case !ok && under:
+		reply.Rcode = dns.RcodeNameError
+	case !ok:
+		return nil
+	}
+	return reply
+}
+
+func header(name string, rrtype uint16) dns.RR_Header {
+	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
+}
+
+// hostAt is the name of the container with that address, or "".
+func hostAt(z ctl.Zone, addr netip.Addr) string {
+	for host, a := range z.Hosts {
+		if a == addr {
+			return host
+		}
+	}
+	return ""
+}
+
+// reverseAddr reads the IPv4 address out of a name in in-addr.arpa (RFC 1035 section 3.5).
+func reverseAddr(name string) (netip.Addr, bool) {
+	digits, ok := strings.CutSuffix(name, ".in-addr.arpa")
+	if !ok {
+		return netip.Addr{}, false
+	}
+	labels := strings.Split(digits, ".")
+	if len(labels) != 4 {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
+	return addr, err == nil
+}

@@ -1,0 +1,201 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+const (
+	// Port is where resolvers are asked, UDP and TCP.
+	Port = 53
+	// lookAgain is how often networks that came up or went are looked for.
+	lookAgain = time.Second
+	// patience with one resolver of the host, per question.
+	patience = 2 * time.Second
+	// asking bounds how many questions wait for the host's resolvers; more are refused.
+	asking = 512
+)
+
+// Source tells the names; *ctl.Names is one.
+type Source interface {
+	Zones() ([]ctl.Zone, error)
+}
+
+// Server answers on the gateway addresses of a Source's networks.
+type Server struct {
+	source   Source
+	upstream []netip.AddrPort // the host's own resolvers, in their order
+	logf     func(format string, args ...any)
+	asking   chan struct{}
+	said     map[netip.Addr]string
+}
+
+// NewServer returns a server that forwards what it does not know to upstream.
+func NewServer(source Source, upstream []netip.AddrPort, logf func(format string, args ...any)) *Server {
+	return &Server{source: source, upstream: upstream, logf: logf, asking: make(chan struct{}, asking), said: map[netip.Addr]string{}}
+}
+
+// Run answers until ctx ends. An address it cannot listen on is told once and
+// tried again: the names of the other networks do not depend on it.
+func (s *Server) Run(ctx context.Context) {
+	open := map[netip.Addr]*listener{}
+	defer func() {
+		for _, l := range open {
+			l.close()
+		}
+	}()
+	again := time.NewTicker(lookAgain)
+	defer again.Stop()
+	for {
+		s.follow(ctx, open)
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+		}
+	}
+}
+
+// follow opens and closes listeners as networks come and go.
+func (s *Server) follow(ctx context.Context, open map[netip.Addr]*listener) {
+	zones, err := s.source.Zones()
+	if err != nil {
+		s.report(netip.Addr{}, fmt.Errorf("reading the names: %w", err))
+		return
+	}
+	s.report(netip.Addr{}, nil)
+	for gw, l := range open {
+		if !slices.ContainsFunc(zones, func(z ctl.Zone) bool { return z.Gateway == gw }) {
+			l.close()
+			delete(open, gw)
+		}
+	}
+	for _, z := range zones {
+		if open[z.Gateway] != nil {
+			continue
+		}
+		l, err := s.listen(ctx, z.Gateway)
+		if err == nil {
+			open[z.Gateway] = l
+		}
+		s.report(z.Gateway, err)
+	}
+}
+
+// report tells an error once, until it has gone.
+func (s *Server) report(about netip.Addr, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && s.said[about] != text {
+		s.logf("names: %s", text)
+	}
+	s.said[about] = text
+}
+
+// listener is one gateway address, UDP and TCP.
+type listener struct {
+	servers []*dns.Server
+}
+
+func (s *Server) listen(ctx context.Context, gw netip.Addr) (*listener, error) {
+	at := netip.AddrPortFrom(gw, Port).String()
+	var cfg net.ListenConfig
+	pc, err := cfg.ListenPacket(ctx, "udp4", at)
+	if err != nil {
+		return nil, listenError(at, err)
+	}
+	ln, err := cfg.Listen(ctx, "tcp4", at)
+	if err != nil {
+		_ = pc.Close()
+		return nil, listenError(at, err)
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) { s.serve(ctx, gw, w, req) })
+	l := &listener{servers: []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: ln, Handler: handler}}}
+	for _, srv := range l.servers {
+		go func() { _ = srv.ActivateAndServe() }() // ends with close
+	}
+	return l, nil
+}
+
+func listenError(at string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s is taken by another program: containers of that network ask it instead", at)
+	}
+	return fmt.Errorf("listening on %s: %w", at, err)
+}
+
+func (l *listener) close() {
+	for _, srv := range l.servers {
+		// Not Shutdown, which waits for whoever holds a connection open.
+		if srv.PacketConn != nil {
+			_ = srv.PacketConn.Close()
+		}
+		if srv.Listener != nil {
+			_ = srv.Listener.Close()
+		}
+	}
+}
+
+func (s *Server) serve(ctx context.Context, gw netip.Addr, w dns.ResponseWriter, req *dns.Msg) {
+	reply := s.reply(ctx, gw, req, w.RemoteAddr().Network())
+	if w.RemoteAddr().Network() == "udp" {
+		size := dns.MinMsgSize
+		if opt := req.IsEdns0(); opt != nil {
+			size = max(size, int(opt.UDPSize()))
+		}
+		reply.Truncate(size)
+	}
+	_ = w.WriteMsg(reply) // whoever asked may be gone
+}
+
+// reply never is nil: what cannot be answered is refused or a server failure.
+func (s *Server) reply(ctx context.Context, gw netip.Addr, req *dns.Msg, transport string) *dns.Msg {
+	zones, err := s.source.Zones()
+	if err != nil {
+		return refusal(req, dns.RcodeServerFailure)
+	}
+	i := slices.IndexFunc(zones, func(z ctl.Zone) bool { return z.Gateway == gw })
+	if i < 0 {
+		return refusal(req, dns.RcodeRefused)
+	}
+	if reply := answer(zones[i], req); reply != nil {
+		return reply
+	}
+	if zones[i].Internal {
+		return refusal(req, dns.RcodeRefused) // a question is a way out, too
+	}
+	select {
+	case s.asking <- struct{}{}:
+		defer func() { <-s.asking }()
+	default:
+		return refusal(req, dns.RcodeRefused)
+	}
+	return s.forward(ctx, req, transport)
+}
+
+func refusal(req *dns.Msg, code int) *dns.Msg {
+	return new(dns.Msg).SetRcode(req, code)
+}
+
+// forward asks the host's resolvers in turn.
+func (s *Server) forward(ctx context.Context, req *dns.Msg, transport string) *dns.Msg {
+	client := &dns.Client{Net: transport, Timeout: patience, UDPSize: dns.MaxMsgSize}
+	for _, to := range s.upstream {
+		if reply, _, err := client.ExchangeContext(ctx, req, to.String()); err == nil {
+			return reply
+		}
+	}
+	return refusal(req, dns.RcodeServerFailure)
+}
