@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"net/netip"
+	"strconv"
 
 	"github.com/fastbr/fastbr/ctl/lab"
 )
@@ -47,6 +48,15 @@ func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
 		return err
 	}
 	return l.Host.IPTables(ctx, "-t", "nat", "-A", "POSTROUTING", "-s", "172.30.0.0/16", "!", "-o", "br0", "-j", "MASQUERADE")
+}
+
+// Flows implements Contestant.
+func (b Bridge) Flows() int { return conntrackMax() }
+
+// conntrackMax is how many connections conntrack takes, of all namespaces together.
+func conntrackMax() int {
+	n, _ := strconv.Atoi(line("/proc/sys/net/netfilter/nf_conntrack_max"))
+	return n
 }
 
 // Paths implements Contestant.

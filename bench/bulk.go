@@ -10,15 +10,20 @@ import (
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
-// Direction of a bulk transfer.
+// Direction of a workload's payload.
 type Direction int
 
-// The directions of a bulk transfer.
+// The directions.
 const (
 	ContainerToContainer Direction = iota
 	ContainerToOutside
-	OutsideToContainer // asked for by the container: iperf3 -R
+	OutsideToContainer // in a flow that the container began
 )
+
+// String is for people.
+func (d Direction) String() string {
+	return [...]string{"container → container", "container → outside", "outside → container"}[d]
+}
 
 // Bulk is TCP at full speed, by iperf3, one stream per process.
 type Bulk struct {
@@ -49,18 +54,21 @@ func (b Bulk) Name() string {
 
 // Title implements Workload.
 func (b Bulk) Title() string {
-	title := [...]string{"container → container", "container → outside", "outside → container"}[b.Direction]
+	title := "TCP " + b.Direction.String()
 	if b.Processes > 1 {
-		return fmt.Sprintf("TCP %s, %d processes", title, b.Processes)
+		title += fmt.Sprintf(", %d processes", b.Processes)
 	}
-	return "TCP " + title
+	return title
 }
 
 // Unit implements Workload.
-func (b Bulk) Unit() string { return "Gbit/s" }
+func (b Bulk) Unit() string { return gbits }
+
+// gbits is the unit of Bulk: payload that arrives.
+const gbits = "Gbit/s"
 
 // Run implements Workload. d is rounded down to whole seconds, at least one.
-func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample, error) {
+func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error) {
 	from, to := l.Containers[0], l.Outside
 	if b.Direction == ContainerToContainer {
 		to = l.Containers[1]
@@ -78,6 +86,9 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample, err
 	}
 	before, err := readTCP(sender)
 	if err != nil {
+		return Sample{}, err
+	}
+	if err := start(); err != nil {
 		return Sample{}, err
 	}
 	n := max(1, b.Processes)

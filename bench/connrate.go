@@ -55,7 +55,7 @@ func (c ConnRate) rate() int {
 }
 
 // Run implements Workload.
-func (c ConnRate) Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample, error) {
+func (c ConnRate) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error) {
 	client, server := l.Containers[0], l.Outside
 	// The container closes first and keeps its ports in TIME-WAIT for 60 s; the
 	// kernel's default range would run out inside the container at 470/s.
@@ -73,6 +73,9 @@ func (c ConnRate) Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample,
 	}
 	defer udp.Close()
 
+	if err := start(); err != nil {
+		return Sample{}, err
+	}
 	t := newTally()
 	var all sync.WaitGroup
 	all.Go(func() {

@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"os"
 
 	"github.com/fastbr/fastbr/ctl/lab"
 )
@@ -18,6 +19,8 @@ type Contestant interface {
 	// Setup connects the containers; their Addr must be set afterwards. What it
 	// makes outside of the lab's namespaces, Teardown removes.
 	Setup(ctx context.Context, l *lab.Lab) error
+	// Flows is how many can be live at a time; 0: any number.
+	Flows() int
 	// Paths reads how many packets took which way; ok is false where there is
 	// only one.
 	Paths(ctx context.Context, l *lab.Lab) (p Paths, ok bool, err error)
@@ -48,7 +51,13 @@ func Build(ctx context.Context, c Contestant) (*lab.Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Setup(ctx, l); err != nil {
+	err = c.Setup(ctx, l)
+	if err == nil {
+		// Conntrack would verify the generator's checksums, which it need not do
+		// with a container's own packets: that would flatter fastbr.
+		err = l.Host.SetSysctl("net.netfilter.nf_conntrack_checksum", "0")
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, errors.Join(err, Close(c, l))
 	}
 	return l, nil

@@ -24,6 +24,8 @@ type Fastbr struct {
 	Binary string
 	// Flags go to every command (--state-dir and the like).
 	Flags []string
+	// Sessions that the NAT holds (--nat-flows); 0: fastbr's default.
+	Sessions int
 	// Log, if set, gets every command as a user would type it, with the host's
 	// namespace in $HOST, and what it printed.
 	Log io.Writer
@@ -33,14 +35,44 @@ type Fastbr struct {
 func (f Fastbr) Name() string { return "fastbr" }
 
 // Describe implements Contestant.
-func (f Fastbr) Describe() string { return "fastbr with its defaults" }
+func (f Fastbr) Describe() string {
+	if f.Sessions == 0 {
+		return "fastbr with its defaults"
+	}
+	return fmt.Sprintf("fastbr with its defaults, but for --nat-flows %d", f.Sessions)
+}
+
+// defaultSessions is the datapath's default of --nat-flows.
+const defaultSessions = 131072
+
+// Flows implements Contestant. A single container may have four fifths.
+func (f Fastbr) Flows() int {
+	n := f.Sessions
+	if n == 0 {
+		n = defaultSessions
+	}
+	return n - n/5
+}
 
 // Options implements Contestant.
 func (f Fastbr) Options() lab.Options { return lab.Options{Private: []netip.Prefix{}} }
 
+// WithRoomFor gives the NAT as many sessions as a workload needs, if the default
+// is not enough.
+func (f Fastbr) WithRoomFor(w Workload) Fastbr {
+	if p, ok := w.(PPS); ok && p.Flows > f.Flows() {
+		f.Sessions = 2 * p.Flows
+	}
+	return f
+}
+
 // Setup implements Contestant.
 func (f Fastbr) Setup(ctx context.Context, l *lab.Lab) error {
-	if _, err := f.Command(ctx, l, "up"); err != nil {
+	up := []string{"up"}
+	if f.Sessions != 0 {
+		up = append(up, "--nat-flows", fmt.Sprint(f.Sessions))
+	}
+	if _, err := f.Command(ctx, l, up...); err != nil {
 		return err
 	}
 	for i, c := range l.Containers {

@@ -72,6 +72,9 @@ func (f Floor) Setup(ctx context.Context, l *lab.Lab) error {
 	return nil
 }
 
+// Flows implements Contestant.
+func (f Floor) Flows() int { return 0 }
+
 // Paths implements Contestant.
 func (f Floor) Paths(context.Context, *lab.Lab) (Paths, bool, error) { return Paths{}, false, nil }
 

@@ -35,10 +35,20 @@ type Result struct {
 	Workload string `json:"workload"`
 	Title    string `json:"title"`
 	Unit     string `json:"unit"`
-	// Samples by contestant; the index is the round.
+	// OneFlow is the workload that differs only in having a single flow.
+	OneFlow string `json:"one_flow,omitempty"`
+	// Samples by contestant; the index counts the rounds that it ran in.
 	Samples map[string][]Sample `json:"samples"`
 	// Ratios to the baseline by contestant, for workloads that measure a rate.
 	Ratios map[string]Interval `json:"ratios_to_baseline,omitempty"`
+}
+
+func newResult(w Workload) Result {
+	r := Result{Workload: w.Name(), Title: w.Title(), Unit: w.Unit(), Samples: map[string][]Sample{}}
+	if p, ok := w.(PPS); ok && p.Flows > 1 {
+		r.OneFlow = PPS{Direction: p.Direction}.Name()
+	}
+	return r
 }
 
 // failures is the unit of workloads that count what went wrong: less is
@@ -52,12 +62,15 @@ func (r *Report) summarise() {
 		if res.Unit == failures {
 			continue
 		}
-		res.Ratios = map[string]Interval{}
+		ratios := map[string]Interval{}
 		base := res.Samples[r.Entrants[0].Name]
 		for _, e := range r.Entrants[1:] {
-			if ratios := PairedRatios(res.Samples[e.Name], base); len(ratios) > 0 {
-				res.Ratios[e.Name] = Bootstrap(ratios)
+			if paired := PairedRatios(res.Samples[e.Name], base); len(paired) > 0 {
+				ratios[e.Name] = Bootstrap(paired)
 			}
+		}
+		if len(ratios) > 0 {
+			res.Ratios = ratios
 		}
 	}
 }
@@ -127,12 +140,17 @@ func fastShare(s Sample) (float64, bool) {
 	return *s.FastShare, true
 }
 
-// cpuPerGbit is the machine's busy time in seconds per gigabit carried.
-func (r *Report) cpuPerGbit(s Sample) (float64, bool) {
-	if s.Value == 0 || r.Seconds == 0 {
+// cpuPerUnit is the machine's busy time in seconds for each gigabit, million
+// packets and so on.
+func (r *Report) cpuPerUnit(s Sample) (float64, bool) {
+	seconds := s.Seconds
+	if seconds == 0 { // an older file: the whole run
+		seconds = float64(r.Seconds + r.Omit)
+	}
+	if s.Value == 0 || seconds == 0 {
 		return 0, false
 	}
-	return s.CPUSeconds / (s.Value * float64(r.Seconds+r.Omit)), true
+	return s.CPUSeconds / (s.Value * seconds), true
 }
 
 // lowest of some numbers; the honest figure for a share that should be 1.

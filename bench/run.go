@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl/lab"
@@ -13,13 +14,47 @@ import (
 type Plan struct {
 	// Contestants; the first is the baseline.
 	Contestants []Contestant
-	Workloads   []Workload
+	Heats       []Heat
 	Rounds      int
 	Seconds     int // of each run
 	// Version and Commit of the fastbr that is measured.
 	Version, Commit string
 	// Progress, if set, is told of each run when it is over.
 	Progress func(round int, w Workload, c Contestant, s Sample)
+}
+
+// Heat is a workload and who takes part in it.
+type Heat struct {
+	Workload Workload
+	// Contestants by name; nil: all.
+	Contestants []string
+	// Every so many rounds; 0: each. For workloads that take long.
+	Every int
+}
+
+// entered tells whether a contestant takes part: it is asked to, and can.
+func (h Heat) entered(c Contestant) bool {
+	if h.Contestants != nil && !slices.Contains(h.Contestants, c.Name()) {
+		return false
+	}
+	p, ok := h.Workload.(PPS)
+	return !ok || c.Flows() == 0 || p.Flows <= c.Flows()
+}
+
+func (h Heat) runsIn(round int) bool { return h.Every == 0 || round%h.Every == 0 }
+
+// Runs is how many there will be.
+func (p Plan) Runs() (n int) {
+	for round := range p.Rounds {
+		for _, h := range p.Heats {
+			for _, c := range p.Contestants {
+				if h.runsIn(round) && h.entered(c) {
+					n++
+				}
+			}
+		}
+	}
+	return n
 }
 
 // cleanupTime is what Teardown gets, also after ctx has ended.
@@ -55,58 +90,96 @@ func (p Plan) Run(ctx context.Context) (_ *Report, err error) {
 		r.Entrants = append(r.Entrants, Entrant{Name: c.Name(), Description: c.Describe()})
 	}
 	r.Environment = ReadEnvironment(ctx, labs[0], p.Version, p.Commit)
-	for _, w := range p.Workloads {
-		r.Results = append(r.Results, Result{Workload: w.Name(), Title: w.Title(), Unit: w.Unit(), Samples: map[string][]Sample{}})
+	for _, h := range p.Heats {
+		r.Results = append(r.Results, newResult(h.Workload))
 	}
 	for round := range p.Rounds {
-		for wi, w := range p.Workloads {
-			for k := range p.Contestants {
-				// Who begins alternates, so that none always has the warmer or the busier machine.
-				i := (k + round) % len(p.Contestants)
-				c := p.Contestants[i]
-				s := Measure(ctx, c, w, labs[i], time.Duration(p.Seconds)*time.Second)
-				if ctx.Err() != nil {
-					return nil, ctx.Err()
-				}
-				r.Results[wi].Samples[c.Name()] = append(r.Results[wi].Samples[c.Name()], s)
-				if p.Progress != nil {
-					p.Progress(round+1, w, c, s)
-				}
-			}
+		if err := p.round(ctx, round, labs, r); err != nil {
+			return nil, err
 		}
 	}
 	r.summarise()
 	return r, nil
 }
 
+// round runs every heat once.
+func (p Plan) round(ctx context.Context, round int, labs []*lab.Lab, r *Report) error {
+	for hi, h := range p.Heats {
+		if !h.runsIn(round) {
+			continue
+		}
+		for k := range p.Contestants {
+			// Who begins alternates, so that none always has the warmer or the busier machine.
+			i := (k + round) % len(p.Contestants)
+			c := p.Contestants[i]
+			if !h.entered(c) {
+				continue
+			}
+			s := Measure(ctx, c, h.Workload, labs[i], time.Duration(p.Seconds)*time.Second)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			s.Round = round + 1
+			r.Results[hi].Samples[c.Name()] = append(r.Results[hi].Samples[c.Name()], s)
+			if p.Progress != nil {
+				p.Progress(round+1, h.Workload, c, s)
+			}
+		}
+	}
+	return nil
+}
+
 // Measure runs a workload once and adds what the contestant's counters and the
-// machine's clock say about it.
+// machine's clocks say about it.
 func Measure(ctx context.Context, c Contestant, w Workload, l *lab.Lab, d time.Duration) Sample {
-	before, counted, err := c.Paths(ctx, l)
-	if err != nil {
-		return Sample{Error: err.Error()}
+	m := meter{ctx: ctx, contestant: c, lab: l}
+	s, err := w.Run(ctx, l, d, m.start)
+	if err == nil {
+		err = m.stop(&s)
 	}
-	cpu, err := busyCPU()
-	if err != nil {
-		return Sample{Error: err.Error()}
-	}
-	s, err := w.Run(ctx, l, d)
 	if err != nil {
 		s.Error = err.Error()
-		return s
-	}
-	if after, err := busyCPU(); err == nil {
-		s.CPUSeconds = after - cpu
-	}
-	if counted {
-		after, _, err := c.Paths(ctx, l)
-		if err != nil {
-			s.Error = err.Error()
-			return s
-		}
-		if share, ok := after.FastShare(before); ok {
-			s.FastShare = &share
-		}
 	}
 	return s
+}
+
+// meter reads counters and clocks at the start and at the end of a run.
+type meter struct {
+	ctx        context.Context
+	contestant Contestant
+	lab        *lab.Lab
+
+	began   time.Time
+	cpu     float64
+	paths   Paths
+	counted bool // paths says something
+}
+
+func (m *meter) start() (err error) {
+	if m.paths, m.counted, err = m.contestant.Paths(m.ctx, m.lab); err != nil {
+		return err
+	}
+	m.cpu, err = busyCPU()
+	m.began = time.Now()
+	return err
+}
+
+func (m *meter) stop(s *Sample) error {
+	s.Seconds = time.Since(m.began).Seconds()
+	cpu, err := busyCPU()
+	if err != nil {
+		return err
+	}
+	s.CPUSeconds = cpu - m.cpu
+	if !m.counted {
+		return nil
+	}
+	after, _, err := m.contestant.Paths(m.ctx, m.lab)
+	if err != nil {
+		return err
+	}
+	if share, ok := after.FastShare(m.paths); ok {
+		s.FastShare = &share
+	}
+	return nil
 }

@@ -18,9 +18,9 @@ type fakeLoad struct{ ran *[]string }
 func (f fakeLoad) Name() string  { return "fake" }
 func (f fakeLoad) Title() string { return "fake" }
 func (f fakeLoad) Unit() string  { return "Gbit/s" }
-func (f fakeLoad) Run(_ context.Context, l *lab.Lab, _ time.Duration) (Sample, error) {
+func (f fakeLoad) Run(_ context.Context, l *lab.Lab, _ time.Duration, start func() error) (Sample, error) {
 	*f.ran = append(*f.ran, l.ID)
-	return Sample{Value: float64(len(*f.ran))}, nil
+	return Sample{Value: float64(len(*f.ran))}, start()
 }
 
 // named is a plain bridge under another name.
@@ -48,7 +48,7 @@ func TestPlanInterleaves(t *testing.T) {
 	var ran, order []string
 	p := Plan{
 		Contestants: []Contestant{named{Bridge{}, "a"}, named{Bridge{IPTables: true}, "b"}},
-		Workloads:   []Workload{fakeLoad{&ran}},
+		Heats:       []Heat{{Workload: fakeLoad{&ran}}},
 		Rounds:      3, Seconds: 1,
 		Progress: func(round int, _ Workload, c Contestant, s Sample) {
 			order = append(order, fmt.Sprint(round, c.Name()))

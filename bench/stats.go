@@ -64,13 +64,25 @@ func (i Interval) String() string {
 }
 
 // PairedRatios divides a by b round by round; rounds in which either run
-// failed or gave nothing are left out.
+// failed or gave nothing, or took place only once, are left out.
 func PairedRatios(a, b []Sample) []float64 {
+	rounds := map[int]Sample{}
+	for i, s := range b {
+		rounds[s.round(i)] = s
+	}
 	var r []float64
-	for i := range min(len(a), len(b)) {
-		if a[i].Error == "" && b[i].Error == "" && a[i].Value > 0 && b[i].Value > 0 {
-			r = append(r, a[i].Value/b[i].Value)
+	for i, s := range a {
+		if other, ok := rounds[s.round(i)]; ok && s.Error == "" && other.Error == "" && s.Value > 0 && other.Value > 0 {
+			r = append(r, s.Value/other.Value)
 		}
 	}
 	return r
+}
+
+// round of the sample with this index; in older files the index counts rounds.
+func (s Sample) round(index int) int {
+	if s.Round == 0 {
+		return index + 1
+	}
+	return s.Round
 }

@@ -37,49 +37,154 @@ func (t table) markdown() string {
 // none stands where there is nothing to show.
 const none = "–"
 
-// throughput compares the workloads that measure a rate, baseline first.
-func (r *Report) throughput() table {
-	base := r.Entrants[0].Name
-	t := table{head: []string{"Workload", base}}
-	for _, e := range r.Entrants[1:] {
-		t.head = append(t.head, e.Name, e.Name+" / "+base+" (95 % CI)")
-		if r.hasPaths(e.Name) {
-			t.head = append(t.head, "fast path, worst round")
+// rates are the results that measure one, by unit in the order of the report.
+func (r *Report) rates(show func(unit string, results []Result)) {
+	var units []string
+	for _, res := range r.Results {
+		if res.Unit != failures && !slices.Contains(units, res.Unit) {
+			units = append(units, res.Unit)
 		}
 	}
-	t.head = append(t.head, "CPU s per Gbit: "+base)
-	for _, e := range r.Entrants[1:] {
-		t.head = append(t.head, e.Name)
+	for _, unit := range units {
+		show(unit, slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool { return res.Unit != unit }))
 	}
-	for _, res := range r.Results {
-		if res.Unit == failures {
+}
+
+// matrix has a row for each result and a column for each contestant. Columns
+// and rows without any cell are left out.
+func (r *Report) matrix(head string, results []Result, cell func(Result, string) string) table {
+	names := r.names()
+	cells := map[string]map[string]string{}
+	for _, res := range results {
+		cells[res.Workload] = map[string]string{}
+		for _, name := range names {
+			if text := cell(res, name); text != "" {
+				cells[res.Workload][name] = text
+			}
+		}
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		return !slices.ContainsFunc(results, func(res Result) bool { return cells[res.Workload][name] != "" })
+	})
+	t := table{head: append([]string{head}, names...)}
+	for _, res := range results {
+		if len(cells[res.Workload]) == 0 {
 			continue
 		}
-		row := []string{res.Title, res.median(base)}
-		for _, e := range r.Entrants[1:] {
-			ratio := none
-			if i, ok := res.Ratios[e.Name]; ok {
-				ratio = i.String()
-			}
-			row = append(row, res.median(e.Name), ratio)
-			if r.hasPaths(e.Name) {
-				fast := none
-				if share, ok := lowest(column(res.Samples[e.Name], fastShare)); ok {
-					fast = Percent(share)
-				}
-				row = append(row, fast)
-			}
-		}
-		for _, e := range r.Entrants {
-			cell := none
-			if v := column(res.Samples[e.Name], r.cpuPerGbit); len(v) > 0 {
-				cell = fmt.Sprintf("%.3f", Median(v))
-			}
-			row = append(row, cell)
+		row := []string{res.Title}
+		for _, name := range names {
+			row = append(row, orNone(cells[res.Workload][name]))
 		}
 		t.rows = append(t.rows, row)
 	}
 	return t
+}
+
+// names of all contestants, baseline first.
+func (r *Report) names() []string {
+	var names []string
+	for _, e := range r.Entrants {
+		names = append(names, e.Name)
+	}
+	return names
+}
+
+// medians in one unit.
+func (r *Report) medians(unit string, results []Result) table {
+	return r.matrix(unit, results, func(res Result, name string) string { return res.median(name) })
+}
+
+// subjects are the contestants that the others are compared with: those that
+// have a fast path; else the baseline.
+func (r *Report) subjects() []string {
+	s := slices.DeleteFunc(r.names(), func(name string) bool { return !r.hasPaths(name) })
+	if len(s) == 0 {
+		return r.names()[:1]
+	}
+	return s
+}
+
+// ratios of one contestant to each other one.
+func (r *Report) ratios(subject string, results []Result) table {
+	t := r.matrix(subject+" / … (95 % CI)", results, func(res Result, name string) string {
+		if name == subject {
+			return ""
+		}
+		return ratioText(res.Samples[subject], res.Samples[name])
+	})
+	if len(t.head) == 1 {
+		return table{}
+	}
+	return t
+}
+
+func ratioText(a, b []Sample) string {
+	ratios := PairedRatios(a, b)
+	if len(ratios) == 0 {
+		return ""
+	}
+	return Bootstrap(ratios).String()
+}
+
+// manyFlows compares workloads with those that differ in having one flow only.
+func (r *Report) manyFlows() table {
+	return r.matrix("Many flows / one flow (95 % CI)", r.Results, func(res Result, name string) string {
+		for _, one := range r.Results {
+			if one.Workload == res.OneFlow {
+				return ratioText(res.Samples[name], one.Samples[name])
+			}
+		}
+		return ""
+	})
+}
+
+// cpu per unit.
+func (r *Report) cpu(unit string, results []Result) table {
+	return r.matrix("CPU s per "+perUnit(unit), results, func(res Result, name string) string {
+		v := column(res.Samples[name], r.cpuPerUnit)
+		if len(v) == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%.3f", Median(v))
+	})
+}
+
+// perUnit is what a rate counts.
+func perUnit(unit string) string {
+	switch unit {
+	case gbits:
+		return "Gbit"
+	case mpps:
+		return "million packets"
+	}
+	return strings.TrimSuffix(unit, "/s")
+}
+
+// proof shows the worst round's share of packets that took the fast path.
+func (r *Report) proof() table {
+	return r.matrix("Fast path, worst round", r.Results, func(res Result, name string) string {
+		share, ok := lowest(column(res.Samples[name], fastShare))
+		if !ok {
+			return ""
+		}
+		return Percent(share)
+	})
+}
+
+// lost shows the worst round's share of packets that did not arrive.
+func (r *Report) lost() table {
+	return r.matrix("Lost, worst round", r.Results, func(res Result, name string) string {
+		v := column(res.Samples[name], func(s Sample) (float64, bool) {
+			if s.Lost == nil {
+				return 0, false
+			}
+			return *s.Lost, true
+		})
+		if len(v) == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%.3f %%", 100*max(0, slices.Max(v)))
+	})
 }
 
 // hasPaths tells whether a contestant has a fast path to count.
@@ -95,35 +200,26 @@ func (r *Report) hasPaths(name string) bool {
 // retransmits shows them beside what the receivers say was spurious. What the
 // one exceeds the other by was lost, or the report about it was.
 func (r *Report) retransmits() table {
-	t := table{head: []string{"TCP segments per run: sent again / got twice"}}
-	for _, e := range r.Entrants {
-		t.head = append(t.head, e.Name)
-	}
-	for _, res := range r.Results {
-		if res.Unit == failures {
-			continue
+	return r.matrix("TCP segments per run: sent again / got twice", r.Results, func(res Result, name string) string {
+		if res.Unit != gbits || len(res.Samples[name]) == 0 {
+			return ""
 		}
-		row := []string{res.Title}
-		for _, e := range r.Entrants {
-			again := column(res.Samples[e.Name], func(s Sample) (float64, bool) { return float64(s.Retransmits), true })
-			twice := column(res.Samples[e.Name], func(s Sample) (float64, bool) { return float64(s.Spurious), true })
-			row = append(row, fmt.Sprintf("%.0f / %.0f", Median(again), Median(twice)))
-		}
-		t.rows = append(t.rows, row)
-	}
-	return t
+		again := column(res.Samples[name], func(s Sample) (float64, bool) { return float64(s.Retransmits), true })
+		twice := column(res.Samples[name], func(s Sample) (float64, bool) { return float64(s.Spurious), true })
+		return fmt.Sprintf("%.0f / %.0f", Median(again), Median(twice))
+	})
 }
 
-// median of a contestant in the workload's unit, with the number of runs that failed.
+// median of a contestant, with the number of runs that failed; "" if it took no part.
 func (res *Result) median(name string) string {
 	samples := res.Samples[name]
 	v := column(samples, value)
-	cell := none
+	cell := ""
 	if len(v) > 0 {
-		cell = fmt.Sprintf("%.2f %s", Median(v), res.Unit)
+		cell = fmt.Sprintf("%.2f", Median(v))
 	}
 	if failed := len(samples) - len(v); failed > 0 {
-		cell += fmt.Sprintf(" (%d of %d runs failed)", failed, len(samples))
+		cell = strings.TrimSpace(cell + fmt.Sprintf(" (%d of %d runs failed)", failed, len(samples)))
 	}
 	return cell
 }
@@ -135,8 +231,10 @@ func (r *Report) connections() table {
 		if res.Unit != failures {
 			continue
 		}
-		for _, e := range r.Entrants {
-			t.rows = append(t.rows, res.failed(e.Name))
+		for _, name := range r.names() {
+			if len(res.Samples[name]) > 0 {
+				t.rows = append(t.rows, res.failed(name))
+			}
 		}
 	}
 	return t
@@ -182,9 +280,19 @@ func (r *Report) Text() string {
 }
 
 func (r *Report) tables(show func(table)) {
-	for _, t := range []table{r.throughput(), r.retransmits(), r.connections()} {
+	some := func(t table) {
 		if len(t.rows) > 0 {
 			show(t)
 		}
+	}
+	r.rates(func(unit string, results []Result) {
+		some(r.medians(unit, results))
+		for _, subject := range r.subjects() {
+			some(r.ratios(subject, results))
+		}
+		some(r.cpu(unit, results))
+	})
+	for _, t := range []table{r.manyFlows(), r.connections(), r.proof(), r.lost(), r.retransmits()} {
+		some(t)
 	}
 }

@@ -13,14 +13,17 @@ type Workload interface {
 	Name() string
 	// Title is for people: "TCP container → container".
 	Title() string
-	// Unit of Sample.Value: "Gbit/s", "failures".
+	// Unit of Sample.Value: "Gbit/s", "Mpps", "failures".
 	Unit() string
-	// Run measures once, for about d.
-	Run(ctx context.Context, l *lab.Lab, d time.Duration) (Sample, error)
+	// Run measures once, for about d. It calls start when everything is warm:
+	// what counters and clocks say before does not count.
+	Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error)
 }
 
 // Sample is what one run of a workload gave.
 type Sample struct {
+	// Round it was taken in, from 1.
+	Round int `json:"round,omitempty"`
 	// Value in the workload's unit.
 	Value float64 `json:"value"`
 	// Retransmits of the sending TCP in segments, spurious ones and those of
@@ -28,6 +31,11 @@ type Sample struct {
 	Retransmits int64 `json:"retransmits,omitempty"`
 	// Spurious is how many segments the receiver reported to have got twice (DSACK).
 	Spurious int64 `json:"spurious_retransmits,omitempty"`
+	// Lost is the share of packets that did not arrive, 0 to 1; absent where
+	// something sends them again.
+	Lost *float64 `json:"lost_share,omitempty"`
+	// Seconds of the clock that CPUSeconds and FastShare are about.
+	Seconds float64 `json:"seconds,omitempty"`
 	// CPUSeconds that all cores of the machine were busy, everybody included.
 	CPUSeconds float64 `json:"cpu_seconds"`
 	// FastShare of the packets, 0 to 1; absent where there is one path only.
@@ -52,6 +60,11 @@ func Workloads() []Workload {
 		Bulk{Direction: ContainerToOutside, Omit: warmUp},
 		Bulk{Direction: OutsideToContainer, Omit: warmUp},
 		Bulk{Direction: ContainerToOutside, Processes: 4, Omit: warmUp},
+		PPS{Direction: ContainerToContainer},
+		PPS{Direction: ContainerToOutside},
+		PPS{Direction: OutsideToContainer},
+		PPS{Direction: ContainerToOutside, Flows: 100_000},
+		PPS{Direction: ContainerToOutside, Flows: 1_000_000},
 		ConnRate{},
 	}
 }

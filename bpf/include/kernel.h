@@ -86,6 +86,21 @@ enum {
 
 #define CLOCK_MONOTONIC 1
 
+/* Return values of XDP programs. */
+enum {
+	XDP_DROP = 1,
+	XDP_PASS = 2,
+};
+
+struct xdp_md {
+	__u32 data;
+	__u32 data_end;
+	__u32 data_meta;
+	__u32 ingress_ifindex;
+	__u32 rx_queue_index;
+	__u32 egress_ifindex;
+};
+
 struct __sk_buff {
 	__u32 len;
 	__u32 pkt_type;

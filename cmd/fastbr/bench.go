@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,7 +23,7 @@ import (
 type benchFlags struct {
 	rounds, seconds        int
 	workloads, contestants []string
-	out                    string
+	out, render            string
 }
 
 func newBenchCmd(e *env) *cobra.Command {
@@ -44,7 +45,12 @@ Contestants: %s. The first one named is the baseline.`,
   fastbr bench --rounds 10 --seconds 10 --out /tmp/results
   fastbr bench --workload conn-rate --contestant fastbr --rounds 1 --seconds 600`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runBench(cmd.Context(), e, f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.render != "" {
+				return f.renderStored(e)
+			}
+			return runBench(cmd.Context(), e, f)
+		},
 	}
 	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "rounds; each runs every workload with every contestant")
 	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "seconds of each run")
@@ -53,8 +59,28 @@ Contestants: %s. The first one named is the baseline.`,
 	complete(cmd, "workload", cobra.FixedCompletions(workloadNames(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "contestant", cobra.FixedCompletions(contestantNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results in a checkout, else none)")
+	cmd.Flags().StringVar(&f.render, "render", "", "measure nothing, show the results stored in this `FILE`")
 	return cmd
 }
+
+// renderStored shows stored results, and renders the page if they are the checkout's.
+func (f benchFlags) renderStored(e *env) error {
+	r, err := bench.Load(f.render)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(e.stdout, r.Text())
+	if inCheckout() && filepath.Dir(filepath.Clean(f.render)) == storedResults {
+		return r.RenderReadme(benchPage, f.render)
+	}
+	return nil
+}
+
+// Where results and their page are in a checkout.
+const (
+	storedResults = "bench/results"
+	benchPage     = "bench/README.md"
+)
 
 func runBench(ctx context.Context, e *env, f benchFlags) error {
 	plan, err := f.plan(e)
@@ -66,7 +92,7 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 	}
 	ctx, stop := untilPipeBreaks(ctx)
 	defer stop()
-	runs := f.rounds * len(plan.Workloads) * len(plan.Contestants)
+	runs := plan.Runs()
 	e.note("%d runs of %d s, in labs of their own", runs, f.seconds)
 	done := 0
 	plan.Progress = func(round int, w bench.Workload, c bench.Contestant, s bench.Sample) {
@@ -95,14 +121,6 @@ func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	known := contestants(self)
-	for _, name := range f.entrants() {
-		i := slices.IndexFunc(known, func(c bench.Contestant) bool { return c.Name() == name })
-		if i < 0 {
-			return p, fmt.Errorf("no contestant %q: there are %s", name, strings.Join(contestantNames(), ", "))
-		}
-		p.Contestants = append(p.Contestants, known[i])
-	}
 	if f.workloads == nil {
 		f.workloads = workloadNames()
 	}
@@ -111,7 +129,17 @@ func (f benchFlags) plan(e *env) (bench.Plan, error) {
 		if i < 0 {
 			return p, fmt.Errorf("no workload %q: there are %s", name, strings.Join(workloadNames(), ", "))
 		}
-		p.Workloads = append(p.Workloads, bench.Workloads()[i])
+		w := bench.Workloads()[i]
+		self = self.WithRoomFor(w)
+		p.Heats = append(p.Heats, bench.Heat{Workload: w})
+	}
+	known := contestants(self)
+	for _, name := range f.entrants() {
+		i := slices.IndexFunc(known, func(c bench.Contestant) bool { return c.Name() == name })
+		if i < 0 {
+			return p, fmt.Errorf("no contestant %q: there are %s", name, strings.Join(contestantNames(), ", "))
+		}
+		p.Contestants = append(p.Contestants, known[i])
 	}
 	return p, nil
 }
@@ -142,7 +170,7 @@ func (f benchFlags) keep(e *env, r *bench.Report) error {
 	checkout := inCheckout()
 	dir := f.out
 	if dir == "" && checkout {
-		dir = "bench/results"
+		dir = storedResults
 	}
 	if dir == "" {
 		return nil
@@ -155,7 +183,7 @@ func (f benchFlags) keep(e *env, r *bench.Report) error {
 	if f.out != "" || !checkout {
 		return nil
 	}
-	return r.RenderReadme("bench/README.md", path)
+	return r.RenderReadme(benchPage, path)
 }
 
 // inCheckout tells whether the current directory is the top of fastbr's source.

@@ -1,0 +1,246 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// stream describes the frames of the generator.
+type stream struct {
+	srcMAC, dstMAC net.HardwareAddr
+	src, dst       netip.AddrPort // of the first flow
+	// sports and dports are how many ports count up from those of src and dst:
+	// there are sports × dports flows.
+	sports, dports int
+	// arriveAt is the destination when they arrive, after translation.
+	arriveAt netip.Addr
+}
+
+const (
+	frameBytes = 64 // as the sender's kernel sees them: without the wire's checksum
+	liveFrames = 2  // BPF_F_TEST_XDP_LIVE_FRAMES, include/uapi/linux/bpf.h
+	// burst is how many frames one system call sends: a fraction of a second.
+	burst = 1 << 16
+)
+
+// template is one frame, all but ports and UDP checksum, and the sum of what
+// the checksum covers, in memory order.
+func (s stream) template(magic uint32) (frame [frameBytes]byte, udpSum uint32) {
+	copy(frame[0:], s.dstMAC)
+	copy(frame[6:], s.srcMAC)
+	copy(frame[12:], []byte{0x08, 0x00})
+	ip := frame[14:34]
+	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(ip[2:], frameBytes-14)
+	copy(ip[12:], s.src.Addr().AsSlice())
+	copy(ip[16:], s.dst.Addr().AsSlice())
+	binary.NativeEndian.PutUint16(ip[10:], ^uint16(fold(sum(ip))))
+	udp := frame[34:]
+	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+	binary.NativeEndian.PutUint32(frame[frameBytes-4:], magic)
+	pseudo := []byte{0, unix.IPPROTO_UDP, udp[4], udp[5]}
+	return frame, fold(sum(ip[12:20]) + sum(pseudo) + sum(udp))
+}
+
+// sum adds 16-bit words as they lie in memory.
+func sum(b []byte) (s uint32) {
+	for i := 0; i < len(b); i += 2 {
+		s += uint32(binary.NativeEndian.Uint16(b[i:]))
+	}
+	return s
+}
+
+func fold(s uint32) uint32 {
+	for s > 0xffff {
+		s = s&0xffff + s>>16
+	}
+	return s
+}
+
+// generator sends the frames of a stream and counts those that arrive.
+type generator struct {
+	objects ppsObjects
+	links   []link.Link
+	from    *lab.Namespace
+}
+
+// newGenerator loads the programs for frames that leave from by its eth0, and
+// are counted and dropped at eth0 of to. Close it.
+func newGenerator(s stream, from, to *lab.Namespace) (*generator, error) {
+	out, err := from.Index(device)
+	if err != nil {
+		return nil, err
+	}
+	in, err := to.Index(device)
+	if err != nil {
+		return nil, err
+	}
+	g := &generator{from: from}
+	if err := g.load(s, out); err != nil {
+		return nil, fmt.Errorf("loading the generator: %w", err)
+	}
+	err = g.attach(to, in, g.objects.FbrBenchSink)
+	if err == nil {
+		err = g.attach(from, loopback, g.objects.FbrBenchSend)
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+const (
+	device   = "eth0"
+	loopback = 1 // ifindex of lo in every namespace
+)
+
+func (g *generator) attach(n *lab.Namespace, ifindex int, prog *ebpf.Program) error {
+	err := n.Do(func() error {
+		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog,
+			Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+		if err == nil {
+			g.links = append(g.links, l)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("attaching %s in %s: %w", prog, n.Name, err)
+	}
+	return nil
+}
+
+func (g *generator) load(s stream, out int) error {
+	magic := rand.Uint32()
+	frame, udpSum := s.template(magic)
+	spec, err := loadPps()
+	if err != nil {
+		return err
+	}
+	var vars ppsVariableSpecs
+	if err := spec.Assign(&vars); err != nil {
+		return err
+	}
+	var words ppsFbrBenchFrame
+	for i := range words.Words {
+		words.Words[i] = binary.NativeEndian.Uint32(frame[4*i:])
+	}
+	daddr := s.arriveAt.As4()
+	if err := errors.Join(
+		vars.CfgFrame.Set(words),
+		vars.CfgUdpSum.Set(udpSum),
+		vars.CfgSport.Set(s.src.Port()),
+		vars.CfgSports.Set(uint32(s.sports)),
+		vars.CfgDport.Set(s.dst.Port()),
+		vars.CfgDports.Set(uint32(s.dports)),
+		vars.CfgIfindex.Set(uint32(out)),
+		vars.CfgDaddr.Set(binary.NativeEndian.Uint32(daddr[:])),
+		vars.CfgMagic.Set(magic),
+	); err != nil {
+		return err
+	}
+	return spec.LoadAndAssign(&g.objects, nil)
+}
+
+// xdpContext is struct xdp_md, include/uapi/linux/bpf.h.
+type xdpContext struct {
+	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
+}
+
+// send generates at least so many frames, on one CPU. When it returns, the
+// kernel has forwarded or dropped them, but for the last few.
+func (g *generator) send(frames int) error {
+	run := &ebpf.RunOptions{
+		Data:    make([]byte, frameBytes),
+		Context: xdpContext{DataEnd: frameBytes, IngressIfindex: loopback},
+		Repeat:  uint32(frames),
+		Flags:   liveFrames,
+	}
+	return g.from.Do(func() error {
+		var before, one unix.CPUSet
+		if err := unix.SchedGetaffinity(0, &before); err != nil {
+			return fmt.Errorf("reading the thread's CPUs: %w", err)
+		}
+		one.Set(lastCPU(before))
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			return fmt.Errorf("pinning the generator: %w", err)
+		}
+		_, err := g.objects.FbrBenchGenerate.Run(run)
+		if err != nil {
+			err = fmt.Errorf("running the generator: %w", err)
+		}
+		return errors.Join(err, unix.SchedSetaffinity(0, &before))
+	})
+}
+
+// lastCPU: interrupts tend to the first.
+func lastCPU(set unix.CPUSet) int {
+	last := 0
+	for i := range len(set) * 64 {
+		if set.IsSet(i) {
+			last = i
+		}
+	}
+	return last
+}
+
+// flow sends bursts for about d.
+func (g *generator) flow(ctx context.Context, d time.Duration) (r rate, err error) {
+	before, err := g.read()
+	if err != nil {
+		return r, err
+	}
+	start := time.Now()
+	for r.took < d {
+		if err := ctx.Err(); err != nil {
+			return r, err
+		}
+		if err := g.send(burst); err != nil {
+			return r, err
+		}
+		r.took = time.Since(start)
+	}
+	after, err := g.read()
+	r.sent, r.received = after.sent-before.sent, after.received-before.received
+	return r, err
+}
+
+// rate is what a generator sent, and what of it arrived, in a time.
+type rate struct {
+	sent, received uint64
+	took           time.Duration
+}
+
+func (g *generator) read() (r rate, err error) {
+	if err := g.objects.Sent.Get(&r.sent); err != nil {
+		return r, fmt.Errorf("reading the generator's counter: %w", err)
+	}
+	var perCPU []uint64
+	if err := g.objects.FbrBenchCount.Lookup(uint32(0), &perCPU); err != nil {
+		return r, fmt.Errorf("reading the sink's counter: %w", err)
+	}
+	for _, v := range perCPU {
+		r.received += v
+	}
+	return r, nil
+}
+
+// Close detaches and frees the programs.
+func (g *generator) Close() error {
+	var errs []error
+	for _, l := range g.links {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(append(errs, g.objects.Close())...)
+}

@@ -1,0 +1,167 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// PPS is small UDP packets as fast as one core generates, forwards and counts
+// them. They leave the sender by its eth0, without a socket or a stack before it.
+type PPS struct {
+	Direction Direction
+	// Flows at a time; 0: one. Above one they need a direction that the sender
+	// can open flows in.
+	Flows int
+}
+
+// Ports of the flows. A flow that is answered by a low port is forgotten sooner.
+const (
+	ppsSourcePort = 20000
+	ppsServerPort = 40000
+	// ppsSourcePorts: each takes one of the NAT's external ports, whatever the
+	// number of destinations.
+	ppsSourcePorts = 1000
+)
+
+// Name implements Workload.
+func (p PPS) Name() string {
+	name := [...]string{"pps-c2c", "pps-c2o", "pps-o2c"}[p.Direction]
+	switch {
+	case p.Flows >= 1_000_000:
+		name += fmt.Sprintf("-%dm", p.Flows/1_000_000)
+	case p.Flows >= 1000:
+		name += fmt.Sprintf("-%dk", p.Flows/1000)
+	}
+	return name
+}
+
+// Title implements Workload.
+func (p PPS) Title() string {
+	title := "UDP, 64 bytes, " + p.Direction.String()
+	if p.Flows > 1 {
+		title += ", " + thousands(p.Flows) + " flows"
+	}
+	return title
+}
+
+// thousands writes a number with commas.
+func thousands(n int) string {
+	if n < 1000 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
+}
+
+// Unit implements Workload.
+func (p PPS) Unit() string { return mpps }
+
+// mpps is the unit of PPS: frames that arrive.
+const mpps = "Mpps"
+
+// Run implements Workload.
+func (p PPS) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (_ Sample, err error) {
+	from, to := l.Containers[0], l.Outside
+	switch p.Direction {
+	case ContainerToContainer:
+		to = l.Containers[1]
+	case OutsideToContainer:
+		from, to = to, from
+	}
+	s, err := p.stream(ctx, from, to)
+	if err != nil {
+		return Sample{}, err
+	}
+	g, err := newGenerator(s, from, to)
+	if err != nil {
+		return Sample{}, err
+	}
+	defer func() { err = errors.Join(err, g.Close()) }()
+	if err := p.open(ctx, g); err != nil {
+		return Sample{}, err
+	}
+	if err := start(); err != nil {
+		return Sample{}, err
+	}
+	r, err := g.flow(ctx, d)
+	if err != nil {
+		return Sample{}, err
+	}
+	lost := 1 - float64(r.received)/float64(r.sent)
+	sample := Sample{Value: float64(r.received) / r.took.Seconds() / 1e6, Lost: &lost}
+	if r.received == 0 {
+		return sample, errors.New("no frame arrived")
+	}
+	return sample, nil
+}
+
+// stream fills in addresses.
+func (p PPS) stream(ctx context.Context, from, to *lab.Namespace) (s stream, err error) {
+	flows := max(1, p.Flows)
+	s = stream{
+		src: netip.AddrPortFrom(from.Addr, ppsSourcePort), dst: netip.AddrPortFrom(to.Addr, ppsServerPort),
+		sports: min(flows, ppsSourcePorts), dports: max(1, flows/ppsSourcePorts), arriveAt: to.Addr,
+	}
+	if p.Direction == OutsideToContainer {
+		s.src = netip.AddrPortFrom(from.Addr, ppsServerPort)
+		if s.dst, err = openInside(ctx, to, from, s.src); err != nil {
+			return s, err
+		}
+	}
+	if s.dstMAC, err = from.NextHop(ctx, s.dst.Addr()); err != nil {
+		return s, err
+	}
+	s.srcMAC, err = from.MAC(device)
+	return s, err
+}
+
+// openInside lets inside begin a flow to a socket of outside, and returns where
+// outside saw it come from.
+func openInside(ctx context.Context, inside, outside *lab.Namespace, at netip.AddrPort) (netip.AddrPort, error) {
+	server, err := outside.ServeUDPEcho(at)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	defer server.Close()
+	c, err := inside.ListenUDP(netip.AddrPortFrom(netip.IPv4Unspecified(), ppsSourcePort))
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	defer func() { _ = c.Close() }()
+	if err := lab.EchoUDPOn(ctx, c, at, "open"); err != nil {
+		return netip.AddrPort{}, err
+	}
+	for seen := range server.Peers() {
+		return seen, nil
+	}
+	return netip.AddrPort{}, fmt.Errorf("%s saw nobody", outside.Name)
+}
+
+// leaseTime is fastbr's default: each flow's lease is renewed once in it.
+const leaseTime = 10 * time.Second
+
+// open begins every flow and warms up everything else. Many flows begin spread
+// over the time of one lease: so they are renewed, as in a host that has been up
+// for long, a few at a time.
+func (p PPS) open(ctx context.Context, g *generator) error {
+	if p.Flows <= 1 {
+		return g.send(burst)
+	}
+	const steps = 100
+	for range steps {
+		next := time.Now().Add(leaseTime / steps)
+		if err := g.send(p.Flows/steps + 1); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Until(next)):
+		}
+	}
+	return nil
+}

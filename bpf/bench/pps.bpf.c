@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Both ends of the benchmark's small packets. The generator writes frames for
+ * BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES, which arrive at the sender's
+ * loopback device; from there they are sent out of its eth0, as if the sender had
+ * made them. The kernel recycles the pages of such frames as whoever had them
+ * before left them, translated maybe: so every byte of every frame is written.
+ * The sink counts the frames that arrive, and drops them.
+ */
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+
+char _license[] SEC("license")
+= "Dual BSD/GPL";
+
+#define FRAME_WORDS 16 /* of 4 bytes: 64 bytes, Ethernet header included */
+
+struct fbr_bench_frame {
+	__u32 words[FRAME_WORDS];
+};
+
+/* A whole frame as in memory, except for ports and UDP checksum. */
+volatile const struct fbr_bench_frame cfg_frame;
+/* One's complement sum of what the UDP checksum covers, without the ports. */
+volatile const __u32 cfg_udp_sum;
+/* Flows differ in their ports, host byte order: cfg_sports source ports from
+ * cfg_sport with each of cfg_dports destination ports from cfg_dport.
+ */
+volatile const __u16 cfg_sport;
+volatile const __u32 cfg_sports;
+volatile const __u16 cfg_dport;
+volatile const __u32 cfg_dports;
+/* The sender's eth0. */
+volatile const __u32 cfg_ifindex;
+/* The sink's frames: the destination address and the last word of the payload. */
+volatile const __be32 cfg_daddr;
+volatile const __u32 cfg_magic;
+
+/* One CPU generates. */
+static __u32 at_sport, at_dport;
+__u64 sent;
+
+struct fbr_bench_headers {
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
+	__u8 payload[18];
+	__u32 magic;
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct fbr_bench_headers) == sizeof(struct fbr_bench_frame), "64 bytes");
+
+SEC("xdp")
+int fbr_bench_generate(struct xdp_md *ctx)
+{
+	struct fbr_bench_frame *f = (void *)(long)ctx->data;
+	struct fbr_bench_headers *h = (void *)f;
+	__u32 sum;
+
+	if ((void *)(f + 1) > (void *)(long)ctx->data_end)
+		return XDP_DROP;
+#pragma unroll
+	for (int i = 0; i < FRAME_WORDS; i++)
+		f->words[i] = cfg_frame.words[i];
+	h->udp.source = bpf_htons(cfg_sport + at_sport);
+	h->udp.dest = bpf_htons(cfg_dport + at_dport);
+	sum = cfg_udp_sum + h->udp.source + h->udp.dest;
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	h->udp.check = sum == 0xffff ? 0xffff : ~sum; /* 0 would mean "none" */
+
+	if (++at_sport >= cfg_sports) {
+		at_sport = 0;
+		if (++at_dport >= cfg_dports)
+			at_dport = 0;
+	}
+	sent++;
+	return XDP_PASS;
+}
+
+/* lo of the sender. */
+SEC("tcx/ingress")
+int fbr_bench_send(struct __sk_buff *skb)
+{
+	struct fbr_bench_headers *h = (void *)(long)skb->data;
+
+	if ((void *)(h + 1) > (void *)(long)skb->data_end || h->magic != cfg_magic)
+		return TCX_NEXT;
+	return bpf_redirect(cfg_ifindex, 0);
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} fbr_bench_count SEC(".maps");
+
+SEC("tcx/ingress")
+int fbr_bench_sink(struct __sk_buff *skb)
+{
+	struct fbr_bench_headers *h = (void *)(long)skb->data;
+	__u32 zero = 0;
+	__u64 *n;
+
+	if ((void *)(h + 1) > (void *)(long)skb->data_end ||
+	    h->eth.h_proto != bpf_htons(ETH_P_IP) || h->ip.protocol != IPPROTO_UDP ||
+	    h->ip.daddr != cfg_daddr || h->magic != cfg_magic)
+		return TCX_NEXT;
+	n = bpf_map_lookup_elem(&fbr_bench_count, &zero);
+	if (n)
+		(*n)++;
+	return TCX_DROP;
+}
