@@ -34,7 +34,7 @@ demo: build ## a throw-away host with two containers: traffic, counters, fastbr 
 	@$(SUDO) $(BIN) demo
 
 test: build ## every test: vet, pure, programs, namespaces with real traffic, command line
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus dockerd busybox
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	$(GO) build $(RACE) ./...
@@ -61,7 +61,7 @@ bench: build ## throughput beside a kernel bridge, interleaved; writes bench/res
 	$(SUDO) $(BIN) bench --contestant bridge-iptables,fastbr,floor
 
 deps: ## install the Debian packages that all targets together need, as far as missing
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus \
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus dockerd busybox \
 		clang-19 llvm-strip-19 $(CLANG_FORMAT)
 
 build: ## bin/fastbr

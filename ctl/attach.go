@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -159,7 +160,8 @@ func (s *session) upNetwork(name string) (*network, error) {
 	return nil, tagged(ErrNoNetwork, "no network "+name)
 }
 
-// newPort decides names and addresses from the state alone.
+// newPort decides names and addresses from the state alone. A zero netns is not
+// known yet.
 func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*port, error) {
 	if len(n.Ports) >= maxPorts {
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
@@ -173,7 +175,7 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 	}
 	for _, other := range n.Ports {
 		switch {
-		case other.Netns == netns && r.Owner == nil:
+		case netns != link.NetnsID{} && other.Netns == netns && r.Owner == nil:
 			return nil, tagged(ErrExists, fmt.Sprintf("%s is attached to network %s already, as %s", r.Target, n.Name, other.Name))
 		case r.Name != "" && (other.Name == r.Name || other.Port == r.Name):
 			if r.Owner == nil {
@@ -253,9 +255,9 @@ func (s *session) freeName() (string, error) {
 
 // plug is the container's side of an attachment.
 type plug struct {
-	ns      *link.Netns
-	conn    *link.Conn // into ns
-	routes  []Route    // nil: a default route
+	ns      *link.Netns // nil: an endpoint's, which its engine configures
+	conn    *link.Conn  // into ns
+	routes  []Route     // nil: a default route
 	publish []*publication
 }
 
@@ -282,7 +284,7 @@ func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) err
 		return fmt.Errorf("reading the state: %w", err)
 	}
 	index, _, err = s.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
-		PeerName: p.Ifname, PeerMAC: mac, PeerNS: ns, MTU: n.MTU})
+		PeerName: cmp.Or(p.Peer, p.Ifname), PeerMAC: mac, PeerNS: ns, MTU: n.MTU})
 	if err != nil {
 		return err
 	}
@@ -431,6 +433,9 @@ func (s *session) leaveBridge(n *network, p *port) error {
 // container expects them, and announces the address.
 func (s *session) configureInside(n *network, p *port, at *plug) error {
 	ns, inside := at.ns, at.conn
+	if ns == nil {
+		return nil
+	}
 	d, err := inside.ByName(p.Ifname)
 	if err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)

@@ -33,6 +33,7 @@ const (
 
 // NetworkRequest is what the user asks of one network. A zero field was not asked for.
 type NetworkRequest struct {
+	ID         string // of a new network: 64 hex digits
 	Bridge     string
 	Subnet     netip.Prefix
 	Gateway    netip.Addr
@@ -44,6 +45,9 @@ type NetworkRequest struct {
 	// How containers are translated: endpoint-independent or endpoint-dependent;
 	// apdf, adf or eif; overload or refuse.
 	NATMapping, NATFiltering, NATOnExhaustion string
+
+	// Options of an engine, kept with a new network.
+	Options map[string]string
 }
 
 func natPolicy(mapping, filtering, onExhaustion string) datapath.NATPolicy {
@@ -100,6 +104,9 @@ func checkMAC(mac net.HardwareAddr) error {
 }
 
 func (r NetworkRequest) check() error {
+	if _, err := hex.DecodeString(r.ID); err != nil || r.ID != "" && len(r.ID) != 64 {
+		return tagged(ErrInvalid, fmt.Sprintf("network id %q: 64 hex digits are wanted", r.ID))
+	}
 	if r.Bridge != "" {
 		if err := checkIfname(r.Bridge); err != nil {
 			return err
@@ -143,9 +150,12 @@ func (r InstanceRequest) check() error {
 // define completes a request to a definition. used are the prefixes that the
 // host and other networks have; the note, if any, is for the user.
 func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition, note string, err error) {
-	def = Definition{ID: newID(), Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
+	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
 		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal,
 		NoDNS: r.DNS != nil && !*r.DNS}
+	if def.ID == "" {
+		def.ID = newID()
+	}
 	nat := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).WithDefaults()
 	def.NATMapping, def.NATFiltering, def.NATOnExhaustion = string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)
 	if !def.Subnet.IsValid() && def.Gateway.IsValid() {

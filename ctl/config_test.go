@@ -3,6 +3,7 @@ package ctl
 import (
 	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -36,7 +37,7 @@ func TestDefineCompletes(t *testing.T) {
 		}
 		test.want.ID, test.want.Name = def.ID, test.network
 		test.want.NATMapping, test.want.NATFiltering, test.want.NATOnExhaustion = "endpoint-independent", "apdf", "overload"
-		if def != test.want {
+		if !reflect.DeepEqual(def, test.want) {
 			t.Errorf("%s: %+v, want %+v", test.name, def, test.want)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -29,6 +30,8 @@ type Options struct {
 
 	planes planes // tests: a fake datapath
 	failAt string // tests: the step that breaks
+
+	patience time.Duration // tests: 0 means endpointPatience
 }
 
 // Controller works on the instance of one network namespace.
@@ -53,6 +56,9 @@ func Open(opts Options) (*Controller, error) {
 	}
 	if opts.planes == nil {
 		opts.planes = kernel{}
+	}
+	if opts.patience == 0 {
+		opts.patience = endpointPatience
 	}
 	if opts.Messages == nil {
 		opts.Messages = io.Discard

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,6 +39,12 @@ func operations() []operation {
 			_, err := c.Detach(h.ctx, "c1", "")
 			return err
 		}},
+		{"endpoint", up, func(c *Controller, h *host, _ string) error {
+			_, err := c.EndpointCreate(h.ctx, e1())
+			return err
+		}},
+		{"endpoint-rm", func(t *testing.T, h *host, _ string) { h.up(t); h.endpoint(t, e1().Name) },
+			func(c *Controller, h *host, _ string) error { return c.EndpointDelete(h.ctx, e1().Network, e1().Name) }},
 		{"publish", plugged, func(c *Controller, h *host, _ string) error { return publishTwo(h, c) }},
 		{"unpublish", func(t *testing.T, h *host, target string) {
 			plugged(t, h, target)
@@ -54,6 +61,8 @@ func operations() []operation {
 		}},
 	}
 }
+
+func e1() EndpointRequest { return EndpointRequest{Network: DefaultNetwork, Name: "e1"} }
 
 func publishTwo(h *host, c *Controller) error {
 	_, err := c.Publish(h.ctx, PublishRequest{First: 8080, Last: 8081, Port: 80, Proto: "tcp", Name: "c1"})
@@ -88,7 +97,7 @@ func TestBreakMidwayUndoes(t *testing.T) {
 				}
 				// What was begun is taken back; what was being taken back goes on
 				// to be taken back by the next command.
-				if op.name != "detach" && op.name != "unpublish" && op.name != "down" {
+				if !slices.Contains([]string{"detach", "endpoint-rm", "unpublish", "down"}, op.name) {
 					if after := h.traces(t); after != before {
 						t.Errorf("broken at %s: before:\n%s\nafter:\n%s", name, before, after)
 					}

@@ -32,6 +32,9 @@ type Definition struct {
 	NATMapping      string `json:"nat_mapping"`
 	NATFiltering    string `json:"nat_filtering"`
 	NATOnExhaustion string `json:"nat_on_exhaustion"`
+
+	// Options are an engine's own, kept for it with the network.
+	Options map[string]string `json:"options,omitempty"`
 }
 
 func (d Definition) natPolicy() datapath.NATPolicy {

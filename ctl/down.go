@@ -48,24 +48,26 @@ func (c *Controller) NetworkRemove(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutate(ctx, func(s *session) error {
-		n := s.st.Networks[name]
-		def, err := s.defs.get(name)
-		if err != nil {
+	return c.mutate(ctx, func(s *session) error { return s.removeNetwork(name) })
+}
+
+func (s *session) removeNetwork(name string) error {
+	n := s.st.Networks[name]
+	def, err := s.defs.get(name)
+	if err != nil {
+		return err
+	}
+	switch {
+	case n == nil && def == nil:
+		return tagged(ErrNoNetwork, "no network "+name)
+	case n != nil && len(n.Ports) > 0:
+		return tagged(ErrInUse, fmt.Sprintf("network %s has %d ports: detach them first", name, len(n.Ports)))
+	case n != nil:
+		if err := s.downNetwork(n); err != nil {
 			return err
 		}
-		switch {
-		case n == nil && def == nil:
-			return tagged(ErrNoNetwork, "no network "+name)
-		case n != nil && len(n.Ports) > 0:
-			return tagged(ErrInUse, fmt.Sprintf("network %s has %d ports: detach them first", name, len(n.Ports)))
-		case n != nil:
-			if err := s.downNetwork(n); err != nil {
-				return err
-			}
-		}
-		return s.defs.remove(name)
-	})
+	}
+	return s.defs.remove(name)
 }
 
 // downNetwork undoes the steps of `up`. Killed in between, the next command

@@ -212,6 +212,10 @@ func testOperation(op string) int {
 			err = attachOwned(ctx, c, args[3])
 		case "detach":
 			_, err = c.Detach(ctx, args[3], "")
+		case "endpoint":
+			_, err = c.EndpointCreate(ctx, e1())
+		case "endpoint-rm":
+			err = c.EndpointDelete(ctx, e1().Network, e1().Name)
 		case "publish":
 			_, err = c.Publish(ctx, PublishRequest{First: 8080, Last: 8081, Port: 80, Proto: "tcp", Name: "c1"})
 		case "unpublish":

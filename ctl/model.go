@@ -71,6 +71,9 @@ type NetworkView struct {
 	Up         bool       `json:"up"`
 	Totals     PortTotals `json:"totals"`
 	Ports      []PortView `json:"ports"`
+
+	// Options are what an engine asked for in its own words; never nil.
+	Options map[string]string `json:"options"`
 }
 
 // NATPolicy is how a network's containers are translated.

@@ -21,6 +21,7 @@ type PublishRequest struct {
 	Name        string     // of the container's port
 	Network     string     // "": whichever has a port of that name
 	Allow       netip.Prefix
+	Any         bool // one port of First to Last is enough: the first that is free
 }
 
 // publication is one of a port's, as recorded.
@@ -53,7 +54,7 @@ func (r PublishRequest) check() error {
 	switch {
 	case r.First == 0 || r.Last < r.First:
 		return bad("host ports %d-%d: FIRST-LAST, from 1 to 65535", r.First, r.Last)
-	case r.Port == 0 || int(r.Port)+int(r.Last-r.First) > 65535:
+	case r.Port == 0 || !r.Any && int(r.Port)+int(r.Last-r.First) > 65535:
 		return bad("container ports from %d: %d ports do not fit below 65536", r.Port, int(r.Last-r.First)+1)
 	case r.Proto != "tcp" && r.Proto != "udp":
 		return bad("protocol %q: tcp or udp", r.Proto)
@@ -84,7 +85,7 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 			return err
 		}
 		v = pubs[0].view(n, p)
-		return s.runner.run(ctx, s.publishSteps(p, pubs[0]))
+		return s.runner.run(ctx, s.publishSteps(p, pubs))
 	})
 	return v, err
 }
@@ -95,13 +96,30 @@ func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publi
 		if n.Internal || !n.Masquerade {
 			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
 		}
-		pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
-		if err := s.checkFree(pub); err != nil {
+		pub, err := s.freePorts(r, out)
+		if err != nil {
 			return nil, err
 		}
 		out = append(out, pub)
 	}
 	return out, nil
+}
+
+// freePorts decides which host ports a request gets; others are being asked for
+// with it.
+func (s *session) freePorts(r PublishRequest, others []*publication) (*publication, error) {
+	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
+	if !r.Any {
+		return pub, s.checkFree(pub, others)
+	}
+	var err error
+	for host := int(r.First); host <= int(r.Last); host++ {
+		pub.First, pub.Last = uint16(host), uint16(host)
+		if err = s.checkFree(pub, others); err == nil {
+			return pub, nil
+		}
+	}
+	return nil, tagged(ErrExists, fmt.Sprintf("none of the host ports %d-%d/%s is free: %v", r.First, r.Last, r.Proto, err))
 }
 
 // publishAll publishes what comes with a new port, which is still pending.
@@ -224,15 +242,19 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 		Name: p.Name, Network: n.Name, IP: p.IP.String(), Allow: allow.String()}
 }
 
-// checkFree says whether the host ports are anybody's.
-func (s *session) checkFree(pub *publication) error {
+// checkFree says whether the host ports are anybody's, or one of the others'.
+func (s *session) checkFree(pub *publication, others []*publication) error {
 	if pub.First <= s.st.Settings.NATLast && pub.Last >= s.st.Settings.NATFirst {
 		return tagged(ErrInvalid, fmt.Sprintf("host ports %d-%d: %d-%d is the NAT range: choose others, or another --nat-range at 'up'",
 			pub.First, pub.Last, s.st.Settings.NATFirst, s.st.Settings.NATLast))
 	}
+	for _, x := range others {
+		if pub.overlaps(x) {
+			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is asked for twice", max(pub.First, x.First), pub.Proto))
+		}
+	}
 	for _, x := range s.publications() {
-		sameIP := !pub.HostIP.IsValid() || !x.pub.HostIP.IsValid() || pub.HostIP == x.pub.HostIP
-		if sameIP && x.pub.Proto == pub.Proto && x.pub.First <= pub.Last && pub.First <= x.pub.Last {
+		if pub.overlaps(x.pub) {
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
 	}
@@ -246,27 +268,46 @@ func (s *session) checkFree(pub *publication) error {
 	return nil
 }
 
-func (s *session) publishSteps(p *port, pub *publication) []step {
-	return []step{
-		{"publish-record", func() error { p.Publications = append(p.Publications, pub); return s.save() },
-			func() error { p.forget(pub); return s.save() }},
-		{"publish-ports", func() error { return s.setPublication(p, pub) }, func() error { return s.unsetPublication(p, pub) }},
-		{"publish-done", func() error { pub.Pending = false; return s.save() }, nil},
-	}
+func (pub *publication) overlaps(x *publication) bool {
+	sameIP := !pub.HostIP.IsValid() || !x.HostIP.IsValid() || pub.HostIP == x.HostIP
+	return sameIP && x.Proto == pub.Proto && x.First <= pub.Last && pub.First <= x.Last
 }
 
-func (p *port) forget(pub *publication) {
-	p.Publications = slices.DeleteFunc(p.Publications, func(x *publication) bool { return x == pub })
-}
-
-func (s *session) unpublish(p *port, pub *publication) error {
-	if !pub.Pending {
-		pub.Pending = true
-		if err := s.save(); err != nil {
-			return err
+func (s *session) publishSteps(p *port, pubs []*publication) []step {
+	each := func(f func(*port, *publication) error) error {
+		var errs []error
+		for _, pub := range pubs {
+			errs = append(errs, f(p, pub))
 		}
+		return errors.Join(errs...)
 	}
-	return s.runner.undo(s.publishSteps(p, pub))
+	return []step{
+		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return s.save() },
+			func() error { p.forget(pubs); return s.save() }},
+		{"publish-ports", func() error { return each(s.setPublication) }, func() error { return each(s.unsetPublication) }},
+		{"publish-done", func() error { setPending(pubs, false); return s.save() }, nil},
+	}
+}
+
+func setPending(pubs []*publication, pending bool) {
+	for _, pub := range pubs {
+		pub.Pending = pending
+	}
+}
+
+func (p *port) forget(pubs []*publication) {
+	p.Publications = slices.DeleteFunc(p.Publications, func(x *publication) bool { return slices.Contains(pubs, x) })
+}
+
+func (s *session) unpublish(p *port, pubs ...*publication) error {
+	if len(pubs) == 0 {
+		return nil
+	}
+	setPending(pubs, true)
+	if err := s.save(); err != nil {
+		return err
+	}
+	return s.runner.undo(s.publishSteps(p, pubs))
 }
 
 func (s *session) setPublication(p *port, pub *publication) error {

@@ -73,9 +73,9 @@ func (s *session) recover() error {
 	if err != nil {
 		return err
 	}
-	devices := make(map[int]link.Entry, len(entries))
+	devices, names := make(map[int]link.Entry, len(entries)), make(map[string]bool, len(entries))
 	for _, e := range entries {
-		devices[e.Index] = e
+		devices[e.Index], names[e.Name] = e, true
 	}
 	lost := s.dp == nil
 	if lost {
@@ -86,7 +86,7 @@ func (s *session) recover() error {
 	}
 	for _, name := range s.st.networkNames() {
 		n := s.st.Networks[name]
-		if err := s.dropVanished(n, devices); err != nil {
+		if err := s.dropVanished(n, devices, names); err != nil {
 			return err
 		}
 		if lost || devices[n.Index].Name != n.Bridge {
@@ -125,10 +125,12 @@ func (s *session) finishPending() error {
 	return errors.Join(errs...)
 }
 
-// dropVanished forgets ports whose device went with the container's namespace.
-func (s *session) dropVanished(n *network, devices map[int]link.Entry) error {
+// dropVanished forgets ports whose device went with the container's namespace,
+// and endpoints that their engine gave back and then forgot.
+func (s *session) dropVanished(n *network, devices map[int]link.Entry, names map[string]bool) error {
 	for _, p := range n.sortedPorts() {
-		if e, ok := devices[p.Index]; ok && e.Name == p.Port && e.Alias == ownerMark(n.Name) {
+		e, ok := devices[p.Index]
+		if ok && e.Name == p.Port && e.Alias == ownerMark(n.Name) && !(names[p.Peer] && s.abandoned(p)) {
 			continue
 		}
 		if err := s.detachPort(n, p); err != nil {

@@ -71,6 +71,13 @@ type port struct {
 	Owner   *Owner `json:"owner,omitempty"` // nil: the user
 	Pending bool   `json:"pending,omitempty"`
 
+	// Peer is what an endpoint's container end is called as long as it is in the
+	// host's namespace: before an engine takes it, and after it gave it back.
+	// Touched is when the engine last said anything about it, in seconds since
+	// boot. See endpoint.go.
+	Peer    string `json:"peer,omitempty"`
+	Touched int64  `json:"touched,omitempty"`
+
 	Publications []*publication `json:"publications,omitempty"`
 }
 

@@ -50,7 +50,7 @@ func TestDefinitionsRoundTrip(t *testing.T) {
 	if err := d.put(def); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := d.get("lab"); err != nil || *got != def {
+	if got, err := d.get("lab"); err != nil || !reflect.DeepEqual(*got, def) {
 		t.Errorf("read %+v, %v", got, err)
 	}
 	if err := d.remove("lab"); err != nil {

@@ -131,8 +131,12 @@ func (r *reading) network(n *network) NetworkView {
 // definedView is a network that is defined but not up.
 func definedView(d Definition) NetworkView {
 	nat := d.natPolicy()
+	options := d.Options
+	if options == nil {
+		options = map[string]string{}
+	}
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, Ports: []PortView{},
+		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, Options: options, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 
@@ -140,7 +144,7 @@ func definedView(d Definition) NetworkView {
 // Their ids are fixed: there is one of each everywhere.
 func builtIn() []NetworkView {
 	mode := func(name, driver, digit string) NetworkView {
-		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, Ports: []PortView{}}
+		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, Options: map[string]string{}, Ports: []PortView{}}
 	}
 	return []NetworkView{mode("host", "host", "0"), mode("none", "null", "f")}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -112,6 +114,9 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 		v.Subnet, v.Gateway, v.MTU, yesNo(v.Masquerade), yesNo(v.Internal))
 	fmt.Fprintf(w, "Names\t%s\n", yesNo(v.DNS))
 	fmt.Fprintf(w, "NAT\t%s mapping, %s filtering, on exhaustion %s\n", v.NAT.Mapping, v.NAT.Filtering, v.NAT.OnExhaustion)
+	for _, key := range slices.Sorted(maps.Keys(v.Options)) {
+		fmt.Fprintf(w, "Option\t%s=%s\n", key, v.Options[key])
+	}
 	fmt.Fprintf(w, "Received\t%d packets, %s\nSent\t%d packets, %s\n", v.Totals.RXPackets, bytesText(v.Totals.RXBytes),
 		v.Totals.TXPackets, bytesText(v.Totals.TXBytes))
 	fmt.Fprintf(w, "Ports\t%d\n", len(v.Ports))

@@ -7,15 +7,15 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Veth describes a pair: one end here, the other in another namespace.
+// Veth describes a pair: one end here, the other here too or in another namespace.
 type Veth struct {
 	Name     string // of the end here
 	Alias    string // of the end here
 	Index    int    // ifindex of the end here, 0: the kernel chooses
 	PeerName string
 	PeerMAC  net.HardwareAddr
-	PeerNS   *Netns
-	MTU      int // bytes, both ends
+	PeerNS   *Netns // nil: here
+	MTU      int    // bytes, both ends
 }
 
 // CreateVeth makes the pair, both ends down. Returns the ifindexes of the end
@@ -27,7 +27,9 @@ func (c *Conn) CreateVeth(v Veth) (index, peer int, err error) {
 	pair := &netlink.Veth{
 		LinkAttrs: a,
 		PeerName:  v.PeerName, PeerHardwareAddr: v.PeerMAC,
-		PeerNamespace: netlink.NsFd(v.PeerNS.file.Fd()),
+	}
+	if v.PeerNS != nil {
+		pair.PeerNamespace = netlink.NsFd(v.PeerNS.file.Fd())
 	}
 	if err := c.h.LinkAdd(pair); err != nil {
 		return 0, 0, fmt.Errorf("creating %s: %w", v.Name, sentinel(err))

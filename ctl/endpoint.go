@@ -1,0 +1,219 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// An endpoint is a port whose container end an engine moves, names and
+// configures. It is made in the host's namespace with both ends ready and the
+// programs attached; the engine takes the container's end from there, and puts
+// it back before it deletes the endpoint. Its port is known by Network and Name
+// like any other, and every command that knows ports knows it.
+
+// EndpointRequest asks for an endpoint.
+type EndpointRequest struct {
+	Network string
+	Name    string
+	IP      netip.Addr       // invalid: the lowest free one
+	MAC     net.HardwareAddr // nil: 02:42 and the address
+}
+
+// EndpointView is what an engine has to know to finish the container's end.
+type EndpointView struct {
+	Peer    string            // the container's end, in the host's namespace
+	IP      netip.Prefix      // with the network's length
+	MAC     string            //
+	Gateway netip.Addr        // invalid: the network is internal
+	Options map[string]string // of the network
+}
+
+// endpointPatience is how long a container end may lie in the host's namespace
+// without a word from the engine. An engine needs milliseconds between two
+// calls; one that was killed in between never says another.
+const endpointPatience = 2 * time.Minute
+
+// EndpointCreate makes an endpoint, and brings its network up if that is only
+// defined. The error wraps ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of
+// ipam.
+func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v EndpointView, err error) {
+	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC}
+	if err := a.check(); err != nil {
+		return v, err
+	}
+	err = c.mutate(ctx, func(s *session) error {
+		n, err := s.raised(r.Network)
+		if err != nil {
+			return err
+		}
+		p, err := s.newPort(n, a, link.NetnsID{})
+		if err != nil {
+			return err
+		}
+		p.Peer, p.Touched = p.Port+"c", sinceBoot()
+		if err := s.refresh(true); err != nil {
+			return err
+		}
+		v = endpointView(n, p)
+		return s.runner.run(ctx, s.portSteps(n, p, &plug{}))
+	})
+	return v, err
+}
+
+// EndpointJoin notes which namespace an engine is about to move an endpoint
+// into, and announces the address to the network: whoever knew it under another
+// MAC learns the new one. The namespace may not exist yet. The error wraps
+// ErrNotUp, ErrNoNetwork or ErrNoPort.
+func (c *Controller) EndpointJoin(ctx context.Context, networkName, name, netns string) (v EndpointView, err error) {
+	err = c.mutate(ctx, func(s *session) error {
+		n, p, err := s.portNamed(networkName, name)
+		if err != nil {
+			return err
+		}
+		if ns, err := link.OpenTarget(netns); err == nil {
+			p.Netns = ns.ID()
+			ns.Close()
+		}
+		p.Touched = sinceBoot()
+		v = endpointView(n, p)
+		mac, err := net.ParseMAC(p.MAC)
+		if err != nil {
+			return fmt.Errorf("reading the state: %w", err)
+		}
+		if err := link.AnnounceARP(n.Index, p.IP, mac); err != nil {
+			return err
+		}
+		return s.save()
+	})
+	return v, err
+}
+
+// EndpointPublish makes ports of the host lead to an endpoint, all of rs or
+// none, in place of those that did before. Network and Name of rs are not read.
+// The error is one of Publish's.
+func (c *Controller) EndpointPublish(ctx context.Context, networkName, name string, rs []PublishRequest) error {
+	for _, r := range rs {
+		if err := r.check(); err != nil {
+			return err
+		}
+	}
+	return c.mutate(ctx, func(s *session) error {
+		n, p, err := s.portNamed(networkName, name)
+		if err != nil {
+			return err
+		}
+		if err := s.unpublish(p, slices.Clone(p.Publications)...); err != nil || len(rs) == 0 {
+			return err
+		}
+		pubs, err := s.newPublications(n, rs)
+		if err != nil {
+			return err
+		}
+		return s.runner.run(ctx, s.publishSteps(p, pubs))
+	})
+}
+
+// EndpointLeave takes an endpoint's published ports back: its engine is about to
+// take it out of the container. One that is gone is no error.
+func (c *Controller) EndpointLeave(ctx context.Context, networkName, name string) error {
+	return c.onEndpoint(ctx, networkName, name, func(s *session, _ *network, p *port) error {
+		p.Netns, p.Touched = link.NetnsID{}, sinceBoot()
+		if err := s.unpublish(p, slices.Clone(p.Publications)...); err != nil {
+			return err
+		}
+		return s.save()
+	})
+}
+
+// EndpointDelete removes an endpoint, wherever its container end is. One that is
+// gone is no error.
+func (c *Controller) EndpointDelete(ctx context.Context, networkName, name string) error {
+	return c.onEndpoint(ctx, networkName, name, func(s *session, n *network, p *port) error {
+		return errors.Join(s.detachPort(n, p), s.refresh(true))
+	})
+}
+
+// NetworkDiscard is NetworkRemove for an engine, which knows that none of its
+// containers is on the network any more: endpoints are left over, and go too.
+// A network that is gone is no error. The error wraps ErrInUse while there are
+// other ports.
+func (c *Controller) NetworkDiscard(ctx context.Context, name string) error {
+	if err := checkNetworkName(name); err != nil {
+		return err
+	}
+	return c.mutate(ctx, func(s *session) error {
+		if n := s.st.Networks[name]; n != nil {
+			for _, p := range n.sortedPorts() {
+				if p.Peer == "" {
+					continue
+				}
+				if err := s.detachPort(n, p); err != nil {
+					return err
+				}
+			}
+		}
+		if err := s.removeNetwork(name); !errors.Is(err, ErrNoNetwork) {
+			return err
+		}
+		return nil
+	})
+}
+
+// onEndpoint runs f on an endpoint if there is one.
+func (c *Controller) onEndpoint(ctx context.Context, networkName, name string, f func(*session, *network, *port) error) error {
+	return c.mutate(ctx, func(s *session) error {
+		n, p, err := s.portNamed(networkName, name)
+		if errors.Is(err, ErrNotUp) || errors.Is(err, ErrNoNetwork) || errors.Is(err, ErrNoPort) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		return f(s, n, p)
+	})
+}
+
+// raised is a network that is up, brought up from its definition if need be.
+func (s *session) raised(name string) (*network, error) {
+	n, notUp := s.upNetwork(name)
+	if !errors.Is(notUp, ErrNotUp) {
+		return n, notUp
+	}
+	def, err := s.defs.get(name)
+	if err != nil {
+		return nil, err
+	}
+	if def == nil {
+		return nil, notUp
+	}
+	return s.upNew(name, def, NetworkRequest{}, InstanceRequest{}, false)
+}
+
+// abandoned tells of an endpoint whose container end is in the host's namespace
+// that nobody will come for it.
+func (s *session) abandoned(p *port) bool {
+	return p.Peer != "" && time.Duration(sinceBoot()-p.Touched)*time.Second >= s.opts.patience
+}
+
+func endpointView(n *network, p *port) EndpointView {
+	v := EndpointView{Peer: p.Peer, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC, Gateway: n.Gateway, Options: n.Options}
+	if n.Internal {
+		v.Gateway = netip.Addr{}
+	}
+	return v
+}
+
+// sinceBoot is a clock in seconds that nobody sets.
+func sinceBoot() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // never fails
+	return ts.Sec
+}
