@@ -6,6 +6,7 @@
  */
 #include "lib/config.h"
 #include "lib/fast.h"
+#include "lib/frag.h"
 #include "lib/guard.h"
 #include "lib/lease.h"
 #include "lib/maps.h"
@@ -227,6 +228,8 @@ int fbr_uplink_in(struct __sk_buff *skb)
 
 	if (fbr_parse(skb, &pkt))
 		goto host;
+	if (fbr_frag_returned(skb, &pkt))
+		return TCX_NEXT; /* counted when it came */
 	why = FBR_FOREIGN;
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
 		why = fbr_icmp_error_in(skb, &pkt);
@@ -248,9 +251,20 @@ int fbr_uplink_in(struct __sk_buff *skb)
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
+	if (pkt.frag && c->frags && fbr_frag_bounce(skb, &pkt, u, c->frags)) {
+		fbr_count_rx(skb, u, FBR_SLOW);
+		return bpf_redirect(c->frags, 0);
+	}
 host:
 	fbr_count_rx(skb, u, FBR_SLOW);
 	return TCX_NEXT;
+}
+
+/* tcx ingress, the device to the namespace that puts inbound fragments in order. */
+SEC("tcx/ingress")
+int fbr_frag_in(struct __sk_buff *skb)
+{
+	return fbr_frag_return(skb);
 }
 
 /* tcx egress, uplink: the only way out, and the only place where flows begin. */

@@ -59,10 +59,15 @@ func (d *Datapath) attachDevice(dev tcFbrDev) error {
 		in, out = d.progs.FbrPortIn, d.progs.FbrPortOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
 		in, out = d.progs.FbrUplinkIn, d.progs.FbrUplinkOut
+	case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:
+		in = d.progs.FbrFragIn
 	default:
 		return nil // a bridge has no program
 	}
 	ifindex := int(dev.Ifindex)
+	if out == nil {
+		return d.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
+	}
 	// Egress first: what the ingress program lets in must meet the last check on its way out.
 	if err := d.attachTCX(deviceLink(ifindex, "out"), ifindex, ebpf.AttachTCXEgress, out); err != nil {
 		return err
@@ -113,17 +118,20 @@ func (d *Datapath) attachGuard(renew bool) error {
 		// After every NAT rule: an address that somebody else translated is no leak.
 		Priority: 1 << 30,
 	}
-	defrag := link.NetfilterOptions{
+	return errors.Join(
+		attachNetfilter(linkPath(d.dir, guardLink), guard, renew),
+		attachNetfilter(linkPath(d.dir, defragLink), d.defragOptions(), renew),
+	)
+}
+
+func (d *Datapath) defragOptions() link.NetfilterOptions {
+	return link.NetfilterOptions{
 		Program:        d.progs.FbrDefrag,
 		ProtocolFamily: link.NetfilterProtoIPv4,
 		Hook:           link.NetfilterInetPreRouting,
 		Priority:       1 << 30,
 		NetfilterFlags: netfilterIPDefrag,
 	}
-	return errors.Join(
-		attachNetfilter(linkPath(d.dir, guardLink), guard, renew),
-		attachNetfilter(linkPath(d.dir, defragLink), defrag, renew),
-	)
 }
 
 // priorities is how many an upgrade tries: two links of one hook cannot have

@@ -23,7 +23,7 @@ const (
 	// metaMagic marks fbr_meta ("fbr0").
 	metaMagic = 0x66627230
 	// schema is FBR_SCHEMA of bpf/lib/types.h: the layout of every pinned map.
-	schema = 2
+	schema = 3
 
 	// DefaultFlowsMax takes about 45 MB of kernel memory; FlowsMaxLimit what
 	// the slot numbers of the maps can count.

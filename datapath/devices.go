@@ -225,7 +225,7 @@ func (d *Datapath) DetachUplink(ifindex int) error {
 	return d.detachDevice(ifindex)
 }
 
-// Devices returns the ifindexes of all ports and uplinks.
+// Devices returns the ifindexes of all devices with programs.
 func (d *Datapath) Devices() ([]int, error) {
 	devs, err := d.devices()
 	if err != nil {

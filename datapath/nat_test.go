@@ -212,7 +212,7 @@ func TestUplinkOutNeverLeaks(t *testing.T) {
 		"from another device":        {f, h.foreign, h.uplink.Ifindex, "spoof_ip"},
 		"nobody's address":           {f.With(func(f *testutil.Frame) { f.Src = f.Src.Next().Next() }), h.bridge, h.uplink.Ifindex, "spoof_ip"},
 		"host's own, no flow":        {f, 0, h.c1.Ifindex, "unsupported"},
-		"fragment":                   {f.With(func(f *testutil.Frame) { f.MF = true }), h.bridge, h.c1.Ifindex, "unsupported"},
+		"fragment":                   {f.With(func(f *testutil.Frame) { f.FragOff = 185 }), h.bridge, h.c1.Ifindex, "fragment"},
 		"other protocol":             {f.With(func(f *testutil.Frame) { f.TCP = nil }), h.bridge, h.c1.Ifindex, "unsupported"},
 		"RST without flow":           {f.With(func(f *testutil.Frame) { f.TCP.RST = true }), h.bridge, h.c1.Ifindex, "unsupported"},
 		"echo reply":                 {f.With(func(f *testutil.Frame) { f.TCP, f.Echo = nil, &testutil.Echo{Reply: true} }), h.bridge, h.c1.Ifindex, "unsupported"},

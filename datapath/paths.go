@@ -9,8 +9,9 @@ const (
 	progsDir = "progs"
 	linksDir = "links"
 
-	guardLink  = "guard"
-	defragLink = "defrag"
+	guardLink     = "guard"
+	defragLink    = "defrag"
+	fragmentsLink = "fragments"
 )
 
 // Names below bpffs must not contain dots.

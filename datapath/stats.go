@@ -52,7 +52,7 @@ func (d *Datapath) Stats() (map[int]Counters, error) {
 	}
 	out := make(map[int]Counters, len(devs))
 	for _, dev := range devs {
-		if dev.Flags&tcFbrDevFlagsFBR_DEV_BRIDGE != 0 {
+		if dev.Flags&(tcFbrDevFlagsFBR_DEV_BRIDGE|tcFbrDevFlagsFBR_DEV_FRAGS) != 0 {
 			continue
 		}
 		c, err := d.counters(uint32(dev.Stats))

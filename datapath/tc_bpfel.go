@@ -27,7 +27,7 @@ type tcFbrConf struct {
 	Lease     uint32
 	L2Fast    uint32
 	Published uint32
-	Pad       uint32
+	Frags     uint32
 }
 
 type tcFbrDev struct {
@@ -51,6 +51,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_SLOW     tcFbrDevFlags = 8
 	tcFbrDevFlagsFBR_DEV_INTERNAL tcFbrDevFlags = 16
 	tcFbrDevFlagsFBR_DEV_ROUTED   tcFbrDevFlags = 32
+	tcFbrDevFlagsFBR_DEV_FRAGS    tcFbrDevFlags = 64
 )
 
 type tcFbrDrops struct {
@@ -91,6 +92,25 @@ type tcFbrFlowKey struct {
 	Dport uint16
 	Proto uint8
 	Pad   [3]uint8
+}
+
+type tcFbrFrag struct {
+	_     structs.HostLayout
+	Until uint64
+	Addr  uint32
+	Id    uint16
+	Pad   uint16
+	Pif   uint32
+	Slot  uint32
+}
+
+type tcFbrFragKey struct {
+	_     structs.HostLayout
+	Saddr uint32
+	Daddr uint32
+	Id    uint16
+	Proto uint8
+	In    uint8
 }
 
 type tcFbrMeta struct {
@@ -171,7 +191,7 @@ type tcFbrQuota struct {
 	Sessions  uint32
 	Ports     uint32
 	Half      uint32
-	Pad       uint32
+	Frags     uint32
 	RefusedAt uint64
 }
 
@@ -191,6 +211,7 @@ const (
 	tcFbrReasonFBR_UNSUPPORTED tcFbrReason = 10
 	tcFbrReasonFBR_NAT_FULL    tcFbrReason = 11
 	tcFbrReasonFBR_QUOTA       tcFbrReason = 12
+	tcFbrReasonFBR_FRAGMENT    tcFbrReason = 13
 	tcFbrReasonFBR_REASON_MAX  tcFbrReason = 16
 )
 
@@ -248,6 +269,8 @@ type tcFbrState struct {
 	Tries        [9]uint64
 	Epoch        uint32
 	InUse        [3]uint32
+	FragHand     uint32
+	_            [4]byte
 	Timer        struct {
 		_      structs.HostLayout
 		Opaque [2]uint64
@@ -279,6 +302,10 @@ const (
 	tcMapFbrDrops          = "fbr_drops"
 	tcMapFbrFdb            = "fbr_fdb"
 	tcMapFbrFlow           = "fbr_flow"
+	tcMapFbrFrag           = "fbr_frag"
+	tcMapFbrFragId         = "fbr_frag_id"
+	tcMapFbrFragSlot       = "fbr_frag_slot"
+	tcMapFbrFragVia        = "fbr_frag_via"
 	tcMapFbrFree           = "fbr_free"
 	tcMapFbrHosts          = "fbr_hosts"
 	tcMapFbrMeta           = "fbr_meta"
@@ -296,6 +323,7 @@ const (
 	tcMapFbrStats          = "fbr_stats"
 	tcProgFbrControl       = "fbr_control"
 	tcProgFbrDefrag        = "fbr_defrag"
+	tcProgFbrFragIn        = "fbr_frag_in"
 	tcProgFbrGuard         = "fbr_guard"
 	tcProgFbrPortIn        = "fbr_port_in"
 	tcProgFbrPortOut       = "fbr_port_out"
@@ -366,6 +394,7 @@ type tcSpecs struct {
 type tcProgramSpecs struct {
 	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
 	FbrDefrag    *ebpf.ProgramSpec `ebpf:"fbr_defrag"`
+	FbrFragIn    *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
 	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
@@ -384,6 +413,10 @@ type tcMapSpecs struct {
 	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
 	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
+	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
+	FbrFragId    *ebpf.MapSpec `ebpf:"fbr_frag_id"`
+	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
+	FbrFragVia   *ebpf.MapSpec `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
 	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
@@ -453,6 +486,10 @@ type tcMaps struct {
 	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
 	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
+	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
+	FbrFragId    *ebpf.Map `ebpf:"fbr_frag_id"`
+	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
+	FbrFragVia   *ebpf.Map `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
 	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
@@ -479,6 +516,10 @@ func (m *tcMaps) Close() error {
 		m.FbrDrops,
 		m.FbrFdb,
 		m.FbrFlow,
+		m.FbrFrag,
+		m.FbrFragId,
+		m.FbrFragSlot,
+		m.FbrFragVia,
 		m.FbrFree,
 		m.FbrHosts,
 		m.FbrMeta,
@@ -528,6 +569,7 @@ type tcVariables struct {
 type tcPrograms struct {
 	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
 	FbrDefrag    *ebpf.Program `ebpf:"fbr_defrag"`
+	FbrFragIn    *ebpf.Program `ebpf:"fbr_frag_in"`
 	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
@@ -539,6 +581,7 @@ func (p *tcPrograms) Close() error {
 	return _TcClose(
 		p.FbrControl,
 		p.FbrDefrag,
+		p.FbrFragIn,
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,

@@ -64,9 +64,11 @@ enum {
 };
 
 /* skb->pkt_type */
+#define PACKET_HOST      0
 #define PACKET_BROADCAST 1
 #define PACKET_MULTICAST 2
 
+#define BPF_F_INGRESS              1 /* of bpf_redirect */
 #define BPF_FIB_LKUP_RET_NOT_FWDED 4 /* local, or no unicast address */
 
 /* Return values of tcx programs: enum tcx_action_base; NEXT lets the other

@@ -160,6 +160,36 @@ struct {
 	__type(value, __u32);
 } fbr_peer SEC(".maps");
 
+/* Datagrams whose fragments are passing, and the keys by slot, so that what has
+ * expired can be found (frag.h).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_FRAGS_MAX);
+	__type(key, struct fbr_frag_key);
+	__type(value, struct fbr_frag);
+} fbr_frag SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_FRAGS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_frag_key);
+} fbr_frag_slot SEC(".maps");
+
+/* The next IP id of outbound fragments, by a hash of where they go; the uplink
+ * that inbound fragments came by, by a hash of what they belong to.
+ */
+struct fbr_frag_lanes {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_FRAG_LANES);
+	__type(key, __u32);
+	__type(value, __u32);
+};
+
+struct fbr_frag_lanes fbr_frag_id SEC(".maps");
+struct fbr_frag_lanes fbr_frag_via SEC(".maps");
+
 /* Free external ports as offsets in the range, the longest-released first: what
  * is taken next is also what has been on hold longest. Go fills them shuffled.
  */

@@ -443,7 +443,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	__u16 mtu = 0;
 	__u32 bits;
 
-	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
+	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
 		return FBR_UNSUPPORTED;
 	if (forwarded) {
 		ext = fbr_route(skb, u, p->daddr, &mtu);
@@ -482,7 +482,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 
 		if (np && !(p->tcp_flags & TCP_RST))
 			np->used_at = now;
-		if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
+		if (!p->frag && !(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
 			__u8 macs[12];
 

@@ -18,6 +18,11 @@ enum fbr_l4_kind {
 	FBR_L4_ICMP_ERR,
 };
 
+enum fbr_frag_bits {
+	FBR_FRAG_MORE = 1,  /* not the last one */
+	FBR_FRAG_LATER = 2, /* not the first one: no L4 header */
+};
+
 /* An IPv4 packet: addresses and ports in network byte order. */
 struct fbr_pkt {
 	__be32 saddr;
@@ -29,8 +34,9 @@ struct fbr_pkt {
 	__u8 tcp_flags; /* 0 for others */
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 frag; /* a fragment, first or not */
+	__u8 frag; /* enum fbr_frag_bits; 0: whole */
 	__u16 l4;  /* offset of the L4 header from the start of the frame */
+	__be16 id; /* of the IPv4 header */
 };
 
 /* Parses the IPv4 header at off. Returns 0, or -1 if there is none; what has
@@ -49,9 +55,13 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 	p->daddr = ip.daddr;
 	p->proto = ip.protocol;
 	p->l4 = off + ip.ihl * 4;
-	p->frag = !!(ip.frag_off & bpf_htons(IP_MF | IP_OFFMASK));
-	if (ip.frag_off & bpf_htons(IP_OFFMASK))
+	p->id = ip.id;
+	if (ip.frag_off & bpf_htons(IP_MF))
+		p->frag = FBR_FRAG_MORE;
+	if (ip.frag_off & bpf_htons(IP_OFFMASK)) {
+		p->frag |= FBR_FRAG_LATER;
 		return 0;
+	}
 
 	if (ip.protocol == IPPROTO_TCP || ip.protocol == IPPROTO_UDP) {
 		struct l4ports ports;

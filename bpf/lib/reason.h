@@ -20,6 +20,7 @@ enum fbr_reason {
 	FBR_UNSUPPORTED, /* cannot be translated (yet) */
 	FBR_NAT_FULL,    /* no slot or external port left */
 	FBR_QUOTA,       /* the container has used its share */
+	FBR_FRAGMENT,    /* a fragment whose first was not seen, or too many datagrams in pieces */
 	FBR_REASON_MAX = 16,
 };
 

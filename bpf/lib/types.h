@@ -8,7 +8,7 @@
 
 #include "../include/kernel.h"
 
-#define FBR_SCHEMA    2
+#define FBR_SCHEMA    3
 
 #define FBR_DEVS_MAX  16384  /* slots: ifindex modulo this */
 #define FBR_STATS_MAX 4096   /* devices that can exist at once */
@@ -20,7 +20,7 @@ struct fbr_conf {
 	__u32 lease;      /* jiffies; 0: no routed fast path */
 	__u32 l2_fast;    /* 0: frames between ports take the kernel bridge */
 	__u32 published;  /* there are publications */
-	__u32 pad;
+	__u32 frags;      /* device (FBR_DEV_FRAGS) that inbound fragments are sent to; 0: none */
 };
 
 enum fbr_dev_flags {
@@ -30,9 +30,10 @@ enum fbr_dev_flags {
 	FBR_DEV_SLOW = 8, /* port: always the kernel path */
 	FBR_DEV_INTERNAL = 16,
 	FBR_DEV_ROUTED = 32, /* port: its network is not translated */
+	FBR_DEV_FRAGS = 64,  /* to the namespace that puts inbound fragments in order */
 };
 
-/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink or a bridge */
+/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS */
 struct fbr_dev {
 	__u32 ifindex; /* 0: slot is free; else must equal the device's */
 	__be32 ip;     /* port: the container's; uplink: the primary address */
@@ -40,7 +41,7 @@ struct fbr_dev {
 	enum fbr_dev_flags flags;
 	__u16 stats;    /* index into fbr_stats, fbr_drops, fbr_quota */
 	__u16 mtu;      /* bytes, L3 */
-	__u8 mac[6];    /* port: the container's */
+	__u8 mac[6];    /* port: the container's; FBR_DEV_FRAGS: its peer's */
 	__u8 gw_mac[6]; /* port: the bridge's */
 };
 
@@ -90,8 +91,8 @@ struct fbr_drops {
 struct fbr_quota {
 	__u32 sessions;
 	__u32 ports;
-	__u32 half; /* TCP sessions not established yet */
-	__u32 pad;
+	__u32 half;       /* TCP sessions not established yet */
+	__u32 frags;      /* datagrams whose fragments are passing */
 	__u64 refused_at; /* jiffies of the last ICMP error about a refused flow */
 };
 
@@ -207,6 +208,28 @@ struct fbr_nport {
 	__u64 used_at;  /* jiffies: its owner last sent something; EIF and ADF only */
 };
 
+/* A datagram whose fragments are passing, as on the wire before rewriting */
+struct fbr_frag_key {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 id;
+	__u8 proto;
+	__u8 in; /* from outside */
+};
+
+/* What its first fragment has found out */
+struct fbr_frag {
+	__u64 until; /* jiffies */
+	__be32 addr; /* the new source (out) or destination (in) */
+	__be16 id;   /* the new one */
+	__u16 pad;
+	__u32 pif;  /* the container's port */
+	__u32 slot; /* index into fbr_frag_slot */
+};
+
+#define FBR_FRAGS_MAX  4096 /* datagrams at once; a power of two */
+#define FBR_FRAG_LANES 4096 /* of fbr_frag_id and fbr_frag_via */
+
 enum {
 	FBR_CLASS_TCP,
 	FBR_CLASS_UDP,
@@ -230,6 +253,7 @@ struct fbr_state {
 		    1];            /* allocations that looked at so many ports; [0]: found none */
 	__u32 epoch;               /* of the program whose callback the timer holds */
 	__u32 in_use[FBR_CLASSES]; /* external ports taken */
+	__u32 frag_hand;           /* next slot of fbr_frag_slot to look at */
 	struct bpf_timer timer;
 };
 

@@ -3,6 +3,7 @@
 #ifndef FBR_UPLINK_H
 #define FBR_UPLINK_H
 
+#include "frag.h"
 #include "icmp.h"
 #include "maps.h"
 #include "nat.h"
@@ -54,6 +55,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 {
 	__u32 iif = skb->ingress_ifindex;
 	__be32 ip = p->saddr;
+	enum fbr_reason why;
 	__u32 *pif;
 
 	if (n->flags & FBR_NET_INTERNAL)
@@ -68,7 +70,10 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
-	return fbr_snat(skb, p, u, *blame, iif ? FBR_SNAT_FORWARDED : FBR_SNAT_HOST);
+	if (p->frag & FBR_FRAG_LATER)
+		return fbr_frag_later(skb, p, false);
+	why = fbr_snat(skb, p, u, *blame, iif ? FBR_SNAT_FORWARDED : FBR_SNAT_HOST);
+	return why || !p->frag ? why : fbr_frag_first_out(skb, p, *blame);
 }
 
 /* Whether this is the host's RST to a segment that no socket wanted: to a SYN

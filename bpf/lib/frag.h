@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* IPv4 fragments through the NAT, always on the kernel's path.
+ *
+ * Only the first fragment of a datagram has the ports; the others are known by
+ * what it left in fbr_frag. A program cannot hold a packet back, so they must
+ * come in order: the kernel reassembles and fragments again whatever it forwards
+ * (fbr_defrag), which is enough on the way out. A fragment from outside would be
+ * reassembled only where it is delivered, after every hook that could translate
+ * it, so fbr_uplink_in sends those to a namespace of the instance that does
+ * nothing but forward them back (FBR_DEV_FRAGS). There fbr_frag_in translates
+ * them, gives back the hop and lets them begin anew at the uplink they came by.
+ *
+ * An entry of fbr_frag is made by the first fragment and deleted by the last,
+ * or, FBR_FRAG_SECS later, by whoever needs the room: slots are looked at in
+ * turn, and each belongs to one entry. Nothing that still lives is given up.
+ */
+#ifndef FBR_FRAG_H
+#define FBR_FRAG_H
+
+#include "config.h"
+#include "csum.h"
+#include "icmp.h"
+#include "maps.h"
+#include "nat.h"
+#include "parse.h"
+#include "publish.h"
+#include "reason.h"
+#include "stats.h"
+
+#define FBR_FRAG_SECS   2  /* RFC 6146 section 4 */
+#define FBR_FRAG_PROBES 64 /* slots looked at for a free one */
+#define FBR_FRAG_QUOTA  (FBR_FRAGS_MAX / 8)
+
+#define FBR_IP_ID       4 /* offset in the IPv4 header */
+#define FBR_IP_TTL      8
+
+static __always_inline __u32 fbr_frag_mix(__u32 h, __u32 v)
+{
+	h = (h ^ v) * 0x9e3779b1;
+	return h ^ (h >> 15);
+}
+
+/* Seeded with the instance's secret: what goes by it cannot be guessed from outside. */
+static __always_inline __u32 fbr_frag_hash(__be32 saddr, __be32 daddr, __u32 more)
+{
+	return fbr_frag_mix(fbr_frag_mix(fbr_frag_mix(cfg_mark, saddr), daddr), more);
+}
+
+static __always_inline __u32 *fbr_frag_via_get(const struct fbr_pkt *p)
+{
+	__u32 i = fbr_frag_hash(p->saddr, p->daddr, (__u32)p->id << 8 | p->proto) % FBR_FRAG_LANES;
+
+	return bpf_map_lookup_elem(&fbr_frag_via, &i);
+}
+
+/* An id for a datagram: datagrams of several containers with one source address
+ * must not share one (RFC 6864 section 5.3.1). One counter for the whole
+ * instance would run round too soon, and tell everybody how busy it is.
+ */
+static __always_inline __be16 fbr_frag_new_id(__be32 saddr, __be32 daddr, __u8 proto)
+{
+	__u32 h = fbr_frag_hash(saddr, daddr, proto), i = h % FBR_FRAG_LANES;
+	__u32 *next = bpf_map_lookup_elem(&fbr_frag_id, &i);
+
+	return next ? bpf_htons((h >> 16) + __sync_fetch_and_add(next, 1)) : 0;
+}
+
+/* Deletes the entry of a datagram. */
+static __always_inline void fbr_frag_forget(const struct fbr_frag_key *k, struct fbr_frag *f)
+{
+	struct fbr_quota *q = fbr_quota_get(f->pif);
+
+	if (!bpf_map_delete_elem(&fbr_frag, k) && q && q->frags)
+		fbr_atomic_dec(&q->frags);
+}
+
+struct fbr_frag_walk {
+	__u32 slot;
+	__u32 all; /* do not stop at the first free slot */
+	bool found;
+};
+
+/* Looks at the next slot, and frees it if its entry has expired. */
+static long fbr_frag_probe(__u64 i, struct fbr_frag_walk *w)
+{
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_frag_key *key, k;
+	struct fbr_frag *f;
+	__u32 slot;
+
+	if (!st)
+		return 1;
+	slot = __sync_fetch_and_add(&st->frag_hand, 1) % FBR_FRAGS_MAX;
+	key = bpf_map_lookup_elem(&fbr_frag_slot, &slot);
+	if (!key)
+		return 1;
+	k = *key;
+	f = bpf_map_lookup_elem(&fbr_frag, &k);
+	if (f && f->slot == slot) {
+		if (f->until > bpf_jiffies64())
+			return 0;
+		fbr_frag_forget(&k, f);
+	}
+	w->slot = slot;
+	w->found = true;
+	return w->all ? 0 : 1;
+}
+
+/* Enters a datagram, v without slot and time. False if there is no room, or the
+ * container has used its share.
+ */
+__fbr_global bool fbr_frag_track(const struct fbr_frag_key *k, struct fbr_frag *v)
+{
+	if (!k || !v)
+		return false;
+
+	struct fbr_quota *q = fbr_quota_get(v->pif);
+	struct fbr_frag_walk w = {};
+	struct fbr_frag_key key = *k, *slot;
+	struct fbr_frag *old = bpf_map_lookup_elem(&fbr_frag, &key);
+
+	if (old) /* the end of an earlier datagram got lost */
+		fbr_frag_forget(&key, old);
+	/* What the container has lost may have expired. */
+	w.all = q && q->frags >= FBR_FRAG_QUOTA;
+	bpf_loop(FBR_FRAG_PROBES, fbr_frag_probe, &w, 0);
+	if (q && q->frags >= FBR_FRAG_QUOTA)
+		return false;
+	slot = w.found ? bpf_map_lookup_elem(&fbr_frag_slot, &w.slot) : NULL;
+	if (!slot)
+		return false;
+	*slot = key;
+	v->slot = w.slot;
+	v->until = bpf_jiffies64() + FBR_FRAG_SECS * cfg_hz;
+	if (bpf_map_update_elem(&fbr_frag, &key, v, BPF_NOEXIST))
+		return false;
+	if (q)
+		__sync_fetch_and_add(&q->frags, 1);
+	return true;
+}
+
+static __always_inline long fbr_frag_set_id(struct __sk_buff *skb, __be16 old, __be16 new)
+{
+	if (old == new)
+		return 0;
+	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + FBR_IP_ID, &new, 2, 0);
+}
+
+/* Translates a fragment that is not the first. Returns FBR_NONE or the reason to
+ * drop it; FBR_FOREIGN: one from outside of whose datagram nothing is known, untouched.
+ */
+__fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct fbr_pkt *p, bool in)
+{
+	if (!p)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_frag_key k = {
+		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = in
+	};
+	struct fbr_frag *f = bpf_map_lookup_elem(&fbr_frag, &k), v;
+
+	if (!f || f->until <= bpf_jiffies64())
+		return in ? FBR_FOREIGN : FBR_FRAGMENT;
+	v = *f;
+	/* It may have been deleted, and be another datagram's by now. */
+	fbr_barrier();
+	if (bpf_map_lookup_elem(&fbr_frag, &k) != f)
+		return FBR_FRAGMENT;
+	if (!(p->frag & FBR_FRAG_MORE))
+		fbr_frag_forget(&k, f);
+	/* Point of no return. */
+	if (fbr_rewrite_outer(skb, !in, in ? p->daddr : p->saddr, v.addr) ||
+	    fbr_frag_set_id(skb, p->id, v.id))
+		return FBR_UNSUPPORTED;
+	return FBR_NONE;
+}
+
+/* The first fragment of a container's datagram, just translated by fbr_snat():
+ * gives it its new id and enters the datagram. p is as it was before.
+ */
+__fbr_global enum fbr_reason fbr_frag_first_out(struct __sk_buff *skb, const struct fbr_pkt *p,
+						const struct fbr_dev *port)
+{
+	if (!p || !port)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_frag_key k = {
+		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto
+	};
+	struct fbr_frag v = { .pif = port->ifindex };
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + 12, &v.addr, 4))
+		return FBR_UNSUPPORTED;
+	v.id = fbr_frag_new_id(v.addr, p->daddr, p->proto);
+	if (!fbr_frag_track(&k, &v))
+		return FBR_FRAGMENT;
+	return fbr_frag_set_id(skb, p->id, v.id) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* Whether an inbound fragment, come by uplink u, is one for the namespace that
+ * puts them in order: one that the host would deliver to itself. Its hop there
+ * will be given back; a TTL of 1 would not survive it, and leads to no
+ * container either. If so the frame is addressed to that namespace now.
+ */
+__fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p,
+				  const struct fbr_dev *u, __u32 frags)
+{
+	if (!p || !u)
+		return false;
+
+	struct fbr_dev *d = fbr_dev_get(frags);
+	__u32 *via = fbr_frag_via_get(p);
+	__u8 ttl;
+
+	if (!d || !via || skb->pkt_type != PACKET_HOST ||
+	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + FBR_IP_TTL, &ttl, 1) || ttl <= 1 ||
+	    !fbr_is_local(skb, u, p->daddr))
+		return false;
+	*via = u->ifindex;
+	return !bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0);
+}
+
+/* A fragment that fbr_frag_in has seen to, on its second visit to the uplink. */
+static __always_inline bool fbr_frag_returned(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p->frag || !cfg_mark || skb->mark != cfg_mark)
+		return false;
+	skb->mark = 0;
+	/* Its frame is still the other namespace's. */
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return true;
+}
+
+/* Gives back the hop that the other namespace took. */
+static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
+{
+	__u16 old, new; /* TTL and protocol */
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + FBR_IP_TTL, &old, 2))
+		return -1;
+	new = old;
+	(*(__u8 *)&new)++;
+	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + FBR_IP_TTL, &new, 2, 0);
+}
+
+/* The first fragment of a datagram from outside, just translated by
+ * fbr_unsnat() under k: enters the datagram. p is as it was before.
+ */
+__fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const struct fbr_pkt *p,
+					       const struct fbr_flow_key *k)
+{
+	if (!p || !k)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_frag_key fk = {
+		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = 1
+	};
+	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_frag v = { .id = p->id };
+
+	if (!f || bpf_skb_load_bytes(skb, ETH_HLEN + 16, &v.addr, 4))
+		return FBR_UNSUPPORTED;
+	v.pif = f->pif;
+	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;
+}
+
+/* Translates a fragment from outside if it belongs to a flow or may begin one:
+ * FBR_NONE, FBR_FOREIGN (the host's, untouched), or a reason to drop it.
+ */
+static __always_inline enum fbr_reason
+fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u)
+{
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_flow_key k;
+	enum fbr_reason why;
+
+	if (p->frag & FBR_FRAG_LATER)
+		return fbr_frag_later(skb, p, true);
+	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP) ||
+	    !(fbr_in_range(p->dport) || c->published))
+		return FBR_FOREIGN;
+	fbr_key(&k, p);
+	why = fbr_unsnat(skb, p, &k);
+	if (why == FBR_FOREIGN && fbr_admit(skb, p, u, &k))
+		why = fbr_unsnat(skb, p, &k);
+	return why ? why : fbr_frag_first_in(skb, p, &k);
+}
+
+/* A packet that comes back from the other namespace. Returns the verdict. */
+static __always_inline int fbr_frag_return(struct __sk_buff *skb)
+{
+	struct fbr_dev *u;
+	struct fbr_pkt p;
+	__u32 *via, why;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &p) || !p.frag)
+		return TCX_DROP; /* that namespace's own */
+	via = fbr_frag_via_get(&p);
+	u = via ? fbr_dev_get(*via) : NULL;
+	if (!u || !(u->flags & FBR_DEV_UPLINK) || fbr_frag_add_hop(skb))
+		return TCX_DROP;
+	why = fbr_frag_unsnat(skb, &p, u);
+	if (why && why != FBR_FOREIGN) {
+		fbr_count_drop(u, why);
+		return TCX_DROP;
+	}
+	skb->mark = cfg_mark;
+	return bpf_redirect(u->ifindex, BPF_F_INGRESS);
+}
+
+#endif

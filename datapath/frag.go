@@ -1,0 +1,66 @@
+package datapath
+
+import (
+	"errors"
+	"net"
+	"os"
+)
+
+// AttachDefrag keeps defragmentation on in the current network namespace, which
+// is the one that inbound fragments are sent to. The pinned link also keeps that
+// namespace alive, without a process or a mount: a link counts as a user of its
+// namespace. It replaces the one of an earlier namespace.
+func (d *Datapath) AttachDefrag() error {
+	return attachNetfilter(linkPath(d.dir, fragmentsLink), d.defragOptions(), true)
+}
+
+// AttachFragments sends inbound fragments to ifindex from now on: one end of a
+// veth pair whose other end, with the address peer, is in a namespace that
+// forwards everything back (AttachDefrag). Returns an error wrapping
+// ErrSlotTaken or ErrTooMany.
+func (d *Datapath) AttachFragments(ifindex int, peer net.HardwareAddr) error {
+	mac, err := mac6(peer)
+	if err != nil {
+		return err
+	}
+	dev := tcFbrDev{Ifindex: uint32(ifindex), Flags: tcFbrDevFlagsFBR_DEV_FRAGS, Mac: mac}
+	if err := d.putDevice(dev); err != nil {
+		return err
+	}
+	if err := d.attachDevice(dev); err != nil {
+		return errors.Join(err, d.clearDevice(ifindex))
+	}
+	return d.sendFragments(uint32(ifindex))
+}
+
+// DetachFragments undoes AttachFragments and AttachDefrag. It succeeds when
+// there is nothing to undo. ifindex 0: none was attached.
+func (d *Datapath) DetachFragments(ifindex int) error {
+	if err := d.sendFragments(0); err != nil {
+		return err
+	}
+	if ifindex != 0 {
+		if err := errors.Join(d.detachDevice(ifindex), d.clearDevice(ifindex)); err != nil {
+			return err
+		}
+	}
+	return detach(linkPath(d.dir, fragmentsLink))
+}
+
+// FragmentsAttached reports whether AttachDefrag and AttachFragments have been done.
+func (d *Datapath) FragmentsAttached(ifindex int) (bool, error) {
+	if _, err := os.Stat(linkPath(d.dir, fragmentsLink)); errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	_, ok, err := d.device(ifindex)
+	return ok, err
+}
+
+func (d *Datapath) sendFragments(ifindex uint32) error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		c.Frags = ifindex
+		return nil
+	})
+}

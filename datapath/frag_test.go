@@ -1,0 +1,335 @@
+package datapath
+
+import (
+	"fmt"
+	"net"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// fragment is the IP payload of the fragments here, but for the last.
+const fragment = 1480
+
+var fragmentPeer = mustMAC("02:00:00:00:00:f1")
+
+// big are datagrams of c1 that do not fit into one packet.
+func (h *harness) big() map[string]testutil.Frame {
+	f := h.fromC1()
+	f.TCP, f.Payload = nil, make([]byte, 4000)
+	fill(f.Payload)
+	return map[string]testutil.Frame{
+		"udp": f.With(func(f *testutil.Frame) { f.UDP = &testutil.UDP{SrcPort: 40000, DstPort: 4000} }),
+		"udp without checksum": f.With(func(f *testutil.Frame) {
+			f.UDP, f.UncheckedUDP = &testutil.UDP{SrcPort: 40001, DstPort: 4000}, true
+		}),
+		"echo": f.With(func(f *testutil.Frame) { f.Echo = &testutil.Echo{ID: 7, Seq: 1} }),
+		"tcp":  f.With(func(f *testutil.Frame) { f.TCP = &testutil.TCP{SrcPort: 40002, DstPort: 80, ACK: true} }),
+	}
+}
+
+func fill(b []byte) {
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+}
+
+// sendOut runs fragments as the kernel hands them to the uplink, and returns
+// what leaves.
+func (h *harness) sendOut(t *testing.T, frags [][]byte) (out [][]byte) {
+	t.Helper()
+	for i, f := range frags {
+		got := h.uplinkOut(t, f, h.bridge)
+		if got.verdict != next {
+			t.Fatalf("fragment %d: verdict %d", i, got.verdict)
+		}
+		out = append(out, got.frame)
+	}
+	return out
+}
+
+// tracked counts the datagrams in fbr_frag, and ages them if asked.
+func (h *harness) tracked(t *testing.T, expire bool) (n int) {
+	t.Helper()
+	var (
+		k   tcFbrFragKey
+		v   tcFbrFrag
+		all []tcFbrFragKey
+	)
+	it := h.maps.FbrFrag.Iterate()
+	for it.Next(&k, &v) {
+		all = append(all, k)
+	}
+	check(t, it.Err())
+	for _, k := range all {
+		if !expire {
+			break
+		}
+		check(t, h.maps.FbrFrag.Lookup(&k, &v))
+		v.Until = 1
+		check(t, h.maps.FbrFrag.Put(&k, &v))
+	}
+	return len(all)
+}
+
+func TestFragmentsLeaveTranslated(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	for name, f := range h.big() {
+		t.Run(name, func(t *testing.T) {
+			sent := h.routed(f)
+			out := h.sendOut(t, testutil.Fragments(t, sent.Bytes(t), fragment, 77))
+			whole, err := testutil.Join(out...)
+			check(t, err)
+			eport := h.eport(t, f)
+			want := sent.With(func(f *testutil.Frame) {
+				f.Src, f.ID = extAddr, testutil.FragmentID(whole)
+				switch {
+				case f.UDP != nil:
+					f.UDP.SrcPort = eport
+				case f.TCP != nil:
+					f.TCP.SrcPort = eport
+				default:
+					f.Echo.ID = eport
+				}
+			}).Bytes(t)
+			if string(whole) != string(want) {
+				t.Errorf("sent\n%x\nwant\n%x", whole[:60], want[:60])
+			}
+			if n := h.tracked(t, false); n != 0 {
+				t.Errorf("%d datagrams are tracked after the last fragment", n)
+			}
+			// A fragment proves nothing about what the kernel does with a whole packet.
+			if got := h.portIn(t, f.With(func(f *testutil.Frame) { f.Payload = f.Payload[:8] }).Bytes(t)); got.verdict != next {
+				t.Errorf("a fragment granted a lease: verdict %d", got.verdict)
+			}
+		})
+	}
+}
+
+func TestFragmentsOfTwoContainersDiffer(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f1 := h.routed(h.big()["udp"])
+	f2 := f1.With(func(f *testutil.Frame) { f.Src = c2Addr })
+	one, two := testutil.Fragments(t, f1.Bytes(t), fragment, 5), testutil.Fragments(t, f2.Bytes(t), fragment, 5)
+	var out1, out2 [][]byte
+	for i := range one {
+		out1 = append(out1, h.sendOut(t, one[i:i+1])...)
+		out2 = append(out2, h.sendOut(t, two[i:i+1])...)
+	}
+	for _, out := range [][][]byte{out1, out2} {
+		if _, err := testutil.Join(out...); err != nil {
+			t.Error(err)
+		}
+	}
+	if testutil.FragmentID(out1[0]) == testutil.FragmentID(out2[0]) {
+		t.Errorf("both datagrams have the id %d", testutil.FragmentID(out1[0]))
+	}
+}
+
+func TestFragmentWithoutFirstStays(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	frags := testutil.Fragments(t, h.routed(h.big()["udp"]).Bytes(t), fragment, 9)
+	dropped := func(name string, f []byte) {
+		t.Run(name, func(t *testing.T) {
+			h.wantDrop(t, h.c1.Ifindex, "fragment", func() result { return h.uplinkOut(t, f, h.bridge) })
+		})
+	}
+	dropped("middle", frags[1])
+	dropped("last", frags[2])
+	h.sendOut(t, frags)
+	dropped("after the last", frags[1])
+	h.sendOut(t, frags[:1])
+	h.tracked(t, true)
+	dropped("too late", frags[1])
+}
+
+func TestFragmentsHaveAQuota(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.routed(h.big()["udp"])
+	const quota = 512
+	first := func(id uint16) []byte { return testutil.Fragments(t, f.Bytes(t), fragment, id)[0] }
+	for id := range uint16(quota) {
+		h.sendOut(t, [][]byte{first(id)})
+	}
+	h.wantDrop(t, h.c1.Ifindex, "fragment", func() result { return h.uplinkOut(t, first(quota), h.bridge) })
+	// Nobody else is concerned.
+	h.sendOut(t, testutil.Fragments(t, f.With(func(f *testutil.Frame) { f.Src = c2Addr }).Bytes(t), fragment, 1))
+	// What was lost is forgotten without any process's help.
+	if n := h.tracked(t, true); n != quota {
+		t.Errorf("%d datagrams are tracked, want %d", n, quota)
+	}
+	for id := range uint16(quota) { // looking at 64 of 4096 slots each time
+		if h.uplinkOut(t, first(quota+id), h.bridge).verdict == next {
+			h.sendOut(t, testutil.Fragments(t, f.Bytes(t), fragment, 2*quota+id))
+			return
+		}
+	}
+	t.Error("the quota is still used up by datagrams that are long gone")
+}
+
+// attachFragments gives the harness the device to the other namespace.
+func (h *harness) attachFragments(t *testing.T) int {
+	t.Helper()
+	index := addVeth(t, "frags")
+	check(t, h.AttachFragments(index, fragmentPeer))
+	return index
+}
+
+func (h *harness) fragIn(t *testing.T, frame []byte, ifindex int) result {
+	t.Helper()
+	return h.run(t, h.progs.FbrFragIn, frame, ifindex, ifindex)
+}
+
+// uplinkMAC is what frames to the host are addressed to.
+func (h *harness) uplinkMAC(t *testing.T) (mac net.HardwareAddr) {
+	t.Helper()
+	h.ns.Do(t, func() {
+		if l, err := netlink.LinkByIndex(h.uplink.Ifindex); err == nil {
+			mac = l.Attrs().HardwareAddr
+		}
+	})
+	return mac
+}
+
+// bounced is a fragment as the other namespace hands it back.
+func bounced(t *testing.T, frame []byte) []byte {
+	t.Helper()
+	f := append([]byte(nil), frame...)
+	copy(f, fragmentPeer)
+	f[22]--
+	return refreshed(f)
+}
+
+// refreshed has a right IP checksum.
+func refreshed(f []byte) []byte {
+	var s uint32
+	f[24], f[25] = 0, 0
+	for i := 14; i < 34; i += 2 {
+		s += uint32(f[i])<<8 | uint32(f[i+1])
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	f[24], f[25] = ^byte(s>>8), ^byte(s)
+	return f
+}
+
+func TestFragmentsComeInTranslated(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	index := h.attachFragments(t)
+	for name, f := range h.big() {
+		t.Run(name, func(t *testing.T) {
+			h.sendOut(t, testutil.Fragments(t, h.routed(f).Bytes(t), fragment, 77))
+			answer := h.reply(f, h.eport(t, f))
+			answer.DstMAC, answer.ID = h.uplinkMAC(t), 99
+			var in [][]byte
+			for i, frag := range testutil.Fragments(t, answer.Bytes(t), fragment, answer.ID) {
+				got := h.uplinkIn(t, frag)
+				if want := append(append([]byte(nil), fragmentPeer...), frag[6:]...); got.verdict != redirect || string(got.frame) != string(want) {
+					t.Fatalf("fragment %d arrives: verdict %d, frame %x", i, got.verdict, got.frame[:40])
+				}
+				back := h.fragIn(t, bounced(t, frag), index)
+				if back.verdict != redirect || back.mark != h.meta.Mark {
+					t.Fatalf("fragment %d comes back: verdict %d, mark %#x", i, back.verdict, back.mark)
+				}
+				again := h.uplinkIn(t, back.frame, func(s *skb) { s.Mark = h.meta.Mark })
+				if again.verdict != next || again.mark != 0 || string(again.frame) != string(back.frame) {
+					t.Errorf("fragment %d at the uplink again: verdict %d, mark %#x", i, again.verdict, again.mark)
+				}
+				in = append(in, back.frame)
+			}
+			whole, err := testutil.Join(in...)
+			check(t, err)
+			want := answer.With(func(a *testutil.Frame) {
+				a.DstMAC, a.Dst = fragmentPeer, c1Addr
+				switch {
+				case a.UDP != nil:
+					a.UDP.DstPort = f.UDP.SrcPort
+				case a.TCP != nil:
+					a.TCP.DstPort = f.TCP.SrcPort
+				default:
+					a.Echo.ID = f.Echo.ID
+				}
+			}).Bytes(t)
+			if string(whole) != string(want) {
+				t.Errorf("arrived\n%x\nwant\n%x", whole[:60], want[:60])
+			}
+			if n := h.tracked(t, false); n != 0 {
+				t.Errorf("%d datagrams are tracked after the last fragment", n)
+			}
+		})
+	}
+}
+
+func TestFragmentsOfTheHost(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	mac := h.uplinkMAC(t)
+	host := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mac, Src: server, Dst: extAddr, MF: true,
+		UDP: &testutil.UDP{SrcPort: 4000, DstPort: 53}, Payload: make([]byte, 64)}
+	untouched := func(name string, f testutil.Frame) {
+		t.Run(name, func(t *testing.T) {
+			frame := f.Bytes(t)
+			if got := h.uplinkIn(t, frame); got.verdict != next || string(got.frame) != string(frame) {
+				t.Errorf("verdict %d, frame %x, want %x", got.verdict, got.frame, frame)
+			}
+		})
+	}
+	untouched("no namespace for fragments", host)
+	index := h.attachFragments(t)
+	for _, f := range []testutil.Frame{host, host.With(func(f *testutil.Frame) { f.MF, f.FragOff = false, 9 })} {
+		if got := h.uplinkIn(t, f.Bytes(t)); got.verdict != redirect {
+			t.Errorf("verdict %d on the way to the other namespace", got.verdict)
+		}
+		got := h.fragIn(t, bounced(t, f.Bytes(t)), index)
+		f.DstMAC = fragmentPeer
+		if want := f.Bytes(t); got.verdict != redirect || got.mark != h.meta.Mark || string(got.frame) != string(want) {
+			t.Errorf("verdict %d, mark %#x\n got %x\nwant %x", got.verdict, got.mark, got.frame, want)
+		}
+	}
+	for name, change := range map[string]func(*testutil.Frame){
+		"somebody else's frame": func(f *testutil.Frame) { f.DstMAC = h.outsideHW },
+		"to be forwarded":       func(f *testutil.Frame) { f.Dst = server.Next() },
+		"last hop":              func(f *testutil.Frame) { f.TTL = 1 },
+		"other protocol":        func(f *testutil.Frame) { f.UDP = nil },
+		"whole":                 func(f *testutil.Frame) { f.MF = false },
+	} {
+		untouched(name, host.With(change))
+	}
+	h.wantDrop(t, h.uplink.Ifindex, "direct", func() result {
+		return h.uplinkIn(t, host.With(func(f *testutil.Frame) { f.Dst = c1Addr }).Bytes(t))
+	})
+	for name, f := range map[string][]byte{
+		"whole packet": bounced(t, host.With(func(f *testutil.Frame) { f.MF = false }).Bytes(t)),
+		"ARP":          testutil.ARP{SrcMAC: fragmentPeer, DstMAC: mac, SenderIP: server, TargetIP: extAddr}.Bytes(t),
+		"unknown way":  bounced(t, host.With(func(f *testutil.Frame) { f.ID = 4242 }).Bytes(t)),
+	} {
+		if got := h.fragIn(t, f, index); got.verdict != shot {
+			t.Errorf("%s from the other namespace: verdict %d", name, got.verdict)
+		}
+	}
+	check(t, h.DetachFragments(index))
+	untouched("namespace is gone", host)
+}
+
+// TestInboundFragmentsHaveAQuota: the remote of a flow sends beginnings only.
+func TestInboundFragmentsHaveAQuota(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	index := h.attachFragments(t)
+	f := h.big()["udp"]
+	h.sendOut(t, testutil.Fragments(t, h.routed(f).Bytes(t), fragment, 77))
+	answer := h.reply(f, h.eport(t, f))
+	answer.DstMAC = h.uplinkMAC(t)
+	arrive := func(id uint16) result {
+		frag := testutil.Fragments(t, answer.Bytes(t), fragment, id)[0]
+		h.uplinkIn(t, frag)
+		return h.fragIn(t, bounced(t, frag), index)
+	}
+	for id := range uint16(512) {
+		if got := arrive(id); got.verdict != redirect {
+			t.Fatal(fmt.Errorf("fragment %d: verdict %d", id, got.verdict))
+		}
+	}
+	h.wantDrop(t, h.uplink.Ifindex, "fragment", func() result { return arrive(512) })
+}
