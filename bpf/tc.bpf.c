@@ -8,6 +8,7 @@
 #include "lib/fast.h"
 #include "lib/frag.h"
 #include "lib/guard.h"
+#include "lib/hairpin.h"
 #include "lib/lease.h"
 #include "lib/maps.h"
 #include "lib/nat.h"
@@ -141,7 +142,15 @@ int fbr_port_in(struct __sk_buff *skb)
 			return bpf_redirect(oif, 0);
 		}
 	}
-	why = fbr_route_allowed(p, ip->daddr);
+	if (!(p->flags & FBR_DEV_INTERNAL)) {
+		__be32 daddr = ip->daddr; /* ip is void after the call */
+
+		why = fbr_hairpin(skb, p);
+		if (why == FBR_FOREIGN)
+			why = fbr_route_allowed(p, daddr);
+	} else {
+		why = fbr_route_allowed(p, ip->daddr);
+	}
 	if (why)
 		goto drop;
 kernel:
@@ -172,8 +181,15 @@ int fbr_port_out(struct __sk_buff *skb)
 				return fbr_drop(p, FBR_ISOLATED);
 			if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt))
 				fbr_lease_inbound(skb, &pkt, p);
-		} else if (from->bridge != p->bridge) {
-			return fbr_drop(p, FBR_ISOLATED);
+		} else {
+			__u32 why = FBR_FOREIGN;
+
+			if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
+				why = fbr_hairpin_deliver(skb);
+			if (why == FBR_FOREIGN)
+				why = from->bridge != p->bridge ? FBR_ISOLATED : FBR_NONE;
+			if (why)
+				return fbr_drop(p, why);
 		}
 	} else if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt) &&
 		   pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT) {
@@ -234,6 +250,7 @@ int fbr_uplink_in(struct __sk_buff *skb)
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
 		why = fbr_icmp_error_in(skb, &pkt);
 	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
+		   pkt.saddr != pkt.daddr && /* a hairpin's sessions are not for outside */
 		   (fbr_in_range(pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat(skb, &pkt, &k);

@@ -212,6 +212,7 @@ const (
 	tcFbrReasonFBR_NAT_FULL    tcFbrReason = 11
 	tcFbrReasonFBR_QUOTA       tcFbrReason = 12
 	tcFbrReasonFBR_FRAGMENT    tcFbrReason = 13
+	tcFbrReasonFBR_FILTERED    tcFbrReason = 14
 	tcFbrReasonFBR_REASON_MAX  tcFbrReason = 16
 )
 

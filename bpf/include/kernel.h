@@ -327,6 +327,7 @@ struct net_device {
 
 struct sk_buff {
 	__u8 ip_summed : 2;
+	__u32 hash;
 } __core;
 
 /* skb->ip_summed, include/linux/skbuff.h */

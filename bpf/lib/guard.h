@@ -6,6 +6,7 @@
 #ifndef FBR_GUARD_H
 #define FBR_GUARD_H
 
+#include "hairpin.h"
 #include "maps.h"
 #include "reason.h"
 #include "stats.h"
@@ -43,6 +44,9 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	if (d && (d->flags & FBR_DEV_UPLINK))
 		return NF_ACCEPT;
 	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
+		return NF_ACCEPT;
+	/* To another network by a published port. */
+	if (d && (d->flags & FBR_DEV_BRIDGE) && fbr_hair_session(ctx->skb->hash, ip.saddr))
 		return NF_ACCEPT;
 	if (fbr_guarded(ip.saddr, out)) {
 		fbr_guard_count(ip.saddr, d ? FBR_ISOLATED : FBR_NO_UPLINK);

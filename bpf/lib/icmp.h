@@ -108,7 +108,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
 		return FBR_FOREIGN;
-	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) || in.saddr != p->daddr)
+	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) || in.saddr != p->daddr ||
+	    in.saddr == in.daddr)
 		return FBR_FOREIGN;
 	fbr_answer_key(&k, &in);
 	f = fbr_inbound_live(&k);

@@ -409,12 +409,49 @@ static __always_inline void fbr_pub_answer(struct fbr_new *n)
 	struct fbr_bind_key k = { .ip = n->fwd.saddr, .port = n->fwd.sport, .proto = n->fwd.proto };
 	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &k);
 
-	if (!host)
+	/* Towards an address of the host's (hairpin.h) the source has to be that address. */
+	if (!host || (n->ext == n->fwd.daddr && host->ip && host->ip != n->ext))
 		return;
 	n->published = true;
 	n->eport = host->port;
 	if (host->ip)
 		n->ext = host->ip;
+}
+
+/* Creates the session of a container's first packet k, which leaves with the
+ * address ext. As fbr_sess_create.
+ */
+static __always_inline enum fbr_reason
+fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, __u32 pif)
+{
+	struct fbr_new n = { .fwd = *k, .ext = ext, .pif = pif };
+	struct fbr_net *net = fbr_net_get(k->saddr);
+	struct fbr_conf *c = fbr_conf_get();
+
+	n.net = net ? net->flags : 0;
+	if (c && c->published)
+		fbr_pub_answer(&n);
+	return fbr_sess_create(skb, &n);
+}
+
+/* Notes that a container has sent p through its flow f; keeps: and that the
+ * mapping lives on.
+ */
+static __always_inline void fbr_out_seen(struct fbr_flow *f, const struct fbr_pkt *p, bool keeps)
+{
+	__u64 now = bpf_jiffies64();
+	struct fbr_session *s;
+	struct fbr_nport *np;
+
+	fbr_sess_track(f->sess, p, true);
+	if (p->tcp_flags & TCP_RST)
+		return;
+	f->seen = now;
+	s = keeps ? fbr_sess_get(f->sess) : NULL;
+	np = s && (s->bits & FBR_S_OUT_ONLY) ? fbr_nport_get(p->proto, fbr_port_offset(f->port))
+					     : NULL;
+	if (np)
+		np->used_at = now;
 }
 
 /* What a packet may do to its flow. */
@@ -439,6 +476,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	struct fbr_session *s;
 	struct fbr_flow_key k;
 	struct fbr_flow *f;
+	enum fbr_reason why;
 	__be32 ext = 0;
 	__u16 mtu = 0;
 	__u32 bits;
@@ -452,36 +490,21 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	}
 	fbr_key(&k, p);
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
+	if (!f && (!forwarded || (p->tcp_flags & TCP_RST)))
+		return FBR_UNSUPPORTED;
 	if (!f) {
-		struct fbr_new n = { .fwd = k, .ext = ext, .pif = port->ifindex };
-		struct fbr_net *net = fbr_net_get(k.saddr);
-		enum fbr_reason why;
-
-		n.net = net ? net->flags : 0;
-		if (c->published)
-			fbr_pub_answer(&n);
-		if (!forwarded || (p->tcp_flags & TCP_RST))
-			return FBR_UNSUPPORTED;
-		why = fbr_sess_create(skb, &n);
+		why = fbr_out_create(skb, &k, ext, port->ifindex);
 		/* Another CPU may just have created the same flow. */
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
-	fbr_sess_track(f->sess, p, true);
-	if (!(p->tcp_flags & TCP_RST))
-		f->seen = now;
+	fbr_out_seen(f, p, forwarded);
 	s = fbr_sess_get(f->sess);
 	if (!s)
 		return FBR_NAT_FULL;
 	bits = s->bits;
 	if (forwarded) {
-		struct fbr_nport *np = bits & FBR_S_OUT_ONLY
-					       ? fbr_nport_get(k.proto, fbr_port_offset(f->port))
-					       : NULL;
-
-		if (np && !(p->tcp_flags & TCP_RST))
-			np->used_at = now;
 		if (!p->frag && !(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
 			__u8 macs[12];
@@ -589,7 +612,8 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 	if (!(n->net & FBR_NET_EIF) &&
 	    !((n->net & FBR_NET_ADF) && bpf_map_lookup_elem(&fbr_peer, &pk)))
 		return false;
-	if (fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
+	/* Hairpinned packets come from the very address they go to. */
+	if (k->saddr != k->daddr && fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
 		return false;
 	n->fwd.saddr = np->ip;
 	n->fwd.sport = np->port;
@@ -597,40 +621,51 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 	return true;
 }
 
-/* Makes a session for a packet from outside that found none, if it is a first
- * packet and a publication or a filter lets it in, within the container's quota.
+/* Whether a packet may be the first of a flow. */
+static __always_inline bool fbr_first_packet(const struct fbr_pkt *p)
+{
+	return p->kind == FBR_L4_PORTS &&
+	       (p->proto == IPPROTO_UDP ||
+		(p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN);
+}
+
+/* Makes a session for a packet with the inbound key k that found none, if it is
+ * a first packet and the publication pub, or else a filter, lets it in, within
+ * the container's quota.
  */
+static __always_inline bool fbr_admit_by(struct __sk_buff *skb, const struct fbr_pkt *p,
+					 const struct fbr_dev *u, const struct fbr_flow_key *k,
+					 const struct fbr_pub *pub)
+{
+	struct fbr_new n = { .ext = k->daddr, .eport = k->dport, .inbound = true };
+
+	if (!fbr_first_packet(p))
+		return false;
+	n.fwd.daddr = k->saddr;
+	n.fwd.dport = k->sport;
+	n.fwd.proto = k->proto;
+	if (pub) {
+		n.published = true;
+		n.fwd.saddr = pub->ip;
+		n.fwd.sport = pub->port;
+		n.pif = pub->pif;
+	} else if (!fbr_in_range(k->dport) || !fbr_filter_admits(skb, u, k, &n)) {
+		return false;
+	}
+	return fbr_sess_create(skb, &n) == FBR_NONE;
+}
+
+/* The same for a packet from outside. */
 __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
 			    struct fbr_flow_key *k)
 {
 	if (!p || !u || !k)
 		return false;
 
-	struct fbr_new n = { .ext = k->daddr, .eport = k->dport, .inbound = true };
 	struct fbr_conf *c = fbr_conf_get();
-	struct fbr_pub *pub;
+	bool look = c && c->published && !fbr_in_range(k->dport) && fbr_first_packet(p);
 
-	if (!c || p->kind != FBR_L4_PORTS)
-		return false;
-	if (p->proto == IPPROTO_TCP &&
-	    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) != TCP_SYN)
-		return false;
-	n.fwd.daddr = k->saddr;
-	n.fwd.dport = k->sport;
-	n.fwd.proto = k->proto;
-	if (fbr_in_range(k->dport)) {
-		if (!fbr_filter_admits(skb, u, k, &n))
-			return false;
-	} else {
-		pub = c->published ? fbr_pub_find(skb, u, k) : NULL;
-		if (!pub)
-			return false;
-		n.published = true;
-		n.fwd.saddr = pub->ip;
-		n.fwd.sport = pub->port;
-		n.pif = pub->pif;
-	}
-	return fbr_sess_create(skb, &n) == FBR_NONE;
+	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL);
 }
 
 /* Translates the destination of a packet from outside whose flow is f, on the kernel path. */

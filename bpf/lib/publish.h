@@ -59,22 +59,36 @@ static __always_inline bool fbr_udp_connected(struct __sk_buff *skb, const struc
 	return connected;
 }
 
-/* The publication that a packet with the inbound key k is for, or NULL. */
+/* The publication of a port of the host, of this address or of any, or NULL. */
+static __always_inline struct fbr_pub *fbr_pub_get(__be32 addr, __be16 port, __u8 proto)
+{
+	struct fbr_bind_key k = { .ip = addr, .port = port, .proto = proto };
+	struct fbr_pub *pub = bpf_map_lookup_elem(&fbr_pub, &k);
+
+	if (!pub) {
+		k.ip = 0;
+		pub = bpf_map_lookup_elem(&fbr_pub, &k);
+	}
+	return pub && fbr_dev_get(pub->pif) ? pub : NULL;
+}
+
+/* Whether a publication is for a client with this address of its own. */
+static __always_inline bool fbr_pub_allows(const struct fbr_pub *pub, __be32 client)
+{
+	return (client & pub->allow_mask) == pub->allow;
+}
+
+/* The publication that a packet from outside with the key k is for, or NULL. */
 static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const struct fbr_dev *u,
 						    const struct fbr_flow_key *k)
 {
-	struct fbr_bind_key pk = { .ip = k->daddr, .port = k->dport, .proto = k->proto };
 	struct fbr_pub *pub;
 
 	if (skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
 		return NULL;
-	pub = bpf_map_lookup_elem(&fbr_pub, &pk);
-	if (!pub) {
-		pk.ip = 0;
-		pub = bpf_map_lookup_elem(&fbr_pub, &pk);
-	}
-	if (!pub || (k->saddr & pub->allow_mask) != pub->allow || !fbr_dev_get(pub->pif) ||
-	    fbr_udp_connected(skb, k) || !fbr_is_local(skb, u, k->daddr))
+	pub = fbr_pub_get(k->daddr, k->dport, k->proto);
+	if (!pub || !fbr_pub_allows(pub, k->saddr) || fbr_udp_connected(skb, k) ||
+	    !fbr_is_local(skb, u, k->daddr))
 		return NULL;
 	return pub;
 }

@@ -21,6 +21,7 @@ enum fbr_reason {
 	FBR_NAT_FULL,    /* no slot or external port left */
 	FBR_QUOTA,       /* the container has used its share */
 	FBR_FRAGMENT,    /* a fragment whose first was not seen, or too many datagrams in pieces */
+	FBR_FILTERED,    /* unsolicited, to another container's external port */
 	FBR_REASON_MAX = 16,
 };
 

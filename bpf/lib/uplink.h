@@ -34,7 +34,8 @@ __fbr_global enum fbr_reason fbr_from_outside(const struct fbr_dev *u, __be32 sa
 	bool unspecified = saddr == 0; /* DHCP and IGMP, to all */
 	struct fbr_net *n;
 
-	if (fbr_multicast(saddr) || saddr == 0xffffffff || fbr_loopback_or_zero(daddr) ||
+	if (saddr == daddr || fbr_multicast(saddr) || saddr == 0xffffffff ||
+	    fbr_loopback_or_zero(daddr) ||
 	    (fbr_loopback_or_zero(saddr) &&
 	     !(unspecified && (fbr_multicast(daddr) || daddr == 0xffffffff))))
 		return FBR_MARTIAN;

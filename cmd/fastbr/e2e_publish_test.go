@@ -88,3 +88,75 @@ func TestE2EPublishRefusesAPortInUse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestE2EPublishedToContainers reaches a published port from containers: of the
+// same network, of another one, and from the very container that serves it, by
+// every address of the host. The server sees the address that the client has
+// asked for, never a container's own.
+func TestE2EPublishedToContainers(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		second, err := h.Add("c3")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, "network", "create", "second", "--subnet", "172.29.0.0/24")
+		h.attach(t, second, "c3", "--network", "second")
+		shut, err := h.Add("c4")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, "network", "create", "shut", "--subnet", "172.28.0.0/24", "--internal")
+		h.attach(t, shut, "c4", "--network", "shut")
+
+		web := h.Containers[0]
+		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
+		defer tcp.Close()
+		defer udp.Close()
+		h.must(t, "publish", "add", "8080:80", "c1")
+		h.must(t, "publish", "add", "5353:53/udp", "c1")
+		hosts := []netip.Addr{h.HostAddr(0), h.gateway(), netip.MustParseAddr("172.29.0.1")}
+		clients := map[string]*lab.Namespace{"the same network": h.Containers[1], "another network": second, "itself": web}
+		for where, c := range clients {
+			for _, host := range hosts {
+				for i := range 2 {
+					if err := c.EchoTCP(h.ctx, netip.AddrPort{}, on(host, 8080), fmt.Sprint("hello ", i)); err != nil {
+						t.Errorf("TCP from %s by %s: %v", where, host, err)
+					}
+					if err := c.EchoUDP(h.ctx, netip.AddrPort{}, on(host, 5353), fmt.Sprint("hello ", i)); err != nil {
+						t.Errorf("UDP from %s by %s: %v", where, host, err)
+					}
+				}
+			}
+		}
+		assertPeers(t, tcp, hosts...)
+		assertPeers(t, udp, hosts...)
+		if err := lab.EchoBulk(h.ctx, second, on(h.HostAddr(0), 8080), 4<<20); err != nil {
+			t.Errorf("bulk from another network: %v", err)
+		}
+		h.assertBytesEqual(t)
+
+		h.notLetIn(t, shut, on(netip.MustParseAddr("172.28.0.1"), 8080), "from an internal network")
+		h.notLetIn(t, second, on(web.Addr, 80), "from another network by the container's own address")
+		h.must(t, "publish", "rm", "8080")
+		h.must(t, "publish", "add", "8080:80", "c1", "--allow", h.Containers[1].Addr.String()+"/32")
+		h.notLetIn(t, second, on(h.HostAddr(0), 8080), "without being allowed")
+		if err := h.Containers[1].EchoTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), 8080), "allowed"); err != nil {
+			t.Error(err)
+		}
+		h.must(t, "publish", "rm", "8080")
+		h.notLetIn(t, h.Containers[1], on(h.HostAddr(0), 8080), "published no more")
+	})
+}
+
+// notLetIn expects that a connection does not come about, by RST or by silence.
+func (h *e2e) notLetIn(t *testing.T, from *lab.Namespace, to netip.AddrPort, what string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+	defer cancel()
+	if err := from.EchoTCP(ctx, netip.AddrPort{}, to, "let me in"); err == nil {
+		t.Errorf("%s is let in %s", to, what)
+	}
+}

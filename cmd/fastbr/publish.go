@@ -18,8 +18,10 @@ func newPublishCmd(e *env) *cobra.Command {
 		Use:   "publish",
 		Short: "Lead ports of the host to containers",
 		Long: `Lead ports of the host to containers. Clients outside reach the container by any
-address of the host, and the container sees their own address. The port takes
-part in the host's firewall like all traffic to the container: FORWARD decides.`,
+address of the host, and the container sees their own address. Other containers,
+of every network that is not internal, reach it so, too; the container then sees
+the address that was asked for. The port takes part in the host's firewall like
+all traffic to the container: FORWARD decides.`,
 		Example: "  fastbr publish add 8080:80 web",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },

@@ -218,6 +218,24 @@ func Bulk(ctx context.Context, client, server *Namespace, addr netip.Addr, size 
 	return bulkResult(got.Load(), size, err)
 }
 
+// EchoBulk sends size bytes to a server that echoes them, and expects them back.
+func EchoBulk(ctx context.Context, client *Namespace, to netip.AddrPort, size int64) error {
+	c, err := client.DialTCP(ctx, netip.AddrPort{}, to)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(c, zeros{}, size)
+		sent <- err
+	}()
+	n, err := io.CopyN(io.Discard, c, size)
+	return errors.Join(bulkResult(n, size, err), <-sent)
+}
+
 func bulkResult(got, want int64, err error) error {
 	if err == nil && got != want {
 		err = errors.New("connection closed early")

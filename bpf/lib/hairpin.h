@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Hairpinning: a container reaches a container (another, one of another
+ * network, or itself) by an address of the host's and an external or published
+ * port (RFC 4787 REQ-9, RFC 5382 REQ-8, RFC 5508 REQ-7).
+ *
+ * There are two sessions, as if the packet had left and come back: the
+ * sender's, whose remote is the host's address and which owns an external port,
+ * and the receiver's, whose remote is that port. Whether the receiver's exists,
+ * or may be made, is the filter's or the publication's business as for anybody
+ * outside. fbr_port_in translates the destination, fbr_port_out the source, and
+ * between them the kernel routes and filters a packet with the two containers'
+ * own addresses: a source address of the host's would be a martian on the
+ * bridge. Such packets always take the kernel's path.
+ *
+ * fbr_port_out and fbr_guard tell them by skb->hash, which nothing on that way
+ * changes or lets anybody filter by: the instance's random bits and the sender's
+ * slot. What they find there is compared with the packet: a wrong guess by a
+ * container translates its own packet into its own external port.
+ */
+#ifndef FBR_HAIRPIN_H
+#define FBR_HAIRPIN_H
+
+#include "../include/bpf/bpf_helpers.h"
+#include "config.h"
+#include "icmp.h"
+#include "maps.h"
+#include "nat.h"
+#include "parse.h"
+#include "publish.h"
+#include "reason.h"
+#include "session.h"
+#include "uplink.h"
+
+#define FBR_HAIR_SLOT 0x3fffff /* datapath.FlowsMaxLimit - 1 */
+
+static __always_inline void fbr_hair_tag(struct __sk_buff *skb, __u32 slot)
+{
+	bpf_set_hash(skb, (cfg_mark & ~FBR_HAIR_SLOT) | (slot & FBR_HAIR_SLOT));
+}
+
+static __always_inline bool fbr_hair_tagged(__u32 hash)
+{
+	return cfg_mark && !((hash ^ cfg_mark) & ~FBR_HAIR_SLOT);
+}
+
+/* The sender's session of a hairpinned packet with this hash and source, or NULL. */
+static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 saddr)
+{
+	struct fbr_session *s;
+
+	if (!fbr_hair_tagged(hash))
+		return NULL;
+	s = fbr_sess_get(hash & FBR_HAIR_SLOT);
+	return s && fbr_is_live(fbr_sess_state(s)) && s->fwd.saddr == saddr &&
+			       s->ext == s->fwd.daddr
+		       ? s
+		       : NULL;
+}
+
+/* The key of a receiver's inbound entry: both ends are the host's address. */
+static __always_inline void fbr_hair_key(struct fbr_flow_key *k, __be32 host, __be16 sport,
+					 __be16 dport, __u8 proto)
+{
+	__builtin_memset(k, 0, sizeof(*k));
+	k->saddr = host;
+	k->daddr = host;
+	k->sport = sport;
+	k->dport = dport;
+	k->proto = proto;
+}
+
+/* Whether a container's packet to addr would end at the host. One to an address
+ * without a route would, too: nobody else can be meant.
+ */
+__fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, __be32 addr)
+{
+	if (!p)
+		return false;
+
+	struct fbr_dev *br = fbr_dev_get(p->bridge);
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET,
+		.ifindex = p->bridge,
+		.ipv4_src = p->ip,
+		.ipv4_dst = addr,
+	};
+
+	if (fbr_loopback_or_zero(addr) || fbr_multicast(addr) || addr == 0xffffffff)
+		return false;
+	if (br && br->ip == addr)
+		return true;
+	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) ==
+	       BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
+/* A container's ICMP error about a hairpinned packet that it got: gives it the
+ * packet's sender as its destination, in the quote, too. As fbr_hairpin.
+ */
+__fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const struct fbr_pkt *p,
+					       const struct fbr_dev *port)
+{
+	if (!p || !port)
+		return FBR_FOREIGN;
+
+	struct fbr_flow_key k, rev;
+	struct fbr_flow *own, *to;
+	struct fbr_pkt in;
+
+	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
+	    in.saddr != p->daddr || in.daddr != port->ip)
+		return FBR_FOREIGN;
+	fbr_answer_key(&k, &in);
+	own = bpf_map_lookup_elem(&fbr_flow, &k);
+	if (!own || own->kind != FBR_OUT || own->pif != port->ifindex || own->addr != p->daddr)
+		return FBR_FOREIGN;
+	fbr_hair_key(&rev, p->daddr, own->port, k.dport, k.proto);
+	to = fbr_inbound_live(&rev);
+	if (!to)
+		return FBR_FOREIGN;
+	fbr_hair_tag(skb, own->sess);
+	/* Point of no return. */
+	if (fbr_rewrite_quote(skb, p->l4, true, to->addr, to->port) ||
+	    fbr_rewrite_outer(skb, false, p->daddr, to->addr))
+		return FBR_UNSUPPORTED;
+	return FBR_NONE;
+}
+
+/* The publication or the mapping that a packet to an address of the host's may
+ * be for; false if none: it is the host's. pub stays NULL for a mapping.
+ */
+static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_pub **pub)
+{
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_nport *np;
+
+	if (fbr_in_range(p->dport)) {
+		np = fbr_nport_get(p->proto, fbr_port_offset(p->dport));
+		return np && np->taken && np->pif;
+	}
+	*pub = c && c->published ? fbr_pub_get(p->daddr, p->dport, p->proto) : NULL;
+	return *pub && fbr_pub_allows(*pub, p->saddr);
+}
+
+/* A container's packet for the host that is no hit. Returns FBR_FOREIGN if it is
+ * the host's, untouched; FBR_NONE if its destination is a container's now; else
+ * the reason to drop it.
+ */
+__fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr_dev *port)
+{
+	if (!port)
+		return FBR_FOREIGN;
+
+	struct fbr_pub *pub = NULL;
+	struct fbr_flow_key k, in;
+	struct fbr_flow *f, *to;
+	enum fbr_reason why;
+	struct fbr_pkt p;
+	__u32 slot;
+
+	if (fbr_parse(skb, &p) || p.frag)
+		return FBR_FOREIGN;
+	if (p.kind == FBR_L4_ICMP_ERR)
+		return fbr_hairpin_error(skb, &p, port);
+	if (p.kind != FBR_L4_PORTS || !fbr_hair_target(&p, &pub) ||
+	    !fbr_is_host(skb, port, p.daddr))
+		return FBR_FOREIGN;
+
+	/* Out: the sender's session. */
+	fbr_key(&k, &p);
+	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
+	if (!f) {
+		if (!fbr_first_packet(&p) || (pub && fbr_udp_connected(skb, &k)))
+			return FBR_FOREIGN;
+		why = fbr_out_create(skb, &k, p.daddr, port->ifindex);
+		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		if (!f)
+			return why ? why : FBR_NAT_FULL;
+	}
+	fbr_out_seen(f, &p, true);
+	slot = f->sess;
+
+	/* And in: the receiver's. */
+	fbr_hair_key(&in, p.daddr, f->port, p.dport, p.proto);
+	to = fbr_inbound_live(&in);
+	if (!to && fbr_admit_by(skb, &p, NULL, &in, pub))
+		to = fbr_inbound_live(&in);
+	if (!to)
+		return FBR_FILTERED;
+	fbr_sess_track(to->sess, &p, false);
+	if (!(p.tcp_flags & TCP_RST))
+		to->seen = bpf_jiffies64();
+	fbr_hair_tag(skb, slot);
+	/* Point of no return. */
+	return fbr_rewrite(skb, p.l4, false, to->addr, to->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* What the kernel delivers to a port from a bridge. Returns FBR_FOREIGN if it is
+ * no hairpinned packet, untouched; FBR_NONE if its source is now the host's
+ * address and the sender's external port; else the reason to drop it.
+ */
+__fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
+{
+	struct fbr_session *s;
+	struct fbr_pkt p;
+
+	if (fbr_parse(skb, &p) || p.frag)
+		return FBR_FOREIGN;
+	s = fbr_hair_session(skb->hash, p.saddr);
+	if (!s)
+		return FBR_FOREIGN;
+	if (p.kind == FBR_L4_ICMP_ERR)
+		/* Point of no return. */
+		return fbr_rewrite_quote(skb, p.l4, false, s->ext, s->eport) ||
+				       fbr_rewrite_outer(skb, true, p.saddr, s->ext)
+			       ? FBR_UNSUPPORTED
+			       : FBR_NONE;
+	if (p.kind != FBR_L4_PORTS || p.proto != s->fwd.proto || p.sport != s->fwd.sport)
+		return FBR_FOREIGN;
+
+	struct fbr_flow_key inside;
+
+	fbr_key(&inside, &p);
+	fbr_ct_extend(skb, &inside, fbr_timeout(p.proto, s->fwd.dport, s->bits));
+	/* Point of no return. */
+	return fbr_rewrite(skb, p.l4, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+#endif

@@ -1,0 +1,89 @@
+package datapath
+
+import (
+	"os"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// hairpinned is a harness whose c1 and c2 have each a UDP mapping.
+func hairpinned(t *testing.T) (h *harness, ext1, ext2 uint16) {
+	t.Helper()
+	h = newHarness(t, Config{FlowsMax: 64}, nil)
+	h.ns.Do(t, func() { check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)) })
+	one := h.udpOf(h.c1, server.String(), 7)
+	two := h.udpOf(h.c2, server.String(), 7)
+	for _, f := range []testutil.Frame{one, two} {
+		if got := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge); got.verdict != next {
+			t.Fatalf("verdict %d", got.verdict)
+		}
+	}
+	return h, h.eport(t, one), h.eport(t, two)
+}
+
+func (h *harness) udpOf(p Port, to string, port uint16) testutil.Frame {
+	return testutil.Frame{SrcMAC: p.MAC, DstMAC: h.gateway, Src: p.IP, Dst: mustAddr(to),
+		UDP: &testutil.UDP{SrcPort: 40000, DstPort: port}, Payload: []byte("hello, neighbour")}
+}
+
+func (h *harness) portInOf(t *testing.T, p Port, f testutil.Frame) result {
+	t.Helper()
+	return h.run(t, h.progs.FbrPortIn, f.Bytes(t), p.Ifindex, p.Ifindex)
+}
+
+// Between two containers by external addresses the kernel gets a packet with
+// their own addresses, once the receiver has written first.
+func TestHairpin(t *testing.T) {
+	h, ext1, ext2 := hairpinned(t)
+	to1 := h.udpOf(h.c2, extAddr.String(), ext1)
+	h.wantDrop(t, h.c2.Ifindex, "filtered", func() result { return h.portInOf(t, h.c2, to1) })
+	to2 := h.udpOf(h.c1, extAddr.String(), ext2)
+	for range 2 {
+		want := to2.With(func(f *testutil.Frame) { f.Dst, f.UDP.DstPort = c2Addr, 40000 }).Bytes(t)
+		if got := h.portInOf(t, h.c1, to2); got.verdict != next || string(got.frame) != string(want) {
+			t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
+		}
+		want = to1.With(func(f *testutil.Frame) { f.Dst, f.UDP.DstPort = c1Addr, 40000 }).Bytes(t)
+		if got := h.portInOf(t, h.c2, to1); got.verdict != next || string(got.frame) != string(want) {
+			t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
+		}
+	}
+
+	// Nobody outside can pretend to be the host and so reach a hairpin's session.
+	forged := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: extAddr, Dst: extAddr,
+		UDP: &testutil.UDP{SrcPort: ext2, DstPort: ext1}, Payload: []byte("it is me")}
+	h.wantDrop(t, h.uplink.Ifindex, "martian", func() result { return h.uplinkIn(t, forged.Bytes(t)) })
+}
+
+// What is for the host itself stays the host's.
+func TestHairpinLeavesTheHostAlone(t *testing.T) {
+	h, ext1, _ := hairpinned(t)
+	check(t, h.Publish(h.publication(false)))
+	before := h.live(t)
+	tcp := func(port uint16) testutil.Frame {
+		return h.udpOf(h.c2, extAddr.String(), 0).With(func(f *testutil.Frame) {
+			f.UDP, f.TCP = nil, &testutil.TCP{SrcPort: 40000, DstPort: port, SYN: true}
+		})
+	}
+	for what, f := range map[string]testutil.Frame{
+		"a port that is nobody's":         h.udpOf(h.c2, extAddr.String(), ext1+1),
+		"another protocol":                tcp(ext1),
+		"a port below the range":          tcp(443),
+		"no first packet":                 tcp(8080).With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = false, true }),
+		"somebody else's published port":  tcp(8080).With(func(f *testutil.Frame) { f.Dst = server }),
+		"the loopback address, a martian": tcp(8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("127.0.0.1") }),
+	} {
+		if got := h.portInOf(t, h.c2, f); got.verdict != next || string(got.frame) != string(f.Bytes(t)) {
+			t.Errorf("%s: verdict %d, changed: %v", what, got.verdict, string(got.frame) != string(f.Bytes(t)))
+		}
+	}
+	if n := h.live(t); n != before {
+		t.Errorf("%d sessions, want %d", n, before)
+	}
+	got := h.portInOf(t, h.c2, tcp(8081))
+	want := tcp(81).With(func(f *testutil.Frame) { f.Dst = c1Addr })
+	if got.verdict != next || string(got.frame) != string(want.Bytes(t)) {
+		t.Errorf("a published port: verdict %d\n got %x\nwant %x", got.verdict, got.frame, want.Bytes(t))
+	}
+}
