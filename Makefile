@@ -10,6 +10,8 @@ SUDO    := $(if $(ROOT),,sudo -E env "PATH=$(PATH)")
 DEPS    := .ci/deps
 BIN     := bin/fastbr
 PREFIX  ?= /usr/local
+# What the tests of the front ends for container engines need.
+ENGINES := dockerd podman busybox /usr/lib/cni/host-local
 CLANG_FORMAT ?= clang-format-19
 
 # No target, and nothing it starts, may work on the machine's own network.
@@ -34,7 +36,7 @@ demo: build ## a throw-away host with two containers: traffic, counters, fastbr 
 	@$(SUDO) $(BIN) demo
 
 test: build ## every test: vet, pure, programs, namespaces with real traffic, command line
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus dockerd busybox
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES)
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	$(GO) build $(RACE) ./...
@@ -61,7 +63,7 @@ bench: build ## throughput beside a kernel bridge, interleaved; writes bench/res
 	$(SUDO) $(BIN) bench --contestant bridge-iptables,fastbr,floor
 
 deps: ## install the Debian packages that all targets together need, as far as missing
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus dockerd busybox \
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) \
 		clang-19 llvm-strip-19 $(CLANG_FORMAT)
 
 build: ## bin/fastbr

@@ -138,7 +138,7 @@ func (s *session) attachResult(n *network, p *port) (AttachResult, error) {
 	}
 	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC,
 		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU, DNS: n.nameServer(),
-		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String()}, nil
+		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String(), Internal: n.Internal}, nil
 }
 
 // upNetwork finds a network that is up. The error wraps ErrNotUp or ErrNoNetwork.

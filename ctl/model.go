@@ -41,6 +41,7 @@ type AttachResult struct {
 	PortMAC   string `json:"-"` // of the host end
 	Bridge    string `json:"-"`
 	BridgeMAC string `json:"-"`
+	Internal  bool   `json:"-"` // the network leads nowhere: no default route
 }
 
 // FlowView is one live NAT flow: `flows ls`.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/ctl"
+	"github.com/fastbr/fastbr/ctl/cni"
 )
 
 // run executes the command line and returns the exit code.
@@ -19,6 +21,9 @@ func run(e *env) int {
 	defer stop()
 	e.ctx = ctx
 	root := newRootCmd(e)
+	if cni.Called(e.args) {
+		return cni.Run(ctx, e.controllerOptions())
+	}
 	root.SetArgs(e.args)
 	return e.exitCode(root.ExecuteContext(ctx))
 }
@@ -54,8 +59,10 @@ exits; no process is needed to forward.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&e.flags.netns, "netns", "", "work in the network namespace at `PATH`")
 	flags.StringVarP(&e.flags.output, "output", "o", "table", "`FORMAT` of data: table or json")
-	flags.StringVar(&e.flags.bpffs, "bpffs", ctl.DefaultBPFFS, "`DIR` where a BPF filesystem is mounted, for pins")
-	flags.StringVar(&e.flags.stateDir, "state-dir", "", "`DIR` for runtime state and definitions (default "+ctl.DefaultStateDir+")")
+	flags.StringVar(&e.flags.bpffs, "bpffs", cmp.Or(os.Getenv("FASTBR_BPFFS"), ctl.DefaultBPFFS),
+		"`DIR` where a BPF filesystem is mounted, for pins; or FASTBR_BPFFS in the environment")
+	flags.StringVar(&e.flags.stateDir, "state-dir", os.Getenv("FASTBR_STATE_DIR"),
+		"`DIR` for runtime state and definitions (default "+ctl.DefaultStateDir+"); or FASTBR_STATE_DIR")
 	flags.BoolVarP(&e.flags.verbose, "verbose", "v", false, "show errors in full, with the verifier's log")
 	complete(root, "output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(commands(e)...)
@@ -67,7 +74,7 @@ func commands(e *env) []*cobra.Command {
 	return []*cobra.Command{
 		newUpCmd(e), newDownCmd(e), newAttachCmd(e), newDetachCmd(e), newRunCmd(e), newNetworkCmd(e),
 		newShowCmd(e), newPortCmd(e), newStatsCmd(e), newFlowsCmd(e), newPublishCmd(e), newStatusCmd(e), newCheckCmd(e),
-		newServeCmd(e), newMetricsCmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newRunInitCmd(e),
+		newServeCmd(e), newMetricsCmd(e), newCNICmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newRunInitCmd(e),
 	}
 }
 

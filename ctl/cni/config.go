@@ -1,0 +1,268 @@
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// defaultBridge is the reference plugin's.
+const defaultBridge = "cni0"
+
+// config is a network's configuration: the keys of the reference bridge plugin
+// and our own.
+type config struct {
+	types.PluginConf
+
+	// Network is a fastbr network that gives out the addresses.
+	Network string `json:"network"`
+	// Slow sends everything by the kernel's path.
+	Slow bool `json:"slow"`
+
+	Bridge           string `json:"bridge"`
+	IsGateway        *bool  `json:"isGateway"`
+	IsDefaultGateway *bool  `json:"isDefaultGateway"`
+	ForceAddress     *bool  `json:"forceAddress"`
+	IPMasq           *bool  `json:"ipMasq"`
+	MTU              int    `json:"mtu"` // bytes
+	HairpinMode      bool   `json:"hairpinMode"`
+
+	PromiscMode               bool              `json:"promiscMode"`
+	VLAN                      int               `json:"vlan"`
+	VLANTrunk                 []json.RawMessage `json:"vlanTrunk"`
+	DisableContainerInterface bool              `json:"disableContainerInterface"`
+	PortIsolation             bool              `json:"portIsolation"`
+
+	Args struct {
+		CNI struct {
+			MAC string   `json:"mac"`
+			IPs []string `json:"ips"`
+		} `json:"cni"`
+	} `json:"args"`
+	Runtime runtimeConfig `json:"runtimeConfig"`
+
+	raw []byte            // as it came, for an IPAM plugin
+	env map[string]string // CNI_ARGS
+}
+
+// runtimeConfig is what an engine asks of one attachment, by capability.
+type runtimeConfig struct {
+	PortMappings []portMapping `json:"portMappings"`
+	IPs          []string      `json:"ips"`
+	MAC          string        `json:"mac"`
+	Bandwidth    bandwidth     `json:"bandwidth"`
+	DNS          *struct {
+		Servers  []string `json:"servers"`
+		Searches []string `json:"searches"`
+		Options  []string `json:"options"`
+	} `json:"dns"`
+}
+
+type portMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP"`
+}
+
+// bandwidth is in bits and bits per second, as the container sees directions.
+type bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate"`
+	IngressBurst uint64 `json:"ingressBurst"`
+	EgressRate   uint64 `json:"egressRate"`
+	EgressBurst  uint64 `json:"egressBurst"`
+}
+
+// parse reads a configuration and CNI_ARGS.
+func parse(stdin []byte, args string) (*config, error) {
+	c := &config{raw: stdin, env: map[string]string{}}
+	if err := json.Unmarshal(stdin, c); err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "reading the network configuration: "+err.Error(), "")
+	}
+	for pair := range strings.SplitSeq(args, ";") {
+		if key, value, ok := strings.Cut(pair, "="); ok {
+			c.env[key] = value
+		}
+	}
+	return c, nil
+}
+
+// own reports whether fastbr gives out the addresses.
+func (c *config) own() bool { return c.Network != "" }
+
+// check refuses what would be reached, or kept out, otherwise than asked.
+func (c *config) check() error {
+	for _, f := range []struct {
+		key   string
+		asked bool
+		value any
+	}{
+		{"promiscMode", c.PromiscMode, true},
+		{"vlan", c.VLAN != 0, c.VLAN},
+		{"vlanTrunk", len(c.VLANTrunk) > 0, len(c.VLANTrunk)},
+		{"disableContainerInterface", c.DisableContainerInterface, true},
+		{"portIsolation", c.PortIsolation, true},
+		{"bandwidth", c.Runtime.Bandwidth != bandwidth{}, "chain the bandwidth plugin instead"},
+	} {
+		if f.asked {
+			return unsupported(f.key, f.value)
+		}
+	}
+	if !c.own() && c.IPAM.Type == "" {
+		return invalid("neither network nor ipam: set \"network\" to a fastbr network, or an \"ipam\" with its type")
+	}
+	if !c.own() {
+		return nil
+	}
+	for _, f := range []struct {
+		key   string
+		asked bool
+	}{
+		{"ipam", c.IPAM.Type != ""}, {"bridge", c.Bridge != ""}, {"isGateway", c.IsGateway != nil},
+		{"isDefaultGateway", c.IsDefaultGateway != nil}, {"forceAddress", c.ForceAddress != nil},
+		{"ipMasq", c.IPMasq != nil}, {"mtu", c.MTU != 0},
+	} {
+		if f.asked {
+			return invalid(fmt.Sprintf("%s stands beside network: network %s has been defined already, by 'fastbr network create' or 'up'",
+				f.key, c.Network))
+		}
+	}
+	return nil
+}
+
+// networkName is the fastbr network's.
+func (c *config) networkName() string {
+	switch {
+	case c.own():
+		return c.Network
+	case c.Bridge != "":
+		return c.Bridge
+	}
+	return defaultBridge
+}
+
+// portName is what the port is called in statistics: the pod's or container's
+// name if the engine tells, else the short form of the id.
+func (c *config) portName(containerID string) string {
+	name := c.env["K8S_POD_NAME"]
+	if space := c.env["K8S_POD_NAMESPACE"]; space != "" && name != "" {
+		name = space + "." + name
+	}
+	if name != "" && len(name) <= 63 && validID(name) {
+		return name
+	}
+	return containerID[:min(len(containerID), 12)]
+}
+
+// mac is the address asked for, nil if none is.
+func (c *config) mac() (net.HardwareAddr, error) {
+	for _, s := range []string{c.Runtime.MAC, c.Args.CNI.MAC, c.env["MAC"]} {
+		if s == "" {
+			continue
+		}
+		mac, err := net.ParseMAC(s)
+		if err != nil {
+			return nil, invalid(fmt.Sprintf("MAC address %q: six bytes such as 02:42:ac:1e:00:02 are wanted", s))
+		}
+		return mac, nil
+	}
+	return nil, nil
+}
+
+// ip is the address asked of a fastbr network, invalid if none is.
+func (c *config) ip() (a netip.Addr, err error) {
+	asked := c.Runtime.IPs
+	if len(asked) == 0 {
+		asked = c.Args.CNI.IPs
+	}
+	if len(asked) == 0 && c.env["IP"] != "" {
+		asked = []string{c.env["IP"]}
+	}
+	if len(asked) == 0 {
+		return a, nil
+	}
+	if len(asked) > 1 {
+		return a, unsupported("ips", asked)
+	}
+	plain, _, _ := strings.Cut(asked[0], "/")
+	if a, err = netip.ParseAddr(plain); err != nil {
+		return a, invalid(fmt.Sprintf("address %q: an IPv4 address is wanted", asked[0]))
+	}
+	if !a.Is4() {
+		return a, unsupported("ips", asked)
+	}
+	return a, nil
+}
+
+// publications are the port mappings as ranges, neighbours joined: a range of
+// thousands comes as as many entries.
+func (c *config) publications() (out []ctl.PublishRequest, err error) {
+	for _, m := range c.Runtime.PortMappings {
+		r, err := m.publication()
+		if err != nil {
+			return nil, err
+		}
+		if r.First == 0 {
+			continue
+		}
+		if n := len(out); n > 0 {
+			last := &out[n-1]
+			if last.HostIP == r.HostIP && last.Proto == r.Proto && last.Last+1 == r.First && last.Port+(r.First-last.First) == r.Port {
+				last.Last = r.First
+				continue
+			}
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// publication is zero for a mapping without a host port, which asks for nothing.
+func (m portMapping) publication() (r ctl.PublishRequest, err error) {
+	if m.HostPort == 0 {
+		return r, nil
+	}
+	r = ctl.PublishRequest{First: uint16(m.HostPort), Last: uint16(m.HostPort), Port: uint16(m.ContainerPort), Proto: strings.ToLower(m.Protocol)}
+	if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
+		return r, invalid(fmt.Sprintf("port mapping %d:%d: ports from 1 to 65535 are wanted", m.HostPort, m.ContainerPort))
+	}
+	if r.Proto == "" {
+		r.Proto = "tcp"
+	}
+	if r.Proto != "tcp" && r.Proto != "udp" {
+		return r, unsupported("portMappings.protocol", m.Protocol)
+	}
+	if m.HostIP == "" {
+		return r, nil
+	}
+	if r.HostIP, err = netip.ParseAddr(m.HostIP); err != nil {
+		return r, invalid(fmt.Sprintf("port mapping: address %q is none", m.HostIP))
+	}
+	if !r.HostIP.Is4() {
+		return r, unsupported("portMappings.hostIP", m.HostIP)
+	}
+	if r.HostIP.IsUnspecified() {
+		r.HostIP = netip.Addr{}
+	}
+	return r, nil
+}
+
+// dns is what goes into the result: the runtime's wish, the configuration's, or
+// the IPAM plugin's, the first that says anything.
+func (c *config) dns(ipam types.DNS) types.DNS {
+	if d := c.Runtime.DNS; d != nil && len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
+		return types.DNS{Nameservers: d.Servers, Search: d.Searches, Options: d.Options}
+	}
+	if !c.DNS.IsEmpty() {
+		return c.DNS
+	}
+	return ipam
+}
+
+func yes(b *bool) bool { return b != nil && *b }

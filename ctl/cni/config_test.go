@@ -1,0 +1,141 @@
+package cni
+
+import (
+	"errors"
+	"net/netip"
+	"reflect"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// bridged is the least that describes a bridge.
+const bridged = `"ipam": {"type": "host-local"}`
+
+func parsed(t *testing.T, keys, args string) *config {
+	t.Helper()
+	c, err := parse([]byte(`{"cniVersion": "1.0.0", "name": "net", "type": "fastbr", `+keys+`}`), args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func codeOf(err error) uint {
+	var e *types.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return 0
+}
+
+// TestEveryKeyOfTheBridgePlugin: each is honoured, without consequence here, or
+// refused.
+func TestEveryKeyOfTheBridgePlugin(t *testing.T) {
+	for keys, want := range map[string]uint{
+		`"network": "default"`:        0,
+		bridged:                       0,
+		bridged + `, "bridge": "br7"`: 0,
+		bridged + `, "isGateway": true, "ipMasq": true`:   0,
+		bridged + `, "isDefaultGateway": true`:            0,
+		bridged + `, "forceAddress": true`:                0,
+		bridged + `, "ipMasqBackend": "nftables"`:         0,
+		bridged + `, "mtu": 9000`:                         0,
+		bridged + `, "hairpinMode": true`:                 0,
+		bridged + `, "macspoofchk": true`:                 0,
+		bridged + `, "enabledad": true`:                   0,
+		bridged + `, "preserveDefaultVlan": true`:         0,
+		bridged + `, "vlan": 0, "vlanTrunk": []`:          0,
+		bridged + `, "portIsolation": false`:              0,
+		bridged + `, "dns": {"nameservers": ["1.1.1.1"]}`: 0,
+		bridged + `, "promiscMode": true`:                 types.ErrUnsupportedField,
+		bridged + `, "vlan": 7`:                           types.ErrUnsupportedField,
+		bridged + `, "vlanTrunk": [{"id": 7}]`:            types.ErrUnsupportedField,
+		bridged + `, "disableContainerInterface": true`:   types.ErrUnsupportedField,
+		bridged + `, "portIsolation": true`:               types.ErrUnsupportedField,
+		`"bridge": "br7"`:                                 types.ErrInvalidNetworkConfig,
+		`"network": "default", ` + bridged:                types.ErrInvalidNetworkConfig,
+		`"network": "default", "isGateway": false`:        types.ErrInvalidNetworkConfig,
+		`"network": "default", "mtu": 1400`:               types.ErrInvalidNetworkConfig,
+		`"network": "default", "bridge": "br7"`:           types.ErrInvalidNetworkConfig,
+	} {
+		if got := codeOf(parsed(t, keys, "").check()); got != want {
+			t.Errorf("%s: code %d, want %d", keys, got, want)
+		}
+	}
+}
+
+func TestBridgeBecomesNetwork(t *testing.T) {
+	l := lease{addr: netip.MustParsePrefix("10.88.0.5/16"), gateway: netip.MustParseAddr("10.88.0.1")}
+	for keys, want := range map[string]struct{ masq, internal bool }{
+		bridged:                         {false, true},
+		bridged + `, "isGateway": true`: {false, false},
+		bridged + `, "isGateway": true, "ipMasq": true`:        {true, false},
+		bridged + `, "isDefaultGateway": true, "ipMasq": true`: {true, false},
+		bridged + `, "ipMasq": true`:                           {false, true},
+	} {
+		r := parsed(t, keys, "").network(l)
+		if r.Bridge != "cni0" || r.Subnet.String() != "10.88.0.0/16" || *r.Masquerade != want.masq || *r.Internal != want.internal {
+			t.Errorf("%s: %s %s, masquerade %v, internal %v; want %+v", keys, r.Bridge, r.Subnet, *r.Masquerade, *r.Internal, want)
+		}
+	}
+}
+
+func TestPublications(t *testing.T) {
+	one := netip.MustParseAddr("198.51.100.1")
+	for mappings, want := range map[string][]ctl.PublishRequest{
+		`[]`:                                     nil,
+		`[{"hostPort": 0, "containerPort": 80}]`: nil,
+		`[{"hostPort": 80, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"}]`: {{First: 80, Last: 80, Port: 80, Proto: "tcp"}},
+		`[{"hostPort": 80, "containerPort": 8080}, {"hostPort": 81, "containerPort": 8081}, {"hostPort": 82, "containerPort": 8083}]`: {
+			{First: 80, Last: 81, Port: 8080, Proto: "tcp"}, {First: 82, Last: 82, Port: 8083, Proto: "tcp"}},
+		`[{"hostPort": 53, "containerPort": 53, "protocol": "udp"}, {"hostPort": 54, "containerPort": 54, "protocol": "tcp", "hostIP": "198.51.100.1"}]`: {
+			{First: 53, Last: 53, Port: 53, Proto: "udp"}, {HostIP: one, First: 54, Last: 54, Port: 54, Proto: "tcp"}},
+	} {
+		got, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": `+mappings+`}`, "").publications()
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, %v; want %v", mappings, got, err, want)
+		}
+	}
+	for mappings, want := range map[string]uint{
+		`[{"hostPort": 80, "containerPort": 80, "protocol": "sctp"}]`: types.ErrUnsupportedField,
+		`[{"hostPort": 80, "containerPort": 80, "hostIP": "::"}]`:     types.ErrUnsupportedField,
+		`[{"hostPort": 80, "containerPort": 80, "hostIP": "here"}]`:   types.ErrInvalidNetworkConfig,
+		`[{"hostPort": 65536, "containerPort": 80}]`:                  types.ErrInvalidNetworkConfig,
+		`[{"hostPort": 80}]`: types.ErrInvalidNetworkConfig,
+	} {
+		_, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": `+mappings+`}`, "").publications()
+		if codeOf(err) != want {
+			t.Errorf("%s: %v, want code %d", mappings, err, want)
+		}
+	}
+}
+
+func TestNamesAndWishes(t *testing.T) {
+	id := "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	for args, want := range map[string]string{
+		"":                    "0123456789ab",
+		"IgnoreUnknown=1;X":   "0123456789ab",
+		"K8S_POD_NAME=web":    "web",
+		"K8S_POD_NAME=a/b":    "0123456789ab",
+		"K8S_POD_NAME=" + id:  "0123456789ab",
+		"K8S_POD_NAMESPACE=n": "0123456789ab",
+		"K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop": "shop.web",
+	} {
+		if got := parsed(t, bridged, args).portName(id); got != want {
+			t.Errorf("%q: %q, want %q", args, got, want)
+		}
+	}
+	if got := parsed(t, bridged, "").portName("c1"); got != "c1" {
+		t.Errorf("short id: %q", got)
+	}
+	c := parsed(t, `"network": "default", "args": {"cni": {"mac": "02:00:00:00:00:01", "ips": ["172.30.0.9"]}}, "runtimeConfig": {"mac": "02:00:00:00:00:02"}`, "MAC=02:00:00:00:00:03;IP=172.30.0.8")
+	if mac, err := c.mac(); err != nil || mac.String() != "02:00:00:00:00:02" {
+		t.Errorf("MAC %v, %v", mac, err)
+	}
+	if ip, err := c.ip(); err != nil || ip.String() != "172.30.0.9" {
+		t.Errorf("address %v, %v", ip, err)
+	}
+}

@@ -1,0 +1,41 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// errFailed is the code of what is neither the configuration's nor the
+// environment's fault; codes from 100 on are the plugin's own.
+const errFailed = 100
+
+func unsupported(key string, value any) error {
+	return types.NewError(types.ErrUnsupportedField, fmt.Sprintf("%s is not supported: %v", key, value), "")
+}
+
+func invalid(text string) error {
+	return types.NewError(types.ErrInvalidNetworkConfig, text, "")
+}
+
+// coded gives an error of ctl its code.
+func coded(err error) error {
+	var e *types.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &e):
+		return err
+	case errors.Is(err, ctl.ErrInvalid), errors.Is(err, ctl.ErrNoNetwork), errors.Is(err, ctl.ErrDiffers):
+		return types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")
+	case errors.Is(err, ctl.ErrNoPort):
+		return types.NewError(types.ErrUnknownContainer, err.Error(), "")
+	}
+	return types.NewError(errFailed, err.Error(), "")
+}
+
+func validID(s string) bool { return utils.ValidateContainerID(s) == nil }

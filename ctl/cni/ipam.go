@@ -1,0 +1,134 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// lease is what an IPAM plugin has given out.
+type lease struct {
+	addr    netip.Prefix // with the subnet's length
+	gateway netip.Addr   // invalid: none was named
+	routes  []*types.Route
+	dns     types.DNS
+}
+
+// lease asks the configured IPAM plugin for an address. What it gave is given
+// back on any error.
+func (c *config) lease(ctx context.Context) (l lease, err error) {
+	r, err := invoke.DelegateAdd(ctx, c.IPAM.Type, c.raw, nil)
+	if err != nil {
+		return l, fmt.Errorf("IPAM plugin %s: %w", c.IPAM.Type, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.release(ctx))
+		}
+	}()
+	res, err := current.NewResultFromResult(r)
+	if err != nil {
+		return l, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("result of IPAM plugin %s: %v", c.IPAM.Type, err), "")
+	}
+	if len(res.IPs) != 1 || res.IPs[0].Address.IP.To4() == nil {
+		return l, unsupported("ipam", "one IPv4 address is wanted, the plugin gave "+addresses(res.IPs))
+	}
+	l.addr, l.routes, l.dns = prefix(res.IPs[0].Address), res.Routes, res.DNS
+	l.gateway, _ = netip.AddrFromSlice(res.IPs[0].Gateway.To4())
+	for _, r := range l.routes {
+		if r.Dst.IP.To4() == nil {
+			return l, unsupported("ipam.routes", r.Dst.String())
+		}
+	}
+	if yes(c.IsDefaultGateway) && !l.hasDefault() {
+		l.routes = append(l.routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
+	}
+	return l, nil
+}
+
+func (l lease) hasDefault() bool {
+	for _, r := range l.routes {
+		if ones, _ := r.Dst.Mask.Size(); ones == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// release gives the address of the environment's attachment back.
+func (c *config) release(ctx context.Context) error {
+	return invoke.DelegateDel(ctx, c.IPAM.Type, c.raw, nil)
+}
+
+// releaseOf gives that of another attachment back.
+func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
+	path, err := c.ipamPath()
+	if err != nil {
+		return err
+	}
+	return invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.Args{Command: "DEL", ContainerID: o.Container,
+		IfName: o.Ifname, Path: os.Getenv("CNI_PATH")}, nil)
+}
+
+// pass hands GC or STATUS on to the IPAM plugin if it knows the command, which
+// came with CNI 1.1.0.
+func (c *config) pass(ctx context.Context, command string) error {
+	path, err := c.ipamPath()
+	if err != nil {
+		return err
+	}
+	info, err := invoke.GetVersionInfo(ctx, path, nil)
+	if err != nil {
+		return fmt.Errorf("IPAM plugin %s: %w", c.IPAM.Type, err)
+	}
+	if !slices.Contains(info.SupportedVersions(), "1.1.0") {
+		return nil
+	}
+	return invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.DelegateArgs{Command: command}, nil)
+}
+
+func (c *config) ipamPath() (string, error) {
+	return invoke.FindInPath(c.IPAM.Type, filepath.SplitList(os.Getenv("CNI_PATH")))
+}
+
+func addresses(ips []*current.IPConfig) string {
+	s := fmt.Sprint(len(ips))
+	for _, ip := range ips {
+		s += " " + ip.Address.String()
+	}
+	return s
+}
+
+func prefix(n net.IPNet) netip.Prefix {
+	a, _ := netip.AddrFromSlice(n.IP.To4())
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a, ones)
+}
+
+// routes are CNI's as ctl wants them; never nil.
+func routes(in []*types.Route) []ctl.Route {
+	out := []ctl.Route{}
+	for _, r := range in {
+		route := ctl.Route{Dst: prefix(r.Dst).Masked(), Metric: r.Priority, MTU: r.MTU, AdvMSS: r.AdvMSS}
+		route.Gateway, _ = netip.AddrFromSlice(r.GW.To4())
+		if r.Table != nil {
+			route.Table = *r.Table
+		}
+		if r.Scope != nil {
+			route.Scope = *r.Scope
+		}
+		out = append(out, route)
+	}
+	return out
+}

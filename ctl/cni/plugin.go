@@ -1,0 +1,295 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+const (
+	engine = "cni"
+	// raiseTries bounds how often a network is brought up that somebody takes
+	// down again before the port is on it.
+	raiseTries = 3
+)
+
+// Called reports whether the process was started as a CNI plugin: a runtime
+// gives no arguments.
+func Called(args []string) bool { return len(args) == 0 && os.Getenv("CNI_COMMAND") != "" }
+
+// Run does what the environment asks, and returns the exit code. Results and
+// errors go to standard output, as CNI wants it.
+func Run(ctx context.Context, opts ctl.Options) int {
+	p := plugin{ctx: ctx, opts: opts}
+	funcs := skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status}
+	err := skel.PluginMainFuncsWithError(funcs, version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"), "CNI plugin fastbr")
+	if err == nil {
+		return 0
+	}
+	if err := err.Print(); err != nil {
+		fmt.Fprintln(os.Stderr, "fastbr:", err)
+	}
+	return 1
+}
+
+type plugin struct {
+	ctx  context.Context
+	opts ctl.Options
+}
+
+// start reads the configuration and opens the instance of this namespace.
+func (p *plugin) start(args *skel.CmdArgs) (*config, *ctl.Controller, error) {
+	conf, err := parse(args.StdinData, args.Args)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := ctl.Open(p.opts)
+	return conf, c, coded(err)
+}
+
+func (c *config) owner(args *skel.CmdArgs) ctl.Owner {
+	return ctl.Owner{Engine: engine, Network: c.Name, Container: args.ContainerID, Ifname: args.IfName}
+}
+
+func (p *plugin) add(args *skel.CmdArgs) (err error) {
+	conf, c, err := p.start(args)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(conf.check(), checkNetns(args)); err != nil {
+		return err
+	}
+	r, err := conf.request(args)
+	if err != nil {
+		return err
+	}
+	var l lease
+	if !conf.own() {
+		if l, err = conf.lease(p.ctx); err != nil {
+			return err
+		}
+		r.IP, r.Routes = l.addr.Addr(), routes(l.routes)
+		r.Expect = conf.network(l)
+	}
+	res, err := attach(p.ctx, c, r, conf.own())
+	if err != nil {
+		if !conf.own() {
+			err = errors.Join(err, conf.release(context.WithoutCancel(p.ctx)))
+		}
+		return coded(err)
+	}
+	out, err := conf.result(args, res, l)
+	if err != nil {
+		return err
+	}
+	return types.PrintResult(out, conf.CNIVersion)
+}
+
+// checkNetns says whether the container's namespace can take a port. The
+// library looks only after ADD.
+func checkNetns(args *skel.CmdArgs) error {
+	ns, err := ctl.OpenNetns(args.Netns)
+	if err != nil {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: "+err.Error(), "")
+	}
+	defer ns.Close()
+	if ns.Current() {
+		return types.NewError(types.ErrInvalidNetNS, "CNI_NETNS "+args.Netns+" is the namespace that the bridge is in", "")
+	}
+	return nil
+}
+
+// request is the attachment without what an IPAM plugin decides.
+func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, err error) {
+	o := c.owner(args)
+	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
+		Slow: c.Slow, Hairpin: c.HairpinMode, Owner: &o}
+	if r.MAC, err = c.mac(); err != nil {
+		return r, err
+	}
+	if r.Publish, err = c.publications(); err != nil {
+		return r, err
+	}
+	if c.own() {
+		r.IP, err = c.ip()
+	}
+	return r, err
+}
+
+// network is the fastbr network that a bridge's configuration describes. A
+// bridge that is no gateway leads nowhere: it is an internal network.
+func (c *config) network(l lease) ctl.NetworkRequest {
+	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway)
+	masq, internal := yes(c.IPMasq) && gateway, !gateway
+	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: l.addr.Masked(), Gateway: l.gateway, MTU: c.MTU,
+		Masquerade: &masq, Internal: &internal}
+}
+
+// attach plugs the container in, and brings its network up if it is not. One
+// of fastbr's own must be known.
+func attach(ctx context.Context, c *ctl.Controller, r ctl.AttachRequest, own bool) (res ctl.AttachResult, err error) {
+	for range raiseTries {
+		res, err = c.Attach(ctx, r)
+		if !errors.Is(err, ctl.ErrNotUp) && (own || !errors.Is(err, ctl.ErrNoNetwork)) {
+			return res, err
+		}
+		if _, _, err := c.Up(ctx, r.Network, r.Expect, ctl.InstanceRequest{}); err != nil {
+			return res, err
+		}
+	}
+	return res, err
+}
+
+// result is as the reference plugin's, which plugins later in the chain rely
+// on: the bridge, the host's end, the container's end, in this order.
+func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, l lease) (*current.Result, error) {
+	addr, err := netip.ParsePrefix(res.IP)
+	if err != nil {
+		return nil, coded(err)
+	}
+	gateway, inside := net.ParseIP(res.Gateway), 2
+	out := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{
+			{Name: res.Bridge, Mac: res.BridgeMAC, Mtu: res.MTU},
+			{Name: res.Port, Mac: res.PortMAC, Mtu: res.MTU},
+			{Name: res.Ifname, Mac: res.MAC, Mtu: res.MTU, Sandbox: args.Netns},
+		},
+		IPs: []*current.IPConfig{{Interface: &inside, Gateway: gateway,
+			Address: net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}}},
+		Routes: l.routes,
+		DNS:    c.dns(l.dns),
+	}
+	if c.own() && !res.Internal {
+		out.Routes = []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: gateway}}
+	}
+	return out, nil
+}
+
+// del succeeds whatever is left of the attachment. The address is given back
+// last, when nothing uses it any more.
+func (p *plugin) del(args *skel.CmdArgs) error {
+	conf, c, err := p.start(args)
+	if err != nil {
+		return err
+	}
+	o := conf.owner(args)
+	_, err = c.DetachOwned(p.ctx, false, func(x ctl.Owner) bool { return x == o })
+	if !conf.own() && conf.IPAM.Type != "" && err == nil {
+		err = conf.release(p.ctx)
+	}
+	return coded(err)
+}
+
+func (p *plugin) check(args *skel.CmdArgs) error {
+	conf, c, err := p.start(args)
+	if err != nil {
+		return err
+	}
+	if err := version.ParsePrevResult(&conf.PluginConf); err != nil {
+		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
+	}
+	if conf.PrevResult == nil {
+		return invalid("CHECK needs the result of ADD in prevResult")
+	}
+	prev, err := current.NewResultFromResult(conf.PrevResult)
+	if err != nil {
+		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
+	}
+	res, err := c.Verify(p.ctx, conf.owner(args), args.Netns, destinations(prev.Routes))
+	if err != nil {
+		return coded(err)
+	}
+	if err := agree(prev, res, args.Netns); err != nil {
+		return err
+	}
+	if !conf.own() {
+		if err := invoke.DelegateCheck(p.ctx, conf.IPAM.Type, conf.raw, nil); err != nil {
+			return err
+		}
+	}
+	// A plugin later in the chain may have shaped the port since.
+	return coded(c.Reconcile(p.ctx))
+}
+
+// destinations are the routes without the way: a later plugin may have changed that.
+func destinations(in []*types.Route) []ctl.Route {
+	out := routes(in)
+	for i := range out {
+		out[i].Gateway = netip.Addr{}
+	}
+	return slices.DeleteFunc(out, func(r ctl.Route) bool { return !r.Dst.IsValid() })
+}
+
+// agree compares what ADD told with what there is.
+func agree(prev *current.Result, res ctl.AttachResult, netns string) error {
+	named := func(name, mac, sandbox string) bool {
+		return slices.ContainsFunc(prev.Interfaces, func(i *current.Interface) bool {
+			return i.Name == name && (i.Mac == "" || i.Mac == mac) && i.Sandbox == sandbox
+		})
+	}
+	switch {
+	case !named(res.Ifname, res.MAC, netns):
+		return types.NewError(errFailed, fmt.Sprintf("prevResult does not have %s with MAC address %s", res.Ifname, res.MAC), "")
+	case !named(res.Port, res.PortMAC, ""):
+		return types.NewError(errFailed, fmt.Sprintf("prevResult does not have %s with MAC address %s", res.Port, res.PortMAC), "")
+	case !slices.ContainsFunc(prev.IPs, func(ip *current.IPConfig) bool { return ip.Address.String() == res.IP }):
+		return types.NewError(errFailed, "prevResult does not have the address "+res.IP, "")
+	}
+	return nil
+}
+
+// gc removes what the runtime does not name any more, of this network only. An
+// IPAM plugin is told of each, and of the rest if it knows how.
+func (p *plugin) gc(args *skel.CmdArgs) error {
+	conf, c, err := p.start(args)
+	if err != nil {
+		return err
+	}
+	valid := func(o ctl.Owner) bool {
+		return slices.Contains(conf.ValidAttachments, types.GCAttachment{ContainerID: o.Container, IfName: o.Ifname})
+	}
+	gone, err := c.DetachOwned(p.ctx, false, func(o ctl.Owner) bool {
+		return o.Engine == engine && o.Network == conf.Name && !valid(o)
+	})
+	errs := []error{err}
+	if !conf.own() && conf.IPAM.Type != "" {
+		for _, o := range gone {
+			errs = append(errs, conf.releaseOf(p.ctx, o))
+		}
+		errs = append(errs, conf.pass(p.ctx, "GC"))
+	}
+	return coded(errors.Join(errs...))
+}
+
+func (p *plugin) status(args *skel.CmdArgs) error {
+	conf, c, err := p.start(args)
+	if err != nil {
+		return err
+	}
+	if err := conf.check(); err != nil {
+		return err
+	}
+	switch err := c.Healthy(p.ctx, conf.networkName()); {
+	case errors.Is(err, ctl.ErrBroken):
+		return types.NewError(types.ErrLimitedConnectivity, err.Error(), "")
+	case err != nil:
+		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
+	}
+	if conf.own() {
+		return nil
+	}
+	return conf.pass(p.ctx, "STATUS")
+}
