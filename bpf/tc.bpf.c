@@ -9,6 +9,7 @@
 #include "lib/frag.h"
 #include "lib/guard.h"
 #include "lib/hairpin.h"
+#include "lib/l2.h"
 #include "lib/lease.h"
 #include "lib/maps.h"
 #include "lib/nat.h"
@@ -75,7 +76,7 @@ int fbr_port_in(struct __sk_buff *skb)
 
 	if (!p || !c)
 		return TCX_DROP; /* being detached */
-	fbr_pull_headers(skb);
+	fbr_pull_headers(skb, ETH_HLEN);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	eth = data;
@@ -125,12 +126,12 @@ int fbr_port_in(struct __sk_buff *skb)
 		goto kernel;
 	}
 
-	l4_len = fbr_fast_parse(skb, data, data_end, true, &k);
+	l4_len = fbr_fast_parse(skb, data, data_end, ETH_HLEN, true, &k);
 	if (l4_len) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = bpf_jiffies64();
 		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
-		    !(p->flags & FBR_DEV_SLOW) && fbr_fits(skb, l4_len, f->mtu)) {
+		    !(p->flags & FBR_DEV_SLOW) && fbr_fits(skb, ETH_HLEN, l4_len, f->mtu)) {
 			__u32 oif = f->oif;
 
 			fbr_count_rx(skb, p, FBR_FAST);
@@ -200,9 +201,10 @@ int fbr_port_out(struct __sk_buff *skb)
 	return TCX_NEXT;
 }
 
-/* tcx ingress, uplink. */
-SEC("tcx/ingress")
-int fbr_uplink_in(struct __sk_buff *skb)
+/* tcx ingress, uplink. l2 is the length of the device's L2 header: ETH_HLEN, or
+ * 0 where packets begin with the IP header (tun, WireGuard, ppp).
+ */
+static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2)
 {
 	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *t;
 	struct fbr_conf *c = fbr_conf_get();
@@ -217,23 +219,25 @@ int fbr_uplink_in(struct __sk_buff *skb)
 		return TCX_NEXT;
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		goto host;
-	fbr_pull_headers(skb);
+	fbr_pull_headers(skb, l2);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 
-	l4_len = fbr_fast_parse(skb, data, data_end, false, &k);
+	l4_len = fbr_fast_parse(skb, data, data_end, l2, false, &k);
 	if (l4_len && (fbr_in_range(k.dport) || c->published)) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = bpf_jiffies64();
 		if (f && f->kind == FBR_IN && fbr_lease_valid(f, c, now)) {
 			t = fbr_dev_get(f->oif);
-			if (t && !(t->flags & FBR_DEV_SLOW) && fbr_fits(skb, l4_len, f->mtu)) {
+			if (t && !(t->flags & FBR_DEV_SLOW) && fbr_fits(skb, l2, l4_len, f->mtu)) {
 				__u32 oif = f->oif;
 
 				fbr_count_rx(skb, u, FBR_FAST);
+				/* Point of no return. The container gets a frame. */
+				if (!l2 && fbr_push_eth(skb))
+					return TCX_DROP;
 				fbr_count_tx(skb, t, FBR_FAST);
 				fbr_flow_seen(f, now, cfg_hz);
-				/* Point of no return. */
 				if (fbr_rewrite_fast(skb, f, false))
 					return TCX_DROP;
 				skb->mark = 0;
@@ -242,7 +246,7 @@ int fbr_uplink_in(struct __sk_buff *skb)
 		}
 	}
 
-	if (fbr_parse(skb, &pkt))
+	if (fbr_parse_at(skb, l2, &pkt))
 		goto host;
 	if (fbr_frag_returned(skb, &pkt))
 		return TCX_NEXT; /* counted when it came */
@@ -285,8 +289,7 @@ int fbr_frag_in(struct __sk_buff *skb)
 }
 
 /* tcx egress, uplink: the only way out, and the only place where flows begin. */
-SEC("tcx/egress")
-int fbr_uplink_out(struct __sk_buff *skb)
+static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 {
 	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *blame;
 	void *data, *data_end;
@@ -297,7 +300,7 @@ int fbr_uplink_out(struct __sk_buff *skb)
 
 	if (!u) {
 		/* Being detached: nothing of a container's may slip through. */
-		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
+		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse_at(skb, l2, &pkt))
 			return TCX_NEXT;
 		n = fbr_net_get(pkt.saddr);
 		return n && (n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) ? TCX_DROP
@@ -307,7 +310,7 @@ int fbr_uplink_out(struct __sk_buff *skb)
 		goto pass;
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
-	ip = data + ETH_HLEN;
+	ip = data + l2;
 	if ((void *)(ip + 1) > data_end)
 		goto parse;
 
@@ -320,7 +323,7 @@ int fbr_uplink_out(struct __sk_buff *skb)
 		return TCX_NEXT;
 	}
 parse:
-	if (fbr_parse(skb, &pkt))
+	if (fbr_parse_at(skb, l2, &pkt))
 		goto pass;
 	n = pkt.saddr == u->ip ? NULL : fbr_net_get(pkt.saddr);
 	blame = u;
@@ -346,6 +349,31 @@ parse:
 pass:
 	fbr_count_tx(skb, u, FBR_SLOW);
 	return TCX_NEXT;
+}
+
+SEC("tcx/ingress")
+int fbr_uplink_in(struct __sk_buff *skb)
+{
+	return fbr_from_uplink(skb, ETH_HLEN);
+}
+
+SEC("tcx/egress")
+int fbr_uplink_out(struct __sk_buff *skb)
+{
+	return fbr_to_uplink(skb, ETH_HLEN);
+}
+
+/* The same for an uplink without L2 header. A redirect to it takes the frame's off. */
+SEC("tcx/ingress")
+int fbr_tun_in(struct __sk_buff *skb)
+{
+	return fbr_from_uplink(skb, 0);
+}
+
+SEC("tcx/egress")
+int fbr_tun_out(struct __sk_buff *skb)
+{
+	return fbr_to_uplink(skb, 0);
 }
 
 /* Netfilter, POSTROUTING. */

@@ -132,6 +132,7 @@ type StatusView struct {
 type UplinkView struct {
 	Device string `json:"device"`
 	Addr   string `json:"addr"`
+	Kind   string `json:"kind"` // what its packets begin with: "ethernet", "raw ip"
 }
 
 // FeatureView is one line of `check`: a property of the kernel or the host.

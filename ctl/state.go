@@ -87,6 +87,7 @@ type uplink struct {
 	Index int        `json:"index"`
 	Addr  netip.Addr `json:"addr"`
 	MTU   int        `json:"mtu"`
+	RawIP bool       `json:"raw_ip"` // no Ethernet header
 }
 
 func newState(boot string) *state {

@@ -21,7 +21,7 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 			return err
 		}
 		for _, u := range r.st.Uplinks {
-			v.Uplinks = append(v.Uplinks, UplinkView{Device: u.Name, Addr: u.Addr.String()})
+			v.Uplinks = append(v.Uplinks, UplinkView{Device: u.Name, Addr: u.Addr.String(), Kind: uplinkKind(u.RawIP)})
 		}
 		for _, name := range r.st.networkNames() {
 			v.Networks = append(v.Networks, r.network(r.st.Networks[name]))
@@ -182,7 +182,7 @@ func (s *session) uplinkFinding() (FeatureView, error) {
 	}
 	var names []string
 	for _, d := range devices {
-		names = append(names, d.Name)
+		names = append(names, fmt.Sprintf("%s (%s)", d.Name, uplinkKind(d.RawIP)))
 	}
 	if v.Detail = strings.Join(names, ", "); len(names) == 0 {
 		v.State, v.Detail = "warning", strings.Join(notes, "; ")

@@ -44,7 +44,7 @@ func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, 
 			notes = append(notes, fmt.Sprintf("uplink %s has no IPv4 address yet: the next command looks again", d.Name))
 			continue
 		}
-		want = append(want, uplink{Name: d.Name, Index: d.Index, Addr: addrs[0].Addr(), MTU: d.MTU})
+		want = append(want, uplink{Name: d.Name, Index: d.Index, Addr: addrs[0].Addr(), MTU: d.MTU, RawIP: d.RawIP})
 	}
 	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, nil
 }
@@ -79,8 +79,8 @@ func (s *session) unfitUplink(d link.Device) string {
 	switch {
 	case d.Loopback:
 		return "the loopback device leads nowhere"
-	case !d.Ethernet:
-		return "it has no Ethernet header (tun, wireguard, ppp), which is not supported yet"
+	case !d.Ethernet && !d.RawIP:
+		return "its packets begin neither with an Ethernet header nor with the IP header"
 	case strings.HasPrefix(d.Alias, ownerMark("")):
 		return "it belongs to fastbr"
 	case d.Master != 0:
@@ -142,7 +142,7 @@ func (s *session) setUplinks(want []uplink) error {
 }
 
 func (s *session) attachUplink(u uplink) error {
-	if err := s.dp.AttachUplink(datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU}); err != nil {
+	if err := s.dp.AttachUplink(datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP}); err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	return nil
@@ -195,6 +195,14 @@ func uplinkMTU(uplinks []uplink) int {
 		return 1500
 	}
 	return slices.MinFunc(uplinks, func(a, b uplink) int { return a.MTU - b.MTU }).MTU
+}
+
+// uplinkKind is what the packets of an uplink begin with.
+func uplinkKind(rawIP bool) string {
+	if rawIP {
+		return "raw ip"
+	}
+	return "ethernet"
 }
 
 // ownerMark is the ifalias of the devices of a network.

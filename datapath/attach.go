@@ -57,6 +57,8 @@ func (d *Datapath) attachDevice(dev tcFbrDev) error {
 	switch {
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0:
 		in, out = d.progs.FbrPortIn, d.progs.FbrPortOut
+	case dev.Flags&tcFbrDevFlagsFBR_DEV_RAW_IP != 0:
+		in, out = d.progs.FbrTunIn, d.progs.FbrTunOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
 		in, out = d.progs.FbrUplinkIn, d.progs.FbrUplinkOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:

@@ -307,6 +307,9 @@ func Open(dir string) (*Datapath, error) {
 	}
 	for name := range spec.Programs {
 		p, err := ebpf.LoadPinnedProgram(progPath(dir, name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: there is no program %s", ErrSchemaOlder, name)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("opening program %s: %w", name, err)
 		}

@@ -194,6 +194,9 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	if u.Addr.Is4() {
 		dev.Ip = be32(u.Addr)
 	}
+	if u.RawIP {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_RAW_IP
+	}
 	err := d.attachDevice(dev)
 	if err == nil {
 		err = d.putDevice(dev)

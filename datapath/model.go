@@ -61,6 +61,7 @@ type Uplink struct {
 	Ifindex int
 	Addr    netip.Addr // primary address: the SNAT source where the kernel cannot choose per flow
 	MTU     int        // bytes, L3
+	RawIP   bool       // the device has no L2 header: packets begin with the IP header
 }
 
 // Feature is one thing of the kernel that the datapath uses.

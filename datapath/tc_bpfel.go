@@ -52,6 +52,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_INTERNAL tcFbrDevFlags = 16
 	tcFbrDevFlagsFBR_DEV_ROUTED   tcFbrDevFlags = 32
 	tcFbrDevFlagsFBR_DEV_FRAGS    tcFbrDevFlags = 64
+	tcFbrDevFlagsFBR_DEV_RAW_IP   tcFbrDevFlags = 128
 )
 
 type tcFbrDrops struct {
@@ -328,6 +329,8 @@ const (
 	tcProgFbrGuard         = "fbr_guard"
 	tcProgFbrPortIn        = "fbr_port_in"
 	tcProgFbrPortOut       = "fbr_port_out"
+	tcProgFbrTunIn         = "fbr_tun_in"
+	tcProgFbrTunOut        = "fbr_tun_out"
 	tcProgFbrUplinkIn      = "fbr_uplink_in"
 	tcProgFbrUplinkOut     = "fbr_uplink_out"
 	tcVarCfgEpoch          = "cfg_epoch"
@@ -399,6 +402,8 @@ type tcProgramSpecs struct {
 	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrTunIn     *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
+	FbrTunOut    *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
 	FbrUplinkIn  *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
 	FbrUplinkOut *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
 }
@@ -574,6 +579,8 @@ type tcPrograms struct {
 	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrTunIn     *ebpf.Program `ebpf:"fbr_tun_in"`
+	FbrTunOut    *ebpf.Program `ebpf:"fbr_tun_out"`
 	FbrUplinkIn  *ebpf.Program `ebpf:"fbr_uplink_in"`
 	FbrUplinkOut *ebpf.Program `ebpf:"fbr_uplink_out"`
 }
@@ -586,6 +593,8 @@ func (p *tcPrograms) Close() error {
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,
+		p.FbrTunIn,
+		p.FbrTunOut,
 		p.FbrUplinkIn,
 		p.FbrUplinkOut,
 	)

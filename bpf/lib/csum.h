@@ -52,24 +52,25 @@ static __always_inline __u16 fbr_sum(const void *data, __u32 size, __u16 sum)
 	return fbr_fold(s);
 }
 
-/* Rewrites the source (out) or destination of an IPv4 packet to addr:port; for
- * ICMP the port is the echo id. All in network byte order; l4 is the offset of
- * the L4 header. Packet pointers are void afterwards. Returns 0 or an error
- * with the packet half written: point of no return, the caller must drop it.
+/* Rewrites the source (out) or destination of the IPv4 packet whose header is at
+ * l3 to addr:port; for ICMP the port is the echo id. All in network byte order.
+ * Packet pointers are void afterwards. Returns 0 or an error with the packet
+ * half written: point of no return, the caller must drop it.
  */
-__fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l4, bool out, __be32 addr, __be16 port)
+__fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 addr, __be16 port)
 {
-	const __u32 a_off = ETH_HLEN + (out ? 12 : 16);
-	__u32 p_off, c_off, mangled = 0, store = 0;
+	const __u32 a_off = l3 + (out ? 12 : 16);
+	__u32 l4, p_off, c_off, mangled = 0, store = 0;
 	__be32 old_addr;
 	__be16 old_port;
+	struct iphdr ip;
 	__sum16 csum;
-	__u8 proto;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + 9, &proto, 1) ||
-	    bpf_skb_load_bytes(skb, a_off, &old_addr, 4))
+	if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)))
 		return -1;
-	switch (proto) {
+	l4 = l3 + ip.ihl * 4;
+	old_addr = out ? ip.saddr : ip.daddr;
+	switch (ip.protocol) {
 	case IPPROTO_TCP:
 		p_off = l4 + (out ? 0 : 2);
 		c_off = l4 + FBR_TCP_CSUM;
@@ -92,13 +93,13 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l4, bool out, __be32 a
 	}
 	if (bpf_skb_load_bytes(skb, p_off, &old_port, 2))
 		return -1;
-	if (proto != IPPROTO_ICMP &&
+	if (ip.protocol != IPPROTO_ICMP &&
 	    bpf_l4_csum_replace(skb, c_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4))
 		return -1;
 	if (old_port != port && (bpf_l4_csum_replace(skb, c_off, old_port, port, mangled | 2) ||
 				 bpf_skb_store_bytes(skb, p_off, &port, 2, store)))
 		return -1;
-	if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, old_addr, addr, 4))
+	if (bpf_l3_csum_replace(skb, l3 + 10, old_addr, addr, 4))
 		return -1;
 	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
 }
@@ -130,7 +131,7 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
 	*csum = fbr_csum_add(*csum, f->d_l4);
 }
 
-/* Rewrites a packet of flow f for the fast path: address, port, TTL - 1, MACs.
+/* Rewrites a frame of flow f for the fast path: address, port, TTL - 1, MACs.
  * The caller has parsed it (fbr_fast_parse): 20 bytes of IP header, the L4
  * header linear. Point of no return: on an error the packet must be dropped.
  */
@@ -146,7 +147,7 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 
 	if (summed == CHECKSUM_COMPLETE) {
 		/* skb->csum must follow: let the kernel's helpers do it. */
-		if (fbr_rewrite(skb, ETH_HLEN + sizeof(*ip), out, f->addr, f->port))
+		if (fbr_rewrite(skb, ETH_HLEN, out, f->addr, f->port))
 			return -1;
 		helped = true;
 	}

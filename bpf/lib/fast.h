@@ -13,16 +13,16 @@
 #include "../include/bpf/bpf_helpers.h"
 #include "types.h"
 
-/* Longest headers that are read directly: Ethernet, IPv4, TCP. */
-#define FBR_HEADERS (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct tcphdr))
-
-/* Makes the headers linear as far as the packet has them. */
-static __always_inline void fbr_pull_headers(struct __sk_buff *skb)
+/* Makes the headers that are read directly linear as far as the packet has them:
+ * L2, IPv4, TCP. Here and below l2 is the length of the L2 header: ETH_HLEN or 0.
+ */
+static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 l2)
 {
+	const __u32 want = l2 + sizeof(struct iphdr) + sizeof(struct tcphdr);
 	__u32 have = skb->data_end - skb->data;
 
-	if (have < FBR_HEADERS && have < skb->len)
-		bpf_skb_pull_data(skb, skb->len < FBR_HEADERS ? skb->len : FBR_HEADERS);
+	if (have < want && have < skb->len)
+		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
 }
 
 /* The length of the packet in bytes after its IPv4 header of 20, or 0 if the
@@ -31,14 +31,15 @@ static __always_inline void fbr_pull_headers(struct __sk_buff *skb)
  * frames on the wire, which the container trims, and BIG TCP, whose super-packets
  * have the length 0.
  */
-static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, const struct iphdr *ip, bool out)
+static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, const struct iphdr *ip,
+					 const __u32 l2, bool out)
 {
-	__u32 have = skb->len - ETH_HLEN, len = bpf_ntohs(ip->tot_len);
+	__u32 have = skb->len - l2, len = bpf_ntohs(ip->tot_len);
 
 	if (len != have) {
 		if (!len && skb->gso_size && ip->protocol == IPPROTO_TCP)
 			len = have;
-		else if (out || len > have || skb->len > ETH_ZLEN)
+		else if (out || !l2 || len > have || skb->len > ETH_ZLEN)
 			return 0;
 	}
 	return len > sizeof(*ip) ? len - sizeof(*ip) : 0;
@@ -48,16 +49,16 @@ static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, const struct iph
  * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
  */
 static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, void *data, void *data_end,
-					    bool out, struct fbr_flow_key *k)
+					    const __u32 l2, bool out, struct fbr_flow_key *k)
 {
-	struct iphdr *ip = data + ETH_HLEN;
+	struct iphdr *ip = data + l2;
 	void *l4 = ip + 1;
 	__u32 room;
 
 	if (l4 > data_end || *(__u8 *)ip != 0x45 || ip->ttl <= 1 ||
 	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
 		return 0;
-	room = fbr_l4_room(skb, ip, out);
+	room = fbr_l4_room(skb, ip, l2, out);
 	k->saddr = ip->saddr;
 	k->daddr = ip->daddr;
 	k->sport = 0;
@@ -105,13 +106,13 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, void *data, v
 }
 
 /* Whether the packet, or each segment of a super-packet, fits the MTU (bytes, L3). */
-static __always_inline bool fbr_fits(struct __sk_buff *skb, __u32 l4_len, __u32 mtu)
+static __always_inline bool fbr_fits(struct __sk_buff *skb, const __u32 l2, __u32 l4_len, __u32 mtu)
 {
 	__u32 gso = skb->gso_size;
 
 	if (gso)
 		return gso + sizeof(struct iphdr) + l4_len <= mtu;
-	return skb->len - ETH_HLEN <= mtu;
+	return skb->len - l2 <= mtu;
 }
 
 #endif

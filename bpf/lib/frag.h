@@ -20,6 +20,7 @@
 #include "config.h"
 #include "csum.h"
 #include "icmp.h"
+#include "l2.h"
 #include "maps.h"
 #include "nat.h"
 #include "parse.h"
@@ -139,12 +140,12 @@ __fbr_global bool fbr_frag_track(const struct fbr_frag_key *k, struct fbr_frag *
 	return true;
 }
 
-static __always_inline long fbr_frag_set_id(struct __sk_buff *skb, __be16 old, __be16 new)
+static __always_inline long fbr_frag_set_id(struct __sk_buff *skb, __u32 l3, __be16 old, __be16 new)
 {
 	if (old == new)
 		return 0;
-	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 2)
-		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + FBR_IP_ID, &new, 2, 0);
+	return bpf_l3_csum_replace(skb, l3 + 10, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, l3 + FBR_IP_ID, &new, 2, 0);
 }
 
 /* Translates a fragment that is not the first. Returns FBR_NONE or the reason to
@@ -170,8 +171,8 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	if (!(p->frag & FBR_FRAG_MORE))
 		fbr_frag_forget(&k, f);
 	/* Point of no return. */
-	if (fbr_rewrite_outer(skb, !in, in ? p->daddr : p->saddr, v.addr) ||
-	    fbr_frag_set_id(skb, p->id, v.id))
+	if (fbr_rewrite_outer(skb, p->l3, !in, in ? p->daddr : p->saddr, v.addr) ||
+	    fbr_frag_set_id(skb, p->l3, p->id, v.id))
 		return FBR_UNSUPPORTED;
 	return FBR_NONE;
 }
@@ -190,12 +191,12 @@ __fbr_global enum fbr_reason fbr_frag_first_out(struct __sk_buff *skb, const str
 	};
 	struct fbr_frag v = { .pif = port->ifindex };
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + 12, &v.addr, 4))
+	if (bpf_skb_load_bytes(skb, p->l3 + 12, &v.addr, 4))
 		return FBR_UNSUPPORTED;
 	v.id = fbr_frag_new_id(v.addr, p->daddr, p->proto);
 	if (!fbr_frag_track(&k, &v))
 		return FBR_FRAGMENT;
-	return fbr_frag_set_id(skb, p->id, v.id) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_frag_set_id(skb, p->l3, p->id, v.id) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 /* Whether an inbound fragment, come by uplink u, is one for the namespace that
@@ -215,11 +216,11 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 
 	if (!d || !via || skb->pkt_type != PACKET_HOST ||
 	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN + FBR_IP_TTL, &ttl, 1) || ttl <= 1 ||
+	    bpf_skb_load_bytes(skb, p->l3 + FBR_IP_TTL, &ttl, 1) || ttl <= 1 ||
 	    !fbr_is_local(skb, u, p->daddr))
 		return false;
 	*via = u->ifindex;
-	return !bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0);
+	return !(!p->l3 && fbr_push_eth(skb)) && !bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0);
 }
 
 /* A fragment that fbr_frag_in has seen to, on its second visit to the uplink. */
@@ -261,7 +262,7 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
 	struct fbr_frag v = { .id = p->id };
 
-	if (!f || bpf_skb_load_bytes(skb, ETH_HLEN + 16, &v.addr, 4))
+	if (!f || bpf_skb_load_bytes(skb, p->l3 + 16, &v.addr, 4))
 		return FBR_UNSUPPORTED;
 	v.pif = f->pif;
 	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;

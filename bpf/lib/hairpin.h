@@ -120,7 +120,7 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	fbr_hair_tag(skb, own->sess);
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, to->addr, to->port) ||
-	    fbr_rewrite_outer(skb, false, p->daddr, to->addr))
+	    fbr_rewrite_outer(skb, p->l3, false, p->daddr, to->addr))
 		return FBR_UNSUPPORTED;
 	return FBR_NONE;
 }
@@ -191,7 +191,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		to->seen = bpf_jiffies64();
 	fbr_hair_tag(skb, slot);
 	/* Point of no return. */
-	return fbr_rewrite(skb, p.l4, false, to->addr, to->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p.l3, false, to->addr, to->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 /* What the kernel delivers to a port from a bridge. Returns FBR_FOREIGN if it is
@@ -211,7 +211,7 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	if (p.kind == FBR_L4_ICMP_ERR)
 		/* Point of no return. */
 		return fbr_rewrite_quote(skb, p.l4, false, s->ext, s->eport) ||
-				       fbr_rewrite_outer(skb, true, p.saddr, s->ext)
+				       fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext)
 			       ? FBR_UNSUPPORTED
 			       : FBR_NONE;
 	if (p.kind != FBR_L4_PORTS || p.proto != s->fwd.proto || p.sport != s->fwd.sport)
@@ -222,7 +222,7 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	fbr_key(&inside, &p);
 	fbr_ct_extend(skb, &inside, fbr_timeout(p.proto, s->fwd.dport, s->bits));
 	/* Point of no return. */
-	return fbr_rewrite(skb, p.l4, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p.l3, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 #endif

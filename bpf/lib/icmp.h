@@ -8,6 +8,7 @@
 #define FBR_ICMP_H
 
 #include "csum.h"
+#include "l2.h"
 #include "maps.h"
 #include "nat.h"
 #include "nport.h"
@@ -81,16 +82,16 @@ __fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, 
 	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
 }
 
-/* Rewrites the source (src) or destination address of an IPv4 packet that has
- * no pseudo header to follow: ICMP.
+/* Rewrites the source (src) or destination address of the IPv4 packet whose
+ * header is at l3, and that has no pseudo header to follow: ICMP.
  */
-static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, bool src, __be32 old,
+static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, __u32 l3, bool src, __be32 old,
 					      __be32 new)
 {
 	if (old == new)
 		return 0;
-	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 4)
-		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + (src ? 12 : 16), &new, 4, 0);
+	return bpf_l3_csum_replace(skb, l3 + 10, old, new, 4)
+		       ?: bpf_skb_store_bytes(skb, l3 + (src ? 12 : 16), &new, 4, 0);
 }
 
 /* An ICMP error from outside. Returns FBR_NONE if it was about one of our
@@ -117,7 +118,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 		return FBR_FOREIGN;
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||
-	    fbr_rewrite_outer(skb, false, p->daddr, f->addr))
+	    fbr_rewrite_outer(skb, p->l3, false, p->daddr, f->addr))
 		return FBR_UNSUPPORTED;
 	return FBR_NONE;
 }
@@ -165,7 +166,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 			return FBR_UNSUPPORTED;
 		/* Point of no return. */
 		if (fbr_rewrite_quote(skb, p->l4, false, f->addr, f->port) ||
-		    (outer && fbr_rewrite_outer(skb, true, p->saddr, f->addr)))
+		    (outer && fbr_rewrite_outer(skb, p->l3, true, p->saddr, f->addr)))
 			return FBR_UNSUPPORTED;
 		return FBR_NONE;
 	}
@@ -208,7 +209,7 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 		return false;
 
 	struct fbr_dev *br = fbr_dev_get(port->bridge);
-	__u32 len = p->l4 - ETH_HLEN + 8;
+	__u32 len = p->l4 - p->l3 + 8;
 	struct {
 		struct ethhdr eth;
 		struct iphdr ip;
@@ -218,7 +219,7 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 
 	if (!br || len < 28 || len > sizeof(quote) || !fbr_refuse_allowed(port))
 		return false;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, quote, len) ||
+	if (bpf_skb_load_bytes(skb, p->l3, quote, len) || (!p->l3 && fbr_push_eth(skb)) ||
 	    bpf_skb_change_tail(skb, sizeof(h) + len, 0))
 		return false;
 	__builtin_memcpy(h.eth.h_dest, port->mac, ETH_ALEN);

@@ -507,15 +507,16 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (forwarded) {
 		if (!p->frag && !(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
-			__u8 macs[12];
+			__u8 macs[12] = {};
 
-			if (!bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+			/* A redirect to a device without L2 header takes the frame's off. */
+			if (!p->l3 || !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now);
 		}
 		fbr_ct_extend(skb, &k, fbr_timeout(k.proto, k.dport, bits));
 	}
 	/* Point of no return. */
-	return fbr_rewrite(skb, p->l4, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 /* Ends the session of the entry under k. */
@@ -571,7 +572,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	fbr_sess_track(f->sess, p, true);
 	f->seen = now;
 	/* Point of no return. */
-	return fbr_rewrite(skb, p->l4, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 /* The inbound entry for k, or NULL if there is none, its time is over, or its port gone. */
@@ -683,7 +684,7 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	if (!(p->tcp_flags & TCP_RST))
 		f->seen = bpf_jiffies64();
 	/* Point of no return. */
-	return fbr_rewrite(skb, p->l4, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 /* The kernel has delivered a packet from an uplink to its port: renew the lease

@@ -35,7 +35,8 @@ struct fbr_pkt {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 frag; /* enum fbr_frag_bits; 0: whole */
-	__u16 l4;  /* offset of the L4 header from the start of the frame */
+	__u16 l3;  /* offset of the IPv4 header: ETH_HLEN, or 0 on a device without L2 header */
+	__u16 l4;  /* offset of the L4 header */
 	__be16 id; /* of the IPv4 header */
 };
 
@@ -54,6 +55,7 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 	p->saddr = ip.saddr;
 	p->daddr = ip.daddr;
 	p->proto = ip.protocol;
+	p->l3 = off;
 	p->l4 = off + ip.ihl * 4;
 	p->id = ip.id;
 	if (ip.frag_off & bpf_htons(IP_MF))
@@ -102,6 +104,7 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 	return 0;
 }
 
+/* The same in a frame with an Ethernet header. */
 static __always_inline int fbr_parse(struct __sk_buff *skb, struct fbr_pkt *p)
 {
 	return fbr_parse_at(skb, ETH_HLEN, p);

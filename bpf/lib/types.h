@@ -29,8 +29,9 @@ enum fbr_dev_flags {
 	FBR_DEV_BRIDGE = 4,
 	FBR_DEV_SLOW = 8, /* port: always the kernel path */
 	FBR_DEV_INTERNAL = 16,
-	FBR_DEV_ROUTED = 32, /* port: its network is not translated */
-	FBR_DEV_FRAGS = 64,  /* to the namespace that puts inbound fragments in order */
+	FBR_DEV_ROUTED = 32,  /* port: its network is not translated */
+	FBR_DEV_FRAGS = 64,   /* to the namespace that puts inbound fragments in order */
+	FBR_DEV_RAW_IP = 128, /* uplink: no L2 header */
 };
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS */

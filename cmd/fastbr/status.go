@@ -36,7 +36,7 @@ accept rules that fastbr added to the host's firewall, and what should be looked
 func statusTable(w io.Writer, v ctl.StatusView) {
 	var uplinks []string
 	for _, u := range v.Uplinks {
-		uplinks = append(uplinks, u.Device+" ("+u.Addr+")")
+		uplinks = append(uplinks, fmt.Sprintf("%s (%s, %s)", u.Device, u.Addr, u.Kind))
 	}
 	fmt.Fprintf(w, "Instance\t%s\n", v.Instance)
 	fmt.Fprintf(w, "Uplinks\t%s\n", dash(strings.Join(uplinks, ", ")))

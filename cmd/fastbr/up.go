@@ -133,7 +133,7 @@ type instanceFlags struct {
 }
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable; auto: of the default route (default auto)")
+	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable, with or without Ethernet header (tun, WireGuard, ppp); auto: of the default route (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
 	flags.StringVar(&f.natRange, "nat-range", "", "external ports, `FIRST-LAST` (default 10000-29999)")
 	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default the datapath's)")

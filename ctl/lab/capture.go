@@ -236,6 +236,9 @@ func (l *Lab) Leaks() ([]Leak, error) {
 		}
 		all = append(all, leaks...)
 	}
+	for _, t := range l.tunnels {
+		all = append(all, t.Leaks()...)
+	}
 	return all, nil
 }
 

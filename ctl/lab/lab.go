@@ -62,10 +62,11 @@ type Lab struct {
 	// Captures watch the outside end of each uplink; empty if Options.Private was empty.
 	Captures []*Capture
 
-	opts   Options
-	closed sync.Once
-	mu     sync.Mutex
-	all    []*Namespace
+	opts    Options
+	tunnels []*Tunnel
+	closed  sync.Once
+	mu      sync.Mutex
+	all     []*Namespace
 }
 
 // New builds a lab. On failure, or when ctx ends while it builds, what exists
@@ -171,6 +172,9 @@ func (l *Lab) Close() {
 	l.closed.Do(func() {
 		for _, c := range l.Captures {
 			c.Close()
+		}
+		for _, t := range l.tunnels {
+			t.close()
 		}
 		l.mu.Lock()
 		all := l.all

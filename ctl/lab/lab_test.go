@@ -261,3 +261,37 @@ func TestExecRunsInsideNamespace(t *testing.T) {
 		t.Errorf("error %v, want what the command said", err)
 	}
 }
+
+// TestTunnelCarriesAndRecords proves that a tunnel is a way to its outside, and
+// that a private address on it is recorded.
+func TestTunnelCarriesAndRecords(t *testing.T) {
+	l, ctx := newLab(t, lab.Options{})
+	tun, err := l.AddTunnel("tun0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := tun.Outside.ServeUDPEcho(at(tun.Outside.Addr, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Host.EchoUDP(ctx, netip.AddrPort{}, s.Addr, "honest"); err != nil {
+		t.Error(err)
+	}
+	assertNoLeak(t, l)
+	private := netip.MustParseAddr("172.30.0.9")
+	if err := l.Host.AddAddr("lo", netip.PrefixFrom(private, 32)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Host.ListenUDP(at(private, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := c.WriteToUDPAddrPort([]byte("leak"), s.Addr); err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Poll(ctx, func() (bool, error) { return len(tun.Leaks()) == 1, nil })
+	if err != nil {
+		t.Errorf("%d of one leak was recorded: %v", len(tun.Leaks()), err)
+	}
+}

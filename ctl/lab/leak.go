@@ -82,12 +82,17 @@ func leakReason(f []byte, private []netip.Prefix) string {
 			return fmt.Sprintf("ARP sender %v", a)
 		}
 	case unix.ETH_P_IP:
-		if a, ok := addrIn(l3, 12, private); ok {
-			return fmt.Sprintf("IPv4 source %v", a)
-		}
-		return icmpLeakReason(l3, private)
+		return packetLeakReason(l3, private)
 	}
 	return ""
+}
+
+// packetLeakReason is leakReason for an IPv4 packet.
+func packetLeakReason(ip []byte, private []netip.Prefix) string {
+	if a, ok := addrIn(ip, 12, private); ok {
+		return fmt.Sprintf("IPv4 source %v", a)
+	}
+	return icmpLeakReason(ip, private)
 }
 
 // icmpLeakReason looks at the packet inside an ICMP error: towards the outside,

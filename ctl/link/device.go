@@ -22,6 +22,7 @@ type Device struct {
 	Up       bool // administratively
 	Carrier  bool // operationally
 	Ethernet bool // ARPHRD_ETHER: frames carry an Ethernet header
+	RawIP    bool // ARPHRD_NONE, ARPHRD_PPP: packets begin with the IP header (tun, WireGuard, ppp)
 	Loopback bool
 }
 
@@ -33,6 +34,7 @@ func fromLink(l netlink.Link) Device {
 		Up:       a.Flags&net.FlagUp != 0,
 		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0 && a.OperState != netlink.OperDown,
 		Ethernet: a.EncapType == "ether",
+		RawIP:    a.EncapType == "none" || a.EncapType == "ppp",
 		Loopback: a.Flags&net.FlagLoopback != 0,
 	}
 }
