@@ -26,10 +26,10 @@ TIMEOUT ?= 20m
 BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate bench deps build install
+.PHONY: help demo test lint generate bench bench-full bench-smoke deps build install
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: build ## a throw-away host with two containers: traffic, counters, fastbr beside a plain bridge
 	@$(DEPS) iperf3 nft iptables
@@ -58,13 +58,23 @@ generate: ## compile the BPF programs with clang 19 and write the Go code for th
 	@$(DEPS) clang-19 llvm-strip-19
 	$(GO) generate ./datapath/... ./bench/...
 
-bench: build ## throughput beside a kernel bridge, interleaved; writes bench/results and the table
-	@$(DEPS) iperf3 nft iptables
-	$(SUDO) $(BIN) bench --contestant bridge-iptables,fastbr,floor
+BENCH_TOOLS := iperf3 nft iptables sockperf dockerd busybox
+
+bench: build ## fastbr beside docker, kernel bridges and the floor, in some ten minutes; writes bench/results and the tables
+	@$(DEPS) $(BENCH_TOOLS)
+	$(SUDO) $(BIN) bench --set table --rounds 10 --seconds 1
+
+bench-full: build ## every workload with every contestant, some hours
+	@$(DEPS) $(BENCH_TOOLS)
+	$(SUDO) $(BIN) bench --set full --rounds 10 --seconds 10
+
+bench-smoke: build ## one short run of every contestant and every kind of workload; keeps nothing
+	@$(DEPS) $(BENCH_TOOLS)
+	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --out -
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) \
-		clang-19 llvm-strip-19 $(CLANG_FORMAT)
+		$(BENCH_TOOLS) clang-19 llvm-strip-19 $(CLANG_FORMAT)
 
 build: ## bin/fastbr
 	@mkdir -p $(dir $(BIN))

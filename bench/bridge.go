@@ -2,52 +2,73 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strconv"
 
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
-// Bridge is the kernel's own bridge with masquerade: docker0 without Docker,
-// and without the filter rules that Docker adds, which would slow it down.
-// bridge-nf-call-iptables is 0, as Docker leaves it today.
+// Bridge is the kernel's own bridge: docker0 without Docker, and without the
+// filter rules that Docker adds, which would slow it down.
 type Bridge struct {
-	// IPTables masquerades with iptables, as Docker does; off: with nftables.
-	// A connection's first packet alone meets the rule, so bulk throughput is
-	// the same.
-	IPTables bool
+	// NAT for what leaves.
+	NAT NAT
+	// NFCall lets bridged frames pass iptables (bridge-nf-call-iptables=1), as
+	// Docker had it until 27.2. Off: as Docker leaves it today.
+	NFCall bool
 }
+
+// NAT is how a kernel bridge's containers get out.
+type NAT int
+
+// The kinds of NAT. A connection's first packet alone meets the masquerading
+// rule, so that nftables and iptables differ little.
+const (
+	NFTables NAT = iota
+	IPTables     // as Docker does
+	Routed       // none: outside knows the way to the containers' own addresses
+)
 
 // Name implements Contestant.
 func (b Bridge) Name() string {
-	if b.IPTables {
-		return "bridge-iptables"
+	name := [...]string{"bridge-nft", "bridge-iptables", "routed"}[b.NAT]
+	if b.NFCall {
+		name += "-nfcall"
 	}
-	return "bridge-nft"
+	return name
 }
 
 // Describe implements Contestant.
 func (b Bridge) Describe() string {
-	if b.IPTables {
-		return "kernel bridge, iptables MASQUERADE, bridge-nf-call-iptables=0"
+	nat := [...]string{"nftables masquerade", "iptables MASQUERADE", "routing without NAT"}[b.NAT]
+	call := 0
+	if b.NFCall {
+		call = 1
 	}
-	return "kernel bridge, nftables masquerade, bridge-nf-call-iptables=0"
+	return fmt.Sprintf("kernel bridge, %s, bridge-nf-call-iptables=%d", nat, call)
 }
 
 // Options implements Contestant.
 func (b Bridge) Options() lab.Options {
-	return lab.Options{Plain: true, Private: []netip.Prefix{}}
+	return lab.Options{Plain: true, NFCall: b.NFCall, Private: []netip.Prefix{}}
 }
+
+// containers' subnet in a lab with a plain bridge.
+var containers = netip.MustParsePrefix("172.30.0.0/16")
 
 // Setup implements Contestant. The lab has built the bridge already.
 func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
-	if !b.IPTables {
+	if b.NAT == NFTables {
 		return nil
 	}
 	if _, err := l.Host.Run(ctx, "nft", "delete", "table", "ip", "lab-br0"); err != nil {
 		return err
 	}
-	return l.Host.IPTables(ctx, "-t", "nat", "-A", "POSTROUTING", "-s", "172.30.0.0/16", "!", "-o", "br0", "-j", "MASQUERADE")
+	if b.NAT == Routed {
+		return l.Outside.AddRoute(containers, l.HostAddr(0))
+	}
+	return l.Host.IPTables(ctx, "-t", "nat", "-A", "POSTROUTING", "-s", containers.String(), "!", "-o", "br0", "-j", "MASQUERADE")
 }
 
 // Flows implements Contestant.

@@ -187,7 +187,7 @@ func (t *tally) sample() Sample {
 		at := func(q float64) float64 {
 			return float64(t.took[int(q*float64(len(t.took)-1))]) / float64(time.Millisecond)
 		}
-		s.P50, s.P99 = at(0.5), at(0.99)
+		s.P50, s.P99, s.P999 = at(0.5), at(0.99), at(0.999)
 	}
 	return s
 }

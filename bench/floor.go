@@ -41,7 +41,7 @@ func (f Floor) Options() lab.Options { return Bridge{}.Options() }
 // Setup implements Contestant.
 func (f Floor) Setup(ctx context.Context, l *lab.Lab) error {
 	c1, c2 := l.Containers[0], l.Containers[1]
-	if err := l.Outside.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), l.HostAddr(0)); err != nil {
+	if err := l.Outside.AddRoute(containers, l.HostAddr(0)); err != nil {
 		return err
 	}
 	// The kernel resolves the neighbours first; the programs handle IPv4 only.

@@ -75,6 +75,21 @@ func (r *Report) summarise() {
 	}
 }
 
+// Failed counts the runs that gave no value, of all.
+func (r *Report) Failed() (failed, all int) {
+	for _, res := range r.Results {
+		for _, samples := range res.Samples {
+			all += len(samples)
+			for _, s := range samples {
+				if s.Error != "" {
+					failed++
+				}
+			}
+		}
+	}
+	return failed, all
+}
+
 // FileName sorts by time: 20260102T150405Z-COMMIT.json.
 func (r *Report) FileName() string {
 	name := r.Started.UTC().Format("20060102T150405Z")

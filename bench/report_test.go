@@ -66,9 +66,9 @@ UDP                         0.000    0.000
 Many flows / one flow (95 % CI)   fastbr
 UDP, 1,000 flows                  0.65 (too few rounds)
 
-Workload   Contestant   Requests   Failed   p50       p99       Why
-500/s      bridge       1000       0        0.50 ms   2.00 ms   –
-500/s      fastbr       1000       3        0.40 ms   1.00 ms   connection refused: 1; no answer in time: 2
+Workload   Contestant   Requests   Failed   p50        p99        p99.9   Why
+500/s      bridge       1000       0        0.500 ms   2.000 ms   –       –
+500/s      fastbr       1000       3        0.400 ms   1.000 ms   –       connection refused: 1; no answer in time: 2
 
 Fast path, worst round   fastbr
 TCP c → c                99.95 %

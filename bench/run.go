@@ -74,6 +74,9 @@ func Close(c Contestant, l *lab.Lab) error {
 // of them carries traffic at a time. A run that fails is noted in its sample; a
 // lab that cannot be built, or ctx, ends everything.
 func (p Plan) Run(ctx context.Context) (_ *Report, err error) {
+	p.Contestants = slices.DeleteFunc(slices.Clone(p.Contestants), func(c Contestant) bool {
+		return !slices.ContainsFunc(p.Heats, func(h Heat) bool { return h.entered(c) })
+	})
 	r := &Report{Schema: schema, Started: time.Now().UTC(), Rounds: p.Rounds, Seconds: p.Seconds, Omit: warmUp}
 	labs := make([]*lab.Lab, len(p.Contestants))
 	defer func() {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
@@ -47,7 +49,7 @@ func TestPlanInterleaves(t *testing.T) {
 	needRoot(t)
 	var ran, order []string
 	p := Plan{
-		Contestants: []Contestant{named{Bridge{}, "a"}, named{Bridge{IPTables: true}, "b"}},
+		Contestants: []Contestant{named{Bridge{}, "a"}, named{Bridge{NAT: IPTables}, "b"}},
 		Heats:       []Heat{{Workload: fakeLoad{&ran}}},
 		Rounds:      3, Seconds: 1,
 		Progress: func(round int, _ Workload, c Contestant, s Sample) {
@@ -94,5 +96,25 @@ func TestConnRateCountsFailures(t *testing.T) {
 	err = askOnce(l.Containers[0], netip.AddrPortFrom(l.Outside.Addr, 9))
 	if err == nil {
 		t.Error("an answer from nobody")
+	}
+}
+
+func TestConnMaxCountsConnections(t *testing.T) {
+	needRoot(t)
+	l, err := Build(t.Context(), Direct{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = Close(Direct{}, l) }()
+	s := Measure(t.Context(), Direct{}, ConnMax{}, l, 200*time.Millisecond)
+	if s.Error != "" || s.Value == 0 || s.Requests == 0 || len(s.Failures) > 0 || s.P50 == 0 {
+		t.Errorf("sample %+v", s)
+	}
+	// Nobody serves: each connection is refused, and counted.
+	tally := newTally()
+	to := &unix.SockaddrInet4{Addr: l.Outside.Addr.As4(), Port: connPort}
+	tally.connect(t.Context(), l.Containers[0], to, time.Now().Add(10*time.Millisecond))
+	if tally.failures["TCP, connection refused"] == 0 {
+		t.Errorf("failures %v", tally.failures)
 	}
 }

@@ -91,7 +91,11 @@ func (r *Report) names() []string {
 
 // medians in one unit.
 func (r *Report) medians(unit string, results []Result) table {
-	return r.matrix(unit, results, func(res Result, name string) string { return res.median(name) })
+	head := unit
+	if unit == micros {
+		head += ", median (less is better)"
+	}
+	return r.matrix(head, results, func(res Result, name string) string { return res.median(name) })
 }
 
 // subjects are the contestants that the others are compared with: those that
@@ -140,31 +144,27 @@ func (r *Report) manyFlows() table {
 
 // cpu per unit.
 func (r *Report) cpu(unit string, results []Result) table {
-	return r.matrix("CPU s per "+perUnit(unit), results, func(res Result, name string) string {
+	return r.matrix("CPU s per "+per[unit].name, results, func(res Result, name string) string {
 		v := column(res.Samples[name], r.cpuPerUnit)
 		if len(v) == 0 {
 			return ""
 		}
-		return fmt.Sprintf("%.3f", Median(v))
+		return fmt.Sprintf("%.3f", Median(v)*per[unit].times)
 	})
 }
 
-// perUnit is what a rate counts.
-func perUnit(unit string) string {
-	switch unit {
-	case gbits:
-		return "Gbit"
-	case mpps:
-		return "million packets"
-	}
-	return strings.TrimSuffix(unit, "/s")
-}
+// per unit of a rate the CPU time is told.
+var per = map[string]struct {
+	name  string
+	times float64
+}{gbits: {"Gbit", 1}, mpps: {"million packets", 1}, connsPerSecond: {"1,000 connections", 1000}}
 
 // proof shows the worst round's share of packets that took the fast path.
 func (r *Report) proof() table {
 	return r.matrix("Fast path, worst round", r.Results, func(res Result, name string) string {
+		// Opening connections is the kernel's work, and no proof of anything.
 		share, ok := lowest(column(res.Samples[name], fastShare))
-		if !ok {
+		if !ok || res.Unit == failures || res.Unit == connsPerSecond {
 			return ""
 		}
 		return Percent(share)
@@ -216,7 +216,7 @@ func (res *Result) median(name string) string {
 	v := column(samples, value)
 	cell := ""
 	if len(v) > 0 {
-		cell = fmt.Sprintf("%.2f", Median(v))
+		cell = number(Median(v))
 	}
 	if failed := len(samples) - len(v); failed > 0 {
 		cell = strings.TrimSpace(cell + fmt.Sprintf(" (%d of %d runs failed)", failed, len(samples)))
@@ -224,11 +224,19 @@ func (res *Result) median(name string) string {
 	return cell
 }
 
-// connections compares the workloads that count failures.
-func (r *Report) connections() table {
-	t := table{head: []string{"Workload", "Contestant", "Requests", "Failed", "p50", "p99", "Why"}}
+// number has as many digits as mean something.
+func number(v float64) string {
+	if v >= 1000 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// requests lists the workloads that count them.
+func (r *Report) requests() table {
+	t := table{head: []string{"Workload", "Contestant", "Requests", "Failed", "p50", "p99", "p99.9", "Why"}}
 	for _, res := range r.Results {
-		if res.Unit != failures {
+		if !res.countsRequests() {
 			continue
 		}
 		for _, name := range r.names() {
@@ -240,16 +248,27 @@ func (r *Report) connections() table {
 	return t
 }
 
+func (res *Result) countsRequests() bool {
+	for _, samples := range res.Samples {
+		for _, s := range samples {
+			if s.Requests > 0 {
+				return true
+			}
+		}
+	}
+	return res.Unit == failures
+}
+
 func (res *Result) failed(name string) []string {
 	requests, failed, why := 0, 0, map[string]int{}
-	var p50, p99 []float64
+	var p50, p99, p999 []float64
 	for _, s := range res.Samples[name] {
 		if s.Error != "" {
 			why["run failed: "+s.Error]++
 			continue
 		}
 		requests += s.Requests
-		p50, p99 = append(p50, s.P50), append(p99, s.P99)
+		p50, p99, p999 = append(p50, s.P50), append(p99, s.P99), append(p999, s.P999)
 		for cause, n := range s.Failures {
 			failed += n
 			why[cause] += n
@@ -264,7 +283,15 @@ func (res *Result) failed(name string) []string {
 		causes = []string{none}
 	}
 	return []string{res.Title, name, fmt.Sprint(requests), fmt.Sprint(failed),
-		fmt.Sprintf("%.2f ms", Median(p50)), fmt.Sprintf("%.2f ms", Median(p99)), strings.Join(causes, "; ")}
+		millis(p50), millis(p99), millis(p999), strings.Join(causes, "; ")}
+}
+
+// millis is a median of milliseconds, "–" where it was not measured.
+func millis(v []float64) string {
+	if m := Median(v); m > 0 {
+		return fmt.Sprintf("%.3f ms", m)
+	}
+	return none
 }
 
 // Percent never rounds up to 100.
@@ -290,9 +317,11 @@ func (r *Report) tables(show func(table)) {
 		for _, subject := range r.subjects() {
 			some(r.ratios(subject, results))
 		}
-		some(r.cpu(unit, results))
+		if _, ok := per[unit]; ok {
+			some(r.cpu(unit, results))
+		}
 	})
-	for _, t := range []table{r.manyFlows(), r.connections(), r.proof(), r.lost(), r.retransmits()} {
+	for _, t := range []table{r.manyFlows(), r.requests(), r.proof(), r.lost(), r.retransmits()} {
 		some(t)
 	}
 }

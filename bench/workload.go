@@ -43,9 +43,10 @@ type Sample struct {
 	// Requests made and Failures by cause, for workloads that count them.
 	Requests int            `json:"requests,omitempty"`
 	Failures map[string]int `json:"failures,omitempty"`
-	// P50 and P99 of a request in milliseconds.
-	P50 float64 `json:"p50_ms,omitempty"`
-	P99 float64 `json:"p99_ms,omitempty"`
+	// Percentiles of a request in milliseconds.
+	P50  float64 `json:"p50_ms,omitempty"`
+	P99  float64 `json:"p99_ms,omitempty"`
+	P999 float64 `json:"p99.9_ms,omitempty"`
 	// Error of a run that failed; its Value does not count.
 	Error string `json:"error,omitempty"`
 }
@@ -65,6 +66,9 @@ func Workloads() []Workload {
 		PPS{Direction: OutsideToContainer},
 		PPS{Direction: ContainerToOutside, Flows: 100_000},
 		PPS{Direction: ContainerToOutside, Flows: 1_000_000},
+		RoundTrip{ContainerToContainer},
+		RoundTrip{ContainerToOutside},
+		ConnMax{},
 		ConnRate{},
 	}
 }

@@ -23,7 +23,7 @@ import (
 type benchFlags struct {
 	rounds, seconds        int
 	workloads, contestants []string
-	out, render            string
+	out, render, set       string
 }
 
 func newBenchCmd(e *env) *cobra.Command {
@@ -54,11 +54,13 @@ Contestants: %s. The first one named is the baseline.`,
 	}
 	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "rounds; each runs every workload with every contestant")
 	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "seconds of each run")
-	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all)")
+	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all with a single flow)")
 	cmd.Flags().StringSliceVar(&f.contestants, "contestant", nil, "contestants, baseline first (default: bridge-iptables,fastbr)")
+	cmd.Flags().StringVar(&f.set, "set", "", "workloads and contestants that belong together: "+setPurposes())
+	complete(cmd, "set", cobra.FixedCompletions(setNames(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "workload", cobra.FixedCompletions(workloadNames(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "contestant", cobra.FixedCompletions(contestantNames(), cobra.ShellCompDirectiveNoFileComp))
-	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results in a checkout, else none)")
+	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results in a checkout, else none; -: none)")
 	cmd.Flags().StringVar(&f.render, "render", "", "measure nothing, show the results stored in this `FILE`")
 	return cmd
 }
@@ -104,7 +106,13 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 		return interruption(ctx, err)
 	}
 	fmt.Fprint(e.stdout, report.Text())
-	return f.keep(e, report)
+	if err := f.keep(e, report); err != nil {
+		return err
+	}
+	if failed, all := report.Failed(); failed > 0 {
+		return fmt.Errorf("%d of %d runs failed: their errors are in the lines above", failed, all)
+	}
+	return nil
 }
 
 // plan turns the flags into what to run.
@@ -121,17 +129,11 @@ func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	if f.workloads == nil {
-		f.workloads = workloadNames()
+	if p.Heats, err = f.heats(); err != nil {
+		return p, err
 	}
-	for _, name := range f.workloads {
-		i := slices.Index(workloadNames(), name)
-		if i < 0 {
-			return p, fmt.Errorf("no workload %q: there are %s", name, strings.Join(workloadNames(), ", "))
-		}
-		w := bench.Workloads()[i]
-		self = self.WithRoomFor(w)
-		p.Heats = append(p.Heats, bench.Heat{Workload: w})
+	for _, h := range p.Heats {
+		self = self.WithRoomFor(h.Workload)
 	}
 	known := contestants(self)
 	for _, name := range f.entrants() {
@@ -144,11 +146,50 @@ func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	return p, nil
 }
 
+// heats are what the set, or the flags in its stead, ask for.
+func (f benchFlags) heats() ([]bench.Heat, error) {
+	if f.workloads == nil && f.set != "" {
+		sets := bench.Sets()
+		i := slices.IndexFunc(sets, func(s bench.Set) bool { return s.Name == f.set })
+		if i < 0 {
+			return nil, fmt.Errorf("no set %q: there are %s", f.set, strings.Join(setNames(), ", "))
+		}
+		return sets[i].Heats, nil
+	}
+	names := f.workloads
+	if names == nil {
+		names = defaultWorkloads()
+	}
+	var heats []bench.Heat
+	for _, name := range names {
+		i := slices.Index(workloadNames(), name)
+		if i < 0 {
+			return nil, fmt.Errorf("no workload %q: there are %s", name, strings.Join(workloadNames(), ", "))
+		}
+		heats = append(heats, bench.Heat{Workload: bench.Workloads()[i]})
+	}
+	return heats, nil
+}
+
+// defaultWorkloads are those that take no longer than they say.
+func defaultWorkloads() []string {
+	var names []string
+	for _, w := range bench.Workloads() {
+		if p, ok := w.(bench.PPS); !ok || p.Flows <= 1 {
+			names = append(names, w.Name())
+		}
+	}
+	return names
+}
+
 // entrants are the contestants to run. Where there is no iptables its part is
 // nft's: after a connection's first packet they are the same.
 func (f benchFlags) entrants() []string {
 	if f.contestants != nil {
 		return f.contestants
+	}
+	if f.set != "" {
+		return contestantNames()
 	}
 	if _, err := exec.LookPath("iptables"); err != nil {
 		return []string{"bridge-nft", "fastbr"}
@@ -158,15 +199,23 @@ func (f benchFlags) entrants() []string {
 
 // tools that the labs and workloads need.
 func (f benchFlags) tools() []string {
-	tools := []string{"iperf3", "nft"}
-	if slices.Contains(f.entrants(), "bridge-iptables") {
-		tools = append(tools, "iptables")
+	tools := []string{"iperf3", "nft", "sockperf"}
+	for name, more := range map[string][]string{
+		"bridge-iptables": {"iptables"}, "bridge-iptables-nfcall": {"iptables"},
+		"docker": {"dockerd", "busybox", "iptables"},
+	} {
+		if slices.Contains(f.entrants(), name) {
+			tools = append(tools, more...)
+		}
 	}
 	return tools
 }
 
 // keep stores the raw results and, in a checkout, renders the page.
 func (f benchFlags) keep(e *env, r *bench.Report) error {
+	if f.out == "-" {
+		return nil
+	}
 	checkout := inCheckout()
 	dir := f.out
 	if dir == "" && checkout {
@@ -193,13 +242,32 @@ func inCheckout() bool {
 }
 
 func contestants(self bench.Fastbr) []bench.Contestant {
-	return []bench.Contestant{bench.Bridge{IPTables: true}, bench.Bridge{}, self, bench.NewFloor()}
+	return []bench.Contestant{
+		bench.Bridge{NAT: bench.IPTables}, bench.Bridge{NAT: bench.IPTables, NFCall: true}, bench.Bridge{},
+		bench.Bridge{NAT: bench.Routed}, bench.NewDocker(), self, bench.NewFloor(), bench.Direct{},
+	}
 }
 
 func contestantNames() []string {
 	var names []string
 	for _, c := range contestants(bench.Fastbr{}) {
 		names = append(names, c.Name())
+	}
+	return names
+}
+
+func setPurposes() string {
+	var purposes []string
+	for _, s := range bench.Sets() {
+		purposes = append(purposes, s.Name+" ("+s.Purpose+")")
+	}
+	return strings.Join(purposes, ", ")
+}
+
+func setNames() []string {
+	var names []string
+	for _, s := range bench.Sets() {
+		names = append(names, s.Name)
 	}
 	return names
 }
@@ -232,11 +300,14 @@ func needForLabs(name string, tools ...string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%s needs root, for it builds network namespaces: run it with sudo", name)
 	}
-	packages := map[string]string{"iperf3": "iperf3", "nft": "nftables", "iptables": "iptables"}
+	packages := map[string]string{"iperf3": "iperf3", "nft": "nftables", "iptables": "iptables",
+		"sockperf": "sockperf", "dockerd": "docker.io", "busybox": "busybox-static"}
 	var missing []string
 	for _, t := range tools {
 		if _, err := exec.LookPath(t); err != nil {
-			missing = append(missing, packages[t])
+			if !slices.Contains(missing, packages[t]) {
+				missing = append(missing, packages[t])
+			}
 		}
 	}
 	if len(missing) > 0 {

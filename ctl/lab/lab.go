@@ -144,10 +144,14 @@ func (l *Lab) Add(name string) (*Namespace, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.keep(n)
+	return n, nil
+}
+
+func (l *Lab) keep(n *Namespace) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.all = append(l.all, n)
-	return n, nil
 }
 
 // Servers are the addresses that are served outside: two beyond each uplink.

@@ -42,21 +42,41 @@ type Namespace struct {
 // kernel has it, bridge-nf-call-iptables off. Its Close removes it again. A lab
 // makes all of its own; more are for tests that need an extra host.
 func NewNamespace(name string) (*Namespace, error) {
+	return makeNamespace(name, func(path string) error {
+		return onOwnThread(func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("unsharing the network: %w", err)
+			}
+			return bind("/proc/thread-self/ns/net", path)
+		})
+	})
+}
+
+// Adopt gives the lab a namespace that somebody else made, a container engine
+// maybe, under the name "fbl-ID-NAME". It is set up as NewNamespace does.
+func (l *Lab) Adopt(name, path string) (*Namespace, error) {
+	n, err := makeNamespace("fbl-"+l.ID+"-"+name, func(at string) error { return bind(path, at) })
+	if err != nil {
+		return nil, err
+	}
+	l.keep(n)
+	return n, nil
+}
+
+func bind(from, to string) error {
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mounting %s on %s: %w", from, to, err)
+	}
+	return nil
+}
+
+func makeNamespace(name string, mount func(path string) error) (*Namespace, error) {
 	path := filepath.Join(runDir, name)
 	if err := createFile(path); err != nil {
 		return nil, err
 	}
 	n := &Namespace{Name: name, fd: -1, procs: map[*Cmd]struct{}{}}
-	err := onOwnThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("unsharing the network: %w", err)
-		}
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mounting %s: %w", path, err)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := mount(path); err != nil {
 		_ = os.Remove(path)
 		return nil, fmt.Errorf("creating namespace %s: %w", name, err)
 	}

@@ -1,0 +1,58 @@
+package bench
+
+// Set is a choice of heats that belong together.
+type Set struct {
+	Name, Purpose string
+	Heats         []Heat
+}
+
+// Sets are those that can be asked for by name.
+func Sets() []Set {
+	return []Set{
+		{"table", "what README.md compares, in some ten minutes: --set table --rounds 10 --seconds 1", tableHeats()},
+		{"smoke", "everybody and everything once, to see that it works: --set smoke --rounds 1 --seconds 1 --out -", smokeHeats()},
+		{"full", "every workload with every contestant that can", fullHeats()},
+	}
+}
+
+// tableHeats leave out what says nothing: bulk TCP hardly differs between kinds
+// of kernel NAT, and a bare veth pair is no comparison for small packets.
+func tableHeats() []Heat {
+	kernel, call, docker := Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), NewDocker().Name()
+	fast, floor, direct := Fastbr{}.Name(), NewFloor().Name(), Direct{}.Name()
+	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{docker, fast, direct}, []string{docker, fast}
+	return []Heat{
+		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(pps, call)},
+		{Workload: PPS{Direction: ContainerToOutside}, Contestants: pps},
+		{Workload: PPS{Direction: OutsideToContainer}, Contestants: pps},
+		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: []string{fast}, Every: 2},
+		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: []string{fast}, Every: 2},
+		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: bulk},
+		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: bulk},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: bulk},
+		{Workload: RoundTrip{ContainerToContainer}, Contestants: short},
+		{Workload: RoundTrip{ContainerToOutside}, Contestants: short},
+		{Workload: ConnMax{}, Contestants: short},
+	}
+}
+
+func smokeHeats() []Heat {
+	fast := []string{Fastbr{}.Name()}
+	return []Heat{
+		{Workload: PPS{Direction: ContainerToOutside}},
+		{Workload: PPS{Direction: ContainerToContainer}, Contestants: fast},
+		{Workload: PPS{Direction: OutsideToContainer}, Contestants: fast},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: fast},
+		{Workload: RoundTrip{ContainerToOutside}, Contestants: fast},
+		{Workload: ConnMax{}, Contestants: fast},
+		{Workload: ConnRate{}, Contestants: fast},
+	}
+}
+
+func fullHeats() []Heat {
+	var heats []Heat
+	for _, w := range Workloads() {
+		heats = append(heats, Heat{Workload: w})
+	}
+	return heats
+}

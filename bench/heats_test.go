@@ -1,0 +1,32 @@
+package bench
+
+import (
+	"slices"
+	"testing"
+)
+
+// A name that nobody has would silently run nothing.
+func TestSetsNameContestants(t *testing.T) {
+	known := []Contestant{Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, NewDocker(), Fastbr{}, NewFloor(), Direct{}}
+	for _, set := range Sets() {
+		for _, h := range set.Heats {
+			for _, name := range h.Contestants {
+				if !slices.ContainsFunc(known, func(c Contestant) bool { return c.Name() == name }) {
+					t.Errorf("set %s: %s: no contestant %s", set.Name, h.Workload.Name(), name)
+				}
+			}
+		}
+	}
+}
+
+func TestHeatEntersWhoCan(t *testing.T) {
+	h := Heat{Workload: PPS{Flows: 1_000_000}, Contestants: []string{"fastbr", "floor"}, Every: 2}
+	room := Fastbr{}.WithRoomFor(h.Workload)
+	if h.entered(Fastbr{}) || !h.entered(room) || !h.entered(NewFloor()) || h.entered(Direct{}) {
+		t.Error("wrong contestants")
+	}
+	p := Plan{Contestants: []Contestant{room, NewFloor()}, Heats: []Heat{h, {Workload: ConnMax{}}}, Rounds: 3}
+	if got := p.Runs(); got != 2*2+3*2 {
+		t.Errorf("%d runs", got)
+	}
+}
