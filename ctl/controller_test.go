@@ -26,7 +26,7 @@ func TestUpAttachDownLeavesNothing(t *testing.T) {
 	target := testutil.NewNetns(t)
 	res := h.attach(t, target.Path(), "c1")
 	want := AttachResult{Name: "c1", Port: res.Port, Network: "default", Ifname: "eth0", IP: "172.30.0.2/16",
-		MAC: "02:42:ac:1e:00:02", Gateway: "172.30.0.1", MTU: 1500,
+		MAC: "02:42:ac:1e:00:02", Gateway: "172.30.0.1", MTU: 1500, DNS: "172.30.0.1",
 		PortMAC: res.PortMAC, Bridge: "fastbr0", BridgeMAC: "02:42:ac:1e:00:01"}
 	if res != want {
 		t.Errorf("attach = %+v, want %+v", res, want)
@@ -226,7 +226,16 @@ func TestLostBridgeAndPinsAreRebuilt(t *testing.T) {
 			}
 		},
 		"pins": func(t *testing.T, h *host) {
-			if err := os.RemoveAll(h.opts.BPFFS); err != nil {
+			if err := errors.Join(removeFakeNetns(h.ctl(t).pins), os.RemoveAll(h.opts.BPFFS)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"device of the fragments": func(t *testing.T, h *host) {
+			d, err := h.conn.ByName(fragmentsDevice)
+			if err == nil {
+				err = h.conn.Delete(d.Index)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -248,7 +257,11 @@ func TestLostBridgeAndPinsAreRebuilt(t *testing.T) {
 			if err != nil || port.Master != bridge.Index || !bridge.Up || !port.Up {
 				t.Errorf("port %+v, bridge %+v, %v", port, bridge, err)
 			}
-			if f := h.fake(t); len(f.Ports) != 1 || len(f.Networks) != 1 || f.Ports[port.Index].Bridge != bridge.Index {
+			frags, err := h.conn.ByName(fragmentsDevice)
+			if err != nil || !frags.Carrier {
+				t.Errorf("device of the fragments: %+v, %v", frags, err)
+			}
+			if f := h.fake(t); len(f.Ports) != 1 || len(f.Networks) != 1 || f.Ports[port.Index].Bridge != bridge.Index || f.Fragments != frags.Index {
 				t.Errorf("datapath = %+v", f)
 			}
 			h.downAll(t)

@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/datapath"
 )
@@ -20,11 +23,15 @@ type fakeFile struct {
 	Ports     map[int]datapath.Port
 	Uplinks   map[int]datapath.Uplink
 	Published map[uint16]datapath.Publication
+	Fragments int // device
 	LeaseNow  time.Duration
 	L2        bool
 	// TakenSlots are slots that AttachPort refuses.
 	TakenSlots map[int]bool
 }
+
+// fakeNetns is where the namespace for fragments is mounted.
+const fakeNetns = "netns"
 
 // fakePlanes makes fakeFiles.
 type fakePlanes struct {
@@ -66,7 +73,7 @@ func (p fakePlanes) open(dir string) (plane, error) {
 }
 
 func (fakePlanes) remove(dir string) error {
-	err := os.RemoveAll(dir)
+	err := errors.Join(removeFakeNetns(dir), os.RemoveAll(dir))
 	_ = os.Remove(filepath.Dir(dir))
 	return err
 }
@@ -149,6 +156,43 @@ func (f *fakeFile) Devices() (out []int, err error) {
 		out = append(out, slot)
 	}
 	return out, nil
+}
+
+// AttachDefrag keeps the namespace alive by a mount, as the pinned link does.
+func (f *fakeFile) AttachDefrag() error {
+	if err := f.DetachFragments(0); err != nil {
+		return err
+	}
+	path := filepath.Join(f.dir, fakeNetns)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
+	return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+}
+
+func (f *fakeFile) AttachFragments(i int, _ net.HardwareAddr) error {
+	f.Fragments = i
+	return f.save()
+}
+
+func (f *fakeFile) DetachFragments(int) error {
+	f.Fragments = 0
+	return errors.Join(removeFakeNetns(f.dir), f.save())
+}
+
+func (f *fakeFile) VerifyFragments(i int) error {
+	if f.Fragments != i {
+		return datapath.ErrDetached
+	}
+	return nil
+}
+
+func removeFakeNetns(dir string) error {
+	path := filepath.Join(dir, fakeNetns)
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return os.RemoveAll(path)
 }
 
 func (f *fakeFile) AttachGuard() error { return nil }

@@ -39,6 +39,14 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.conn.Close)
+	t.Cleanup(func() { // a mount would hinder the removal of what a test left up
+		dirs, _ := filepath.Glob(filepath.Join(h.opts.BPFFS, "fastbr", "*"))
+		for _, dir := range dirs {
+			if err := removeFakeNetns(dir); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	return h
 }
 

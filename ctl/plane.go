@@ -3,6 +3,7 @@ package ctl
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +28,10 @@ type plane interface {
 	CloseUplink(ifindex int) error
 	DetachUplink(ifindex int) error
 	Devices() ([]int, error)
+	AttachDefrag() error
+	AttachFragments(ifindex int, peer net.HardwareAddr) error
+	DetachFragments(ifindex int) error
+	VerifyFragments(ifindex int) error
 	AttachGuard() error
 	VerifyPort(datapath.Port) error
 	VerifyUplink(ifindex int) error

@@ -30,6 +30,8 @@ type state struct {
 	Uplinks  []uplink            `json:"uplinks,omitempty"` // attached ones
 	Sysctls  []sysctl            `json:"sysctls,omitempty"`
 	Reserved *reservation        `json:"reserved_ports,omitempty"`
+	// Fragments is the namespace that puts inbound fragments in order; nil: none.
+	Fragments *fragments `json:"fragments,omitempty"`
 }
 
 // settings belong to the instance, not to a network.

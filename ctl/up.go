@@ -120,7 +120,7 @@ func (s *session) refresh(quiet bool) error {
 	if len(s.st.Networks) == 0 {
 		return nil
 	}
-	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
+	if err := errors.Join(s.syncSlow(), s.ensureFragments(), s.syncUplinks(quiet)); err != nil {
 		return err
 	}
 	return s.allowForwarding()
@@ -246,6 +246,7 @@ func (s *session) networkSteps(n *network, uplinks []uplink) []step {
 		{"record", func() error { return s.recordNetwork(n) }, func() error { return s.forgetNetwork(n) }},
 		{"sysctls", s.setSysctls, func() error { return s.ifLast(s.restoreSysctls) }},
 		{"datapath", s.createDatapath, func() error { return s.ifLast(s.removeDatapath) }},
+		{"fragments", s.ensureFragments, func() error { return s.ifLast(s.removeFragments) }},
 		{"bridge", func() error { return s.createBridge(n) }, func() error { return s.deleteBridge(n) }},
 		{"bridge-settings", func() error { return s.configureBridge(n) }, nil},
 		{"datapath-network", func() error { return s.setNetwork(n) }, func() error { return s.unsetNetwork(n) }},

@@ -84,6 +84,9 @@ func (s *session) verifyDatapath() error {
 	if err := s.dp.VerifyGuard(); err != nil {
 		return broken("%v", err)
 	}
+	if f := s.st.Fragments; f != nil && !s.fragmentsSound(f) {
+		return broken("the namespace that puts fragments in order is gone: run 'fastbr up' to make it again")
+	}
 	for _, u := range s.st.Uplinks {
 		d, err := s.conn.ByIndex(u.Index)
 		if err != nil || d.Name != u.Name {

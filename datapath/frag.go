@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 )
@@ -47,15 +48,20 @@ func (d *Datapath) DetachFragments(ifindex int) error {
 	return detach(linkPath(d.dir, fragmentsLink))
 }
 
-// FragmentsAttached reports whether AttachDefrag and AttachFragments have been done.
-func (d *Datapath) FragmentsAttached(ifindex int) (bool, error) {
-	if _, err := os.Stat(linkPath(d.dir, fragmentsLink)); errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	} else if err != nil {
-		return false, err
+// VerifyFragments says whether AttachDefrag and AttachFragments are in force.
+// The error wraps ErrDetached.
+func (d *Datapath) VerifyFragments(ifindex int) error {
+	if _, err := os.Stat(linkPath(d.dir, fragmentsLink)); err != nil {
+		return fmt.Errorf("link %s is not pinned: %w", fragmentsLink, ErrDetached)
 	}
-	_, ok, err := d.device(ifindex)
-	return ok, err
+	dev, ok, err := d.device(ifindex)
+	if err != nil {
+		return err
+	}
+	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS == 0 {
+		return fmt.Errorf("device with ifindex %d: not in fbr_devs: %w", ifindex, ErrDetached)
+	}
+	return d.verifyLink(ifindex, "in")
 }
 
 func (d *Datapath) sendFragments(ifindex uint32) error {

@@ -59,22 +59,27 @@ func (d *Datapath) VerifyGuard() error {
 
 // verifyLinks wants both programs of a device attached to it.
 func (d *Datapath) verifyLinks(ifindex int) error {
-	for _, hook := range []string{"in", "out"} {
-		name := deviceLink(ifindex, hook)
-		l, err := link.LoadPinnedLink(linkPath(d.dir, name), nil)
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
-		} else if err != nil {
-			return fmt.Errorf("opening link %s: %w", name, err)
-		}
-		info, err := l.Info()
-		l.Close()
-		if err != nil {
-			return fmt.Errorf("reading link %s: %w", name, err)
-		}
-		if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
-			return fmt.Errorf("link %s is not attached any more: %w", name, ErrDetached)
-		}
+	if err := d.verifyLink(ifindex, "in"); err != nil {
+		return err
+	}
+	return d.verifyLink(ifindex, "out")
+}
+
+func (d *Datapath) verifyLink(ifindex int, hook string) error {
+	name := deviceLink(ifindex, hook)
+	l, err := link.LoadPinnedLink(linkPath(d.dir, name), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
+	} else if err != nil {
+		return fmt.Errorf("opening link %s: %w", name, err)
+	}
+	info, err := l.Info()
+	l.Close()
+	if err != nil {
+		return fmt.Errorf("reading link %s: %w", name, err)
+	}
+	if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
+		return fmt.Errorf("link %s is not attached any more: %w", name, ErrDetached)
 	}
 	return nil
 }

@@ -264,6 +264,8 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 
 	if (!f || bpf_skb_load_bytes(skb, p->l3 + 16, &v.addr, 4))
 		return FBR_UNSUPPORTED;
+	if (v.addr == p->daddr)
+		return FBR_NONE; /* the host's own: the others are right as they are */
 	v.pif = f->pif;
 	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;
 }

@@ -2,14 +2,19 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/ctl/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -156,4 +161,166 @@ func TestE2EFragmentsOut(t *testing.T) {
 			w.assertClean(t, h.ctx, isClosing)
 		})
 	})
+}
+
+// fromOutside opens a flow from port source of a container to the server and
+// returns the container's socket and a datagram of the server's on that flow.
+func (h *e2e) fromOutside(t *testing.T, c *lab.Namespace, source uint16, server *net.UDPConn) (*net.UDPConn, testutil.Frame) {
+	t.Helper()
+	s := h.listenUDP(t, c, on(netip.IPv4Unspecified(), source))
+	hello := big(16)
+	if _, err := s.WriteToUDPAddrPort(hello, on(h.Outside.Addr, 4000)); err != nil {
+		t.Fatal(err)
+	}
+	from := wantDatagrams(t, server, [][]byte{hello})
+	return s, h.toHost(t, from)
+}
+
+// toHost is a datagram of the server's, port 4000, to an address of the host's,
+// as the device outside sends it.
+func (h *e2e) toHost(t *testing.T, to netip.AddrPort) testutil.Frame {
+	t.Helper()
+	src, err := h.Outside.MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dst, err := h.Host.MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testutil.Frame{SrcMAC: src, DstMAC: dst, Src: h.Outside.Addr, Dst: to.Addr(),
+		UDP: &testutil.UDP{SrcPort: 4000, DstPort: to.Port()}}
+}
+
+// TestE2EFragmentsIn sends datagrams in pieces from outside, to containers and
+// to the host, in every order.
+func TestE2EFragmentsIn(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		server, ids := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000)), &fragmentIDs{}
+		c1, f1 := h.fromOutside(t, h.Containers[0], 40000, server)
+		c2, f2 := h.fromOutside(t, h.Containers[1], 40000, server)
+		host := h.listenUDP(t, h.Host, on(netip.IPv4Unspecified(), 5000))
+		f3 := h.toHost(t, on(h.HostAddr(0), 5000))
+		for name, seq := range sequences() {
+			t.Run(name, func(t *testing.T) {
+				for who, to := range map[string]struct {
+					frame testutil.Frame
+					sock  *net.UDPConn
+				}{"c1": {f1, c1}, "c2": {f2, c2}, "the host": {f3, host}} {
+					from := wantDatagrams(t, to.sock, sendPieces(t, h.Outside, to.frame, ids, seq))
+					if want := on(h.Outside.Addr, 4000); from != want {
+						t.Errorf("%s got it from %v, want %v", who, from, want)
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestE2EBigPings sends echo requests that have to be fragmented: from
+// containers, two of them with one id at once, and from outside to the host.
+func TestE2EBigPings(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		o := lab.PingOptions{Size: 3000, Count: 5, ID: 20000}
+		var wg sync.WaitGroup
+		for _, c := range h.Containers {
+			wg.Go(func() { h.mustPing(t, c, h.Outside.Addr, o) })
+		}
+		wg.Go(func() { h.mustPing(t, h.Outside, h.HostAddr(0), o) })
+		wg.Go(func() { h.mustPing(t, h.Host, h.Outside.Addr, o) })
+		wg.Wait()
+		h.mustPing(t, h.Containers[0], h.Containers[1].Addr, o)
+		h.mustPing(t, h.Containers[0], h.gateway(), o)
+		h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{Size: 60000, Count: 2})
+	})
+}
+
+// TestE2EFragmentFlood sends fragments that never become a datagram from both
+// sides, while another container and the host make connections. Fragments get
+// through again once the kernel has given up what was incomplete.
+func TestE2EFragmentFlood(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		// What containers send is reassembled by the host itself.
+		if err := h.Host.SetSysctl("net.ipv4.ipfrag_time", "2"); err != nil {
+			t.Fatal(err)
+		}
+		server := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000))
+		_, in := h.fromOutside(t, h.Containers[0], 40000, server)
+		out := h.toOutside(t, h.Containers[0], 40001)
+		s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 80))
+		defer s.Close()
+		done := make(chan struct{})
+		var flood sync.WaitGroup
+		for ns, f := range map[*lab.Namespace]testutil.Frame{h.Outside: in, h.Containers[0]: out} {
+			frags := testutil.Fragments(t, f.With(func(f *testutil.Frame) { f.Payload = big(bigPayload) }).Bytes(t), fragmentSize, 1)
+			inj, err := ns.NewInjector("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer inj.Close()
+			flood.Go(func() {
+				for id := uint16(0); ; id++ {
+					if id%20 == 0 { // some 20,000 a second
+						select {
+						case <-done:
+							return
+						case <-time.After(time.Millisecond):
+						}
+					}
+					// The beginning of every second datagram, the middle of the others.
+					frag := slices.Clone(frags[id%2])
+					testutil.SetFragmentID(frag, id)
+					if err := inj.Send(frag); err != nil && !errors.Is(err, unix.ENOBUFS) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		for i := range 50 {
+			for who, ns := range map[string]*lab.Namespace{"c2": h.Containers[1], "the host": h.Host} {
+				ctx, cancel := context.WithTimeout(h.ctx, pingPatience)
+				if err := ns.EchoTCP(ctx, netip.AddrPort{}, s.Addr, fmt.Sprint(i)); err != nil {
+					t.Errorf("connection %d of %s: %v", i, who, err)
+				}
+				cancel()
+			}
+		}
+		close(done)
+		flood.Wait()
+		for _, ns := range []*lab.Namespace{h.Containers[1], h.Host} {
+			err := lab.Poll(h.ctx, func() (bool, error) {
+				r, err := ns.Ping(h.ctx, h.Outside.Addr, lab.PingOptions{Size: 3000, Count: 1})
+				return r.Received == 1, err
+			})
+			if err != nil {
+				t.Errorf("fragments of %s after the flood: %v", ns.Name, err)
+			}
+		}
+	})
+}
+
+// TestE2EFragmentsOfTwoUplinks: a fragment goes on at the uplink it came by,
+// else the host's reverse path filter would drop it.
+func TestE2EFragmentsOfTwoUplinks(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
+	h.must(t, "up", "--uplink", "eth0", "--uplink", "eth1")
+	h.attach(t, h.Containers[0], "c1")
+	for _, dev := range []string{"all", "eth0", "eth1"} {
+		if err := h.Host.SetSysctl("net.ipv4.conf."+dev+".rp_filter", "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, o := range h.Outsides {
+		for _, from := range []*lab.Namespace{h.Containers[0], h.Host} {
+			h.mustPing(t, from, o.Addr, lab.PingOptions{Size: 3000})
+		}
+	}
 }

@@ -39,6 +39,7 @@ func TestE2ERawIPUplink(t *testing.T) {
 		tcp, udp := h.serveTCP(t, far, on(far.Addr, 7)), h.serveUDP(t, far, on(far.Addr, 7))
 		for _, c := range h.Containers {
 			h.mustPing(t, c, far.Addr, lab.PingOptions{Count: 3})
+			h.mustPing(t, c, far.Addr, lab.PingOptions{Count: 3, Size: 3000}) // in pieces
 			for k := range 3 {
 				err := errors.Join(c.EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)),
 					c.EchoUDP(h.ctx, port(20000), udp.Addr, strings.Repeat("x", 1+700*k)))

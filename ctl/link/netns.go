@@ -113,6 +113,30 @@ func sameEntry(a, b string) (bool, error) {
 	return os.SameFile(fa, fb), nil
 }
 
+// NewNetns makes a namespace. It lives as long as it is open, or somebody else
+// refers to it.
+func NewNetns(name string) (*Netns, error) {
+	type made struct {
+		ns  *Netns
+		err error
+	}
+	done := make(chan made, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, as in Do
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- made{err: fmt.Errorf("making the namespace %s: %w", name, err)}
+			return
+		}
+		ns, err := Current()
+		if err == nil {
+			ns.name = name
+		}
+		done <- made{ns, err}
+	}()
+	m := <-done
+	return m.ns, m.err
+}
+
 func newNetns(f *os.File, name string) (*Netns, error) {
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {

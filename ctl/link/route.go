@@ -97,6 +97,15 @@ func (c *Conn) AddDefault(index int, gw netip.Addr) error {
 	return nil
 }
 
+// AddOnlinkDefault adds a default route via gw, which need not be in any subnet of the device's.
+func (c *Conn) AddOnlinkDefault(index int, gw netip.Addr) error {
+	err := c.h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)})
+	if err != nil {
+		return fmt.Errorf("adding the default route via %s: %w", gw, err)
+	}
+	return nil
+}
+
 // AddRoute adds a route through its device and gateway; one to the same
 // destination that is there already is no error, and stays.
 func (c *Conn) AddRoute(r Route) error {

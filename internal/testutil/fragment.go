@@ -86,3 +86,10 @@ func setIPSum(hdr []byte) {
 	binary.BigEndian.PutUint16(hdr[10:], 0)
 	binary.BigEndian.PutUint16(hdr[10:], ^sum(0, hdr))
 }
+
+// SetFragmentID changes the IP id of a frame.
+func SetFragmentID(frame []byte, id uint16) {
+	ip := frame[etherHdr:]
+	binary.BigEndian.PutUint16(ip[4:], id)
+	setIPSum(ip[:int(ip[0]&0xf)*4])
+}

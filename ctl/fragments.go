@@ -1,0 +1,205 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// Inbound fragments must be put in order before they can be translated, and the
+// kernel does that only for what it forwards (bpf/lib/frag.h). So an instance
+// has a namespace that forwards everything it gets back to where it came from.
+// No process and no mount holds it: the pinned link of its defragmentation
+// does, and the namespace goes with the pin.
+
+// fragments is what the state knows of that namespace.
+type fragments struct {
+	Index int `json:"index"` // ifindex of our end of the pair, 0: not made yet
+}
+
+const (
+	// fragmentsDevice is our end of the pair that leads to the namespace.
+	fragmentsDevice = "fastbr-frag"
+	fragmentsPeer   = "host"
+	// fragmentsMTU is the largest of a veth: the namespace must never answer
+	// that something is too big. Fragments keep their size.
+	fragmentsMTU = 65535
+	// fragmentsTime is how many seconds a datagram may stay incomplete.
+	fragmentsTime = "2"
+)
+
+// fragmentsGateway stands for the host in the namespace, where no device has an
+// address: the IPv4 dummy address of RFC 7600, which nobody else has.
+var fragmentsGateway = netip.MustParseAddr("192.0.0.8")
+
+// fragmentsMark is the alias of the device: no network has such a name.
+func fragmentsMark() string { return ownerMark("(fragments)") }
+
+// ensureFragments makes the namespace if a network needs it and it is not as it should be.
+func (s *session) ensureFragments() error {
+	wanted := false
+	for _, n := range s.st.Networks {
+		wanted = wanted || n.Masquerade && !n.Internal
+	}
+	f := s.st.Fragments
+	if !wanted || f != nil && s.fragmentsSound(f) {
+		return nil
+	}
+	if err := s.removeFragments(); err != nil {
+		return err
+	}
+	if _, err := s.conn.ByName(fragmentsDevice); err == nil {
+		return tagged(ErrExists, fmt.Sprintf("device %s exists and is not fastbr's: remove or rename it", fragmentsDevice))
+	} else if !errors.Is(err, link.ErrNotFound) {
+		return err
+	}
+	s.st.Fragments = &fragments{}
+	if err := s.save(); err != nil {
+		return err
+	}
+	if err := s.makeFragments(s.st.Fragments); err != nil {
+		return fmt.Errorf("making the namespace for fragments: %w", err)
+	}
+	return s.save()
+}
+
+// fragmentsSound says whether everything is in place. A namespace that has died
+// has taken the pair with it.
+func (s *session) fragmentsSound(f *fragments) bool {
+	d, err := s.conn.ByIndex(f.Index)
+	return err == nil && s.dp != nil && d.Name == fragmentsDevice && d.Alias == fragmentsMark() && d.Carrier &&
+		s.dp.VerifyFragments(f.Index) == nil
+}
+
+func (s *session) makeFragments(f *fragments) error {
+	ns, err := link.NewNetns("the namespace for fragments")
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	// First of all what will keep the namespace alive.
+	if err := ns.Do(s.dp.AttachDefrag); err != nil {
+		return err
+	}
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	d, err := s.pairFragments(f, ns, inside, 0)
+	if errors.Is(err, datapath.ErrSlotTaken) {
+		d, err = s.pairFragmentsAgain(f, ns, inside)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.configureFragments(ns, inside, d); err != nil {
+		return err
+	}
+	return s.conn.SetUp(f.Index, true)
+}
+
+// pairFragments makes the pair, index of our end 0: the kernel's choice, and
+// puts the program on it; nothing uses it before it is up. Returns the
+// namespace's end.
+func (s *session) pairFragments(f *fragments, ns *link.Netns, inside *link.Conn, index int) (link.Device, error) {
+	index, _, err := s.conn.CreateVeth(link.Veth{Name: fragmentsDevice, Alias: fragmentsMark(), Index: index,
+		PeerName: fragmentsPeer, PeerNS: ns, MTU: fragmentsMTU})
+	if err != nil {
+		return link.Device{}, err
+	}
+	f.Index = index
+	if err := errors.Join(s.save(), quietIPv6(fragmentsDevice)); err != nil {
+		return link.Device{}, err
+	}
+	d, err := inside.ByName(fragmentsPeer)
+	if err != nil {
+		return d, err
+	}
+	return d, s.dp.AttachFragments(index, d.MAC)
+}
+
+// pairFragmentsAgain is for an ifindex that falls on the slot of another device.
+func (s *session) pairFragmentsAgain(f *fragments, ns *link.Netns, inside *link.Conn) (link.Device, error) {
+	index, err := s.freeIndex()
+	if err != nil {
+		return link.Device{}, err
+	}
+	if err := s.conn.Delete(f.Index); err != nil {
+		return link.Device{}, fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
+	}
+	return s.pairFragments(f, ns, inside, index)
+}
+
+// configureFragments makes the namespace forward, whatever it gets, back to us.
+func (s *session) configureFragments(ns *link.Netns, inside *link.Conn, d link.Device) error {
+	us, err := s.conn.ByName(fragmentsDevice)
+	if err != nil {
+		return err
+	}
+	if err := ns.Do(fragmentsSysctls); err != nil {
+		return err
+	}
+	lo, err := inside.ByName("lo")
+	if err != nil {
+		return err
+	}
+	// Without any address of its own a namespace takes no gateway: lo brings one.
+	for _, index := range []int{lo.Index, d.Index} {
+		if err := inside.SetUp(index, true); err != nil {
+			return err
+		}
+	}
+	if err := inside.AddNeighbour(d.Index, fragmentsGateway, us.MAC); err != nil {
+		return err
+	}
+	return inside.AddOnlinkDefault(d.Index, fragmentsGateway)
+}
+
+// fragmentsSysctls runs inside.
+func fragmentsSysctls() error {
+	if err := quietIPv6(fragmentsPeer); err != nil {
+		return err
+	}
+	for _, set := range [][2]string{
+		{sysForward, "1"},
+		{sysNet + "ipv4/ipfrag_time", fragmentsTime},
+		// A device's own setting and that of all devices are combined.
+		{sysConf + "all/rp_filter", "0"}, {sysConf + fragmentsPeer + "/rp_filter", "0"},
+		{sysConf + "all/send_redirects", "0"}, {sysConf + fragmentsPeer + "/send_redirects", "0"},
+	} {
+		if err := writeSysctl(set[0], set[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeFragments takes everything away; the namespace goes with the last
+// thing that refers to it.
+func (s *session) removeFragments() error {
+	f := s.st.Fragments
+	if f == nil {
+		return nil
+	}
+	if s.dp != nil {
+		if err := s.dp.DetachFragments(f.Index); err != nil {
+			return fmt.Errorf("detaching %s from the datapath: %w", fragmentsDevice, err)
+		}
+	}
+	d, err := s.conn.ByName(fragmentsDevice)
+	if err != nil && !errors.Is(err, link.ErrNotFound) {
+		return err
+	}
+	// A kill may have come before the mark.
+	if err == nil && d.Kind == "veth" && (d.Alias == fragmentsMark() || d.Alias == "") {
+		if err := s.conn.Delete(d.Index); err != nil {
+			return fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
+		}
+	}
+	s.st.Fragments = nil
+	return s.save()
+}
