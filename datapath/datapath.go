@@ -281,44 +281,99 @@ func (d *Datapath) markQueued() error {
 // ErrSchemaNewer or ErrSchemaOlder. Programs of another build of the same
 // schema go on working until Upgrade.
 func Open(dir string) (*Datapath, error) {
-	spec, err := loadTc()
-	if err != nil {
-		return nil, fmt.Errorf("reading the embedded programs: %w", err)
-	}
 	d := &Datapath{dir: dir}
 	if err := d.readMeta(); err != nil {
 		return nil, err
 	}
-	resize(spec, d.meta)
 	coll := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
 	defer coll.Close()
-	for name, ms := range spec.Maps {
-		if name[0] == '.' {
-			continue
-		}
-		m, err := ebpf.LoadPinnedMap(mapPath(dir, name), nil)
-		if err != nil {
-			return nil, fmt.Errorf("opening map %s: %w", name, err)
-		}
-		coll.Maps[name] = m
-		if err := ms.Compatible(m); err != nil {
-			return nil, fmt.Errorf("%w: map %s: %w", ErrSchemaOlder, name, err)
-		}
+	open := openPins
+	if d.meta.Build != buildID() {
+		open = openCompatible
 	}
-	for name := range spec.Programs {
-		p, err := ebpf.LoadPinnedProgram(progPath(dir, name), nil)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: there is no program %s", ErrSchemaOlder, name)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("opening program %s: %w", name, err)
-		}
-		coll.Programs[name] = p
+	if err := open(coll, d.meta, dir); err != nil {
+		return nil, err
 	}
 	if err := d.assign(coll); err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// openPins opens what is pinned as it is: this build made it. Reading the
+// embedded object, to compare, would take longer than the rest of most commands.
+func openPins(coll *ebpf.Collection, _ tcFbrMeta, dir string) error {
+	for _, kind := range []struct {
+		dir  string
+		open func(name string) error
+	}{
+		{dir, func(name string) (err error) { coll.Maps[name], err = openMap(dir, name); return err }},
+		{filepath.Join(dir, progsDir), func(name string) (err error) { coll.Programs[name], err = openProgram(dir, name); return err }},
+	} {
+		pins, err := os.ReadDir(kind.dir)
+		if err != nil {
+			return fmt.Errorf("reading the pins: %w", err)
+		}
+		for _, pin := range pins {
+			if pin.IsDir() {
+				continue
+			}
+			if err := kind.open(pin.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openCompatible opens the pins of another build, as far as this one knows them.
+// The error wraps ErrSchemaOlder if they do not fit.
+func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
+	spec, err := loadTc()
+	if err != nil {
+		return fmt.Errorf("reading the embedded programs: %w", err)
+	}
+	resize(spec, meta)
+	for name, ms := range spec.Maps {
+		if name[0] == '.' {
+			continue
+		}
+		m, err := openMap(dir, name)
+		if err != nil {
+			return err
+		}
+		coll.Maps[name] = m
+		if err := ms.Compatible(m); err != nil {
+			return fmt.Errorf("%w: map %s: %w", ErrSchemaOlder, name, err)
+		}
+	}
+	for name := range spec.Programs {
+		p, err := openProgram(dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: there is no program %s", ErrSchemaOlder, name)
+		}
+		if err != nil {
+			return err
+		}
+		coll.Programs[name] = p
+	}
+	return nil
+}
+
+func openMap(dir, name string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(mapPath(dir, name), nil)
+	if err != nil {
+		return nil, fmt.Errorf("opening map %s: %w", name, err)
+	}
+	return m, nil
+}
+
+func openProgram(dir, name string) (*ebpf.Program, error) {
+	p, err := ebpf.LoadPinnedProgram(progPath(dir, name), nil)
+	if err != nil {
+		return nil, fmt.Errorf("opening program %s: %w", name, err)
+	}
+	return p, nil
 }
 
 func (d *Datapath) readMeta() error {
