@@ -1,0 +1,344 @@
+package datapath
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+var update = flag.Bool("update", false, "write testdata/golden.json instead of comparing with it")
+
+// golden is what the programs cost: a record that shows in review what a change
+// made dearer. Sizes may grow by the slack; calls on a hit path are exact.
+type golden struct {
+	// Kernel that the sizes are of, "6.18": another's verifier and JIT differ.
+	Kernel   string              `json:"kernel"`
+	Programs map[string]program  `json:"programs"`
+	HitPaths map[string]callPath `json:"hit_paths"`
+}
+
+type program struct {
+	Verified uint32 `json:"verified_instructions"` // the verifier's work
+	Stack    int    `json:"stack_bytes"`           // of all frames together
+	JITed    uint32 `json:"jited_bytes"`
+}
+
+// callPath counts what one packet calls, in the order of the names. Array
+// lookups and jiffies64 are inlined by the JIT; hash lookups are not.
+type callPath struct {
+	Calls map[string]int `json:"calls"`
+	// NS of a run when the record was written, the clock's own cost included:
+	// never compared.
+	NS int `json:"ns_informative"`
+}
+
+const (
+	goldenFile = "testdata/golden.json"
+	slack      = 20 // percent
+)
+
+func TestGoldenRecord(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	got := golden{Kernel: kernelSeries(t), Programs: map[string]program{}, HitPaths: map[string]callPath{}}
+	loaded := h.loadAgain(t, func(*ebpf.CollectionSpec) {}).Programs
+	for name, p := range loaded {
+		got.Programs[name] = measure(t, p)
+	}
+	got.HitPaths = h.hitPaths(t, loaded)
+
+	if *update {
+		text, err := json.MarshalIndent(got, "", "  ")
+		check(t, err)
+		check(t, os.MkdirAll("testdata", 0o755))
+		check(t, os.WriteFile(goldenFile, append(text, '\n'), 0o644))
+		return
+	}
+	text, err := os.ReadFile(goldenFile)
+	check(t, err)
+	var want golden
+	check(t, json.Unmarshal(text, &want))
+	for _, complaint := range got.beyond(want) {
+		t.Errorf("%s; if that is meant: go test ./datapath -run TestGoldenRecord -update", complaint)
+	}
+}
+
+// beyond says where got costs more than the record allows, or is not in it.
+func (got golden) beyond(want golden) (complaints []string) {
+	complain := func(format string, args ...any) { complaints = append(complaints, fmt.Sprintf(format, args...)) }
+	for _, name := range slices.Sorted(maps.Keys(got.Programs)) {
+		if got.Kernel != want.Kernel {
+			break
+		}
+		g, w := got.Programs[name], want.Programs[name]
+		for _, c := range []struct {
+			what      string
+			got, want int
+		}{
+			{"verified instructions", int(g.Verified), int(w.Verified)},
+			{"bytes of stack", g.Stack, w.Stack},
+			{"bytes of machine code", int(g.JITed), int(w.JITed)},
+		} {
+			if c.got*100 > c.want*(100+slack) {
+				complain("%s: %d %s, recorded are %d", name, c.got, c.what, c.want)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(got.HitPaths)) {
+		if g, w := got.HitPaths[name].Calls, want.HitPaths[name].Calls; !maps.Equal(g, w) {
+			complain("%s calls %v, recorded is %v", name, g, w)
+		}
+	}
+	return complaints
+}
+
+func kernelSeries(t *testing.T) string {
+	t.Helper()
+	var uts unix.Utsname
+	check(t, unix.Uname(&uts))
+	major, rest, _ := strings.Cut(unix.ByteSliceToString(uts.Release[:]), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	return major + "." + minor
+}
+
+func TestGoldenComplains(t *testing.T) {
+	path := func(n int) map[string]callPath {
+		return map[string]callPath{"hit": {Calls: map[string]int{"Redirect": n}}}
+	}
+	size := func(n uint32) map[string]program { return map[string]program{"p": {n, 100, n}} }
+	want := golden{"6.18", size(100), path(1)}
+	for _, c := range []struct {
+		name       string
+		got        golden
+		complaints int
+	}{
+		{"the same", want, 0},
+		{"within the slack", golden{"6.18", size(120), path(1)}, 0},
+		{"beyond the slack", golden{"6.18", size(121), path(1)}, 2},
+		{"another kernel", golden{"6.19", size(121), path(1)}, 0},
+		{"a call more", golden{"6.19", size(100), path(2)}, 1},
+		{"a new program", golden{"6.18", map[string]program{"q": {1, 1, 1}}, path(1)}, 3},
+	} {
+		if got := c.got.beyond(want); len(got) != c.complaints {
+			t.Errorf("%s: %q, want %d complaints", c.name, got, c.complaints)
+		}
+	}
+}
+
+// loadAgain loads the programs once more, changed, on the same maps.
+func (h *harness) loadAgain(t *testing.T, change func(*ebpf.CollectionSpec)) *ebpf.Collection {
+	t.Helper()
+	spec, err := loadTc()
+	check(t, err)
+	resize(spec, h.meta)
+	var vars tcVariableSpecs
+	check(t, spec.Assign(&vars))
+	check(t, setVariables(&vars, h.meta))
+	change(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		MapReplacements: h.named,
+		Programs:        ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
+	})
+	check(t, err)
+	t.Cleanup(coll.Close)
+	return coll
+}
+
+var stackDepth = regexp.MustCompile(`stack depth ([0-9+]+)`)
+
+func measure(t *testing.T, p *ebpf.Program) program {
+	t.Helper()
+	info, err := p.Info()
+	check(t, err)
+	jited, err := info.JitedSize()
+	check(t, err)
+	verified, ok := info.VerifiedInstructions()
+	depth := stackDepth.FindStringSubmatch(p.VerifierLog)
+	if !ok || depth == nil || jited == 0 {
+		t.Fatalf("%s: no statistics: %s", p, p.VerifierLog)
+	}
+	m := program{Verified: verified, JITed: jited}
+	for _, frame := range strings.Split(depth[1], "+") {
+		n, err := strconv.Atoi(frame)
+		check(t, err)
+		m.Stack += n
+	}
+	return m
+}
+
+// hitPaths sends a packet over each fast path and counts what it calls.
+func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[string]callPath {
+	t.Helper()
+	udp := testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server,
+		UDP: &testutil.UDP{SrcPort: 40000, DstPort: 9999}, Payload: []byte("hello")}
+	eport := h.open(t, udp)
+	out := h.portIn(t, udp.Bytes(t))
+	l2 := udp.With()
+	l2.DstMAC, l2.Dst = h.c2.MAC, c2Addr
+	paths := map[string]callPath{}
+	for name, path := range map[string]struct {
+		program string
+		frame   []byte
+		at, iif int
+		mark    uint32
+		verdict int32
+	}{
+		"port_in, to another port": {tcProgFbrPortIn, l2.Bytes(t), h.c1.Ifindex, h.c1.Ifindex, 0, redirect},
+		"port_in, to outside":      {tcProgFbrPortIn, udp.Bytes(t), h.c1.Ifindex, h.c1.Ifindex, 0, redirect},
+		"uplink_out, marked":       {tcProgFbrUplinkOut, out.frame, h.uplink.Ifindex, h.c1.Ifindex, h.meta.Mark, next},
+		"uplink_in, to a port":     {tcProgFbrUplinkIn, h.reply(udp, eport).Bytes(t), h.uplink.Ifindex, h.uplink.Ifindex, 0, redirect},
+	} {
+		c := newCallCounter(t, h, path.program)
+		run := func(p *ebpf.Program) {
+			got := h.run(t, p, path.frame, path.at, path.iif, func(s *skb) { s.Mark = path.mark })
+			if got.verdict != path.verdict {
+				t.Fatalf("%s: verdict %d, want %d", name, got.verdict, path.verdict)
+			}
+		}
+		check(t, h.Revoke()) // leases end: begin new ones, a jiffy later
+		time.Sleep(8 * time.Millisecond)
+		h.open(t, udp)
+		run(c.prog)
+		paths[name] = callPath{Calls: c.calls(t), NS: nanoseconds(t, func() { run(loaded[path.program]) }, loaded[path.program])}
+	}
+	return paths
+}
+
+// nanoseconds that a run of the untouched program takes, on average: for
+// information, and so only when the record is written.
+func nanoseconds(t *testing.T, run func(), p *ebpf.Program) int {
+	t.Helper()
+	if !*update {
+		return 0
+	}
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	check(t, err)
+	defer func() { _ = stats.Close() }()
+	for range 2000 {
+		run()
+	}
+	s, err := p.Stats()
+	check(t, err)
+	return int(s.Runtime.Nanoseconds() / int64(s.RunCount))
+}
+
+// callCounter is a program with a mark set before each of its calls. A hit path
+// has no loop: whatever it calls, it calls once.
+type callCounter struct {
+	prog  *ebpf.Program
+	marks *ebpf.Map
+	names []string
+}
+
+func newCallCounter(t *testing.T, h *harness, name string) *callCounter {
+	t.Helper()
+	c := &callCounter{}
+	coll := h.loadAgain(t, func(spec *ebpf.CollectionSpec) {
+		p := spec.Programs[name]
+		calls := countCalls(p.Instructions)
+		var err error
+		c.marks, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(4 * calls), MaxEntries: 1})
+		check(t, err)
+		t.Cleanup(func() { _ = c.marks.Close() })
+		p.Instructions, c.names = markCalls(p.Instructions, c.marks.FD())
+		spec.Programs = map[string]*ebpf.ProgramSpec{name: p}
+	})
+	c.prog = coll.Programs[name]
+	return c
+}
+
+func countCalls(insns asm.Instructions) (n int) {
+	for _, ins := range insns {
+		if isCall(ins) {
+			n++
+		}
+	}
+	return n
+}
+
+func isCall(ins asm.Instruction) bool {
+	return ins.OpCode.Class().IsJump() && ins.OpCode.JumpOp() == asm.Call
+}
+
+// markCalls puts a store before each call. R0 is free there: the call overwrites it.
+func markCalls(insns asm.Instructions, marks int) (out asm.Instructions, names []string) {
+	insns = labelJumps(slices.Clone(insns))
+	for i, ins := range insns {
+		if !isCall(ins) {
+			out = append(out, ins)
+			continue
+		}
+		load := asm.LoadMapValue(asm.R0, marks, uint32(4*len(names)))
+		// A jump to the call, and what debug information says of it, belong to its mark.
+		load = load.WithSymbol(ins.Symbol()).WithSource(ins.Source())
+		names = append(names, callName(insns[:i], ins))
+		out = append(out, load, asm.StoreImm(asm.R0, 0, 1, asm.Word), ins.WithSymbol(""))
+	}
+	return out, names
+}
+
+// labelJumps replaces distances by names, which stay right when something is
+// put in between.
+func labelJumps(insns asm.Instructions) asm.Instructions {
+	at := map[asm.RawInstructionOffset]int{}
+	for iter := insns.Iterate(); iter.Next(); {
+		at[iter.Offset] = iter.Index
+	}
+	for iter := insns.Iterate(); iter.Next(); {
+		ins := iter.Ins
+		op := ins.OpCode.JumpOp()
+		if !ins.OpCode.Class().IsJump() || op == asm.Call || op == asm.Exit || ins.Reference() != "" {
+			continue
+		}
+		target := &insns[at[iter.Offset+1+asm.RawInstructionOffset(ins.Offset)]]
+		if target.Symbol() == "" {
+			*target = target.WithSymbol(fmt.Sprintf("label-%d", iter.Offset+1+asm.RawInstructionOffset(ins.Offset)))
+		}
+		*ins = ins.WithReference(target.Symbol())
+		ins.Offset = -1
+	}
+	return insns
+}
+
+// callName is the helper, and the map it works on.
+func callName(before asm.Instructions, call asm.Instruction) string {
+	if !call.IsBuiltinCall() {
+		return "call " + call.Reference()
+	}
+	name := strings.TrimPrefix(asm.BuiltinFunc(call.Constant).String(), "Fn")
+	if !strings.HasPrefix(name, "Map") {
+		return name
+	}
+	for _, ins := range slices.Backward(before) {
+		if ins.IsLoadFromMap() && ins.Dst == asm.R1 {
+			return name + " " + ins.Reference()
+		}
+	}
+	return name
+}
+
+func (c *callCounter) calls(t *testing.T) map[string]int {
+	t.Helper()
+	raw, err := c.marks.LookupBytes(uint32(0))
+	check(t, err)
+	calls := map[string]int{}
+	for i, name := range c.names {
+		if raw[4*i] != 0 {
+			calls[name]++
+		}
+	}
+	return calls
+}
