@@ -4,6 +4,7 @@
  * whatever it does not fully understand is left to the kernel (TCX_NEXT).
  * docs/ARCHITECTURE.md walks a packet through them.
  */
+#include "lib/clock.h"
 #include "lib/config.h"
 #include "lib/fast.h"
 #include "lib/frag.h"
@@ -129,7 +130,7 @@ int fbr_port_in(struct __sk_buff *skb)
 	l4_len = fbr_fast_parse(skb, data, data_end, ETH_HLEN, true, &k);
 	if (l4_len) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
-		now = bpf_jiffies64();
+		now = fbr_now();
 		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
 		    !(p->flags & FBR_DEV_SLOW) && fbr_fits(skb, ETH_HLEN, l4_len, f->mtu)) {
 			__u32 oif = f->oif;
@@ -226,7 +227,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	l4_len = fbr_fast_parse(skb, data, data_end, l2, false, &k);
 	if (l4_len && (fbr_in_range(k.dport) || c->published)) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
-		now = bpf_jiffies64();
+		now = fbr_now();
 		if (f && f->kind == FBR_IN && fbr_lease_valid(f, c, now)) {
 			t = fbr_dev_get(f->oif);
 			if (t && !(t->flags & FBR_DEV_SLOW) && fbr_fits(skb, l2, l4_len, f->mtu)) {
@@ -437,7 +438,7 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 
 	switch (r->op) {
 	case FBR_OP_NOW:
-		r->arg = bpf_jiffies64();
+		r->arg = fbr_now();
 		return 0;
 	case FBR_OP_FLUSH:
 		if (r->to > r->from)

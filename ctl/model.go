@@ -104,7 +104,8 @@ type Snapshot struct {
 type NATView struct {
 	Flows, FlowsMax               uint32
 	PortOverloads, PortsReclaimed uint64
-	// PortTries[i] allocations looked at i+1 external ports; PortsNotFound found none.
+	// PortTries[i] allocations looked at i+1 external ports; PortsNotFound at more,
+	// or found none.
 	PortTries     []uint64
 	PortsNotFound uint64
 	Refused       map[string]uint64

@@ -49,11 +49,14 @@ type Datapath struct {
 // lie on bpffs, and attaches the netfilter links to the current network
 // namespace. Returns an error wrapping ErrExists, or ErrNotSupported.
 func Create(dir string, cfg Config) (*Datapath, error) {
-	return create(dir, cfg, nil)
+	return create(dir, cfg, nil, loadTc)
 }
 
-// create lets tests change the variables of the programs.
-func create(dir string, cfg Config, tune func(*tcVariableSpecs) error) (*Datapath, error) {
+// source is where the programs come from: loadTc, or a test's build of them.
+type source func() (*ebpf.CollectionSpec, error)
+
+// create lets tests change the variables of the programs, and the programs.
+func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
 	if _, err := os.Stat(dir); err == nil {
 		return nil, fmt.Errorf("%s: %w", dir, ErrExists)
 	}
@@ -68,7 +71,7 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error) (*Datapat
 	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("creating the pin directory: %w", err)
 	}
-	d, err := build(tmp, meta, tune)
+	d, err := build(tmp, meta, tune, from)
 	if err != nil {
 		return nil, errors.Join(err, removeTree(tmp))
 	}
@@ -83,11 +86,11 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error) (*Datapat
 }
 
 // build loads, fills and pins maps and programs below dir.
-func build(dir string, meta tcFbrMeta, tune func(*tcVariableSpecs) error) (*Datapath, error) {
+func build(dir string, meta tcFbrMeta, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
-	coll, err := load(meta, nil, tune)
+	coll, err := load(meta, nil, tune, from)
 	if err != nil {
 		return nil, err
 	}
@@ -131,9 +134,9 @@ func (d *Datapath) assign(coll *ebpf.Collection) error {
 	return nil
 }
 
-// load loads the embedded object. Maps of an existing datapath are shared.
-func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpecs) error) (*ebpf.Collection, error) {
-	spec, err := loadTc()
+// load loads the object. Maps of an existing datapath are shared.
+func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpecs) error, from source) (*ebpf.Collection, error) {
+	spec, err := from()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}
@@ -454,7 +457,7 @@ func (d *Datapath) Upgrade() (bool, error) {
 	meta.Build = buildID()
 	meta.Epoch++
 
-	coll, err := load(meta, d.named, nil)
+	coll, err := load(meta, d.named, nil, loadTc)
 	if err != nil {
 		return false, err
 	}

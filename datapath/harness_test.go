@@ -50,7 +50,7 @@ func mustMAC(s string) net.HardwareAddr {
 	return m
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func check(t *testing.T, err error) {
 }
 
 // addVeth makes a veth pair and returns the ifindex of the first end.
-func addVeth(t *testing.T, name string) int {
+func addVeth(t testing.TB, name string) int {
 	t.Helper()
 	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500}, PeerName: name + "p"}
 	check(t, netlink.LinkAdd(v))
@@ -72,7 +72,7 @@ func addVeth(t *testing.T, name string) int {
 	return l.Attrs().Index
 }
 
-func addBridge(t *testing.T, name string) int {
+func addBridge(t testing.TB, name string) int {
 	t.Helper()
 	check(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}))
 	l, err := netlink.LinkByName(name)
@@ -81,6 +81,11 @@ func addBridge(t *testing.T, name string) int {
 }
 
 func newHarness(t *testing.T, cfg Config, tune func(*tcVariableSpecs) error) *harness {
+	t.Helper()
+	return newHarnessFrom(t, cfg, tune, loadTc)
+}
+
+func newHarnessFrom(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error, from source) *harness {
 	t.Helper()
 	testutil.RequireRoot(t)
 	h := &harness{
@@ -93,7 +98,9 @@ func newHarness(t *testing.T, cfg Config, tune func(*tcVariableSpecs) error) *ha
 	for _, which := range []string{"all", "default"} {
 		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0))
 	}
-	h.Datapath = newDatapath(t, cfg, tune)
+	// bpf_fib_lookup says nothing where the kernel would not forward.
+	check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	h.Datapath = newDatapath(t, cfg, tune, from)
 	h.bridge, h.bridge2 = addBridge(t, "br1"), addBridge(t, "br2")
 	up := addVeth(t, "up0")
 	l, err := netlink.LinkByIndex(up)
@@ -325,9 +332,9 @@ func sourcePort(f testutil.Frame) uint16 {
 }
 
 // newDatapath creates a datapath in the current namespace.
-func newDatapath(t *testing.T, cfg Config, tune func(*tcVariableSpecs) error) *Datapath {
+func newDatapath(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error, from source) *Datapath {
 	t.Helper()
-	d, err := create(filepath.Join(testutil.BPFFS(t), "dp"), cfg, tune)
+	d, err := create(filepath.Join(testutil.BPFFS(t), "dp"), cfg, tune, from)
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) {
 		t.Fatalf("%+v", ve)

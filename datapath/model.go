@@ -105,7 +105,7 @@ type NATStats struct {
 	PortOverloads   uint64 // external ports shared because none was free
 	PortsReclaimed  uint64 // closed mappings given up early because ports or slots ran short
 	// PortTries[i] allocations looked at i+1 external ports until one would do;
-	// PortsNotFound found none.
+	// PortsNotFound looked at more, or found none.
 	PortTries     []uint64
 	PortsNotFound uint64
 	Refused       map[Reason]uint64 // new flows refused, by reason (nat_full, quota)

@@ -98,7 +98,7 @@ static long fbr_frag_probe(__u64 i, struct fbr_frag_walk *w)
 	k = *key;
 	f = bpf_map_lookup_elem(&fbr_frag, &k);
 	if (f && f->slot == slot) {
-		if (f->until > bpf_jiffies64())
+		if (f->until > fbr_now())
 			return 0;
 		fbr_frag_forget(&k, f);
 	}
@@ -132,7 +132,7 @@ __fbr_global bool fbr_frag_track(const struct fbr_frag_key *k, struct fbr_frag *
 		return false;
 	*slot = key;
 	v->slot = w.slot;
-	v->until = bpf_jiffies64() + FBR_FRAG_SECS * cfg_hz;
+	v->until = fbr_now() + FBR_FRAG_SECS * cfg_hz;
 	if (bpf_map_update_elem(&fbr_frag, &key, v, BPF_NOEXIST))
 		return false;
 	if (q)
@@ -161,7 +161,7 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	};
 	struct fbr_frag *f = bpf_map_lookup_elem(&fbr_frag, &k), v;
 
-	if (!f || f->until <= bpf_jiffies64())
+	if (!f || f->until <= fbr_now())
 		return in ? FBR_FOREIGN : FBR_FRAGMENT;
 	v = *f;
 	/* It may have been deleted, and be another datagram's by now. */

@@ -188,7 +188,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		return FBR_FILTERED;
 	fbr_sess_track(to->sess, &p, false);
 	if (!(p.tcp_flags & TCP_RST))
-		to->seen = bpf_jiffies64();
+		to->seen = fbr_now();
 	fbr_hair_tag(skb, slot);
 	/* Point of no return. */
 	return fbr_rewrite(skb, p.l3, false, to->addr, to->port) ? FBR_UNSUPPORTED : FBR_NONE;

@@ -7,6 +7,7 @@
 #ifndef FBR_ICMP_H
 #define FBR_ICMP_H
 
+#include "clock.h"
 #include "csum.h"
 #include "l2.h"
 #include "maps.h"
@@ -132,9 +133,14 @@ __fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_ke
 		return false;
 
 	struct fbr_nport *np = fbr_nport_get(k->proto, fbr_port_offset(k->dport));
+	struct bpf_sock_tuple t = {
+		.ipv4 = { .saddr = k->saddr,
+			  .daddr = k->daddr,
+			  .sport = k->sport,
+			  .dport = k->dport },
+	};
 
-	return (np && fbr_port_noted(np, bpf_jiffies64())) ||
-	       fbr_socket_exists(skb, k->proto, k->saddr, k->sport, k->daddr, k->dport);
+	return (np && fbr_port_noted(np, fbr_now())) || fbr_socket_exists(skb, k->proto, &t);
 }
 
 /* An ICMP error on its way out, made by a container or by the host: what it
@@ -162,7 +168,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 			return FBR_SPOOF_IP; /* about somebody else's packet */
 		fbr_answer_key(&k, &in);
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
-		if (!f || f->kind != FBR_OUT || fbr_sess_expires(f->sess) <= bpf_jiffies64())
+		if (!f || f->kind != FBR_OUT || fbr_sess_expires(f->sess) <= fbr_now())
 			return FBR_UNSUPPORTED;
 		/* Point of no return. */
 		if (fbr_rewrite_quote(skb, p->l4, false, f->addr, f->port) ||
@@ -188,7 +194,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 static __always_inline bool fbr_refuse_allowed(const struct fbr_dev *port)
 {
 	struct fbr_quota *q = fbr_quota_get(port->ifindex);
-	__u64 now = bpf_jiffies64(), last;
+	__u64 now = fbr_now(), last;
 
 	if (!q)
 		return false;

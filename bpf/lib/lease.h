@@ -6,6 +6,7 @@
 #ifndef FBR_LEASE_H
 #define FBR_LEASE_H
 
+#include "clock.h"
 #include "maps.h"
 
 /* The compiler must not move memory accesses across this. */
@@ -26,13 +27,14 @@ static __always_inline void fbr_lease_end(struct fbr_flow *f)
 /* Grants a lease to the entry under k. macs points to the frame the kernel built (destination and
  * source, 12 bytes). Other MACs than before: first take the lease away, so that
  * no other CPU sends with a half-written pair. The length is jittered by +-25 %
- * so that many flows do not renew in one moment.
+ * so that many flows do not renew in one moment, and at most left (jiffies): no
+ * lease outlives its session.
  */
 static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct fbr_flow *f,
 					    const struct fbr_conf *c, const __u8 *macs, __u32 oif,
-					    __u16 mtu, __u64 now)
+					    __u16 mtu, __u64 now, __u64 left)
 {
-	__u32 *old = (__u32 *)f->macs, *new = (__u32 *)macs;
+	__u32 *old = (__u32 *)f->macs, *new = (__u32 *)macs, len;
 
 	if (!c->lease)
 		return;
@@ -46,8 +48,8 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 		fbr_barrier();
 	}
 	f->mtu = mtu;
-	f->lease_len =
-		c->lease - c->lease / 4 + ((c->lease / 2) * (bpf_get_prandom_u32() & 255) >> 8);
+	len = c->lease - c->lease / 4 + ((c->lease / 2) * (fbr_random() & 255) >> 8);
+	f->lease_len = len < left ? len : left;
 	f->seen = now;
 	fbr_barrier();
 	*(volatile __u64 *)&f->granted = now;

@@ -10,6 +10,7 @@
 #ifndef FBR_NAT_H
 #define FBR_NAT_H
 
+#include "clock.h"
 #include "config.h"
 #include "csum.h"
 #include "lease.h"
@@ -49,7 +50,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	long err;
 
 	l4 = n->fwd.proto == IPPROTO_ICMP ? 0 : fbr_diff32(n->fwd.saddr, n->ext);
-	f.seen = bpf_jiffies64();
+	f.seen = fbr_now();
 	f.pif = n->pif;
 	f.sess = n->slot;
 
@@ -206,7 +207,7 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 	int i;
 
 	for (i = 0; i < FBR_OVERLOAD_TRIES; i++) {
-		off = bpf_get_prandom_u32() % cfg_nat_count;
+		off = fbr_random() % cfg_nat_count;
 		n->eport = fbr_range_port(off);
 		if (!fbr_port_clear(skb, &n->fwd, n->ext, off))
 			continue;
@@ -393,7 +394,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	slot = f->sess;
 	s = fbr_sess_get(slot);
 	state = s ? fbr_sess_state(s) : FBR_FREE;
-	if (f->pif == pif && fbr_sess_expires(slot) > bpf_jiffies64() &&
+	if (f->pif == pif && fbr_sess_expires(slot) > fbr_now() &&
 	    (!ext || f->addr == ext ||
 	     /* Clients come to any address of the host's. */
 	     (s && (s->bits & FBR_S_PUBLISHED) && fbr_is_local(skb, u, f->addr))))
@@ -439,7 +440,7 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, 
  */
 static __always_inline void fbr_out_seen(struct fbr_flow *f, const struct fbr_pkt *p, bool keeps)
 {
-	__u64 now = bpf_jiffies64();
+	__u64 now = fbr_now();
 	struct fbr_session *s;
 	struct fbr_nport *np;
 
@@ -471,7 +472,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		return FBR_UNSUPPORTED;
 
 	bool forwarded = mode == FBR_SNAT_FORWARDED;
-	__u64 now = bpf_jiffies64();
+	__u64 now = fbr_now();
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_session *s;
 	struct fbr_flow_key k;
@@ -479,7 +480,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	enum fbr_reason why;
 	__be32 ext = 0;
 	__u16 mtu = 0;
-	__u32 bits;
+	__u32 bits, secs;
 
 	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
 		return FBR_UNSUPPORTED;
@@ -504,6 +505,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!s)
 		return FBR_NAT_FULL;
 	bits = s->bits;
+	secs = fbr_timeout(k.proto, k.dport, bits);
 	if (forwarded) {
 		if (!p->frag && !(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
@@ -511,9 +513,10 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 
 			/* A redirect to a device without L2 header takes the frame's off. */
 			if (!p->l3 || !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
-				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now);
+				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now,
+						(__u64)secs * cfg_hz);
 		}
-		fbr_ct_extend(skb, &k, fbr_timeout(k.proto, k.dport, bits));
+		fbr_ct_extend(skb, &k, secs);
 	}
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
@@ -543,7 +546,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	if (!p)
 		return FBR_UNSUPPORTED;
 
-	__u64 now = bpf_jiffies64();
+	__u64 now = fbr_now();
 	struct fbr_flow_key k, rk;
 	struct fbr_nport *np;
 	struct fbr_flow *f;
@@ -580,7 +583,7 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
 {
 	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
 
-	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= bpf_jiffies64())
+	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= fbr_now())
 		return NULL;
 	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
 }
@@ -603,7 +606,7 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 
 	if (!np || !np->bound || !np->pif)
 		return false;
-	if (bpf_jiffies64() - np->used_at >=
+	if (fbr_now() - np->used_at >=
 	    (__u64)(k->proto == IPPROTO_TCP ? cfg_to_tcp : cfg_to_udp) * cfg_hz)
 		return false;
 	net = fbr_net_get(np->ip);
@@ -682,7 +685,7 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 		return FBR_FOREIGN;
 	fbr_sess_track(f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
-		f->seen = bpf_jiffies64();
+		f->seen = fbr_now();
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
@@ -698,9 +701,11 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_flow_key fwd, rev;
+	__u64 now = fbr_now(), end;
 	struct fbr_session *s;
 	struct fbr_flow *f;
 	__u8 macs[12];
+	__u32 secs;
 
 	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP))
 		return 0;
@@ -715,11 +720,14 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 	f = bpf_map_lookup_elem(&fbr_flow, &rev);
 	if (!f || !(f->kind & FBR_IN))
 		return 0;
-	if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(s->bits) &&
+	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);
+	/* This packet does not keep alive what only outbound packets do. */
+	end = s->bits & FBR_S_OUT_ONLY ? fbr_sess_expires(f->sess) : now + (__u64)secs * cfg_hz;
+	if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(s->bits) && end > now &&
 	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
 	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
-		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, bpf_jiffies64());
-	fbr_ct_extend(skb, &fwd, fbr_timeout(fwd.proto, fwd.dport, s->bits));
+		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, now, end - now);
+	fbr_ct_extend(skb, &fwd, secs);
 	return 0;
 }
 

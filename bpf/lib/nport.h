@@ -13,6 +13,7 @@
 #define FBR_NPORT_H
 
 #include "../include/bpf/bpf_endian.h"
+#include "clock.h"
 #include "config.h"
 #include "maps.h"
 #include "parse.h"
@@ -23,10 +24,12 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_
 extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 
-#define FBR_PORT_PREFER 6 /* of those, as long as noted ones are passed over */
-#define FBR_REF_TRIES   8 /* attempts to count one more session on a binding */
+#define FBR_PORT_LOOKS  512 /* free ports looked at by one allocation: each costs two lookups */
+#define FBR_PORT_PREFER 6   /* of those, as long as noted ones are passed over */
+#define FBR_REF_TRIES   8   /* attempts to count one more session on a binding */
 #define FBR_NO_PORT     0xffffffff
 #define FBR_PORT_AGAIN  0xfffffffe /* this one will not do */
+#define FBR_PORT_TAKEN  0xfffffffd /* this one is not free any more */
 
 static __always_inline __u32 fbr_class(__u8 proto)
 {
@@ -87,38 +90,32 @@ static __always_inline void fbr_queue_push(__u8 proto, struct fbr_nport *np, __u
 	}
 }
 
-/* Whether a socket of the host would receive packets remote -> local. */
-static __always_inline bool fbr_socket_exists(struct __sk_buff *skb, __u8 proto, __be32 remote,
-					      __be16 rport, __be32 local, __be16 lport)
+/* Whether a socket of the host would receive packets from t's source to its destination. */
+static __always_inline bool fbr_socket_exists(struct __sk_buff *skb, __u8 proto,
+					      struct bpf_sock_tuple *t)
 {
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = remote, .daddr = local, .sport = rport, .dport = lport },
-	};
 	struct bpf_sock *sk = NULL;
 
 	if (proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+		sk = bpf_skc_lookup_tcp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
 	else if (proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+		sk = bpf_sk_lookup_udp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return false;
 	bpf_sk_release(sk);
 	return true;
 }
 
-/* Whether conntrack knows the connection remote -> local: a neighbour NAT's. */
-static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, __u8 proto, __be32 remote,
-					  __be16 rport, __be32 local, __be16 lport)
+/* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's. */
+static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, __u8 proto,
+					  struct bpf_sock_tuple *t)
 {
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = remote, .daddr = local, .sport = rport, .dport = lport },
-	};
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = proto };
 	struct nf_conn *ct;
 
 	if (proto == IPPROTO_ICMP || !bpf_ksym_exists(bpf_skb_ct_lookup))
 		return false;
-	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), &o, sizeof(o));
 	if (!ct)
 		return false;
 	bpf_ct_release(ct);
@@ -132,10 +129,17 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	if (!fwd)
 		return false;
 
-	__be16 port = fbr_range_port(off);
+	/* One tuple for both: this is the end of the longest chain of calls, and
+	 * their stacks together may take 512 bytes.
+	 */
+	struct bpf_sock_tuple t = {
+		.ipv4 = { .saddr = fwd->daddr,
+			  .daddr = ext,
+			  .sport = fwd->dport,
+			  .dport = fbr_range_port(off) },
+	};
 
-	return !fbr_socket_exists(skb, fwd->proto, fwd->daddr, fwd->dport, ext, port) &&
-	       !fbr_ct_exists(skb, fwd->proto, fwd->daddr, fwd->dport, ext, port);
+	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, fwd->proto, &t);
 }
 
 static __always_inline bool fbr_port_claim(struct fbr_nport *np)
@@ -157,15 +161,12 @@ static __always_inline void fbr_port_unclaim(__u8 proto, struct fbr_nport *np, _
 }
 
 /* Takes the next port of the queue. prefer: pass over one that a neighbour was
- * seen using. Returns the offset in the range, FBR_PORT_AGAIN, or FBR_NO_PORT
- * if the queue is empty.
+ * seen using. Returns the offset in the range, FBR_PORT_AGAIN, FBR_PORT_TAKEN,
+ * or FBR_NO_PORT if the queue is empty.
  */
-__fbr_global __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext,
-				 bool prefer)
+static __always_inline __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd,
+					   __be32 ext, bool prefer)
 {
-	if (!fwd)
-		return FBR_NO_PORT;
-
 	struct fbr_nport *np;
 	__u32 off;
 
@@ -176,13 +177,36 @@ __fbr_global __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd
 		return FBR_PORT_AGAIN;
 	np->queued = 0;
 	if (!fbr_port_claim(np))
-		return FBR_PORT_AGAIN; /* taken out of turn: queued again when released */
-	if ((prefer && fbr_port_noted(np, bpf_jiffies64())) ||
-	    !fbr_port_clear(skb, fwd, ext, off)) {
+		return FBR_PORT_TAKEN; /* out of turn: queued again when released */
+	if ((prefer && fbr_port_noted(np, fbr_now())) || !fbr_port_clear(skb, fwd, ext, off)) {
 		fbr_port_unclaim(fwd->proto, np, off);
 		return FBR_PORT_AGAIN;
 	}
 	return off;
+}
+
+struct fbr_port_search {
+	struct __sk_buff *skb;
+	struct fbr_flow_key *fwd;
+	__be32 ext;
+	__u32 looked;
+	__u32 off; /* the port found, or FBR_NO_PORT */
+};
+
+static long fbr_port_look(__u64 i, struct fbr_port_search *s)
+{
+	__u32 off = fbr_port_next(s->skb, s->fwd, s->ext, s->looked < FBR_PORT_PREFER);
+
+	if (off == FBR_PORT_TAKEN)
+		return 0; /* leaves the queue for good, whoever took it has paid for it */
+	if (off == FBR_NO_PORT)
+		return 1;
+	/* Atomic, so that the verifier does not follow the count. */
+	__sync_fetch_and_add(&s->looked, 1);
+	if (off == FBR_PORT_AGAIN)
+		return s->looked >= FBR_PORT_LOOKS;
+	s->off = off;
+	return 1;
 }
 
 /* Takes a free external port for fwd: its own source port if that lies in the
@@ -190,36 +214,29 @@ __fbr_global __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd
  * a listener or another connection to the same remote never. Returns the
  * offset in the range, claimed, or FBR_NO_PORT; the caller writes the owner.
  */
-__fbr_global __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext)
+static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd,
+					   __be32 ext)
 {
-	if (!fwd)
-		return FBR_NO_PORT;
-
 	__u32 off = fbr_port_offset(fwd->sport);
 	struct fbr_nport *np = fbr_nport_get(fwd->proto, off);
+	struct fbr_port_search s = { .skb = skb, .fwd = fwd, .ext = ext, .off = FBR_NO_PORT };
 	struct fbr_state *st = fbr_state_get();
-	int i;
 
 	if (!st)
 		return FBR_NO_PORT;
 	if (np && fbr_port_claim(np)) {
-		if (!fbr_port_noted(np, bpf_jiffies64()) && fbr_port_clear(skb, fwd, ext, off)) {
+		if (!fbr_port_noted(np, fbr_now()) && fbr_port_clear(skb, fwd, ext, off)) {
 			__sync_fetch_and_add(&st->tries[1], 1);
 			return off;
 		}
 		fbr_port_unclaim(fwd->proto, np, off);
 	}
-	for (i = 0; i < FBR_PORT_TRIES; i++) {
-		off = fbr_port_next(skb, fwd, ext, i < FBR_PORT_PREFER);
-		if (off == FBR_PORT_AGAIN)
-			continue;
-		if (off == FBR_NO_PORT)
-			break;
-		__sync_fetch_and_add(&st->tries[i + 1], 1);
-		return off;
-	}
-	__sync_fetch_and_add(&st->tries[0], 1);
-	return FBR_NO_PORT;
+	/* The whole queue, and again those passed over: "full" must mean full. */
+	bpf_loop(cfg_nat_count + FBR_PORT_PREFER, fbr_port_look, &s, 0);
+	if (s.off == FBR_NO_PORT || s.looked > FBR_PORT_TRIES)
+		s.looked = 0;
+	__sync_fetch_and_add(&st->tries[s.looked], 1);
+	return s.off;
 }
 
 /* Counts one more session on a binding's port; false if it is just being released. */

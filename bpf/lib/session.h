@@ -11,6 +11,7 @@
 #ifndef FBR_SESSION_H
 #define FBR_SESSION_H
 
+#include "clock.h"
 #include "config.h"
 #include "lease.h"
 #include "maps.h"
@@ -141,7 +142,7 @@ __fbr_global int fbr_sess_free(__u32 slot)
 __fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
-	__u64 now = bpf_jiffies64(), end, check_at;
+	__u64 now = fbr_now(), end, check_at;
 	__u32 state;
 	bool owned;
 
@@ -197,6 +198,21 @@ static __always_inline void fbr_half_done(struct fbr_session *s, __u32 bits)
 		fbr_atomic_dec(&q->half);
 }
 
+/* A session that closes, and would have ended at end (jiffies), lives for the
+ * closing time from now on, however long it was idle: a RST may have been forged
+ * (RFC 7857 section 2.2). But no longer than it would have: a RST keeps nothing
+ * alive (section 7). f is its outbound entry.
+ */
+static __always_inline void fbr_closing(struct fbr_flow *f, __u64 end)
+{
+	__u64 closing = (__u64)cfg_to_tcp_closing * cfg_hz, now = fbr_now();
+
+	if (end > now + closing)
+		end = now + closing;
+	if (end - closing > f->seen)
+		f->seen = end - closing;
+}
+
 /* Notes what a packet on the kernel path tells about the session. f is the
  * entry of the packet's own direction. RFC 6146 section 3.5.2, coarser: only
  * SYN, FIN and RST move a TCP session, and any segment after a RST takes that
@@ -211,6 +227,7 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 	struct fbr_flow_key k;
 	struct fbr_flow *f;
 	__u32 set = 0, bits;
+	__u64 closes = 0;
 
 	if (!s)
 		return 0;
@@ -232,11 +249,14 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 				set |= FBR_S_ACKED;
 			if (p->tcp_flags & TCP_FIN)
 				set |= out ? FBR_S_FIN_OUT : FBR_S_FIN_IN;
-			if (bits & FBR_S_RST)
+			/* Where inbound packets keep nothing alive, they revive nothing. */
+			if ((bits & FBR_S_RST) && (out || !(bits & FBR_S_OUT_ONLY)))
 				__sync_fetch_and_and(&s->bits, ~FBR_S_RST);
 		}
 	}
 	bits = s->bits;
+	if (!fbr_closed_bits(bits) && fbr_closed_bits(bits | set))
+		closes = fbr_sess_expires(slot);
 	if ((bits & set) != set) {
 		__sync_fetch_and_or(&s->bits, set);
 		bits |= set;
@@ -247,8 +267,11 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 		return 0;
 	k = s->fwd;
 	f = bpf_map_lookup_elem(&fbr_flow, &k);
-	if (f)
+	if (f) {
+		if (closes)
+			fbr_closing(f, closes);
 		fbr_sess_slow(s, f);
+	}
 	fbr_closed_push(slot, s);
 	return 0;
 }
@@ -280,7 +303,7 @@ __fbr_global enum fbr_reclaim fbr_reclaim_one(__u32 pif)
 	if (!fbr_is_live(state) || !fbr_closed_bits(s->bits))
 		return FBR_RECLAIM_AGAIN; /* swept, or open again */
 	last = fbr_sess_expires(slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
-	if ((pif && s->pif != pif) || bpf_jiffies64() - last < cfg_hz / 50) {
+	if ((pif && s->pif != pif) || fbr_now() - last < cfg_hz / 50) {
 		fbr_closed_push(slot, s);
 		return FBR_RECLAIM_AGAIN;
 	}
@@ -379,17 +402,23 @@ static long fbr_closed_trim(__u64 i, void *unused)
 	return 0;
 }
 
-static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
+/* One tick's work. */
+static __always_inline void fbr_sweep_pass(struct fbr_state *st)
 {
 	fbr_sweep_slots(st, FBR_SWEEP_SLOTS);
 	bpf_loop(FBR_SWEEP_SLOTS, fbr_closed_trim, NULL, 0);
+}
+
+static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
+{
+	fbr_sweep_pass(st);
 	if (!st->live) {
 		/* Nothing to sweep; the next new session starts the timer again. */
 		st->tick = 0;
 		return 0;
 	}
-	st->tick = bpf_jiffies64();
-	bpf_timer_start(&st->timer, FBR_SWEEP_NS, 0);
+	st->tick = fbr_now();
+	fbr_timer_start(&st->timer, FBR_SWEEP_NS);
 	return 0;
 }
 
@@ -398,7 +427,7 @@ static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
  */
 static __always_inline void fbr_sweep_ensure(struct fbr_state *st)
 {
-	__u64 now = bpf_jiffies64();
+	__u64 now = fbr_now();
 
 	if (st->tick && now - st->tick < FBR_SWEEP_STALL * cfg_hz && st->epoch == cfg_epoch + 1)
 		return;
@@ -406,7 +435,7 @@ static __always_inline void fbr_sweep_ensure(struct fbr_state *st)
 	st->epoch = cfg_epoch + 1;
 	bpf_timer_init(&st->timer, &fbr_state, CLOCK_MONOTONIC); /* EBUSY: has been */
 	bpf_timer_set_callback(&st->timer, fbr_sweep_tick);
-	bpf_timer_start(&st->timer, FBR_SWEEP_NS, 0);
+	fbr_timer_start(&st->timer, FBR_SWEEP_NS);
 }
 
 #endif

@@ -238,7 +238,7 @@ enum {
 	FBR_CLASSES,
 };
 
-#define FBR_PORT_TRIES 8 /* ports looked at by one allocation */
+#define FBR_PORT_TRIES 8 /* ports looked at by one allocation that are told apart */
 
 /* fbr_state[0]: the datapath's own bookkeeping; user space only reads it */
 struct fbr_state {
@@ -251,8 +251,8 @@ struct fbr_state {
 	__u64 refused_full;
 	__u64 refused_quota;
 	__u64 tries[FBR_PORT_TRIES +
-		    1];            /* allocations that looked at so many ports; [0]: found none */
-	__u32 epoch;               /* of the program whose callback the timer holds */
+		    1]; /* allocations that looked at so many ports; [0]: at more, or found none */
+	__u32 epoch;    /* of the program whose callback the timer holds */
 	__u32 in_use[FBR_CLASSES]; /* external ports taken */
 	__u32 frag_hand;           /* next slot of fbr_frag_slot to look at */
 	struct bpf_timer timer;

@@ -66,7 +66,7 @@ func Catalogue() []Metric {
 		{Name: nameReclaimed, Type: counter,
 			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
 		{Name: namePortProbes, Histogram: true,
-			Help: "External ports that one allocation looked at until one was free; those that found none count in +Inf only."},
+			Help: "External ports that one allocation looked at until one was free; those that looked at more, or found none, count in +Inf only."},
 		{Name: nameRefused, Type: counter, Labels: []string{"reason"},
 			Help: "New flows that NAT refused, by reason."},
 	}

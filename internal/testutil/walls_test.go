@@ -35,19 +35,20 @@ type wall struct {
 }
 
 var walls = map[string]wall{
-	"cmd/fastbr":               {ours: []string{"ctl", "ctl/...", "bench"}, never: []string{ebpf, netlinkLib}},
-	"ctl":                      {ours: []string{"datapath", "ctl/link", "ctl/ipam"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
-	"ctl/link":                 {never: []string{ebpf, cobra, prometheus}},
-	"ctl/ipam":                 {stdOnly: true},
-	"ctl/lab":                  {ours: []string{"ctl/link"}, never: []string{ebpf, cobra, prometheus}},
-	"ctl/metrics":              {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
-	"ctl/dns":                  {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
-	"ctl/docker":               {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
-	"ctl/cni":                  {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
-	"datapath":                 {ours: []string{"datapath/internal/..."}, never: []string{netlinkLib, cobra, prometheus}},
-	"datapath/internal/clsact": {never: []string{cobra, prometheus}},
-	"bench":                    {ours: []string{"ctl", "ctl/link", "ctl/lab"}, never: []string{netlinkLib, cobra}},
-	"internal/testutil":        {never: []string{cobra, prometheus}},
+	"cmd/fastbr":                 {ours: []string{"ctl", "ctl/...", "bench"}, never: []string{ebpf, netlinkLib}},
+	"ctl":                        {ours: []string{"datapath", "ctl/link", "ctl/ipam"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
+	"ctl/link":                   {never: []string{ebpf, cobra, prometheus}},
+	"ctl/ipam":                   {stdOnly: true},
+	"ctl/lab":                    {ours: []string{"ctl/link"}, never: []string{ebpf, cobra, prometheus}},
+	"ctl/metrics":                {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"ctl/dns":                    {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
+	"ctl/docker":                 {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"ctl/cni":                    {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"datapath":                   {ours: []string{"datapath/internal/..."}, never: []string{netlinkLib, cobra, prometheus}},
+	"datapath/internal/clsact":   {never: []string{cobra, prometheus}},
+	"datapath/internal/natmodel": {stdOnly: true},
+	"bench":                      {ours: []string{"ctl", "ctl/link", "ctl/lab"}, never: []string{netlinkLib, cobra}},
+	"internal/testutil":          {never: []string{cobra, prometheus}},
 }
 
 type goPackage struct {

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What the programs know from nobody's packet: the time, chance, and the timer
+ * that drives the sweep. bpf/tests/injected.bpf.c defines other ones before it
+ * includes the programs, so that a test decides what time it is.
+ */
+#ifndef FBR_CLOCK_H
+#define FBR_CLOCK_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_helpers.h"
+
+#ifndef FBR_INJECTED
+
+/* jiffies64 */
+#define fbr_now()                  bpf_jiffies64()
+/* 32 random bits */
+#define fbr_random()               bpf_get_prandom_u32()
+#define fbr_timer_start(timer, ns) bpf_timer_start(timer, ns, 0)
+
+#endif
+
+#endif

@@ -1,0 +1,116 @@
+package datapath
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// steps is how many random steps the walks make together.
+func steps(t *testing.T) int {
+	t.Helper()
+	s := os.Getenv("FASTBR_MODEL_STEPS")
+	if s == "" {
+		return 1_000_000
+	}
+	n, err := strconv.Atoi(s)
+	check(t, err)
+	return n
+}
+
+// The programs do what the model does, packet by packet: verdict and bytes of
+// each, everything remembered each thousand steps. FASTBR_MODEL_STEPS sets how
+// many, FASTBR_TEST_SEED repeats a walk.
+func TestProgramsEqualModel(t *testing.T) {
+	worlds := map[string]Config{
+		"room for all": {FlowsMax: 512, NATFirst: 10000, NATLast: 10999},
+		"few slots":    {FlowsMax: 40, NATFirst: 10000, NATLast: 10255},
+		"few ports":    {FlowsMax: 256, NATFirst: 10000, NATLast: 10015},
+		"little":       {FlowsMax: 24, NATFirst: 10000, NATLast: 10015},
+	}
+	seed, n := testutil.Rand(t).Uint64(), steps(t)/len(worlds)
+	met := newEncounters()
+	t.Run("worlds", func(t *testing.T) {
+		for name, cfg := range worlds {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				w := newWalk(t, cfg, rand.New(rand.NewPCG(seed, uint64(cfg.FlowsMax))))
+				for range n {
+					w.one()
+					if w.step%1000 == 0 {
+						w.compare()
+					}
+				}
+				_, err := w.FlushFlows()
+				check(t, err)
+				w.model.Flush(nil)
+				w.compare()
+				met.add(w)
+			})
+		}
+	})
+	if !t.Failed() && n >= 50_000 {
+		met.check(t)
+	}
+}
+
+// encounters are what the walks have met together.
+type encounters struct {
+	sync.Mutex
+	seen     map[string]int
+	bits     nm.Bits
+	counters nm.Counters
+}
+
+func newEncounters() *encounters { return &encounters{seen: map[string]int{}} }
+
+func (e *encounters) add(w *walk) {
+	e.Lock()
+	defer e.Unlock()
+	for prog, name := range map[*ebpf.Program]string{
+		w.progs.FbrPortIn: "port_in", w.progs.FbrPortOut: "port_out", w.progs.FbrUplinkIn: "uplink_in", w.progs.FbrUplinkOut: "uplink_out",
+	} {
+		for s, n := range w.seen {
+			if s.prog == prog {
+				e.seen[fmt.Sprintf("%s %d %s", name, s.action, s.reason)] += n
+			}
+		}
+	}
+	e.bits |= w.bits
+	c := w.model.Counters
+	e.counters.Overloads += c.Overloads
+	e.counters.Reclaimed += c.Reclaimed
+	for i, n := range c.Tries {
+		e.counters.Tries[i] += n
+	}
+}
+
+// check fails if the walks have missed something: they would prove nothing about it.
+func (e *encounters) check(t *testing.T) {
+	for _, what := range []string{
+		"port_in 7 ", "port_in -1 ", "port_in 2 spoof_ip", "port_in 2 isolated", "port_out -1 ",
+		"uplink_in 7 ", "uplink_in -1 ", "uplink_in 2 martian", "uplink_in 2 direct",
+		"uplink_out -1 ", "uplink_out 2 spoof_ip", "uplink_out 2 unsupported", "uplink_out 2 foreign",
+		"uplink_out 2 quota", "uplink_out 7 quota", "uplink_out 2 nat_full", "uplink_out 7 nat_full",
+	} {
+		if e.seen[what] == 0 {
+			t.Errorf("no walk has met %q", what)
+		}
+	}
+	const every = nm.Replied | nm.Acked | nm.FinOut | nm.FinIn | nm.Reset | nm.Shared | nm.OfHost | nm.Inbound | nm.OutOnly | nm.Contacted | nm.HalfOpen
+	if e.bits != every {
+		t.Errorf("sessions had the bits %x, want %x", e.bits, every)
+	}
+	if e.counters.Overloads == 0 || e.counters.Reclaimed == 0 || e.counters.Tries[0] == 0 || e.counters.Tries[2] == 0 {
+		t.Errorf("%+v", e.counters)
+	}
+	t.Logf("%v %+v", e.seen, e.counters)
+}

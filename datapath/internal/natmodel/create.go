@@ -1,0 +1,159 @@
+package natmodel
+
+// wish is a session to be created.
+type wish struct {
+	fwd     Tuple
+	ext     Addr
+	dev     *Device // nil: the host
+	policy  Policy
+	inbound bool // wanted from outside: on a live mapping or not at all
+	eport   uint16
+	owns    bool
+	slot    int
+}
+
+// create makes the session; "" if there is one now, or why not. The one there is
+// may be an older one with another external address: to an outsider who comes to
+// the new address it is in the way until its container sends again.
+func (n *NAT) create(w *wish) Reason {
+	if w.dev != nil {
+		if w.dev.Sessions >= n.FlowsQuota && !n.makeRoom(w.dev, false) {
+			return n.refuse("quota")
+		}
+		if w.fwd.Proto == TCP && !w.inbound && w.dev.Half >= n.HalfQuota {
+			return n.refuse("quota")
+		}
+	}
+	slot, ok := n.takeSlot()
+	if !ok {
+		return n.refuse("nat_full")
+	}
+	w.slot = slot
+	made := !w.policy.EDM && n.reuse(w) && n.insertOwned(w)
+	if !made && !w.inbound {
+		if w.dev != nil && w.dev.Ports >= n.PortsQuota && !n.makeRoom(w.dev, true) {
+			n.free.push(slot)
+			return n.refuse("quota")
+		}
+		if n.InUse[w.fwd.Proto.class()] >= n.Count-n.Count/8 {
+			n.makeRoom(nil, false)
+		}
+		made = n.bindNew(w) && n.insertOwned(w)
+		if !made && !w.policy.Strict {
+			made = n.share(w)
+		}
+	}
+	if !made {
+		n.free.push(slot)
+		if n.flows[w.fwd] != nil {
+			return ""
+		}
+		return n.refuse("nat_full")
+	}
+	n.born(w)
+	return ""
+}
+
+func (n *NAT) refuse(why Reason) Reason {
+	if why == "quota" {
+		n.RefusedQuota++
+	} else {
+		n.RefusedFull++
+	}
+	return why
+}
+
+// reuse takes the port that the source has already, if there is one that
+// nobody else uses towards this remote.
+func (n *NAT) reuse(w *wish) bool {
+	off, ok := n.binds[bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}]
+	if !ok || !n.clear(w.fwd, w.ext, off) {
+		return false
+	}
+	w.eport = n.First + uint16(off)
+	n.portOf(w.fwd.Proto, off).refs++
+	return true
+}
+
+// bindNew takes a new port, which becomes the source's unless it has one.
+func (n *NAT) bindNew(w *wish) bool {
+	off, ok := n.takePort(w.fwd, w.ext)
+	if !ok {
+		return false
+	}
+	w.eport = n.First + uint16(off)
+	p := n.portOf(w.fwd.Proto, off)
+	p.owner = bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}
+	p.dev = w.dev
+	p.refs = 1
+	p.bound = false
+	if _, has := n.binds[p.owner]; !has && !w.policy.EDM {
+		n.binds[p.owner] = off
+		p.bound = true
+	}
+	n.InUse[w.fwd.Proto.class()]++
+	if w.dev != nil {
+		w.dev.Ports++
+	}
+	return true
+}
+
+// insertOwned claims the external tuple on a port that is counted, or gives the
+// port back. A dead session in the way is removed.
+func (n *NAT) insertOwned(w *wish) bool {
+	e := n.flows[reverse(w.fwd, w.ext, w.eport)]
+	if e != nil && !n.reap(e.s.slot, 0) || n.flows[w.fwd] != nil {
+		n.putPort(w.fwd.Proto, n.offset(w.eport))
+		return false
+	}
+	w.owns = true
+	return true
+}
+
+// share takes a port whose tuple towards this remote is unique.
+func (n *NAT) share(w *wish) bool {
+	for range shareTries {
+		off := int(n.Random() % uint32(n.Count))
+		w.eport = n.First + uint16(off)
+		if n.clear(w.fwd, w.ext, off) && n.flows[reverse(w.fwd, w.ext, w.eport)] == nil {
+			n.Overloads++
+			return true
+		}
+	}
+	return false
+}
+
+// born puts the session of w into the table.
+func (n *NAT) born(w *wish) {
+	s := &session{slot: w.slot, fwd: w.fwd, ext: w.ext, eport: w.eport, dev: w.dev}
+	s.entry = [2]entry{{s: s, out: true, seen: n.Now}, {s: s, seen: n.Now}}
+	if w.inbound {
+		s.bits |= Inbound
+	}
+	switch {
+	case w.dev == nil:
+		s.bits |= OfHost
+	case w.fwd.Proto == TCP && !w.inbound:
+		s.bits |= HalfOpen
+	}
+	switch {
+	case !w.owns:
+		s.bits |= Shared
+	case w.policy.ADF || w.policy.EIF:
+		s.bits |= OutOnly
+	}
+	if w.owns && w.policy.ADF {
+		s.bits |= Contacted
+		n.peers[peer{w.fwd.Proto.class(), n.offset(w.eport), w.fwd.Dst}]++
+	}
+	n.flows[w.fwd] = &s.entry[outbound]
+	n.flows[reverse(w.fwd, w.ext, w.eport)] = &s.entry[inward]
+	n.slots[w.slot].s = s
+	n.Live++
+	if w.dev != nil {
+		w.dev.Sessions++
+		if s.bits&HalfOpen != 0 {
+			w.dev.Half++
+		}
+	}
+}

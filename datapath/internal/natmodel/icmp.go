@@ -1,0 +1,45 @@
+package natmodel
+
+// errorIn is an ICMP error from outside; false if it is about none of our sessions.
+func (n *NAT) errorIn(p Packet) (Verdict, bool) {
+	q := p.Quote
+	if q.Kind != Ports && q.Kind != EchoRequest || q.Src != p.Dst {
+		return Verdict{}, false
+	}
+	e := n.inbound(q.Tuple().Reversed())
+	if e == nil {
+		return Verdict{}, false
+	}
+	inside := *q
+	inside.Src, inside.SPort = e.s.fwd.Src, e.s.fwd.SPort
+	p.Quote, p.Dst = &inside, e.s.fwd.Src
+	return next(p), true
+}
+
+// errorOut is an ICMP error that a container or the host sends by the uplink.
+func (n *NAT) errorOut(from int, p Packet) Verdict {
+	q, outer := p.Quote, n.network(p.Src)
+	if n.network(q.Dst) != nil {
+		if outer != nil && p.Src != q.Dst {
+			return drop("spoof_ip")
+		}
+		e := n.flows[q.Tuple().Reversed()]
+		if e == nil || !e.out || e.s.dev == nil || n.expired(e.s) {
+			return drop("unsupported")
+		}
+		outside := *q
+		outside.Dst, outside.DPort = e.s.ext, e.s.eport
+		p.Quote = &outside
+		if outer != nil {
+			p.Src = e.s.ext
+		}
+		return next(p)
+	}
+	if outer != nil || n.network(q.Src) != nil {
+		return drop("unsupported")
+	}
+	if from == 0 && p.Type == 3 && p.Code == 3 && q.Kind == Ports && n.inRange(q.DPort) && !n.known(q.Tuple()) {
+		return drop("foreign")
+	}
+	return next(p)
+}

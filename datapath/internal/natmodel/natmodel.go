@@ -1,0 +1,241 @@
+// Package natmodel is the NAT of bpf/lib said a second time, as plainly as it
+// can be: no bytes, no checksums, no concurrency, the time and chance given from
+// outside. The tests feed the same packets to it and to the programs; where the
+// two differ, one of them is wrong.
+//
+// Addresses and ports are in host byte order, times in jiffies.
+package natmodel
+
+// Addr is an IPv4 address.
+type Addr uint32
+
+// Proto is an IPv4 protocol number.
+type Proto uint8
+
+// The protocols that are translated.
+const (
+	ICMP Proto = 1
+	TCP  Proto = 6
+	UDP  Proto = 17
+)
+
+// class is the index of the protocol's port space.
+func (p Proto) class() int {
+	switch p {
+	case TCP:
+		return 0
+	case UDP:
+		return 1
+	default:
+		return 2
+	}
+}
+
+// Flags are TCP's, as in the header.
+type Flags uint8
+
+// The flags that matter here.
+const (
+	FIN Flags = 1 << iota
+	SYN
+	RST
+	_
+	ACK
+)
+
+// Kind says what a packet is to the NAT.
+type Kind uint8
+
+// Packets that are of no other kind have no ports and are not translated.
+const (
+	Other       Kind = iota
+	Ports            // TCP and UDP
+	EchoRequest      // the id stands in SPort
+	EchoReply        // the id stands in DPort
+	Error            // an ICMP error about Quote
+)
+
+// Packet is an IPv4 packet in an Ethernet frame. The NAT carries Body through.
+type Packet struct {
+	Kind         Kind
+	Proto        Proto
+	Src, Dst     Addr
+	SPort, DPort uint16
+	Flags        Flags
+	TTL          uint8
+	MACs         [12]byte // destination, source
+	Type, Code   uint8    // of an Error
+	Quote        *Packet
+	Body         Body
+}
+
+// Body is what a packet contains besides.
+type Body struct {
+	TOS     uint8
+	ID      uint16
+	Payload int  // bytes
+	NoSum   bool // UDP without a checksum
+	Cut     int  // bytes of the IPv4 packet that an Error quotes
+}
+
+// Tuple is what a packet is found by.
+type Tuple struct {
+	Src, Dst     Addr
+	SPort, DPort uint16
+	Proto        Proto
+}
+
+// Tuple is the packet's own.
+func (p Packet) Tuple() Tuple { return Tuple{p.Src, p.Dst, p.SPort, p.DPort, p.Proto} }
+
+// Reversed is the tuple of an answer.
+func (t Tuple) Reversed() Tuple { return Tuple{t.Dst, t.Src, t.DPort, t.SPort, t.Proto} }
+
+// Config is fixed for the life of a NAT.
+type Config struct {
+	HZ                                 uint64
+	FlowsMax                           int
+	FlowsQuota, PortsQuota, HalfQuota  int
+	First                              uint16
+	Count                              int
+	UDPOneway, UDPTwoway, UDPWellKnown uint64 // seconds, as all below
+	ICMPQuery                          uint64
+	TCPOpen, TCPEstablished            uint64
+	TCPHalf, TCPClosing                uint64
+	Hold                               uint64
+}
+
+// Policy is how a network is translated.
+type Policy struct{ EDM, ADF, EIF, Strict bool }
+
+// Network is a bridge with its subnet; always masqueraded.
+type Network struct {
+	Bridge  int
+	Subnet  Addr
+	Mask    Addr
+	Gateway Addr
+	Policy
+}
+
+// Device is a container's port.
+type Device struct {
+	Ifindex int
+	IP      Addr
+	MACs    [12]byte // of frames to it: its own, its gateway's
+	Net     *Network
+	Slow    bool
+	Usage
+}
+
+// Usage is what a port holds, for the quotas.
+type Usage struct {
+	Sessions, Ports, Half int
+	refusedAt             uint64
+}
+
+// Action is what happens to a packet.
+type Action int32
+
+// The verdicts of the programs.
+const (
+	Next     Action = -1 // the kernel goes on with it
+	Drop     Action = 2
+	Redirect Action = 7
+)
+
+// Reason says why a packet was dropped, in the words of the metrics.
+type Reason string
+
+// Verdict is what became of a packet.
+type Verdict struct {
+	Action Action
+	Reason Reason
+	Packet Packet // as it goes on
+}
+
+// Counters are totals since the beginning.
+type Counters struct {
+	Overloads, Reclaimed, RefusedFull, RefusedQuota uint64
+	Tries                                           [maxTries + 1]uint64 // [0]: none found
+	InUse                                           [3]int
+	Live                                            int
+}
+
+// NAT is the state of one instance.
+type NAT struct {
+	Config
+	Counters
+	Now       uint64
+	Random    func() uint32
+	Busy      func(inbound Tuple) bool // somebody else on the host answers for it
+	Uplink    Addr                     // the uplink's address as it was told
+	Route     Addr                     // the source the kernel chooses now; 0: no route
+	Lease     uint64                   // 0: no routed fast path
+	RevokedAt uint64
+	Networks  []*Network
+	Devices   map[int]*Device
+
+	flows  map[Tuple]*entry
+	slots  []slot
+	free   queue // slots given back
+	fresh  int   // slots never used start here
+	hand   int   // next slot to sweep
+	closed queue // slots of closed sessions, longest first
+	ports  [3][]port
+	unused [3]queue // free ports, longest released first
+	binds  map[bind]int
+	peers  map[peer]int
+}
+
+// New makes an empty NAT; order lists the free ports of each class (TCP, UDP,
+// ICMP) as offsets in the range, in the order in which they are to be taken.
+func New(cfg Config, order [3][]uint32) *NAT {
+	n := &NAT{
+		Config: cfg, Devices: map[int]*Device{}, flows: map[Tuple]*entry{}, slots: make([]slot, cfg.FlowsMax),
+		binds: map[bind]int{}, peers: map[peer]int{}, Busy: func(Tuple) bool { return false },
+	}
+	for class := range n.ports {
+		n.ports[class] = make([]port, cfg.Count)
+		for _, off := range order[class] {
+			n.unused[class].push(int(off))
+			n.ports[class][off].queued = true
+		}
+	}
+	return n
+}
+
+func (n *NAT) network(a Addr) *Network {
+	for _, net := range n.Networks {
+		if a&net.Mask == net.Subnet {
+			return net
+		}
+	}
+	return nil
+}
+
+// queue is first in, first out.
+type queue struct {
+	items []int
+	head  int
+}
+
+func (q *queue) push(x int) { q.items = append(q.items, x) }
+
+func (q *queue) pop() (int, bool) {
+	if q.head == len(q.items) {
+		return 0, false
+	}
+	x := q.items[q.head]
+	q.head++
+	if q.head > 1024 && 2*q.head > len(q.items) {
+		q.items, q.head = append(q.items[:0], q.items[q.head:]...), 0
+	}
+	return x, true
+}
+
+func (q *queue) peek() (int, bool) {
+	if q.head == len(q.items) {
+		return 0, false
+	}
+	return q.items[q.head], true
+}

@@ -1,0 +1,141 @@
+package natmodel
+
+import (
+	"testing"
+)
+
+const (
+	inside  Addr = 0xac1e0002
+	inside2 Addr = 0xac1e0003
+	outside Addr = 0xc000020b
+	public  Addr = 0xc6336401
+)
+
+// small is a NAT of few ports and slots with two containers.
+func small(policy Policy) (*NAT, []*Device) {
+	cfg := Config{
+		HZ: 100, FlowsMax: 12, FlowsQuota: 9, PortsQuota: 6, HalfQuota: 3, First: 10000, Count: 8,
+		UDPOneway: 120, UDPTwoway: 300, UDPWellKnown: 20, ICMPQuery: 60,
+		TCPOpen: 240, TCPEstablished: 86400, TCPHalf: 7440, TCPClosing: 240, Hold: 120,
+	}
+	order := []uint32{3, 1, 4, 0, 5, 2, 6, 7}
+	n := New(cfg, [3][]uint32{order, order, order})
+	n.Now, n.Lease, n.Uplink, n.Route = 1<<20, 1000, public, public
+	state := uint32(1)
+	n.Random = func() uint32 { state = state*1664525 + 1013904223; return state >> 8 }
+	net := &Network{Bridge: 1, Subnet: 0xac1e0000, Mask: 0xffff0000, Gateway: 0xac1e0001, Policy: policy}
+	n.Networks = []*Network{net}
+	var devs []*Device
+	for i, ip := range []Addr{inside, inside2} {
+		d := &Device{Ifindex: 2 + i, IP: ip, Net: net}
+		n.Devices[d.Ifindex] = d
+		devs = append(devs, d)
+	}
+	return n, devs
+}
+
+func udp(port uint16) Packet {
+	return Packet{Kind: Ports, Proto: UDP, Src: inside, Dst: outside, SPort: port, DPort: 9999, TTL: 64}
+}
+
+// answer is what comes back to a packet as it left.
+func answer(p Packet) Packet {
+	p.Src, p.Dst, p.SPort, p.DPort = p.Dst, p.Src, p.DPort, p.SPort
+	if p.Kind == EchoRequest {
+		p.Kind = EchoReply
+	}
+	return p
+}
+
+func TestMappingFollowsThePolicy(t *testing.T) {
+	for _, edm := range []bool{false, true} {
+		n, _ := small(Policy{EDM: edm})
+		p := udp(40000)
+		a := n.UplinkOut(1, p, false)
+		p.Dst++
+		b := n.UplinkOut(1, p, false)
+		if a.Packet.Src != public || (a.Packet.SPort == b.Packet.SPort) == edm {
+			t.Errorf("EDM %v: ports %d and %d", edm, a.Packet.SPort, b.Packet.SPort)
+		}
+	}
+}
+
+func TestPortsAreKeptAndReleasedLast(t *testing.T) {
+	n, _ := small(Policy{})
+	if v := n.UplinkOut(1, udp(10005), false); v.Packet.SPort != 10005 {
+		t.Errorf("port %d, want its own", v.Packet.SPort)
+	}
+	first := n.UplinkOut(1, udp(40000), false).Packet.SPort
+	if first != 10003 {
+		t.Errorf("port %d, want the first of the queue", first)
+	}
+	n.Flush(nil)
+	for i := range uint16(5) {
+		if v := n.UplinkOut(1, udp(41000+i), false); v.Packet.SPort == first {
+			t.Errorf("port %d is used again before the others", first)
+		}
+	}
+}
+
+func TestSessionsEnd(t *testing.T) {
+	for _, c := range []struct {
+		port    uint16
+		replied bool
+		secs    uint64
+	}{{9999, false, 120}, {9999, true, 300}, {53, true, 20}} {
+		n, _ := small(Policy{})
+		p := udp(40000)
+		p.DPort = c.port
+		out := n.UplinkOut(1, p, false).Packet
+		if c.replied {
+			n.UplinkIn(answer(out))
+		}
+		n.Now += c.secs*n.HZ - 1
+		if n.inbound(answer(out).Tuple()) == nil {
+			t.Errorf("%+v: ended early", c)
+		}
+		n.Now++
+		if n.inbound(answer(out).Tuple()) != nil {
+			t.Errorf("%+v: still there", c)
+		}
+	}
+}
+
+func TestExhaustion(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		n, _ := small(Policy{Strict: strict})
+		for i := range uint16(8) {
+			p := udp(40000 + i)
+			if i >= 4 {
+				p.Src = inside2
+			}
+			if v := n.UplinkOut(1, p, false); v.Action != Next {
+				t.Fatalf("port %d: %+v", i, v)
+			}
+		}
+		p := udp(50000)
+		p.Dst++
+		v := n.UplinkOut(1, p, false)
+		if (v.Action == Next) == strict || strict && (v.Action != Redirect || v.Packet.Code != 13) {
+			t.Errorf("strict %v: %+v", strict, v)
+		}
+	}
+}
+
+func TestNoLeaseOutlivesItsSession(t *testing.T) {
+	n, devs := small(Policy{EIF: true})
+	n.Lease = 3000 // longer than the rest of the session
+	p := udp(40000)
+	p.DPort = 53
+	out := n.UplinkOut(1, p, false).Packet
+	n.Now += 10 * n.HZ
+	in := n.UplinkIn(answer(out))
+	n.PortOut(devs[0], in.Packet)
+	if v := n.UplinkIn(answer(out)); v.Action != Redirect {
+		t.Errorf("%+v, want the fast path", v)
+	}
+	n.Now += 10 * n.HZ
+	if v := n.UplinkIn(answer(out)); v.Action == Redirect {
+		t.Errorf("%+v: the lease is longer than the session", v)
+	}
+}

@@ -1,0 +1,109 @@
+package datapath
+
+import (
+	"errors"
+	"math/bits"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
+)
+
+// The model's addresses and ports are in host byte order, the maps' in network's.
+func fromBE32(a uint32) nm.Addr { return nm.Addr(bits.ReverseBytes32(a)) }
+func fromBE16(p uint16) uint16  { return bits.ReverseBytes16(p) }
+func fromKey(k tcFbrFlowKey) nm.Tuple {
+	return nm.Tuple{Src: fromBE32(k.Saddr), Dst: fromBE32(k.Daddr), SPort: fromBE16(k.Sport), DPort: fromBE16(k.Dport), Proto: nm.Proto(k.Proto)}
+}
+
+// all reads a whole map. At most n entries are expected.
+func all[K comparable, V any](t testing.TB, m *ebpf.Map, n uint32) map[K]V {
+	t.Helper()
+	keys, values := make([]K, n+1), make([]V, n+1)
+	var cursor ebpf.MapBatchCursor
+	got := 0
+	for got < len(keys) {
+		c, err := m.BatchLookup(&cursor, keys[got:], values[got:], nil)
+		got += c
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			break
+		}
+		check(t, err)
+	}
+	out := make(map[K]V, got)
+	for i := range got {
+		out[keys[i]] = values[i]
+	}
+	return out
+}
+
+// table reads everything the NAT remembers, in the model's terms.
+func (h *harness) table(t testing.TB) nm.Table {
+	t.Helper()
+	st, err := h.state()
+	check(t, err)
+	out := nm.Table{
+		Sessions: map[int]nm.Session{}, Binds: map[nm.Tuple]int{}, Peers: map[nm.Tuple]int{}, Usage: map[int]nm.Usage{},
+		Counters: nm.Counters{
+			Overloads: st.Overloads, Reclaimed: st.Reclaimed, RefusedFull: st.RefusedFull, RefusedQuota: st.RefusedQuota,
+			Tries: st.Tries, Live: int(st.Live),
+			InUse: [3]int{int(st.InUse[0]), int(st.InUse[1]), int(st.InUse[2])},
+		},
+	}
+	flows := all[tcFbrFlowKey, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax)
+	slots, live, err := h.sessions()
+	check(t, err)
+	for i, s := range live {
+		out.Sessions[int(slots[i])] = h.session(t, flows, slots[i], s)
+	}
+	if len(flows) != 0 {
+		t.Errorf("entries without a session: %v", flows)
+	}
+	for k, v := range all[tcFbrBindKey, uint32](t, h.maps.FbrBind, 3*h.meta.NatCount) {
+		out.Binds[nm.Tuple{Src: fromBE32(k.Ip), SPort: fromBE16(k.Port), Proto: nm.Proto(k.Proto)}] = int(v)
+	}
+	for k, v := range all[tcFbrPeerKey, uint32](t, h.maps.FbrPeer, h.meta.FlowsMax) {
+		out.Peers[nm.Tuple{Src: fromBE32(k.Addr), DPort: uint16(k.Nport % h.meta.NatCount), Proto: nm.Proto(k.Nport / h.meta.NatCount)}] = int(v)
+	}
+	ports := all[uint32, tcFbrNport](t, h.maps.FbrNport, 3*h.meta.NatCount)
+	for i := range 3 * h.meta.NatCount {
+		class := i / h.meta.NatCount
+		out.Ports[class] = append(out.Ports[class], portView(ports[i]))
+	}
+	for _, p := range []Port{h.c1, h.c2, h.other} {
+		dev, _, err := h.device(p.Ifindex)
+		check(t, err)
+		var q tcFbrQuota
+		check(t, h.maps.FbrQuota.Lookup(uint32(dev.Stats), &q))
+		out.Usage[p.Ifindex] = nm.Usage{Sessions: int(q.Sessions), Ports: int(q.Ports), Half: int(q.Half)}
+	}
+	return out
+}
+
+// session is one with its two entries, which it removes from flows.
+func (h *harness) session(t testing.TB, flows map[tcFbrFlowKey]tcFbrFlow, slot uint32, s tcFbrSession) nm.Session {
+	t.Helper()
+	out := nm.Session{Fwd: fromKey(s.Fwd), Ext: fromBE32(s.Ext), EPort: fromBE16(s.Eport), Bits: nm.Bits(s.Bits), Ifindex: int(s.Pif)}
+	rev := tcFbrFlowKey{Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto}
+	for i, k := range []tcFbrFlowKey{s.Fwd, rev} {
+		f, ok := flows[k]
+		if !ok || f.Sess != slot {
+			t.Errorf("slot %d has no entry of its own in direction %d: %+v", slot, i, f)
+		}
+		delete(flows, k)
+		out.Seen[i], out.Granted[i] = f.Seen, f.Granted
+		if f.Granted != 0 {
+			out.Lease[i] = uint64(f.LeaseLen)
+		}
+	}
+	return out
+}
+
+func portView(p tcFbrNport) nm.Port {
+	v := nm.Port{Taken: p.Taken != 0, Queued: p.Queued != 0, Bound: p.Bound != 0, Refs: int(p.Refs), NotedAt: p.NotedAt, UsedAt: p.UsedAt}
+	if v.Taken {
+		v.Addr, v.Port, v.Ifindex = fromBE32(p.Ip), fromBE16(p.Port), int(p.Pif)
+	}
+	return v
+}

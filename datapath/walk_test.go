@@ -1,0 +1,539 @@
+package datapath
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"reflect"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
+)
+
+// walk sends the same random packets through the programs and the model.
+type walk struct {
+	*injected
+	t       *testing.T
+	model   *nm.NAT
+	rnd     *rand.Rand
+	step    int
+	random  lcg // what fbr_random() gives next
+	devs    []*nm.Device
+	nets    []*nm.Network
+	exts    []nm.Addr // addresses of the uplink
+	sources []uint16  // source ports of containers
+	hot     int       // first slot of the sessions that talk now
+	frame   []byte
+	want    []byte
+	seen    map[sight]int
+	bits    nm.Bits // of all sessions compared
+}
+
+// sight is what a program did, to see that a walk has met everything.
+type sight struct {
+	prog   *ebpf.Program
+	action nm.Action
+	reason nm.Reason
+}
+
+var (
+	walkRemotes = []nm.Addr{modelAddr(server), modelAddr(mustAddr("192.0.2.12")), modelAddr(mustAddr("203.0.113.5"))}
+	walkPorts   = []uint16{53, 80, 9999}
+)
+
+var secondAddr = mustAddr("198.51.100.3")
+
+// Listeners of the host on the first ports of the range, which nobody may get.
+const (
+	busyTCP = 1
+	busyUDP = 2
+)
+
+func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
+	t.Helper()
+	w := &walk{t: t, injected: newInjected(t, cfg, nil), rnd: rnd, seen: map[sight]int{},
+		exts: []nm.Addr{modelAddr(extAddr), modelAddr(secondAddr)}}
+	w.model = nm.New(w.modelConfig(), w.drainQueues())
+	m := w.model
+	m.Now = 1 << 30
+	m.Random = w.random.next
+	m.Uplink, m.Route = w.exts[0], w.exts[0]
+	m.Lease = uint64(jiffies(DefaultLease, w.meta.Hz))
+	m.Busy = func(in nm.Tuple) bool {
+		return in.Proto == nm.TCP && in.DPort == m.First+busyTCP || in.Proto == nm.UDP && in.DPort == m.First+busyUDP
+	}
+	w.listen(m.First)
+	w.addAddress(secondAddr)
+	for _, n := range []struct {
+		bridge  int
+		gateway string
+	}{{w.bridge, "172.30.0.1"}, {w.bridge2, "172.31.0.1"}} {
+		gw := modelAddr(mustAddr(n.gateway))
+		w.nets = append(w.nets, &nm.Network{Bridge: n.bridge, Subnet: gw &^ 0xffff, Mask: 0xffff0000, Gateway: gw})
+	}
+	m.Networks = w.nets
+	for i, p := range w.ports() {
+		w.devs = append(w.devs, w.tellModel(p, w.nets[i/2]))
+	}
+	for i := range uint16(24) {
+		w.sources = append(w.sources, 40000+i, m.First+i%uint16(m.Count))
+	}
+	return w
+}
+
+func (w *walk) ports() []Port { return []Port{w.c1, w.c2, w.other} }
+
+// tellModel tells the model of a port.
+func (w *walk) tellModel(p Port, n *nm.Network) *nm.Device {
+	d := &nm.Device{Ifindex: p.Ifindex, IP: modelAddr(p.IP), Net: n}
+	copy(d.MACs[:], append(append([]byte(nil), p.MAC...), p.BridgeMAC...))
+	w.model.Devices[p.Ifindex] = d
+	return d
+}
+
+func (w *walk) modelConfig() nm.Config {
+	flows, ports := int(w.meta.FlowsMax), int(w.meta.NatCount)
+	return nm.Config{
+		HZ: uint64(w.meta.Hz), FlowsMax: flows, FlowsQuota: flows - flows/5, HalfQuota: max(1, (flows-flows/5)/4),
+		PortsQuota: ports - ports/5, First: uint16(w.meta.NatFirst), Count: ports,
+		UDPOneway: 120, UDPTwoway: 300, UDPWellKnown: 20, ICMPQuery: 60,
+		TCPOpen: 240, TCPEstablished: 86400, TCPHalf: 7440, TCPClosing: 240, Hold: 120,
+	}
+}
+
+// drainQueues reads in which order the free ports stand, and puts them back.
+func (w *walk) drainQueues() (order [3][]uint32) {
+	w.t.Helper()
+	for class, q := range []*ebpf.Map{w.maps.FbrPfreeTcp, w.maps.FbrPfreeUdp, w.maps.FbrPfreeIcmp} {
+		var off uint32
+		for q.LookupAndDelete(nil, &off) == nil {
+			order[class] = append(order[class], off)
+		}
+		for _, off := range order[class] {
+			check(w.t, q.Put(nil, off))
+		}
+	}
+	return order
+}
+
+func (w *walk) listen(first uint16) {
+	w.t.Helper()
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: int(first + busyTCP)})
+	check(w.t, err)
+	u, err := net.ListenUDP("udp4", &net.UDPAddr{Port: int(first + busyUDP)})
+	check(w.t, err)
+	w.t.Cleanup(func() { _, _ = l.Close(), u.Close() })
+}
+
+func (w *walk) link() netlink.Link {
+	w.t.Helper()
+	l, err := netlink.LinkByIndex(w.uplink.Ifindex)
+	check(w.t, err)
+	return l
+}
+
+func (w *walk) addAddress(a netip.Addr) {
+	w.t.Helper()
+	addr, err := netlink.ParseAddr(a.String() + "/24")
+	check(w.t, err)
+	check(w.t, netlink.AddrAdd(w.link(), addr))
+}
+
+// chance is true once in n.
+func (w *walk) chance(n int) bool { return w.rnd.IntN(n) == 0 }
+
+func pick[T any](w *walk, from []T) T { return from[w.rnd.IntN(len(from))] }
+
+// exec runs a program on p, and compares what it does with the model's verdict.
+// It returns whether the packet goes on, and as what.
+func (w *walk) exec(prog *ebpf.Program, p nm.Packet, ifindex, iif int, mark uint32, v nm.Verdict) bool {
+	w.frame = render(w.frame[:0], &p)
+	got, err := w.injected.exec(prog, w.frame, ifindex, iif, mark)
+	if err != nil {
+		w.fail("%s: %v", prog, err)
+	}
+	w.seen[sight{prog, v.Action, v.Reason}]++
+	if got.verdict != int32(v.Action) {
+		w.fail("%s: verdict %d, want %d (%s)\npacket %+v %+v", prog, got.verdict, v.Action, v.Reason, p, p.Quote)
+	}
+	if v.Action == nm.Drop {
+		return false
+	}
+	w.want = render(w.want[:0], &v.Packet)
+	if !bytes.Equal(got.frame, w.want) {
+		w.fail("%s:\nsent %x\n got %x\nwant %x\nwant %+v %+v", prog, w.frame, got.frame, w.want, v.Packet, v.Packet.Quote)
+	}
+	return true
+}
+
+func (w *walk) fail(format string, args ...any) {
+	w.t.Helper()
+	w.t.Fatalf("step %d: "+format, append([]any{w.step}, args...)...)
+}
+
+// one makes one random step.
+func (w *walk) one() {
+	w.step++
+	w.model.Now += w.later()
+	w.random = lcg(w.rnd.Uint64())
+	w.set(w.t, w.model.Now, uint64(w.random))
+	switch x := w.rnd.IntN(1000); {
+	case x < 420:
+		w.containerSends()
+	case x < 860:
+		w.outsideSends()
+	case x < 900:
+		w.hostSends()
+	case x < 925:
+		w.errorArrives()
+	case x < 950:
+		w.errorLeaves()
+	case x < 990:
+		w.model.Sweep()
+		w.exec(w.sweep, nm.Packet{}, 0, 0, 0, nm.Verdict{Action: 0})
+	default:
+		w.operator()
+	}
+}
+
+// later is how many jiffies pass before the next step: mostly none, seldom so
+// many that a timeout is just reached, or just not.
+func (w *walk) later() uint64 {
+	hz := w.model.HZ
+	switch x := w.rnd.IntN(10000); {
+	case x < 8000:
+		return 0
+	case x < 9900:
+		return uint64(w.rnd.IntN(int(hz / 10)))
+	case x < 9994:
+		return uint64(w.rnd.IntN(int(5 * hz)))
+	case x < 9999:
+		return pick(w, []uint64{20, 60, 120, 240, 300})*hz - 1 + uint64(w.rnd.IntN(3))
+	default:
+		return pick(w, []uint64{7440, 86400}) * hz
+	}
+}
+
+func (w *walk) body() nm.Body {
+	b := nm.Body{TOS: uint8(w.rnd.Uint32()), ID: uint16(w.rnd.Uint32()), Payload: w.rnd.IntN(12), NoSum: w.chance(4), Cut: 28 + w.rnd.IntN(16)}
+	if b.Cut == 37 { // half a TCP checksum cannot be updated
+		b.Cut++
+	}
+	return b
+}
+
+func (w *walk) flags() nm.Flags {
+	return pick(w, []nm.Flags{nm.SYN, nm.SYN, nm.SYN | nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.FIN | nm.ACK, nm.FIN | nm.ACK, nm.RST, nm.RST | nm.ACK, 0})
+}
+
+// proto completes p with a protocol's own.
+func (w *walk) proto(p nm.Packet, proto nm.Proto, out bool) nm.Packet {
+	p.Proto, p.Kind = proto, nm.Ports
+	switch {
+	case proto == nm.TCP:
+		p.Flags = w.flags()
+	case proto == nm.ICMP && out:
+		p.Kind, p.DPort = nm.EchoRequest, 0
+	case proto == nm.ICMP:
+		p.Kind, p.SPort = nm.EchoReply, 0
+	}
+	return p
+}
+
+func (w *walk) ttl() uint8 {
+	if w.chance(50) {
+		return 1
+	}
+	return uint8(2 + w.rnd.IntN(250))
+}
+
+func (w *walk) anyProto() nm.Proto {
+	return pick(w, []nm.Proto{nm.TCP, nm.TCP, nm.TCP, nm.UDP, nm.UDP, nm.ICMP})
+}
+
+// known is a live session, if one is found: mostly one of a few that talk now,
+// else leases would have ended before they were used.
+func (w *walk) known() (nm.Session, bool) {
+	if w.chance(200) {
+		w.hot = w.rnd.IntN(1 << 20)
+	}
+	for range 4 {
+		i := w.hot + w.rnd.IntN(8)
+		if w.chance(4) {
+			i = w.rnd.IntN(1 << 20)
+		}
+		if s, ok := w.model.Slot(i); ok {
+			return s, true
+		}
+	}
+	return nm.Session{}, false
+}
+
+// fromContainer is what a container sends: on a session of its, or anew.
+func (w *walk) fromContainer() (nm.Packet, *nm.Device) {
+	s, ok := w.known()
+	ok = ok && s.Ifindex != 0 && !w.chance(3)
+	d := pick(w, w.devs)
+	if ok {
+		d = w.model.Devices[s.Ifindex]
+	}
+	p := nm.Packet{Src: d.IP, Dst: pick(w, walkRemotes), SPort: pick(w, w.sources), DPort: pick(w, walkPorts), TTL: w.ttl(), Body: w.body()}
+	proto := w.anyProto()
+	if ok {
+		p.Dst, p.SPort, p.DPort, proto = s.Fwd.Dst, s.Fwd.SPort, s.Fwd.DPort, s.Fwd.Proto
+	}
+	return w.proto(p, proto, true), d
+}
+
+func (w *walk) containerSends() {
+	p, d := w.fromContainer()
+	copy(p.MACs[:], append(append([]byte(nil), w.gateway...), d.MACs[:6]...))
+	if w.chance(100) {
+		p.Src++
+	}
+	if w.chance(200) {
+		p.Dst = pick(w, w.devs).IP
+	}
+	if w.chance(200) {
+		p.Kind, p.Proto = nm.Other, 47
+	}
+	v := w.model.PortIn(d, p)
+	if !w.exec(w.progs.FbrPortIn, p, d.Ifindex, d.Ifindex, 0, v) {
+		return
+	}
+	if v.Action == nm.Redirect {
+		w.exec(w.progs.FbrUplinkOut, v.Packet, w.uplink.Ifindex, d.Ifindex, w.meta.Mark, w.model.UplinkOut(d.Ifindex, v.Packet, true))
+		return
+	}
+	if p.TTL > 1 && w.model.IsOutside(p.Dst) {
+		w.routed(p, d)
+	}
+}
+
+// routed is p as the kernel hands it to the uplink.
+func (w *walk) routed(p nm.Packet, d *nm.Device) {
+	p.TTL--
+	w.atUplink(&p)
+	iif := d.Net.Bridge
+	if w.chance(100) {
+		iif = pick(w, []int{0, w.bridge, w.bridge2, w.foreign})
+	}
+	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+}
+
+// atUplink gives p the MACs of the wire; the gateway's changes now and then.
+func (w *walk) atUplink(p *nm.Packet) {
+	p.MACs = [12]byte{2, 0, 0, 0, 0, 0x99, 2, 0, 0, 0, 0, 1}
+	if w.model.Now/(20*w.model.HZ)%2 == 1 {
+		p.MACs[5] = 0x98
+	}
+}
+
+func (w *walk) outsideSends() {
+	p := nm.Packet{Src: pick(w, walkRemotes), Dst: pick(w, w.exts), SPort: pick(w, walkPorts), TTL: w.ttl(), Body: w.body(),
+		DPort: w.model.First + uint16(w.rnd.IntN(w.model.Count+1))}
+	proto := w.anyProto()
+	if s, ok := w.known(); ok && !w.chance(8) {
+		p.Src, p.Dst, p.SPort, p.DPort, proto = s.Fwd.Dst, s.Ext, s.Fwd.DPort, s.EPort, s.Fwd.Proto
+		switch w.rnd.IntN(12) { // somebody else
+		case 0:
+			p.SPort = 4242
+		case 1:
+			p.Src, p.SPort = pick(w, walkRemotes), 4242
+		}
+	}
+	switch w.rnd.IntN(300) {
+	case 0:
+		p.Dst = pick(w, w.devs).IP
+	case 1:
+		p.Src = pick(w, w.devs).IP
+	}
+	w.arrive(w.proto(p, proto, false))
+}
+
+// arrive is p at the uplink and, if the kernel delivers it, at its container.
+func (w *walk) arrive(p nm.Packet) {
+	w.atUplink(&p)
+	v := w.model.UplinkIn(p)
+	if !w.exec(w.progs.FbrUplinkIn, p, w.uplink.Ifindex, w.uplink.Ifindex, 0, v) || v.Action != nm.Next || p.TTL <= 1 {
+		return
+	}
+	for _, d := range w.devs {
+		if v.Packet.Dst == d.IP {
+			in := v.Packet
+			in.TTL--
+			in.MACs = d.MACs
+			w.model.PortOut(d, in)
+			w.exec(w.progs.FbrPortOut, in, d.Ifindex, w.uplink.Ifindex, 0, nm.Verdict{Action: nm.Next, Packet: in})
+		}
+	}
+}
+
+// hostSends is the host itself, or another NAT on its address; sometimes with
+// the tuple of one of our sessions.
+func (w *walk) hostSends() {
+	p := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, walkRemotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count+1)), DPort: pick(w, walkPorts), TTL: 64, Body: w.body()}
+	proto := w.anyProto()
+	if s, ok := w.known(); ok && w.chance(3) {
+		p.Src, p.Dst, p.SPort, p.DPort, proto = s.Ext, s.Fwd.Dst, s.EPort, s.Fwd.DPort, s.Fwd.Proto
+		if s.Ifindex == 0 {
+			p.SPort = s.Fwd.SPort
+		}
+	}
+	w.atUplink(&p)
+	p = w.proto(p, proto, true)
+	iif := pick(w, []int{0, w.foreign})
+	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+}
+
+func (w *walk) icmpError() nm.Packet {
+	return nm.Packet{Kind: nm.Error, Proto: nm.ICMP, TTL: w.ttl(), Body: w.body(), Type: pick(w, []uint8{3, 3, 3, 11, 12}), Code: uint8(w.rnd.IntN(5))}
+}
+
+// errorArrives is an ICMP error about a packet that left by the uplink.
+func (w *walk) errorArrives() {
+	p := w.icmpError()
+	q := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, walkRemotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count)), DPort: pick(w, walkPorts), TTL: 3, Body: w.body()}
+	proto := w.anyProto()
+	if s, ok := w.known(); ok && !w.chance(5) {
+		q.Src, q.Dst, q.SPort, q.DPort, proto = s.Ext, s.Fwd.Dst, s.EPort, s.Fwd.DPort, s.Fwd.Proto
+	}
+	q = w.proto(q, proto, !w.chance(20))
+	p.Quote, p.Src, p.Dst = &q, pick(w, walkRemotes), q.Src
+	w.arrive(p)
+}
+
+// errorLeaves is an ICMP error of a container, or of the host, about a packet
+// that came in: as the container saw it, or as the host did.
+func (w *walk) errorLeaves() {
+	p := w.icmpError()
+	d := pick(w, w.devs)
+	q := nm.Packet{Src: pick(w, walkRemotes), Dst: d.IP, SPort: pick(w, walkPorts), DPort: pick(w, w.sources), TTL: 3, Body: w.body()}
+	proto := w.anyProto()
+	if s, ok := w.known(); ok && !w.chance(5) {
+		q.Src, q.Dst, q.SPort, q.DPort, proto = s.Fwd.Dst, s.Fwd.Src, s.Fwd.DPort, s.Fwd.SPort, s.Fwd.Proto
+	}
+	if w.chance(4) {
+		q.Dst, q.DPort = pick(w, w.exts), w.model.First+uint16(w.rnd.IntN(w.model.Count))
+	}
+	q = w.proto(q, proto, false)
+	iif := 0
+	p.Quote, p.Src, p.Dst = &q, pick(w, []nm.Addr{q.Dst, q.Dst, w.exts[0], d.IP, w.nets[0].Gateway}), q.Src
+	if dev := w.model.DeviceOf(p.Src); dev != nil {
+		iif = dev.Net.Bridge
+	}
+	w.atUplink(&p)
+	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+}
+
+// operator changes what may change while the programs run.
+func (w *walk) operator() {
+	m := w.model
+	switch w.rnd.IntN(8) {
+	case 0:
+		check(w.t, w.Revoke())
+		m.RevokedAt = m.Now
+	case 1:
+		d := pick(w, w.devs)
+		d.Slow = !d.Slow
+		dev, _, err := w.device(d.Ifindex)
+		check(w.t, err)
+		dev.Flags ^= tcFbrDevFlagsFBR_DEV_SLOW
+		check(w.t, w.putDevice(dev))
+	case 2, 3:
+		w.changePolicy(w.rnd.IntN(len(w.nets)))
+	case 4:
+		if w.chance(4) {
+			d := pick(w, w.devs)
+			_, err := w.flush(d.Ifindex)
+			check(w.t, err)
+			m.Flush(d)
+		}
+	case 5:
+		if m.Lease = 0; !w.chance(4) {
+			m.Lease = uint64(jiffies(DefaultLease, w.meta.Hz))
+		}
+		check(w.t, w.SetLease(duration(m.Lease, w.meta.Hz)))
+		m.RevokedAt = m.Now
+	case 6:
+		if w.chance(10) {
+			w.reattach(w.rnd.IntN(len(w.devs)))
+		}
+	case 7:
+		if w.chance(10) {
+			w.changeAddress()
+		}
+	}
+}
+
+// reattach takes a port away and brings it back.
+func (w *walk) reattach(i int) {
+	p, d := w.ports()[i], w.devs[i]
+	check(w.t, w.DetachPort(p.Ifindex))
+	w.model.Flush(d)
+	check(w.t, w.AttachPort(p))
+	w.devs[i] = w.tellModel(p, d.Net)
+}
+
+// changeAddress makes the kernel choose another source address, and tells the
+// datapath of the one it chose before or after.
+func (w *walk) changeAddress() {
+	m := w.model
+	m.Route = pick(w, w.exts)
+	check(w.t, netlink.RouteReplace(&netlink.Route{
+		LinkIndex: w.uplink.Ifindex, Gw: net.IPv4(198, 51, 100, 2), Src: be.AppendUint32(nil, uint32(m.Route)),
+	}))
+	m.Uplink = pick(w, w.exts)
+	u := w.uplink
+	u.Addr = mustAddr4(be.AppendUint32(nil, uint32(m.Uplink)))
+	check(w.t, w.AttachUplink(u))
+	m.RevokedAt = m.Now
+}
+
+func (w *walk) changePolicy(i int) {
+	p := pick(w, []NATPolicy{
+		{}, {}, {Filtering: ADF}, {Filtering: EIF}, {Mapping: EndpointDependent},
+		{OnExhaustion: Refuse}, {Filtering: EIF, OnExhaustion: Refuse}, {Mapping: EndpointDependent, OnExhaustion: Refuse},
+	})
+	n := w.nets[i]
+	n.Policy = nm.Policy{EDM: p.Mapping == EndpointDependent, ADF: p.Filtering == ADF, EIF: p.Filtering == EIF, Strict: p.OnExhaustion == Refuse}
+	subnet := netip.MustParsePrefix([]string{"172.30.0.0/16", "172.31.0.0/16"}[i])
+	gateway := netip.MustParseAddr([]string{"172.30.0.1", "172.31.0.1"}[i])
+	check(w.t, w.SetNetwork(Network{Subnet: subnet, Gateway: gateway, Bridge: n.Bridge, Masquerade: true, NAT: p}))
+}
+
+// compare compares everything that the programs and the model remember.
+func (w *walk) compare() {
+	w.t.Helper()
+	got, want := w.table(w.t), w.model.Table()
+	for _, s := range want.Sessions {
+		w.bits |= s.Bits
+	}
+	if reflect.DeepEqual(got, want) {
+		return
+	}
+	w.differences("counters", got.Counters, want.Counters)
+	for i := range max(len(got.Sessions), len(want.Sessions), int(w.meta.FlowsMax)) {
+		w.differences("session", got.Sessions[i], want.Sessions[i])
+	}
+	for class := range got.Ports {
+		for i := range got.Ports[class] {
+			w.differences("port", got.Ports[class][i], want.Ports[class][i])
+		}
+	}
+	w.differences("mappings", got.Binds, want.Binds)
+	w.differences("contacted addresses", got.Peers, want.Peers)
+	w.differences("usage", got.Usage, want.Usage)
+	w.fail("the tables differ")
+}
+
+func (w *walk) differences(what string, got, want any) {
+	w.t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		w.t.Errorf("%s:\n got %+v\nwant %+v", what, got, want)
+	}
+}
