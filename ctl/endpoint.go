@@ -43,7 +43,7 @@ type EndpointView struct {
 const endpointPatience = 2 * time.Minute
 
 // EndpointCreate makes an endpoint, and brings its network up if that is only
-// defined. The error wraps ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of
+// defined. One that has the address already is taken for forgotten. The error wraps ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of
 // ipam.
 func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v EndpointView, err error) {
 	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC}
@@ -53,6 +53,9 @@ func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v E
 	err = c.mutate(ctx, func(s *session) error {
 		n, err := s.raised(r.Network)
 		if err != nil {
+			return err
+		}
+		if err := s.evict(n, r.IP); err != nil {
 			return err
 		}
 		p, err := s.newPort(n, a, link.NetnsID{})
@@ -195,6 +198,17 @@ func (s *session) raised(name string) (*network, error) {
 		return nil, notUp
 	}
 	return s.upNew(name, def, NetworkRequest{}, InstanceRequest{}, false)
+}
+
+// evict removes the endpoint that has an address. The engine chooses addresses
+// itself and gives none to two: it was killed, and has forgotten the first.
+func (s *session) evict(n *network, ip netip.Addr) error {
+	for _, p := range n.sortedPorts() {
+		if p.Peer != "" && p.IP == ip {
+			return s.detachPort(n, p)
+		}
+	}
+	return nil
 }
 
 // abandoned tells of an endpoint whose container end is in the host's namespace

@@ -121,25 +121,33 @@ func TestDiscardTakesEndpointsAlong(t *testing.T) {
 	h.clear(t)
 }
 
-// TestAbandonedEndpointsGo lets an engine forget two endpoints: one that it
-// never took, and one that is in a container. The second is alive.
+// TestAbandonedEndpointsGo lets an engine forget endpoints: some that it never
+// took, and one in a container, whose address it gives to another.
 func TestAbandonedEndpointsGo(t *testing.T) {
 	h := newHost(t)
 	h.up(t)
 	h.endpoint(t, "idle")
-	h.take(t, h.endpoint(t, "busy").Peer, testutil.NewNetns(t))
+	busy := h.endpoint(t, "busy")
+	h.take(t, busy.Peer, testutil.NewNetns(t))
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.portNames(t); !slices.Equal(got, []string{"idle", "busy"}) {
 		t.Errorf("ports %v: an engine may still be at work", got)
 	}
+	again := EndpointRequest{Network: DefaultNetwork, Name: "busy2", IP: busy.IP.Addr()}
+	if _, err := h.ctl(t).EndpointCreate(h.ctx, again); err != nil {
+		t.Errorf("an address that the engine gives a second time: %v", err)
+	}
+	if got := h.portNames(t); !slices.Equal(got, []string{"idle", "busy2"}) {
+		t.Errorf("ports %v, want busy2 in the place of busy", got)
+	}
 	h.opts.patience = -1
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.portNames(t); !slices.Equal(got, []string{"busy"}) {
-		t.Errorf("ports %v, want only busy", got)
+	if got := h.portNames(t); len(got) != 0 {
+		t.Errorf("ports %v: nobody will come for them", got)
 	}
 	h.downAll(t)
 }

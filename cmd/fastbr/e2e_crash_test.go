@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -138,21 +139,24 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s[strings.Join(argv, " ")+" in "+[]string{"host", "c1"}[i]] = dropVolatile(out)
+			s[strings.Join(argv, " ")+" in "+[]string{"host", "c1", "c2"}[i]] = dropVolatile(out)
 		}
-		s["sysctls in "+[]string{"host", "c1"}[i]] = sysctls(t, n)
+		s["sysctls in "+[]string{"host", "c1", "c2"}[i]] = sysctls(t, n)
 	}
 	s["pins"] = tree(t, h.bpffs)
 	s["files"] = tree(t, h.stateDir)
 	return s
 }
 
-// dropVolatile leaves out lines about what nobody of us made.
+// ruleCounter is what nft shows of the packets that met a rule.
+var ruleCounter = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
+
+// dropVolatile leaves out lines about what nobody of us made, and counters.
 func dropVolatile(out string) string {
 	var keep []string
 	for line := range strings.Lines(out) {
 		if !strings.HasPrefix(line, "#") {
-			keep = append(keep, line)
+			keep = append(keep, ruleCounter.ReplaceAllString(line, ""))
 		}
 	}
 	return strings.Join(keep, "")

@@ -17,31 +17,40 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/ctl/dns"
+	"github.com/fastbr/fastbr/ctl/docker"
 	"github.com/fastbr/fastbr/ctl/metrics"
 )
 
 const (
 	defaultMetricsAddr = "127.0.0.1:9469"
+	// defaultDriver is what -d of 'docker network create' takes.
+	defaultDriver = "fastbr"
 	// shutdownTime is what scrapes that are under way get when serve ends.
 	shutdownTime = 3 * time.Second
 )
 
 func newServeCmd(e *env) *cobra.Command {
-	var addr string
+	var addr, driver string
 	var upstream []string
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Serve metrics and follow changes of the host",
+		Short: "Serve metrics and Docker, and follow changes of the host",
 		Long: `Serve metrics to Prometheus, and follow changes of the host: when its firewall
 rules, its routes or its gateway change, flows go through the kernel again at
 once instead of within the lease. It also answers containers' questions for each
 other's names, NAME or NAME.NETWORK, on each network's gateway address.
 
+With --docker it is also a network driver for Docker: 'docker network create
+-d fastbr NAME', then 'docker run --network NAME'. NAME of --docker is the
+driver's, or the absolute path of a socket. A socket passed by systemd is used
+instead. Networks that Docker creates come up by themselves.
+
 Nothing needs it: packets are forwarded, translated and counted without it, and
 it may be stopped or killed at any time. It runs also when nothing is up yet.`,
 		Example: `  fastbr serve
   fastbr serve --metrics :9469
-  fastbr serve --metrics ""      # follow changes only`,
+  fastbr serve --metrics ""      # follow changes only
+  fastbr serve --docker          # docker network create -d fastbr web`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := e.controller()
@@ -52,10 +61,12 @@ it may be stopped or killed at any time. It runs also when nothing is up yet.`,
 			if err != nil {
 				return err
 			}
-			return server{controller: c, say: e.note, errs: e.stderr, resolvers: resolvers}.run(cmd.Context(), addr)
+			return server{controller: c, say: e.note, errs: e.stderr, resolvers: resolvers}.run(cmd.Context(), addr, driver)
 		},
 	}
 	cmd.Flags().StringVar(&addr, "metrics", defaultMetricsAddr, `address to serve metrics on; "" serves none`)
+	cmd.Flags().StringVar(&driver, "docker", "", "be Docker's network driver `NAME`")
+	cmd.Flags().Lookup("docker").NoOptDefVal = defaultDriver
 	cmd.Flags().StringSliceVar(&upstream, "dns-upstream", nil, "`ADDRESS` to ask for names that are no container's, repeatable (default those of /etc/resolv.conf)")
 	return cmd
 }
@@ -100,50 +111,103 @@ func newCollector(c *ctl.Controller) (*metrics.Collector, error) {
 	return metrics.NewCollector(c, metrics.Build{Version: v.Version, Revision: v.Revision, GoVersion: v.Go}, reasons), nil
 }
 
-// run serves until ctx ends, which is no error.
-func (s server) run(ctx context.Context, addr string) error {
+// run serves until ctx ends, which is no error. addr and driver are "" for what
+// is not wanted.
+func (s server) run(ctx context.Context, addr, driver string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var srv *http.Server
-	failed := make(chan error, 1)
-	if addr != "" {
-		ln, err := listen(addr)
-		if err != nil {
-			return err
-		}
-		if srv, err = s.http(); err != nil {
-			return err
-		}
-		go func() { failed <- srv.Serve(ln) }()
-		s.say("serving metrics on http://%s/metrics", ln.Addr())
+	var group sync.WaitGroup
+	failed := make(chan error, 2)
+	serve := func(what string, srv *http.Server, ln net.Listener) {
+		group.Go(func() {
+			if err := serveUntil(ctx, srv, ln); err != nil {
+				failed <- fmt.Errorf("serving %s: %w", what, err)
+			}
+		})
 	}
-	var watching sync.WaitGroup
-	watching.Go(func() {
+	// Both sockets, or neither, before anything is served.
+	front, err := s.listen(addr, driver)
+	if err != nil {
+		return err
+	}
+	if front.metrics != nil {
+		srv, err := s.http()
+		if err != nil {
+			return errors.Join(err, front.close())
+		}
+		serve("metrics", srv, front.metrics)
+		s.say("serving metrics on http://%s/metrics", front.metrics.Addr())
+	}
+	if front.docker != nil {
+		serve("Docker", docker.NewServer(s.controller, s.say), front.docker)
+		s.say("serving Docker on %s", front.docker.Addr())
+	}
+	group.Go(func() {
 		// Without events serve is still worth running: leases end by themselves.
 		if err := ctl.Watch(ctx, s.controller, s.say); err != nil {
 			s.say("%v: changes take effect within the lease", err)
 		}
 	})
-	watching.Go(func() { dns.NewServer(s.controller.Names(), s.resolvers, s.say).Run(ctx) })
+	group.Go(func() { dns.NewServer(s.controller.Names(), s.resolvers, s.say).Run(ctx) })
 	if err := notifyReady(); err != nil {
 		s.say("%v", err)
 	}
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
-		err = fmt.Errorf("serving metrics: %w", err)
 	}
 	cancel()
-	if srv != nil {
-		last, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
-		defer done()
-		if srv.Shutdown(last) != nil {
-			_ = srv.Close() // a scrape that hangs must not keep serve alive
+	group.Wait()
+	return err
+}
+
+// serveUntil serves until ctx ends or the listener fails.
+func serveUntil(ctx context.Context, srv *http.Server, ln net.Listener) error {
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(ln) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	last, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+	defer done()
+	if srv.Shutdown(last) != nil {
+		_ = srv.Close() // a client that hangs must not keep serve alive
+	}
+	return nil
+}
+
+// sockets are what serve is reached by; nil: not wanted.
+type sockets struct{ metrics, docker net.Listener }
+
+func (s server) listen(addr, driver string) (f sockets, err error) {
+	if addr != "" {
+		if f.metrics, err = listen(addr); err != nil {
+			return f, err
 		}
 	}
-	watching.Wait()
-	return err
+	if driver == "" {
+		return f, nil
+	}
+	if f.docker, err = docker.Listen(driver); err != nil {
+		err = fmt.Errorf("--docker: %w", err)
+		if errors.Is(err, docker.ErrName) {
+			err = codedError{err, exitUsage}
+		}
+		return f, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+func (f sockets) close() error {
+	var errs []error
+	for _, ln := range []net.Listener{f.metrics, f.docker} {
+		if ln != nil {
+			errs = append(errs, ln.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s server) http() (*http.Server, error) {

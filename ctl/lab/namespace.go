@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -36,6 +37,7 @@ type Namespace struct {
 	procs map[*Cmd]struct{} // started, not yet waited for
 	close []func()          // servers and sessions to end, last first
 	done  bool
+	path  string // of an adopted one; "": below runDir, and ours to remove
 }
 
 // NewNamespace makes a namespace named NAME with lo up, IPv6 off and, where the
@@ -87,13 +89,31 @@ func makeNamespace(name string, mount func(path string) error) (*Namespace, erro
 	return n, nil
 }
 
-func (n *Namespace) open() error {
+// Adopt opens a namespace that somebody else made, a container engine for one.
+// It is used as it is, and Close leaves it.
+func Adopt(path string) (*Namespace, error) {
+	n := &Namespace{Name: filepath.Base(path), path: path, fd: -1, procs: map[*Cmd]struct{}{}}
+	if err := n.connect(); err != nil {
+		n.Close()
+		return nil, fmt.Errorf("adopting namespace %s: %w", path, err)
+	}
+	return n, nil
+}
+
+func (n *Namespace) connect() error {
 	var err error
 	if n.fd, err = netns.GetFromPath(n.Path()); err != nil {
 		return fmt.Errorf("opening %s: %w", n.Path(), err)
 	}
 	if n.nl, err = netlink.NewHandleAt(n.fd, unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
+	}
+	return nil
+}
+
+func (n *Namespace) open() error {
+	if err := n.connect(); err != nil {
+		return err
 	}
 	lo, err := n.nl.LinkByName("lo")
 	if err != nil {
@@ -115,7 +135,7 @@ func (n *Namespace) open() error {
 }
 
 // Path is what `nsenter --net=` and `fastbr --netns` take.
-func (n *Namespace) Path() string { return filepath.Join(runDir, n.Name) }
+func (n *Namespace) Path() string { return cmp.Or(n.path, filepath.Join(runDir, n.Name)) }
 
 // SetAddr records the address others reach this namespace by.
 func (n *Namespace) SetAddr(a netip.Addr) { n.Addr = a }
@@ -206,6 +226,9 @@ func (n *Namespace) Close() {
 	}
 	if n.fd >= 0 {
 		_ = n.fd.Close()
+	}
+	if n.path != "" {
+		return
 	}
 	_ = unix.Unmount(n.Path(), unix.MNT_DETACH)
 	_ = os.Remove(n.Path())

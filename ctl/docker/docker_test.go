@@ -1,0 +1,252 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// recorder is a control plane that only takes notes.
+type recorder struct {
+	Core
+	did      []string
+	internal bool
+	ports    []ctl.PublishRequest
+	fail     error
+}
+
+func (r *recorder) note(what, network, name string) error {
+	r.did = append(r.did, strings.TrimSpace(what+" "+network+" "+name))
+	return r.fail
+}
+
+func (r *recorder) NetworkCreate(_ context.Context, name string, _ ctl.NetworkRequest) (ctl.NetworkView, error) {
+	return ctl.NetworkView{}, r.note("create", name, "")
+}
+
+func (r *recorder) NetworkInspect(context.Context, string) (ctl.NetworkView, error) {
+	return ctl.NetworkView{Internal: r.internal, Options: map[string]string{optHostBinding: "192.0.2.1"}}, nil
+}
+
+func (r *recorder) NetworkDiscard(_ context.Context, name string) error {
+	return r.note("discard", name, "")
+}
+
+func (r *recorder) EndpointCreate(_ context.Context, q ctl.EndpointRequest) (ctl.EndpointView, error) {
+	return ctl.EndpointView{IP: netip.PrefixFrom(q.IP, 24), MAC: "02:42:0a:00:00:02"}, r.note("endpoint", q.Network, q.Name)
+}
+
+func (r *recorder) EndpointJoin(_ context.Context, network, name, _ string) (ctl.EndpointView, error) {
+	v := ctl.EndpointView{Peer: "veth1c", Options: map[string]string{optIfacePrefix: "net"}}
+	if !r.internal {
+		v.Gateway = netip.MustParseAddr("10.0.0.1")
+	}
+	return v, r.note("join", network, name)
+}
+
+func (r *recorder) EndpointPublish(_ context.Context, network, name string, rs []ctl.PublishRequest) error {
+	r.ports = rs
+	return r.note("publish", network, name)
+}
+
+func (r *recorder) EndpointLeave(_ context.Context, network, name string) error {
+	return r.note("leave", network, name)
+}
+
+func (r *recorder) EndpointDelete(_ context.Context, network, name string) error {
+	return r.note("delete", network, name)
+}
+
+var (
+	n1 = strings.Repeat("1a", 32)
+	e1 = strings.Repeat("2b", 32)
+)
+
+// ask plays one call of dockerd's and returns what came back.
+func (r *recorder) ask(t *testing.T, method, path, body string) (int, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	q := httptest.NewRequest(method, path, strings.NewReader(body))
+	newHandler(driver{r}, t.Logf).ServeHTTP(w, q)
+	if !json.Valid(w.Body.Bytes()) {
+		t.Errorf("%s: the answer %q is no JSON", path, w.Body)
+	}
+	return w.Code, strings.TrimSpace(w.Body.String())
+}
+
+func TestCalls(t *testing.T) {
+	ids := `{"NetworkID":"` + n1 + `","EndpointID":"` + e1 + `"`
+	on := " " + n1[:12] + " " + e1[:12]
+	for _, c := range []struct{ path, body, want, did string }{
+		{"/Plugin.Activate", "", `{"Implements":["NetworkDriver"]}`, ""},
+		{"/NetworkDriver.GetCapabilities", "", `{"Scope":"local","ConnectivityScope":"local","GwAllocChecker":true}`, ""},
+		{"/NetworkDriver.GwAllocCheck", `{"Options":{}}`, `{"SkipIPv4":false,"SkipIPv6":false}`, ""},
+		{"/NetworkDriver.CreateNetwork", `{"NetworkID":"` + n1 + `","IPv4Data":[{"Pool":"10.0.0.0/24"}]}`, `{}`, "create " + n1[:12]},
+		{"/NetworkDriver.DeleteNetwork", ids + `}`, `{}`, "discard " + n1[:12]},
+		{"/NetworkDriver.CreateEndpoint", ids + `,"Interface":{"Address":"10.0.0.2/24"}}`,
+			`{"Interface":{"MacAddress":"02:42:0a:00:00:02"}}`, "endpoint" + on},
+		{"/NetworkDriver.CreateEndpoint", ids + `,"Interface":{"Address":"10.0.0.2/24","MacAddress":"02:42:0a:00:00:09"}}`,
+			`{"Interface":{}}`, "endpoint" + on},
+		{"/NetworkDriver.EndpointOperInfo", ids + `}`, `{"Value":{}}`, ""},
+		{"/NetworkDriver.Join", ids + `,"SandboxKey":"/x"}`, `{"InterfaceName":{"SrcName":"veth1c","DstPrefix":"net"},"Gateway":"10.0.0.1"}`, "join" + on},
+		{"/NetworkDriver.ProgramExternalConnectivity", ids + `,"Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostPort":8080}]}}`, `{}`, "publish" + on},
+		{"/NetworkDriver.RevokeExternalConnectivity", ids + `}`, `{}`, "leave" + on},
+		{"/NetworkDriver.Leave", ids + `}`, `{}`, "leave" + on},
+		{"/NetworkDriver.DeleteEndpoint", ids + `}`, `{}`, "delete" + on},
+		{"/NetworkDriver.DiscoverNew", `{"DiscoveryType":1}`, `{}`, ""},
+	} {
+		r := &recorder{}
+		if code, got := r.ask(t, http.MethodPost, c.path, c.body); code != http.StatusOK || got != c.want {
+			t.Errorf("%s: %d %s, want %s", c.path, code, got, c.want)
+		}
+		if got := strings.Join(r.did, ","); got != c.did {
+			t.Errorf("%s did %q, want %q", c.path, got, c.did)
+		}
+	}
+}
+
+// TestCallsRefuse: nothing is done for a body that was lost or makes no sense,
+// and dockerd is told why.
+func TestCallsRefuse(t *testing.T) {
+	for _, c := range []struct {
+		method, path, body string
+		code               int
+		want               string
+	}{
+		{http.MethodPost, "/NetworkDriver.CreateNetwork", "", 400, "empty"},
+		{http.MethodPost, "/NetworkDriver.DeleteEndpoint", "{}", 400, "NetworkID"},
+		{http.MethodPost, "/NetworkDriver.Leave", `{"NetworkID":"` + n1 + `"}`, 400, "EndpointID"},
+		{http.MethodPost, "/NetworkDriver.Join", "not JSON", 400, "invalid character"},
+		{http.MethodPost, "/NetworkDriver.NoSuch", "{}", 404, "no such call"},
+		{http.MethodGet, "/Plugin.Activate", "", 404, "no such call"},
+	} {
+		r := &recorder{}
+		code, got := r.ask(t, c.method, c.path, c.body)
+		if code != c.code || !strings.Contains(got, `"Err":`) || !strings.Contains(got, c.want) || len(r.did) != 0 {
+			t.Errorf("%s %s: %d %s, did %v; want %d and %q", c.path, c.body, code, got, r.did, c.code, c.want)
+		}
+	}
+	failing := &recorder{fail: errors.New("one\ntwo")}
+	if code, got := failing.ask(t, http.MethodPost, "/NetworkDriver.DeleteNetwork", `{"NetworkID":"`+n1+`"}`); code != 500 || got != `{"Err":"one; two"}` {
+		t.Errorf("a failure: %d %s", code, got)
+	}
+}
+
+func TestInternalNetworkPublishesNothing(t *testing.T) {
+	r := &recorder{internal: true}
+	ids := `{"NetworkID":"` + n1 + `","EndpointID":"` + e1 + `"`
+	_, joined := r.ask(t, http.MethodPost, "/NetworkDriver.Join", ids+`}`)
+	code, _ := r.ask(t, http.MethodPost, "/NetworkDriver.ProgramExternalConnectivity", ids+`,"Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostPort":8080}]}}`)
+	if code != http.StatusOK || strings.Contains(joined, "Gateway") || len(r.ports) != 0 {
+		t.Errorf("join %s, program %d, published %v", joined, code, r.ports)
+	}
+}
+
+func TestNetworkOptions(t *testing.T) {
+	create := func(top map[string]any, user map[string]any) (ctl.NetworkRequest, error) {
+		q := createNetworkRequest{NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24", Gateway: "10.0.0.9/24"}}, Options: map[string]any{optGeneric: user}}
+		for k, v := range top {
+			q.Options[k] = v
+		}
+		return networkRequest(q)
+	}
+	r, err := create(map[string]any{optInternal: true, optIPv4: true, optIPv6: false}, map[string]any{optBridge: "lab0", optMTU: "1400", optMasquerade: "false",
+		optICC: "true", optMode4: "nat", optTrusted: "", optInhibit4: "0", optHostBinding: "192.0.2.1", optIfacePrefix: "net", optFiltering: "eif"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.ID != n1 || r.Bridge != "lab0" || r.MTU != 1400 || *r.Masquerade || !*r.Internal || *r.DNS || r.NATFiltering != "eif" ||
+		r.Subnet.String() != "10.0.0.0/24" || r.Gateway.String() != "10.0.0.9" || r.Options[optIfacePrefix] != "net" {
+		t.Errorf("request %+v", r)
+	}
+	if r, err := create(nil, nil); err != nil || r.Bridge != "br-"+n1[:12] || r.Masquerade != nil || r.Internal != nil {
+		t.Errorf("plain request %+v, %v", r, err)
+	}
+	for key, value := range map[string]string{optICC: "false", optMode4: "routed", optTrusted: "eth1", optInhibit4: "true", optHostIPv4: "192.0.2.1",
+		optHostBinding: "::1", optMTU: "big", optMasquerade: "perhaps", optIfacePrefix: "a/b", "com.docker.network.bridge.typo": "1"} {
+		if _, err := create(nil, map[string]any{key: value}); err == nil || !strings.Contains(err.Error(), strings.Split(key, "_host")[0]) && key != optHostBinding {
+			t.Errorf("%s=%s: %v", key, value, err)
+		}
+	}
+	for key, value := range map[string]any{optIPv6: true, optIPv4: false, optInternal: "perhaps"} {
+		if _, err := create(map[string]any{key: value}, nil); err == nil {
+			t.Errorf("%s=%v: no error", key, value)
+		}
+	}
+	for name, q := range map[string]createNetworkRequest{
+		"no pool":          {NetworkID: n1},
+		"an IPv6 pool":     {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}}, IPv6Data: []ipamData{{Pool: "fd00::/64"}}},
+		"another gateway":  {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24", AuxAddresses: map[string]any{auxGateway: "10.0.0.7/24"}}}},
+		"a malformed pool": {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0"}}},
+	} {
+		if _, err := networkRequest(q); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestPublishRequests(t *testing.T) {
+	got, err := publishRequests([]portBinding{
+		{Proto: 6, Port: 81, HostPort: 8081}, {Proto: 6, Port: 80, HostPort: 8080}, {Proto: 6, Port: 90, HostPort: 8082},
+		{Proto: 17, Port: 82, HostPort: 8082}, {Proto: 17, Port: 53}, {Proto: 17, Port: 54, HostPort: 7000, HostPortEnd: 7009, HostIP: "0.0.0.0"},
+	}, "192.0.2.1")
+	host := netip.MustParseAddr("192.0.2.1")
+	want := []ctl.PublishRequest{
+		{HostIP: host, First: 8080, Last: 8081, Port: 80, Proto: "tcp"},
+		{HostIP: host, First: 8082, Last: 8082, Port: 90, Proto: "tcp"},
+		{First: 7000, Last: 7009, Port: 54, Proto: "udp", Any: true},
+		{HostIP: host, First: 8082, Last: 8082, Port: 82, Proto: "udp"},
+		{HostIP: host, First: 61000, Last: 65535, Port: 53, Proto: "udp", Any: true},
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
+	}
+	for _, b := range []portBinding{{Proto: 132, Port: 80, HostPort: 80}, {Proto: 6, Port: 80, HostPort: 80, HostIP: "::"}} {
+		if _, err := publishRequests([]portBinding{b}, ""); err == nil {
+			t.Errorf("%+v: no error", b)
+		}
+	}
+}
+
+func TestListen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "plugins", "x.sock")
+	ln, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another driver") {
+		t.Errorf("a socket that answers: %v", err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false) // as if killed
+	_ = ln.Close()
+	if ln, err = Listen(path); err != nil {
+		t.Fatalf("a stale socket: %v", err)
+	}
+	_ = ln.Close()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("closed, and the socket is still there: %v", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a file in the way: %v", err)
+	}
+	if _, err := Listen("no/path"); !errors.Is(err, ErrName) {
+		t.Errorf("a relative path: %v", err)
+	}
+}

@@ -1,0 +1,170 @@
+package docker
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// Keys of CreateNetwork's options.
+const (
+	optGeneric  = "com.docker.network.generic" // what the user gave with -o
+	optInternal = "com.docker.network.internal"
+	optIPv4     = "com.docker.network.enable_ipv4"
+	optIPv6     = "com.docker.network.enable_ipv6"
+
+	optMTU         = "com.docker.network.driver.mtu"
+	optIfacePrefix = "com.docker.network.container_iface_prefix"
+	optHostIPv4    = "com.docker.network.host_ipv4"
+	optBridge      = "com.docker.network.bridge.name"
+	optICC         = "com.docker.network.bridge.enable_icc"
+	optMasquerade  = "com.docker.network.bridge.enable_ip_masquerade"
+	optHostBinding = "com.docker.network.bridge.host_binding_ipv4"
+	optMode4       = "com.docker.network.bridge.gateway_mode_ipv4"
+	optMode6       = "com.docker.network.bridge.gateway_mode_ipv6"
+	optInhibit4    = "com.docker.network.bridge.inhibit_ipv4"
+	optTrusted     = "com.docker.network.bridge.trusted_host_interfaces"
+
+	optMapping    = "fastbr.nat-mapping"
+	optFiltering  = "fastbr.nat-filtering"
+	optExhaustion = "fastbr.nat-on-exhaustion"
+
+	// auxGateway names, with --aux-address, a gateway other than the bridge.
+	auxGateway = "DefaultGatewayIPv4"
+
+	defaultIfacePrefix = "eth"
+)
+
+// networkRequest translates `docker network create`. What would change who can
+// reach whom and cannot be done is refused, and so is what is not known.
+func networkRequest(q createNetworkRequest) (ctl.NetworkRequest, error) {
+	no := false
+	r := ctl.NetworkRequest{ID: q.NetworkID, Bridge: "br-" + q.NetworkID[:12], DNS: &no} // names are Docker's own
+	if err := setPool(&r, q); err != nil {
+		return r, err
+	}
+	if v, ok := q.Options[optInternal]; ok {
+		internal, err := boolOption(optInternal, fmt.Sprint(v))
+		if err != nil {
+			return r, err
+		}
+		r.Internal = &internal
+	}
+	user, _ := q.Options[optGeneric].(map[string]any)
+	r.Options = map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(user)) {
+		value := fmt.Sprint(user[key])
+		if err := setOption(&r, key, value); err != nil {
+			return r, err
+		}
+		r.Options[key] = value
+	}
+	return r, nil
+}
+
+// setPool takes over the addresses that dockerd's IPAM has chosen.
+func setPool(r *ctl.NetworkRequest, q createNetworkRequest) (err error) {
+	switch {
+	case len(q.IPv6Data) > 0 || isTrue(q.Options[optIPv6]):
+		return errors.New("fastbr's networks have no IPv6 addresses yet: create it without --ipv6")
+	case len(q.IPv4Data) != 1 || q.IPv4Data[0].Pool == "" || isFalse(q.Options[optIPv4]):
+		return fmt.Errorf("%d IPv4 subnets: fastbr's networks have one", len(q.IPv4Data))
+	}
+	d := q.IPv4Data[0]
+	if _, ok := d.AuxAddresses[auxGateway]; ok {
+		return fmt.Errorf("--aux-address %s: the gateway of fastbr's networks is the bridge", auxGateway)
+	}
+	if r.Subnet, err = netip.ParsePrefix(d.Pool); err != nil {
+		return fmt.Errorf("%w: pool: %w", errRequest, err)
+	}
+	if d.Gateway != "" {
+		gateway, err := netip.ParsePrefix(d.Gateway)
+		if err != nil {
+			return fmt.Errorf("%w: gateway: %w", errRequest, err)
+		}
+		r.Gateway = gateway.Addr()
+	}
+	return nil
+}
+
+// setOption understands one -o KEY=VALUE.
+func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
+	switch key {
+	case optBridge:
+		r.Bridge = value
+	case optMTU:
+		if r.MTU, err = strconv.Atoi(value); err != nil {
+			return fmt.Errorf("option %s=%s: a number of bytes is wanted", key, value)
+		}
+	case optIfacePrefix:
+		if len(value) > 12 || !regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]*$`).MatchString(value) {
+			return fmt.Errorf("option %s=%s: at most 12 letters, digits, '_', '.' or '-' are wanted", key, value)
+		}
+	case optHostBinding:
+		_, err = hostAddr(value)
+	case optMasquerade:
+		var on bool
+		on, err = boolOption(key, value)
+		r.Masquerade = &on
+	case optICC:
+		return only(key, value, "true", "containers of one network reach each other")
+	case optInhibit4:
+		return only(key, value, "false", "a bridge always has its gateway's address")
+	case optMode4:
+		return only(key, value, "nat", "see "+optMasquerade)
+	case optMode6: // there is no IPv6 to do it for
+	case optTrusted:
+		return only(key, value, "", "no device may reach containers directly")
+	case optHostIPv4:
+		return only(key, value, "", "the source address is the one the route prescribes")
+	case optMapping:
+		r.NATMapping = value
+	case optFiltering:
+		r.NATFiltering = value
+	case optExhaustion:
+		r.NATOnExhaustion = value
+	default:
+		return fmt.Errorf("option %s is not known to fastbr", key)
+	}
+	return err
+}
+
+// only refuses every value but one.
+func only(key, value, want, why string) error {
+	if value == want || want == "true" && isTrue(value) || want == "false" && isFalse(value) {
+		return nil
+	}
+	return fmt.Errorf("option %s=%s: fastbr does only %q (%s)", key, value, want, why)
+}
+
+func boolOption(key, value string) (bool, error) {
+	on, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, fmt.Errorf("option %s=%s: true or false is wanted", key, value)
+	}
+	return on, nil
+}
+
+// isTrue is for values that arrive as booleans or as text.
+func isTrue(v any) bool {
+	on, err := strconv.ParseBool(fmt.Sprint(v))
+	return err == nil && on
+}
+
+// isFalse is not true of what is absent.
+func isFalse(v any) bool {
+	on, err := strconv.ParseBool(fmt.Sprint(v))
+	return err == nil && !on
+}
+
+// ifacePrefix is what devices inside are called, before their number.
+func ifacePrefix(options map[string]string) string {
+	return cmp.Or(options[optIfacePrefix], defaultIfacePrefix)
+}

@@ -1,0 +1,86 @@
+package docker
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// Host ports for `-p 80` and `-P`: above the ephemeral ports of Linux (up to
+// 60999) and the NAT range, so that they are in nobody's way.
+const firstChosen, lastChosen = 61000, 65535
+
+// publishRequests translates a container's port map. Consecutive ports, which
+// arrive one by one, become one publication. binding is the host address of
+// those without one; "": every address.
+func publishRequests(ports []portBinding, binding string) ([]ctl.PublishRequest, error) {
+	var out []ctl.PublishRequest
+	for _, b := range ports {
+		r, err := publishRequest(b, binding)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	slices.SortStableFunc(out, func(a, b ctl.PublishRequest) int {
+		return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.HostIP.Compare(b.HostIP), cmp.Compare(a.First, b.First), cmp.Compare(a.Port, b.Port))
+	})
+	return joined(out), nil
+}
+
+func publishRequest(b portBinding, binding string) (r ctl.PublishRequest, err error) {
+	r = ctl.PublishRequest{First: b.HostPort, Last: b.HostPort, Port: b.Port}
+	switch b.Proto {
+	case unix.IPPROTO_TCP:
+		r.Proto = "tcp"
+	case unix.IPPROTO_UDP:
+		r.Proto = "udp"
+	default:
+		return r, fmt.Errorf("port %d: fastbr publishes TCP and UDP, not IP protocol %d", b.Port, b.Proto)
+	}
+	if r.HostIP, err = hostAddr(cmp.Or(b.HostIP, binding)); err != nil {
+		return r, err
+	}
+	switch {
+	case b.HostPort == 0:
+		r.First, r.Last, r.Any = firstChosen, lastChosen, true
+	case b.HostPortEnd > b.HostPort:
+		r.Last, r.Any = b.HostPortEnd, true
+	}
+	return r, nil
+}
+
+// joined merges sorted requests whose ports follow each other.
+func joined(rs []ctl.PublishRequest) (out []ctl.PublishRequest) {
+	for _, r := range rs {
+		if n := len(out); n > 0 && !r.Any && !out[n-1].Any {
+			last := &out[n-1]
+			if last.Proto == r.Proto && last.HostIP == r.HostIP && last.Last+1 == r.First && last.Port+(r.First-last.First) == r.Port {
+				last.Last = r.Last
+				continue
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// hostAddr is invalid for "", 0.0.0.0: every address.
+func hostAddr(s string) (netip.Addr, error) {
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		return a, fmt.Errorf("host address %s: fastbr publishes on IPv4 addresses only", s)
+	}
+	if a.IsUnspecified() {
+		return netip.Addr{}, nil
+	}
+	return a, nil
+}

@@ -1,0 +1,96 @@
+package docker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+)
+
+// PluginDir is where dockerd looks for drivers.
+const PluginDir = "/run/docker/plugins"
+
+// ErrName: neither a driver's name nor an absolute path of a socket.
+var ErrName = errors.New("a driver's name, or the absolute path of a socket, is wanted")
+
+// Listen opens the socket that dockerd calls: one that systemd has opened for
+// this process, else NAME.sock in PluginDir. A path instead of a name is for
+// drivers announced by /etc/docker/plugins/NAME.spec. A socket that nobody
+// answers at is replaced. Closing the listener removes what Listen has made.
+// The error wraps ErrName.
+func Listen(name string) (net.Listener, error) {
+	path, err := socketPath(name)
+	if err != nil {
+		return nil, err
+	}
+	if ln, err := activated(); ln != nil || err != nil {
+		return ln, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("making the directory for %s: %w", path, err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	// Nobody but root may connect to it before the mode is set either: connecting
+	// needs the right to write.
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("listening on %s: %w", path, err), ln.Close())
+	}
+	return ln, nil
+}
+
+func socketPath(name string) (string, error) {
+	if filepath.IsAbs(name) && !strings.HasSuffix(name, "/") {
+		return name, nil
+	}
+	if !regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`).MatchString(name) {
+		return "", fmt.Errorf("%q: %w", name, ErrName)
+	}
+	return filepath.Join(PluginDir, name+".sock"), nil
+}
+
+// activated is the one socket that systemd passed; nil if it passed none.
+func activated() (net.Listener, error) {
+	all, err := activation.Listeners()
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	if len(all) > 1 || all[0] == nil || all[0].Addr().Network() != "unix" {
+		return nil, fmt.Errorf("%d sockets were passed: one unix stream socket is wanted", len(all))
+	}
+	return all[0], nil
+}
+
+// removeStale removes a socket that a killed driver left. The error says so if
+// somebody answers there, or if it is no socket.
+func removeStale(path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if st.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s exists and is no socket: remove it, or choose another name", path)
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		_ = c.Close()
+		return fmt.Errorf("%s is another driver's: choose another name", path)
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}

@@ -1,0 +1,76 @@
+package docker
+
+// What dockerd sends and expects (moby, daemon/libnetwork/drivers/remote/api).
+// Addresses are CIDR strings and may be empty.
+
+type networkID struct{ NetworkID string }
+
+type endpointID struct{ NetworkID, EndpointID string }
+
+type createNetworkRequest struct {
+	NetworkID          string
+	Options            map[string]any
+	IPv4Data, IPv6Data []ipamData
+}
+
+type ipamData struct {
+	Pool, Gateway string
+	AuxAddresses  map[string]any
+}
+
+type createEndpointRequest struct {
+	NetworkID, EndpointID string
+	Interface             endpointInterface
+}
+
+type endpointInterface struct {
+	Address     string `json:",omitempty"`
+	AddressIPv6 string `json:",omitempty"`
+	MacAddress  string `json:",omitempty"`
+}
+
+// createEndpointResponse holds only what the request left open; anything else is
+// an error to dockerd.
+type createEndpointResponse struct{ Interface endpointInterface }
+
+type joinRequest struct {
+	NetworkID, EndpointID string
+	SandboxKey            string // path of the container's namespace
+}
+
+type joinResponse struct {
+	InterfaceName interfaceName
+	// Gateway is empty only for internal networks: without one dockerd adds a
+	// second interface, on a bridge of its own called docker_gwbridge.
+	Gateway string `json:",omitempty"`
+}
+
+// interfaceName tells dockerd which device to move, and what to call it: the
+// prefix and a number.
+type interfaceName struct{ SrcName, DstPrefix string }
+
+type programRequest struct {
+	NetworkID, EndpointID string
+	Options               struct {
+		PortMap []portBinding `json:"com.docker.network.portmap"`
+	}
+}
+
+// portBinding is one of `docker run -p`. A range arrives as many.
+type portBinding struct {
+	Proto                       int // IP protocol number
+	Port, HostPort, HostPortEnd uint16
+	HostIP                      string
+}
+
+type (
+	activateResponse     struct{ Implements []string }
+	capabilitiesResponse struct {
+		Scope, ConnectivityScope string
+		GwAllocChecker           bool
+	}
+	// gwAllocResponse: true means that the network needs no gateway's address.
+	gwAllocResponse  struct{ SkipIPv4, SkipIPv6 bool }
+	operInfoResponse struct{ Value map[string]any }
+	errorResponse    struct{ Err string }
+)
