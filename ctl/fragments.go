@@ -84,6 +84,9 @@ func (s *session) makeFragments(f *fragments) error {
 	if err := ns.Do(s.dp.AttachDefrag); err != nil {
 		return err
 	}
+	if err := s.runner.passed("fragments-link"); err != nil {
+		return err
+	}
 	inside, err := link.OpenIn(ns)
 	if err != nil {
 		return err
@@ -94,6 +97,9 @@ func (s *session) makeFragments(f *fragments) error {
 		d, err = s.pairFragmentsAgain(f, ns, inside)
 	}
 	if err != nil {
+		return err
+	}
+	if err := s.runner.passed("fragments-pair"); err != nil {
 		return err
 	}
 	if err := s.configureFragments(ns, inside, d); err != nil {

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"testing"
@@ -332,4 +333,44 @@ func TestInboundFragmentsHaveAQuota(t *testing.T) {
 		}
 	}
 	h.wantDrop(t, h.uplink.Ifindex, "fragment", func() result { return arrive(512) })
+}
+
+// TestNeighbourKeepsItsDatagrams: the host sends in pieces from a port that a
+// container has towards the same remote. The first fragment gets another port,
+// and the answer, in pieces as well, finds the host.
+func TestNeighbourKeepsItsDatagrams(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	index := h.attachFragments(t)
+	f := h.big()["udp"].With(func(f *testutil.Frame) { f.UDP.SrcPort = 12345 }) // in the range: kept
+	h.sendOut(t, testutil.Fragments(t, h.routed(f).Bytes(t), fragment, 1))
+	if p := h.eport(t, f); p != 12345 {
+		t.Fatalf("external port %d, want the container's own", p)
+	}
+	sent := h.routed(f.With(func(f *testutil.Frame) { f.Src = extAddr }))
+	var out [][]byte
+	for i, frag := range testutil.Fragments(t, sent.Bytes(t), fragment, 2) {
+		got := h.uplinkOut(t, frag, 0)
+		if got.verdict != next || i > 0 && string(got.frame) != string(frag) {
+			t.Fatalf("fragment %d: verdict %d", i, got.verdict)
+		}
+		out = append(out, got.frame)
+	}
+	whole, err := testutil.Join(out...)
+	check(t, err)
+	port := binary.BigEndian.Uint16(whole[34:])
+	if port == 12345 {
+		t.Fatal("the host's datagram left with the container's tuple")
+	}
+	answer := h.reply(f, port)
+	answer.DstMAC = h.uplinkMAC(t)
+	var in [][]byte
+	for _, frag := range testutil.Fragments(t, answer.Bytes(t), fragment, 3) {
+		h.uplinkIn(t, frag)
+		in = append(in, h.fragIn(t, bounced(t, frag), index).frame)
+	}
+	whole, err = testutil.Join(in...)
+	check(t, err)
+	if _, dst := testutil.Addresses(whole); dst != extAddr || binary.BigEndian.Uint16(whole[36:]) != 12345 {
+		t.Errorf("the answer goes to %s:%d", dst, binary.BigEndian.Uint16(whole[36:]))
+	}
 }

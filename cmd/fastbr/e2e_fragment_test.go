@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/ctl/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
@@ -109,12 +110,15 @@ func (h *e2e) listenUDP(t *testing.T, n *lab.Namespace, at netip.AddrPort) *net.
 // container's device sends it.
 func (h *e2e) toOutside(t *testing.T, c *lab.Namespace, source uint16) testutil.Frame {
 	t.Helper()
-	v := h.victims(t, netip.Addr{})
 	mac, err := c.MAC("eth0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return testutil.Frame{SrcMAC: mac, DstMAC: v.gwMAC, Src: c.Addr, Dst: h.Outside.Addr,
+	gateway, err := h.Host.MAC(ctl.DefaultBridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testutil.Frame{SrcMAC: mac, DstMAC: gateway, Src: c.Addr, Dst: h.Outside.Addr,
 		UDP: &testutil.UDP{SrcPort: source, DstPort: 4000}}
 }
 
@@ -323,4 +327,54 @@ func TestE2EFragmentsOfTwoUplinks(t *testing.T) {
 			h.mustPing(t, from, o.Addr, lab.PingOptions{Size: 3000})
 		}
 	}
+}
+
+// TestE2EFragmentsToPublishedPort begins flows with datagrams in pieces, from outside.
+func TestE2EFragmentsToPublishedPort(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 1})
+		c1, ids := h.Containers[0], &fragmentIDs{}
+		h.must(t, "publish", "add", "5000:53/udp", "c1")
+		s := h.listenUDP(t, c1, on(c1.Addr, 53))
+		source := uint16(4000)
+		for name, seq := range sequences() {
+			t.Run(name, func(t *testing.T) {
+				f := h.toHost(t, on(h.HostAddr(0), 5000))
+				source++ // a flow of its own
+				f.UDP.SrcPort = source
+				from := wantDatagrams(t, s, sendPieces(t, h.Outside, f, ids, seq))
+				if want := on(h.Outside.Addr, source); from != want {
+					t.Errorf("it came from %v, want the client's own address %v", from, want)
+				}
+				// The answer is in pieces, too, and comes from the published port.
+				client := h.listenUDP(t, h.Outside, on(h.Outside.Addr, source))
+				answer := big(bigPayload)
+				if _, err := s.WriteToUDPAddrPort(answer, from); err != nil {
+					t.Fatal(err)
+				}
+				if from := wantDatagrams(t, client, [][]byte{answer}); from != on(h.HostAddr(0), 5000) {
+					t.Errorf("the answer came from %v", from)
+				}
+			})
+		}
+	})
+}
+
+// TestE2EHostFragmentsForContainers: what is too big for the uplink and may be
+// fragmented, the host fragments on its way (RFC 4787 REQ-13a).
+func TestE2EHostFragmentsForContainers(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 1, MTU: 1280}, "--mtu", "1500")
+		server := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000))
+		for range 3 {
+			payload := big(1400)
+			f := h.toOutside(t, h.Containers[0], 40000).With(func(f *testutil.Frame) { f.Payload = payload })
+			if err := h.Containers[0].Inject("eth0", f.Bytes(t)); err != nil {
+				t.Fatal(err)
+			}
+			wantDatagrams(t, server, [][]byte{payload})
+		}
+	})
 }
