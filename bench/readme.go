@@ -24,6 +24,9 @@ func (r *Report) Markdown(file string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Run of %s, raw results in [%s](results/%s). %d rounds of %d s.\n\n",
 		r.Started.Format("2006-01-02"), file, file, r.Rounds, r.Seconds)
+	r.rates(func(unit string, _ []Result) {
+		fmt.Fprintf(&b, "![%s, median of the rounds](%s/%s)\n\n", unit, chartsDir, chartName(unit))
+	})
 	r.tables(func(t table) { b.WriteString(t.markdown() + "\n") })
 	for i, e := range r.Entrants {
 		role := ""
@@ -71,7 +74,8 @@ func orNone(s string) string {
 	return s
 }
 
-// RenderReadme puts the report between the markers of the page at path. The
+// RenderReadme puts the report between the markers of the page at path, and its
+// charts into a directory beside it. The
 // error wraps ErrNoMarkers if it has none, os.ErrNotExist if there is no page.
 func (r *Report) RenderReadme(path, results string) error {
 	page, err := os.ReadFile(path)
@@ -85,7 +89,16 @@ func (r *Report) RenderReadme(path, results string) error {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("rendering %s: %w", path, err)
 	}
-	return nil
+	dir := filepath.Join(filepath.Dir(path), chartsDir)
+	old, err := filepath.Glob(filepath.Join(dir, "*.svg"))
+	for _, chart := range old {
+		err = errors.Join(err, os.Remove(chart))
+	}
+	if err != nil {
+		return fmt.Errorf("removing old charts: %w", err)
+	}
+	_, err = r.Charts(dir)
+	return err
 }
 
 func insert(page, results string) (string, error) {

@@ -156,6 +156,29 @@ func TestRenderReadmeWantsMarkers(t *testing.T) {
 	}
 }
 
+func TestChartsShowEveryUnit(t *testing.T) {
+	paths, err := small().Charts(filepath.Join(t.TempDir(), "new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, path := range paths {
+		names = append(names, filepath.Base(path))
+		svg, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"<svg ", "fastbr", "bridge"} {
+			if !strings.Contains(string(svg), want) {
+				t.Errorf("%s: no %q", path, want)
+			}
+		}
+	}
+	if got := strings.Join(names, " "); got != "gbit-s.svg mpps.svg" {
+		t.Errorf("charts %s", got)
+	}
+}
+
 // The page in the repository must have room for the results, and show those
 // that are stored.
 func TestReadmeShowsNewestResults(t *testing.T) {
@@ -182,6 +205,11 @@ func TestReadmeShowsNewestResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.rates(func(unit string, _ []Result) {
+		if _, err := os.Stat(filepath.Join(chartsDir, chartName(unit))); err != nil {
+			t.Error(err)
+		}
+	})
 	if want != string(page) {
 		t.Errorf("README.md does not show %s; run sudo make bench, or remove the file", newest)
 	}

@@ -24,6 +24,7 @@ type benchFlags struct {
 	rounds, seconds        int
 	workloads, contestants []string
 	out, render, set       string
+	chart                  string
 }
 
 func newBenchCmd(e *env) *cobra.Command {
@@ -43,7 +44,8 @@ Contestants: %s. The first one named is the baseline.`,
 			strings.Join(workloadNames(), ", "), strings.Join(contestantNames(), ", ")),
 		Example: `  fastbr bench
   fastbr bench --rounds 10 --seconds 10 --out /tmp/results
-  fastbr bench --workload conn-rate --contestant fastbr --rounds 1 --seconds 600`,
+  fastbr bench --workload conn-rate --contestant fastbr --rounds 1 --seconds 600
+  fastbr bench --set table --rounds 10 --seconds 1 --chart /tmp/charts`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.render != "" {
@@ -61,6 +63,7 @@ Contestants: %s. The first one named is the baseline.`,
 	complete(cmd, "workload", cobra.FixedCompletions(workloadNames(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "contestant", cobra.FixedCompletions(contestantNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results in a checkout, else none; -: none)")
+	cmd.Flags().StringVar(&f.chart, "chart", "", "draw SVG charts into this `DIR`")
 	cmd.Flags().StringVar(&f.render, "render", "", "measure nothing, show the results stored in this `FILE`")
 	return cmd
 }
@@ -71,11 +74,26 @@ func (f benchFlags) renderStored(e *env) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(e.stdout, r.Text())
+	if err := f.show(e, r); err != nil {
+		return err
+	}
 	if inCheckout() && filepath.Dir(filepath.Clean(f.render)) == storedResults {
 		return r.RenderReadme(benchPage, f.render)
 	}
 	return nil
+}
+
+// show prints the tables and draws the charts that were asked for.
+func (f benchFlags) show(e *env, r *bench.Report) error {
+	fmt.Fprint(e.stdout, r.Text())
+	if f.chart == "" {
+		return nil
+	}
+	paths, err := r.Charts(f.chart)
+	for _, path := range paths {
+		e.note("chart in %s", path)
+	}
+	return err
 }
 
 // Where results and their page are in a checkout.
@@ -105,7 +123,9 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 	if err != nil {
 		return interruption(ctx, err)
 	}
-	fmt.Fprint(e.stdout, report.Text())
+	if err := f.show(e, report); err != nil {
+		return err
+	}
 	if err := f.keep(e, report); err != nil {
 		return err
 	}
