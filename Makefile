@@ -11,7 +11,7 @@ DEPS    := .ci/deps
 BIN     := bin/fastbr
 PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
-ENGINES := dockerd podman busybox /usr/lib/cni/host-local
+ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local
 CLANG_FORMAT ?= clang-format-19
 
 # No target, and nothing it starts, may work on the machine's own network.
