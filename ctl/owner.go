@@ -3,8 +3,13 @@ package ctl
 import (
 	"context"
 	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
 	"net/netip"
+	"slices"
 
+	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
@@ -38,6 +43,20 @@ func (s *session) owned(o Owner) (*network, *port) {
 	return nil, nil
 }
 
+// notYetPublished leaves out what another port of the same container leads to
+// already: an engine asks it of each network that a container joins.
+func (s *session) notYetPublished(o *Owner, rs []PublishRequest) []PublishRequest {
+	if o == nil {
+		return rs
+	}
+	return slices.DeleteFunc(slices.Clone(rs), func(r PublishRequest) bool {
+		return slices.ContainsFunc(s.publications(), func(x published) bool {
+			same := x.port.Owner != nil && x.port.Owner.Engine == o.Engine && x.port.Owner.Container == o.Container
+			return same && x.pub.HostIP == r.HostIP && x.pub.First == r.First && x.pub.Last == r.Last && x.pub.Port == r.Port && x.pub.Proto == r.Proto
+		})
+	})
+}
+
 func addRoutes(inside *link.Conn, index int, gateway netip.Addr, routes []Route) error {
 	for _, r := range routes {
 		if !r.Gateway.IsValid() {
@@ -50,6 +69,52 @@ func addRoutes(inside *link.Conn, index int, gateway netip.Addr, routes []Route)
 		}
 	}
 	return nil
+}
+
+// raiseTries bounds how often a network is brought up that somebody takes down
+// again before the port is on it.
+const raiseTries = 3
+
+// AttachRaising is Attach for an engine: a network that is not up is brought up
+// first. With known it must have been defined; else r.Expect describes it.
+func (c *Controller) AttachRaising(ctx context.Context, r AttachRequest, known bool) (res AttachResult, err error) {
+	for range raiseTries {
+		res, err = c.Attach(ctx, r)
+		if !errors.Is(err, ErrNotUp) && (known || !errors.Is(err, ErrNoNetwork)) {
+			return res, err
+		}
+		if _, _, err := c.Up(ctx, r.Network, r.Expect, InstanceRequest{}); err != nil {
+			return res, err
+		}
+	}
+	return res, err
+}
+
+// Propose is what a network would be if it were defined now; nothing is made.
+// Which free subnet it gets depends on its name, so that two that are proposed
+// before either is up get different ones.
+func (c *Controller) Propose(ctx context.Context, name string, r NetworkRequest) (def Definition, err error) {
+	if err := errors.Join(checkNetworkName(name), r.check()); err != nil {
+		return def, firstLine(err)
+	}
+	err = c.read(ctx, func(s *session) error {
+		used, err := s.usedPrefixes(name)
+		if err != nil {
+			return err
+		}
+		if !r.Subnet.IsValid() && !r.Gateway.IsValid() {
+			pools := slices.Collect(ipam.Pools())
+			h := fnv.New32a()
+			io.WriteString(h, name)
+			at := int(h.Sum32() % uint32(len(pools)))
+			if r.Subnet, err = ipam.Next(used, append(pools[at:], pools[:at]...)...); err != nil {
+				return fmt.Errorf("%w: choose one with --subnet", err)
+			}
+		}
+		def, _, err = define(name, r, used)
+		return err
+	})
+	return def, err
 }
 
 // DetachOwned unplugs the ports whose owner matches and returns what was

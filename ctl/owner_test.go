@@ -100,6 +100,51 @@ func TestOwnedPortsAreToldApart(t *testing.T) {
 	}
 }
 
+// TestOnePublicationForAllNetworks: an engine asks each network for all ports of
+// a container.
+func TestOnePublicationForAllNetworks(t *testing.T) {
+	h := newHost(t)
+	h.up(t)
+	h.upEngine(t)
+	target := testutil.NewNetns(t).Path()
+	if err := attachOwned(h.ctx, h.ctl(t), target); err != nil {
+		t.Fatal(err)
+	}
+	r := owned(target, "c1", "eth1")
+	r.Publish = []PublishRequest{{First: 8080, Last: 8081, Port: 80, Proto: "tcp"}, {First: 9090, Last: 9090, Port: 90, Proto: "tcp"}}
+	if _, err := h.ctl(t).Attach(h.ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := h.ctl(t).Publications(h.ctx); err != nil || len(all) != 2 || all[0].Network != DefaultNetwork || all[1].Network != "cni0" {
+		t.Errorf("publications = %+v, %v", all, err)
+	}
+	if err := attachOwnedAs(h, t, "c2"); !errors.Is(err, ErrExists) {
+		t.Errorf("the same ports for another container = %v, want ErrExists", err)
+	}
+}
+
+func attachOwnedAs(h *host, t *testing.T, container string) error {
+	r := owned(testutil.NewNetns(t).Path(), container, "eth0")
+	r.Publish = []PublishRequest{{First: 8080, Last: 8081, Port: 80, Proto: "tcp"}}
+	_, err := h.ctl(t).Attach(h.ctx, r)
+	return err
+}
+
+func TestProposedSubnetsDiffer(t *testing.T) {
+	h := newHost(t)
+	seen := map[netip.Prefix]string{}
+	for _, name := range []string{"podman1", "podman2", "podman3"} {
+		def, err := h.ctl(t).Propose(h.ctx, name, NetworkRequest{Bridge: name})
+		if err != nil || seen[def.Subnet] != "" || !def.Gateway.IsValid() {
+			t.Errorf("%s: %+v, %v; so far: %v", name, def, err, seen)
+		}
+		seen[def.Subnet] = name
+	}
+	if out, err := h.ctl(t).NetworkList(h.ctx); err != nil || len(out) != 2 {
+		t.Errorf("proposing made networks: %+v, %v", out, err)
+	}
+}
+
 func TestAttachExpects(t *testing.T) {
 	h := newHost(t)
 	r := owned(testutil.NewNetns(t).Path(), "c1", "eth0")

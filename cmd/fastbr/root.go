@@ -66,6 +66,7 @@ exits; no process is needed to forward.`,
 	flags.BoolVarP(&e.flags.verbose, "verbose", "v", false, "show errors in full, with the verifier's log")
 	complete(root, "output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(commands(e)...)
+	root.AddCommand(newNetavarkCmds(e)...)
 	return root
 }
 

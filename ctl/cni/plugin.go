@@ -18,12 +18,8 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-const (
-	engine = "cni"
-	// raiseTries bounds how often a network is brought up that somebody takes
-	// down again before the port is on it.
-	raiseTries = 3
-)
+// engine is how attachments of CNI are marked (ctl.Owner).
+const engine = "cni"
 
 // Called reports whether the process was started as a CNI plugin: a runtime
 // gives no arguments.
@@ -83,7 +79,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		r.IP, r.Routes = l.addr.Addr(), routes(l.routes)
 		r.Expect = conf.network(l)
 	}
-	res, err := attach(p.ctx, c, r, conf.own())
+	res, err := c.AttachRaising(p.ctx, r, conf.own())
 	if err != nil {
 		if !conf.own() {
 			err = errors.Join(err, conf.release(context.WithoutCancel(p.ctx)))
@@ -135,21 +131,6 @@ func (c *config) network(l lease) ctl.NetworkRequest {
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
 	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: l.addr.Masked(), Gateway: l.gateway, MTU: c.MTU,
 		Masquerade: &masq, Internal: &internal}
-}
-
-// attach plugs the container in, and brings its network up if it is not. One
-// of fastbr's own must be known.
-func attach(ctx context.Context, c *ctl.Controller, r ctl.AttachRequest, own bool) (res ctl.AttachResult, err error) {
-	for range raiseTries {
-		res, err = c.Attach(ctx, r)
-		if !errors.Is(err, ctl.ErrNotUp) && (own || !errors.Is(err, ctl.ErrNoNetwork)) {
-			return res, err
-		}
-		if _, _, err := c.Up(ctx, r.Network, r.Expect, ctl.InstanceRequest{}); err != nil {
-			return res, err
-		}
-	}
-	return res, err
 }
 
 // result is as the reference plugin's, which plugins later in the chain rely

@@ -44,6 +44,7 @@ var walls = map[string]wall{
 	"ctl/dns":                    {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
 	"ctl/docker":                 {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
 	"ctl/cni":                    {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
+	"ctl/netavark":               {ours: []string{"ctl"}, never: []string{ebpf, netlinkLib, cobra}},
 	"datapath":                   {ours: []string{"datapath/internal/..."}, never: []string{netlinkLib, cobra, prometheus}},
 	"datapath/internal/clsact":   {never: []string{cobra, prometheus}},
 	"datapath/internal/natmodel": {stdOnly: true},

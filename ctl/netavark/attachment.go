@@ -1,0 +1,111 @@
+package netavark
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// attachment is what setup and teardown get.
+type attachment struct {
+	ContainerID   string        `json:"container_id"`
+	ContainerName string        `json:"container_name"`
+	PortMappings  []portMapping `json:"port_mappings"`
+	Network       network       `json:"network"`
+	Options       struct {
+		Interface string       `json:"interface_name"`
+		StaticIPs []netip.Addr `json:"static_ips"`
+		StaticMAC string       `json:"static_mac"`
+	} `json:"network_options"`
+}
+
+type portMapping struct {
+	ContainerPort uint16 `json:"container_port"`
+	HostIP        string `json:"host_ip"`
+	HostPort      uint16 `json:"host_port"`
+	Protocol      string `json:"protocol"` // "tcp", "tcp,udp"
+	Range         uint16 `json:"range"`    // consecutive ports, 0 and 1: one
+}
+
+// status is what setup answers with.
+type status struct {
+	Interfaces    map[string]address `json:"interfaces"`
+	SearchDomains []string           `json:"dns_search_domains"`
+	ServerIPs     []netip.Addr       `json:"dns_server_ips"`
+}
+
+type address struct {
+	MAC     string       `json:"mac_address"`
+	Subnets []netAddress `json:"subnets"`
+}
+
+type netAddress struct {
+	IPNet   string  `json:"ipnet"`
+	Gateway *string `json:"gateway,omitempty"`
+}
+
+func (a attachment) owner() ctl.Owner {
+	return ctl.Owner{Engine: "netavark", Network: a.Network.Name, Container: a.ContainerID, Ifname: a.Options.Interface}
+}
+
+func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
+	o := a.owner()
+	r = ctl.AttachRequest{Target: netns, Network: a.Network.bridge(), Name: a.ContainerName, Ifname: a.Options.Interface, Owner: &o}
+	if r.Expect, err = a.Network.request(); err != nil {
+		return r, err
+	}
+	if r.Routes, err = a.Network.routes(); err != nil {
+		return r, err
+	}
+	if len(a.Options.StaticIPs) > 1 {
+		return r, fmt.Errorf("container %s: %d addresses: one is supported", a.ContainerID, len(a.Options.StaticIPs))
+	}
+	for _, ip := range a.Options.StaticIPs {
+		if r.IP = ip; !ip.Is4() {
+			return r, fmt.Errorf("container %s: address %s: IPv4 only", a.ContainerID, ip)
+		}
+	}
+	if a.Options.StaticMAC != "" {
+		if r.MAC, err = net.ParseMAC(a.Options.StaticMAC); err != nil {
+			return r, fmt.Errorf("container %s: %w", a.ContainerID, err)
+		}
+	}
+	for _, m := range a.PortMappings {
+		if a.Network.Internal {
+			break // as netavark: nobody outside could reach them
+		}
+		pubs, err := m.publications()
+		if err != nil {
+			return r, fmt.Errorf("container %s: %w", a.ContainerID, err)
+		}
+		r.Publish = append(r.Publish, pubs...)
+	}
+	return r, nil
+}
+
+func (m portMapping) publications() (out []ctl.PublishRequest, err error) {
+	more := max(m.Range, 1) - 1
+	r := ctl.PublishRequest{First: m.HostPort, Last: m.HostPort + more, Port: m.ContainerPort}
+	if r.Last < r.First {
+		return nil, fmt.Errorf("host ports from %d: %d ports do not fit below 65536", m.HostPort, m.Range)
+	}
+	if m.HostIP != "" {
+		if r.HostIP, err = netip.ParseAddr(m.HostIP); err != nil || !r.HostIP.Is4() {
+			return nil, fmt.Errorf("host address %q: IPv4 only", m.HostIP)
+		}
+		if r.HostIP.IsUnspecified() {
+			r.HostIP = netip.Addr{}
+		}
+	}
+	for proto := range strings.SplitSeq(m.Protocol, ",") {
+		if proto != "tcp" && proto != "udp" {
+			return nil, fmt.Errorf("host port %d: protocol %q is not supported: tcp or udp", m.HostPort, proto)
+		}
+		r.Proto = proto
+		out = append(out, r)
+	}
+	return out, nil
+}

@@ -1,0 +1,124 @@
+package netavark
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// network is a network's configuration as Podman keeps it.
+type network struct {
+	Name        string            `json:"name"`
+	ID          string            `json:"id"`
+	Interface   string            `json:"network_interface"`
+	Subnets     []subnet          `json:"subnets"`
+	Routes      []route           `json:"routes"`
+	IPv6        bool              `json:"ipv6_enabled"`
+	Internal    bool              `json:"internal"`
+	Options     map[string]string `json:"options"`
+	IPAMOptions map[string]string `json:"ipam_options"`
+}
+
+type subnet struct {
+	Subnet     netip.Prefix    `json:"subnet"`
+	Gateway    *netip.Addr     `json:"gateway,omitempty"`
+	LeaseRange json.RawMessage `json:"lease_range,omitempty"` // Podman's affair: it gives out the addresses
+}
+
+type route struct {
+	Destination netip.Prefix `json:"destination"`
+	Gateway     netip.Addr   `json:"gateway"`
+	Metric      int          `json:"metric"`
+}
+
+// bridge is what the device of a network is called if the user has not said.
+func (n network) bridge() string {
+	if n.Interface != "" {
+		return n.Interface
+	}
+	return "fbr-" + n.ID[:min(len(n.ID), 10)]
+}
+
+// check refuses what would be reached, or kept out, otherwise than asked.
+func (n network) check() error {
+	switch {
+	case n.ID == "" && n.Interface == "":
+		return fmt.Errorf("the network has no id")
+	case n.IPv6:
+		return fmt.Errorf("network %s: IPv6 is not supported", n.Name)
+	case len(n.Subnets) > 1:
+		return fmt.Errorf("network %s: %d subnets: one IPv4 subnet is wanted", n.Name, len(n.Subnets))
+	case n.IPAMOptions["driver"] != "" && n.IPAMOptions["driver"] != "host-local":
+		return fmt.Errorf("network %s: IPAM driver %s is not supported: only host-local", n.Name, n.IPAMOptions["driver"])
+	}
+	for _, s := range n.Subnets {
+		if !s.Subnet.Addr().Is4() {
+			return fmt.Errorf("network %s: subnet %s: IPv4 only", n.Name, s.Subnet)
+		}
+	}
+	known := []string{"mtu", "metric", "no_default_route", "isolate"}
+	for key := range n.Options {
+		if !slices.Contains(known, key) {
+			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
+		}
+	}
+	_, err := n.request()
+	return err
+}
+
+// request is the fastbr network that this one is.
+func (n network) request() (r ctl.NetworkRequest, err error) {
+	masquerade := !n.Internal
+	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade}
+	if len(n.Subnets) > 0 {
+		r.Subnet = n.Subnets[0].Subnet.Masked()
+		if gw := n.Subnets[0].Gateway; gw != nil {
+			r.Gateway = *gw
+		}
+	}
+	if v := n.Options["mtu"]; v != "" && v != "0" {
+		if r.MTU, err = strconv.Atoi(v); err != nil {
+			return r, fmt.Errorf("network %s: option mtu %q: a number is wanted", n.Name, v)
+		}
+	}
+	return r, nil
+}
+
+// routes are those inside a container, nil for just a default route.
+func (n network) routes() (out []ctl.Route, err error) {
+	none, err := option(n.Options["no_default_route"], strconv.ParseBool)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: option no_default_route: %w", n.Name, err)
+	}
+	metric, err := option(n.Options["metric"], strconv.Atoi)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: option metric: %w", n.Name, err)
+	}
+	if !none && metric == 0 && len(n.Routes) == 0 {
+		return nil, nil
+	}
+	out = []ctl.Route{}
+	if !none && !n.Internal {
+		out = append(out, ctl.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Metric: metric})
+	}
+	for _, r := range n.Routes {
+		if !r.Destination.Addr().Is4() || !r.Gateway.Is4() {
+			return nil, fmt.Errorf("network %s: route to %s: IPv4 only", n.Name, r.Destination)
+		}
+		out = append(out, ctl.Route{Dst: r.Destination.Masked(), Gateway: r.Gateway, Metric: r.Metric})
+	}
+	return out, nil
+}
+
+// option reads an option that may be missing.
+func option[T any](text string, parse func(string) (T, error)) (v T, err error) {
+	if text == "" {
+		return v, nil
+	}
+	return parse(text)
+}

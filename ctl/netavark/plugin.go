@@ -1,0 +1,121 @@
+package netavark
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+// apiVersion is that of netavark's plugin interface.
+const apiVersion = "1.0.0"
+
+// Plugin answers one call.
+type Plugin struct {
+	Open   func() (*ctl.Controller, error)
+	Stdin  io.Reader
+	Stdout io.Writer
+}
+
+// Info says which plugin this is.
+func (p Plugin) Info(version string) error {
+	return p.answer(map[string]string{"version": version, "api_version": apiVersion})
+}
+
+// Create fills in what a network's configuration leaves open. Nothing is made:
+// Podman keeps the configuration, and there is no call that would remove it.
+func (p Plugin) Create(ctx context.Context) error {
+	text, err := io.ReadAll(p.Stdin)
+	if err != nil {
+		return fmt.Errorf("reading the network: %w", err)
+	}
+	var n network
+	whole := map[string]json.RawMessage{} // unknown keys stay
+	for _, to := range []any{&n, &whole} {
+		if err := json.Unmarshal(text, to); err != nil {
+			return fmt.Errorf("reading the network: %w", err)
+		}
+	}
+	if err := n.check(); err != nil {
+		return err
+	}
+	if _, err := n.routes(); err != nil {
+		return err
+	}
+	n.Interface = n.bridge()
+	c, err := p.Open()
+	if err != nil {
+		return err
+	}
+	r, err := n.request()
+	if err != nil {
+		return err
+	}
+	def, err := c.Propose(ctx, n.Interface, r)
+	if err != nil {
+		return err
+	}
+	if len(n.Subnets) == 0 {
+		n.Subnets = []subnet{{}}
+	}
+	n.Subnets[0].Subnet, n.Subnets[0].Gateway = def.Subnet, &def.Gateway
+	for key, v := range map[string]any{"network_interface": n.Interface, "subnets": n.Subnets} {
+		if whole[key], err = json.Marshal(v); err != nil {
+			return err
+		}
+	}
+	return p.answer(whole)
+}
+
+// Setup plugs a container in, and brings its network up with the first.
+func (p Plugin) Setup(ctx context.Context, netns string) error {
+	a, c, err := p.start()
+	if err != nil {
+		return err
+	}
+	if err := a.Network.check(); err != nil {
+		return err
+	}
+	r, err := a.request(netns)
+	if err != nil {
+		return err
+	}
+	res, err := c.AttachRaising(ctx, r, false)
+	if err != nil {
+		return err
+	}
+	addr := netAddress{IPNet: res.IP}
+	if !res.Internal {
+		addr.Gateway = &res.Gateway
+	}
+	return p.answer(status{Interfaces: map[string]address{res.Ifname: {MAC: res.MAC, Subnets: []netAddress{addr}}},
+		SearchDomains: []string{}, ServerIPs: []netip.Addr{}})
+}
+
+// Teardown unplugs a container; the network goes with the last one. What is
+// gone already is no error.
+func (p Plugin) Teardown(ctx context.Context) error {
+	a, c, err := p.start()
+	if err != nil {
+		return err
+	}
+	o := a.owner()
+	_, err = c.DetachOwned(ctx, true, func(x ctl.Owner) bool { return x == o })
+	return err
+}
+
+func (p Plugin) start() (a attachment, c *ctl.Controller, err error) {
+	if err := json.NewDecoder(p.Stdin).Decode(&a); err != nil {
+		return a, nil, fmt.Errorf("reading the attachment: %w", err)
+	}
+	if a.ContainerID == "" || a.Network.Name == "" || a.Options.Interface == "" {
+		return a, nil, fmt.Errorf("the attachment lacks container_id, network.name or network_options.interface_name")
+	}
+	c, err = p.Open()
+	return a, c, err
+}
+
+func (p Plugin) answer(v any) error { return json.NewEncoder(p.Stdout).Encode(v) }
