@@ -12,6 +12,7 @@
 #include "lib/hairpin.h"
 #include "lib/l2.h"
 #include "lib/lease.h"
+#include "lib/local.h"
 #include "lib/maps.h"
 #include "lib/nat.h"
 #include "lib/parse.h"
@@ -268,7 +269,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
-	why = fbr_from_outside(u, pkt.saddr, pkt.daddr);
+	why = fbr_from_outside(skb, u, pkt.saddr, pkt.daddr);
 	if (why) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
@@ -326,7 +327,7 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 parse:
 	if (fbr_parse_at(skb, l2, &pkt))
 		goto pass;
-	n = pkt.saddr == u->ip ? NULL : fbr_net_get(pkt.saddr);
+	n = pkt.saddr == u->ip ? NULL : fbr_net_hidden(skb, pkt.saddr);
 	blame = u;
 	if (n) {
 		why = fbr_container_out(skb, &pkt, u, n, &blame);

@@ -62,6 +62,11 @@ func (r *reading) notes() []string {
 	if len(r.st.Uplinks) == 0 {
 		notes = append(notes, "no uplink: nothing leads outside until there is a default route and another command runs")
 	}
+	for _, u := range r.currentUplinks() {
+		if conflict := r.uplinkConflict(u); conflict != "" {
+			notes = append(notes, conflict)
+		}
+	}
 	for _, name := range r.st.networkNames() {
 		if n := r.st.Networks[name]; !r.up(n) {
 			notes = append(notes, fmt.Sprintf("network %s is not whole: the next command that changes something mends it", name))
@@ -135,6 +140,11 @@ func (s *session) hostFindings() ([]FeatureView, error) {
 		policy.Detail = "DROP in " + strings.Join(where, ", ") + ": 'fastbr up' appends tagged accept rules"
 	}
 	out = append(out, policy)
+	for _, u := range s.currentUplinks() {
+		if conflict := s.uplinkConflict(u); conflict != "" {
+			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})
+		}
+	}
 	uplink, err := s.uplinkFinding()
 	return append(out, uplink), err
 }

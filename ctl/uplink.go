@@ -12,8 +12,9 @@ import (
 
 // wantedUplinks resolves what was asked for to devices as they are now. A
 // device without an IPv4 address is left out with a note: a later command
-// picks it up. A named device that cannot be an uplink is an error.
-func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, err error) {
+// picks it up. A named device that cannot be an uplink is an error, the first
+// of which comes with all the others; one that was an uplink stays it.
+func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, broken error) {
 	var devices []link.Device
 	for _, name := range names {
 		if name == AutoUplink {
@@ -24,16 +25,19 @@ func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, 
 			devices, notes = append(devices, auto...), append(notes, autoNotes...)
 			continue
 		}
-		d, err := s.conn.ByName(name)
-		if errors.Is(err, link.ErrNotFound) {
-			return nil, nil, fmt.Errorf("uplink %s: %w", name, link.ErrNotFound)
-		} else if err != nil {
-			return nil, nil, fmt.Errorf("uplink %w", err)
+		d, err := s.namedUplink(name)
+		if err == nil {
+			devices = append(devices, d)
+			continue
 		}
-		if reason := s.unfitUplink(d); reason != "" {
-			return nil, nil, fmt.Errorf("uplink %s: %s", name, reason)
+		if broken == nil {
+			broken = err
 		}
-		devices = append(devices, d)
+		for _, u := range s.st.Uplinks {
+			if u.Name == name && u.Index == d.Index {
+				want = append(want, u)
+			}
+		}
 	}
 	for _, d := range devices {
 		addrs, err := s.conn.Addrs(d.Index)
@@ -46,7 +50,22 @@ func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, 
 		}
 		want = append(want, uplink{Name: d.Name, Index: d.Index, Addr: addrs[0].Addr(), MTU: d.MTU, RawIP: d.RawIP})
 	}
-	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, nil
+	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, broken
+}
+
+// namedUplink looks a device up that was asked for by name; an unfit one is
+// returned with the error.
+func (s *session) namedUplink(name string) (link.Device, error) {
+	d, err := s.conn.ByName(name)
+	if errors.Is(err, link.ErrNotFound) {
+		return d, fmt.Errorf("uplink %s: %w", name, link.ErrNotFound)
+	} else if err != nil {
+		return d, fmt.Errorf("uplink %w", err)
+	}
+	if reason := s.unfitUplink(d); reason != "" {
+		return d, fmt.Errorf("uplink %s: %s", name, reason)
+	}
+	return d, nil
 }
 
 // autoUplinks are the devices of the default route.
@@ -90,14 +109,13 @@ func (s *session) unfitUplink(d link.Device) string {
 }
 
 // syncUplinks makes the attached uplinks those that are wanted now. quiet: an
-// uplink that has become unfit since `up` is a note and stays as it is.
+// uplink that is gone or has become unfit since `up` is a note.
 func (s *session) syncUplinks(quiet bool) error {
 	want, notes, err := s.wantedUplinks(s.st.Settings.Uplinks)
 	if err != nil && !quiet {
 		return err
 	} else if err != nil {
 		s.say("%v", err)
-		return nil
 	}
 	if !quiet {
 		for _, n := range notes {
@@ -128,6 +146,9 @@ func (s *session) setUplinks(want []uplink) error {
 			return err
 		}
 		s.say("uplink %s (%s)", u.Name, u.Addr)
+		if conflict := s.uplinkConflict(u); conflict != "" {
+			s.say("warning: %s", conflict)
+		}
 	}
 	for _, u := range old {
 		if slices.ContainsFunc(want, func(w uplink) bool { return w.Index == u.Index }) {
@@ -187,6 +208,31 @@ func (s *session) detachUplinks() error {
 	}
 	s.st.Uplinks = nil
 	return s.save()
+}
+
+// currentUplinks are the attached uplinks with the addresses they have now,
+// which no command may have seen yet.
+func (s *session) currentUplinks() []uplink {
+	uplinks := slices.Clone(s.st.Uplinks)
+	for i, u := range uplinks {
+		if addrs, err := s.conn.Addrs(u.Index); err == nil && len(addrs) > 0 {
+			uplinks[i].Addr = addrs[0].Addr()
+		}
+	}
+	return uplinks
+}
+
+// uplinkConflict says that an uplink's address has come to lie in a network's
+// subnet, "" if it has not. The host and the other containers' flows are served
+// all the same.
+func (s *session) uplinkConflict(u uplink) string {
+	for _, name := range s.st.networkNames() {
+		if n := s.st.Networks[name]; n.Subnet.Contains(u.Addr) {
+			return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+
+				"give the network another subnet ('fastbr down %s', 'fastbr up %s --subnet ...')", u.Addr, u.Name, n.Subnet, name, name, name)
+		}
+	}
+	return ""
 }
 
 // uplinkMTU is the smallest MTU of the uplinks, 1500 without any.

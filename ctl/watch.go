@@ -35,7 +35,7 @@ const (
 
 // revoking are the changes after which the kernel may judge a packet
 // differently or send it another way.
-const revoking = link.RulesetChange | link.RouteChange | link.AddressChange | link.GatewayChange
+const revoking = link.RulesetChange | link.RouteChange | link.AddressChange | link.GatewayChange | link.DownChange
 
 // Watch follows the current network namespace until ctx ends: on a change it
 // revokes the leases, twice, and reconciles. Nothing depends on it: without it

@@ -65,12 +65,13 @@ enum {
 };
 
 /* skb->pkt_type */
-#define PACKET_HOST      0
-#define PACKET_BROADCAST 1
-#define PACKET_MULTICAST 2
+#define PACKET_HOST                   0
+#define PACKET_BROADCAST              1
+#define PACKET_MULTICAST              2
 
-#define BPF_F_INGRESS              1 /* of bpf_redirect */
-#define BPF_FIB_LKUP_RET_NOT_FWDED 4 /* local, or no unicast address */
+#define BPF_F_INGRESS                 1 /* of bpf_redirect */
+#define BPF_FIB_LKUP_RET_NOT_FWDED    4 /* local, or no unicast address */
+#define BPF_FIB_LKUP_RET_FWD_DISABLED 5 /* the device's "forwarding" is 0: no answer */
 
 /* Return values of tcx programs: enum tcx_action_base; NEXT lets the other
  * programs of the hook run, PASS would not.
@@ -304,7 +305,7 @@ struct icmphdr {
 
 #define ICMP_ECHOREPLY     0
 #define ICMP_DEST_UNREACH  3
-#define ICMP_PORT_UNREACH  3 /* code */
+#define ICMP_PORT_UNREACH  3  /* code */
 #define ICMP_PKT_FILTERED  13 /* code */
 #define ICMP_SOURCE_QUENCH 4
 #define ICMP_REDIRECT      5

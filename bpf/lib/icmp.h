@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "csum.h"
 #include "l2.h"
+#include "local.h"
 #include "maps.h"
 #include "nat.h"
 #include "nport.h"
@@ -153,14 +154,14 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	if (!p)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_net *n, *outer = fbr_net_get(p->saddr);
+	struct fbr_net *n, *outer = fbr_net_hidden(skb, p->saddr);
 	struct fbr_flow_key k = {};
 	struct fbr_flow *f;
 	struct fbr_pkt in;
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
 		return outer ? FBR_UNSUPPORTED : FBR_NONE;
-	n = fbr_net_get(in.daddr);
+	n = fbr_net_hidden(skb, in.daddr);
 	if (n && !(n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)))
 		return FBR_NONE; /* routed, not translated: as asked for */
 	if (n && (n->flags & FBR_NET_MASQUERADE)) {
@@ -176,7 +177,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 			return FBR_UNSUPPORTED;
 		return FBR_NONE;
 	}
-	if (outer || n || fbr_net_get(in.saddr))
+	if (outer || n ||
+	    (fbr_net_get(in.saddr) && !fbr_lies_beyond(skb, fbr_dev_get(skb->ifindex), in.saddr)))
 		return FBR_UNSUPPORTED;
 	fbr_key(&k, &in);
 	if (!skb->ingress_ifindex && p->icmp_type == ICMP_DEST_UNREACH &&

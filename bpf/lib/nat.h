@@ -14,6 +14,7 @@
 #include "config.h"
 #include "csum.h"
 #include "lease.h"
+#include "local.h"
 #include "maps.h"
 #include "nport.h"
 #include "parse.h"
@@ -322,7 +323,8 @@ full:
 }
 
 /* The source address the kernel would choose towards daddr by this device, and
- * the route's MTU; the stored ones where the kernel cannot tell (before 6.7).
+ * the route's MTU; the stored ones where the kernel cannot tell (before 6.7), as
+ * long as the address is the host's. 0: there is none.
  */
 __fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __be32 daddr,
 			      __u16 *mtu)
@@ -336,15 +338,21 @@ __fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __
 		.ifindex = u->ifindex,
 		.ipv4_dst = daddr,
 	};
+	int verdict;
 
 	*mtu = u->mtu;
 	if (!cfg_fib_src ||
 	    bpf_fib_lookup(skb, &fib, sizeof(fib),
 			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH))
-		return u->ip;
+		goto stored;
 	if (fib.mtu_result)
 		*mtu = fib.mtu_result;
 	return fib.ipv4_src;
+stored:
+	verdict = u->ip ? fbr_fib_verdict(skb, u->ifindex, u->ip) : 0;
+	return verdict == BPF_FIB_LKUP_RET_NOT_FWDED || verdict == BPF_FIB_LKUP_RET_FWD_DISABLED
+		       ? u->ip
+		       : 0;
 }
 
 /* conntrack would forget an answered UDP flow long before we do, and a firewall
@@ -397,7 +405,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	if (f->pif == pif && fbr_sess_expires(slot) > fbr_now() &&
 	    (!ext || f->addr == ext ||
 	     /* Clients come to any address of the host's. */
-	     (s && (s->bits & FBR_S_PUBLISHED) && fbr_is_local(skb, u, f->addr))))
+	     (s && (s->bits & FBR_S_PUBLISHED) && u && fbr_delivers(skb, u->ifindex, f->addr))))
 		return f;
 	if (s && fbr_sess_claim(s, state))
 		fbr_sess_free(slot);

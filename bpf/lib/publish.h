@@ -11,29 +11,10 @@
 #define FBR_PUBLISH_H
 
 #include "../include/bpf/bpf_helpers.h"
+#include "local.h"
 #include "maps.h"
 #include "nport.h"
 #include "parse.h"
-
-/* Whether an address (network byte order) is the host's own. */
-__fbr_global bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr)
-{
-	if (!u)
-		return false;
-
-	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
-		.ifindex = u->ifindex,
-		.ipv4_dst = addr,
-	};
-
-	if (addr == u->ip)
-		return true;
-	/* The kernel does not forward to itself. */
-	return bpf_fib_lookup(skb, &fib, sizeof(fib),
-			      BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH) ==
-	       BPF_FIB_LKUP_RET_NOT_FWDED;
-}
 
 /* Whether a socket of the host is connected to exactly this remote (UDP): it
  * was there before the publication, and its answers are its own.

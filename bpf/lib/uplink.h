@@ -5,6 +5,7 @@
 
 #include "frag.h"
 #include "icmp.h"
+#include "local.h"
 #include "maps.h"
 #include "nat.h"
 #include "nport.h"
@@ -26,7 +27,8 @@ static __always_inline bool fbr_multicast(__be32 a)
  * address gets in, nor with addresses that cannot come from there (RFC 1812
  * section 5.3.7). All else is the host's. Returns FBR_NONE or the reason to drop.
  */
-__fbr_global enum fbr_reason fbr_from_outside(const struct fbr_dev *u, __be32 saddr, __be32 daddr)
+__fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struct fbr_dev *u,
+					      __be32 saddr, __be32 daddr)
 {
 	if (!u)
 		return FBR_MARTIAN;
@@ -39,14 +41,15 @@ __fbr_global enum fbr_reason fbr_from_outside(const struct fbr_dev *u, __be32 sa
 	    (fbr_loopback_or_zero(saddr) &&
 	     !(unspecified && (fbr_multicast(daddr) || daddr == 0xffffffff))))
 		return FBR_MARTIAN;
-	if (fbr_net_get(saddr))
+	if (fbr_net_get(saddr) && !fbr_lies_beyond(skb, u, saddr))
 		return FBR_MARTIAN;
 	if (daddr == u->ip)
 		return FBR_NONE;
 	n = fbr_net_get(daddr);
-	if (n && ((n->flags & FBR_NET_INTERNAL) || (n->flags & FBR_NET_MASQUERADE)))
-		return FBR_DIRECT;
-	return FBR_NONE;
+	if (!n || !(n->flags & (FBR_NET_INTERNAL | FBR_NET_MASQUERADE)) ||
+	    fbr_host_owns(skb, daddr))
+		return FBR_NONE;
+	return FBR_DIRECT;
 }
 
 /* A packet leaving by an uplink with a container's source. */

@@ -20,12 +20,13 @@ type Change uint8
 // What a Watcher tells apart.
 const (
 	LinkChange     Change = 1 << iota // a device came, went, or changed its state
+	DownChange                        // a device that is no port of another went down: its routes go, without a message
 	AddressChange                     // an IPv4 address came or went
 	RouteChange                       // an IPv4 route, rule or nexthop changed
 	GatewayChange                     // a gateway answers from another hardware address
 	RulesetChange                     // an nftables transaction was committed (iptables-nft included)
 	QueueingChange                    // a qdisc or a tc filter came or went
-	anyChange      = LinkChange | AddressChange | RouteChange | GatewayChange | RulesetChange | QueueingChange
+	anyChange      = LinkChange | DownChange | AddressChange | RouteChange | GatewayChange | RulesetChange | QueueingChange
 )
 
 // Groups of NETLINK_NETFILTER; x/sys has no name for it.
@@ -48,11 +49,12 @@ type Watcher struct {
 	closed  bool
 
 	gateways map[netip.Addr]string // next hop → last hardware address, "" unknown
+	carriers map[int32]bool        // by ifindex: the device was seen running
 }
 
 // Watch subscribes to the current network namespace. Close must be called.
 func Watch() (*Watcher, error) {
-	w := &Watcher{wake: make(chan struct{}, 1), gateways: map[netip.Addr]string{}}
+	w := &Watcher{wake: make(chan struct{}, 1), gateways: map[netip.Addr]string{}, carriers: map[int32]bool{}}
 	var err error
 	if w.conn, err = Open(); err != nil {
 		return nil, err
@@ -70,6 +72,10 @@ func Watch() (*Watcher, error) {
 	}
 	// After the subscription, so that nothing falls between the two.
 	w.readGateways()
+	if err := w.readCarriers(); err != nil {
+		w.Close()
+		return nil, err
+	}
 	w.running.Go(func() { w.receive(route, w.routeChange) })
 	w.running.Go(func() { w.receive(rules, rulesetChange) })
 	return w, nil
@@ -163,7 +169,7 @@ func rulesetChange(m syscall.NetlinkMessage) Change {
 func (w *Watcher) routeChange(m syscall.NetlinkMessage) Change {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return LinkChange
+		return LinkChange | w.carrierChange(m.Data, m.Header.Type == unix.RTM_DELLINK)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return AddressChange
 	case unix.RTM_NEWROUTE:
@@ -177,6 +183,49 @@ func (w *Watcher) routeChange(m syscall.NetlinkMessage) Change {
 		return w.neighbourChange(m.Data)
 	}
 	return 0
+}
+
+// carrierChange tells a device that went down, or is gone, from all else that happens to
+// devices. Ports of bridges are no way out; containers come and go with them.
+func (w *Watcher) carrierChange(data []byte, gone bool) Change {
+	if len(data) < unix.SizeofIfInfomsg {
+		return 0
+	}
+	info := nl.DeserializeIfInfomsg(data)
+	now := !gone && info.Flags&unix.IFF_UP != 0 && info.Flags&unix.IFF_LOWER_UP != 0
+	w.mu.Lock()
+	before := w.carriers[info.Index]
+	if w.carriers[info.Index] = now; gone {
+		delete(w.carriers, info.Index)
+	}
+	w.mu.Unlock()
+	if now || !before {
+		return 0
+	}
+	attrs, err := nl.ParseRouteAttr(data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return DownChange
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.IFLA_MASTER {
+			return 0
+		}
+	}
+	return DownChange
+}
+
+// readCarriers notes which devices are running now.
+func (w *Watcher) readCarriers() error {
+	entries, err := w.conn.List()
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range entries {
+		w.carriers[int32(e.Index)] = e.Carrier
+	}
+	return nil
 }
 
 // neighbourChange tells a gateway that moved from the steady murmur of a

@@ -79,6 +79,7 @@ func TestWatchReportsChanges(t *testing.T) {
 		{"device", func() error { return lab.Veth(l.Host, "v0", l.Containers[0], "eth0", 0) }, link.LinkChange},
 		{"qdisc", func() error { run(l.Host, "tc", "qdisc", "add", "dev", "v0", "root", "pfifo"); return nil }, link.QueueingChange},
 		{"rule", func() error { run(l.Host, "ip", "rule", "add", "from", "192.0.2.99", "table", "7"); return nil }, link.RouteChange},
+		{"down", func() error { return l.Host.SetDown("eth0") }, link.DownChange},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			settle(w)

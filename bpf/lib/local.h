@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Which addresses are the host's own, by the kernel's routes: they change while
+ * the programs run, and nobody may have told the maps yet. Cold paths only.
+ * Addresses are in network byte order.
+ */
+#ifndef FBR_LOCAL_H
+#define FBR_LOCAL_H
+
+#include "../include/bpf/bpf_helpers.h"
+#include "maps.h"
+
+/* What bpf_fib_lookup() says to an address: BPF_FIB_LKUP_RET_NOT_FWDED is the
+ * host's own, FWD_DISABLED no answer (the device's "forwarding" is 0).
+ */
+__fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+{
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET,
+		.ifindex = ifindex,
+		.ipv4_dst = addr,
+	};
+
+	return bpf_fib_lookup(skb, &fib, sizeof(fib),
+			      BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH);
+}
+
+/* Whether the kernel takes packets to an address for itself. */
+static __always_inline bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+{
+	return fbr_fib_verdict(skb, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
+/* The same, sparing the lookup for the uplink's known address. */
+static __always_inline bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u,
+					 __be32 addr)
+{
+	return u && (addr == u->ip || fbr_delivers(skb, u->ifindex, addr));
+}
+
+/* Whether an address lies in a network's subnet without being a container's or
+ * the bridge's.
+ */
+static __always_inline bool fbr_net_unused(__be32 addr)
+{
+	struct fbr_net *n = fbr_net_get(addr);
+	struct fbr_dev *br = n ? fbr_dev_get(n->bridge) : NULL;
+
+	return br && br->ip != addr && !bpf_map_lookup_elem(&fbr_hosts, &addr);
+}
+
+/* Whether an address in a network's subnet is the host's all the same: a device
+ * has got it after the network was made.
+ */
+__fbr_global bool fbr_host_owns(struct __sk_buff *skb, __be32 addr)
+{
+	return fbr_net_unused(addr) && fbr_delivers(skb, skb->ifindex, addr);
+}
+
+/* Whether the kernel's way to an address in a network's subnet leads out by
+ * uplink u: the subnet of an address it has got lies in the network's.
+ */
+__fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr)
+{
+	if (!u)
+		return false;
+
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET,
+		.ifindex = u->ifindex,
+		.ipv4_dst = addr,
+	};
+
+	return fbr_net_unused(addr) &&
+	       !bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
+	       fib.ifindex == u->ifindex;
+}
+
+/* The network to which an address on its way out by an uplink belongs, or NULL:
+ * then it may be seen outside.
+ */
+static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __be32 addr)
+{
+	struct fbr_net *n = fbr_net_get(addr);
+
+	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, addr) ? NULL : n;
+}
+
+#endif
