@@ -179,14 +179,16 @@ func TestAttachSubnetFull(t *testing.T) {
 	h.downAll(t)
 }
 
-func TestAttachTakenSlotMovesOn(t *testing.T) {
+func TestTakenSlotMovesOn(t *testing.T) {
 	h := newHost(t)
 	h.planes.takenSlots = map[int]bool{2: true, 3: true, 4: true, 5: true}
 	h.up(t)
 	res := h.attach(t, testutil.NewNetns(t).Path(), "c1")
-	d, err := h.conn.ByName(res.Port)
-	if err != nil || h.planes.takenSlots[d.Index%datapath.MaxDevices] {
-		t.Errorf("host end = %+v, %v", d, err)
+	for _, name := range []string{res.Port, fragmentsDevice} {
+		d, err := h.conn.ByName(name)
+		if err != nil || h.planes.takenSlots[d.Index%datapath.MaxDevices] {
+			t.Errorf("%s = %+v, %v", name, d, err)
+		}
 	}
 	h.downAll(t)
 }
@@ -212,6 +214,28 @@ func TestVanishedPortIsForgotten(t *testing.T) {
 		t.Errorf("datapath ports %+v", f.Ports)
 	}
 	h.downAll(t)
+}
+
+// TestSomebodyElsesFragmentsDevice: no reason to refuse a container, but `up` says so.
+func TestSomebodyElsesFragmentsDevice(t *testing.T) {
+	h := newHost(t)
+	h.up(t)
+	d, err := h.conn.ByName(fragmentsDevice)
+	if err == nil {
+		err = h.conn.Delete(d.Index)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.addDevice(t, fragmentsDevice, "", true)
+	h.attach(t, testutil.NewNetns(t).Path(), "c1")
+	if _, _, err := h.ctl(t).Up(h.ctx, DefaultNetwork, NetworkRequest{}, InstanceRequest{}); !errors.Is(err, ErrExists) {
+		t.Errorf("up with a device of that name: %v, want ErrExists", err)
+	}
+	h.downAll(t)
+	if _, err := h.conn.ByName(fragmentsDevice); err != nil {
+		t.Errorf("somebody else's device is gone: %v", err)
+	}
 }
 
 func TestLostBridgeAndPinsAreRebuilt(t *testing.T) {

@@ -26,7 +26,7 @@ type fakeFile struct {
 	Fragments int // device
 	LeaseNow  time.Duration
 	L2        bool
-	// TakenSlots are slots that AttachPort refuses.
+	// TakenSlots are slots that AttachPort and AttachFragments refuse.
 	TakenSlots map[int]bool
 }
 
@@ -171,6 +171,9 @@ func (f *fakeFile) AttachDefrag() error {
 }
 
 func (f *fakeFile) AttachFragments(i int, _ net.HardwareAddr) error {
+	if f.TakenSlots[i%datapath.MaxDevices] {
+		return fmt.Errorf("device %d: %w", i, datapath.ErrSlotTaken)
+	}
 	f.Fragments = i
 	return f.save()
 }

@@ -48,11 +48,14 @@ func (s *session) ensureFragments() error {
 	if !wanted || f != nil && s.fragmentsSound(f) {
 		return nil
 	}
+	if f != nil {
+		s.say("the namespace for fragments is gone: making it again")
+	}
 	if err := s.removeFragments(); err != nil {
 		return err
 	}
 	if _, err := s.conn.ByName(fragmentsDevice); err == nil {
-		return tagged(ErrExists, fmt.Sprintf("device %s exists and is not fastbr's: remove or rename it", fragmentsDevice))
+		return tagged(ErrExists, fmt.Sprintf("device %s, which fastbr uses for fragments, exists and is not fastbr's: remove or rename it", fragmentsDevice))
 	} else if !errors.Is(err, link.ErrNotFound) {
 		return err
 	}
@@ -201,7 +204,7 @@ func (s *session) removeFragments() error {
 		return err
 	}
 	// A kill may have come before the mark.
-	if err == nil && d.Kind == "veth" && (d.Alias == fragmentsMark() || d.Alias == "") {
+	if err == nil && d.Kind == "veth" && (d.Alias == fragmentsMark() || d.Alias == "" && f.Index == 0) {
 		if err := s.conn.Delete(d.Index); err != nil {
 			return fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
 		}

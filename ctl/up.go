@@ -120,7 +120,12 @@ func (s *session) refresh(quiet bool) error {
 	if len(s.st.Networks) == 0 {
 		return nil
 	}
-	if err := errors.Join(s.syncSlow(), s.ensureFragments(), s.syncUplinks(quiet)); err != nil {
+	if err := s.ensureFragments(); err != nil && !quiet {
+		return err
+	} else if err != nil {
+		s.say("%v", err) // no reason to refuse a container
+	}
+	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
 		return err
 	}
 	return s.allowForwarding()
