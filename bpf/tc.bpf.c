@@ -10,6 +10,7 @@
 #include "lib/frag.h"
 #include "lib/guard.h"
 #include "lib/hairpin.h"
+#include "lib/hostport.h"
 #include "lib/l2.h"
 #include "lib/lease.h"
 #include "lib/local.h"
@@ -392,6 +393,61 @@ SEC("netfilter")
 int fbr_defrag(struct bpf_nf_ctx *ctx)
 {
 	return NF_ACCEPT;
+}
+
+/* Sockets of the host and published ports, attached to a cgroup while there are any. */
+SEC("cgroup/connect4")
+int fbr_connect4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_connect4(ctx);
+}
+
+SEC("cgroup/connect6")
+int fbr_connect6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_connect6(ctx);
+}
+
+SEC("cgroup/sendmsg4")
+int fbr_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_sendmsg4(ctx);
+}
+
+SEC("cgroup/recvmsg4")
+int fbr_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell4(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int fbr_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell6(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int fbr_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell4(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int fbr_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell6(ctx);
+}
+
+SEC("cgroup/bind4")
+int fbr_bind4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_bind4(ctx);
+}
+
+SEC("cgroup/bind6")
+int fbr_bind6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_bind6(ctx);
 }
 
 /* Requests of the control plane, run through BPF_PROG_TEST_RUN so that they

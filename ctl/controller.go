@@ -138,6 +138,8 @@ type session struct {
 	// stale is why the pinned datapath cannot be used: another schema. Only
 	// `down --all` goes on.
 	stale error
+	// hostReached: reachFromHost has been called.
+	hostReached bool
 }
 
 // read runs f on the state as it is. f gets a session with an empty state if

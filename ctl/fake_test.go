@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,6 +133,9 @@ func (f *fakeFile) Unpublish(p datapath.Publication) error {
 	delete(f.Published, p.First)
 	return f.save()
 }
+
+func (f *fakeFile) AttachHost(string) error     { return nil }
+func (f *fakeFile) SetLocal([]netip.Addr) error { return nil }
 
 func (f *fakeFile) AttachUplink(u datapath.Uplink) error {
 	f.Uplinks[u.Ifindex] = u

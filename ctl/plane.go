@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,8 @@ type plane interface {
 	DetachPort(ifindex int) error
 	Publish(datapath.Publication) error
 	Unpublish(datapath.Publication) error
+	AttachHost(cgroup string) error
+	SetLocal([]netip.Addr) error
 	AttachUplink(datapath.Uplink) error
 	CloseUplink(ifindex int) error
 	DetachUplink(ifindex int) error

@@ -60,8 +60,6 @@ func (r PublishRequest) check() error {
 		return bad("protocol %q: tcp or udp", r.Proto)
 	case r.HostIP.IsValid() && !r.HostIP.Is4():
 		return bad("address %s: an IPv4 address is wanted", r.HostIP)
-	case r.HostIP.IsLoopback():
-		return bad("address %s: a published port is reached from outside the host only", r.HostIP)
 	case r.Allow.IsValid() && (!r.Allow.Addr().Is4() || r.Allow != r.Allow.Masked()):
 		return bad("clients %s: an IPv4 CIDR such as 192.0.2.0/24 is wanted", r.Allow)
 	}
@@ -314,7 +312,7 @@ func (s *session) setPublication(p *port, pub *publication) error {
 	if err := s.dp.Publish(pub.datapath(p)); err != nil {
 		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
 	}
-	return nil
+	return s.reachFromHost()
 }
 
 func (s *session) unsetPublication(p *port, pub *publication) error {

@@ -128,6 +128,11 @@ func (s *session) refresh(quiet bool) error {
 	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
 		return err
 	}
+	if len(s.publications()) > 0 {
+		if err := s.syncLocal(); err != nil {
+			return err
+		}
+	}
 	return s.allowForwarding()
 }
 

@@ -187,7 +187,12 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 	if err != nil {
 		return err
 	}
+	netns, err := netnsCookie()
+	if err != nil {
+		return err
+	}
 	return errors.Join(
+		v.CfgNetns.Set(netns),
 		v.CfgHz.Set(meta.Hz),
 		v.CfgMark.Set(meta.Mark),
 		v.CfgFlowsMax.Set(meta.FlowsMax),
@@ -511,5 +516,5 @@ func (d *Datapath) reattach() error {
 			return err
 		}
 	}
-	return d.attachGuard(true)
+	return errors.Join(d.updateHost(), d.attachGuard(true))
 }

@@ -183,6 +183,20 @@ type injectedFbrSession struct {
 	CheckAt uint64
 }
 
+type injectedFbrSock struct {
+	_    structs.HostLayout
+	Turn uint32
+	Told [4]struct {
+		_     structs.HostLayout
+		Ip    uint32
+		Host  uint32
+		Port  uint16
+		Hport uint16
+		Six   uint8
+		Pad   [3]uint8
+	}
+}
+
 type injectedFbrState struct {
 	_            structs.HostLayout
 	Live         uint64
@@ -236,6 +250,7 @@ const (
 	injectedMapFbrFree           = "fbr_free"
 	injectedMapFbrHosts          = "fbr_hosts"
 	injectedMapFbrInjected       = "fbr_injected"
+	injectedMapFbrLocal          = "fbr_local"
 	injectedMapFbrMeta           = "fbr_meta"
 	injectedMapFbrNets           = "fbr_nets"
 	injectedMapFbrNport          = "fbr_nport"
@@ -249,13 +264,23 @@ const (
 	injectedMapFbrSess           = "fbr_sess"
 	injectedMapFbrState          = "fbr_state"
 	injectedMapFbrStats          = "fbr_stats"
+	injectedMapFbrTold           = "fbr_told"
+	injectedProgFbrBind4         = "fbr_bind4"
+	injectedProgFbrBind6         = "fbr_bind6"
+	injectedProgFbrConnect4      = "fbr_connect4"
+	injectedProgFbrConnect6      = "fbr_connect6"
 	injectedProgFbrControl       = "fbr_control"
 	injectedProgFbrDefrag        = "fbr_defrag"
 	injectedProgFbrFragIn        = "fbr_frag_in"
+	injectedProgFbrGetpeername4  = "fbr_getpeername4"
+	injectedProgFbrGetpeername6  = "fbr_getpeername6"
 	injectedProgFbrGuard         = "fbr_guard"
 	injectedProgFbrInjectedSweep = "fbr_injected_sweep"
 	injectedProgFbrPortIn        = "fbr_port_in"
 	injectedProgFbrPortOut       = "fbr_port_out"
+	injectedProgFbrRecvmsg4      = "fbr_recvmsg4"
+	injectedProgFbrRecvmsg6      = "fbr_recvmsg6"
+	injectedProgFbrSendmsg4      = "fbr_sendmsg4"
 	injectedProgFbrTunIn         = "fbr_tun_in"
 	injectedProgFbrTunOut        = "fbr_tun_out"
 	injectedProgFbrUplinkIn      = "fbr_uplink_in"
@@ -269,6 +294,7 @@ const (
 	injectedVarCfgMark           = "cfg_mark"
 	injectedVarCfgNatCount       = "cfg_nat_count"
 	injectedVarCfgNatFirst       = "cfg_nat_first"
+	injectedVarCfgNetns          = "cfg_netns"
 	injectedVarCfgPortsQuota     = "cfg_ports_quota"
 	injectedVarCfgToHold         = "cfg_to_hold"
 	injectedVarCfgToIcmp         = "cfg_to_icmp"
@@ -323,13 +349,22 @@ type injectedSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injectedProgramSpecs struct {
+	FbrBind4         *ebpf.ProgramSpec `ebpf:"fbr_bind4"`
+	FbrBind6         *ebpf.ProgramSpec `ebpf:"fbr_bind6"`
+	FbrConnect4      *ebpf.ProgramSpec `ebpf:"fbr_connect4"`
+	FbrConnect6      *ebpf.ProgramSpec `ebpf:"fbr_connect6"`
 	FbrControl       *ebpf.ProgramSpec `ebpf:"fbr_control"`
 	FbrDefrag        *ebpf.ProgramSpec `ebpf:"fbr_defrag"`
 	FbrFragIn        *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
+	FbrGetpeername4  *ebpf.ProgramSpec `ebpf:"fbr_getpeername4"`
+	FbrGetpeername6  *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
 	FbrGuard         *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.ProgramSpec `ebpf:"fbr_injected_sweep"`
 	FbrPortIn        *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrRecvmsg4      *ebpf.ProgramSpec `ebpf:"fbr_recvmsg4"`
+	FbrRecvmsg6      *ebpf.ProgramSpec `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg4      *ebpf.ProgramSpec `ebpf:"fbr_sendmsg4"`
 	FbrTunIn         *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
 	FbrTunOut        *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
 	FbrUplinkIn      *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
@@ -354,6 +389,7 @@ type injectedMapSpecs struct {
 	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
 	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrInjected  *ebpf.MapSpec `ebpf:"fbr_injected"`
+	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
 	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
@@ -367,6 +403,7 @@ type injectedMapSpecs struct {
 	FbrSess      *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState     *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats     *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold      *ebpf.MapSpec `ebpf:"fbr_told"`
 }
 
 // injectedVariableSpecs contains global variables before they are loaded into the kernel.
@@ -382,6 +419,7 @@ type injectedVariableSpecs struct {
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.VariableSpec `ebpf:"cfg_nat_first"`
+	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
 	CfgToIcmp         *ebpf.VariableSpec `ebpf:"cfg_to_icmp"`
@@ -428,6 +466,7 @@ type injectedMaps struct {
 	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
 	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrInjected  *ebpf.Map `ebpf:"fbr_injected"`
+	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
 	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
@@ -441,6 +480,7 @@ type injectedMaps struct {
 	FbrSess      *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState     *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats     *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold      *ebpf.Map `ebpf:"fbr_told"`
 }
 
 func (m *injectedMaps) Close() error {
@@ -459,6 +499,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrFree,
 		m.FbrHosts,
 		m.FbrInjected,
+		m.FbrLocal,
 		m.FbrMeta,
 		m.FbrNets,
 		m.FbrNport,
@@ -472,6 +513,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrSess,
 		m.FbrState,
 		m.FbrStats,
+		m.FbrTold,
 	)
 }
 
@@ -488,6 +530,7 @@ type injectedVariables struct {
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.Variable `ebpf:"cfg_nat_first"`
+	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.Variable `ebpf:"cfg_to_hold"`
 	CfgToIcmp         *ebpf.Variable `ebpf:"cfg_to_icmp"`
@@ -504,13 +547,22 @@ type injectedVariables struct {
 //
 // It can be passed to loadInjectedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type injectedPrograms struct {
+	FbrBind4         *ebpf.Program `ebpf:"fbr_bind4"`
+	FbrBind6         *ebpf.Program `ebpf:"fbr_bind6"`
+	FbrConnect4      *ebpf.Program `ebpf:"fbr_connect4"`
+	FbrConnect6      *ebpf.Program `ebpf:"fbr_connect6"`
 	FbrControl       *ebpf.Program `ebpf:"fbr_control"`
 	FbrDefrag        *ebpf.Program `ebpf:"fbr_defrag"`
 	FbrFragIn        *ebpf.Program `ebpf:"fbr_frag_in"`
+	FbrGetpeername4  *ebpf.Program `ebpf:"fbr_getpeername4"`
+	FbrGetpeername6  *ebpf.Program `ebpf:"fbr_getpeername6"`
 	FbrGuard         *ebpf.Program `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.Program `ebpf:"fbr_injected_sweep"`
 	FbrPortIn        *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrRecvmsg4      *ebpf.Program `ebpf:"fbr_recvmsg4"`
+	FbrRecvmsg6      *ebpf.Program `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg4      *ebpf.Program `ebpf:"fbr_sendmsg4"`
 	FbrTunIn         *ebpf.Program `ebpf:"fbr_tun_in"`
 	FbrTunOut        *ebpf.Program `ebpf:"fbr_tun_out"`
 	FbrUplinkIn      *ebpf.Program `ebpf:"fbr_uplink_in"`
@@ -519,13 +571,22 @@ type injectedPrograms struct {
 
 func (p *injectedPrograms) Close() error {
 	return _InjectedClose(
+		p.FbrBind4,
+		p.FbrBind6,
+		p.FbrConnect4,
+		p.FbrConnect6,
 		p.FbrControl,
 		p.FbrDefrag,
 		p.FbrFragIn,
+		p.FbrGetpeername4,
+		p.FbrGetpeername6,
 		p.FbrGuard,
 		p.FbrInjectedSweep,
 		p.FbrPortIn,
 		p.FbrPortOut,
+		p.FbrRecvmsg4,
+		p.FbrRecvmsg6,
+		p.FbrSendmsg4,
 		p.FbrTunIn,
 		p.FbrTunOut,
 		p.FbrUplinkIn,

@@ -18,6 +18,7 @@ func Probe() []Feature {
 		{Name: "jit", Required: true, Minimum: "any with CONFIG_BPF_JIT and net.core.bpf_jit_enable=1", Err: probeJIT()},
 		{Name: "tcx", Required: true, Minimum: "6.6", Err: probeTCX()},
 		{Name: "netfilter-link", Required: true, Minimum: "6.6 with CONFIG_NETFILTER_BPF_LINK", Err: features.HaveProgramType(ebpf.Netfilter)},
+		{Name: "cgroup-sockets", Required: true, Minimum: "5.18 with CONFIG_CGROUP_BPF", Err: features.HaveProgramType(ebpf.CGroupSockAddr)},
 		{Name: "redirect-peer", Required: true, Minimum: "5.10", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)},
 		{Name: "timer", Required: true, Minimum: "5.15", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnTimerInit)},
 		{Name: "loop", Required: true, Minimum: "5.17", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)},

@@ -69,11 +69,13 @@ func (d *Datapath) Publish(p Publication) error {
 	if _, err := d.maps.FbrPubOf.BatchUpdate(inside, host, nil); err != nil {
 		return fmt.Errorf("writing fbr_pub_of: %w", err)
 	}
-	return d.setPublished()
+	_, err := d.setPublished()
+	return err
 }
 
 // Unpublish takes the publication back and ends its sessions, so that nothing
-// of theirs reaches whoever gets the ports next. It succeeds when it is not there.
+// of theirs reaches whoever gets the ports next. The last one takes with it what
+// AttachHost did. It succeeds when it is not there.
 func (d *Datapath) Unpublish(p Publication) error {
 	host, _, inside := p.entries()
 	for i := range host {
@@ -87,22 +89,28 @@ func (d *Datapath) Unpublish(p Publication) error {
 			}
 		}
 	}
-	if err := d.setPublished(); err != nil {
+	any, err := d.setPublished()
+	if err == nil && !any {
+		err = d.DetachHost()
+	}
+	if err != nil {
 		return err
 	}
 	return d.endPublished(p)
 }
 
-// setPublished tells the programs whether they need look at all.
-func (d *Datapath) setPublished() error {
+// setPublished tells the programs whether they need look at all: whether there
+// are any publications.
+func (d *Datapath) setPublished() (any bool, err error) {
 	var k tcFbrBindKey
-	err := d.maps.FbrPub.NextKey(nil, &k)
+	err = d.maps.FbrPub.NextKey(nil, &k)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("reading fbr_pub: %w", err)
+		return false, fmt.Errorf("reading fbr_pub: %w", err)
 	}
-	return d.changeConf(func(c *tcFbrConf) error {
+	any = err == nil
+	return any, d.changeConf(func(c *tcFbrConf) error {
 		c.Published = 0
-		if err == nil {
+		if any {
 			c.Published = 1
 		}
 		return nil

@@ -121,6 +121,9 @@ func TestPublicationLetsInNobodyElse(t *testing.T) {
 	}
 	any := h.publication(true)
 	check(t, h.Publish(any))
+	h.wantDrop(t, h.uplink.Ifindex, "martian", func() result {
+		return h.uplinkIn(t, h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("127.0.0.1") }).Bytes(t))
+	})
 	h.wantHost(t, "an address that is not the host's", h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("198.51.100.9") }))
 }
 

@@ -258,6 +258,20 @@ type tcFbrSession struct {
 	CheckAt uint64
 }
 
+type tcFbrSock struct {
+	_    structs.HostLayout
+	Turn uint32
+	Told [4]struct {
+		_     structs.HostLayout
+		Ip    uint32
+		Host  uint32
+		Port  uint16
+		Hport uint16
+		Six   uint8
+		Pad   [3]uint8
+	}
+}
+
 type tcFbrState struct {
 	_            structs.HostLayout
 	Live         uint64
@@ -310,6 +324,7 @@ const (
 	tcMapFbrFragVia        = "fbr_frag_via"
 	tcMapFbrFree           = "fbr_free"
 	tcMapFbrHosts          = "fbr_hosts"
+	tcMapFbrLocal          = "fbr_local"
 	tcMapFbrMeta           = "fbr_meta"
 	tcMapFbrNets           = "fbr_nets"
 	tcMapFbrNport          = "fbr_nport"
@@ -323,12 +338,22 @@ const (
 	tcMapFbrSess           = "fbr_sess"
 	tcMapFbrState          = "fbr_state"
 	tcMapFbrStats          = "fbr_stats"
+	tcMapFbrTold           = "fbr_told"
+	tcProgFbrBind4         = "fbr_bind4"
+	tcProgFbrBind6         = "fbr_bind6"
+	tcProgFbrConnect4      = "fbr_connect4"
+	tcProgFbrConnect6      = "fbr_connect6"
 	tcProgFbrControl       = "fbr_control"
 	tcProgFbrDefrag        = "fbr_defrag"
 	tcProgFbrFragIn        = "fbr_frag_in"
+	tcProgFbrGetpeername4  = "fbr_getpeername4"
+	tcProgFbrGetpeername6  = "fbr_getpeername6"
 	tcProgFbrGuard         = "fbr_guard"
 	tcProgFbrPortIn        = "fbr_port_in"
 	tcProgFbrPortOut       = "fbr_port_out"
+	tcProgFbrRecvmsg4      = "fbr_recvmsg4"
+	tcProgFbrRecvmsg6      = "fbr_recvmsg6"
+	tcProgFbrSendmsg4      = "fbr_sendmsg4"
 	tcProgFbrTunIn         = "fbr_tun_in"
 	tcProgFbrTunOut        = "fbr_tun_out"
 	tcProgFbrUplinkIn      = "fbr_uplink_in"
@@ -342,6 +367,7 @@ const (
 	tcVarCfgMark           = "cfg_mark"
 	tcVarCfgNatCount       = "cfg_nat_count"
 	tcVarCfgNatFirst       = "cfg_nat_first"
+	tcVarCfgNetns          = "cfg_netns"
 	tcVarCfgPortsQuota     = "cfg_ports_quota"
 	tcVarCfgToHold         = "cfg_to_hold"
 	tcVarCfgToIcmp         = "cfg_to_icmp"
@@ -396,16 +422,25 @@ type tcSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcProgramSpecs struct {
-	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
-	FbrDefrag    *ebpf.ProgramSpec `ebpf:"fbr_defrag"`
-	FbrFragIn    *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
-	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
-	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
-	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
-	FbrTunIn     *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
-	FbrTunOut    *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
-	FbrUplinkIn  *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
-	FbrUplinkOut *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
+	FbrBind4        *ebpf.ProgramSpec `ebpf:"fbr_bind4"`
+	FbrBind6        *ebpf.ProgramSpec `ebpf:"fbr_bind6"`
+	FbrConnect4     *ebpf.ProgramSpec `ebpf:"fbr_connect4"`
+	FbrConnect6     *ebpf.ProgramSpec `ebpf:"fbr_connect6"`
+	FbrControl      *ebpf.ProgramSpec `ebpf:"fbr_control"`
+	FbrDefrag       *ebpf.ProgramSpec `ebpf:"fbr_defrag"`
+	FbrFragIn       *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
+	FbrGetpeername4 *ebpf.ProgramSpec `ebpf:"fbr_getpeername4"`
+	FbrGetpeername6 *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
+	FbrGuard        *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrPortIn       *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
+	FbrPortOut      *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrRecvmsg4     *ebpf.ProgramSpec `ebpf:"fbr_recvmsg4"`
+	FbrRecvmsg6     *ebpf.ProgramSpec `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg4     *ebpf.ProgramSpec `ebpf:"fbr_sendmsg4"`
+	FbrTunIn        *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
+	FbrTunOut       *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
+	FbrUplinkIn     *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut    *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
 }
 
 // tcMapSpecs contains maps before they are loaded into the kernel.
@@ -425,6 +460,7 @@ type tcMapSpecs struct {
 	FbrFragVia   *ebpf.MapSpec `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
 	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
+	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
 	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
@@ -438,6 +474,7 @@ type tcMapSpecs struct {
 	FbrSess      *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState     *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats     *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold      *ebpf.MapSpec `ebpf:"fbr_told"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -453,6 +490,7 @@ type tcVariableSpecs struct {
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.VariableSpec `ebpf:"cfg_nat_first"`
+	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
 	CfgToIcmp         *ebpf.VariableSpec `ebpf:"cfg_to_icmp"`
@@ -498,6 +536,7 @@ type tcMaps struct {
 	FbrFragVia   *ebpf.Map `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
 	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
+	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
 	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
@@ -511,6 +550,7 @@ type tcMaps struct {
 	FbrSess      *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState     *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats     *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold      *ebpf.Map `ebpf:"fbr_told"`
 }
 
 func (m *tcMaps) Close() error {
@@ -528,6 +568,7 @@ func (m *tcMaps) Close() error {
 		m.FbrFragVia,
 		m.FbrFree,
 		m.FbrHosts,
+		m.FbrLocal,
 		m.FbrMeta,
 		m.FbrNets,
 		m.FbrNport,
@@ -541,6 +582,7 @@ func (m *tcMaps) Close() error {
 		m.FbrSess,
 		m.FbrState,
 		m.FbrStats,
+		m.FbrTold,
 	)
 }
 
@@ -557,6 +599,7 @@ type tcVariables struct {
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.Variable `ebpf:"cfg_nat_first"`
+	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.Variable `ebpf:"cfg_to_hold"`
 	CfgToIcmp         *ebpf.Variable `ebpf:"cfg_to_icmp"`
@@ -573,26 +616,44 @@ type tcVariables struct {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcPrograms struct {
-	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
-	FbrDefrag    *ebpf.Program `ebpf:"fbr_defrag"`
-	FbrFragIn    *ebpf.Program `ebpf:"fbr_frag_in"`
-	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
-	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
-	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
-	FbrTunIn     *ebpf.Program `ebpf:"fbr_tun_in"`
-	FbrTunOut    *ebpf.Program `ebpf:"fbr_tun_out"`
-	FbrUplinkIn  *ebpf.Program `ebpf:"fbr_uplink_in"`
-	FbrUplinkOut *ebpf.Program `ebpf:"fbr_uplink_out"`
+	FbrBind4        *ebpf.Program `ebpf:"fbr_bind4"`
+	FbrBind6        *ebpf.Program `ebpf:"fbr_bind6"`
+	FbrConnect4     *ebpf.Program `ebpf:"fbr_connect4"`
+	FbrConnect6     *ebpf.Program `ebpf:"fbr_connect6"`
+	FbrControl      *ebpf.Program `ebpf:"fbr_control"`
+	FbrDefrag       *ebpf.Program `ebpf:"fbr_defrag"`
+	FbrFragIn       *ebpf.Program `ebpf:"fbr_frag_in"`
+	FbrGetpeername4 *ebpf.Program `ebpf:"fbr_getpeername4"`
+	FbrGetpeername6 *ebpf.Program `ebpf:"fbr_getpeername6"`
+	FbrGuard        *ebpf.Program `ebpf:"fbr_guard"`
+	FbrPortIn       *ebpf.Program `ebpf:"fbr_port_in"`
+	FbrPortOut      *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrRecvmsg4     *ebpf.Program `ebpf:"fbr_recvmsg4"`
+	FbrRecvmsg6     *ebpf.Program `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg4     *ebpf.Program `ebpf:"fbr_sendmsg4"`
+	FbrTunIn        *ebpf.Program `ebpf:"fbr_tun_in"`
+	FbrTunOut       *ebpf.Program `ebpf:"fbr_tun_out"`
+	FbrUplinkIn     *ebpf.Program `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut    *ebpf.Program `ebpf:"fbr_uplink_out"`
 }
 
 func (p *tcPrograms) Close() error {
 	return _TcClose(
+		p.FbrBind4,
+		p.FbrBind6,
+		p.FbrConnect4,
+		p.FbrConnect6,
 		p.FbrControl,
 		p.FbrDefrag,
 		p.FbrFragIn,
+		p.FbrGetpeername4,
+		p.FbrGetpeername6,
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,
+		p.FbrRecvmsg4,
+		p.FbrRecvmsg6,
+		p.FbrSendmsg4,
 		p.FbrTunIn,
 		p.FbrTunOut,
 		p.FbrUplinkIn,

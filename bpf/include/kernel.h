@@ -41,6 +41,7 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_QUEUE = 22,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 };
 
 enum {
@@ -51,6 +52,7 @@ enum {
 
 enum {
 	BPF_F_NO_PREALLOC = 1U << 0,
+	BPF_SK_STORAGE_GET_F_CREATE = 1U << 0,
 	BPF_F_MMAPABLE = 1U << 10,
 	BPF_F_RECOMPUTE_CSUM = 1ULL << 0,
 	BPF_F_PSEUDO_HDR = 1ULL << 4,
@@ -220,6 +222,7 @@ struct bpf_dynptr {
 #define IPPROTO_DSTOPTS  60
 
 #define AF_INET          2
+#define AF_INET6         10
 
 struct ethhdr {
 	__u8 h_dest[ETH_ALEN];
@@ -353,6 +356,42 @@ struct nf_conn {
 
 /* Whether a weak __ksym was found on the running kernel. */
 #define bpf_ksym_exists(sym) (!!(sym))
+
+struct bpf_sock;
+
+/* The context of cgroup programs on the address of a call: user_port is in
+ * network byte order, in the low 16 bits.
+ */
+struct bpf_sock_addr {
+	__u32 user_family;
+	__be32 user_ip4;
+	__be32 user_ip6[4];
+	__u32 user_port;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__be32 msg_src_ip4;
+	__be32 msg_src_ip6[4];
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+};
+
+struct sockaddr_in {
+	__u16 sin_family;
+	__be16 sin_port;
+	__be32 sin_addr;
+	__u8 pad[8];
+};
+
+struct sockaddr_in6 {
+	__u16 sin6_family;
+	__be16 sin6_port;
+	__be32 sin6_flowinfo;
+	__be32 sin6_addr[4];
+	__u32 sin6_scope_id;
+};
 
 struct bpf_sock {
 	__u32 bound_dev_if;

@@ -11,6 +11,8 @@
 volatile const __u32 cfg_hz = 250;
 /* skb->mark of packets that the fast path sends through fbr_uplink_out: random per instance */
 volatile const __u32 cfg_mark = 0;
+/* the network namespace of this instance: programs on cgroups see the whole machine's */
+volatile const __u64 cfg_netns = 0;
 /* sessions at most */
 volatile const __u32 cfg_flows_max = 1024;
 /* sessions and bindings that one port may hold (it must leave the rest to the others) */

@@ -142,6 +142,25 @@ struct {
 	__type(value, struct fbr_bind_key);
 } fbr_pub_of SEC(".maps");
 
+/* The host's own addresses, as the control plane last saw them: read only by
+ * sockets of the host that use a published port, for which there is no route lookup.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_STATS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, __u32); /* unused */
+} fbr_local SEC(".maps");
+
+/* Where sockets of the host were led. Lives and dies with the socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct fbr_sock);
+} fbr_told SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1024); /* sized by Go: FBR_CLASSES * nat_count */

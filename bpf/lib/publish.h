@@ -16,6 +16,12 @@
 #include "nport.h"
 #include "parse.h"
 
+static __always_inline bool fbr_loopback_or_zero(__be32 a)
+{
+	return (a & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) ||
+	       (a & bpf_htonl(0xff000000)) == 0;
+}
+
 /* Whether a socket of the host is connected to exactly this remote (UDP): it
  * was there before the publication, and its answers are its own.
  */
@@ -65,7 +71,8 @@ static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const
 {
 	struct fbr_pub *pub;
 
-	if (skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
+	if (skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST ||
+	    fbr_loopback_or_zero(k->daddr)) /* never from outside */
 		return NULL;
 	pub = fbr_pub_get(k->daddr, k->dport, k->proto);
 	if (!pub || !fbr_pub_allows(pub, k->saddr) || fbr_udp_connected(skb, k) ||

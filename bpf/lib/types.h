@@ -196,6 +196,24 @@ struct fbr_pub {
 	__be32 allow_mask;
 };
 
+#define FBR_TOLD_MAX 4 /* publications that one socket of the host uses at once */
+
+/* A socket of the host was led to ip:port when it asked for host:hport. */
+struct fbr_told {
+	__be32 ip;
+	__be32 host;
+	__be16 port;
+	__be16 hport;
+	__u8 six; /* it asked for ::1 */
+	__u8 pad[3];
+};
+
+/* fbr_told[socket]: the latest of them, in turn */
+struct fbr_sock {
+	__u32 turn;
+	struct fbr_told told[FBR_TOLD_MAX];
+};
+
 /* fbr_nport[class * cfg_nat_count + port - cfg_nat_first] */
 struct fbr_nport {
 	__u32 taken;    /* has an owner; claimed by compare-and-swap 0 -> 1 */

@@ -12,12 +12,6 @@
 #include "parse.h"
 #include "reason.h"
 
-static __always_inline bool fbr_loopback_or_zero(__be32 a)
-{
-	return (a & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) ||
-	       (a & bpf_htonl(0xff000000)) == 0;
-}
-
 static __always_inline bool fbr_multicast(__be32 a)
 {
 	return (a & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);

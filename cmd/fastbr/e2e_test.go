@@ -90,6 +90,7 @@ type e2e struct {
 	bin      string
 	bpffs    string
 	stateDir string
+	cgroup   string // of the host's processes
 	mode     e2eMode
 }
 
@@ -103,7 +104,7 @@ func newE2E(t *testing.T, m e2eMode, o lab.Options) *e2e {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &e2e{bin: bin, bpffs: testutil.BPFFS(t), stateDir: filepath.Join(t.TempDir(), "run"), mode: m}
+	h := &e2e{bin: bin, bpffs: testutil.BPFFS(t), stateDir: filepath.Join(t.TempDir(), "run"), cgroup: testutil.Cgroup(t), mode: m}
 	ctx, cancel := context.WithTimeout(context.Background(), e2eDeadline)
 	t.Cleanup(cancel)
 	h.ctx = ctx
@@ -157,7 +158,7 @@ func (h *e2e) attach(t *testing.T, c *lab.Namespace, name string, args ...string
 func (h *e2e) cmd(args ...string) *exec.Cmd {
 	argv := append([]string{"--netns", h.Host.Path(), "--bpffs", h.bpffs, "--state-dir", h.stateDir}, args...)
 	c := exec.CommandContext(h.ctx, h.bin, argv...)
-	c.Env = append(os.Environ(), "FASTBR_REFUSE_NETNS=/proc/1/ns/net")
+	c.Env = append(os.Environ(), "FASTBR_REFUSE_NETNS=/proc/1/ns/net", "FASTBR_CGROUP="+h.cgroup)
 	return c
 }
 

@@ -19,9 +19,10 @@ func newPublishCmd(e *env) *cobra.Command {
 		Short: "Lead ports of the host to containers",
 		Long: `Lead ports of the host to containers. Clients outside reach the container by any
 address of the host, and the container sees their own address. Other containers,
-of every network that is not internal, reach it so, too; the container then sees
-the address that was asked for. The port takes part in the host's firewall like
-all traffic to the container: FORWARD decides.`,
+of every network that is not internal, and the host itself reach it so, too; the
+container then sees the address that was asked for, or the gateway for loopback.
+The port takes part in the host's firewall like all traffic to the container:
+FORWARD decides. Published on 127.0.0.1 it is for the host alone.`,
 		Example: "  fastbr publish add 8080:80 web",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -37,7 +38,8 @@ func newPublishAddCmd(e *env) *cobra.Command {
 		Short: "Publish ports of the container NAME",
 		Long: `Publish ports of the container NAME, as docker's -p: a port of the host, or as many
 as the range has, lead to the container's. A host port that is published
-already, or that a socket of the host has, is refused.`,
+already, or that a socket of the host has, is refused; and once published, no
+process of the host can bind it.`,
 		Example: `  fastbr publish add 8080:80 web
   fastbr publish add 198.51.100.1:53:53/udp dns --allow 198.51.100.0/24
   fastbr publish add 40000-40999:40000/udp rtp`,

@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"fastbr": main})
+	testscript.Main(m, map[string]func(){"fastbr": main, "hostclient": hostClient})
 }
 
 // TestScripts runs testdata/script, each file in a namespace of its own, on the
@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			s := &scriptHost{host: testutil.NewNetns(t), peer: testutil.NewNetns(t), bpffs: testutil.BPFFS(t), state: t.TempDir()}
+			s := &scriptHost{host: testutil.NewNetns(t), peer: testutil.NewNetns(t), bpffs: testutil.BPFFS(t), state: t.TempDir(), cgroup: testutil.Cgroup(t)}
 			t.Cleanup(func() { s.downAll(t) }) // scripts run in parallel: not before they end
 			testscript.Run(t, testscript.Params{
 				Files: []string{file},
@@ -52,8 +52,8 @@ func TestScripts(t *testing.T) {
 
 // scriptHost is where a script works.
 type scriptHost struct {
-	host, peer   *testutil.Netns
-	bpffs, state string
+	host, peer           *testutil.Netns
+	bpffs, state, cgroup string
 }
 
 func (s *scriptHost) setup(env *testscript.Env) error {
@@ -61,6 +61,7 @@ func (s *scriptHost) setup(env *testscript.Env) error {
 	env.Setenv("HOST", s.host.Path())
 	env.Setenv("BPFFS", s.bpffs)
 	env.Setenv("STATE", s.state)
+	env.Setenv("FASTBR_CGROUP", s.cgroup)
 	env.Setenv("FASTBR_REFUSE_NETNS", fmt.Sprintf("/proc/%d/ns/net", os.Getpid()))
 	return nil
 }

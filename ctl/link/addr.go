@@ -40,6 +40,21 @@ func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 	return append(primary, secondary...), nil
 }
 
+// AllAddrs returns the IPv4 addresses of all devices.
+func (c *Conn) AllAddrs() ([]netip.Addr, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if p, ok := prefix(a.IPNet); ok {
+			out = append(out, p.Addr())
+		}
+	}
+	return out, nil
+}
+
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostSeen is what a socket of the host was told.
+type hostSeen struct {
+	Err               string
+	Local, Peer, From string
+	Echo              string
+}
+
+// hostClient is a process of the host with one socket: which cgroup a socket is
+// in is decided by the process that makes it.
+//
+//	hostclient tcp|udp 4|6 connect|sendto|bind LOCAL|- REMOTE|-
+//
+// LOCAL is bound first. connect and sendto send "hello" and wait for an answer;
+// bind listens, for TCP.
+func hostClient() {
+	var seen hostSeen
+	if err := seen.ask(os.Args[1:]); err != nil {
+		seen.Err = err.Error()
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(seen)
+}
+
+func (s *hostSeen) ask(args []string) error {
+	if len(args) != 5 {
+		return fmt.Errorf("%d arguments", len(args))
+	}
+	kind, family := unix.SOCK_STREAM, unix.AF_INET
+	if args[0] == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	six := args[1] == "6"
+	if six {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
+		return err
+	}
+	if args[3] != "-" {
+		if err := unix.Bind(fd, sockaddr(args[3], six)); err != nil {
+			return fmt.Errorf("bind: %w", err)
+		}
+	}
+	switch args[2] {
+	case "bind":
+		if kind == unix.SOCK_STREAM {
+			return unix.Listen(fd, 1)
+		}
+		return nil
+	case "connect":
+		if err := unix.Connect(fd, sockaddr(args[4], six)); err != nil {
+			return fmt.Errorf("connect: %w", err)
+		}
+		peer, err := unix.Getpeername(fd)
+		if err != nil {
+			return fmt.Errorf("getpeername: %w", err)
+		}
+		s.Peer = addrPort(peer)
+		if _, err := unix.Write(fd, []byte("hello")); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+	case "sendto":
+		if err := unix.Sendto(fd, []byte("hello"), 0, sockaddr(args[4], six)); err != nil {
+			return fmt.Errorf("sendto: %w", err)
+		}
+	}
+	return s.answer(fd, kind)
+}
+
+func (s *hostSeen) answer(fd, kind int) error {
+	buf := make([]byte, 100)
+	n, from, err := unix.Recvfrom(fd, buf, 0)
+	if err != nil {
+		return fmt.Errorf("recvfrom: %w", err)
+	}
+	s.Echo = string(buf[:n])
+	if kind == unix.SOCK_DGRAM {
+		s.From = addrPort(from)
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	s.Local = addrPort(local)
+	return nil
+}
+
+func sockaddr(s string, six bool) unix.Sockaddr {
+	a := netip.MustParseAddrPort(s)
+	if six {
+		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+}
+
+func addrPort(s unix.Sockaddr) string {
+	switch a := s.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)).String()
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)).String()
+	}
+	return ""
+}

@@ -1,0 +1,156 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// hostHook is a program on the sockets of the host.
+type hostHook struct {
+	name string
+	at   ebpf.AttachType
+	prog *ebpf.Program
+}
+
+// hostHooks in the order of attaching: what tells a socket what it asked for
+// comes before what leads it elsewhere.
+func (d *Datapath) hostHooks() []hostHook {
+	return []hostHook{
+		{"host-bind4", ebpf.AttachCGroupInet4Bind, d.progs.FbrBind4},
+		{"host-bind6", ebpf.AttachCGroupInet6Bind, d.progs.FbrBind6},
+		{"host-recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, d.progs.FbrRecvmsg4},
+		{"host-recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, d.progs.FbrRecvmsg6},
+		{"host-getpeername4", ebpf.AttachCgroupInet4GetPeername, d.progs.FbrGetpeername4},
+		{"host-getpeername6", ebpf.AttachCgroupInet6GetPeername, d.progs.FbrGetpeername6},
+		{"host-sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, d.progs.FbrSendmsg4},
+		{"host-connect4", ebpf.AttachCGroupInet4Connect, d.progs.FbrConnect4},
+		{"host-connect6", ebpf.AttachCGroupInet6Connect, d.progs.FbrConnect6},
+	}
+}
+
+// AttachHost makes published ports reachable for the host's own processes in
+// the cgroup (a directory of a cgroup2 mount) and below, and keeps them from
+// binding such a port. Programs of others on the same hooks go on running. What
+// is attached already stays where it is. On an error nothing is attached.
+func (d *Datapath) AttachHost(cgroup string) error {
+	if err := d.attachHost(cgroup); err != nil {
+		return errors.Join(err, d.DetachHost())
+	}
+	return nil
+}
+
+func (d *Datapath) attachHost(cgroup string) error {
+	for _, h := range d.hostHooks() {
+		path := linkPath(d.dir, h.name)
+		found, err := updateCgroup(path, h.prog)
+		if err != nil {
+			return err
+		}
+		if found {
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.at, Program: h.prog})
+		if err != nil {
+			return fmt.Errorf("attaching %s to %s: %w", h.prog.String(), cgroup, err)
+		}
+		if err := l.Pin(path); err != nil {
+			return errors.Join(fmt.Errorf("pinning link %s: %w", h.name, err), l.Close())
+		}
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// updateCgroup puts the program on an existing link, if there is one; that of a
+// cgroup that has been removed is taken away.
+func updateCgroup(path string, prog *ebpf.Program) (found bool, err error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening link %s: %w", path, err)
+	}
+	defer l.Close()
+	err = l.Update(prog)
+	if errors.Is(err, unix.ENOLINK) {
+		return false, os.Remove(path)
+	}
+	if err != nil {
+		return false, fmt.Errorf("updating link %s: %w", path, err)
+	}
+	return true, nil
+}
+
+// DetachHost undoes AttachHost. It succeeds when nothing is attached.
+func (d *Datapath) DetachHost() error {
+	hooks := d.hostHooks()
+	slices.Reverse(hooks)
+	for _, h := range hooks {
+		if err := detach(linkPath(d.dir, h.name)); err != nil {
+			return fmt.Errorf("detaching %s: %w", h.name, err)
+		}
+	}
+	return nil
+}
+
+// updateHost puts the current programs on the hooks that are attached.
+func (d *Datapath) updateHost() error {
+	for _, h := range d.hostHooks() {
+		if _, err := updateCgroup(linkPath(d.dir, h.name), h.prog); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetLocal says which IPv4 addresses the host has.
+func (d *Datapath) SetLocal(addrs []netip.Addr) error {
+	var old []uint32
+	var addr, unused uint32
+	it := d.maps.FbrLocal.Iterate()
+	for it.Next(&addr, &unused) {
+		old = append(old, addr)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("reading fbr_local: %w", err)
+	}
+	for _, a := range addrs {
+		addr := be32(a)
+		old = slices.DeleteFunc(old, func(o uint32) bool { return o == addr })
+		if err := d.maps.FbrLocal.Put(addr, uint32(0)); err != nil {
+			return fmt.Errorf("writing fbr_local: %w", err)
+		}
+	}
+	for _, addr := range old {
+		if err := deleteKey(d.maps.FbrLocal, addr); err != nil {
+			return fmt.Errorf("removing %s from fbr_local: %w", addrOf(addr), err)
+		}
+	}
+	return nil
+}
+
+// netnsCookie tells the current network namespace apart from all others
+// (SO_NETNS_COOKIE, Linux 5.14).
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("opening a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("asking for the network namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}
