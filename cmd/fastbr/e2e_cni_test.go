@@ -483,3 +483,37 @@ func TestE2ECNICapabilities(t *testing.T) {
 		}
 	})
 }
+
+// TestE2ECNIShaped chains the bandwidth plugin: once fastbr has looked, which
+// CHECK makes it do, or with "slow" at once, its limit holds in both directions,
+// between two containers too, which the fast path would lead past the shaper.
+func TestE2ECNIShaped(t *testing.T) {
+	t.Parallel()
+	const limit = 20e6 // bit/s
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
+	shaped, free := r.Containers[0], r.Containers[1]
+	rt := attachment(shaped, map[string]any{"bandwidth": map[string]any{
+		"ingressRate": int(limit), "ingressBurst": 800000, "egressRate": int(limit), "egressBurst": 800000}})
+	r.add(t, r.list(t, "1.0.0", "net", ownNetwork), free, attachment(free, nil))
+	for name, plugin := range map[string]string{"check": ownNetwork, "slow": strings.Replace(ownNetwork, "{", `{"slow": true, `, 1)} {
+		t.Run(name, func(t *testing.T) {
+			l := r.list(t, "1.0.0", "net", plugin+`, {"type": "bandwidth", "capabilities": {"bandwidth": true}}`)
+			r.add(t, l, shaped, rt)
+			defer r.del(t, l, rt)
+			if name == "check" {
+				if err := r.cni.CheckNetworkList(r.ctx, r.list(t, "1.0.0", "net", plugin), rt); err != nil {
+					t.Errorf("CHECK: %v", err)
+				}
+			}
+			for direction, o := range map[string]lab.IperfOptions{"in": {Seconds: 2}, "out": {Seconds: 2, Reverse: true}} {
+				got, err := lab.Iperf(r.ctx, free, shaped, shaped.Addr, o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.BitsPerSecond > 2*limit {
+					t.Errorf("%s: %.0f Mbit/s pass, the limit is %.0f", direction, got.BitsPerSecond/1e6, limit/1e6)
+				}
+			}
+		})
+	}
+}
