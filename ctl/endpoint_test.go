@@ -142,12 +142,13 @@ func TestAbandonedEndpointsGo(t *testing.T) {
 	if got := h.portNames(t); !slices.Equal(got, []string{"idle", "busy2"}) {
 		t.Errorf("ports %v, want busy2 in the place of busy", got)
 	}
+	h.take(t, h.endpoint(t, "alive").Peer, testutil.NewNetns(t))
 	h.opts.patience = -1
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.portNames(t); len(got) != 0 {
-		t.Errorf("ports %v: nobody will come for them", got)
+	if got := h.portNames(t); !slices.Equal(got, []string{"alive"}) {
+		t.Errorf("ports %v: nobody will come for those in the host's namespace", got)
 	}
 	h.downAll(t)
 }

@@ -105,7 +105,7 @@ func (d *engine) startServe(t *testing.T) {
 func (d *engine) startDaemon(t *testing.T) {
 	t.Helper()
 	d.daemon = d.Host.Exec(d.ctx, "dockerd", "--data-root", d.dir+"/data", "--exec-root", d.dir+"/exec", "-H", "unix://"+d.dir+"/sock",
-		"-p", d.dir+"/pid", "--storage-driver", "vfs")
+		"-p", d.dir+"/pid", "--storage-driver", "vfs", "--live-restore")
 	d.daemon.Stdout, d.daemon.Stderr = d.log, d.log
 	if err := d.daemon.Start(); err != nil {
 		t.Fatal(err)
@@ -123,28 +123,30 @@ func (d *engine) logged() string {
 	return string(b)
 }
 
-// killDaemon is a crash of the engine: dockerd, containerd, shims and what they
-// run, all at once.
-func (d *engine) killDaemon() {
+// killDaemon is a crash of the engine: of dockerd and containerd, and with all
+// also of the shims and the containers.
+func (d *engine) killDaemon(all bool) {
 	_ = d.daemon.Process.Kill()
 	_ = d.daemon.Wait()
-	d.killRest()
+	d.killRest(all)
 	_ = os.Remove(d.dir + "/exec/containerd/containerd.pid")
 	_ = os.Remove(d.dir + "/pid")
 }
 
-// killRest ends what a killed dockerd leaves: the processes that name our
-// directory, and their children.
-func (d *engine) killRest() {
+// killRest ends what a killed dockerd leaves: containerd, which names our
+// directory, and with all the shims, which do too, and their children.
+func (d *engine) killRest(all bool) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	ours := map[string]bool{}
 	for _, p := range procs {
-		if line, err := os.ReadFile(p + "/cmdline"); err == nil && bytes.Contains(line, []byte(d.dir+"/exec")) {
+		line, err := os.ReadFile(p + "/cmdline")
+		shim := bytes.Contains(line, []byte("containerd-shim"))
+		if err == nil && bytes.Contains(line, []byte(d.dir+"/exec")) && (all || !shim) {
 			ours[filepath.Base(p)] = true
 		}
 	}
 	for _, p := range procs {
-		if stat, err := os.ReadFile(p + "/stat"); err == nil {
+		if stat, err := os.ReadFile(p + "/stat"); all && err == nil {
 			_, rest, _ := strings.Cut(string(stat), ") ") // state, parent
 			if f := strings.Fields(rest); len(f) > 1 && ours[f[1]] {
 				ours[filepath.Base(p)] = true
@@ -170,7 +172,7 @@ func (d *engine) end(t *testing.T) {
 		_ = d.daemon.Process.Signal(syscall.SIGTERM)
 		_ = d.daemon.Wait()
 	}
-	d.killRest()
+	d.killRest(true)
 	_ = d.serve.Process.Signal(syscall.SIGTERM)
 	_ = d.serve.Wait()
 	if _, err := os.Stat("/run/docker/plugins/" + d.driver + ".sock"); err == nil {
@@ -282,13 +284,17 @@ func TestE2EDocker(t *testing.T) {
 	if ports := d.ports(t); len(ports) != 4 { // c1 twice, c3, eth0
 		t.Errorf("ports after c2 has gone: %v", ports)
 	}
-	d.killDaemon()
+	d.killDaemon(false) // the containers live on
+	d.startDaemon(t)
+	d.assertPublished(t, c1)
+	d.docker(t, "rm", "-f", "c3")
+	d.killDaemon(true)
 	d.startDaemon(t)
 	d.docker(t, "start", "c1")
 	d.assertPublished(t, d.adopt(t, "c1", "web"))
 	d.assertNoGwbridge(t)
 
-	d.docker(t, "rm", "-f", "c1", "c3")
+	d.docker(t, "rm", "-f", "c1")
 	d.docker(t, "network", "rm", "web", "inner")
 	for kind, now := range d.snapshot(t) {
 		// A restarted dockerd puts its own rules in another order.
