@@ -37,9 +37,9 @@ type EndpointView struct {
 	Options map[string]string // of the network
 }
 
-// endpointPatience is how long a container end may lie in the host's namespace
-// without a word from the engine. An engine needs milliseconds between two
-// calls; one that was killed in between never says another.
+// endpointPatience is how long a new container end may lie in the host's
+// namespace without a word from the engine. An engine needs milliseconds between
+// two calls; one that was killed in between never says another.
 const endpointPatience = 2 * time.Minute
 
 // EndpointCreate makes an endpoint, and brings its network up if that is only
@@ -211,10 +211,20 @@ func (s *session) evict(n *network, ip netip.Addr) error {
 	return nil
 }
 
-// abandoned tells of an endpoint whose container end is in the host's namespace
-// that nobody will come for it.
-func (s *session) abandoned(p *port) bool {
-	return p.Peer != "" && time.Duration(sinceBoot()-p.Touched)*time.Second >= s.opts.patience
+// abandoned tells of an endpoint that nobody will come for its container end:
+// given back, whether or not the engine still says so, or never taken. It notes
+// those that are taken. here are the names of the host's devices.
+func (s *session) abandoned(p *port, here map[string]bool) (bool, error) {
+	switch {
+	case p.Peer == "":
+		return false, nil
+	case here[p.Peer]:
+		return p.Taken || time.Duration(sinceBoot()-p.Touched)*time.Second >= s.opts.patience, nil
+	case p.Taken:
+		return false, nil
+	}
+	p.Taken = true
+	return false, s.save()
 }
 
 func endpointView(n *network, p *port) EndpointView {

@@ -23,6 +23,32 @@ func (h *host) endpoint(t *testing.T, name string) EndpointView {
 	return v
 }
 
+// giveBack is the way back.
+func (h *host) giveBack(t *testing.T, peer string, from *testutil.Netns) {
+	t.Helper()
+	here, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = here.Close() }()
+	from.Do(t, func() {
+		var d netlink.Link
+		if d, err = netlink.LinkByName(peer); err == nil {
+			err = netlink.LinkSetNsFd(d, int(here.Fd()))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (h *host) reconcile(t *testing.T) {
+	t.Helper()
+	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // portNames are the names of the ports of the default network.
 func (h *host) portNames(t *testing.T) (out []string) {
 	t.Helper()
@@ -129,9 +155,7 @@ func TestAbandonedEndpointsGo(t *testing.T) {
 	h.endpoint(t, "idle")
 	busy := h.endpoint(t, "busy")
 	h.take(t, busy.Peer, testutil.NewNetns(t))
-	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
-		t.Fatal(err)
-	}
+	h.reconcile(t)
 	if got := h.portNames(t); !slices.Equal(got, []string{"idle", "busy"}) {
 		t.Errorf("ports %v: an engine may still be at work", got)
 	}
@@ -143,10 +167,16 @@ func TestAbandonedEndpointsGo(t *testing.T) {
 		t.Errorf("ports %v, want busy2 in the place of busy", got)
 	}
 	h.take(t, h.endpoint(t, "alive").Peer, testutil.NewNetns(t))
-	h.opts.patience = -1
-	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
-		t.Fatal(err)
+	back, from := h.endpoint(t, "back"), testutil.NewNetns(t)
+	h.take(t, back.Peer, from)
+	h.reconcile(t)
+	h.giveBack(t, back.Peer, from)
+	h.reconcile(t)
+	if got := h.portNames(t); !slices.Equal(got, []string{"idle", "busy2", "alive"}) {
+		t.Errorf("ports %v: what is given back is done with", got)
 	}
+	h.opts.patience = -1
+	h.reconcile(t)
 	if got := h.portNames(t); !slices.Equal(got, []string{"alive"}) {
 		t.Errorf("ports %v: nobody will come for those in the host's namespace", got)
 	}

@@ -130,7 +130,11 @@ func (s *session) finishPending() error {
 func (s *session) dropVanished(n *network, devices map[int]link.Entry, names map[string]bool) error {
 	for _, p := range n.sortedPorts() {
 		e, ok := devices[p.Index]
-		if ok && e.Name == p.Port && e.Alias == ownerMark(n.Name) && !(names[p.Peer] && s.abandoned(p)) {
+		abandoned, err := s.abandoned(p, names)
+		if err != nil {
+			return err
+		}
+		if ok && e.Name == p.Port && e.Alias == ownerMark(n.Name) && !abandoned {
 			continue
 		}
 		if err := s.detachPort(n, p); err != nil {

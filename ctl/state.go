@@ -75,9 +75,10 @@ type port struct {
 
 	// Peer is what an endpoint's container end is called as long as it is in the
 	// host's namespace: before an engine takes it, and after it gave it back.
-	// Touched is when the engine last said anything about it, in seconds since
-	// boot. See endpoint.go.
+	// Taken: it has been seen elsewhere. Touched is when the engine last said
+	// anything about it, in seconds since boot. See endpoint.go.
 	Peer    string `json:"peer,omitempty"`
+	Taken   bool   `json:"taken,omitempty"`
 	Touched int64  `json:"touched,omitempty"`
 
 	Publications []*publication `json:"publications,omitempty"`
