@@ -62,15 +62,15 @@ BENCH_TOOLS := iperf3 nft iptables sockperf dockerd busybox
 
 bench: build ## fastbr beside docker, kernel bridges and the floor, in some ten minutes; writes bench/results and the tables
 	@$(DEPS) $(BENCH_TOOLS)
-	$(SUDO) $(BIN) bench --set table --rounds 10 --seconds 1
+	$(SUDO) $(BIN) bench --set table --rounds 10 --seconds 1 --ports 1000
 
 bench-full: build ## every workload with every contestant, some hours
 	@$(DEPS) $(BENCH_TOOLS)
-	$(SUDO) $(BIN) bench --set full --rounds 10 --seconds 10
+	$(SUDO) $(BIN) bench --set full --rounds 10 --seconds 10 --ports 1023
 
 bench-smoke: build ## one short run of every contestant and every kind of workload; keeps nothing
 	@$(DEPS) $(BENCH_TOOLS)
-	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --out -
+	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --ports 12 --out -
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) \

@@ -22,6 +22,7 @@ type Report struct {
 	Omit        int         `json:"omit_seconds"` // those at the start of a bulk transfer that do not count
 	Entrants    []Entrant   `json:"contestants"`
 	Results     []Result    `json:"results"`
+	Control     []Timing    `json:"control_plane,omitempty"`
 }
 
 // Entrant is a contestant in a report. The first one is the baseline.

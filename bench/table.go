@@ -321,7 +321,7 @@ func (r *Report) tables(show func(table)) {
 			some(r.cpu(unit, results))
 		}
 	})
-	for _, t := range []table{r.manyFlows(), r.requests(), r.proof(), r.lost(), r.retransmits()} {
+	for _, t := range []table{r.manyFlows(), r.requests(), r.controlPlane(), r.proof(), r.lost(), r.retransmits()} {
 		some(t)
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 // benchFlags are what `fastbr bench` can be told.
 type benchFlags struct {
-	rounds, seconds        int
+	rounds, seconds, ports int
 	workloads, contestants []string
 	out, render, set       string
 	chart                  string
@@ -63,6 +63,7 @@ Contestants: %s. The first one named is the baseline.`,
 	complete(cmd, "workload", cobra.FixedCompletions(workloadNames(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "contestant", cobra.FixedCompletions(contestantNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results in a checkout, else none; -: none)")
+	cmd.Flags().IntVar(&f.ports, "ports", 0, "afterwards time the commands themselves, with up to this `NUMBER` of ports (0: do not)")
 	cmd.Flags().StringVar(&f.chart, "chart", "", "draw SVG charts into this `DIR`")
 	cmd.Flags().StringVar(&f.render, "render", "", "measure nothing, show the results stored in this `FILE`")
 	return cmd
@@ -96,6 +97,9 @@ func (f benchFlags) show(e *env, r *bench.Report) error {
 	return err
 }
 
+// maxBenchPorts is what a kernel bridge takes.
+const maxBenchPorts = 1023
+
 // Where results and their page are in a checkout.
 const (
 	storedResults = "bench/results"
@@ -120,6 +124,9 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 		fmt.Fprintf(e.stderr, "%3d/%d  round %d  %-48s %-16s %s\n", done, runs, round, w.Title(), c.Name(), outcome(w, s))
 	}
 	report, err := plan.Run(ctx)
+	if err == nil && f.ports > 0 {
+		report.Control, err = f.timeCommands(ctx, e, plan)
+	}
 	if err != nil {
 		return interruption(ctx, err)
 	}
@@ -135,6 +142,29 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 	return nil
 }
 
+// timeCommands times those of fastbr, and of docker if it is a contestant.
+func (f benchFlags) timeCommands(ctx context.Context, e *env, plan bench.Plan) ([]bench.Timing, error) {
+	e.note("timing commands with up to %d ports", f.ports)
+	self, err := e.self()
+	if err != nil {
+		return nil, err
+	}
+	timings, err := self.Control(ctx, f.ports)
+	if err != nil {
+		return nil, fmt.Errorf("timing fastbr's commands: %w", err)
+	}
+	for _, c := range plan.Contestants {
+		if d, ok := c.(bench.Docker); ok {
+			more, err := d.Control(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("timing docker's commands: %w", err)
+			}
+			timings = append(timings, more...)
+		}
+	}
+	return timings, nil
+}
+
 // plan turns the flags into what to run.
 func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	v := buildVersion()
@@ -144,6 +174,9 @@ func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	}
 	if f.rounds < 1 || f.seconds < 1 {
 		return p, errors.New("--rounds and --seconds: at least 1")
+	}
+	if f.ports < 0 || f.ports > maxBenchPorts {
+		return p, fmt.Errorf("--ports: 0 to %d", maxBenchPorts)
 	}
 	self, err := e.self()
 	if err != nil {
