@@ -26,7 +26,7 @@ TIMEOUT ?= 20m
 BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate bench bench-full bench-smoke deps build install
+.PHONY: help demo test lint generate bench bench-full bench-smoke deps build install uninstall deb
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -80,5 +80,20 @@ build: ## bin/fastbr
 	@mkdir -p $(dir $(BIN))
 	$(GO) build -o $(BIN) ./cmd/fastbr
 
-install: build ## put fastbr into /usr/local/sbin (or PREFIX, DESTDIR)
-	$(SUDO) install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/fastbr
+install: build ## put fastbr, manual pages, completions and units under /usr/local (or PREFIX, DESTDIR)
+	$(SUDO) env DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install $(BIN)
+
+uninstall: ## remove what install put there
+	$(SUDO) env DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall
+
+# The last tag, or 0 with the commit for what was never tagged.
+VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0+$$(git rev-parse --short HEAD))
+NFPM    := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.41.3
+
+deb: ## bin/fastbr_VERSION_ARCH.deb, checked
+	@$(DEPS) lintian dpkg-deb gzip
+	rm -rf bin/pkg
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o bin/pkg-fastbr ./cmd/fastbr
+	DESTDIR=$(CURDIR)/bin/pkg PREFIX=/usr SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) packaging/install bin/pkg-fastbr
+	VERSION='$(VERSION)' ARCH=$$($(GO) env GOARCH) $(GO) run $(NFPM) package --config packaging/nfpm.yaml --packager deb --target bin/
+	packaging/check-deb "$$(ls -t bin/fastbr_*.deb | head -n 1)"
