@@ -25,8 +25,11 @@ TIMEOUT ?= 20m
 
 BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
 
+# How long `make fuzz` looks for each target.
+FUZZTIME ?= 30s
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint generate bench bench-full bench-smoke deps build install uninstall deb
+.PHONY: help demo test fuzz stress lint generate bench bench-full bench-smoke deps build install uninstall deb
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +46,15 @@ test: build ## every test: vet, pure, programs, namespaces with real traffic, co
 	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
 	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
 comma := ,
+
+fuzz: ## any bytes into the programs, FUZZTIME (30s) for each target
+	for target in FuzzPortIn FuzzUplinkOut FuzzUplinkIn; do \
+		$(GO) test $(if $(ROOT),,-exec '$(SUDO)') -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) ./datapath || exit; \
+	done
+
+stress: ## a million flows on two CPUs, ten million steps of programs beside their model
+	FASTBR_STRESS_FLOWS=1000000 FASTBR_MODEL_STEPS=10000000 $(GO) test $(if $(ROOT),,-exec '$(SUDO)') \
+		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestProgramsEqualModel)$$' ./datapath
 
 lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
 	@$(DEPS) $(CLANG_FORMAT)
