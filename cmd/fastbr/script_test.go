@@ -131,10 +131,11 @@ func (s *scriptHost) inside(n *testutil.Netns) func(*testscript.TestScript, bool
 	}
 }
 
-// traces is what a refused command must not change.
+// traces is what a refused command must not change. IPv6 routes are not among
+// it: the kernel adds those of link-local addresses in its own time.
 func (s *scriptHost) traces() string {
 	cmd := exec.Command("nsenter", "--net="+s.host.Path(), "sh", "-c",
-		"ip -o link | cut -d' ' -f2; ip route show table all | sed 's/ linkdown//'; nft list ruleset; sysctl net.ipv4.ip_forward net.ipv4.ip_local_reserved_ports")
+		"ip -o link | cut -d' ' -f2; ip -4 route show table all | sed 's/ linkdown//'; nft list ruleset; sysctl net.ipv4.ip_forward net.ipv4.ip_local_reserved_ports")
 	out, _ := cmd.CombinedOutput()
 	var files []string
 	for _, root := range []string{s.state, s.bpffs} {
