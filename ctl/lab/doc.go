@@ -11,6 +11,12 @@
 //	            203.0.113.1/24                               203.0.113.2/24
 //	                                                         192.0.2.21/32, 192.0.2.22/32
 //
+// With Options.Router the outside end of eth0 is a switch:
+//
+//	host eth0 ── switch ─┬─ outside (as above)
+//	                     ├─ router 198.51.100.3 ── (MTU 1280) ── far 192.0.2.130
+//	                     └─ LAN neighbour 198.51.100.66
+//
 // On the outside end of every uplink a capture runs for the whole life of the
 // lab and records what must never arrive there: packets with a container's
 // address as source, and ICMP errors that carry one inside. See Capture.

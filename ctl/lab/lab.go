@@ -24,6 +24,9 @@ type Options struct {
 	// Neighbour adds a docker0-style bridge (172.17.0.1/16, masqueraded on every
 	// uplink) with one container, 172.17.0.2, to the host.
 	Neighbour bool
+	// Router puts a switch between the host's eth0 and the outside, and on it a
+	// router with a server beyond it, and a neighbour. With one uplink only.
+	Router bool
 	// NFCall leaves bridge-nf-call-iptables in the host as the kernel starts it (1
 	// where br_netfilter is present). Off: 0, which does not flatter fastbr.
 	NFCall bool
@@ -59,10 +62,14 @@ type Lab struct {
 	Containers []*Namespace
 	// Neighbour is the container on the docker0-style bridge; nil without one.
 	Neighbour *Namespace
+	// Router, Far beyond it and LAN, the neighbour on the switch; nil without
+	// Options.Router.
+	Router, Far, LAN *Namespace
 	// Captures watch the outside end of each uplink; empty if Options.Private was empty.
 	Captures []*Capture
 
 	opts    Options
+	sw      *Namespace // the switch; nil without
 	tunnels []*Tunnel
 	closed  sync.Once
 	mu      sync.Mutex
@@ -109,9 +116,22 @@ func (l *Lab) build(ctx context.Context) error {
 			return err
 		}
 	}
+	if l.opts.Router {
+		if l.opts.Uplinks != 1 {
+			return fmt.Errorf("a router and %d uplinks: only one is possible", l.opts.Uplinks)
+		}
+		if err := l.buildSwitch(); err != nil {
+			return err
+		}
+	}
 	for i := range l.opts.Uplinks {
 		if err := l.buildUplink(i); err != nil {
 			return err
+		}
+	}
+	if l.opts.Router {
+		if err := l.buildRouter(); err != nil {
+			return fmt.Errorf("router: %w", err)
 		}
 	}
 	l.Outside = l.Outsides[0]

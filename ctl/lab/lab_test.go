@@ -295,3 +295,21 @@ func TestTunnelCarriesAndRecords(t *testing.T) {
 		t.Errorf("%d of one leak was recorded: %v", len(tun.Leaks()), err)
 	}
 }
+
+func TestRouterAndNeighbourAreOnTheSwitch(t *testing.T) {
+	l, ctx := newLab(t, lab.Options{Containers: 1, Plain: true, Router: true})
+	c1 := l.Containers[0]
+	for _, to := range []netip.Addr{l.Outside.Addr, l.Router.Addr, l.Far.Addr, l.LAN.Addr} {
+		if r, err := c1.Ping(ctx, to, lab.PingOptions{}); err != nil || r.Received != r.Sent {
+			t.Errorf("ping %v: %+v, %v", to, r, err)
+		}
+	}
+	r, err := c1.Ping(ctx, l.Far.Addr, lab.PingOptions{Count: 1, TTL: 2})
+	if err != nil || len(r.Errors) != 1 || r.Errors[0] != l.Router.Addr {
+		t.Errorf("ping with TTL 2: %+v, %v; want one error from the router", r, err)
+	}
+	if err := lab.Bulk(ctx, c1, l.Far, l.Far.Addr, 1<<20, false); err != nil {
+		t.Errorf("upload through the narrow link: %v", err)
+	}
+	assertNoLeak(t, l)
+}

@@ -17,7 +17,8 @@ func (l *Lab) buildUplink(i int) error {
 	}
 	l.Outsides = append(l.Outsides, o)
 	dev := fmt.Sprintf("eth%d", i)
-	if err := Veth(l.Host, dev, o, "eth0", l.opts.MTU); err != nil {
+	end, endDev, err := l.connect(dev, o)
+	if err != nil {
 		return err
 	}
 	if err := l.Host.AddAddr(dev, hostAddr[i]); err != nil {
@@ -45,12 +46,20 @@ func (l *Lab) buildUplink(i int) error {
 	if err != nil || len(l.opts.Private) == 0 {
 		return err
 	}
-	c, err := newCapture(l.Host, dev, o, "eth0", l.opts.Private)
-	if err != nil {
-		return fmt.Errorf("capturing outside of %s: %w", dev, err)
+	return l.Watch(dev, end, endDev)
+}
+
+// connect joins an uplink of the host and the eth0 of an outside, by a cable or
+// by the switch, and returns where the host's end of it can be watched.
+func (l *Lab) connect(dev string, o *Namespace) (*Namespace, string, error) {
+	if l.sw == nil {
+		return o, "eth0", Veth(l.Host, dev, o, "eth0", l.opts.MTU)
 	}
-	l.Captures = append(l.Captures, c)
-	return nil
+	if _, err := l.toSwitch(o, "eth0", "s1"); err != nil {
+		return nil, "", err
+	}
+	port, err := l.toSwitch(l.Host, dev, "h")
+	return l.sw, port, err
 }
 
 // Veth connects devices named a and b of two namespaces and sets both up.
@@ -217,14 +226,7 @@ func (l *Lab) plug(bridge, port string, m *Namespace, addr netip.Prefix, gw neti
 	if err := Veth(l.Host, port, m, "eth0", l.opts.MTU); err != nil {
 		return err
 	}
-	br, err := l.Host.nl.LinkByName(bridge)
-	if err != nil {
-		return fmt.Errorf("finding %s: %w", bridge, err)
-	}
-	err = l.Host.withLink(port, "plugging %s into "+bridge+" in %s", func(link netlink.Link) error {
-		return l.Host.nl.LinkSetMaster(link, br)
-	})
-	if err != nil {
+	if err := l.Host.enslave(bridge, port); err != nil {
 		return err
 	}
 	if err := m.AddAddr("eth0", addr); err != nil {
