@@ -90,3 +90,44 @@ func TestErrorsAboutNothingOfOursPass(t *testing.T) {
 	spoof := testutil.Frame{Src: c1Addr, Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: testutil.Frame{Src: server, Dst: c2Addr, UDP: &testutil.UDP{SrcPort: 9999, DstPort: 1}}.IP(t)}}
 	h.wantDrop(t, h.c1.Ifindex, "spoof_ip", func() result { return h.uplinkOut(t, h.routed(spoof).Bytes(t), h.bridge) })
 }
+
+// An error with a wrong checksum, or that quotes an IPv4 header with one, is
+// dropped in either direction (RFC 5508 REQ-3); what the quoted L4 header's
+// checksum says does not matter.
+func TestErrorsWithWrongSumsAreDropped(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.samples()["udp"]
+	eport := h.open(t, f)
+	quoted := translated(h.routed(f), eport).IP(t)
+	const icmp = 14 + 20
+	in := func(inner []byte) []byte {
+		return testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: extAddr, ICMP: &testutil.ICMPError{Type: 3, Code: 1, Inner: inner}}.Bytes(t)
+	}
+	out := func(inner []byte) []byte {
+		return h.routed(testutil.Frame{Src: c1Addr, Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: inner}}).Bytes(t)
+	}
+	flip := func(b []byte, off int) []byte {
+		b = append([]byte(nil), b...)
+		b[off] ^= 0x40
+		return b
+	}
+	long := append(append([]byte(nil), quoted...), make([]byte, 1001)...)
+	for name, b := range map[string][]byte{
+		"outer sum": flip(in(quoted), icmp+2), "last byte": flip(in(long), icmp+8+len(long)-1), "quoted header": in(flip(quoted, 10)),
+	} {
+		t.Run("in, "+name, func(t *testing.T) {
+			h.wantDrop(t, h.uplink.Ifindex, "bad_csum", func() result { return h.uplinkIn(t, b) })
+		})
+	}
+	seen := h.asSeenByC1(f, eport).IP(t)
+	for name, b := range map[string][]byte{"outer sum": flip(out(seen), icmp+2), "quoted header": out(flip(seen, 10))} {
+		t.Run("out, "+name, func(t *testing.T) {
+			h.wantDrop(t, h.c1.Ifindex, "bad_csum", func() result { return h.uplinkOut(t, b, h.bridge) })
+		})
+	}
+	for name, b := range map[string][]byte{"whole": in(quoted), "odd length": in(long), "quoted UDP sum": in(flip(quoted, 20+6))} {
+		if got := h.uplinkIn(t, b); got.verdict != next || string(got.frame) == string(b) {
+			t.Errorf("%s: verdict %d, want it translated", name, got.verdict)
+		}
+	}
+}

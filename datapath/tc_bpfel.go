@@ -214,6 +214,7 @@ const (
 	tcFbrReasonFBR_QUOTA       tcFbrReason = 12
 	tcFbrReasonFBR_FRAGMENT    tcFbrReason = 13
 	tcFbrReasonFBR_FILTERED    tcFbrReason = 14
+	tcFbrReasonFBR_BAD_CSUM    tcFbrReason = 15
 	tcFbrReasonFBR_REASON_MAX  tcFbrReason = 16
 )
 

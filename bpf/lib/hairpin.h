@@ -117,6 +117,8 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	to = fbr_inbound_live(&rev);
 	if (!to)
 		return FBR_FOREIGN;
+	if (!fbr_icmp_sound(skb, p, &in))
+		return FBR_BAD_CSUM;
 	fbr_hair_tag(skb, own->sess);
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, to->addr, to->port) ||

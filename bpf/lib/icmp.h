@@ -96,6 +96,57 @@ static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, __u32 l3, b
 		       ?: bpf_skb_store_bytes(skb, l3 + (src ? 12 : 16), &new, 4, 0);
 }
 
+#define FBR_SUM_CHUNK  64
+#define FBR_SUM_CHUNKS 1024 /* 65536 bytes: any packet */
+
+struct fbr_summing {
+	struct __sk_buff *skb;
+	__u32 off;
+	__u32 len;
+	__s64 sum; /* -1: the packet ends before */
+};
+
+static long fbr_sum_chunk(__u64 i, struct fbr_summing *w)
+{
+	__be32 chunk[FBR_SUM_CHUNK / 4] = {};
+	__u32 n = w->len < sizeof(chunk) ? w->len : sizeof(chunk);
+
+	if (!n)
+		return 1;
+	asm volatile("" : "+r"(n)); /* else the compiler drops the bounds that the verifier needs */
+	if (n < 1 || n > sizeof(chunk) || bpf_skb_load_bytes(w->skb, w->off, chunk, n)) {
+		w->sum = -1;
+		return 1;
+	}
+	w->sum = bpf_csum_diff(NULL, 0, chunk, sizeof(chunk), w->sum);
+	w->off += n;
+	w->len -= n;
+	return 0;
+}
+
+/* Whether len bytes of the packet from off on hold a checksum that is right. */
+__fbr_global bool fbr_sum_right(struct __sk_buff *skb, __u32 off, __u32 len)
+{
+	struct fbr_summing w = { .skb = skb, .off = off, .len = len };
+
+	bpf_loop(FBR_SUM_CHUNKS, fbr_sum_chunk, &w, 0);
+	return w.sum >= 0 && fbr_fold(w.sum) == 0xffff;
+}
+
+/* Whether the checksums of an ICMP error p and of the IPv4 header it quotes are
+ * right (RFC 5508 REQ-3). The quoted packet's own L4 checksum may be wrong.
+ */
+__fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
+				 const struct fbr_pkt *in)
+{
+	__be16 total;
+
+	if (!p || !in || bpf_skb_load_bytes(skb, p->l3 + 2, &total, sizeof(total)))
+		return false;
+	return fbr_sum_right(skb, in->l3, in->l4 - in->l3) &&
+	       fbr_sum_right(skb, p->l4, bpf_ntohs(total) - (p->l4 - p->l3));
+}
+
 /* An ICMP error from outside. Returns FBR_NONE if it was about one of our
  * sessions and is now the container's (or neighbour's), FBR_FOREIGN if it is
  * none of ours and untouched, else the reason to drop it.
@@ -118,6 +169,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 	f = fbr_inbound_live(&k);
 	if (!f)
 		return FBR_FOREIGN;
+	if (!fbr_icmp_sound(skb, p, &in))
+		return FBR_BAD_CSUM;
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||
 	    fbr_rewrite_outer(skb, p->l3, false, p->daddr, f->addr))
@@ -171,6 +224,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		if (!f || f->kind != FBR_OUT || fbr_sess_expires(f->sess) <= fbr_now())
 			return FBR_UNSUPPORTED;
+		if (!fbr_icmp_sound(skb, p, &in))
+			return FBR_BAD_CSUM;
 		/* Point of no return. */
 		if (fbr_rewrite_quote(skb, p->l4, false, f->addr, f->port) ||
 		    (outer && fbr_rewrite_outer(skb, p->l3, true, p->saddr, f->addr)))
