@@ -29,7 +29,7 @@ BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print
 FUZZTIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz stress lint generate bench bench-full bench-smoke deps build install uninstall deb
+.PHONY: help demo test fuzz stress lint generate bench bench-full bench-smoke score deps build install uninstall deb
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -83,6 +83,10 @@ bench-full: build ## every workload with every contestant, some hours
 bench-smoke: build ## one short run of every contestant and every kind of workload; keeps nothing
 	@$(DEPS) $(BENCH_TOOLS)
 	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --ports 12 --out -
+
+score: build ## every check of the NAT requirements, waiting for timeouts (6 minutes); writes docs/NAT.md
+	@$(DEPS) iperf3 nft iptables conntrack ip
+	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run 'TestScore$$' ./cmd/fastbr
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) \
