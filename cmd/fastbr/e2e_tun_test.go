@@ -55,7 +55,7 @@ func TestE2ERawIPUplink(t *testing.T) {
 		}
 		assertPeers(t, tcp, tun.HostAddr())
 		assertPeers(t, udp, tun.HostAddr())
-		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{}) // and over the other uplink
+		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{})     // and over the other uplink
 		h.mustPing(t, c1, far.Addr, lab.PingOptions{Size: 4000}) // in fragments
 		h.testTunFrames(t, tun)
 		h.assertBytesEqual(t)
