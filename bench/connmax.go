@@ -62,7 +62,8 @@ func (ConnMax) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func(
 	end := time.Now().Add(d)
 	var all sync.WaitGroup
 	for range connClients {
-		all.Go(func() { t.connect(ctx, client, to, end) })
+		mine := *to // Connect writes into it
+		all.Go(func() { t.connect(ctx, client, &mine, end) })
 	}
 	all.Wait()
 	if err := ctx.Err(); err != nil {
