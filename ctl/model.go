@@ -37,7 +37,7 @@ type AttachResult struct {
 	Gateway string `json:"gateway"`
 	MTU     int    `json:"mtu"`
 	DNS     string `json:"dns"` // who answers for names; "" if nobody does
-	// For engines; not part of the JSON.
+	// For engines and run; not part of the JSON.
 	PortMAC   string `json:"-"` // of the host end
 	Bridge    string `json:"-"`
 	BridgeMAC string `json:"-"`

@@ -205,15 +205,8 @@ func bounced(t *testing.T, frame []byte) []byte {
 
 // refreshed has a right IP checksum.
 func refreshed(f []byte) []byte {
-	var s uint32
 	f[24], f[25] = 0, 0
-	for i := 14; i < 34; i += 2 {
-		s += uint32(f[i])<<8 | uint32(f[i+1])
-	}
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	f[24], f[25] = ^byte(s>>8), ^byte(s)
+	be.PutUint16(f[24:], ^testutil.Sum(0, f[14:34]))
 	return f
 }
 

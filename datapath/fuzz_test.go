@@ -231,7 +231,7 @@ func (z *fuzzer) fixed(frame []byte, how byte, inside bool) []byte {
 		return b
 	}
 	be.PutUint16(ip[10:], 0)
-	be.PutUint16(ip[10:], ^sum16(0, ip[:hlen]))
+	be.PutUint16(ip[10:], ^testutil.Sum(0, ip[:hlen]))
 	if at, ok := map[byte]int{1: 2, 6: 16, 17: 6}[ip[9]]; ok {
 		l4 := ip[hlen:]
 		if ip[9] == 17 && how&2 != 0 {

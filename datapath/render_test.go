@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
+	"github.com/fastbr/fastbr/internal/testutil"
 )
 
 // Frames of the model's packets. Every checksum is computed from the whole
@@ -61,7 +62,7 @@ func renderIP(b []byte, p *nm.Packet) []byte {
 		}
 	}
 	be.PutUint16(b[start+2:], uint16(len(b)-start))
-	be.PutUint16(b[start+10:], ^sum16(0, b[start:l4]))
+	be.PutUint16(b[start+10:], ^testutil.Sum(0, b[start:l4]))
 	if sumAt != 0 && !(p.Proto == nm.UDP && p.Body.NoSum) {
 		be.PutUint16(b[l4+sumAt:], l4Sum(b[start:l4], b[l4:]))
 	}
@@ -72,27 +73,13 @@ func renderIP(b []byte, p *nm.Packet) []byte {
 func l4Sum(ip, l4 []byte) uint16 {
 	var pseudo uint32
 	if ip[9] != byte(nm.ICMP) {
-		pseudo = uint32(sum16(uint32(ip[9])+uint32(len(l4)), ip[12:20]))
+		pseudo = uint32(testutil.Sum(uint32(ip[9])+uint32(len(l4)), ip[12:20]))
 	}
-	sum := ^sum16(pseudo, l4)
+	sum := ^testutil.Sum(pseudo, l4)
 	if sum == 0 && ip[9] == byte(nm.UDP) {
 		return 0xffff
 	}
 	return sum
-}
-
-// sum16 is the one's complement sum, not inverted.
-func sum16(s uint32, b []byte) uint16 {
-	for ; len(b) >= 2; b = b[2:] {
-		s += uint32(b[0])<<8 | uint32(b[1])
-	}
-	if len(b) == 1 {
-		s += uint32(b[0]) << 8
-	}
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	return uint16(s)
 }
 
 func modelAddr(a netip.Addr) nm.Addr {

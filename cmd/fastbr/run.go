@@ -152,7 +152,7 @@ func (e *env) plug(c *ctl.Controller, r ctl.AttachRequest) (resolvers string, de
 			e.note("detaching %s: %v", res.Name, err)
 		}
 	}
-	if resolvers, err = e.containerResolvers(c, res); err != nil {
+	if resolvers, err = containerResolvers(res); err != nil {
 		e.note("%v", err)
 	}
 	return resolvers, detach, nil

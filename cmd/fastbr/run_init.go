@@ -93,7 +93,7 @@ func useResolvers(content string) error {
 
 // containerResolvers is the /etc/resolv.conf of a container that was attached
 // with this result; "" if its network does not answer for names.
-func (e *env) containerResolvers(c *ctl.Controller, res ctl.AttachResult) (string, error) {
+func containerResolvers(res ctl.AttachResult) (string, error) {
 	if res.DNS == "" {
 		return "", nil
 	}
@@ -101,9 +101,5 @@ func (e *env) containerResolvers(c *ctl.Controller, res ctl.AttachResult) (strin
 	if err != nil {
 		return "", fmt.Errorf("reading the gateway: %w", err)
 	}
-	v, err := c.NetworkInspect(e.ctx, res.Network)
-	if err != nil {
-		return "", err
-	}
-	return dns.ContainerConfig(resolvConf, gw, v.Internal)
+	return dns.ContainerConfig(resolvConf, gw, res.Internal)
 }

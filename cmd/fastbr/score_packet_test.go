@@ -121,7 +121,7 @@ func icmpError(p packet) (typ, code byte, inner packet, ok bool) {
 // quoteSound says what is wrong with the checksums of a quoted packet, as far
 // as they can be told.
 func quoteSound(q packet) error {
-	if onesSum(q.ip[:len(q.ip)-len(q.l4)]) != 0xffff {
+	if testutil.Sum(0, q.ip[:len(q.ip)-len(q.l4)]) != 0xffff {
 		return fmt.Errorf("the quoted IPv4 header's checksum is wrong")
 	}
 	if len(q.ip) < int(binary.BigEndian.Uint16(q.ip[2:])) {
@@ -134,23 +134,11 @@ func quoteSound(q packet) error {
 	return nil
 }
 
-// onesSum is the one's complement sum of an even number of bytes.
-func onesSum(b []byte) uint32 {
-	var s uint32
-	for ; len(b) >= 2; b = b[2:] {
-		s += uint32(binary.BigEndian.Uint16(b))
-	}
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	return s
-}
-
 // fixIPSum writes the checksum of the frame's IPv4 header anew.
 func fixIPSum(frame []byte) {
 	ip := frame[etherLen:]
 	ip[10], ip[11] = 0, 0
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(onesSum(ip[:int(ip[0]&0xf)*4])))
+	binary.BigEndian.PutUint16(ip[10:], ^testutil.Sum(0, ip[:int(ip[0]&0xf)*4]))
 }
 
 // fixICMPSum writes the checksum of the frame's ICMP message (even length) anew.
@@ -158,5 +146,5 @@ func fixICMPSum(frame []byte) {
 	ip := frame[etherLen:]
 	l4 := ip[int(ip[0]&0xf)*4 : binary.BigEndian.Uint16(ip[2:])]
 	l4[2], l4[3] = 0, 0
-	binary.BigEndian.PutUint16(l4[2:], ^uint16(onesSum(l4)))
+	binary.BigEndian.PutUint16(l4[2:], ^testutil.Sum(0, l4))
 }

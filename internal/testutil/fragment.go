@@ -84,7 +84,7 @@ func Addresses(frame []byte) (src, dst netip.Addr) {
 
 func setIPSum(hdr []byte) {
 	binary.BigEndian.PutUint16(hdr[10:], 0)
-	binary.BigEndian.PutUint16(hdr[10:], ^sum(0, hdr))
+	binary.BigEndian.PutUint16(hdr[10:], ^Sum(0, hdr))
 }
 
 // SetFragmentID changes the IP id of a frame.

@@ -256,33 +256,34 @@ func checkIPSums(ip []byte) error {
 	if hlen < 20 || total < hlen || len(ip) < total {
 		return fmt.Errorf("IPv4 header %d, total %d, have %d bytes", hlen, total, len(ip))
 	}
-	if sum(0, ip[:hlen]) != 0xffff {
+	if Sum(0, ip[:hlen]) != 0xffff {
 		return fmt.Errorf("the IPv4 header checksum is wrong")
 	}
 	if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 {
 		return nil
 	}
 	l4 := ip[hlen:total]
-	pseudo := sum(uint32(ip[9])+uint32(len(l4)), ip[12:20])
+	pseudo := Sum(uint32(ip[9])+uint32(len(l4)), ip[12:20])
 	switch layers.IPProtocol(ip[9]) {
 	case layers.IPProtocolUDP:
-		if binary.BigEndian.Uint16(l4[6:]) != 0 && sum(uint32(pseudo), l4) != 0xffff {
+		if binary.BigEndian.Uint16(l4[6:]) != 0 && Sum(uint32(pseudo), l4) != 0xffff {
 			return fmt.Errorf("the UDP checksum is wrong")
 		}
 	case layers.IPProtocolTCP:
-		if sum(uint32(pseudo), l4) != 0xffff {
+		if Sum(uint32(pseudo), l4) != 0xffff {
 			return fmt.Errorf("the TCP checksum is wrong")
 		}
 	case layers.IPProtocolICMPv4:
-		if sum(0, l4) != 0xffff {
+		if Sum(0, l4) != 0xffff {
 			return fmt.Errorf("the ICMP checksum is wrong")
 		}
 	}
 	return nil
 }
 
-// sum is the one's complement sum, not yet inverted.
-func sum(s uint32, b []byte) uint16 {
+// Sum adds the 16-bit words of b to s by one's complement arithmetic (RFC 1071),
+// not yet inverted.
+func Sum(s uint32, b []byte) uint16 {
 	for ; len(b) >= 2; b = b[2:] {
 		s += uint32(b[0])<<8 | uint32(b[1])
 	}
