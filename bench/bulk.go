@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
@@ -26,8 +28,16 @@ func (d Direction) String() string {
 }
 
 // Bulk is TCP at full speed, by iperf3, one stream per process.
+//
+// Sender and receiver of a stream share a CPU, unless they are Apart, and neither
+// interrupts the other (SCHED_BATCH). So the CPU is never idle and throughput says
+// what a byte costs, all in all. On two CPUs it says who wakes up whom how often:
+// the one that is faster sleeps after each segment, waking it up costs the other
+// more than the segment did, and whether it comes to that is luck.
 type Bulk struct {
 	Direction Direction
+	// Apart puts sender and receiver on two CPUs, where there are two.
+	Apart bool
 	// Processes at a time; 0: one. Not iperf3's -P: before 3.16 it is single-threaded.
 	Processes int
 	// Omit that many seconds at the start.
@@ -47,7 +57,10 @@ const firstPort = 5201
 func (b Bulk) Name() string {
 	name := [...]string{"tcp-c2c", "tcp-c2o", "tcp-o2c"}[b.Direction]
 	if b.Processes > 1 {
-		return fmt.Sprintf("%s-%d", name, b.Processes)
+		name = fmt.Sprintf("%s-%d", name, b.Processes)
+	}
+	if b.Apart {
+		name += "-apart"
 	}
 	return name
 }
@@ -57,6 +70,9 @@ func (b Bulk) Title() string {
 	title := "TCP " + b.Direction.String()
 	if b.Processes > 1 {
 		title += fmt.Sprintf(", %d processes", b.Processes)
+	}
+	if b.Apart {
+		title += ", two CPUs"
 	}
 	return title
 }
@@ -79,6 +95,7 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func()
 		Reverse: b.Direction == OutsideToContainer,
 
 		Congestion: congestion,
+		Batch:      true,
 	}
 	sender := from
 	if o.Reverse {
@@ -91,6 +108,10 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func()
 	if err := start(); err != nil {
 		return Sample{}, err
 	}
+	cpus, err := usableCPUs()
+	if err != nil {
+		return Sample{}, err
+	}
 	n := max(1, b.Processes)
 	results, errs := make([]lab.IperfResult, n), make([]error, n)
 	var all sync.WaitGroup
@@ -98,6 +119,7 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func()
 		all.Go(func() {
 			mine := o
 			mine.Port = firstPort + uint16(i)
+			mine.ClientCPU, mine.ServerCPU = b.place(cpus, i)
 			results[i], errs[i] = lab.Iperf(ctx, from, to, to.Addr, mine)
 		})
 	}
@@ -109,4 +131,28 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func()
 	after, err := readTCP(sender)
 	s.Retransmits, s.Spurious = after.again-before.again, after.twice-before.twice
 	return s, errors.Join(append(errs, err)...)
+}
+
+// place says on which of the CPUs client and server of the i-th process run.
+func (b Bulk) place(cpus []int, i int) (client, server *int) {
+	client = &cpus[i%len(cpus)]
+	if b.Apart {
+		return client, &cpus[(i+1)%len(cpus)]
+	}
+	return client, client
+}
+
+// usableCPUs are those that this process may run on.
+func usableCPUs() ([]int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("reading the CPUs to run on: %w", err)
+	}
+	var cpus []int
+	for cpu := 0; len(cpus) < set.Count(); cpu++ {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus, nil
 }

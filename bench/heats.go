@@ -20,7 +20,7 @@ func Sets() []Set {
 func tableHeats() []Heat {
 	kernel, call, docker := Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), NewDocker().Name()
 	fast, floor, direct := Fastbr{}.Name(), NewFloor().Name(), Direct{}.Name()
-	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{docker, fast, direct}, []string{docker, fast}
+	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{kernel, docker, fast, direct}, []string{docker, fast}
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(pps, call)},
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: pps},

@@ -56,7 +56,7 @@ Contestants: %s. The first one named is the baseline.`,
 	}
 	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "rounds; each runs every workload with every contestant")
 	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "seconds of each run")
-	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all with a single flow)")
+	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all with a single flow, bulk TCP on one CPU)")
 	cmd.Flags().StringSliceVar(&f.contestants, "contestant", nil, "contestants, baseline first (default: bridge-iptables,fastbr)")
 	cmd.Flags().StringVar(&f.set, "set", "", "workloads and contestants that belong together: "+setPurposes())
 	complete(cmd, "set", cobra.FixedCompletions(setNames(), cobra.ShellCompDirectiveNoFileComp))
@@ -224,11 +224,14 @@ func (f benchFlags) heats() ([]bench.Heat, error) {
 	return heats, nil
 }
 
-// defaultWorkloads are those that take no longer than they say.
+// defaultWorkloads are those that take no longer than they say, and whose result
+// is not luck.
 func defaultWorkloads() []string {
 	var names []string
 	for _, w := range bench.Workloads() {
-		if p, ok := w.(bench.PPS); !ok || p.Flows <= 1 {
+		p, _ := w.(bench.PPS)
+		b, _ := w.(bench.Bulk)
+		if p.Flows <= 1 && !b.Apart {
 			names = append(names, w.Name())
 		}
 	}

@@ -162,7 +162,7 @@ type race struct {
 }
 
 func (d *demo) measure(ctx context.Context) error {
-	d.title(fmt.Sprintf("Throughput: iperf3, TCP, one stream, %.0f s each, in turn, Gbit/s", demoRun.Seconds()))
+	d.title(fmt.Sprintf("Throughput: iperf3, TCP, one stream on one CPU, %.0f s each, in turn, Gbit/s", demoRun.Seconds()))
 	races := []*race{
 		{load: bench.Bulk{Direction: bench.ContainerToContainer}, label: "c1 → c2"},
 		{load: bench.Bulk{Direction: bench.ContainerToOutside}, label: "c1 → outside"},

@@ -36,6 +36,9 @@ type IperfOptions struct {
 	Via netip.Addr
 	// ClientCPU and ServerCPU pin the two processes; nil: anywhere.
 	ClientCPU, ServerCPU *int
+	// Batch runs both as SCHED_BATCH (sched(7)): to be woken up does not
+	// interrupt who runs.
+	Batch bool
 }
 
 // IperfResult is the sum over all streams.
@@ -104,8 +107,15 @@ func (o IperfOptions) withDefaults() IperfOptions {
 	return o
 }
 
+func (o IperfOptions) command() []string {
+	if o.Batch {
+		return []string{"chrt", "--batch", "0", "iperf3"}
+	}
+	return []string{"iperf3"}
+}
+
 func (o IperfOptions) serverArgs(addr netip.Addr) []string {
-	a := []string{"iperf3", "-s", "-1", "-B", addr.String(), "-p", strconv.Itoa(int(o.Port))}
+	a := append(o.command(), "-s", "-1", "-B", addr.String(), "-p", strconv.Itoa(int(o.Port)))
 	if o.ServerCPU != nil {
 		a = append(a, "-A", strconv.Itoa(*o.ServerCPU))
 	}
@@ -113,8 +123,8 @@ func (o IperfOptions) serverArgs(addr netip.Addr) []string {
 }
 
 func (o IperfOptions) clientArgs(addr netip.Addr) []string {
-	a := []string{"iperf3", "-c", addr.String(), "-p", strconv.Itoa(int(o.Port)), "-J",
-		"-P", strconv.Itoa(o.Parallel), "-i", strconv.FormatFloat(o.Interval, 'f', -1, 64), "--connect-timeout", "5000"}
+	a := append(o.command(), "-c", addr.String(), "-p", strconv.Itoa(int(o.Port)), "-J",
+		"-P", strconv.Itoa(o.Parallel), "-i", strconv.FormatFloat(o.Interval, 'f', -1, 64), "--connect-timeout", "5000")
 	if o.Bytes > 0 {
 		a = append(a, "-n", strconv.FormatInt(o.Bytes, 10))
 	} else {
