@@ -140,6 +140,24 @@ func TestPortsAreSharedOnlyWhenNoneIsFree(t *testing.T) {
 	h.wantRefused(t, h.c1, "nat_full", h.udpFrom(c1Addr, 46000)) // towards the first server every tuple is taken
 }
 
+// A container keeps its own source port, but not where another has just had it
+// (RFC 6888 REQ-8).
+func TestReleasedPortIsOnHold(t *testing.T) {
+	for _, hold := range []uint32{120, 0} {
+		h := newHarness(t, Config{FlowsMax: 64}, func(v *tcVariableSpecs) error { return v.CfgToHold.Set(hold) })
+		for i, want := range []struct {
+			from netip.Addr
+			kept bool
+		}{{c1Addr, true}, {c1Addr, true}, {c2Addr, hold == 0}} {
+			if got := h.sentFrom(t, h.udpFrom(want.from, 12345)); (got == 12345) != want.kept {
+				t.Errorf("hold %d, packet %d: port %d", hold, i, got)
+			}
+			_, err := h.FlushFlows()
+			check(t, err)
+		}
+	}
+}
+
 func TestReplyToAPortThatHasGone(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := h.samples()["udp"]

@@ -87,6 +87,7 @@ func (e *encounters) add(w *walk) {
 	e.bits |= w.bits
 	c := w.model.Counters
 	e.counters.Overloads += c.Overloads
+	e.counters.Remaps += c.Remaps
 	e.counters.Reclaimed += c.Reclaimed
 	for i, n := range c.Tries {
 		e.counters.Tries[i] += n
@@ -109,7 +110,7 @@ func (e *encounters) check(t *testing.T) {
 	if e.bits != every {
 		t.Errorf("sessions had the bits %x, want %x", e.bits, every)
 	}
-	if e.counters.Overloads == 0 || e.counters.Reclaimed == 0 || e.counters.Tries[0] == 0 || e.counters.Tries[2] == 0 {
+	if e.counters.Overloads == 0 || e.counters.Remaps == 0 || e.counters.Reclaimed == 0 || e.counters.Tries[0] == 0 || e.counters.Tries[2] == 0 {
 		t.Errorf("%+v", e.counters)
 	}
 	t.Logf("%v %+v", e.seen, e.counters)

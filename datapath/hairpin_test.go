@@ -50,6 +50,10 @@ func TestHairpin(t *testing.T) {
 		}
 	}
 
+	// In pieces it cannot be translated, and is not the host's either.
+	piece := to1.With(func(f *testutil.Frame) { f.MF = true })
+	h.wantDrop(t, h.c2.Ifindex, "fragment", func() result { return h.portInOf(t, h.c2, piece) })
+
 	// Nobody outside can pretend to be the host and so reach a hairpin's session.
 	forged := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: extAddr, Dst: extAddr,
 		UDP: &testutil.UDP{SrcPort: ext2, DstPort: ext1}, Payload: []byte("it is me")}

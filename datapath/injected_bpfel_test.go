@@ -204,6 +204,7 @@ type injectedFbrState struct {
 	Hand         uint64
 	Tick         uint64
 	Overloads    uint64
+	Remaps       uint64
 	Reclaimed    uint64
 	RefusedFull  uint64
 	RefusedQuota uint64

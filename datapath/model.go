@@ -103,6 +103,7 @@ type Flow struct {
 type NATStats struct {
 	Flows, FlowsMax uint32
 	PortOverloads   uint64 // external ports shared because none was free
+	PortRemaps      uint64 // flows that got another port because the host or a neighbour has theirs
 	PortsReclaimed  uint64 // closed mappings given up early because ports or slots ran short
 	// PortTries[i] allocations looked at i+1 external ports until one would do;
 	// PortsNotFound looked at more, or found none.

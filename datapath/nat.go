@@ -22,6 +22,7 @@ func (d *Datapath) NATStats() (NATStats, error) {
 		Flows:          uint32(st.Live),
 		FlowsMax:       d.meta.FlowsMax,
 		PortOverloads:  st.Overloads,
+		PortRemaps:     st.Remaps,
 		PortsReclaimed: st.Reclaimed,
 		PortTries:      st.Tries[1:],
 		PortsNotFound:  st.Tries[0],

@@ -331,27 +331,111 @@ func (h *harness) sentFrom(t *testing.T, f testutil.Frame) uint16 {
 	return binary.BigEndian.Uint16(got.frame[34:])
 }
 
-func TestNeighbourKeepsItsConnection(t *testing.T) {
+// own is a sample whose source port, or id, lies in the NAT range, from c1.
+func (h *harness) own(proto string) testutil.Frame {
+	return h.samples()[proto].With(func(f *testutil.Frame) {
+		switch {
+		case f.TCP != nil:
+			f.TCP.SrcPort = 12345
+		case f.UDP != nil:
+			f.UDP.SrcPort = 12345
+		default:
+			f.Echo.ID = 12345
+		}
+	})
+}
+
+// theirs is f as the host, or a neighbour's masquerade, sends it.
+func (h *harness) theirs(t *testing.T, f testutil.Frame) []byte {
+	t.Helper()
+	return h.routed(f.With(func(f *testutil.Frame) { f.Src = extAddr })).Bytes(t)
+}
+
+// eportOf is the external port, or id, of a frame that has left.
+func eportOf(frame []byte) uint16 {
+	if frame[23] == unix.IPPROTO_ICMP {
+		return binary.BigEndian.Uint16(frame[38:])
+	}
+	return binary.BigEndian.Uint16(frame[34:])
+}
+
+func (h *harness) remaps(t *testing.T) uint64 {
+	t.Helper()
+	st, err := h.NATStats()
+	check(t, err)
+	return st.PortRemaps
+}
+
+// A flow that can go on from another port gives way to the host and to neighbours.
+func TestNeighbourTakesTheTuple(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.samples()["kept"] // its source port lies in the range and is kept
-	if p := h.sentFrom(t, f); p != 12345 {
-		t.Fatalf("external port %d, want the container's own", p)
+	for i, proto := range []string{"udp", "tcp", "echo"} {
+		f := h.own(proto)
+		send := func() uint16 { return eportOf(h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge).frame) }
+		if p := send(); p != 12345 {
+			t.Fatalf("%s: external port %d, want the container's own", proto, p)
+		}
+		frame := h.theirs(t, f)
+		for range 2 {
+			if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
+				t.Errorf("%s: the neighbour's packet: verdict %d, changed: %v", proto, got.verdict, string(got.frame) != string(frame))
+			}
+		}
+		if n := h.remaps(t); n != uint64(i+1) {
+			t.Errorf("%s: %d remaps, want %d", proto, n, i+1)
+		}
+		moved := h.eport(t, f)
+		if p := send(); p == 12345 || p != moved {
+			t.Errorf("%s: leaves from port %d, and its flow is at %d", proto, p, moved)
+		}
+		in := h.uplinkIn(t, h.reply(f, moved).Bytes(t))
+		if got := mustAddr4(in.frame[30:34]); in.verdict != next || got != c1Addr {
+			t.Errorf("%s: the reply goes to %s", proto, got)
+		}
+		theirs := h.reply(f, 12345).Bytes(t)
+		if got := h.uplinkIn(t, theirs); got.verdict != next || string(got.frame) != string(theirs) {
+			t.Errorf("%s: the neighbour's reply is changed", proto)
+		}
+		_, err := h.FlushFlows()
+		check(t, err)
 	}
-	neighbour := f.With(func(f *testutil.Frame) { f.Src = extAddr })
-	frame := h.routed(neighbour).Bytes(t)
-	got := h.uplinkOut(t, frame, 0)
-	if got.verdict != next {
-		t.Fatalf("verdict %d", got.verdict)
+}
+
+// An established connection cannot move: the neighbour's gets another port.
+func TestEstablishedConnectionKeepsItsTuple(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.own("tcp")
+	h.open(t, f)
+	syn := f.With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = true, false })
+	got := h.uplinkOut(t, h.theirs(t, syn), 0)
+	port := eportOf(got.frame)
+	if got.verdict != next || port == 12345 {
+		t.Fatalf("verdict %d, the neighbour's packet leaves from port %d", got.verdict, port)
 	}
-	port := binary.BigEndian.Uint16(got.frame[34:])
-	if port == 12345 {
-		t.Fatal("the neighbour's packet left with the container's tuple")
+	if n := h.remaps(t); n != 1 {
+		t.Errorf("%d remaps, want 1", n)
 	}
 	for want, eport := range map[string]uint16{"172.30.0.2": 12345, "198.51.100.1": port} {
 		in := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
 		if got := mustAddr4(in.frame[30:34]); got != mustAddr(want) || binary.BigEndian.Uint16(in.frame[36:]) != 12345 {
 			t.Errorf("reply to %d goes to %s:%d, want %s:12345", eport, got, binary.BigEndian.Uint16(in.frame[36:]), want)
 		}
+	}
+}
+
+func TestClosedConnectionGivesWay(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.own("tcp")
+	h.open(t, f)
+	fin := f.With(func(f *testutil.Frame) { f.TCP.FIN = true })
+	h.uplinkOut(t, h.routed(fin).Bytes(t), h.bridge)
+	h.uplinkIn(t, h.reply(fin, 12345).Bytes(t))
+	frame := h.theirs(t, f)
+	if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
+		t.Errorf("verdict %d, changed: %v", got.verdict, string(got.frame) != string(frame))
+	}
+	if n := h.live(t); n != 0 || h.remaps(t) != 0 {
+		t.Errorf("%d sessions, %d remaps; want none", n, h.remaps(t))
 	}
 }
 

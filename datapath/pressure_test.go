@@ -168,9 +168,9 @@ func TestClosedUplinkLetsNothingOut(t *testing.T) {
 
 func TestHostGoesFirstWhenFull(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 1}, func(v *tcVariableSpecs) error { return v.CfgFlowsQuota.Set(uint32(10)) })
-	f := h.samples()["kept"]
-	h.sentFrom(t, f)
-	frame := h.routed(f.With(func(f *testutil.Frame) { f.Src = extAddr })).Bytes(t)
+	f := h.own("tcp")
+	h.open(t, f) // established: it would stay if there were room for both
+	frame := h.theirs(t, f)
 	if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
 		t.Errorf("verdict %d, changed %v; want the host's packet untouched", got.verdict, string(got.frame) != string(frame))
 	}

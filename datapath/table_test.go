@@ -46,7 +46,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 	out := nm.Table{
 		Sessions: map[int]nm.Session{}, Binds: map[nm.Tuple]int{}, Peers: map[nm.Tuple]int{}, Usage: map[int]nm.Usage{},
 		Counters: nm.Counters{
-			Overloads: st.Overloads, Reclaimed: st.Reclaimed, RefusedFull: st.RefusedFull, RefusedQuota: st.RefusedQuota,
+			Overloads: st.Overloads, Remaps: st.Remaps, Reclaimed: st.Reclaimed, RefusedFull: st.RefusedFull, RefusedQuota: st.RefusedQuota,
 			Tries: st.Tries, Live: int(st.Live),
 			InUse: [3]int{int(st.InUse[0]), int(st.InUse[1]), int(st.InUse[2])},
 		},

@@ -159,13 +159,15 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	struct fbr_pkt p;
 	__u32 slot;
 
-	if (fbr_parse(skb, &p) || p.frag)
+	if (fbr_parse(skb, &p) || (p.frag & FBR_FRAG_LATER))
 		return FBR_FOREIGN;
 	if (p.kind == FBR_L4_ICMP_ERR)
-		return fbr_hairpin_error(skb, &p, port);
+		return p.frag ? FBR_FOREIGN : fbr_hairpin_error(skb, &p, port);
 	if (p.kind != FBR_L4_PORTS || !fbr_hair_target(&p, &pub) ||
 	    !fbr_is_host(skb, port, p.daddr))
 		return FBR_FOREIGN;
+	if (p.frag)
+		return FBR_FRAGMENT;
 
 	/* Out: the sender's session. */
 	fbr_key(&k, &p);

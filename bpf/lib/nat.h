@@ -35,6 +35,7 @@ struct fbr_new {
 	bool owns;              /* the port is counted, not shared */
 	bool inbound;   /* wanted by a packet from outside: on a live mapping or not at all */
 	bool published; /* eport is a publication\'s, not one of the range */
+	bool moved;     /* the host or a neighbour has the port that it would have had */
 };
 
 /* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
@@ -125,7 +126,13 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	off = *bound;
 	n->eport = fbr_range_port(off);
 	np = fbr_nport_get(bk.proto, off);
-	if (!np || !fbr_port_clear(skb, &n->fwd, n->ext, off) || !fbr_port_ref(np))
+	if (!np)
+		return false;
+	if (!fbr_port_clear(skb, &n->fwd, n->ext, off)) {
+		n->moved = true;
+		return false;
+	}
+	if (!fbr_port_ref(np))
 		return false;
 	if (np->ip == bk.ip && np->port == bk.port)
 		return true;
@@ -145,7 +152,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	struct fbr_bind_key bk = { .ip = n->fwd.saddr,
 				   .port = n->fwd.sport,
 				   .proto = n->fwd.proto };
-	__u32 off = fbr_port_take(skb, &n->fwd, n->ext);
+	__u32 off = fbr_port_take(skb, &n->fwd, n->ext, &n->moved);
 	struct fbr_nport *np = fbr_nport_get(bk.proto, off);
 	struct fbr_state *st = fbr_state_get();
 	struct fbr_quota *q;
@@ -156,6 +163,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	np->ip = bk.ip;
 	np->port = bk.port;
 	np->pif = n->pif;
+	np->used_at = 0;
 	fbr_barrier();
 	*(volatile __u32 *)&np->refs = 1;
 	np->bound =
@@ -278,7 +286,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	err = -ENOENT;
 	if (n->published)
 		err = fbr_pair_claim(n);
-	else if (!(n->net & FBR_NET_EDM) && fbr_bind_reuse(skb, n))
+	else if (!(n->net & FBR_NET_EDM) && !(n->moved && n->pif) && fbr_bind_reuse(skb, n))
 		err = fbr_pair_owned(n);
 	if (err && !n->inbound && !n->published && !fbr_flow_exists(&n->fwd)) {
 		if (q && q->ports >= cfg_ports_quota && !fbr_make_room(n->pif, true)) {
@@ -306,6 +314,8 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	s->pif = n->pif;
 	s->check_at = 0;
 	__sync_fetch_and_add(&st->live, 1);
+	if (n->moved)
+		__sync_fetch_and_add(&st->remaps, 1);
 	if (q) {
 		__sync_fetch_and_add(&q->sessions, 1);
 		if (s->bits & FBR_S_HALF)
@@ -544,10 +554,48 @@ static __always_inline void fbr_flow_end(const struct fbr_flow_key *k)
 		fbr_sess_free(slot);
 }
 
+/* Whether a session that stands in the way of a packet of the host's or of a
+ * neighbour's goes on from another port. An established TCP connection cannot,
+ * and a published port has no other. A RST asks for nothing.
+ */
+static __always_inline bool fbr_gives_way(const struct fbr_session *s, const struct fbr_pkt *p)
+{
+	const __u32 open = FBR_S_REPLIED | FBR_S_ACKED;
+	__u32 bits = s->bits;
+
+	if ((bits & (FBR_S_HOST | FBR_S_PUBLISHED)) || (p->tcp_flags & TCP_RST))
+		return false;
+	return p->proto != IPPROTO_TCP || (bits & open) != open || fbr_closed_bits(bits);
+}
+
+/* Moves a container's session to another external port; n is room for that. One
+ * that is over only ends.
+ */
+static __always_inline void fbr_move(struct __sk_buff *skb, struct fbr_new *n, __u32 slot,
+				     struct fbr_session *s)
+{
+	__u32 state = fbr_sess_state(s);
+	bool over = fbr_closed_bits(s->bits);
+	struct fbr_net *net;
+
+	n->fwd = s->fwd;
+	n->ext = s->ext;
+	n->pif = s->pif;
+	if (!fbr_sess_claim(s, state))
+		return;
+	fbr_sess_free(slot);
+	net = fbr_net_get(n->fwd.saddr);
+	if (over || !net || !fbr_dev_get(n->pif))
+		return;
+	n->net = net->flags;
+	fbr_sess_create(skb, n);
+}
+
 /* A packet of the host, or of a neighbour NAT on the same address, with a
- * source port of our range. If one of our flows already uses that tuple, the
- * packet gets a port of its own (a session of kind host); else the port is
- * noted, so that the allocator takes it last. Returns FBR_NONE or a reason to drop.
+ * source port of our range. The port is noted, so that the allocator takes it
+ * last, and a flow of ours that uses the very tuple moves to another port. Where
+ * it cannot, the packet gets a port of its own (a session of kind host), as it
+ * would from the kernel's NAT. Returns FBR_NONE or a reason to drop.
  */
 __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -556,20 +604,27 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 
 	__u64 now = fbr_now();
 	struct fbr_flow_key k, rk;
+	struct fbr_session *s;
 	struct fbr_nport *np;
 	struct fbr_flow *f;
 
 	fbr_key(&k, p);
 	f = fbr_flow_live(skb, NULL, &k, 0, 0);
 	if (!f) {
-		struct fbr_new n = { .fwd = k, .ext = p->saddr };
+		struct fbr_new n = { .fwd = k, .ext = p->saddr, .moved = true };
+		bool free, moves;
 
 		fbr_reverse_key(&rk, &k, p->saddr, p->sport);
 		f = bpf_map_lookup_elem(&fbr_flow, &rk);
-		if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= now) {
+		free = !f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= now;
+		s = free ? NULL : fbr_sess_get(f->sess);
+		moves = s && fbr_gives_way(s, p);
+		if (free || moves) {
 			np = fbr_nport_get(p->proto, fbr_port_offset(p->sport));
 			if (np && !(p->tcp_flags & TCP_RST))
 				np->noted_at = now;
+			if (moves)
+				fbr_move(skb, &n, f->sess, s);
 			return FBR_NONE;
 		}
 		fbr_sess_create(skb, &n);

@@ -4,10 +4,10 @@
  * A port is taken by compare-and-swap of .taken from 0 to 1, counted by .refs
  * (one a session), and given back by whoever brings .refs to 0. Free ports
  * stand in a queue, so that taking one is O(1), "full" means full, and the
- * longest-released comes first: the hold of RFC 6888 REQ-8 needs no clock and
- * gives way, oldest first, only when nothing else is left. A port that is taken
- * out of turn (because it equals the container's) stays in the queue with
- * .queued set and is skipped when its turn comes.
+ * longest-released comes first: the hold of RFC 6888 REQ-8 gives way, oldest
+ * first, only when nothing else is left. A port that is taken out of turn
+ * (because it equals the container's, and was not another's just now) stays in
+ * the queue with .queued set and is skipped when its turn comes.
  */
 #ifndef FBR_NPORT_H
 #define FBR_NPORT_H
@@ -209,27 +209,36 @@ static long fbr_port_look(__u64 i, struct fbr_port_search *s)
 	return 1;
 }
 
+/* Whether the port was another container's less than the hold time ago. */
+static __always_inline bool fbr_port_held(const struct fbr_nport *np, __be32 ip, __u64 now)
+{
+	return np->used_at && np->ip != ip && now - np->used_at < (__u64)cfg_to_hold * cfg_hz;
+}
+
 /* Takes a free external port for fwd: its own source port if that lies in the
- * range, else the next of the queue; ports noted for a neighbour last, ports of
- * a listener or another connection to the same remote never. Returns the
- * offset in the range, claimed, or FBR_NO_PORT; the caller writes the owner.
+ * range and is not on hold, else the next of the queue; ports noted for a
+ * neighbour last, ports of a listener or another connection to the same remote
+ * never. Sets *moved if that is why it is not its own. Returns the offset in the
+ * range, claimed, or FBR_NO_PORT; the caller writes the owner.
  */
 static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd,
-					   __be32 ext)
+					   __be32 ext, bool *moved)
 {
 	__u32 off = fbr_port_offset(fwd->sport);
 	struct fbr_nport *np = fbr_nport_get(fwd->proto, off);
 	struct fbr_port_search s = { .skb = skb, .fwd = fwd, .ext = ext, .off = FBR_NO_PORT };
 	struct fbr_state *st = fbr_state_get();
+	__u64 now = fbr_now();
 
 	if (!st)
 		return FBR_NO_PORT;
-	if (np && fbr_port_claim(np)) {
-		if (!fbr_port_noted(np, fbr_now()) && fbr_port_clear(skb, fwd, ext, off)) {
+	if (np && !fbr_port_held(np, fwd->saddr, now) && fbr_port_claim(np)) {
+		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, ext, off)) {
 			__sync_fetch_and_add(&st->tries[1], 1);
 			return off;
 		}
 		fbr_port_unclaim(fwd->proto, np, off);
+		*moved = true;
 	}
 	/* The whole queue, and again those passed over: "full" must mean full. */
 	bpf_loop(cfg_nat_count + FBR_PORT_PREFER, fbr_port_look, &s, 0);
@@ -314,6 +323,7 @@ static __always_inline void fbr_port_put(__u8 proto, __u32 off)
 	if (q)
 		fbr_atomic_dec(&q->ports);
 	fbr_atomic_dec(&st->in_use[fbr_class(proto)]);
+	np->used_at = fbr_now();
 	fbr_port_unclaim(proto, np, off);
 }
 

@@ -224,7 +224,7 @@ struct fbr_nport {
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
 	__u64 noted_at; /* jiffies: a neighbour was seen using it */
-	__u64 used_at;  /* jiffies: its owner last sent something; EIF and ADF only */
+	__u64 used_at; /* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
 };
 
 /* A datagram whose fragments are passing, as on the wire before rewriting */
@@ -265,6 +265,7 @@ struct fbr_state {
 	__u64 hand;  /* next slot to sweep */
 	__u64 tick;  /* jiffies of the last sweep */
 	__u64 overloads;
+	__u64 remaps; /* flows beside the host's or a neighbour's that got another port */
 	__u64 reclaimed;
 	__u64 refused_full;
 	__u64 refused_quota;

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +13,17 @@ import (
 
 // natFirst and natLast bound the default NAT range.
 const natFirst, natLast = 10000, 29999
+
+// usePort opens a TCP connection to a server and a UDP socket, both from port p of n.
+func (h *e2e) usePort(t *testing.T, n *lab.Namespace, p uint16, to netip.AddrPort) (net.Conn, *net.UDPConn) {
+	t.Helper()
+	c, err := n.DialTCP(h.ctx, port(p), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c, h.listenUDP(t, n, on(netip.IPv4Unspecified(), p))
+}
 
 // TestE2EHostPingsWithMappedID lets the host ping with the very id that a
 // container's ping has outside: each must get its own replies.
@@ -131,16 +143,7 @@ func TestE2ENeighbourPublishesInRange(t *testing.T) {
 		h.serveTCP(t, nb, on(nb.Addr, 80))
 		h.serveUDP(t, nb, on(nb.Addr, 80))
 		tcp, udp := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7)), h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
-		c, err := h.Containers[0].DialTCP(h.ctx, port(p), tcp.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = c.Close() }()
-		u, err := h.Containers[0].ListenUDP(on(netip.IPv4Unspecified(), p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = u.Close() }()
+		c, u := h.usePort(t, h.Containers[0], p, tcp.Addr)
 		for range 3 {
 			if err := lab.Echo(h.ctx, c, "ours"); err != nil {
 				t.Error(err)
@@ -156,4 +159,139 @@ func TestE2ENeighbourPublishesInRange(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestE2ENeighbourTakesTuple lets the host, or a neighbour whose masquerade knows
+// nothing of our flows, come with the very tuple that a container has: they keep
+// it, and the container goes on from another port. An established connection of
+// the container's could not: there they get the other port, as the kernel's own
+// NAT would give them one.
+func TestE2ENeighbourTakesTuple(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 1, Neighbour: true})
+		for i, them := range []*lab.Namespace{h.Neighbour, h.Host} {
+			p := uint16(20031 + i)
+			t.Run("udp "+them.Name, func(t *testing.T) { h.takeUDP(t, them, p) })
+			t.Run("icmp "+them.Name, func(t *testing.T) { h.takeEcho(t, them, p) })
+			t.Run("tcp "+them.Name, func(t *testing.T) { h.takeTCP(t, them, p) })
+		}
+	})
+}
+
+// remapped runs what makes one flow more get another port than its own.
+func (h *e2e) remapped(t *testing.T, do func()) {
+	t.Helper()
+	const name = "fastbr_nat_port_remaps_total"
+	before := value(t, h.must(t, "metrics"), name)
+	do()
+	if n := value(t, h.must(t, "metrics"), name) - before; n != 1 {
+		t.Errorf("%s has risen by %v, want 1", name, n)
+	}
+}
+
+// asSeen is where a datagram of c's comes from, as its server sees it. The
+// server's answer must find back.
+func (h *e2e) asSeen(t *testing.T, c, server *net.UDPConn, msg string) netip.AddrPort {
+	t.Helper()
+	var from netip.AddrPort
+	answered := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, peer, err := server.ReadFromUDPAddrPort(buf)
+			if err == nil {
+				from = peer
+				_, err = server.WriteToUDPAddrPort(buf[:n], peer)
+			}
+			if err != nil || string(buf[:n]) == msg {
+				answered <- err
+				return
+			}
+		}
+	}()
+	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
+	if err := errors.Join(lab.EchoUDPOn(h.ctx, c, to, msg), <-answered); err != nil {
+		t.Fatalf("%s: %v", msg, err)
+	}
+	return from
+}
+
+func (h *e2e) takeUDP(t *testing.T, them *lab.Namespace, p uint16) {
+	server := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 0))
+	tuple := on(h.HostAddr(0), p)
+	ours := h.listenUDP(t, h.Containers[0], on(netip.IPv4Unspecified(), p))
+	if at := h.asSeen(t, ours, server, "ours, first"); at != tuple {
+		t.Fatalf("the container is at %v, want %v", at, tuple)
+	}
+	theirs := h.listenUDP(t, them, on(netip.IPv4Unspecified(), p))
+	h.remapped(t, func() {
+		if at := h.asSeen(t, theirs, server, "theirs"); at != tuple {
+			t.Errorf("%s is at %v, want %v", them.Name, at, tuple)
+		}
+	})
+	for range 3 {
+		if at := h.asSeen(t, ours, server, "ours"); at.Addr() != tuple.Addr() || at == tuple {
+			t.Errorf("the container is at %v, as %s", at, them.Name)
+		}
+		if at := h.asSeen(t, theirs, server, "theirs, again"); at != tuple {
+			t.Errorf("%s is at %v, want %v", them.Name, at, tuple)
+		}
+	}
+}
+
+func (h *e2e) takeEcho(t *testing.T, them *lab.Namespace, id uint16) {
+	c1, pings := h.Containers[0], lab.PingOptions{ID: id}
+	outside := func() uint16 {
+		for _, f := range h.flows(t) {
+			if f.Proto == "icmp" && f.Src == on(c1.Addr, id).String() {
+				return netip.MustParseAddrPort(f.NAT).Port()
+			}
+		}
+		return 0
+	}
+	h.mustPing(t, c1, h.Outside.Addr, pings)
+	if got := outside(); got != id {
+		t.Fatalf("the container's id %d is %d outside", id, got)
+	}
+	h.remapped(t, func() { h.mustPing(t, them, h.Outside.Addr, pings) })
+	var wg sync.WaitGroup
+	for _, n := range []*lab.Namespace{c1, them} {
+		wg.Go(func() { h.mustPing(t, n, h.Outside.Addr, pings) })
+	}
+	wg.Wait()
+	if got := outside(); got == id || got < natFirst || got > natLast {
+		t.Errorf("the container's id is %d outside, beside the same of %s", got, them.Name)
+	}
+}
+
+func (h *e2e) takeTCP(t *testing.T, them *lab.Namespace, p uint16) {
+	s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 0))
+	defer s.Close()
+	var conns []net.Conn
+	dial := func(n *lab.Namespace) {
+		c, err := n.DialTCP(h.ctx, port(p), s.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+		for _, c := range conns {
+			if err := lab.Echo(h.ctx, c, "hello"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	defer func() {
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	}()
+	dial(h.Containers[0])
+	if s.Peers()[on(h.HostAddr(0), p)] != 1 {
+		t.Fatalf("the container is at %v, want port %d", s.Peers(), p)
+	}
+	h.remapped(t, func() { dial(them) })
+	if len(s.Peers()) != 2 {
+		t.Errorf("the server saw %v, want the container and %s", s.Peers(), them.Name)
+	}
 }

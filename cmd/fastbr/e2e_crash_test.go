@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -11,6 +12,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/fastbr/fastbr/ctl/lab"
 )
@@ -111,6 +115,44 @@ func (h *e2e) killAt(t *testing.T, s step) {
 	c.Env = append(c.Env, "FASTBR_KILL_AT="+s.name)
 	if r := run(t, c); r.code != -1 {
 		t.Errorf("fastbr %v was to die after %s: exit %d: %s", s.args, s.name, r.code, r.stderr)
+	}
+}
+
+// upgrade replaces the programs as a newer build would, by an `up` that is killed
+// on its way and another one.
+func (h *e2e) upgrade(t *testing.T) {
+	t.Helper()
+	const build = 32 // offset of struct fbr_meta's build, 8 bytes
+	pins, err := filepath.Glob(filepath.Join(h.bpffs, "fastbr", "*", "fbr_meta"))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("the pins of one instance: %v, %v", pins, err)
+	}
+	m, err := ebpf.LoadPinnedMap(pins[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	recorded := func() (v []byte) {
+		if err := m.Lookup(uint32(0), &v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	ours, other := recorded(), recorded()
+	other[build]++
+	if err := m.Put(uint32(0), other); err != nil {
+		t.Fatal(err)
+	}
+	c := h.cmd("up")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	_ = c.Process.Kill() // wherever it is
+	_ = c.Wait()
+	h.must(t, "up")
+	if now := recorded(); !bytes.Equal(now[build:], ours[build:]) {
+		t.Errorf("after up the build is %x, want %x", now[build:], ours[build:])
 	}
 }
 

@@ -106,16 +106,7 @@ func TestE2EHostListensInRange(t *testing.T) {
 			}
 		}
 		both("before the container uses the port")
-		c, err := h.Containers[0].DialTCP(h.ctx, port(p), out.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = c.Close() }()
-		u, err := h.Containers[0].ListenUDP(on(netip.IPv4Unspecified(), p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = u.Close() }()
+		c, u := h.usePort(t, h.Containers[0], p, out.Addr)
 		for range 3 {
 			if err := errors.Join(lab.Echo(h.ctx, c, "hello"), lab.EchoUDPOn(h.ctx, u, outUDP.Addr, "hello")); err != nil {
 				t.Error(err)

@@ -100,7 +100,9 @@ func (b *bed) openQuick(c *lab.Namespace, proto string, sport uint16, dst netip.
 }
 
 // checkSameClass asks whether a mapping that exists, and a new one, are
-// endpoint-independent when idle, at 90 % and when nothing is left.
+// endpoint-independent when idle, after a command was killed and the programs
+// were replaced by another build's, with the fast path off, at 90 % and when
+// nothing is left.
 func checkSameClass(b *bed) error {
 	b.clear()
 	f, err := b.openTo(b.c1, "udp", b.rawPort(), on(b.mute, 5001))
@@ -120,6 +122,19 @@ func checkSameClass(b *bed) error {
 	b.ok2(b.openTo(b.c2, "udp", f.sport, on(b.mute, 5002))) // somebody else with that port
 	if err := same("idle", on(b.mute, 5002)); err != nil {
 		return err
+	}
+	if !b.plain() {
+		b.upgrade(b.t)
+		if err := same("after an upgrade", on(b.mute, 5005)); err != nil {
+			return err
+		}
+		b.must(b.t, "up", "--lease", "0")
+		if err := same("with the fast path off", on(b.mute, 5006)); err != nil {
+			return err
+		}
+		if b.column != "slow" {
+			b.must(b.t, "up", "--lease", "10")
+		}
 	}
 	b.fill("udp", smallRange*9/10, on(b.mute, 5001), b.Containers...)
 	if err := same("90 % full", on(b.mute, 5003)); err != nil {
@@ -280,16 +295,15 @@ func checkWholeRange(b *bed) error {
 func checkHold(b *bed) error {
 	b.clear()
 	dst := on(b.mute, 5001)
-	const sport = smallFirst + 10 // of the range, so that it may be kept
-	f, err := b.openTo(b.c1, "udp", sport, dst)
+	f, err := b.openTo(b.c1, "udp", b.rawPort(), dst)
 	if err != nil {
 		return err
 	}
 	b.clear()
 	for i := range smallRange / 2 {
 		src := b.rawPort()
-		if i == 0 {
-			src = sport
+		if i == 0 { // it would keep that port if it were free
+			src = f.nat.Port()
 		}
 		g, err := b.openTo(b.c2, "udp", src, dst)
 		if err != nil {

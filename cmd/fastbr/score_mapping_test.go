@@ -471,30 +471,46 @@ func checkUDPZero(b *bed) error {
 	return nil
 }
 
-// checkNewAddress gives the uplink another address under way.
+// checkNewAddress gives the uplink other addresses under way: one of its subnet,
+// one of another subnet, and the first again.
 func checkNewAddress(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
 		return err
 	}
-	old, fresh := netip.PrefixFrom(b.HostAddr(0), 24), netip.MustParsePrefix("198.51.100.7/24")
 	if b.column == "default" {
 		b.must(b.t, "up", "--lease", "1")
 	}
-	b.ok(b.Host.DelAddr("eth0", old))
-	b.ok(b.Host.AddAddr("eth0", fresh))
-	for dst, via := range map[string]netip.Addr{"": b.OutsideAddr(0), "192.0.2.128/25": b.Router.Addr} {
-		var p netip.Prefix
-		if dst != "" {
-			p = netip.MustParsePrefix(dst)
+	beyond := netip.MustParsePrefix("203.0.113.78/24") // of the gateway in the other subnet
+	b.ok(b.sv.AddAddr("eth0", beyond))
+	defer func() { b.ok(b.sv.DelAddr("eth0", beyond)) }()
+	now := netip.PrefixFrom(b.HostAddr(0), 24)
+	for _, step := range []struct {
+		fresh netip.Prefix
+		via   netip.Addr
+	}{
+		{netip.MustParsePrefix("198.51.100.7/24"), b.OutsideAddr(0)},
+		{netip.MustParsePrefix("203.0.113.77/24"), beyond.Addr()},
+		{now, b.OutsideAddr(0)},
+	} {
+		b.readdress(b.t, now, step.fresh, step.via)
+		now = step.fresh
+		if err := b.follows(f, now.Addr()); err != nil {
+			return err
 		}
-		b.ok(b.Host.AddRoute(p, via))
 	}
+	return nil
+}
+
+// follows asks whether a new flow has the uplink's new address at once, and an
+// old one, f, soon.
+func (b *bed) follows(f *flow, fresh netip.Addr) error {
+	b.t.Helper()
 	g, err := b.open(b.c1, "udp")
 	if err != nil {
 		return fmt.Errorf("a new flow %w", err)
 	}
-	if g.nat.Addr() != fresh.Addr() {
+	if g.nat.Addr() != fresh {
 		return fmt.Errorf("a new flow leaves with %v", g.nat.Addr())
 	}
 	ctx, cancel := b.within(30 * time.Second)
@@ -503,7 +519,7 @@ func checkNewAddress(b *bed) error {
 	err = lab.Poll(ctx, func() (bool, error) {
 		p, err := f.out("", nil)
 		last = p
-		return err == nil && p.src == fresh.Addr(), nil
+		return err == nil && p.src == fresh, nil
 	})
 	if err != nil {
 		return fmt.Errorf("the old flow still leaves as %v", last)

@@ -28,6 +28,7 @@ const (
 	nameFlows          = "fastbr_nat_flows"
 	nameFlowsMax       = "fastbr_nat_flows_max"
 	nameOverloads      = "fastbr_nat_port_overloads_total"
+	nameRemaps         = "fastbr_nat_port_remaps_total"
 	nameReclaimed      = "fastbr_nat_ports_reclaimed_total"
 	namePortProbes     = "fastbr_nat_port_probes"
 	nameRefused        = "fastbr_nat_refused_total"
@@ -63,6 +64,8 @@ func Catalogue() []Metric {
 			Help: "NAT flows that the table can hold."},
 		{Name: nameOverloads, Type: counter,
 			Help: "External ports that were shared between flows because no free one was left."},
+		{Name: nameRemaps, Type: counter,
+			Help: "Flows that got another external port because the host or a neighbour NAT uses theirs, and flows of those that got another because an established connection of ours uses it."},
 		{Name: nameReclaimed, Type: counter,
 			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
 		{Name: namePortProbes, Histogram: true,

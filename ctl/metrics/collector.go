@@ -118,6 +118,7 @@ func (e emitter) nat(n ctl.NATView) {
 	e.emit(nameFlows, float64(n.Flows))
 	e.emit(nameFlowsMax, float64(n.FlowsMax))
 	e.emit(nameOverloads, float64(n.PortOverloads))
+	e.emit(nameRemaps, float64(n.PortRemaps))
 	e.emit(nameReclaimed, float64(n.PortsReclaimed))
 	e.probes(n)
 	for reason, count := range withZeros(n.Refused, refusals()) {

@@ -37,7 +37,7 @@ func busy() ctl.Snapshot {
 		}}}, {Name: "empty", Up: true}},
 		Uplinks: []ctl.PortView{{Name: "eth0", Port: "eth0", Drops: map[string]uint64{},
 			Paths: ctl.PortPaths{TXFastPackets: 5, TXFastBytes: 500}}},
-		NAT: ctl.NATView{Flows: 7, FlowsMax: 262144, PortOverloads: 8, PortsReclaimed: 9,
+		NAT: ctl.NATView{Flows: 7, FlowsMax: 262144, PortOverloads: 8, PortRemaps: 11, PortsReclaimed: 9,
 			PortTries: []uint64{20, 2, 1}, PortsNotFound: 3, Refused: map[string]uint64{"nat_full": 10}},
 	}
 }
@@ -77,6 +77,7 @@ fastbr_nat_port_probes_bucket{le="3"} 23
 fastbr_nat_port_probes_bucket{le="+Inf"} 26
 fastbr_nat_port_probes_sum 36
 fastbr_nat_port_probes_count 26
+fastbr_nat_port_remaps_total 11
 fastbr_nat_ports_reclaimed_total 9
 fastbr_nat_refused_total{reason="nat_full"} 10
 fastbr_nat_refused_total{reason="quota"} 0

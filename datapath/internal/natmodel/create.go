@@ -7,6 +7,7 @@ type wish struct {
 	dev     *Device // nil: the host
 	policy  Policy
 	inbound bool // wanted from outside: on a live mapping or not at all
+	moved   bool // the host or a neighbour has the port that it would have had
 	eport   uint16
 	owns    bool
 	slot    int
@@ -29,7 +30,7 @@ func (n *NAT) create(w *wish) Reason {
 		return n.refuse("nat_full")
 	}
 	w.slot = slot
-	made := !w.policy.EDM && n.reuse(w) && n.insertOwned(w)
+	made := !w.policy.EDM && !(w.moved && w.dev != nil) && n.reuse(w) && n.insertOwned(w)
 	if !made && !w.inbound {
 		if w.dev != nil && w.dev.Ports >= n.PortsQuota && !n.makeRoom(w.dev, true) {
 			n.free.push(slot)
@@ -67,7 +68,11 @@ func (n *NAT) refuse(why Reason) Reason {
 // nobody else uses towards this remote.
 func (n *NAT) reuse(w *wish) bool {
 	off, ok := n.binds[bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}]
-	if !ok || !n.clear(w.fwd, w.ext, off) {
+	if !ok {
+		return false
+	}
+	if !n.clear(w.fwd, w.ext, off) {
+		w.moved = true
 		return false
 	}
 	w.eport = n.First + uint16(off)
@@ -77,7 +82,7 @@ func (n *NAT) reuse(w *wish) bool {
 
 // bindNew takes a new port, which becomes the source's unless it has one.
 func (n *NAT) bindNew(w *wish) bool {
-	off, ok := n.takePort(w.fwd, w.ext)
+	off, ok := n.takePort(w)
 	if !ok {
 		return false
 	}
@@ -85,6 +90,7 @@ func (n *NAT) bindNew(w *wish) bool {
 	p := n.portOf(w.fwd.Proto, off)
 	p.owner = bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}
 	p.dev = w.dev
+	p.usedAt = 0
 	p.refs = 1
 	p.bound = false
 	if _, has := n.binds[p.owner]; !has && !w.policy.EDM {
@@ -150,6 +156,9 @@ func (n *NAT) born(w *wish) {
 	n.flows[reverse(w.fwd, w.ext, w.eport)] = &s.entry[inward]
 	n.slots[w.slot].s = s
 	n.Live++
+	if w.moved {
+		n.Remaps++
+	}
 	if w.dev != nil {
 		w.dev.Sessions++
 		if s.bits&HalfOpen != 0 {

@@ -155,10 +155,10 @@ type Verdict struct {
 
 // Counters are totals since the beginning.
 type Counters struct {
-	Overloads, Reclaimed, RefusedFull, RefusedQuota uint64
-	Tries                                           [maxTries + 1]uint64 // [0]: none found
-	InUse                                           [3]int
-	Live                                            int
+	Overloads, Remaps, Reclaimed, RefusedFull, RefusedQuota uint64
+	Tries                                                   [maxTries + 1]uint64 // [0]: none found
+	InUse                                                   [3]int
+	Live                                                    int
 }
 
 // NAT is the state of one instance.

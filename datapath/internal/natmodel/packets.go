@@ -188,13 +188,17 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 	e := n.live(p.Tuple(), nil, 0)
 	if e == nil {
 		ours := n.flows[reverse(p.Tuple(), p.Src, p.SPort)]
-		if ours == nil || ours.out || n.expired(ours.s) {
+		free := ours == nil || ours.out || n.expired(ours.s)
+		if free || !rst && ours.s.movable() {
 			if !rst {
 				n.portOf(p.Proto, n.offset(p.SPort)).notedAt = n.Now
 			}
+			if !free {
+				n.move(ours.s)
+			}
 			return next(p)
 		}
-		n.create(&wish{fwd: p.Tuple(), ext: p.Src})
+		n.create(&wish{fwd: p.Tuple(), ext: p.Src, moved: true})
 		if e = n.flows[p.Tuple()]; e == nil { // the host goes first
 			if ours = n.flows[reverse(p.Tuple(), p.Src, p.SPort)]; ours != nil {
 				n.freeSession(ours.s)
@@ -205,6 +209,22 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 	n.track(e.s, &p, true)
 	e.seen = n.Now
 	return next(e.translate(p))
+}
+
+// movable says whether a session goes on from another port: no host's, and no
+// established connection.
+func (s *session) movable() bool {
+	open := s.bits&(Replied|Acked) == Replied|Acked
+	return s.dev != nil && (s.fwd.Proto != TCP || !open || s.bits.closed())
+}
+
+// move gives a session another external port; one that is over only ends.
+func (n *NAT) move(s *session) {
+	over := s.bits.closed()
+	n.freeSession(s)
+	if !over && !n.gone(s) {
+		n.create(&wish{fwd: s.fwd, ext: s.ext, dev: s.dev, policy: s.dev.Net.Policy, moved: true})
+	}
 }
 
 // known says whether anybody on the host answers for an inbound tuple.

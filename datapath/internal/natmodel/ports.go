@@ -15,7 +15,7 @@ type port struct {
 	dev           *Device
 	bound         bool // its owner has it for every destination
 	notedAt       uint64
-	usedAt        uint64
+	usedAt        uint64 // its owner last sent something (EIF and ADF), or gave it back
 }
 
 // bind is a mapping's inside: (protocol, address, source port).
@@ -46,20 +46,27 @@ func (n *NAT) clear(fwd Tuple, ext Addr, off int) bool {
 	return !n.Busy(reverse(fwd, ext, n.First+uint16(off)))
 }
 
-// takePort takes a free port for fwd: its own if it lies in the range and is
-// free, else the longest released, a neighbour's last.
-func (n *NAT) takePort(fwd Tuple, ext Addr) (int, bool) {
+// held says whether the port was another container's less than the hold time ago.
+func (n *NAT) held(p *port, ip Addr) bool {
+	return p.usedAt != 0 && p.owner.ip != ip && n.Now-p.usedAt < n.Hold*n.HZ
+}
+
+// takePort takes a free port for w: its own if it lies in the range, is free and
+// not on hold, else the longest released, a neighbour's last.
+func (n *NAT) takePort(w *wish) (int, bool) {
+	fwd, ext := w.fwd, w.ext
 	class := fwd.Proto.class()
 	if n.inRange(fwd.SPort) {
 		off := n.offset(fwd.SPort)
 		p := n.portOf(fwd.Proto, off)
-		if !p.taken {
+		if !p.taken && !n.held(p, fwd.Src) {
 			if !n.noted(p) && n.clear(fwd, ext, off) {
 				p.taken = true
 				n.Tries[1]++
 				return off, true
 			}
 			n.queuePort(class, off)
+			w.moved = true
 		}
 	}
 	for pops, looked := n.Count+preferred, 0; pops > 0 && looked < maxLooks; pops-- {
@@ -111,5 +118,6 @@ func (n *NAT) putPort(proto Proto, off int) {
 	}
 	n.InUse[proto.class()]--
 	p.taken = false
+	p.usedAt = n.Now
 	n.queuePort(proto.class(), off)
 }
