@@ -26,20 +26,44 @@ type Fastbr struct {
 	Flags []string
 	// Sessions that the NAT holds (--nat-flows); 0: fastbr's default.
 	Sessions int
+	// XDP is the mode of --xdp; "": fastbr's default.
+	XDP string
 	// Log, if set, gets every command as a user would type it, with the host's
 	// namespace in $HOST, and what it printed.
 	Log io.Writer
 }
 
 // Name implements Contestant.
-func (f Fastbr) Name() string { return "fastbr" }
+func (f Fastbr) Name() string {
+	if f.XDP != "" {
+		return "fastbr-xdp"
+	}
+	return "fastbr"
+}
 
 // Describe implements Contestant.
 func (f Fastbr) Describe() string {
-	if f.Sessions == 0 {
-		return "fastbr with its defaults"
+	if flags := f.upFlags(); len(flags) > 0 {
+		return "fastbr with its defaults, but for " + strings.Join(flags, " ")
 	}
-	return fmt.Sprintf("fastbr with its defaults, but for --nat-flows %d", f.Sessions)
+	return "fastbr with its defaults"
+}
+
+// upFlags are those of `fastbr up`.
+func (f Fastbr) upFlags() (flags []string) {
+	if f.Sessions != 0 {
+		flags = append(flags, "--nat-flows", fmt.Sprint(f.Sessions))
+	}
+	if f.XDP != "" {
+		flags = append(flags, "--xdp", f.XDP)
+	}
+	return flags
+}
+
+// WithXDP is the same with native XDP on the uplink.
+func (f Fastbr) WithXDP() Fastbr {
+	f.XDP = ctl.XDPNative
+	return f
 }
 
 // defaultSessions is the datapath's default of --nat-flows.
@@ -68,11 +92,12 @@ func (f Fastbr) WithRoomFor(w Workload) Fastbr {
 
 // Setup implements Contestant.
 func (f Fastbr) Setup(ctx context.Context, l *lab.Lab) error {
-	up := []string{"up"}
-	if f.Sessions != 0 {
-		up = append(up, "--nat-flows", fmt.Sprint(f.Sessions))
+	if f.XDP != "" {
+		if err := completeChecksums(l.Outside); err != nil {
+			return err
+		}
 	}
-	if _, err := f.Command(ctx, l, up...); err != nil {
+	if _, err := f.Command(ctx, l, append([]string{"up"}, f.upFlags()...)...); err != nil {
 		return err
 	}
 	for i, c := range l.Containers {

@@ -1,5 +1,7 @@
 package bench
 
+import "slices"
+
 // Set is a choice of heats that belong together.
 type Set struct {
 	Name, Purpose string
@@ -22,9 +24,10 @@ func tableHeats() []Heat {
 	fast, floor, direct := Fastbr{}.Name(), NewFloor().Name(), Direct{}.Name()
 	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{kernel, docker, fast, direct}, []string{docker, fast}
 	return []Heat{
-		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(pps, call)},
+		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(pps), call)},
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: pps},
-		{Workload: PPS{Direction: OutsideToContainer}, Contestants: pps},
+		{Workload: PPS{Direction: OutsideToContainer}, Contestants: append(slices.Clone(pps), Fastbr{}.WithXDP().Name(), NewXDPFloor().Name())},
+		{Workload: Flood{}, Contestants: droppers()},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: []string{fast}, Every: 2},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: []string{fast}, Every: 2},
 		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: bulk},
@@ -41,7 +44,8 @@ func smokeHeats() []Heat {
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToOutside}},
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: fast},
-		{Workload: PPS{Direction: OutsideToContainer}, Contestants: fast},
+		{Workload: PPS{Direction: OutsideToContainer}, Contestants: append(fast, Fastbr{}.WithXDP().Name())},
+		{Workload: Flood{}, Contestants: droppers()},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: fast},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: fast},
 		{Workload: ConnMax{}, Contestants: fast},
@@ -52,7 +56,16 @@ func smokeHeats() []Heat {
 func fullHeats() []Heat {
 	var heats []Heat
 	for _, w := range Workloads() {
-		heats = append(heats, Heat{Workload: w})
+		h := Heat{Workload: w}
+		if (w == Flood{}) {
+			h.Contestants = droppers()
+		}
+		heats = append(heats, h)
 	}
 	return heats
+}
+
+// droppers let nothing in to a container's own address.
+func droppers() []string {
+	return []string{Fastbr{}.Name(), Fastbr{}.WithXDP().Name(), NewXDPDrop().Name()}
 }

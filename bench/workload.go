@@ -67,6 +67,7 @@ func Workloads() []Workload {
 		PPS{Direction: ContainerToContainer},
 		PPS{Direction: ContainerToOutside},
 		PPS{Direction: OutsideToContainer},
+		Flood{},
 		PPS{Direction: ContainerToOutside, Flows: 100_000},
 		PPS{Direction: ContainerToOutside, Flows: 1_000_000},
 		RoundTrip{ContainerToContainer},

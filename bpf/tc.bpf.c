@@ -20,6 +20,7 @@
 #include "lib/port.h"
 #include "lib/stats.h"
 #include "lib/uplink.h"
+#include "lib/xdp.h"
 
 char _license[] SEC("license")
 = "Dual BSD/GPL";
@@ -129,7 +130,7 @@ int fbr_port_in(struct __sk_buff *skb)
 		goto kernel;
 	}
 
-	l4_len = fbr_fast_parse(skb, data, data_end, ETH_HLEN, true, &k);
+	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k);
 	if (l4_len) {
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = fbr_now();
@@ -226,26 +227,23 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 
-	l4_len = fbr_fast_parse(skb, data, data_end, l2, false, &k);
+	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k);
 	if (l4_len && (fbr_in_range(k.dport) || c->published)) {
-		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = fbr_now();
-		if (f && f->kind == FBR_IN && fbr_lease_valid(f, c, now)) {
-			t = fbr_dev_get(f->oif);
-			if (t && !(t->flags & FBR_DEV_SLOW) && fbr_fits(skb, l2, l4_len, f->mtu)) {
-				__u32 oif = f->oif;
+		f = fbr_inbound_hit(&k, c, now, &t);
+		if (f && fbr_fits(skb, l2, l4_len, f->mtu)) {
+			__u32 oif = f->oif;
 
-				fbr_count_rx(skb, u, FBR_FAST);
-				/* Point of no return. The container gets a frame. */
-				if (!l2 && fbr_push_eth(skb))
-					return TCX_DROP;
-				fbr_count_tx(skb, t, FBR_FAST);
-				fbr_flow_seen(f, now, cfg_hz);
-				if (fbr_rewrite_fast(skb, f, false))
-					return TCX_DROP;
-				skb->mark = 0;
-				return bpf_redirect_peer(oif, 0);
-			}
+			fbr_count_rx(skb, u, FBR_FAST);
+			/* Point of no return. The container gets a frame. */
+			if (!l2 && fbr_push_eth(skb))
+				return TCX_DROP;
+			fbr_count_tx(skb, t, FBR_FAST);
+			fbr_flow_seen(f, now, cfg_hz);
+			if (fbr_rewrite_fast(skb, f, false))
+				return TCX_DROP;
+			skb->mark = 0;
+			return bpf_redirect_peer(oif, 0);
 		}
 	}
 
@@ -364,6 +362,13 @@ SEC("tcx/egress")
 int fbr_uplink_out(struct __sk_buff *skb)
 {
 	return fbr_to_uplink(skb, ETH_HLEN);
+}
+
+/* XDP in the driver, uplink: what of fbr_uplink_in can be done without an skb. */
+SEC("xdp.frags")
+int fbr_uplink_xdp(struct xdp_md *ctx)
+{
+	return fbr_xdp_from_uplink(ctx);
 }
 
 /* The same for an uplink without L2 header. A redirect to it takes the frame's off. */

@@ -272,6 +272,7 @@ func (s *session) portSteps(n *network, p *port, at *plug) []step {
 		{"port-programs", func() error { return s.attachPrograms(n, p, at.ns) }, func() error { return s.detachPrograms(n, p) }},
 		{"port-join", func() error { return s.joinBridge(n, p) }, func() error { return s.leaveBridge(n, p) }},
 		{"port-up", func() error { return s.conn.SetUp(p.Index, true) }, nil},
+		{"port-xdp", func() error { return s.newPortToXDP(n, p) }, nil},
 		{"port-inside", func() error { return s.configureInside(n, p, at) }, nil},
 		{"port-publish", func() error { return s.publishAll(p, at.publish) }, nil}, // port-programs takes it back
 		{"port-done", func() error { p.Pending = false; return s.save() }, nil},
@@ -289,6 +290,9 @@ func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) err
 		return err
 	}
 	p.Index = index
+	if p.XDP, p.GRO = false, false; s.st.xdpOn() {
+		_ = p.openToXDP(ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
+	}
 	if err := s.save(); err != nil {
 		return err
 	}
@@ -376,7 +380,7 @@ func (p *port) datapath(n *network) (datapath.Port, error) {
 		return datapath.Port{}, fmt.Errorf("reading the state: %w", err)
 	}
 	return datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
-		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed}, nil
+		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP}, nil
 }
 
 // detachPrograms makes the datapath forget the port. The device goes first, and

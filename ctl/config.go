@@ -58,6 +58,7 @@ func natPolicy(mapping, filtering, onExhaustion string) datapath.NATPolicy {
 // InstanceRequest is what the user asks of the instance. A zero field was not asked for.
 type InstanceRequest struct {
 	Uplinks           []string // device names or AutoUplink
+	XDP               string   // XDPOff, XDPAuto or XDPNative
 	Lease             *time.Duration
 	L2Fast            *bool
 	NATFirst, NATLast uint16
@@ -132,6 +133,9 @@ func (r InstanceRequest) check() error {
 	}
 	if r.NATFirst > r.NATLast || r.NATLast != 0 && r.NATFirst < 1024 {
 		return tagged(ErrInvalid, fmt.Sprintf("NAT range %d-%d: FIRST-LAST, from 1024 to 65535", r.NATFirst, r.NATLast))
+	}
+	if r.XDP != "" && r.XDP != XDPOff && r.XDP != XDPAuto && r.XDP != XDPNative {
+		return tagged(ErrInvalid, fmt.Sprintf("XDP %q: %s, %s or %s", r.XDP, XDPOff, XDPAuto, XDPNative))
 	}
 	for _, u := range r.Uplinks {
 		if u == AutoUplink {
@@ -247,6 +251,9 @@ func (s settings) differences(r InstanceRequest) []string {
 func (s *settings) apply(r InstanceRequest) {
 	if len(r.Uplinks) > 0 {
 		s.Uplinks = r.Uplinks
+	}
+	if r.XDP != "" {
+		s.XDP = r.XDP
 	}
 	if r.Lease != nil {
 		s.Lease = *r.Lease

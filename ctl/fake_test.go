@@ -27,6 +27,8 @@ type fakeFile struct {
 	Fragments int // device
 	LeaseNow  time.Duration
 	L2        bool
+	XDP       map[int]bool
+	driver    error // what the uplinks' driver says to XDP
 	// TakenSlots are slots that AttachPort and AttachFragments refuse.
 	TakenSlots map[int]bool
 }
@@ -37,6 +39,7 @@ const fakeNetns = "netns"
 // fakePlanes makes fakeFiles.
 type fakePlanes struct {
 	missing    string // as FASTBR_PROBE_MISSING
+	driver     error  // what the uplinks' driver says to XDP
 	takenSlots map[int]bool
 	openErr    error
 }
@@ -54,7 +57,7 @@ func (p fakePlanes) create(dir string, cfg datapath.Config) (plane, error) {
 		cfg.FlowsMax = 4096
 	}
 	f := &fakeFile{dir: dir, Conf: cfg, Networks: map[int]datapath.Network{}, Ports: map[int]datapath.Port{},
-		Uplinks: map[int]datapath.Uplink{}, Published: map[uint16]datapath.Publication{}, TakenSlots: p.takenSlots}
+		Uplinks: map[int]datapath.Uplink{}, Published: map[uint16]datapath.Publication{}, XDP: map[int]bool{}, TakenSlots: p.takenSlots, driver: p.driver}
 	return f, f.save()
 }
 
@@ -66,7 +69,7 @@ func (p fakePlanes) open(dir string) (plane, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, datapath.ErrNotLoaded
 	}
-	f := &fakeFile{dir: dir}
+	f := &fakeFile{dir: dir, driver: p.driver}
 	if err == nil {
 		err = json.Unmarshal(b, f)
 	}
@@ -142,10 +145,31 @@ func (f *fakeFile) AttachUplink(u datapath.Uplink) error {
 	return f.save()
 }
 
+func (f *fakeFile) AttachXDP(i int) error {
+	if f.driver != nil {
+		return f.driver
+	}
+	f.XDP[i] = true
+	return f.save()
+}
+
+func (f *fakeFile) DetachXDP(i int) error {
+	delete(f.XDP, i)
+	return f.save()
+}
+
+func (f *fakeFile) VerifyXDP(i int) error {
+	if !f.XDP[i] {
+		return datapath.ErrDetached
+	}
+	return nil
+}
+
 func (f *fakeFile) CloseUplink(i int) error { return f.DetachUplink(i) }
 
 func (f *fakeFile) DetachUplink(i int) error {
 	delete(f.Uplinks, i)
+	delete(f.XDP, i)
 	return f.save()
 }
 

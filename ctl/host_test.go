@@ -34,6 +34,7 @@ func newHost(t *testing.T) *host {
 	dir := t.TempDir()
 	h := &host{ctx: t.Context(), messages: &bytes.Buffer{}}
 	h.opts = Options{BPFFS: filepath.Join(dir, "bpf"), StateDir: filepath.Join(dir, "run"), Messages: h.messages}
+	h.planes.driver = datapath.ErrNotSupported
 	var err error
 	if h.conn, err = link.Open(); err != nil {
 		t.Fatal(err)

@@ -126,7 +126,7 @@ type StatusView struct {
 	Notes     []string      `json:"notes"`
 	Features  []FeatureView `json:"features"`
 	Mechanism string        `json:"mechanism"` // how programs are attached: "tcx"
-	XDP       string        `json:"xdp"`       // "off"
+	XDP       string        `json:"xdp"`       // as asked: "off", "auto", "native"
 }
 
 // UplinkView is a device that leads outside.
@@ -134,6 +134,8 @@ type UplinkView struct {
 	Device string `json:"device"`
 	Addr   string `json:"addr"`
 	Kind   string `json:"kind"` // what its packets begin with: "ethernet", "raw ip"
+	XDP    string `json:"xdp"`  // what runs on it: "off", "native"
+	XDPWhy string `json:"xdp_why"`
 }
 
 // FeatureView is one line of `check`: a property of the kernel or the host.

@@ -30,6 +30,9 @@ type plane interface {
 	AttachUplink(datapath.Uplink) error
 	CloseUplink(ifindex int) error
 	DetachUplink(ifindex int) error
+	AttachXDP(ifindex int) error
+	DetachXDP(ifindex int) error
+	VerifyXDP(ifindex int) error
 	Devices() ([]int, error)
 	AttachDefrag() error
 	AttachFragments(ifindex int, peer net.HardwareAddr) error

@@ -154,7 +154,7 @@ func (s *session) rebuild(n *network, bridgeThere bool) error {
 	}
 	for _, st := range s.networkSteps(n, nil) {
 		switch st.name {
-		case "record", "sysctls", "datapath", "uplinks", "forward", "done":
+		case "record", "sysctls", "datapath", "uplinks", "xdp", "forward", "done":
 			continue
 		case "bridge":
 			if bridgeThere {

@@ -28,6 +28,7 @@ type state struct {
 	Settings settings            `json:"settings"`
 	Networks map[string]*network `json:"networks"`
 	Uplinks  []uplink            `json:"uplinks,omitempty"` // attached ones
+	XDP      []uplinkXDP         `json:"xdp,omitempty"`     // of the attached ones
 	Sysctls  []sysctl            `json:"sysctls,omitempty"`
 	Reserved *reservation        `json:"reserved_ports,omitempty"`
 	// Fragments is the namespace that puts inbound fragments in order; nil: none.
@@ -37,6 +38,7 @@ type state struct {
 // settings belong to the instance, not to a network.
 type settings struct {
 	Uplinks  []string      `json:"uplinks"` // as asked: device names or "auto"
+	XDP      string        `json:"xdp"`     // XDPOff, XDPAuto or XDPNative; "": XDPAuto
 	Lease    time.Duration `json:"lease"`
 	L2Fast   bool          `json:"l2_fast"`
 	NATFirst uint16        `json:"nat_first"`
@@ -68,8 +70,12 @@ type port struct {
 	Slow   bool         `json:"slow,omitempty"` // asked for by the user
 	// Slowed: what the datapath was told last, which the state of the device
 	// may demand as well.
-	Slowed  bool   `json:"slowed,omitempty"`
-	Hairpin bool   `json:"hairpin,omitempty"`
+	Slowed  bool `json:"slowed,omitempty"`
+	Hairpin bool `json:"hairpin,omitempty"`
+	// XDP: the container's end takes frames from XDP. GRO: for that we have turned
+	// its GRO on.
+	XDP     bool   `json:"xdp,omitempty"`
+	GRO     bool   `json:"gro,omitempty"`
 	Owner   *Owner `json:"owner,omitempty"` // nil: the user
 	Pending bool   `json:"pending,omitempty"`
 

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,13 +16,18 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 			return err
 		}
 		set := r.st.Settings
-		v = StatusView{Up: true, Instance: r.instance, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: "off",
+		v = StatusView{Up: true, Instance: r.instance, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
 			NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
 		if err := r.statusOfDatapath(&v); err != nil {
 			return err
 		}
 		for _, u := range r.st.Uplinks {
-			v.Uplinks = append(v.Uplinks, UplinkView{Device: u.Name, Addr: u.Addr.String(), Kind: uplinkKind(u.RawIP)})
+			x := r.st.uplinkXDP(u.Index)
+			view := UplinkView{Device: u.Name, Addr: u.Addr.String(), Kind: uplinkKind(u.RawIP), XDP: XDPOff, XDPWhy: x.Why}
+			if x.On {
+				view.XDP = XDPNative
+			}
+			v.Uplinks = append(v.Uplinks, view)
 		}
 		for _, name := range r.st.networkNames() {
 			v.Networks = append(v.Networks, r.network(r.st.Networks[name]))
@@ -146,7 +152,11 @@ func (s *session) hostFindings() ([]FeatureView, error) {
 		}
 	}
 	uplink, err := s.uplinkFinding()
-	return append(out, uplink), err
+	if err != nil {
+		return nil, err
+	}
+	xdp, err := s.xdpFindings()
+	return append(append(out, uplink), xdp...), err
 }
 
 func bridgeCallFinding() FeatureView {

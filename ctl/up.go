@@ -95,7 +95,14 @@ func (s *session) applyInstance(ir InstanceRequest) error {
 	if _, _, err := s.wantedUplinks(settings.Uplinks); err != nil {
 		return err
 	}
+	old := s.st.Settings
 	s.st.Settings = settings
+	if settings.XDP != old.XDP {
+		if err := s.syncXDP(false); err != nil {
+			s.st.Settings = old
+			return errors.Join(err, s.syncXDP(true))
+		}
+	}
 	if err := s.save(); err != nil {
 		return err
 	}
@@ -126,6 +133,9 @@ func (s *session) refresh(quiet bool) error {
 		s.say("%v", err) // no reason to refuse a container
 	}
 	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
+		return err
+	}
+	if err := s.syncXDP(quiet); err != nil {
 		return err
 	}
 	if len(s.publications()) > 0 {
@@ -264,6 +274,7 @@ func (s *session) networkSteps(n *network, uplinks []uplink) []step {
 			return s.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
 		}, nil},
 		{"uplinks", func() error { return s.addUplinks(uplinks) }, func() error { return s.ifLast(s.detachUplinks) }},
+		{"xdp", func() error { return s.syncXDP(false) }, nil}, // goes with the uplinks
 		{"speed", s.setSpeed, nil},
 		{"forward", s.allowForwarding, func() error { return removeAcceptRules(n.Name) }},
 		{"bridge-up", func() error { return s.conn.SetUp(n.Index, true) }, nil},

@@ -206,7 +206,7 @@ func (s *session) detachUplinks() error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	s.st.Uplinks = nil
+	s.st.Uplinks, s.st.XDP = nil, nil
 	return s.save()
 }
 

@@ -95,6 +95,11 @@ func (s *session) verifyDatapath() error {
 		if err := s.dp.VerifyUplink(u.Index); err != nil {
 			return broken("uplink %s: %v", u.Name, err)
 		}
+		if s.st.uplinkXDP(u.Index).On {
+			if err := s.dp.VerifyXDP(u.Index); err != nil {
+				return broken("uplink %s: %v", u.Name, err)
+			}
+		}
 	}
 	return nil
 }

@@ -19,6 +19,23 @@ const netfilterIPDefrag = 1
 // programs, through the link pinned under name: an existing link is updated in
 // place, a defunct one replaced.
 func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog *ebpf.Program) error {
+	return d.attachLink(name, prog, func() (link.Link, error) {
+		l, err := link.AttachTCX(link.TCXOptions{
+			Interface: ifindex,
+			Program:   prog,
+			Attach:    at,
+			Anchor:    link.Head(),
+		})
+		if err != nil {
+			return nil, fmt.Errorf("attaching %s to ifindex %d: %w", prog.String(), ifindex, err)
+		}
+		return l, nil
+	})
+}
+
+// attachLink makes sure that prog runs through the link pinned under name; where
+// there is none that could be updated, attach makes one.
+func (d *Datapath) attachLink(name string, prog *ebpf.Program, attach func() (link.Link, error)) error {
 	path := linkPath(d.dir, name)
 	l, err := link.LoadPinnedLink(path, nil)
 	if err == nil {
@@ -36,14 +53,8 @@ func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog 
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("opening link %s: %w", name, err)
 	}
-	l, err = link.AttachTCX(link.TCXOptions{
-		Interface: ifindex,
-		Program:   prog,
-		Attach:    at,
-		Anchor:    link.Head(),
-	})
-	if err != nil {
-		return fmt.Errorf("attaching %s to ifindex %d: %w", prog.String(), ifindex, err)
+	if l, err = attach(); err != nil {
+		return err
 	}
 	if err := l.Pin(path); err != nil {
 		return errors.Join(fmt.Errorf("pinning link %s: %w", name, err), l.Close())
@@ -79,6 +90,7 @@ func (d *Datapath) attachDevice(dev tcFbrDev) error {
 
 func (d *Datapath) detachDevice(ifindex int) error {
 	return errors.Join(
+		detach(linkPath(d.dir, deviceLink(ifindex, xdpHook))),
 		detach(linkPath(d.dir, deviceLink(ifindex, "in"))),
 		detach(linkPath(d.dir, deviceLink(ifindex, "out"))),
 	)

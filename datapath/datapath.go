@@ -512,7 +512,7 @@ func (d *Datapath) reattach() error {
 		return err
 	}
 	for _, dev := range devs {
-		if err := d.attachDevice(dev); err != nil && !errors.Is(err, link.ErrNotSupported) {
+		if err := errors.Join(d.attachDevice(dev), d.updateXDP(int(dev.Ifindex))); err != nil && !errors.Is(err, link.ErrNotSupported) {
 			return err
 		}
 	}

@@ -110,6 +110,9 @@ func (d *Datapath) AttachPort(p Port) error {
 	if p.Slow {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SLOW
 	}
+	if p.XDP {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_XDP
+	}
 	net, err := d.networkFlags(p.Bridge)
 	if err != nil {
 		return err

@@ -77,6 +77,7 @@ func (e *encounters) add(w *walk) {
 	defer e.Unlock()
 	for prog, name := range map[*ebpf.Program]string{
 		w.progs.FbrPortIn: "port_in", w.progs.FbrPortOut: "port_out", w.progs.FbrUplinkIn: "uplink_in", w.progs.FbrUplinkOut: "uplink_out",
+		w.progs.FbrUplinkXdp: "uplink_xdp",
 	} {
 		for s, n := range w.seen {
 			if s.prog == prog {
@@ -99,6 +100,7 @@ func (e *encounters) check(t *testing.T) {
 	for _, what := range []string{
 		"port_in 7 ", "port_in -1 ", "port_in 2 spoof_ip", "port_in 2 isolated", "port_out -1 ",
 		"uplink_in 7 ", "uplink_in -1 ", "uplink_in 2 martian", "uplink_in 2 direct",
+		"uplink_xdp 4 ", "uplink_xdp 2 ", "uplink_xdp 1 martian", "uplink_xdp 1 direct",
 		"uplink_out -1 ", "uplink_out 2 spoof_ip", "uplink_out 2 unsupported", "uplink_out 2 foreign",
 		"uplink_out 2 quota", "uplink_out 7 quota", "uplink_out 2 nat_full", "uplink_out 7 nat_full",
 	} {

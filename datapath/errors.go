@@ -20,6 +20,8 @@ var (
 	ErrSlotTaken = errors.New("device slot is taken")
 	// ErrDetached: a device is not in the maps, or its programs are not attached.
 	ErrDetached = errors.New("detached")
+	// ErrXDPTaken: another XDP program is on the device.
+	ErrXDPTaken = errors.New("another XDP program is attached")
 	// ErrTooMany: a fixed table (devices, networks) is full.
 	ErrTooMany = errors.New("table is full")
 )

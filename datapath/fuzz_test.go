@@ -3,6 +3,7 @@ package datapath
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -43,6 +44,14 @@ func newFuzzer(f *testing.F) *fuzzer {
 	z.jobs <- func() {} // inside now: nothing may use f once the targets run
 	f.Cleanup(func() { close(z.jobs); <-ended })
 	return z
+}
+
+// inside runs f in the namespace.
+func (z *fuzzer) inside(f func() error) (err error) {
+	done := make(chan struct{})
+	z.jobs <- func() { defer close(done); err = f() }
+	<-done
+	return err
 }
 
 // outbound are packets of c1 as they reach the uplink.
@@ -109,18 +118,22 @@ func (z *fuzzer) run(t *testing.T, p *ebpf.Program, frame []byte, ifindex, iif i
 		return result{}, false
 	}
 	var got result
-	var err error
-	done := make(chan struct{})
-	z.jobs <- func() {
-		defer close(done)
-		got, err = z.exec(p, frame, ifindex, iif, 0)
-	}
-	<-done
+	err := z.inside(func() (err error) {
+		if p.Type() == ebpf.XDP {
+			got, err = z.execXDP(p, frame, ifindex)
+		} else {
+			got, err = z.exec(p, frame, ifindex, iif, 0)
+		}
+		return err
+	})
 	if err == unix.EINVAL {
 		return got, false
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	if p.Type() == ebpf.XDP {
+		return got, true
 	}
 	if got.verdict != next && got.verdict != shot && got.verdict != redirect {
 		t.Fatalf("verdict %d", got.verdict)
@@ -298,6 +311,10 @@ func FuzzUplinkOut(f *testing.F) {
 
 func FuzzUplinkIn(f *testing.F) {
 	z := newFuzzer(f)
+	check(f, z.inside(func() error {
+		z.c1.XDP = true
+		return errors.Join(z.AttachXDP(z.uplink.Ifindex), z.AttachPort(z.c1))
+	}))
 	inside, outside := z.seeds(f)
 	for _, s := range append(outside, inside...) {
 		f.Add(s, byte(1))
@@ -305,7 +322,23 @@ func FuzzUplinkIn(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, frame []byte, how byte) {
 		sent := z.fixed(frame, how, false)
+		early, _ := z.run(t, z.progs.FbrUplinkXdp, sent, z.uplink.Ifindex, 0)
+		early.frame = bytes.Clone(early.frame)
 		got, on := z.run(t, z.progs.FbrUplinkIn, sent, z.uplink.Ifindex, z.uplink.Ifindex)
+		switch early.verdict {
+		case xdpRedirect:
+			if got.verdict != redirect || !bytes.Equal(early.frame, got.frame) {
+				t.Fatalf("XDP and tc (verdict %d) differ:\nsent %x\n XDP %x\n  tc %x", got.verdict, sent, early.frame, got.frame)
+			}
+		case xdpDrop:
+			if got.verdict != shot {
+				t.Fatalf("XDP drops what tc does not: %x", sent)
+			}
+		default:
+			if len(early.frame) > 0 && !bytes.Equal(early.frame, sent) {
+				t.Fatalf("XDP changed what it left to tc: %x, %x", sent, early.frame)
+			}
+		}
 		if !on {
 			return
 		}

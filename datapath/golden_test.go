@@ -52,7 +52,7 @@ const (
 )
 
 func TestGoldenRecord(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	h := newXDPHarness(t)
 	got := golden{Kernel: kernelSeries(t), Programs: map[string]program{}, HitPaths: map[string]callPath{}}
 	loaded := h.loadAgain(t, func(*ebpf.CollectionSpec) {}).Programs
 	for name, p := range loaded {
@@ -188,6 +188,9 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 	out := h.portIn(t, udp.Bytes(t))
 	l2 := udp.With()
 	l2.DstMAC, l2.Dst = h.c2.MAC, c2Addr
+	direct := h.reply(udp, eport)
+	direct.Dst = c1Addr
+	reply := h.reply(udp, eport).Bytes(t)
 	paths := map[string]callPath{}
 	for name, path := range map[string]struct {
 		program string
@@ -199,11 +202,18 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 		"port_in, to another port": {tcProgFbrPortIn, l2.Bytes(t), h.c1.Ifindex, h.c1.Ifindex, 0, redirect},
 		"port_in, to outside":      {tcProgFbrPortIn, udp.Bytes(t), h.c1.Ifindex, h.c1.Ifindex, 0, redirect},
 		"uplink_out, marked":       {tcProgFbrUplinkOut, out.frame, h.uplink.Ifindex, h.c1.Ifindex, h.meta.Mark, next},
-		"uplink_in, to a port":     {tcProgFbrUplinkIn, h.reply(udp, eport).Bytes(t), h.uplink.Ifindex, h.uplink.Ifindex, 0, redirect},
+		"uplink_in, to a port":     {tcProgFbrUplinkIn, reply, h.uplink.Ifindex, h.uplink.Ifindex, 0, redirect},
+		"uplink_xdp, to a port":    {program: tcProgFbrUplinkXdp, frame: reply, verdict: xdpRedirect},
+		"uplink_xdp, direct":       {program: tcProgFbrUplinkXdp, frame: direct.Bytes(t), verdict: xdpDrop},
 	} {
 		c := newCallCounter(t, h, path.program)
 		run := func(p *ebpf.Program) {
-			got := h.run(t, p, path.frame, path.at, path.iif, func(s *skb) { s.Mark = path.mark })
+			var got result
+			if p.Type() == ebpf.XDP {
+				got = h.runXDP(t, p, slices.Clone(path.frame))
+			} else {
+				got = h.run(t, p, path.frame, path.at, path.iif, func(s *skb) { s.Mark = path.mark })
+			}
 			if got.verdict != path.verdict {
 				t.Fatalf("%s: verdict %d, want %d", name, got.verdict, path.verdict)
 			}

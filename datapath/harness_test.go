@@ -42,6 +42,13 @@ const (
 	redirect = 7
 )
 
+// Verdicts of XDP programs.
+const (
+	xdpDrop     = 1
+	xdpPass     = 2
+	xdpRedirect = 4
+)
+
 func mustMAC(s string) net.HardwareAddr {
 	m, err := net.ParseMAC(s)
 	if err != nil {
@@ -188,6 +195,29 @@ func (h *harness) uplinkIn(t *testing.T, frame []byte, change ...func(*skb)) res
 func (h *harness) portOut(t *testing.T, frame []byte, iif int) result {
 	t.Helper()
 	return h.run(t, h.progs.FbrPortOut, frame, h.c1.Ifindex, iif)
+}
+
+// xdpContext is struct xdp_md, include/uapi/linux/bpf.h.
+type xdpContext struct {
+	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
+}
+
+// xdpIn runs what arrives at the uplink, on which XDP must be attached.
+func (h *harness) xdpIn(t *testing.T, frame []byte) result {
+	t.Helper()
+	return h.runXDP(t, h.progs.FbrUplinkXdp, frame)
+}
+
+func (h *harness) runXDP(t *testing.T, p *ebpf.Program, frame []byte) result {
+	t.Helper()
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(h.uplink.Ifindex)}}
+	var ret uint32
+	var err error
+	h.ns.Do(t, func() { ret, err = p.Run(&opts) })
+	if err != nil {
+		t.Fatalf("running %s: %v", p, err)
+	}
+	return result{verdict: int32(ret), frame: opts.DataOut}
 }
 
 // counters of a device.

@@ -68,7 +68,7 @@ type injectedFbrFlow struct {
 	D_addr   uint16
 	D_l4     uint16
 	Kind     uint8
-	Pad      uint8
+	NoXdp    uint8
 	Macs     [12]uint8
 }
 
@@ -286,6 +286,7 @@ const (
 	injectedProgFbrTunOut        = "fbr_tun_out"
 	injectedProgFbrUplinkIn      = "fbr_uplink_in"
 	injectedProgFbrUplinkOut     = "fbr_uplink_out"
+	injectedProgFbrUplinkXdp     = "fbr_uplink_xdp"
 	injectedVarCfgEpoch          = "cfg_epoch"
 	injectedVarCfgFibSrc         = "cfg_fib_src"
 	injectedVarCfgFlowsMax       = "cfg_flows_max"
@@ -370,6 +371,7 @@ type injectedProgramSpecs struct {
 	FbrTunOut        *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
 	FbrUplinkIn      *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
 	FbrUplinkOut     *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
+	FbrUplinkXdp     *ebpf.ProgramSpec `ebpf:"fbr_uplink_xdp"`
 }
 
 // injectedMapSpecs contains maps before they are loaded into the kernel.
@@ -568,6 +570,7 @@ type injectedPrograms struct {
 	FbrTunOut        *ebpf.Program `ebpf:"fbr_tun_out"`
 	FbrUplinkIn      *ebpf.Program `ebpf:"fbr_uplink_in"`
 	FbrUplinkOut     *ebpf.Program `ebpf:"fbr_uplink_out"`
+	FbrUplinkXdp     *ebpf.Program `ebpf:"fbr_uplink_xdp"`
 }
 
 func (p *injectedPrograms) Close() error {
@@ -592,6 +595,7 @@ func (p *injectedPrograms) Close() error {
 		p.FbrTunOut,
 		p.FbrUplinkIn,
 		p.FbrUplinkOut,
+		p.FbrUplinkXdp,
 	)
 }
 

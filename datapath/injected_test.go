@@ -52,9 +52,10 @@ func (l *lcg) next() uint32 {
 // runner runs programs through BPF_PROG_TEST_RUN with the same buffers each
 // time: a million runs must not be a million allocations.
 type runner struct {
-	attr    runAttr
-	in, out skb
-	frame   [2048]byte
+	attr          runAttr
+	in, out       skb
+	xdpIn, xdpOut xdpContext
+	frame         [2048]byte
 }
 
 // runAttr is the part of union bpf_attr for BPF_PROG_TEST_RUN.
@@ -72,11 +73,29 @@ type runAttr struct {
 func (r *runner) exec(p *ebpf.Program, frame []byte, ifindex, iif int, mark uint32) (result, error) {
 	r.in = skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(iif), Mark: mark}
 	r.attr = runAttr{
-		prog: uint32(p.FD()), sizeIn: uint32(len(frame)), sizeOut: uint32(len(r.frame)),
-		dataIn: addressOf(&frame[0]), dataOut: addressOf(&r.frame[0]),
 		ctxSizeIn: uint32(unsafe.Sizeof(r.in)), ctxSizeOut: uint32(unsafe.Sizeof(r.out)),
 		ctxIn: addressOf(&r.in), ctxOut: addressOf(&r.out),
 	}
+	got, err := r.call(p, frame)
+	got.mark = r.out.Mark
+	return got, err
+}
+
+// execXDP runs an XDP program on a frame that comes in at ifindex; likewise.
+func (r *runner) execXDP(p *ebpf.Program, frame []byte, ifindex int) (result, error) {
+	r.xdpIn = xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(ifindex)}
+	r.attr = runAttr{
+		ctxSizeIn: uint32(unsafe.Sizeof(r.xdpIn)), ctxSizeOut: uint32(unsafe.Sizeof(r.xdpOut)),
+		ctxIn: addressOf(&r.xdpIn), ctxOut: addressOf(&r.xdpOut),
+	}
+	return r.call(p, frame)
+}
+
+// call makes the system call; the context stands in r.attr.
+func (r *runner) call(p *ebpf.Program, frame []byte) (result, error) {
+	r.attr.prog = uint32(p.FD())
+	r.attr.sizeIn, r.attr.sizeOut = uint32(len(frame)), uint32(len(r.frame))
+	r.attr.dataIn, r.attr.dataOut = addressOf(&frame[0]), addressOf(&r.frame[0])
 	const progTestRun = 10 // BPF_PROG_TEST_RUN
 	_, _, errno := unix.Syscall(unix.SYS_BPF, progTestRun, uintptr(unsafe.Pointer(&r.attr)), unsafe.Sizeof(r.attr))
 	runtime.KeepAlive(frame)
@@ -84,7 +103,7 @@ func (r *runner) exec(p *ebpf.Program, frame []byte, ifindex, iif int, mark uint
 	if errno != 0 {
 		return result{}, errno
 	}
-	return result{int32(r.attr.retval), r.frame[:r.attr.sizeOut], r.out.Mark}, nil
+	return result{verdict: int32(r.attr.retval), frame: r.frame[:r.attr.sizeOut]}, nil
 }
 
 func addressOf[T any](p *T) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }

@@ -54,6 +54,8 @@ type Port struct {
 	MTU       int              // bytes, L3
 	// Slow: always take the kernel path (the device has a qdisc, a filter, or the user asked).
 	Slow bool
+	// XDP: the container's end takes frames that an uplink's XDP program sends it.
+	XDP bool
 }
 
 // Uplink is a device that leads outside.

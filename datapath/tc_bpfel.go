@@ -53,6 +53,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_ROUTED   tcFbrDevFlags = 32
 	tcFbrDevFlagsFBR_DEV_FRAGS    tcFbrDevFlags = 64
 	tcFbrDevFlagsFBR_DEV_RAW_IP   tcFbrDevFlags = 128
+	tcFbrDevFlagsFBR_DEV_XDP      tcFbrDevFlags = 256
 )
 
 type tcFbrDrops struct {
@@ -81,7 +82,7 @@ type tcFbrFlow struct {
 	D_addr   uint16
 	D_l4     uint16
 	Kind     uint8
-	Pad      uint8
+	NoXdp    uint8
 	Macs     [12]uint8
 }
 
@@ -360,6 +361,7 @@ const (
 	tcProgFbrTunOut        = "fbr_tun_out"
 	tcProgFbrUplinkIn      = "fbr_uplink_in"
 	tcProgFbrUplinkOut     = "fbr_uplink_out"
+	tcProgFbrUplinkXdp     = "fbr_uplink_xdp"
 	tcVarCfgEpoch          = "cfg_epoch"
 	tcVarCfgFibSrc         = "cfg_fib_src"
 	tcVarCfgFlowsMax       = "cfg_flows_max"
@@ -443,6 +445,7 @@ type tcProgramSpecs struct {
 	FbrTunOut       *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
 	FbrUplinkIn     *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
 	FbrUplinkOut    *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
+	FbrUplinkXdp    *ebpf.ProgramSpec `ebpf:"fbr_uplink_xdp"`
 }
 
 // tcMapSpecs contains maps before they are loaded into the kernel.
@@ -637,6 +640,7 @@ type tcPrograms struct {
 	FbrTunOut       *ebpf.Program `ebpf:"fbr_tun_out"`
 	FbrUplinkIn     *ebpf.Program `ebpf:"fbr_uplink_in"`
 	FbrUplinkOut    *ebpf.Program `ebpf:"fbr_uplink_out"`
+	FbrUplinkXdp    *ebpf.Program `ebpf:"fbr_uplink_xdp"`
 }
 
 func (p *tcPrograms) Close() error {
@@ -660,6 +664,7 @@ func (p *tcPrograms) Close() error {
 		p.FbrTunOut,
 		p.FbrUplinkIn,
 		p.FbrUplinkOut,
+		p.FbrUplinkXdp,
 	)
 }
 

@@ -78,7 +78,13 @@ func (d *Datapath) verifyLink(ifindex int, hook string) error {
 	if err != nil {
 		return fmt.Errorf("reading link %s: %w", name, err)
 	}
-	if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
+	at := 0
+	if tcx := info.TCX(); tcx != nil {
+		at = int(tcx.Ifindex)
+	} else if xdp := info.XDP(); xdp != nil {
+		at = int(xdp.Ifindex)
+	}
+	if at != ifindex {
 		return fmt.Errorf("link %s is not attached any more: %w", name, ErrDetached)
 	}
 	return nil

@@ -57,6 +57,11 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 	t.Helper()
 	w := &walk{t: t, injected: newInjected(t, cfg, nil), rnd: rnd, seen: map[sight]int{},
 		exts: []nm.Addr{modelAddr(extAddr), modelAddr(secondAddr)}}
+	check(t, w.AttachXDP(w.uplink.Ifindex))
+	for _, p := range []*Port{&w.c1, &w.c2, &w.other} {
+		p.XDP = true
+		check(t, w.AttachPort(*p))
+	}
 	w.model = nm.New(w.modelConfig(), w.drainQueues())
 	m := w.model
 	m.Now = 1 << 30
@@ -358,7 +363,15 @@ func (w *walk) outsideSends() {
 // arrive is p at the uplink and, if the kernel delivers it, at its container.
 func (w *walk) arrive(p nm.Packet) {
 	w.atUplink(&p)
+	xdp := w.chance(2)
+	var got result
+	if xdp {
+		got = w.execXDP(p)
+	}
 	v := w.model.UplinkIn(p)
+	if xdp && w.endsInXDP(p, got, v) {
+		return
+	}
 	if !w.exec(w.progs.FbrUplinkIn, p, w.uplink.Ifindex, w.uplink.Ifindex, 0, v) || v.Action != nm.Next || p.TTL <= 1 {
 		return
 	}
@@ -371,6 +384,36 @@ func (w *walk) arrive(p nm.Packet) {
 			w.exec(w.progs.FbrPortOut, in, d.Ifindex, w.uplink.Ifindex, 0, nm.Verdict{Action: nm.Next, Packet: in})
 		}
 	}
+}
+
+// execXDP runs p through fbr_uplink_xdp.
+func (w *walk) execXDP(p nm.Packet) result {
+	w.frame = render(w.frame[:0], &p)
+	got, err := w.injected.execXDP(w.progs.FbrUplinkXdp, w.frame, w.uplink.Ifindex)
+	if err != nil {
+		w.fail("%s: %v", w.progs.FbrUplinkXdp, err)
+	}
+	return got
+}
+
+// endsInXDP compares what fbr_uplink_xdp did to p with the verdict that the model
+// has on it: it forwards what is no TCP, drops what has a wrong address, and
+// leaves the rest to tc, untouched.
+func (w *walk) endsInXDP(p nm.Packet, got result, v nm.Verdict) bool {
+	want, bytesWanted := int32(xdpPass), p
+	bulk := p.Proto == nm.TCP && p.Flags&(nm.SYN|nm.ACK) == nm.ACK && p.Dst == w.model.Uplink
+	switch {
+	case v.Action == nm.Redirect && p.Proto != nm.TCP:
+		want, bytesWanted = xdpRedirect, v.Packet
+	case v.Action == nm.Drop && (v.Reason == "martian" || v.Reason == "direct") && !bulk:
+		want = xdpDrop
+	}
+	w.want = render(w.want[:0], &bytesWanted)
+	if got.verdict != want || !bytes.Equal(got.frame, w.want) {
+		w.fail("XDP: verdict %d, want %d\nsent %x\n got %x\nwant %x\n%+v", got.verdict, want, w.frame, got.frame, w.want, v)
+	}
+	w.seen[sight{w.progs.FbrUplinkXdp, nm.Action(want), v.Reason}]++
+	return want != xdpPass
 }
 
 // hostSends is the host itself, or another NAT on its address; sometimes with

@@ -131,35 +131,22 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
 	*csum = fbr_csum_add(*csum, f->d_l4);
 }
 
-/* Rewrites a frame of flow f for the fast path: address, port, TTL - 1, MACs.
- * The caller has parsed it (fbr_fast_parse): 20 bytes of IP header, the L4
- * header linear. Point of no return: on an error the packet must be dropped.
+/* Rewrites a frame of flow f, whose session is sess, by direct writes: address and
+ * port, unless helpers have done it (helped), TTL - 1, MACs. The caller has parsed
+ * it (fbr_fast_parse): 20 bytes of IP header, the L4 header linear. Point of no
+ * return: on an error the packet must be dropped.
  */
-static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct fbr_flow *f,
-					    bool out)
+static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const struct fbr_flow *f,
+					     __u32 sess, bool out, bool helped, bool partial)
 {
-	__u32 summed = fbr_ip_summed(skb);
-	__u32 sess = f->sess;
-	void *data, *data_end;
-	struct iphdr *ip;
+	struct iphdr *ip = data + ETH_HLEN;
 	__u16 old_ttl, new_ttl;
-	bool helped = false;
 
-	if (summed == CHECKSUM_COMPLETE) {
-		/* skb->csum must follow: let the kernel's helpers do it. */
-		if (fbr_rewrite(skb, ETH_HLEN, out, f->addr, f->port))
-			return -1;
-		helped = true;
-	}
-	data = (void *)(long)skb->data;
-	data_end = (void *)(long)skb->data_end;
-	ip = data + ETH_HLEN;
 	if ((void *)(ip + 1) > data_end)
 		return -1;
 
 	if (!helped) {
 		void *l4 = ip + 1;
-		bool partial = summed == CHECKSUM_PARTIAL;
 
 		if (ip->protocol == IPPROTO_TCP) {
 			struct tcphdr *tcp = l4;
@@ -205,6 +192,21 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 	 */
 	asm volatile("" ::: "memory");
 	return f->sess == sess && f->granted ? 0 : -1;
+}
+
+/* The same for a packet in tc, whatever its ip_summed. */
+static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct fbr_flow *f,
+					    bool out)
+{
+	__u32 summed = fbr_ip_summed(skb);
+	__u32 sess = f->sess;
+	/* skb->csum must follow: let the kernel's helpers do it. */
+	bool helped = summed == CHECKSUM_COMPLETE;
+
+	if (helped && fbr_rewrite(skb, ETH_HLEN, out, f->addr, f->port))
+		return -1;
+	return fbr_rewrite_frame((void *)(long)skb->data, (void *)(long)skb->data_end, f, sess, out,
+				 helped, summed == CHECKSUM_PARTIAL);
 }
 
 #endif

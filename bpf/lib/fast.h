@@ -29,17 +29,18 @@ static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 
  * header and the frame tell different lengths: ip_rcv() drops what has been cut
  * short and trims what is longer. Two differences are none: the padding of short
  * frames on the wire, which the container trims, and BIG TCP, whose super-packets
- * have the length 0.
+ * have the length 0. frame is the frame's own length; skb is NULL in XDP, which
+ * sees no super-packets.
  */
-static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, const struct iphdr *ip,
+static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, const struct iphdr *ip,
 					 const __u32 l2, bool out)
 {
-	__u32 have = skb->len - l2, len = bpf_ntohs(ip->tot_len);
+	__u32 have = frame - l2, len = bpf_ntohs(ip->tot_len);
 
 	if (len != have) {
-		if (!len && skb->gso_size && ip->protocol == IPPROTO_TCP)
+		if (!len && skb && skb->gso_size && ip->protocol == IPPROTO_TCP)
 			len = have;
-		else if (out || !l2 || len > have || skb->len > ETH_ZLEN)
+		else if (out || !l2 || len > have || frame > ETH_ZLEN)
 			return 0;
 	}
 	return len > sizeof(*ip) ? len - sizeof(*ip) : 0;
@@ -47,9 +48,11 @@ static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, const struct iph
 
 /* Fills the key of a packet on its way out of (out) or into the containers.
  * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
+ * skb and frame as above.
  */
-static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, void *data, void *data_end,
-					    const __u32 l2, bool out, struct fbr_flow_key *k)
+static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, void *data,
+					    void *data_end, const __u32 l2, bool out,
+					    struct fbr_flow_key *k)
 {
 	struct iphdr *ip = data + l2;
 	void *l4 = ip + 1;
@@ -58,7 +61,7 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, void *data, v
 	if (l4 > data_end || *(__u8 *)ip != 0x45 || ip->ttl <= 1 ||
 	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
 		return 0;
-	room = fbr_l4_room(skb, ip, l2, out);
+	room = fbr_l4_room(skb, frame, ip, l2, out);
 	k->saddr = ip->saddr;
 	k->daddr = ip->daddr;
 	k->sport = 0;

@@ -51,11 +51,27 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 	len = c->lease - c->lease / 4 + ((c->lease / 2) * (fbr_random() & 255) >> 8);
 	f->lease_len = len < left ? len : left;
 	f->seen = now;
+	f->no_xdp = 0;
 	fbr_barrier();
 	*(volatile __u64 *)&f->granted = now;
 	/* The entry may have been deleted and be another flow's by now. */
 	if (bpf_map_lookup_elem(&fbr_flow, k) != f)
 		fbr_lease_end(f);
+}
+
+/* The flow under the key k of a packet from outside, if it may go straight to its
+ * port, which is given out; else NULL.
+ */
+static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_key *k,
+							const struct fbr_conf *c, __u64 now,
+							struct fbr_dev **port)
+{
+	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+
+	if (!f || f->kind != FBR_IN || !fbr_lease_valid(f, c, now))
+		return NULL;
+	*port = fbr_dev_get(f->oif);
+	return *port && !((*port)->flags & FBR_DEV_SLOW) ? f : NULL;
 }
 
 /* Notes that the flow is alive, at most once a second, so that the cache line stays clean. */

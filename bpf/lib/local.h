@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Which addresses are the host's own, by the kernel's routes: they change while
  * the programs run, and nobody may have told the maps yet. Cold paths only.
- * Addresses are in network byte order.
+ * Addresses are in network byte order. ctx is that of either kind of program, tc
+ * or XDP.
  */
 #ifndef FBR_LOCAL_H
 #define FBR_LOCAL_H
@@ -12,7 +13,7 @@
 /* What bpf_fib_lookup() says to an address: BPF_FIB_LKUP_RET_NOT_FWDED is the
  * host's own, FWD_DISABLED no answer (the device's "forwarding" is 0).
  */
-__fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, __be32 addr)
 {
 	struct bpf_fib_lookup fib = {
 		.family = AF_INET,
@@ -20,8 +21,13 @@ __fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 ad
 		.ipv4_dst = addr,
 	};
 
-	return bpf_fib_lookup(skb, &fib, sizeof(fib),
+	return bpf_fib_lookup(ctx, &fib, sizeof(fib),
 			      BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH);
+}
+
+__fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+{
+	return fbr_fib_ask(skb, ifindex, addr);
 }
 
 /* Whether the kernel takes packets to an address for itself. */
@@ -51,19 +57,22 @@ static __always_inline bool fbr_net_unused(__be32 addr)
 /* Whether an address in a network's subnet is the host's all the same: a device
  * has got it after the network was made.
  */
+static __always_inline bool fbr_owns(void *ctx, __u32 ifindex, __be32 addr)
+{
+	return fbr_net_unused(addr) &&
+	       fbr_fib_ask(ctx, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
 __fbr_global bool fbr_host_owns(struct __sk_buff *skb, __be32 addr)
 {
-	return fbr_net_unused(addr) && fbr_delivers(skb, skb->ifindex, addr);
+	return fbr_owns(skb, skb->ifindex, addr);
 }
 
 /* Whether the kernel's way to an address in a network's subnet leads out by
  * uplink u: the subnet of an address it has got lies in the network's.
  */
-__fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr)
+static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, __be32 addr)
 {
-	if (!u)
-		return false;
-
 	struct bpf_fib_lookup fib = {
 		.family = AF_INET,
 		.ifindex = u->ifindex,
@@ -71,8 +80,13 @@ __fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u
 	};
 
 	return fbr_net_unused(addr) &&
-	       !bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
+	       !bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
 	       fib.ifindex == u->ifindex;
+}
+
+__fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr)
+{
+	return u && fbr_beyond(skb, u, addr);
 }
 
 /* The network to which an address on its way out by an uplink belongs, or NULL:

@@ -722,7 +722,7 @@ static __always_inline bool fbr_admit_by(struct __sk_buff *skb, const struct fbr
 	return fbr_sess_create(skb, &n) == FBR_NONE;
 }
 
-/* The same for a packet from outside. */
+/* The same for a packet from outside, whose address is none of a container's. */
 __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
 			    struct fbr_flow_key *k)
 {
@@ -730,8 +730,10 @@ __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, cons
 		return false;
 
 	struct fbr_conf *c = fbr_conf_get();
-	bool look = c && c->published && !fbr_in_range(k->dport) && fbr_first_packet(p);
+	bool look = c && c->published && !fbr_in_range(k->dport);
 
+	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
+		return false;
 	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL);
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Counters. Per CPU and not atomic: tcx programs run with bottom halves off and
+/* Counters. Per CPU and not atomic: tcx and XDP programs run with bottom halves off and
  * never nest on one device, so nobody else on this CPU writes the same line.
  * The exception is fbr_guard, which may run in process context; it counts
  * drops only, and a lost one among those is acceptable.
@@ -16,6 +16,13 @@
 #define FBR_SLOW 0
 #define FBR_FAST 1
 
+static __always_inline struct fbr_stats *fbr_stats_get(const struct fbr_dev *d)
+{
+	__u32 i = d->stats;
+
+	return bpf_map_lookup_elem(&fbr_stats, &i);
+}
+
 static __always_inline void fbr_count_path(struct __sk_buff *skb, struct fbr_path *p, int fast)
 {
 	__u32 segs = skb->gso_segs;
@@ -29,8 +36,7 @@ static __always_inline void fbr_count_path(struct __sk_buff *skb, struct fbr_pat
 
 static __always_inline void fbr_count_rx(struct __sk_buff *skb, const struct fbr_dev *d, int fast)
 {
-	__u32 i = d->stats;
-	struct fbr_stats *s = bpf_map_lookup_elem(&fbr_stats, &i);
+	struct fbr_stats *s = fbr_stats_get(d);
 
 	if (s)
 		fbr_count_path(skb, &s->rx[fast], fast);
@@ -38,11 +44,17 @@ static __always_inline void fbr_count_rx(struct __sk_buff *skb, const struct fbr
 
 static __always_inline void fbr_count_tx(struct __sk_buff *skb, const struct fbr_dev *d, int fast)
 {
-	__u32 i = d->stats;
-	struct fbr_stats *s = bpf_map_lookup_elem(&fbr_stats, &i);
+	struct fbr_stats *s = fbr_stats_get(d);
 
 	if (s)
 		fbr_count_path(skb, &s->tx[fast], fast);
+}
+
+/* One frame of so many bytes, in XDP, where there are no segments and no tags. */
+static __always_inline void fbr_count_frame(struct fbr_path *p, __u32 bytes)
+{
+	p->packets++;
+	p->bytes += bytes;
 }
 
 static __always_inline void fbr_count_drop(const struct fbr_dev *d, __u32 reason)

@@ -32,6 +32,7 @@ enum fbr_dev_flags {
 	FBR_DEV_ROUTED = 32,  /* port: its network is not translated */
 	FBR_DEV_FRAGS = 64,   /* to the namespace that puts inbound fragments in order */
 	FBR_DEV_RAW_IP = 128, /* uplink: no L2 header */
+	FBR_DEV_XDP = 256,    /* port: its container's end takes frames from XDP */
 };
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS */
@@ -130,8 +131,8 @@ struct fbr_flow {
 	__u16 d_addr;    /* one's complement difference of the addresses */
 	__u16 d_l4;      /* the same for everything the L4 checksum covers */
 	__u8 kind;       /* enum fbr_flow_kind */
-	__u8 pad;
-	__u8 macs[12]; /* destination and source, from the frame the kernel built */
+	__u8 no_xdp;     /* in: XDP has left a packet to tc, which keeps the rest of the lease's */
+	__u8 macs[12];   /* destination and source, from the frame the kernel built */
 };
 
 /* The low bits of fbr_session.state; the rest counts how often the slot was

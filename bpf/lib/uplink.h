@@ -20,13 +20,11 @@ static __always_inline bool fbr_multicast(__be32 a)
 /* A packet from outside that belongs to no flow: nothing for a container's own
  * address gets in, nor with addresses that cannot come from there (RFC 1812
  * section 5.3.7). All else is the host's. Returns FBR_NONE or the reason to drop.
+ * ctx is that of a tc or an XDP program.
  */
-__fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struct fbr_dev *u,
-					      __be32 saddr, __be32 daddr)
+static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, __be32 saddr,
+						 __be32 daddr)
 {
-	if (!u)
-		return FBR_MARTIAN;
-
 	bool unspecified = saddr == 0; /* DHCP and IGMP, to all */
 	struct fbr_net *n;
 
@@ -35,15 +33,21 @@ __fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struc
 	    (fbr_loopback_or_zero(saddr) &&
 	     !(unspecified && (fbr_multicast(daddr) || daddr == 0xffffffff))))
 		return FBR_MARTIAN;
-	if (fbr_net_get(saddr) && !fbr_lies_beyond(skb, u, saddr))
+	if (fbr_net_get(saddr) && !fbr_beyond(ctx, u, saddr))
 		return FBR_MARTIAN;
 	if (daddr == u->ip)
 		return FBR_NONE;
 	n = fbr_net_get(daddr);
 	if (!n || !(n->flags & (FBR_NET_INTERNAL | FBR_NET_MASQUERADE)) ||
-	    fbr_host_owns(skb, daddr))
+	    fbr_owns(ctx, u->ifindex, daddr))
 		return FBR_NONE;
 	return FBR_DIRECT;
+}
+
+__fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struct fbr_dev *u,
+					      __be32 saddr, __be32 daddr)
+{
+	return u ? fbr_judge(skb, u, saddr, daddr) : FBR_MARTIAN;
 }
 
 /* A packet leaving by an uplink with a container's source. */

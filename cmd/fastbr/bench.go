@@ -300,7 +300,8 @@ func inCheckout() bool {
 func contestants(self bench.Fastbr) []bench.Contestant {
 	return []bench.Contestant{
 		bench.Bridge{NAT: bench.IPTables}, bench.Bridge{NAT: bench.IPTables, NFCall: true}, bench.Bridge{},
-		bench.Bridge{NAT: bench.Routed}, bench.NewDocker(), self, bench.NewFloor(), bench.Direct{},
+		bench.Bridge{NAT: bench.Routed}, bench.NewDocker(), self, self.WithXDP(),
+		bench.NewFloor(), bench.NewXDPFloor(), bench.NewXDPDrop(), bench.Direct{},
 	}
 }
 

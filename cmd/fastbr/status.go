@@ -34,13 +34,17 @@ accept rules that fastbr added to the host's firewall, and what should be looked
 }
 
 func statusTable(w io.Writer, v ctl.StatusView) {
-	var uplinks []string
+	var uplinks, xdp []string
 	for _, u := range v.Uplinks {
 		uplinks = append(uplinks, fmt.Sprintf("%s (%s, %s)", u.Device, u.Addr, u.Kind))
+		xdp = append(xdp, fmt.Sprintf("%s on %s: %s", u.XDP, u.Device, u.XDPWhy))
 	}
 	fmt.Fprintf(w, "Instance\t%s\n", v.Instance)
 	fmt.Fprintf(w, "Uplinks\t%s\n", dash(strings.Join(uplinks, ", ")))
 	fmt.Fprintf(w, "Programs\t%s, XDP %s\n", v.Mechanism, v.XDP)
+	for _, line := range xdp {
+		fmt.Fprintf(w, "XDP\t%s\n", line)
+	}
 	fmt.Fprintf(w, "Fast path\tlease %s, between ports %s\n", v.Lease, yesNo(v.L2Fast))
 	fmt.Fprintf(w, "NAT\tports %s, %d of %d flows\n", v.NATRange, v.Flows, v.FlowsMax)
 	for _, n := range v.Networks {

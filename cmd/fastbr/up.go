@@ -23,7 +23,7 @@ func newUpCmd(e *env) *cobra.Command {
 		Long: `Bring a network up: its bridge, its address, the programs on the uplinks and what
 they need of the host. Without NETWORK it is "default", on bridge fastbr0 with
 172.30.0.0/16. A network made by 'fastbr network create' comes up from its
-definition. A second 'up' changes only --lease and --uplink.`,
+definition. A second 'up' changes only --lease, --uplink and --xdp.`,
 		Example: `  fastbr up
   fastbr up --subnet 10.20.0.0/16 --uplink eth0 --uplink eth1
   fastbr up lab --internal`,
@@ -126,6 +126,7 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 // instanceFlags belong to all networks of the namespace.
 type instanceFlags struct {
 	uplinks  []string
+	xdp      string
 	lease    string
 	natRange string
 	natFlows uint32
@@ -134,6 +135,7 @@ type instanceFlags struct {
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable, with or without Ethernet header (tun, WireGuard, ppp); auto: of the default route (default auto)")
+	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where it costs nothing else, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
 	flags.StringVar(&f.natRange, "nat-range", "", "external ports, `FIRST-LAST` (default 10000-29999)")
 	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default the datapath's)")
@@ -142,7 +144,7 @@ func (f *instanceFlags) define(flags *pflag.FlagSet) {
 }
 
 func (f *instanceFlags) request(cmd *cobra.Command) (r ctl.InstanceRequest, err error) {
-	r.Uplinks, r.FlowsMax = f.uplinks, f.natFlows
+	r.Uplinks, r.FlowsMax, r.XDP = f.uplinks, f.natFlows, f.xdp
 	if cmd.Flags().Changed("lease") {
 		lease, err := parseSeconds(f.lease)
 		if err != nil {

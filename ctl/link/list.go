@@ -18,6 +18,7 @@ type Entry struct {
 	Alias  string
 	Kind   string
 	Master int
+	Lower  int // ifindex of the device below it (a VLAN's), or of its peer (a veth's); 0: none
 	// Carrier: operationally up.
 	Carrier bool
 	STP     bool    // bridges only
@@ -65,6 +66,8 @@ func parseEntry(m []byte) (Entry, error) {
 			e.Alias = text(a.Value)
 		case unix.IFLA_MASTER:
 			e.Master = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_LINK:
+			e.Lower = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.IFLA_OPERSTATE:
 			e.Carrier = len(a.Value) > 0 && a.Value[0] == netlink.OperUp
 		case unix.IFLA_LINKINFO:

@@ -70,6 +70,29 @@ func OpenTarget(target string) (*Netns, error) {
 	return ns, nil
 }
 
+// FindNetns opens the namespace with an id: a named one, or a process's. The
+// error wraps ErrGone if none is found.
+func FindNetns(id NetnsID) (*Netns, error) {
+	for _, pattern := range []string{filepath.Join(netnsDir, "*"), "/proc/[0-9]*/ns/net"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range paths {
+			var st unix.Stat_t
+			if unix.Stat(path, &st) != nil || uint64(st.Dev) != id.Dev || st.Ino != id.Ino {
+				continue
+			}
+			if ns, err := OpenTarget(path); err == nil && ns.ID() == id {
+				return ns, nil
+			} else if err == nil {
+				ns.Close()
+			}
+		}
+	}
+	return nil, fmt.Errorf("namespace %d: %w", id.Ino, ErrGone)
+}
+
 // Current opens the namespace of the calling thread.
 func Current() (*Netns, error) {
 	ns, err := OpenTarget("/proc/thread-self/ns/net")

@@ -278,7 +278,7 @@ func (n *NAT) UplinkIn(p Packet) Verdict {
 // admit makes a session for a first packet from outside if the filter of the
 // mapping on its port lets its sender in.
 func (n *NAT) admit(p Packet) bool {
-	if p.Kind != Ports || p.Proto == TCP && p.Flags&(SYN|ACK|FIN|RST) != SYN {
+	if p.Kind != Ports || p.Proto == TCP && p.Flags&(SYN|ACK|FIN|RST) != SYN || n.network(p.Src) != nil {
 		return false
 	}
 	off := n.offset(p.DPort)

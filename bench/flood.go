@@ -1,0 +1,56 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// Flood is small UDP packets from outside to a container's own address, which
+// nothing translates: how many of them one core generates and the host gets rid of.
+type Flood struct{}
+
+// Name implements Workload.
+func (Flood) Name() string { return "flood-direct" }
+
+// Title implements Workload.
+func (Flood) Title() string { return "UDP, 64 bytes, outside to a container's own address, dropped" }
+
+// Unit implements Workload.
+func (Flood) Unit() string { return mpps }
+
+// Run implements Workload.
+func (Flood) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (_ Sample, err error) {
+	from, to := l.Outside, l.Containers[0]
+	s := stream{src: netip.AddrPortFrom(from.Addr, ppsServerPort), dst: netip.AddrPortFrom(to.Addr, ppsSourcePort),
+		sports: 1, dports: 1, arriveAt: to.Addr}
+	if s.srcMAC, err = from.MAC(device); err != nil {
+		return Sample{}, err
+	}
+	if s.dstMAC, err = l.Host.MAC(device); err != nil {
+		return Sample{}, err
+	}
+	g, err := newGenerator(s, from, to)
+	if err != nil {
+		return Sample{}, err
+	}
+	defer func() { err = errors.Join(err, g.Close()) }()
+	if err := g.send(burst); err != nil {
+		return Sample{}, err
+	}
+	if err := start(); err != nil {
+		return Sample{}, err
+	}
+	r, err := g.flow(ctx, d)
+	if err != nil {
+		return Sample{}, err
+	}
+	sample := Sample{Value: float64(r.sent) / r.took.Seconds() / 1e6}
+	if r.received > 0 {
+		return sample, errors.New("frames have got in")
+	}
+	return sample, nil
+}

@@ -1,0 +1,87 @@
+package link
+
+import (
+	"errors"
+	"net"
+	"os/exec"
+	"slices"
+	"testing"
+)
+
+// The end of a pair says that it takes what XDP redirects to it as long as its
+// peer has GRO; the peer is found by what the end knows of it.
+func TestVethTakesXDPWithGRO(t *testing.T) {
+	c, peer := inNetns(t), openPeer(t)
+	port, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "eth0", PeerMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, PeerNS: peer, MTU: 1500})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside, err := OpenIn(peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inside.Close()
+	d, err := inside.ByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.SetUp(port, true), inside.SetUp(d.Index, true)); err != nil {
+		t.Fatal(err)
+	}
+	takes := func() bool {
+		t.Helper()
+		all, err := XDP(port, 4711)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[port]&XDPNative == 0 {
+			t.Errorf("a veth has no native XDP: %v", all)
+		}
+		return all[port]&XDPTakes != 0
+	}
+	set := func(on bool) (changed bool) {
+		t.Helper()
+		if err := peer.Do(func() (err error) { changed, err = SetOffload("eth0", GRO, on); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return changed
+	}
+	if takes() {
+		t.Error("it takes frames before")
+	}
+	if !set(true) || set(true) || !takes() {
+		t.Error("with GRO it takes none")
+	}
+	if !set(false) || set(false) || takes() {
+		t.Error("without GRO it takes some")
+	}
+	if _, err := SetOffload("v0", "nonsense", true); err == nil {
+		t.Error("a feature that there is not was set")
+	}
+	if _, err := Offloads("nosuch0"); err == nil {
+		t.Error("a device that there is not has features")
+	}
+
+	entries, err := c.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody but a process is in that namespace.
+	process := exec.Command("sleep", "600")
+	if err := peer.Do(process.Start); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = process.Process.Kill(), process.Wait() }()
+	at := slices.IndexFunc(entries, func(e Entry) bool { return e.Index == port })
+	found, err := FindNetns(peer.ID())
+	if err != nil || at < 0 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	defer found.Close()
+	if found.ID() != peer.ID() || entries[at].Lower != d.Index {
+		t.Errorf("the peer is %d in %+v, want %d in %+v", entries[at].Lower, found.ID(), d.Index, peer.ID())
+	}
+	if _, err := FindNetns(NetnsID{Dev: peer.ID().Dev, Ino: 1}); !errors.Is(err, ErrGone) {
+		t.Errorf("namespace 1: %v, want ErrGone", err)
+	}
+}

@@ -1,0 +1,354 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// The modes of --xdp. XDP runs in an uplink's driver or not at all; generic XDP
+// would copy every packet.
+const (
+	XDPOff    = "off"
+	XDPAuto   = "auto"   // where it is certain to cost nothing; see uncertainXDP
+	XDPNative = "native" // on every uplink, or refuse
+)
+
+// uplinkXDP is what was decided about XDP on an uplink.
+type uplinkXDP struct {
+	Index int    `json:"index"`
+	Mode  string `json:"mode"` // that it was decided under; "": nobody asked, XDPAuto
+	On    bool   `json:"on"`
+	Why   string `json:"why"`
+}
+
+// uplinkXDP returns the decision about an uplink; the zero one if there is none.
+func (st *state) uplinkXDP(index int) uplinkXDP {
+	for _, x := range st.XDP {
+		if x.Index == index {
+			return x
+		}
+	}
+	return uplinkXDP{}
+}
+
+// xdpOn reports whether XDP runs on any uplink.
+func (st *state) xdpOn() bool {
+	return slices.ContainsFunc(st.XDP, func(x uplinkXDP) bool { return x.On })
+}
+
+// syncXDP makes XDP on the uplinks what is wanted now, and then prepares the
+// ports. quiet: an uplink on which it cannot run is a note, and a port that was
+// not ready before is not looked for.
+func (s *session) syncXDP(quiet bool) error {
+	mode := s.st.Settings.XDP
+	var now []uplinkXDP
+	for _, u := range s.st.Uplinks {
+		x, err := s.uplinkToXDP(u, mode)
+		if err != nil && !quiet {
+			return err
+		} else if err != nil {
+			x = uplinkXDP{u.Index, mode, false, err.Error()}
+		}
+		// What nobody asked for is news only where it is on.
+		if old := s.st.uplinkXDP(u.Index); x != old && (x.On || old.On || mode != "" && mode != XDPOff) {
+			s.say("uplink %s: XDP %s: %s", u.Name, onOff(x.On), x.Why)
+		}
+		now = append(now, x)
+	}
+	if !slices.Equal(now, s.st.XDP) {
+		s.st.XDP = now
+		if err := s.save(); err != nil {
+			return err
+		}
+	}
+	return s.syncPortsXDP(quiet)
+}
+
+// uplinkToXDP attaches XDP to an uplink or detaches it, and says why. What
+// `auto` has decided about a device stands until it is another device.
+func (s *session) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
+	old, auto := s.st.uplinkXDP(u.Index), mode == "" || mode == XDPAuto
+	switch {
+	case mode == XDPOff:
+		return uplinkXDP{u.Index, mode, false, "not wanted"}, s.detachXDP(u)
+	case old.Mode == mode && old.On && s.dp.VerifyXDP(u.Index) == nil:
+		return old, nil
+	case auto && old.Index == u.Index && old.Mode == mode && !old.On:
+		return old, nil
+	}
+	doubt, err := s.uncertainXDP(u, auto)
+	if errors.Is(err, link.ErrNotFound) { // until another takes its place
+		return uplinkXDP{u.Index, mode, false, "the device is gone"}, nil
+	} else if err != nil {
+		return uplinkXDP{}, err
+	}
+	if doubt == "" {
+		doubt, err = s.attachXDP(u, auto)
+	}
+	switch {
+	case err != nil:
+		return uplinkXDP{}, err
+	case doubt == "" && auto:
+		return uplinkXDP{u.Index, mode, true, "its driver runs XDP, and all its offloads stay on"}, nil
+	case doubt == "":
+		return uplinkXDP{u.Index, mode, true, "asked for"}, nil
+	case !auto:
+		return uplinkXDP{}, errors.Join(fmt.Errorf("uplink %s: no native XDP: %s", u.Name, doubt), s.detachXDP(u))
+	}
+	return uplinkXDP{u.Index, mode, false, doubt}, s.detachXDP(u)
+}
+
+// uncertainXDP says, without touching the device, why XDP must not run on an
+// uplink, or under `auto` should not; "" if nothing speaks against it.
+func (s *session) uncertainXDP(u uplink, auto bool) (string, error) {
+	d, err := s.conn.ByIndex(u.Index)
+	if err != nil {
+		return "", fmt.Errorf("uplink %s: %w", u.Name, err)
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return "", err
+	}
+	return doubtXDP(d, entries, auto), nil
+}
+
+func doubtXDP(d link.Device, entries []link.Entry, auto bool) string {
+	if !d.Ethernet {
+		return "its packets have no Ethernet header"
+	}
+	for _, e := range entries {
+		if e.Kind == "vlan" && e.Lower == d.Index {
+			return fmt.Sprintf("%s is a VLAN on it, and a driver may take tags off before XDP", e.Name)
+		}
+	}
+	if d.Kind == "veth" && auto {
+		return "on a veth it would take segmentation offload (TSO) from the other end"
+	}
+	return ""
+}
+
+// attachXDP attaches, and says what stands against it: the driver, another
+// program or, under `auto`, offloads that the driver gives up for it.
+func (s *session) attachXDP(u uplink, auto bool) (doubt string, err error) {
+	before, beforeErr := link.Offloads(u.Name)
+	err = s.dp.AttachXDP(u.Index)
+	switch {
+	case errors.Is(err, datapath.ErrXDPTaken):
+		return "another XDP program is on it", nil
+	case errors.Is(err, datapath.ErrNotSupported):
+		return "its driver cannot: " + reasonOf(err), nil
+	case err != nil:
+		return "", fmt.Errorf("uplink %s: %w", u.Name, err)
+	case !auto:
+		return "", nil
+	case beforeErr != nil:
+		return beforeErr.Error(), nil
+	}
+	after, err := link.Offloads(u.Name)
+	if err != nil {
+		return err.Error(), nil
+	}
+	return lostOffloads(before, after), nil
+}
+
+// reasonOf is what the kernel said, without our sentinel.
+func reasonOf(err error) string {
+	return strings.TrimPrefix(err.Error(), datapath.ErrNotSupported.Error()+": ")
+}
+
+func lostOffloads(before, after map[string]bool) string {
+	var lost []string
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		if before[name] && !after[name] {
+			lost = append(lost, name)
+		}
+	}
+	if len(lost) == 0 {
+		return ""
+	}
+	return "its driver would give up " + strings.Join(lost, ", ")
+}
+
+func (s *session) detachXDP(u uplink) error {
+	if err := s.dp.DetachXDP(u.Index); err != nil {
+		return fmt.Errorf("detaching XDP from uplink %s: %w", u.Name, err)
+	}
+	return nil
+}
+
+// syncPortsXDP makes the ports ready for what XDP sends them as long as an uplink
+// has it, and puts back what that changed in them afterwards.
+func (s *session) syncPortsXDP(quiet bool) error {
+	if !s.st.xdpOn() {
+		return s.eachPort(s.closeToXDP)
+	}
+	var indexes []int
+	_ = s.eachPort(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
+	features, err := link.XDP(indexes...)
+	if err != nil {
+		s.say("no port gets packets from XDP: %v", err)
+		return nil
+	}
+	return s.eachPort(func(n *network, p *port) error {
+		ready := features[p.Index]&link.XDPTakes != 0
+		if !ready && !quiet {
+			ready = s.openPortToXDP(p)
+		}
+		if ready == p.XDP {
+			return nil
+		}
+		p.XDP = ready
+		return errors.Join(s.save(), s.portPrograms(n, p))
+	})
+}
+
+func (s *session) eachPort(f func(*network, *port) error) error {
+	for _, name := range s.st.networkNames() {
+		n := s.st.Networks[name]
+		for _, p := range n.sortedPorts() {
+			if p.Pending {
+				continue
+			}
+			if err := f(n, p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openToXDP lets the container's end, device name of namespace ns (nil: the
+// host's), take frames from XDP: GRO makes it poll for them.
+func (p *port) openToXDP(ns *link.Netns, name string) error {
+	return doIn(ns, func() error {
+		changed, err := link.SetOffload(name, link.GRO, true)
+		p.GRO = p.GRO || changed
+		return err
+	})
+}
+
+// openPortToXDP is openToXDP for a port that was there before, whose container
+// has to be found. It reports whether the host's end says that it takes frames.
+func (s *session) openPortToXDP(p *port) bool {
+	ns, name, err := s.inside(p)
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	return p.openToXDP(ns, name) == nil && takesXDP(p)
+}
+
+func takesXDP(p *port) bool {
+	features, err := link.XDP(p.Index)
+	return err == nil && features[p.Index]&link.XDPTakes != 0
+}
+
+// newPortToXDP tells the datapath that a new port takes frames from XDP. That its
+// end does shows when it is up; where it does not, tc sends them.
+func (s *session) newPortToXDP(n *network, p *port) error {
+	if !s.st.xdpOn() || !takesXDP(p) {
+		return nil
+	}
+	p.XDP = true
+	return s.portPrograms(n, p)
+}
+
+// closeToXDP undoes openToXDP. A container that is not found keeps its GRO: it is
+// about to go.
+func (s *session) closeToXDP(n *network, p *port) error {
+	if p.GRO {
+		if ns, name, err := s.inside(p); err == nil {
+			_ = doIn(ns, func() error { _, err := link.SetOffload(name, link.GRO, false); return err })
+			ns.Close()
+		}
+	}
+	if !p.XDP && !p.GRO {
+		return nil
+	}
+	p.XDP, p.GRO = false, false
+	return errors.Join(s.save(), s.portPrograms(n, p))
+}
+
+// inside finds the container's end of a port, whatever it is called now.
+func (s *session) inside(p *port) (ns *link.Netns, name string, err error) {
+	entries, err := s.conn.List()
+	if err != nil {
+		return nil, "", err
+	}
+	at := slices.IndexFunc(entries, func(e link.Entry) bool { return e.Index == p.Index })
+	if at < 0 {
+		return nil, "", fmt.Errorf("%s: %w", p.Port, link.ErrNotFound)
+	}
+	if ns, err = link.FindNetns(p.Netns); err != nil {
+		return nil, "", err
+	}
+	conn, err := link.OpenIn(ns)
+	if err != nil {
+		ns.Close()
+		return nil, "", err
+	}
+	defer conn.Close()
+	d, err := conn.ByIndex(entries[at].Lower)
+	if err != nil || d.Kind != "veth" || d.MAC.String() != p.MAC {
+		ns.Close()
+		return nil, "", fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)
+	}
+	return ns, d.Name, nil
+}
+
+// doIn runs f in a namespace; nil: the current one.
+func doIn(ns *link.Netns, f func() error) error {
+	if ns == nil {
+		return f()
+	}
+	return ns.Do(f)
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+// xdpFindings says of each uplink, or where nothing is up of each that would be
+// one, whether XDP runs on it, or could.
+func (s *session) xdpFindings() ([]FeatureView, error) {
+	if len(s.st.Uplinks) > 0 {
+		var out []FeatureView
+		for _, u := range s.st.Uplinks {
+			x := s.st.uplinkXDP(u.Index)
+			out = append(out, FeatureView{Name: "xdp", State: "ok", Detail: fmt.Sprintf("%s on %s: %s", onOff(x.On), u.Name, x.Why)})
+		}
+		return out, nil
+	}
+	devices, _, err := s.autoUplinks()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return nil, err
+	}
+	var out []FeatureView
+	for _, d := range devices {
+		features, err := link.XDP(d.Index)
+		v := FeatureView{Name: "xdp", State: "ok", Detail: fmt.Sprintf("'fastbr up' tries it on %s", d.Name)}
+		switch doubt := doubtXDP(d, entries, true); {
+		case doubt != "":
+			v.Detail = fmt.Sprintf("left off on %s: %s", d.Name, doubt)
+		case err != nil:
+			v.State, v.Detail = "absent", err.Error()
+		case features[d.Index]&link.XDPNative == 0:
+			v.State, v.Detail = "absent", fmt.Sprintf("the driver of %s has no native XDP", d.Name)
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}

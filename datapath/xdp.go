@@ -1,0 +1,51 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// xdpHook names the link of an uplink's XDP program.
+const xdpHook = "xdp"
+
+// AttachXDP puts fbr_uplink_xdp on an uplink, in the driver, never generic: a
+// link that is there already is updated, one whose device is gone replaced. The
+// error wraps ErrXDPTaken, or ErrNotSupported if the driver cannot.
+func (d *Datapath) AttachXDP(ifindex int) error {
+	return d.attachLink(deviceLink(ifindex, xdpHook), d.progs.FbrUplinkXdp, func() (link.Link, error) {
+		l, err := link.AttachXDP(link.XDPOptions{Program: d.progs.FbrUplinkXdp, Interface: ifindex, Flags: link.XDPDriverMode})
+		switch {
+		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+			return nil, fmt.Errorf("%w: %w", ErrXDPTaken, err)
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ERANGE), errors.Is(err, unix.EINVAL):
+			return nil, fmt.Errorf("%w: %w", ErrNotSupported, err)
+		case err != nil:
+			return nil, fmt.Errorf("attaching XDP to ifindex %d: %w", ifindex, err)
+		}
+		return l, nil
+	})
+}
+
+// DetachXDP removes what AttachXDP attached. It succeeds when there is nothing,
+// or the device is gone.
+func (d *Datapath) DetachXDP(ifindex int) error {
+	return detach(linkPath(d.dir, deviceLink(ifindex, xdpHook)))
+}
+
+// VerifyXDP says whether fbr_uplink_xdp is on an uplink. The error wraps ErrDetached if not.
+func (d *Datapath) VerifyXDP(ifindex int) error {
+	return d.verifyLink(ifindex, xdpHook)
+}
+
+// updateXDP puts the current program on an uplink that has an older one.
+func (d *Datapath) updateXDP(ifindex int) error {
+	if _, err := os.Stat(linkPath(d.dir, deviceLink(ifindex, xdpHook))); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return d.AttachXDP(ifindex)
+}
