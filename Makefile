@@ -52,9 +52,15 @@ fuzz: ## any bytes into the programs, FUZZTIME (30s) for each target
 		$(GO) test $(if $(ROOT),,-exec '$(SUDO)') -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) ./datapath || exit; \
 	done
 
-stress: ## a million flows on two CPUs, ten million steps of programs beside their model
-	FASTBR_STRESS_FLOWS=1000000 FASTBR_MODEL_STEPS=10000000 $(GO) test $(if $(ROOT),,-exec '$(SUDO)') \
-		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestProgramsEqualModel)$$' ./datapath
+# How many steps `make stress` takes of the programs beside their model.
+STEPS ?= 10000000
+
+stress: build ## a million flows and connections, STEPS (ten million) of programs beside their model, floods (15 minutes)
+	FASTBR_STRESS_FLOWS=1000000 FASTBR_MODEL_STEPS=$(STEPS) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
+		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestFifteenThousandConnectionsASecond|TestProgramsEqualModel)$$' ./datapath
+	@$(DEPS) iperf3 nft iptables conntrack ip
+	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
+		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|RangeAt95Percent|GreedyContainer|FragmentFlood)$$' ./cmd/fastbr
 
 lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
 	@$(DEPS) $(CLANG_FORMAT)

@@ -101,19 +101,30 @@ func byteThereAndBack(to unix.Sockaddr) error {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience)); err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, to); err != nil {
+	_, err = uninterrupted(func() (int, error) { return 0, unix.Connect(fd, to) })
+	if err != nil && !errors.Is(err, unix.EISCONN) { // interrupted, and done meanwhile
 		return err
 	}
 	b := []byte{1}
-	if _, err := unix.Write(fd, b); err != nil {
+	if _, err := uninterrupted(func() (int, error) { return unix.Write(fd, b) }); err != nil {
 		return err
 	}
-	if n, err := unix.Read(fd, b); err != nil {
+	if n, err := uninterrupted(func() (int, error) { return unix.Read(fd, b) }); err != nil {
 		return err
 	} else if n == 0 {
 		return errors.New("closed without an answer")
 	}
 	return nil
+}
+
+// uninterrupted calls a blocking system call again that a signal of Go's
+// scheduler has ended: with a time-out the kernel does not go on with it by itself.
+func uninterrupted(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }
 
 // serveByte answers each connection's byte and waits for the client to close.
@@ -157,9 +168,10 @@ func answerByte(fd int) {
 	patience := unix.NsecToTimeval(int64(tcpPatience))
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience)
 	b := make([]byte, 1)
-	if n, err := unix.Read(fd, b); err == nil && n == 1 {
-		if _, err := unix.Write(fd, b); err == nil {
-			_, _ = unix.Read(fd, b) // until the client closes
+	read := func() (int, error) { return unix.Read(fd, b) }
+	if n, err := uninterrupted(read); err == nil && n == 1 {
+		if _, err := uninterrupted(func() (int, error) { return unix.Write(fd, b) }); err == nil {
+			_, _ = uninterrupted(read) // until the client closes
 		}
 	}
 }

@@ -2,10 +2,8 @@ package main_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -259,6 +257,11 @@ func TestE2EFragmentFlood(t *testing.T) {
 		out := h.toOutside(t, h.Containers[0], 40001)
 		s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 80))
 		defer s.Close()
+		rate := sized(20_000, 100_000) // fragments a second, from each side
+		before, during := latencies{}, latencies{}
+		for range sized(1, 200) {
+			before.connect(t, h, s.Addr)
+		}
 		done := make(chan struct{})
 		var flood sync.WaitGroup
 		for ns, f := range map[*lab.Namespace]testutil.Frame{h.Outside: in, h.Containers[0]: out} {
@@ -269,17 +272,20 @@ func TestE2EFragmentFlood(t *testing.T) {
 			}
 			defer inj.Close()
 			flood.Go(func() {
-				for id := uint16(0); ; id++ {
-					if id%20 == 0 { // some 20,000 a second
-						select {
-						case <-done:
-							return
-						case <-time.After(time.Millisecond):
-						}
+				begin, n := time.Now(), 0
+				defer func() { t.Logf("%.0f fragments/s from %s", float64(n)/time.Since(begin).Seconds(), ns.Name) }()
+				for ; ; n++ {
+					if early := time.Duration(n)*time.Second/time.Duration(rate) - time.Since(begin); n%20 == 0 && early > 0 {
+						time.Sleep(early)
+					}
+					select {
+					case <-done:
+						return
+					default:
 					}
 					// The beginning of every second datagram, the middle of the others.
-					frag := slices.Clone(frags[id%2])
-					testutil.SetFragmentID(frag, id)
+					frag := slices.Clone(frags[n%2])
+					testutil.SetFragmentID(frag, uint16(n))
 					if err := inj.Send(frag); err != nil && !errors.Is(err, unix.ENOBUFS) {
 						t.Error(err)
 						return
@@ -287,17 +293,13 @@ func TestE2EFragmentFlood(t *testing.T) {
 				}
 			})
 		}
-		for i := range 50 {
-			for who, ns := range map[string]*lab.Namespace{"c2": h.Containers[1], "the host": h.Host} {
-				ctx, cancel := context.WithTimeout(h.ctx, pingPatience)
-				if err := ns.EchoTCP(ctx, netip.AddrPort{}, s.Addr, fmt.Sprint(i)); err != nil {
-					t.Errorf("connection %d of %s: %v", i, who, err)
-				}
-				cancel()
-			}
+		for range sized(50, 500) {
+			during.connect(t, h, s.Addr)
 		}
 		close(done)
 		flood.Wait()
+		before.log(t, "before")
+		during.log(t, "meanwhile")
 		for _, ns := range []*lab.Namespace{h.Containers[1], h.Host} {
 			err := lab.Poll(h.ctx, func() (bool, error) {
 				r, err := ns.Ping(h.ctx, h.Outside.Addr, lab.PingOptions{Size: 3000, Count: 1})
