@@ -393,10 +393,8 @@ func (s *session) detachPrograms(n *network, p *port) error {
 	if s.dp == nil || p.Index == 0 {
 		return nil
 	}
-	for _, pub := range p.Publications {
-		if err := s.unsetPublication(p, pub); err != nil {
-			return err
-		}
+	if err := s.unsetPublications(p, p.Publications); err != nil {
+		return err
 	}
 	if err := s.dp.DetachPort(p.Index); err != nil {
 		return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)

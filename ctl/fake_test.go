@@ -124,16 +124,20 @@ func (f *fakeFile) DetachPort(i int) error {
 	return f.save()
 }
 
-func (f *fakeFile) Publish(p datapath.Publication) error {
-	if _, ok := f.Ports[p.Ifindex]; !ok {
-		return fmt.Errorf("publishing %d-%d before the port", p.First, p.Last)
+func (f *fakeFile) Publish(ps ...datapath.Publication) error {
+	for _, p := range ps {
+		if _, ok := f.Ports[p.Ifindex]; !ok {
+			return fmt.Errorf("publishing %d-%d before the port", p.First, p.Last)
+		}
+		f.Published[p.First] = p
 	}
-	f.Published[p.First] = p
 	return f.save()
 }
 
-func (f *fakeFile) Unpublish(p datapath.Publication) error {
-	delete(f.Published, p.First)
+func (f *fakeFile) Unpublish(ps ...datapath.Publication) error {
+	for _, p := range ps {
+		delete(f.Published, p.First)
+	}
 	return f.save()
 }
 

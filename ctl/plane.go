@@ -23,8 +23,8 @@ type plane interface {
 	DeleteNetwork(bridge int) error
 	AttachPort(datapath.Port) error
 	DetachPort(ifindex int) error
-	Publish(datapath.Publication) error
-	Unpublish(datapath.Publication) error
+	Publish(...datapath.Publication) error
+	Unpublish(...datapath.Publication) error
 	AttachHost(cgroup string) error
 	SetLocal([]netip.Addr) error
 	AttachUplink(datapath.Uplink) error

@@ -90,11 +90,12 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 
 // newPublications are what the requests ask of the network, if it is free.
 func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publication, err error) {
+	if len(rs) > 0 && (n.Internal || !n.Masquerade) {
+		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
+	}
+	there := s.publications()
 	for _, r := range rs {
-		if n.Internal || !n.Masquerade {
-			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
-		}
-		pub, err := s.freePorts(r, out)
+		pub, err := s.freePorts(r, there, out)
 		if err != nil {
 			return nil, err
 		}
@@ -103,17 +104,17 @@ func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publi
 	return out, nil
 }
 
-// freePorts decides which host ports a request gets; others are being asked for
-// with it.
-func (s *session) freePorts(r PublishRequest, others []*publication) (*publication, error) {
+// freePorts decides which host ports a request gets; there are those published,
+// others are being asked for with it.
+func (s *session) freePorts(r PublishRequest, there []published, others []*publication) (*publication, error) {
 	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
 	if !r.Any {
-		return pub, s.checkFree(pub, others)
+		return pub, s.checkFree(pub, there, others)
 	}
 	var err error
 	for host := int(r.First); host <= int(r.Last); host++ {
 		pub.First, pub.Last = uint16(host), uint16(host)
-		if err = s.checkFree(pub, others); err == nil {
+		if err = s.checkFree(pub, there, others); err == nil {
 			return pub, nil
 		}
 	}
@@ -131,12 +132,7 @@ func (s *session) publishAll(p *port, pubs []*publication) error {
 	if err := s.save(); err != nil {
 		return err
 	}
-	for _, pub := range pubs {
-		if err := s.setPublication(p, pub); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.setPublications(p, pubs)
 }
 
 // Unpublish takes back what Publish did and ends the flows of those ports. Zero
@@ -240,8 +236,9 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 		Name: p.Name, Network: n.Name, IP: p.IP.String(), Allow: allow.String()}
 }
 
-// checkFree says whether the host ports are anybody's, or one of the others'.
-func (s *session) checkFree(pub *publication, others []*publication) error {
+// checkFree says whether the host ports are anybody's: published there, one of
+// the others', or a socket's.
+func (s *session) checkFree(pub *publication, there []published, others []*publication) error {
 	if pub.First <= s.st.Settings.NATLast && pub.Last >= s.st.Settings.NATFirst {
 		return tagged(ErrInvalid, fmt.Sprintf("host ports %d-%d: %d-%d is the NAT range: choose others, or another --nat-range at 'up'",
 			pub.First, pub.Last, s.st.Settings.NATFirst, s.st.Settings.NATLast))
@@ -251,7 +248,7 @@ func (s *session) checkFree(pub *publication, others []*publication) error {
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is asked for twice", max(pub.First, x.First), pub.Proto))
 		}
 	}
-	for _, x := range s.publications() {
+	for _, x := range there {
 		if pub.overlaps(x.pub) {
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
@@ -272,17 +269,10 @@ func (pub *publication) overlaps(x *publication) bool {
 }
 
 func (s *session) publishSteps(p *port, pubs []*publication) []step {
-	each := func(f func(*port, *publication) error) error {
-		var errs []error
-		for _, pub := range pubs {
-			errs = append(errs, f(p, pub))
-		}
-		return errors.Join(errs...)
-	}
 	return []step{
 		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return s.save() },
 			func() error { p.forget(pubs); return s.save() }},
-		{"publish-ports", func() error { return each(s.setPublication) }, func() error { return each(s.unsetPublication) }},
+		{"publish-ports", func() error { return s.setPublications(p, pubs) }, func() error { return s.unsetPublications(p, pubs) }},
 		{"publish-done", func() error { setPending(pubs, false); return s.save() }, nil},
 	}
 }
@@ -308,26 +298,33 @@ func (s *session) unpublish(p *port, pubs ...*publication) error {
 	return s.runner.undo(s.publishSteps(p, pubs))
 }
 
-func (s *session) setPublication(p *port, pub *publication) error {
-	if err := s.dp.Publish(pub.datapath(p)); err != nil {
+func (s *session) setPublications(p *port, pubs []*publication) error {
+	if len(pubs) == 0 {
+		return nil
+	}
+	if err := s.dp.Publish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
 	}
 	return s.reachFromHost()
 }
 
-func (s *session) unsetPublication(p *port, pub *publication) error {
+func (s *session) unsetPublications(p *port, pubs []*publication) error {
 	if s.dp == nil {
 		return nil
 	}
-	if err := s.dp.Unpublish(pub.datapath(p)); err != nil {
+	if err := s.dp.Unpublish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("unpublishing ports of %s: %w", p.Name, err)
 	}
 	return nil
 }
 
-func (pub *publication) datapath(p *port) datapath.Publication {
-	return datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, UDP: pub.Proto == "udp", Allow: pub.Allow,
-		Ifindex: p.Index, Container: p.IP, Port: pub.Port}
+// toDatapath are publications of the port's as the datapath knows them.
+func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
+	for _, pub := range pubs {
+		out = append(out, datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, UDP: pub.Proto == "udp", Allow: pub.Allow,
+			Ifindex: p.Index, Container: p.IP, Port: pub.Port})
+	}
+	return out
 }
 
 // portNamed finds a port by its name or its device; in one network, or with ""

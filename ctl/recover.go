@@ -178,10 +178,8 @@ func (s *session) reattach(n *network, p *port) error {
 	if err := s.portPrograms(n, p); err != nil {
 		return err
 	}
-	for _, pub := range p.Publications {
-		if err := s.setPublication(p, pub); err != nil {
-			return err
-		}
+	if err := s.setPublications(p, p.Publications); err != nil {
+		return err
 	}
 	if err := s.joinBridge(n, p); err != nil {
 		return err

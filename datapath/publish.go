@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -55,14 +56,22 @@ func prefixMask(bits int) netip.Addr {
 	return p.Addr()
 }
 
-// Publish makes the ports lead to the container, all in one go however many.
+// Publish makes the ports lead to containers, all in one go however many.
 // Publishing the same again changes nothing. The caller sees to it that no
 // other publication has the same host ports.
-func (d *Datapath) Publish(p Publication) error {
-	if p.Last < p.First || uint32(p.Port)+uint32(p.Last-p.First) > 65535 {
-		return fmt.Errorf("publishing %d-%d: no such range", p.First, p.Last)
+func (d *Datapath) Publish(ps ...Publication) error {
+	var host, inside []tcFbrBindKey
+	var to []tcFbrPub
+	for _, p := range ps {
+		if p.Last < p.First || uint32(p.Port)+uint32(p.Last-p.First) > 65535 {
+			return fmt.Errorf("publishing %d-%d: no such range", p.First, p.Last)
+		}
+		h, t, i := p.entries()
+		host, to, inside = append(host, h...), append(to, t...), append(inside, i...)
 	}
-	host, to, inside := p.entries()
+	if len(host) == 0 {
+		return nil
+	}
 	if _, err := d.maps.FbrPub.BatchUpdate(host, to, nil); err != nil {
 		return fmt.Errorf("writing fbr_pub: %w", err)
 	}
@@ -73,20 +82,16 @@ func (d *Datapath) Publish(p Publication) error {
 	return err
 }
 
-// Unpublish takes the publication back and ends its sessions, so that nothing
+// Unpublish takes publications back and ends their sessions, so that nothing
 // of theirs reaches whoever gets the ports next. The last one takes with it what
-// AttachHost did. It succeeds when it is not there.
-func (d *Datapath) Unpublish(p Publication) error {
-	host, _, inside := p.entries()
-	for i := range host {
-		if err := deleteKey(d.maps.FbrPub, &host[i]); err != nil {
-			return fmt.Errorf("removing a port from fbr_pub: %w", err)
-		}
-		var now tcFbrBindKey
-		if err := d.maps.FbrPubOf.Lookup(&inside[i], &now); err == nil && now == host[i] {
-			if err := deleteKey(d.maps.FbrPubOf, &inside[i]); err != nil {
-				return fmt.Errorf("removing a port from fbr_pub_of: %w", err)
-			}
+// AttachHost did. It succeeds when they are not there.
+func (d *Datapath) Unpublish(ps ...Publication) error {
+	if len(ps) == 0 {
+		return nil
+	}
+	for _, p := range ps {
+		if err := d.unset(p); err != nil {
+			return err
 		}
 	}
 	any, err := d.setPublished()
@@ -96,7 +101,39 @@ func (d *Datapath) Unpublish(p Publication) error {
 	if err != nil {
 		return err
 	}
-	return d.endPublished(p)
+	return d.endPublished(ps)
+}
+
+// unset takes one publication out of both maps. A container's port that has been
+// published by another one since stays that one's.
+func (d *Datapath) unset(p Publication) error {
+	host, _, inside := p.entries()
+	if err := deleteKeys(d.maps.FbrPub, host); err != nil {
+		return fmt.Errorf("removing ports from fbr_pub: %w", err)
+	}
+	var mine []tcFbrBindKey
+	for i := range inside {
+		var now tcFbrBindKey
+		if err := d.maps.FbrPubOf.Lookup(&inside[i], &now); err == nil && now == host[i] {
+			mine = append(mine, inside[i])
+		}
+	}
+	if err := deleteKeys(d.maps.FbrPubOf, mine); err != nil {
+		return fmt.Errorf("removing ports from fbr_pub_of: %w", err)
+	}
+	return nil
+}
+
+// deleteKeys deletes those of the keys that are there.
+func deleteKeys(m *ebpf.Map, keys []tcFbrBindKey) error {
+	for len(keys) > 0 {
+		n, err := m.BatchDelete(keys, nil)
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		keys = keys[n+1:] // the kernel stopped at one that is missing
+	}
+	return nil
 }
 
 // setPublished tells the programs whether they need look at all: whether there
@@ -117,21 +154,27 @@ func (d *Datapath) setPublished() (any bool, err error) {
 	})
 }
 
-// endPublished ends the sessions that clients have made through a publication.
-func (d *Datapath) endPublished(p Publication) error {
+// endPublished ends the sessions that clients have made through publications.
+func (d *Datapath) endPublished(ps []Publication) error {
 	slots, sess, err := d.sessions()
 	if err != nil {
 		return err
 	}
 	for i, s := range sess {
-		eport := addrPort(0, s.Eport).Port()
-		if s.Bits&tcFbrSessBitsFBR_S_PUBLISHED == 0 || s.Fwd.Proto != p.proto() || eport < p.First || eport > p.Last ||
-			p.HostAddr.IsValid() && s.Ext != be32(p.HostAddr) {
+		at := slices.IndexFunc(ps, func(p Publication) bool { return p.made(s) })
+		if at < 0 {
 			continue
 		}
-		if _, err := d.flushSlots(p.Ifindex, slots[i], slots[i]+1); err != nil {
+		if _, err := d.flushSlots(ps[at].Ifindex, slots[i], slots[i]+1); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// made tells whether a session is that of a client of the publication.
+func (p Publication) made(s tcFbrSession) bool {
+	port := addrPort(0, s.Eport).Port()
+	return s.Bits&tcFbrSessBitsFBR_S_PUBLISHED != 0 && s.Fwd.Proto == p.proto() && port >= p.First && port <= p.Last &&
+		(!p.HostAddr.IsValid() || s.Ext == be32(p.HostAddr))
 }

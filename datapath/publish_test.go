@@ -153,3 +153,32 @@ func TestManyPortsArePublishedAtOnce(t *testing.T) {
 	check(t, h.Unpublish(p))
 	h.wantHost(t, "unpublished", f)
 }
+
+// TestPublicationsAreTakenBackTogether takes several back at once, after a part
+// of one of them.
+func TestPublicationsAreTakenBackTogether(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	tcp, udp := h.publication(false), h.publication(true)
+	check(t, h.Publish(tcp, udp))
+	part := tcp
+	part.First, part.Last, part.Port = 8083, 8083, 83
+	check(t, h.Unpublish(part))
+	h.wantHost(t, "unpublished", h.client("tcp", 8083))
+	for _, proto := range []string{"tcp", "udp"} {
+		h.uplinkIn(t, h.client(proto, 8084).Bytes(t))
+	}
+	if n := h.live(t); n != 2 {
+		t.Errorf("%d sessions, want 2", n)
+	}
+	check(t, h.Unpublish(tcp, udp))
+	for _, proto := range []string{"tcp", "udp"} {
+		h.wantHost(t, "unpublished", h.client(proto, 8084))
+	}
+	var k, v tcFbrBindKey
+	if it := h.maps.FbrPubOf.Iterate(); it.Next(&k, &v) {
+		t.Errorf("fbr_pub_of still has %+v", k)
+	}
+	if n := h.live(t); n != 0 {
+		t.Errorf("%d sessions of ports that are published no more", n)
+	}
+}
