@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -274,6 +275,11 @@ func TestE2EDocker(t *testing.T) {
 	d.assertInspect(t)
 	d.assertWorld(t, c1, c2)
 	d.assertPublished(t, c1)
+	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.79.0.0/24", "other")
+	far := d.start(t, "far", "other")
+	d.assertReach(t, c1, c2, far)
+	d.assertMovesOut(t, c1, far)
+	d.docker(t, "rm", "-f", "far")
 	d.refused(t, "published already", "run", "--rm", "--network", "web", "-p", "9005:80", engineImage, "/bin/busybox", "true")
 	d.assertSecondNetwork(t, c1)
 	d.assertNoGwbridge(t)
@@ -295,7 +301,7 @@ func TestE2EDocker(t *testing.T) {
 	d.assertNoGwbridge(t)
 
 	d.docker(t, "rm", "-f", "c1")
-	d.docker(t, "network", "rm", "web", "inner")
+	d.docker(t, "network", "rm", "web", "other", "inner")
 	for kind, now := range d.snapshot(t) {
 		// A restarted dockerd puts its own rules in another order.
 		if diff := lineDiff(before[kind], now); diff != "" {
@@ -392,8 +398,8 @@ func (d *engine) assertSecondNetwork(t *testing.T, c1 *lab.Namespace) {
 	d.assertPublished(t, c1)
 }
 
-// assertServeMayDie kills the driver under a connection, which goes on, and
-// lets a new one take over from the stale socket.
+// assertServeMayDie kills the driver under two connections, one of them to a
+// published port, which go on, and lets a new one take over from the stale socket.
 func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 	t.Helper()
 	s := d.serveTCP(t, d.Outside, on(d.Outside.Addr, 9))
@@ -403,13 +409,22 @@ func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
+	web := d.serveTCP(t, c1, on(c1.Addr, 80))
+	in, err := d.Outside.DialTCP(d.ctx, netip.AddrPort{}, on(d.HostAddr(0), 8080))
+	if err != nil {
+		t.Fatal(err)
+	}
 	_ = d.serve.Process.Kill()
 	_ = d.serve.Wait()
 	for i := range 50 {
-		if err := lab.Echo(d.ctx, conn, fmt.Sprint("without serve ", i)); err != nil {
-			t.Fatal(err)
+		for _, c := range []*net.TCPConn{conn, in} {
+			if err := lab.Echo(d.ctx, c, fmt.Sprint("without serve ", i)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	_ = in.Close()
+	web.Close()
 	d.assertPublished(t, c1)
 	d.startServe(t)
 	d.start(t, "c4", "web")
@@ -426,7 +441,7 @@ func (d *engine) assertRules(t *testing.T) {
 	}
 	accepts := 0
 	for line := range strings.Lines(out) {
-		if !strings.Contains(line, "fastbr") && !strings.Contains(line, "lab0") && !strings.Contains(line, "10.77.") {
+		if !strings.Contains(line, "fastbr") && !strings.Contains(line, "lab0") && !strings.Contains(line, "10.7") {
 			continue
 		}
 		if accepts++; !strings.HasPrefix(line, "-A FORWARD") || !strings.HasSuffix(line, "-j ACCEPT\n") {
