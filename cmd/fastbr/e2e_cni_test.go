@@ -56,7 +56,7 @@ func newRuntime(t *testing.T, m e2eMode, o lab.Options) *runtime {
 	r := &runtime{e2e: newE2E(t, m, o), leases: t.TempDir()}
 	bin := t.TempDir()
 	r.must(t, "cni", "install", "--bin-dir", bin, "--conf-dir", t.TempDir())
-	r.exec = &labExec{host: r.Host, env: []string{"FASTBR_BPFFS=" + r.bpffs, "FASTBR_STATE_DIR=" + r.stateDir, "FASTBR_REFUSE_NETNS=/proc/1/ns/net"},
+	r.exec = &labExec{host: r.Host, env: r.pluginEnv(),
 		DefaultExec: invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}}
 	r.cni = libcni.NewCNIConfigWithCacheDir([]string{bin, debianCNI}, t.TempDir(), r.exec)
 	return r

@@ -31,7 +31,13 @@ type replay struct {
 
 func newReplay(t *testing.T, m e2eMode, containers int) *replay {
 	t.Helper()
-	r := &replay{e2e: newE2E(t, m, lab.Options{Containers: containers}), net: strings.Repeat("0123456789abcdef", 4)}
+	return replayIn(t, newE2E(t, m, lab.Options{Containers: containers}))
+}
+
+// replayIn starts the driver in a lab that is there.
+func replayIn(t *testing.T, h *e2e) *replay {
+	t.Helper()
+	r := &replay{e2e: h, net: strings.Repeat("0123456789abcdef", 4)}
 	r.socket = filepath.Join(t.TempDir(), "d.sock")
 	r.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", r.socket)

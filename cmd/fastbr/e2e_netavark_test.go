@@ -16,7 +16,7 @@ import (
 func (h *e2e) netavark(t *testing.T, stdin string, to any, args ...string) error {
 	t.Helper()
 	c := h.Host.Exec(h.ctx, append([]string{h.bin}, args...)...)
-	c.Env = append(os.Environ(), "FASTBR_BPFFS="+h.bpffs, "FASTBR_STATE_DIR="+h.stateDir, "FASTBR_REFUSE_NETNS=/proc/1/ns/net")
+	c.Env = append(os.Environ(), h.pluginEnv()...)
 	c.Stdin = strings.NewReader(stdin)
 	out, err := c.Output()
 	if err != nil {

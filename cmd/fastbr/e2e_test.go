@@ -165,8 +165,13 @@ func (h *e2e) attach(t *testing.T, c *lab.Namespace, name string, args ...string
 func (h *e2e) cmd(args ...string) *exec.Cmd {
 	argv := append([]string{"--netns", h.Host.Path(), "--bpffs", h.bpffs, "--state-dir", h.stateDir}, args...)
 	c := exec.CommandContext(h.ctx, h.bin, argv...)
-	c.Env = append(os.Environ(), "FASTBR_REFUSE_NETNS=/proc/1/ns/net", "FASTBR_CGROUP="+h.cgroup)
+	c.Env = append(os.Environ(), h.pluginEnv()...)
 	return c
+}
+
+// pluginEnv is what leads fastbr to the lab where there are no arguments.
+func (h *e2e) pluginEnv() []string {
+	return []string{"FASTBR_BPFFS=" + h.bpffs, "FASTBR_STATE_DIR=" + h.stateDir, "FASTBR_REFUSE_NETNS=/proc/1/ns/net", "FASTBR_CGROUP=" + h.cgroup}
 }
 
 // result of one fastbr command.
