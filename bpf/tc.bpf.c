@@ -35,13 +35,15 @@ static __always_inline int fbr_drop(const struct fbr_dev *d, __u32 reason)
 static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
 					  const struct fbr_conf *c, const struct ethhdr *eth)
 {
-	struct fbr_fdb_key k = { .bridge = p->bridge };
+	struct fbr_fdb_key k;
 	struct fbr_dev *t;
 	__u32 *oif;
 
 	if (!c->l2_fast || (p->flags & FBR_DEV_SLOW))
 		return TCX_NEXT;
-	__builtin_memcpy(k.mac, eth->h_dest, ETH_ALEN);
+	*(__u32 *)&k.mac[0] = *(__u32 *)&eth->h_dest[0];
+	*(__u32 *)&k.mac[4] = *(__u16 *)&eth->h_dest[4]; /* and the padding */
+	k.bridge = p->bridge;
 	oif = bpf_map_lookup_elem(&fbr_fdb, &k);
 	t = oif ? fbr_dev_get(*oif) : NULL;
 	if (!t || (t->flags & FBR_DEV_SLOW) || t->bridge != p->bridge || t->mtu < p->mtu)

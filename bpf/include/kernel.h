@@ -229,7 +229,7 @@ struct ethhdr {
 	__u8 h_dest[ETH_ALEN];
 	__u8 h_source[ETH_ALEN];
 	__be16 h_proto;
-} __attribute__((packed));
+};
 
 struct arphdr {
 	__be16 ar_hrd;

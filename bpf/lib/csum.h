@@ -20,6 +20,9 @@ extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 #define FBR_ICMP_CSUM 2
 #define FBR_ICMP_ID   4
 
+/* The difference for a TTL that is one lower, in a word whose low byte it is. */
+#define FBR_TTL_DIFF  0xfffe
+
 static __always_inline __u16 fbr_fold(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -135,12 +138,15 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
  * port, unless helpers have done it (helped), TTL - 1, MACs. The caller has parsed
  * it (fbr_fast_parse): 20 bytes of IP header, the L4 header linear. Point of no
  * return: on an error the packet must be dropped.
+ * Neighbouring fields are written at once, since whoever gets the frame reads them
+ * at once (fbr_fast_key).
  */
 static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const struct fbr_flow *f,
 					     __u32 sess, bool out, bool helped, bool partial)
 {
 	struct iphdr *ip = data + ETH_HLEN;
-	__u16 old_ttl, new_ttl;
+	__u32 ttl, d_ip = 0;
+	__u16 ip_csum;
 
 	if ((void *)(ip + 1) > data_end)
 		return -1;
@@ -180,13 +186,14 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 			ip->saddr = f->addr;
 		else
 			ip->daddr = f->addr;
-		ip->check = fbr_csum_add(ip->check, f->d_addr);
+		d_ip = f->d_addr;
 	}
-	old_ttl = *(__u16 *)&ip->ttl;
-	ip->ttl--;
-	new_ttl = *(__u16 *)&ip->ttl;
-	ip->check = fbr_csum_add(ip->check, fbr_diff16(0, old_ttl, new_ttl));
-	__builtin_memcpy(data, f->macs, sizeof(f->macs));
+	/* TTL and checksum in one go. The TTL is the low byte of its word. */
+	ttl = *(__u32 *)&ip->ttl;
+	ip_csum = ~fbr_fold((ttl >> 16 ^ 0xffff) + d_ip + FBR_TTL_DIFF);
+	*(__u32 *)&ip->ttl = ((ttl - 1) & 0xffff) | (__u32)ip_csum << 16;
+	((__u64 *)data)[0] = *(__u64 *)&f->macs[0];
+	((__u32 *)data)[2] = *(__u32 *)&f->macs[8];
 	/* An entry that was deleted while we read may be another flow's by now; a
 	 * new one has no lease.
 	 */

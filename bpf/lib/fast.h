@@ -46,6 +46,20 @@ static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, con
 	return len > sizeof(*ip) ? len - sizeof(*ip) : 0;
 }
 
+/* The key of a packet whose ports stand in ports as in the L4 header. Two stores
+ * of eight bytes: the map reads the key in words and compares it in double words,
+ * and a load that spans several earlier stores waits until they have left the
+ * store buffer, which costs more than all the checks before.
+ */
+static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const struct iphdr *ip,
+					 __u32 ports)
+{
+	__u64 *half = (__u64 *)k;
+
+	half[0] = *(__u64 *)&ip->saddr;
+	half[1] = (__u64)ip->protocol << 32 | ports;
+}
+
 /* Fills the key of a packet on its way out of (out) or into the containers.
  * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
  * skb and frame as above.
@@ -62,14 +76,6 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
 		return 0;
 	room = fbr_l4_room(skb, frame, ip, l2, out);
-	k->saddr = ip->saddr;
-	k->daddr = ip->daddr;
-	k->sport = 0;
-	k->dport = 0;
-	k->proto = ip->protocol;
-	k->pad[0] = 0;
-	k->pad[1] = 0;
-	k->pad[2] = 0;
 
 	if (ip->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
@@ -78,8 +84,7 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 		if ((void *)(tcp + 1) > data_end ||
 		    (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK)
 			return 0;
-		k->sport = tcp->source;
-		k->dport = tcp->dest;
+		fbr_fast_key(k, ip, *(__u32 *)l4);
 		hdr = (tcp->doff_res >> 4) * 4;
 		return hdr >= sizeof(*tcp) && hdr <= room ? hdr : 0;
 	}
@@ -88,22 +93,17 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 
 		if ((void *)(udp + 1) > data_end)
 			return 0;
-		k->sport = udp->source;
-		k->dport = udp->dest;
+		fbr_fast_key(k, ip, *(__u32 *)l4);
 		return room >= sizeof(*udp) && bpf_ntohs(udp->len) == room ? sizeof(*udp) : 0;
 	}
 	if (ip->protocol == IPPROTO_ICMP) {
 		struct icmphdr *icmp = l4;
 
-		if ((void *)(icmp + 1) > data_end)
+		if ((void *)(icmp + 1) > data_end || room < sizeof(*icmp) ||
+		    icmp->type != (out ? ICMP_ECHO : ICMP_ECHOREPLY))
 			return 0;
-		if (out && icmp->type == ICMP_ECHO)
-			k->sport = icmp->id;
-		else if (!out && icmp->type == ICMP_ECHOREPLY)
-			k->dport = icmp->id;
-		else
-			return 0;
-		return room >= sizeof(*icmp) ? sizeof(*icmp) : 0;
+		fbr_fast_key(k, ip, out ? icmp->id : (__u32)icmp->id << 16);
+		return sizeof(*icmp);
 	}
 	return 0;
 }

@@ -109,7 +109,7 @@ struct fbr_flow_key {
 	__be16 dport;
 	__u8 proto;
 	__u8 pad[3];
-};
+} __attribute__((aligned(8)));
 
 enum fbr_flow_kind {
 	FBR_OUT = 1,  /* container to outside: rewrite the source */
