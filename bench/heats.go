@@ -41,11 +41,13 @@ func tableHeats() []Heat {
 
 func smokeHeats() []Heat {
 	fast := []string{Fastbr{}.Name()}
+	withoutXDP := []string{Bridge{}.Name(), Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), Bridge{NAT: Routed}.Name(),
+		NewDocker().Name(), Fastbr{}.Name(), NewFloor().Name(), Direct{}.Name()}
 	return []Heat{
-		{Workload: PPS{Direction: ContainerToOutside}},
+		{Workload: PPS{Direction: ContainerToOutside}, Contestants: withoutXDP},
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: fast},
-		{Workload: PPS{Direction: OutsideToContainer}, Contestants: append(fast, Fastbr{}.WithXDP().Name())},
-		{Workload: Flood{}, Contestants: droppers()},
+		{Workload: PPS{Direction: OutsideToContainer}, Contestants: []string{Fastbr{}.WithXDP().Name(), NewXDPFloor().Name()}},
+		{Workload: Flood{}, Contestants: []string{NewXDPDrop().Name()}},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: fast},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: fast},
 		{Workload: ConnMax{}, Contestants: fast},

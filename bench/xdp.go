@@ -151,8 +151,5 @@ func redirectXDP(macs []byte, index int) (prog asm.Instructions) {
 func completeChecksums(n *lab.Namespace) error { return setOffload(n, netdev.TXChecksum, false) }
 
 func setOffload(n *lab.Namespace, feature string, on bool) error {
-	return n.Do(func() error {
-		_, err := netdev.SetOffload(device, feature, on)
-		return err
-	})
+	return n.Do(func() error { return netdev.SetOffload(device, feature, on) })
 }

@@ -291,7 +291,7 @@ func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) err
 	}
 	p.Index = index
 	if p.XDP, p.GRO = false, false; s.st.xdpOn() {
-		_ = p.openToXDP(ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
+		_ = s.openToXDP(p, ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
 	}
 	if err := s.save(); err != nil {
 		return err

@@ -225,11 +225,17 @@ func (s *session) eachPort(f func(*network, *port) error) error {
 
 // openToXDP lets the container's end, device name of namespace ns (nil: the
 // host's), take frames from XDP: GRO makes it poll for them.
-func (p *port) openToXDP(ns *link.Netns, name string) error {
+func (s *session) openToXDP(p *port, ns *link.Netns, name string) error {
 	return doIn(ns, func() error {
-		changed, err := link.SetOffload(name, link.GRO, true)
-		p.GRO = p.GRO || changed
-		return err
+		on, err := link.Offloads(name)
+		if err != nil || on[link.GRO] {
+			return err
+		}
+		p.GRO = true // ours to undo
+		if err := s.save(); err != nil {
+			return err
+		}
+		return link.SetOffload(name, link.GRO, true)
 	})
 }
 
@@ -241,7 +247,7 @@ func (s *session) openPortToXDP(p *port) bool {
 		return false
 	}
 	defer ns.Close()
-	return p.openToXDP(ns, name) == nil && takesXDP(p)
+	return s.openToXDP(p, ns, name) == nil && takesXDP(p)
 }
 
 func takesXDP(p *port) bool {
@@ -264,7 +270,7 @@ func (s *session) newPortToXDP(n *network, p *port) error {
 func (s *session) closeToXDP(n *network, p *port) error {
 	if p.GRO {
 		if ns, name, err := s.inside(p); err == nil {
-			_ = doIn(ns, func() error { _, err := link.SetOffload(name, link.GRO, false); return err })
+			_ = doIn(ns, func() error { return link.SetOffload(name, link.GRO, false) })
 			ns.Close()
 		}
 	}

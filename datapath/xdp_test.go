@@ -352,3 +352,40 @@ func TestXDPYieldsToAnotherProgram(t *testing.T) {
 		}
 	}
 }
+
+// An uplink with jumbo frames has XDP, too: those in several buffers go on to tc,
+// unless their addresses alone condemn them.
+func TestXDPWithJumboFrames(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	for _, name := range []string{"up0", "up0p"} {
+		l, err := netlink.LinkByName(name)
+		check(t, err)
+		check(t, netlink.LinkSetMTU(l, 9000))
+	}
+	check(t, h.AttachXDP(h.uplink.Ifindex))
+	h.c1.XDP, h.c1.MTU = true, 9000
+	check(t, h.AttachPort(h.c1))
+	f := h.samples()["udp0"]
+	reply := h.reply(f, h.open(t, f))
+	direct := reply.With()
+	direct.Dst = c1Addr
+	for _, tc := range []struct {
+		f    testutil.Frame
+		size int
+		want int32
+	}{{reply, 2000, xdpRedirect}, {reply, 8000, xdpPass}, {direct, 8000, xdpDrop}} {
+		tc.f.Payload = make([]byte, tc.size)
+		frame := tc.f.Bytes(t)
+		before := h.of(t, h.uplink.Ifindex)
+		if got := h.xdpIn(t, slices.Clone(frame)); got.verdict != tc.want || tc.want != xdpRedirect && string(got.frame) != string(frame) {
+			t.Errorf("%d bytes: verdict %d, want %d", tc.size, got.verdict, tc.want)
+		}
+		want := map[int32]PathCounters{
+			xdpRedirect: {FastPackets: 1, FastBytes: uint64(len(frame))},
+			xdpDrop:     {SlowPackets: 1, SlowBytes: uint64(len(frame))},
+		}[tc.want]
+		if rx, _ := difference(h.of(t, h.uplink.Ifindex), before); rx != want {
+			t.Errorf("%d bytes: counted %+v, want %+v", tc.size, rx, want)
+		}
+	}
+}

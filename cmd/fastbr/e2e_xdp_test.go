@@ -212,6 +212,16 @@ func TestE2EXDPLife(t *testing.T) {
 			t.Error("XDP sent nothing")
 		}
 	}
+	// A container that turns GRO off is served by tc from the next command on.
+	h.ethtool(t, c1, "-K", "eth0", "gro", "off")
+	h.must(t, "flows", "flush")
+	sent := h.xdpCount(t, "redirect")
+	h.echoes(t, 20)
+	if got := h.xdpCount(t, "redirect"); got != sent {
+		t.Errorf("XDP sent %d packets to a container that takes none", got-sent)
+	}
+	h.must(t, "up")
+	gro("on")
 	h.testDirectInXDP(t)
 	r := h.fastbr(t, "up", "--xdp", "auto")
 	if v := h.uplinkXDP(t); v.XDP != "off" || r.code != 0 || !strings.Contains(r.stderr, "uplink eth0: XDP off: on a veth") {

@@ -49,6 +49,7 @@ definition. A second 'up' changes only --lease, --uplink and --xdp.`,
 	}
 	nf.define(cmd.Flags())
 	inf.define(cmd.Flags())
+	complete(cmd, "xdp", cobra.FixedCompletions([]string{ctl.XDPOff, ctl.XDPAuto, ctl.XDPNative}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

@@ -27,23 +27,15 @@ func Offloads(device string) (map[string]bool, error) {
 	return on, nil
 }
 
-// SetOffload turns a feature of a device in the current namespace on or off, and
-// reports whether that changed anything.
-func SetOffload(device, feature string, on bool) (changed bool, err error) {
+// SetOffload turns a feature of a device in the current namespace on or off.
+func SetOffload(device, feature string, on bool) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {
-		return false, fmt.Errorf("opening ethtool: %w", err)
+		return fmt.Errorf("opening ethtool: %w", err)
 	}
 	defer e.Close()
-	now, err := e.Features(device)
-	if err == nil && now[feature] == on {
-		return false, nil
+	if err := e.Change(device, map[string]bool{feature: on}); err != nil {
+		return fmt.Errorf("setting %s of %s: %w", feature, device, err)
 	}
-	if err == nil {
-		err = e.Change(device, map[string]bool{feature: on})
-	}
-	if err != nil {
-		return false, fmt.Errorf("setting %s of %s: %w", feature, device, err)
-	}
-	return true, nil
+	return nil
 }
