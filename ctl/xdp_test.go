@@ -131,6 +131,10 @@ func TestXDPFollowsTheMode(t *testing.T) {
 			t.Errorf("XDP is on %v", h.fake(t).XDP)
 		}
 	}
+	e := h.endpoint(t, "e1") // its engine has not taken the container's end yet
+	if on, err := link.Offloads(e.Peer); err != nil || !on[link.GRO] {
+		t.Errorf("GRO of an endpoint's %s is off: %v", e.Peer, err)
+	}
 	check(true)
 	if err := up(XDPOff); err != nil || status() != "off: off, not wanted" {
 		t.Errorf("%v, %s", err, status())

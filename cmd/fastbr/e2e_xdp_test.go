@@ -274,26 +274,54 @@ func (h *e2e) testForeignXDP(t *testing.T) {
 	h.assertAsBefore(t, before)
 }
 
-// TestE2EXDPAuto: on a device whose driver runs XDP and keeps its offloads,
-// `auto` has it; a tap is one.
+// TestE2EXDPAuto: on a device whose driver runs XDP and keeps its offloads, `auto`
+// has it, a tap is one; on the veth beside it, it has not. A device that is made
+// again is decided about anew.
 func TestE2EXDPAuto(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{})
-	if _, err := h.Host.Run(h.ctx, "sh", "-ec", "ip tuntap add tap0 mode tap; ip addr add 203.0.113.9/24 dev tap0; ip link set tap0 up"); err != nil {
-		t.Fatal(err)
+	sh := func(script string) {
+		t.Helper()
+		if _, err := h.Host.Run(h.ctx, "sh", "-ec", script); err != nil {
+			t.Fatal(err)
+		}
 	}
-	before := h.snapshot(t)
-	r := h.fastbr(t, "up", "--uplink", "tap0")
-	if v := h.uplinkXDP(t); v.XDP != "native" || r.code != 0 || !strings.Contains(r.stderr, "uplink tap0: XDP on") {
-		t.Errorf("%+v, exit %d: %s", v, r.code, r.stderr)
+	const plug = "ip tuntap add tap0 mode tap; ip addr add 203.0.113.9/24 dev tap0; ip link set tap0 up"
+	want := func(mode, eth0, tap0 string) {
+		t.Helper()
+		var v ctl.StatusView
+		h.json(t, &v, "status")
+		got := map[string]string{}
+		for _, u := range v.Uplinks {
+			got[u.Device] = u.XDP
+		}
+		if v.XDP != mode || got["eth0"] != eth0 || got["tap0"] != tap0 {
+			t.Errorf("XDP %s: %+v, want %s on eth0, %s on tap0", v.XDP, v.Uplinks, eth0, tap0)
+		}
+		out := h.must(t, "check")
+		for device, x := range got {
+			if x = map[string]string{"native": "on", "off": "off"}[x]; !strings.Contains(out, x+" on "+device) {
+				t.Errorf("check does not say %s on %s: %s", x, device, out)
+			}
+		}
 	}
+	sh(plug)
+	r := h.fastbr(t, "up", "--uplink", "eth0", "--uplink", "tap0")
+	if r.code != 0 || !strings.Contains(r.stderr, "uplink tap0: XDP on") || strings.Contains(r.stderr, "eth0: XDP") {
+		t.Errorf("exit %d: %s", r.code, r.stderr)
+	}
+	want("auto", "off", "native")
+	sh("ip link del tap0;" + plug)
+	h.must(t, "up")
+	want("auto", "off", "native")
 	h.must(t, "up", "--xdp", "off")
-	if v := h.uplinkXDP(t); v.XDP != "off" {
-		t.Errorf("%+v", v)
-	}
+	want("off", "off", "off")
 	h.must(t, "up", "--xdp", "auto")
-	h.must(t, "down", "--all")
-	h.assertAsBefore(t, before)
+	want("auto", "off", "native")
+	h.must(t, "up", "--uplink", "eth0")
+	if out, err := h.Host.Run(h.ctx, "ip", "link", "show", "tap0"); err != nil || strings.Contains(out, "xdp") {
+		t.Errorf("tap0 is no uplink any more: %v, %s", err, out)
+	}
 }
 
 // foreignXDP puts a program of somebody else's on a device; the result takes it away.

@@ -1,0 +1,143 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// syncPortsXDP makes the ports ready for what XDP sends them as long as an uplink
+// has it, and puts back what that changed in them afterwards.
+func (s *session) syncPortsXDP(quiet bool) error {
+	if !s.st.xdpOn() {
+		return s.eachPort(s.closeToXDP)
+	}
+	var indexes []int
+	_ = s.eachPort(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
+	features, err := link.XDP(indexes...)
+	if err != nil {
+		s.say("no port gets packets from XDP: %v", err)
+		return nil
+	}
+	return s.eachPort(func(n *network, p *port) error {
+		ready := features[p.Index]&link.XDPTakes != 0
+		if !ready && !quiet {
+			ready = s.openPortToXDP(p)
+		}
+		if ready == p.XDP {
+			return nil
+		}
+		p.XDP = ready
+		return errors.Join(s.save(), s.portPrograms(n, p))
+	})
+}
+
+func (s *session) eachPort(f func(*network, *port) error) error {
+	for _, name := range s.st.networkNames() {
+		n := s.st.Networks[name]
+		for _, p := range n.sortedPorts() {
+			if p.Pending {
+				continue
+			}
+			if err := f(n, p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openToXDP lets the container's end, device name of namespace ns (nil: the
+// host's), take frames from XDP: GRO makes it poll for them.
+func (s *session) openToXDP(p *port, ns *link.Netns, name string) error {
+	return doIn(ns, func() error {
+		on, err := link.Offloads(name)
+		if err != nil || on[link.GRO] {
+			return err
+		}
+		p.GRO = true // ours to undo
+		if err := s.save(); err != nil {
+			return err
+		}
+		return link.SetOffload(name, link.GRO, true)
+	})
+}
+
+// openPortToXDP is openToXDP for a port that was there before, whose container
+// has to be found. It reports whether the host's end says that it takes frames.
+func (s *session) openPortToXDP(p *port) bool {
+	ns, name, err := s.inside(p)
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	return s.openToXDP(p, ns, name) == nil && takesXDP(p)
+}
+
+func takesXDP(p *port) bool {
+	features, err := link.XDP(p.Index)
+	return err == nil && features[p.Index]&link.XDPTakes != 0
+}
+
+// newPortToXDP tells the datapath that a new port takes frames from XDP. That its
+// end does shows when it is up; where it does not, tc sends them.
+func (s *session) newPortToXDP(n *network, p *port) error {
+	if !s.st.xdpOn() || !takesXDP(p) {
+		return nil
+	}
+	p.XDP = true
+	return s.portPrograms(n, p)
+}
+
+// closeToXDP undoes openToXDP. A container that is not found keeps its GRO: it is
+// about to go.
+func (s *session) closeToXDP(n *network, p *port) error {
+	if p.GRO {
+		if ns, name, err := s.inside(p); err == nil {
+			_ = doIn(ns, func() error { return link.SetOffload(name, link.GRO, false) })
+			ns.Close()
+		}
+	}
+	if !p.XDP && !p.GRO {
+		return nil
+	}
+	p.XDP, p.GRO = false, false
+	return errors.Join(s.save(), s.portPrograms(n, p))
+}
+
+// inside finds the container's end of a port, whatever it is called now.
+func (s *session) inside(p *port) (ns *link.Netns, name string, err error) {
+	entries, err := s.conn.List()
+	if err != nil {
+		return nil, "", err
+	}
+	at := slices.IndexFunc(entries, func(e link.Entry) bool { return e.Index == p.Index })
+	if at < 0 {
+		return nil, "", fmt.Errorf("%s: %w", p.Port, link.ErrNotFound)
+	}
+	if ns, err = link.FindNetns(p.Netns); err != nil {
+		return nil, "", err
+	}
+	conn, err := link.OpenIn(ns)
+	if err != nil {
+		ns.Close()
+		return nil, "", err
+	}
+	defer conn.Close()
+	d, err := conn.ByIndex(entries[at].Lower)
+	if err != nil || d.Kind != "veth" || d.MAC.String() != p.MAC {
+		ns.Close()
+		return nil, "", fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)
+	}
+	return ns, d.Name, nil
+}
+
+// doIn runs f in a namespace; nil: the current one.
+func doIn(ns *link.Netns, f func() error) error {
+	if ns == nil {
+		return f()
+	}
+	return ns.Do(f)
+}
