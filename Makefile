@@ -28,8 +28,11 @@ BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print
 # How long `make fuzz` looks for each target.
 FUZZTIME ?= 30s
 
+# How long `make churn` starts and removes containers.
+CHURN ?= 10m
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz stress lint generate bench bench-full bench-smoke score deps build install uninstall deb
+.PHONY: help demo test fuzz stress churn lint generate bench bench-full bench-smoke bench-start score deps build install uninstall deb
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -62,6 +65,11 @@ stress: build ## a million flows and connections, STEPS (ten million) of program
 	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
 		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|RangeAt95Percent|GreedyContainer|FragmentFlood)$$' ./cmd/fastbr
 
+churn: build ## 200 containers come and go for CHURN (10m) beside traffic of others
+	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)
+	FASTBR_CHURN=$(CHURN) FASTBR_CHURN_CONTAINERS=200 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
+		-count=1 -timeout 60m -run '^TestE2EChurn$$' ./cmd/fastbr
+
 lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
 	@$(DEPS) $(CLANG_FORMAT)
 	@bad=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*' -not -name '*_bpfel.go')); \
@@ -89,6 +97,11 @@ bench-full: build ## every workload with every contestant, some hours
 bench-smoke: build ## one short run of every contestant and every kind of workload; keeps nothing
 	@$(DEPS) $(BENCH_TOOLS)
 	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --ports 12 --out -
+	$(SUDO) $(BIN) bench start --rounds 1 --ports 1 --out -
+
+bench-start: build ## docker run on fastbr beside docker's own bridge, with up to 10,000 ports (ten minutes)
+	@$(DEPS) dockerd busybox iptables
+	$(SUDO) $(BIN) bench start
 
 score: build ## every check of the NAT requirements, waiting for timeouts (6 minutes); writes docs/NAT.md
 	@$(DEPS) iperf3 nft iptables conntrack ip
@@ -112,10 +125,11 @@ uninstall: ## remove what install put there
 VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0+$$(git rev-parse --short HEAD))
 NFPM    := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.41.3
 
-deb: ## bin/fastbr_VERSION_ARCH.deb, checked
-	@$(DEPS) lintian dpkg-deb gzip
+deb: ## bin/fastbr_VERSION_ARCH.deb, checked; installed, rebooted, removed in a copy of this system
+	@$(DEPS) lintian dpkg-deb gzip dockerd busybox iptables ip nsenter systemd-socket-activate
 	rm -rf bin/pkg
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o bin/pkg-fastbr ./cmd/fastbr
 	DESTDIR=$(CURDIR)/bin/pkg PREFIX=/usr SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) packaging/install bin/pkg-fastbr
 	VERSION='$(VERSION)' ARCH=$$($(GO) env GOARCH) $(GO) run $(NFPM) package --config packaging/nfpm.yaml --packager deb --target bin/
 	packaging/check-deb "$$(ls -t bin/fastbr_*.deb | head -n 1)"
+	$(SUDO) packaging/try-deb "$$(ls -t bin/fastbr_*.deb | head -n 1)"

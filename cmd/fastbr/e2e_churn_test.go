@@ -25,7 +25,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// How long a churn lasts and how many containers come and go; `make stress` asks
+// How long a churn lasts and how many containers come and go; `make churn` asks
 // for more by FASTBR_CHURN and FASTBR_CHURN_CONTAINERS.
 const (
 	churnTime       = 6 * time.Second
