@@ -59,6 +59,20 @@ func (Docker) Paths(context.Context, *lab.Lab) (Paths, bool, error) { return Pat
 
 // Setup implements Contestant.
 func (d Docker) Setup(ctx context.Context, l *lab.Lab) error {
+	if err := d.ready(ctx, l); err != nil {
+		return err
+	}
+	for i := range l.Containers {
+		var err error
+		if l.Containers[i], err = d.runContainer(ctx, l, portName(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ready starts dockerd and gives it an image to run.
+func (d Docker) ready(ctx context.Context, l *lab.Lab) error {
 	if err := d.start(ctx, l); err != nil {
 		return err
 	}
@@ -69,15 +83,8 @@ func (d Docker) Setup(ctx context.Context, l *lab.Lab) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.Host.RunInput(ctx, image, d.argv("import", "-", dockerImage)...); err != nil {
-		return err
-	}
-	for i := range l.Containers {
-		if l.Containers[i], err = d.runContainer(ctx, l, portName(i)); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = l.Host.RunInput(ctx, image, d.argv("import", "-", dockerImage)...)
+	return err
 }
 
 // start starts dockerd and waits until it answers.
@@ -184,11 +191,7 @@ func (d Docker) Teardown(ctx context.Context, l *lab.Lab) error {
 	}
 	var errs []error
 	if d.cmd != nil {
-		ids, err := l.Host.Run(ctx, d.argv("ps", "--all", "--quiet")...)
-		if containers := strings.Fields(ids); err == nil && len(containers) > 0 {
-			_, err = l.Host.Run(ctx, d.argv(append([]string{"rm", "--force"}, containers...)...)...)
-		}
-		errs = append(errs, err, d.stop(ctx))
+		errs = append(errs, d.clear(ctx, l), d.stop(ctx))
 	}
 	// Left only if dockerd did not end in order.
 	mounts, _ := filepath.Glob(d.path("exec/netns/*"))
@@ -198,6 +201,15 @@ func (d Docker) Teardown(ctx context.Context, l *lab.Lab) error {
 	errs = append(errs, os.RemoveAll(d.dir))
 	*d.dockerd = dockerd{}
 	return errors.Join(errs...)
+}
+
+// clear removes all containers.
+func (d Docker) clear(ctx context.Context, l *lab.Lab) error {
+	ids, err := l.Host.Run(ctx, d.argv("ps", "--all", "--quiet")...)
+	if containers := strings.Fields(ids); err == nil && len(containers) > 0 {
+		_, err = l.Host.Run(ctx, d.argv(append([]string{"rm", "--force"}, containers...)...)...)
+	}
+	return err
 }
 
 // stop ends dockerd, and with it its containerd.

@@ -62,7 +62,9 @@ func ReadEnvironment(ctx context.Context, l *lab.Lab, version, commit string) En
 	}
 	e.LoadBefore, _ = strconv.ParseFloat(strings.Fields(line("/proc/loadavg") + " 0")[0], 64)
 	e.NFCall, _ = l.Host.Sysctl("net.bridge.bridge-nf-call-iptables")
-	e.readDevice(ctx, l.Containers[0])
+	if len(l.Containers) > 0 {
+		e.readDevice(ctx, l.Containers[0])
+	}
 	return e
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -28,6 +29,8 @@ type Fastbr struct {
 	Sessions int
 	// XDP is the mode of --xdp; "": fastbr's default.
 	XDP string
+	// Env is more of its environment: KEY=VALUE.
+	Env []string
 	// Log, if set, gets every command as a user would type it, with the host's
 	// namespace in $HOST, and what it printed.
 	Log io.Writer
@@ -196,6 +199,7 @@ func (f Fastbr) logf(format string, args ...any) {
 func (f Fastbr) Prepare(ctx context.Context, l *lab.Lab, args ...string) *exec.Cmd {
 	argv := append([]string{"--netns", l.Host.Path()}, f.Flags...)
 	c := exec.CommandContext(ctx, f.Binary, append(argv, args...)...)
+	c.Env = append(os.Environ(), f.Env...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = 2 * time.Second

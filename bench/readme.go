@@ -10,10 +10,12 @@ import (
 	"strings"
 )
 
-// The part of README.md between the markers is rendered, never edited.
+// The parts of README.md between these markers are rendered, never edited.
 const (
-	beginMark = "<!-- results: rendered by fastbr bench -->\n"
-	endMark   = "<!-- /results -->\n"
+	beginMark  = "<!-- results: rendered by fastbr bench -->\n"
+	endMark    = "<!-- /results -->\n"
+	beginStart = "<!-- starts: rendered by fastbr bench start -->\n"
+	endStart   = "<!-- /starts -->\n"
 )
 
 // ErrNoMarkers: the page has no place for the results.
@@ -78,16 +80,8 @@ func orNone(s string) string {
 // charts into a directory beside it. The
 // error wraps ErrNoMarkers if it has none, os.ErrNotExist if there is no page.
 func (r *Report) RenderReadme(path, results string) error {
-	page, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("rendering %s: %w", path, err)
-	}
-	text, err := insert(string(page), r.Markdown(filepath.Base(results)))
-	if err != nil {
-		return fmt.Errorf("rendering %s: %w", path, err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("rendering %s: %w", path, err)
+	if err := rewrite(path, beginMark, endMark, r.Markdown(filepath.Base(results))); err != nil {
+		return err
 	}
 	dir := filepath.Join(filepath.Dir(path), chartsDir)
 	old, err := filepath.Glob(filepath.Join(dir, "*.svg"))
@@ -101,14 +95,29 @@ func (r *Report) RenderReadme(path, results string) error {
 	return err
 }
 
-func insert(page, results string) (string, error) {
-	head, rest, ok := strings.Cut(page, beginMark)
+// rewrite puts text between two markers of the page at path.
+func rewrite(path, begin, end, text string) error {
+	page, err := os.ReadFile(path)
+	if err == nil {
+		text, err = insert(string(page), begin, end, text)
+	}
+	if err == nil {
+		err = os.WriteFile(path, []byte(text), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("rendering %s: %w", path, err)
+	}
+	return nil
+}
+
+func insert(page, begin, end, text string) (string, error) {
+	head, rest, ok := strings.Cut(page, begin)
 	if !ok {
 		return "", ErrNoMarkers
 	}
-	_, tail, ok := strings.Cut(rest, endMark)
+	_, tail, ok := strings.Cut(rest, end)
 	if !ok {
 		return "", ErrNoMarkers
 	}
-	return head + beginMark + results + endMark + tail, nil
+	return head + begin + text + end + tail, nil
 }

@@ -92,17 +92,21 @@ func (r *Report) Failed() (failed, all int) {
 }
 
 // FileName sorts by time: 20260102T150405Z-COMMIT.json.
-func (r *Report) FileName() string {
-	name := r.Started.UTC().Format("20060102T150405Z")
-	if r.Environment.Commit != "" {
-		name += "-" + r.Environment.Commit
+func (r *Report) FileName() string { return fileName(r.Started, r.Environment.Commit) }
+
+func fileName(started time.Time, commit string) string {
+	name := started.UTC().Format("20060102T150405Z")
+	if commit != "" {
+		name += "-" + commit
 	}
 	return name + ".json"
 }
 
 // Save writes the report into dir, which is made if it is missing, and returns
 // the file's path.
-func (r *Report) Save(dir string) (string, error) {
+func (r *Report) Save(dir string) (string, error) { return save(r, dir, r.FileName()) }
+
+func save(r any, dir, name string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("making the directory of the results: %w", err)
 	}
@@ -110,7 +114,7 @@ func (r *Report) Save(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("writing the results: %w", err)
 	}
-	path := filepath.Join(dir, r.FileName())
+	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
 		return "", fmt.Errorf("writing the results: %w", err)
 	}

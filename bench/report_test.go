@@ -191,7 +191,7 @@ func TestReadmeShowsNewestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(files) == 0 {
-		if _, err := insert(string(page), ""); err != nil {
+		if _, err := insert(string(page), beginMark, endMark, ""); err != nil {
 			t.Error(err)
 		}
 		return
@@ -201,7 +201,7 @@ func TestReadmeShowsNewestResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := insert(string(page), r.Markdown(filepath.Base(newest)))
+	want, err := insert(string(page), beginMark, endMark, r.Markdown(filepath.Base(newest)))
 	if err != nil {
 		t.Fatal(err)
 	}

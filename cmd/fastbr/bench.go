@@ -54,6 +54,7 @@ Contestants: %s. The first one named is the baseline.`,
 			return runBench(cmd.Context(), e, f)
 		},
 	}
+	cmd.AddCommand(newBenchStartCmd(e))
 	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "rounds; each runs every workload with every contestant")
 	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "seconds of each run")
 	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all with a single flow, bulk TCP on one CPU)")
@@ -133,7 +134,7 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 	if err := f.show(e, report); err != nil {
 		return err
 	}
-	if err := f.keep(e, report); err != nil {
+	if err := keepResults(e, f.out, storedResults, report); err != nil {
 		return err
 	}
 	if failed, all := report.Failed(); failed > 0 {
@@ -168,10 +169,7 @@ func (f benchFlags) timeCommands(ctx context.Context, e *env, plan bench.Plan) (
 // plan turns the flags into what to run.
 func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	v := buildVersion()
-	p := bench.Plan{Rounds: f.rounds, Seconds: f.seconds, Version: v.Version, Commit: fmt.Sprintf("%.12s", v.Revision)}
-	if v.Modified {
-		p.Commit += "-dirty"
-	}
+	p := bench.Plan{Rounds: f.rounds, Seconds: f.seconds, Version: v.Version, Commit: v.commit()}
 	if f.rounds < 1 || f.seconds < 1 {
 		return p, errors.New("--rounds and --seconds: at least 1")
 	}
@@ -267,17 +265,21 @@ func (f benchFlags) tools() []string {
 	return tools
 }
 
-// keep stores the raw results and, in a checkout, renders the page.
-func (f benchFlags) keep(e *env, r *bench.Report) error {
-	if f.out == "-" {
-		return nil
-	}
+// benchReport is what a benchmark has found.
+type benchReport interface {
+	Save(dir string) (path string, err error)
+	RenderReadme(page, results string) error
+}
+
+// keepResults stores the raw results in the directory out, "-" for none; or, in a
+// checkout, in its own directory for them, and renders the page.
+func keepResults(e *env, out, own string, r benchReport) error {
 	checkout := inCheckout()
-	dir := f.out
-	if dir == "" && checkout {
-		dir = storedResults
+	dir := out
+	if out == "" && checkout {
+		dir = own
 	}
-	if dir == "" {
+	if dir == "" || dir == "-" {
 		return nil
 	}
 	path, err := r.Save(dir)
@@ -285,7 +287,7 @@ func (f benchFlags) keep(e *env, r *bench.Report) error {
 		return err
 	}
 	e.note("raw results in %s", path)
-	if f.out != "" || !checkout {
+	if out != "" || !checkout {
 		return nil
 	}
 	return r.RenderReadme(benchPage, path)

@@ -20,6 +20,15 @@ type versionView struct {
 	Go       string `json:"go"`
 }
 
+// commit is short, and says whether the source differed from it.
+func (v versionView) commit() string {
+	c := fmt.Sprintf("%.12s", v.Revision)
+	if v.Modified {
+		c += "-dirty"
+	}
+	return c
+}
+
 // buildVersion reads what the Go toolchain stamped into the binary.
 func buildVersion() versionView {
 	v := versionView{Version: "(devel)", Schema: ctl.StateVersion, Go: runtime.Version()}

@@ -1,0 +1,215 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// StartPlan says which starts of containers to time.
+type StartPlan struct {
+	Fastbr Fastbr
+	// Rounds of everything; each has one start on every network.
+	Rounds int
+	// Ports that a container publishes, 0 for none; the same number is published
+	// by another container already.
+	Ports []int
+	// DockerMost ports are asked of docker's own bridge; its time grows faster than
+	// they do.
+	DockerMost int
+	// Version and Commit of the fastbr that is measured.
+	Version, Commit string
+	// Progress, if set, is told of each start when it is over.
+	Progress func(Start)
+}
+
+// Start is one way to start a container, with a time for each round.
+type Start struct {
+	Contestant string `json:"contestant"`
+	Step       string `json:"step"`
+	// Ports published by the command, and by others before; 0: none.
+	Ports        int       `json:"ports,omitempty"`
+	Milliseconds []float64 `json:"ms"`
+	// Processes on the host that came with it, in the last round.
+	Processes int `json:"processes,omitempty"`
+}
+
+// Steps that are timed.
+const (
+	stepArrive  = "docker run, until the container's first connection is accepted outside"
+	stepRun     = "docker run"
+	stepPublish = "fastbr publish add"
+)
+
+// dockerOnce is from how many ports on docker's own bridge has one round only: a
+// thousand take it most of a minute.
+const dockerOnce = 1000
+
+// startCleanup is what removing thousands of rules may take.
+const startCleanup = 5 * time.Minute
+
+// Host ports for what is published: by another container before, of docker's
+// network and of fastbr's, and by the start that is timed. They lie outside the
+// NAT range.
+const (
+	portsBefore = 30000 // and 40000
+	portsTimed  = 50000
+)
+
+// Run times everything.
+func (p StartPlan) Run(ctx context.Context) (_ *StartReport, err error) {
+	s, err := newStartLab(ctx, p.Fastbr)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	r := &StartReport{Schema: schema, Started: time.Now().UTC(), Rounds: p.Rounds, Environment: ReadEnvironment(ctx, s.Lab, p.Version, p.Commit)}
+	note := func(contestant, step string, ports int, took time.Duration, processes int) {
+		r.note(Start{contestant, step, ports, []float64{ms(took)}, processes})
+		if p.Progress != nil {
+			p.Progress(Start{contestant, step, ports, []float64{ms(took)}, processes})
+		}
+	}
+	for round := range 2 * p.Rounds {
+		for _, e := range entrants(round) {
+			took, err := s.arrive(ctx, e.network)
+			if err != nil {
+				return nil, err
+			}
+			note(e.contestant, stepArrive, 0, took, 0)
+		}
+	}
+	for _, n := range p.Ports {
+		if err := p.publishing(ctx, s, n, note); err != nil {
+			return nil, fmt.Errorf("with %d ports: %w", n, err)
+		}
+	}
+	return r, nil
+}
+
+type entrant struct {
+	contestant, network string
+	before              int // first host port of the container that was there before
+}
+
+// entrants in the order of a round: who begins alternates.
+func entrants(round int) []entrant {
+	e := []entrant{{Docker{}.Name(), dockerNetwork, portsBefore}, {Fastbr{}.Name(), fastbrNetwork, portsBefore + 10000}}
+	if round%2 == 1 {
+		e[0], e[1] = e[1], e[0]
+	}
+	return e
+}
+
+// arrive starts a container that connects to the server outside.
+func (s *startLab) arrive(ctx context.Context, network string) (time.Duration, error) {
+	begin := time.Now()
+	if err := s.run(ctx, network, 0, 0, "nc", s.Outside.Addr.String(), fmt.Sprint(serverPort)); err != nil {
+		return 0, err
+	}
+	select {
+	case at := <-s.arrived:
+		return at.Sub(begin), s.do(ctx, "rm", "-f", timedContainer)
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-time.After(dockerPatience):
+		return 0, fmt.Errorf("a container on %s did not arrive within %s", network, dockerPatience)
+	}
+}
+
+// Containers by name.
+const (
+	timedContainer  = "bench-timed"
+	beforeContainer = "bench-before-" // and the network
+)
+
+// run starts a container that publishes so many ports from a host port on.
+func (s *startLab) run(ctx context.Context, network string, first, ports int, command ...string) error {
+	name := timedContainer
+	if first != portsTimed && ports > 0 {
+		name = beforeContainer + network
+	}
+	args := []string{"run", "-d", "--name", name, "--network", network}
+	if ports > 0 {
+		args = append(args, "-p", fmt.Sprintf("%d-%d:%d-%d", first, first+ports-1, first, first+ports-1))
+	}
+	return s.do(ctx, append(append(args, dockerImage, "/"+busybox), command...)...)
+}
+
+// publishing times containers with so many ports on each network, and the
+// command that publishes as many.
+func (p StartPlan) publishing(ctx context.Context, s *startLab, n int, note func(contestant, step string, ports int, took time.Duration, processes int)) error {
+	var there []string
+	for _, e := range entrants(0) {
+		if n > 0 && !p.skipped(e, n, 0) {
+			if err := s.run(ctx, e.network, e.before, n, "sleep", "1000000"); err != nil {
+				return err
+			}
+			there = append(there, beforeContainer+e.network)
+		}
+	}
+	for round := range p.Rounds {
+		for _, e := range entrants(round) {
+			if p.skipped(e, n, round) {
+				continue
+			}
+			took, more, err := s.timeRun(ctx, e.network, n)
+			if err != nil {
+				return err
+			}
+			note(e.contestant, stepRun, n, took, more)
+		}
+		if n == 0 {
+			continue
+		}
+		took, err := s.timePublish(ctx, n)
+		if err != nil {
+			return err
+		}
+		note(Fastbr{}.Name(), stepPublish, n, took, 0)
+	}
+	if len(there) == 0 {
+		return nil
+	}
+	return s.do(ctx, append([]string{"rm", "-f"}, there...)...)
+}
+
+// skipped tells whether docker's own bridge sits a round out.
+func (p StartPlan) skipped(e entrant, ports, round int) bool {
+	return e.contestant == Docker{}.Name() && (ports > p.DockerMost || ports >= dockerOnce && round > 0)
+}
+
+// timeRun times `docker run` as a whole, and counts the processes that it added
+// on the host.
+func (s *startLab) timeRun(ctx context.Context, network string, n int) (took time.Duration, more int, err error) {
+	before, err := s.processes()
+	if err != nil {
+		return 0, 0, err
+	}
+	begin := time.Now()
+	if err := s.run(ctx, network, portsTimed, n, "sleep", "1000000"); err != nil {
+		return 0, 0, err
+	}
+	took = time.Since(begin)
+	after, err := s.processes()
+	return took, after - before, errors.Join(err, s.do(ctx, "rm", "-f", timedContainer))
+}
+
+// timePublish times `fastbr publish add` for the container that was there before.
+func (s *startLab) timePublish(ctx context.Context, n int) (time.Duration, error) {
+	id, err := s.Host.Run(ctx, s.docker.argv("inspect", "-f", "{{(index .NetworkSettings.Networks \""+fastbrNetwork+"\").EndpointID}}", beforeContainer+fastbrNetwork)...)
+	if err != nil {
+		return 0, err
+	}
+	id = fmt.Sprintf("%.12s", strings.TrimSpace(id)) // what fastbr calls it
+	host := fmt.Sprintf("%d-%d", portsTimed, portsTimed+n-1)
+	begin := time.Now()
+	if _, err := s.fastbr.Command(ctx, s.Lab, "publish", "add", fmt.Sprintf("%s:%d", host, portsTimed), id); err != nil {
+		return 0, err
+	}
+	took := time.Since(begin)
+	_, err = s.fastbr.Command(ctx, s.Lab, "publish", "rm", host, id)
+	return took, err
+}
