@@ -118,6 +118,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 	return bpf_redirect(oif, 0);
 }
 
+/* A segment of a connection that is open, or claims to be. */
 static __always_inline bool fbr_tcp_goes_on(const struct iphdr *ip, void *data_end)
 {
 	const struct tcphdr *tcp = (const void *)(ip + 1);

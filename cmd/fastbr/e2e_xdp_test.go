@@ -74,6 +74,7 @@ func (h *e2e) uplinkXDP(t *testing.T) ctl.UplinkView {
 
 // TestE2EXDP sends the traffic of TestE2ETraffic through an uplink with XDP.
 func TestE2EXDP(t *testing.T) {
+	t.Parallel()
 	h := upXDP(t, native(), 2)
 	if v := h.uplinkXDP(t); v.XDP != "native" {
 		t.Errorf("status: %+v", v)
