@@ -268,6 +268,23 @@ func TestXDPDropsAsTCDoes(t *testing.T) {
 	}
 }
 
+// A container of a network that is not translated may be seen from outside.
+func TestXDPLetsInToRoutedNetworks(t *testing.T) {
+	h := newXDPHarness(t)
+	n := Network{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: gateway1, Bridge: h.bridge}
+	direct := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: c1Addr, UDP: &testutil.UDP{SrcPort: 9, DstPort: 9}}.Bytes(t)
+	for _, c := range []struct {
+		masquerade, internal bool
+		want                 int32
+	}{{true, false, xdpDrop}, {false, false, xdpPass}, {false, true, xdpDrop}} {
+		n.Masquerade, n.Internal = c.masquerade, c.internal
+		check(t, errors.Join(h.SetNetwork(n), h.AttachPort(h.c1)))
+		if got := h.xdpIn(t, slices.Clone(direct)); got.verdict != c.want {
+			t.Errorf("masquerade %v, internal %v: verdict %d, want %d", c.masquerade, c.internal, got.verdict, c.want)
+		}
+	}
+}
+
 // programOn is the id of the XDP program on a device, 0: none.
 func programOn(t *testing.T, ifindex int) uint32 {
 	t.Helper()

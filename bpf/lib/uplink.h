@@ -17,23 +17,32 @@ static __always_inline bool fbr_multicast(__be32 a)
 	return (a & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 }
 
-/* A packet from outside that belongs to no flow: nothing for a container's own
- * address gets in, nor with addresses that cannot come from there (RFC 1812
- * section 5.3.7). All else is the host's. Returns FBR_NONE or the reason to drop.
- * ctx is that of a tc or an XDP program.
+/* Whether a packet from outside has addresses that cannot come from there (RFC 1812
+ * section 5.3.7). ctx is that of a tc or an XDP program, here and below.
  */
-static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, __be32 saddr,
-						 __be32 daddr)
+static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, __be32 saddr,
+					__be32 daddr)
 {
 	bool unspecified = saddr == 0; /* DHCP and IGMP, to all */
-	struct fbr_net *n;
 
 	if (saddr == daddr || fbr_multicast(saddr) || saddr == 0xffffffff ||
 	    fbr_loopback_or_zero(daddr) ||
 	    (fbr_loopback_or_zero(saddr) &&
 	     !(unspecified && (fbr_multicast(daddr) || daddr == 0xffffffff))))
-		return FBR_MARTIAN;
-	if (fbr_net_get(saddr) && !fbr_beyond(ctx, u, saddr))
+		return true;
+	return fbr_net_get(saddr) && !fbr_beyond(ctx, u, saddr);
+}
+
+/* A packet from outside that belongs to no flow: martians do not get in, nor does
+ * anything for a container's own address. All else is the host's. Returns FBR_NONE
+ * or the reason to drop.
+ */
+static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, __be32 saddr,
+						 __be32 daddr)
+{
+	struct fbr_net *n;
+
+	if (fbr_martian(ctx, u, saddr, daddr))
 		return FBR_MARTIAN;
 	if (daddr == u->ip)
 		return FBR_NONE;

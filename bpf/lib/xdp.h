@@ -127,6 +127,15 @@ static __always_inline bool fbr_tcp_goes_on(const struct iphdr *ip, void *data_e
 	       (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_ACK;
 }
 
+/* Whether an address is a container's that nobody outside may see. */
+static __always_inline bool fbr_hidden_host(__be32 addr)
+{
+	__u32 *pif = bpf_map_lookup_elem(&fbr_hosts, &addr);
+	struct fbr_dev *p = pif ? fbr_dev_get(*pif) : NULL;
+
+	return p && !(p->flags & FBR_DEV_ROUTED);
+}
+
 static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 {
 	struct fbr_dev *u = fbr_dev_get(ctx->ingress_ifindex);
@@ -142,6 +151,11 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 	    ip->version != 4 || ip->ihl < 5)
 		return XDP_PASS;
 	len = bpf_xdp_get_buff_len(ctx);
+	if (ip->daddr != u->ip &&
+	    fbr_hidden_host(ip->daddr)) { /* a flow is for an address of the host's */
+		why = fbr_martian(ctx, u, ip->saddr, ip->daddr) ? FBR_MARTIAN : FBR_DIRECT;
+		goto drop;
+	}
 	if (ip->protocol != IPPROTO_TCP && len == (__u32)(data_end - data)) {
 		int verdict = fbr_xdp_forward(ctx, u, c, len);
 
@@ -154,6 +168,7 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 	why = fbr_judge(ctx, u, ip->saddr, ip->daddr);
 	if (!why)
 		return XDP_PASS;
+drop:
 	s = fbr_stats_get(u);
 	if (s)
 		fbr_count_frame(&s->rx[FBR_SLOW], len);
