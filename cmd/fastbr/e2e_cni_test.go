@@ -81,7 +81,7 @@ func attachment(c *lab.Namespace, capabilities map[string]any) *libcni.RuntimeCo
 // containerID tells the containers of all labs apart by its first letters, as a
 // runtime's does.
 func containerID(c *lab.Namespace) string {
-	parts := strings.Split(c.Name, "-") // fbl-LAB-NAME
+	parts := strings.Split(c.Name, "-") // fblab-LAB-NAME
 	return parts[2] + "-" + parts[1]
 }
 

@@ -283,7 +283,7 @@ func TestDemoInterrupted(t *testing.T) {
 	if err := c.Wait(); err == nil || c.ProcessState.ExitCode() != 1 {
 		t.Errorf("demo after SIGINT: %v\n%s%s", err, &said, rest)
 	}
-	labs := regexp.MustCompile(`fbl-[0-9a-f]+`).FindAllString(said.String(), -1)
+	labs := regexp.MustCompile(`fblab-[0-9a-f]+`).FindAllString(said.String(), -1)
 	if len(labs) < 2 {
 		t.Fatalf("the demo names no labs:\n%s", &said)
 	}

@@ -78,7 +78,9 @@ type Lab struct {
 
 // New builds a lab. On failure, or when ctx ends while it builds, what exists
 // already is removed. The caller must Close it; ctx does not bound its life.
+// What a killed process left of its labs is removed first.
 func New(ctx context.Context, o Options) (*Lab, error) {
+	removeDead()
 	l := &Lab{ID: randomID(), opts: o.withDefaults()}
 	if err := l.build(ctx); err != nil {
 		l.Close()
@@ -158,9 +160,12 @@ func (l *Lab) build(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Add makes one more namespace, "fbl-ID-NAME", that lives as long as the lab.
+// name is that of one of the lab's namespaces.
+func (l *Lab) name(name string) string { return namePrefix + l.ID + "-" + name }
+
+// Add makes one more namespace, "fblab-ID-NAME", that lives as long as the lab.
 func (l *Lab) Add(name string) (*Namespace, error) {
-	n, err := NewNamespace("fbl-" + l.ID + "-" + name)
+	n, err := NewNamespace(l.name(name))
 	if err != nil {
 		return nil, err
 	}

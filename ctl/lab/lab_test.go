@@ -196,13 +196,12 @@ func TestCloseRemovesEverything(t *testing.T) {
 	if err := sleep.Wait(); err == nil {
 		t.Error("the process in a closed lab ended by itself")
 	}
-	left, err := filepath.Glob(filepath.Join("/run/netns", "fbl-"+l.ID+"-*"))
+	left, err := filepath.Glob(filepath.Join("/run/netns", "fblab-"+l.ID+"-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil || strings.Contains(string(mounts), l.ID) {
-		t.Errorf("a mount of lab %s is left, or %v", l.ID, err)
+	if n := mountsOf(t, l.ID); n != 0 {
+		t.Errorf("%d mounts of lab %s are left", n, l.ID)
 	}
 }
 

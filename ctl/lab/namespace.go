@@ -18,12 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runDir is where iproute2 keeps named namespaces; nsenter --net= takes its files.
-const runDir = "/run/netns"
-
 // Namespace is one network namespace of a lab, kept alive by a bind mount.
 type Namespace struct {
-	// Name is the file below /run/netns: "fbl-1a2b3c4d-h".
+	// Name is the file below /run/netns: "fblab-1a2b3c4d-h".
 	Name string
 	// Addr is the address others reach this namespace by. The lab sets it for
 	// the host, the outsides and whatever it connects itself (plain mode,
@@ -37,27 +34,36 @@ type Namespace struct {
 	procs map[*Cmd]struct{} // started, not yet waited for
 	close []func()          // servers and sessions to end, last first
 	done  bool
-	path  string // of an adopted one; "": below runDir, and ours to remove
+	path  string // of an adopted one; "": below runDir
+	named bool   // below runDir, and ours to remove
 }
 
 // NewNamespace makes a namespace named NAME with lo up, IPv6 off and, where the
 // kernel has it, bridge-nf-call-iptables off. Its Close removes it again. A lab
 // makes all of its own; more are for tests that need an extra host.
 func NewNamespace(name string) (*Namespace, error) {
-	return makeNamespace(name, func(path string) error {
-		return onOwnThread(func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("unsharing the network: %w", err)
-			}
-			return bind("/proc/thread-self/ns/net", path)
-		})
+	fd := netns.None()
+	err := onOwnThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unsharing the network: %w", err)
+		}
+		fd, err = netns.GetFromPath("/proc/thread-self/ns/net")
+		return err
 	})
+	if err != nil {
+		return nil, fmt.Errorf("creating namespace %s: %w", name, err)
+	}
+	return nameNamespace(name, fd)
 }
 
 // Adopt gives the lab a namespace that somebody else made, a container engine
-// maybe, under the name "fbl-ID-NAME". It is set up as NewNamespace does.
+// maybe, under the name "fblab-ID-NAME". It is set up as NewNamespace does.
 func (l *Lab) Adopt(name, path string) (*Namespace, error) {
-	n, err := makeNamespace("fbl-"+l.ID+"-"+name, func(at string) error { return bind(path, at) })
+	fd, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	n, err := nameNamespace(l.name(name), fd)
 	if err != nil {
 		return nil, err
 	}
@@ -65,24 +71,15 @@ func (l *Lab) Adopt(name, path string) (*Namespace, error) {
 	return n, nil
 }
 
-func bind(from, to string) error {
-	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mounting %s on %s: %w", from, to, err)
+// nameNamespace binds an open namespace, which becomes the result's, to a name.
+func nameNamespace(name string, fd netns.NsHandle) (*Namespace, error) {
+	n := &Namespace{Name: name, fd: fd, procs: map[*Cmd]struct{}{}}
+	err := bindName(name, int(fd))
+	if err == nil {
+		n.named = true
+		err = n.open()
 	}
-	return nil
-}
-
-func makeNamespace(name string, mount func(path string) error) (*Namespace, error) {
-	path := filepath.Join(runDir, name)
-	if err := createFile(path); err != nil {
-		return nil, err
-	}
-	n := &Namespace{Name: name, fd: -1, procs: map[*Cmd]struct{}{}}
-	if err := mount(path); err != nil {
-		_ = os.Remove(path)
-		return nil, fmt.Errorf("creating namespace %s: %w", name, err)
-	}
-	if err := n.open(); err != nil {
+	if err != nil {
 		n.Close()
 		return nil, fmt.Errorf("creating namespace %s: %w", name, err)
 	}
@@ -92,7 +89,11 @@ func makeNamespace(name string, mount func(path string) error) (*Namespace, erro
 // Adopt opens a namespace that somebody else made, a container engine for one.
 // It is used as it is, and Close leaves it.
 func Adopt(path string) (*Namespace, error) {
-	n := &Namespace{Name: filepath.Base(path), path: path, fd: -1, procs: map[*Cmd]struct{}{}}
+	fd, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	n := &Namespace{Name: filepath.Base(path), path: path, fd: fd, procs: map[*Cmd]struct{}{}}
 	if err := n.connect(); err != nil {
 		n.Close()
 		return nil, fmt.Errorf("adopting namespace %s: %w", path, err)
@@ -102,9 +103,6 @@ func Adopt(path string) (*Namespace, error) {
 
 func (n *Namespace) connect() error {
 	var err error
-	if n.fd, err = netns.GetFromPath(n.Path()); err != nil {
-		return fmt.Errorf("opening %s: %w", n.Path(), err)
-	}
 	if n.nl, err = netlink.NewHandleAt(n.fd, unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
 	}
@@ -227,29 +225,8 @@ func (n *Namespace) Close() {
 	if n.fd >= 0 {
 		_ = n.fd.Close()
 	}
-	if n.path != "" {
-		return
-	}
-	_ = unix.Unmount(n.Path(), unix.MNT_DETACH)
-	_ = os.Remove(n.Path())
-	_ = os.Remove(runDir) // gone only if it is empty; the next lab makes it again
-}
-
-// createFile makes the mount point, and the directory for it as often as
-// another lab's Close takes it away in between.
-func createFile(path string) error {
-	for {
-		if err := os.MkdirAll(runDir, 0o755); err != nil {
-			return fmt.Errorf("creating %s: %w", runDir, err)
-		}
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("creating %s: %w", path, err)
-		}
-		return f.Close()
+	if n.named {
+		unbindName(n.Name)
 	}
 }
 
