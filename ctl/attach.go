@@ -261,22 +261,42 @@ type plug struct {
 	publish []*publication
 }
 
-// portSteps is what `attach` does, in order; undone in reverse it is `detach`.
-// The programs are on the device before it joins the bridge: no frame ever
-// passes unchecked. at is nil when there is only undoing to do.
+// portSteps is what `attach` does, in order. The programs are on the device
+// before it joins the bridge: no frame ever passes unchecked.
 func (s *session) portSteps(n *network, p *port, at *plug) []step {
-	return []step{
-		{"port-record", func() error { n.Ports[p.Port] = p; return s.save() },
-			func() error { delete(n.Ports, p.Port); return s.save() }},
-		{"port-veth", func() error { return s.createVeth(n, p, at.ns, 0) }, func() error { return s.deleteVeth(n, p) }},
-		{"port-programs", func() error { return s.attachPrograms(n, p, at.ns) }, func() error { return s.detachPrograms(n, p) }},
-		{"port-join", func() error { return s.joinBridge(n, p) }, func() error { return s.leaveBridge(n, p) }},
-		{"port-up", func() error { return s.conn.SetUp(p.Index, true) }, nil},
-		{"port-xdp", func() error { return s.newPortToXDP(n, p) }, nil},
-		{"port-inside", func() error { return s.configureInside(n, p, at) }, nil},
-		{"port-publish", func() error { return s.publishAll(p, at.publish) }, nil}, // port-programs takes it back
-		{"port-done", func() error { p.Pending = false; return s.save() }, nil},
+	steps := s.unplugSteps(n, []*port{p})
+	for i, do := range []func() error{
+		func() error { n.Ports[p.Port] = p; return s.save() },
+		func() error { return s.createVeth(n, p, at.ns, 0) },
+		func() error { return s.attachPrograms(n, p, at.ns) },
+		func() error { return s.joinBridge(n, p) },
+	} {
+		steps[i].do = do
 	}
+	return append(steps,
+		step{"port-up", func() error { return s.conn.SetUp(p.Index, true) }, nil},
+		step{"port-xdp", func() error { return s.newPortToXDP(n, p) }, nil},
+		step{"port-inside", func() error { return s.configureInside(n, p, at) }, nil},
+		step{"port-publish", func() error { return s.publishAll(p, at.publish) }, nil}, // port-programs takes it back
+		step{"port-done", func() error { p.Pending = false; return s.save() }, nil})
+}
+
+// unplugSteps are the steps of portSteps that are undone, in reverse, by
+// `detach`, and for many ports at once by `down`.
+func (s *session) unplugSteps(n *network, ports []*port) []step {
+	return []step{
+		{"port-record", nil, func() error { return s.forgetPorts(n, ports) }},
+		{"port-veth", nil, func() error { return s.deleteVeths(n, ports) }},
+		{"port-programs", nil, func() error { return s.detachPrograms(n, ports) }},
+		{"port-join", nil, func() error { return s.leaveBridge(n, ports) }},
+	}
+}
+
+func (s *session) forgetPorts(n *network, ports []*port) error {
+	for _, p := range ports {
+		delete(n.Ports, p.Port)
+	}
+	return s.save()
 }
 
 func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) error {
@@ -299,22 +319,31 @@ func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) err
 	return quietIPv6(p.Port)
 }
 
-// deleteVeth removes the pair if the device of that name is ours: marked, or,
-// where a kill came before the mark, a veth with the random name we recorded.
-func (s *session) deleteVeth(n *network, p *port) error {
-	d, err := s.conn.ByName(p.Port)
-	if errors.Is(err, link.ErrNotFound) {
-		return nil
-	} else if err != nil {
-		return err
+// deleteVeths removes the pairs.
+func (s *session) deleteVeths(n *network, ports []*port) error {
+	var ours []int
+	for _, p := range ports {
+		d, err := s.conn.ByName(p.Port)
+		if errors.Is(err, link.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if n.owns(p, d) {
+			ours = append(ours, d.Index)
+		}
 	}
-	if d.Kind != "veth" || d.Alias != ownerMark(n.Name) && (d.Alias != "" || !p.Pending) {
-		return nil
-	}
-	if err := s.conn.Delete(d.Index); err != nil {
-		return fmt.Errorf("deleting %s: %w", p.Port, err)
+	if err := s.conn.DeleteAll(ours); err != nil {
+		return fmt.Errorf("deleting ports of %s: %w", n.Bridge, err)
 	}
 	return nil
+}
+
+// owns tells of the device with the name of a port's host end whether it is
+// that: marked, or, where a kill came before the mark, a veth with the random
+// name we recorded.
+func (n *network) owns(p *port, d link.Device) bool {
+	return d.Kind == "veth" && (d.Alias == ownerMark(n.Name) || d.Alias == "" && p.Pending)
 }
 
 // attachPrograms puts the programs on the host end. If its ifindex falls on a
@@ -383,21 +412,23 @@ func (p *port) datapath(n *network) (datapath.Port, error) {
 		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP}, nil
 }
 
-// detachPrograms makes the datapath forget the port. The device goes first, and
-// the programs with it: there is no moment without them, and the kernel waits
-// for its readers once instead of three times.
-func (s *session) detachPrograms(n *network, p *port) error {
-	if err := s.deleteVeth(n, p); err != nil {
+// detachPrograms makes the datapath forget ports. The devices go first, and the
+// programs with them: there is no moment without them, and the kernel waits for
+// its readers less often.
+func (s *session) detachPrograms(n *network, ports []*port) error {
+	if err := s.deleteVeths(n, ports); err != nil || s.dp == nil {
 		return err
 	}
-	if s.dp == nil || p.Index == 0 {
-		return nil
-	}
-	if err := s.unsetPublications(p, p.Publications); err != nil {
-		return err
-	}
-	if err := s.dp.DetachPort(p.Index); err != nil {
-		return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)
+	for _, p := range ports {
+		if p.Index == 0 {
+			continue
+		}
+		if err := s.unsetPublications(p, p.Publications); err != nil {
+			return err
+		}
+		if err := s.dp.DetachPort(p.Index); err != nil {
+			return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)
+		}
 	}
 	return nil
 }
@@ -423,12 +454,17 @@ func (s *session) joinBridge(n *network, p *port) error {
 	return s.conn.AddNeighbour(n.Index, p.IP, mac)
 }
 
-// leaveBridge takes the neighbour away. The forwarding entry goes with the device.
-func (s *session) leaveBridge(n *network, p *port) error {
+// leaveBridge takes the neighbours away. The forwarding entries go with the devices.
+func (s *session) leaveBridge(n *network, ports []*port) error {
 	if n.Index == 0 {
 		return nil
 	}
-	return s.conn.DeleteNeighbour(n.Index, p.IP)
+	for _, p := range ports {
+		if err := s.conn.DeleteNeighbour(n.Index, p.IP); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // configureInside gives the container's end its address and routes, as a

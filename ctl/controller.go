@@ -226,6 +226,7 @@ func (s *session) tidy(l *lock) {
 		return
 	}
 	os.Remove(s.statePath())
+	os.Remove(unfinished(s.statePath())) // of a killed command
 	if _, err := os.Stat(filepath.Join(s.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
 		os.Remove(s.identityPath())
 		os.Remove(s.dir())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/link"
@@ -58,13 +59,34 @@ func isTarget(s string) bool {
 	return strings.ContainsRune(s, '/') || strings.HasPrefix(s, "netns:") || strings.HasPrefix(s, "pid:")
 }
 
+// detachBatch is how many ports are removed at a time: some, since the kernel
+// waits for its readers once for all of them, and not too many, since it keeps
+// others from changing devices meanwhile.
+const detachBatch = 32
+
 // detachPort undoes the steps of attach, wherever they stopped.
 func (s *session) detachPort(n *network, p *port) error {
-	if !p.Pending {
-		p.Pending = true
+	return s.detachPorts(n, []*port{p})
+}
+
+// detachPorts is detachPort for any number of ports. An error does not keep the
+// other batches from being removed.
+func (s *session) detachPorts(n *network, ports []*port) error {
+	begun := false
+	for _, p := range ports {
+		if !p.Pending {
+			p.Pending, begun = true, true
+		}
+	}
+	// Whoever finds the network pending detaches all of its ports anyway.
+	if begun && !n.Pending {
 		if err := s.save(); err != nil {
 			return err
 		}
 	}
-	return s.runner.undo(s.portSteps(n, p, nil))
+	var errs []error
+	for batch := range slices.Chunk(ports, detachBatch) {
+		errs = append(errs, s.runner.undo(s.unplugSteps(n, batch)))
+	}
+	return errors.Join(errs...)
 }

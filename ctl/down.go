@@ -77,11 +77,7 @@ func (s *session) downNetwork(n *network) error {
 	if err := s.save(); err != nil {
 		return err
 	}
-	var errs []error
-	for _, p := range n.sortedPorts() {
-		errs = append(errs, s.detachPort(n, p))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := s.detachPorts(n, n.sortedPorts()); err != nil {
 		return err
 	}
 	return s.runner.undo(s.networkSteps(n, nil))

@@ -155,13 +155,9 @@ func (c *Controller) NetworkDiscard(ctx context.Context, name string) error {
 	}
 	return c.mutate(ctx, func(s *session) error {
 		if n := s.st.Networks[name]; n != nil {
-			for _, p := range n.sortedPorts() {
-				if p.Peer == "" {
-					continue
-				}
-				if err := s.detachPort(n, p); err != nil {
-					return err
-				}
+			endpoints := slices.DeleteFunc(n.sortedPorts(), func(p *port) bool { return p.Peer == "" })
+			if err := s.detachPorts(n, endpoints); err != nil {
+				return err
 			}
 		}
 		if err := s.removeNetwork(name); !errors.Is(err, ErrNoNetwork) {

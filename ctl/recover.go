@@ -128,20 +128,18 @@ func (s *session) finishPending() error {
 // dropVanished forgets ports whose device went with the container's namespace,
 // and endpoints that their engine gave back and then forgot.
 func (s *session) dropVanished(n *network, devices map[int]link.Entry, names map[string]bool) error {
+	var vanished []*port
 	for _, p := range n.sortedPorts() {
 		e, ok := devices[p.Index]
 		abandoned, err := s.abandoned(p, names)
 		if err != nil {
 			return err
 		}
-		if ok && e.Name == p.Port && e.Alias == ownerMark(n.Name) && !abandoned {
-			continue
-		}
-		if err := s.detachPort(n, p); err != nil {
-			return err
+		if !ok || e.Name != p.Port || e.Alias != ownerMark(n.Name) || abandoned {
+			vanished = append(vanished, p)
 		}
 	}
-	return nil
+	return s.detachPorts(n, vanished)
 }
 
 // rebuild makes a network again whose bridge or pins somebody removed.

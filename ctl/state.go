@@ -11,8 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
@@ -114,6 +112,9 @@ func loadState(path, boot string) (*state, error) {
 		return nil, fmt.Errorf("reading the state: %w", err)
 	}
 	st := newState(boot)
+	if len(b) == 0 { // a crash of the machine; see save
+		return st, nil
+	}
 	if err := json.Unmarshal(b, st); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
@@ -126,7 +127,9 @@ func loadState(path, boot string) (*state, error) {
 	return st, nil
 }
 
-// save writes the state atomically.
+// save writes the state atomically. It does not wait for the disk: what the
+// state describes ends with the machine's run, too, and several commands a second
+// would each wait several times where the state directory is not in memory.
 func (st *state) save(path string) error {
 	b, err := json.Marshal(st)
 	if err != nil {
@@ -135,11 +138,19 @@ func (st *state) save(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("writing the state: %w", err)
 	}
-	if err := renameio.WriteFile(path, b, 0o600); err != nil {
+	err = os.WriteFile(unfinished(path), b, 0o600)
+	if err == nil {
+		err = os.Rename(unfinished(path), path)
+	}
+	if err != nil {
 		return fmt.Errorf("writing the state: %w", err)
 	}
 	return nil
 }
+
+// unfinished is where save writes before it replaces the state. Only the holder
+// of the lock does.
+func unfinished(path string) string { return path + ".next" }
 
 // networkNames are the recorded networks, sorted.
 func (st *state) networkNames() []string {

@@ -27,6 +27,12 @@ func TestStateRoundTrip(t *testing.T) {
 	if other, err := loadState(path, "another boot"); err != nil || len(other.Networks) != 0 {
 		t.Errorf("state of an earlier boot: %+v, %v", other, err)
 	}
+	if err := os.Truncate(path, 0); err != nil { // what a crash of the machine may leave
+		t.Fatal(err)
+	}
+	if empty, err := loadState(path, "boot"); err != nil || !reflect.DeepEqual(empty, newState("boot")) {
+		t.Errorf("an empty state: %+v, %v", empty, err)
+	}
 }
 
 func TestStateRefusesNewerAndBroken(t *testing.T) {

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"sync"
@@ -121,12 +122,13 @@ func Reasons() ([]Reason, error) {
 // programs, so that there is no second list to keep.
 var reasons = sync.OnceValues(func() ([tcFbrReasonFBR_REASON_MAX]Reason, error) {
 	var out [tcFbrReasonFBR_REASON_MAX]Reason
-	spec, err := loadTc()
+	// The types alone: reading the programs too would take most of a scrape.
+	types, err := btf.LoadSpecFromReader(bytes.NewReader(_TcBytes))
 	if err != nil {
-		return out, fmt.Errorf("reading the embedded programs: %w", err)
+		return out, fmt.Errorf("reading the types of the embedded programs: %w", err)
 	}
 	var e *btf.Enum
-	if err := spec.Types.TypeByName("fbr_reason", &e); err != nil {
+	if err := types.TypeByName("fbr_reason", &e); err != nil {
 		return out, fmt.Errorf("finding the drop reasons: %w", err)
 	}
 	for _, v := range e.Values {

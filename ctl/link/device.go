@@ -1,12 +1,15 @@
 package link
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,6 +66,37 @@ func (c *Conn) Delete(index int) error {
 	err := sentinel(c.h.LinkDel(ref(index)))
 	if errors.Is(err, ErrNotFound) {
 		return nil
+	}
+	return err
+}
+
+// DeleteAll removes devices as Delete does, all at the same moment: the kernel
+// waits once, not once for each, for those who may still use them. It keeps
+// others from changing devices meanwhile, so there should not be too many.
+func (c *Conn) DeleteAll(indexes []int) error {
+	if len(indexes) == 0 {
+		return nil
+	}
+	if len(indexes) == 1 {
+		return c.Delete(indexes[0])
+	}
+	// A group that nobody else can have thought of: one of four billion.
+	var b [4]byte
+	rand.Read(b[:]) // never fails
+	group := binary.NativeEndian.Uint32(b[:]) | 1
+	for _, index := range indexes {
+		err := sentinel(c.h.LinkSetGroup(ref(index), int(group)))
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.Sockets = c.raw
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if err = sentinel(err); errors.Is(err, ErrNotFound) {
+		return nil // all had gone before
 	}
 	return err
 }

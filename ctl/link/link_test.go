@@ -209,3 +209,31 @@ func TestFreshDeviceIsNotShaped(t *testing.T) {
 		t.Errorf("shaped %v, %v", shaped, err)
 	}
 }
+
+func TestDeleteAllTakesOnlyThese(t *testing.T) {
+	c, peer := inNetns(t), openPeer(t)
+	var pairs []int
+	for _, name := range []string{"v0", "v1", "v2", "v3"} {
+		index, _, err := c.CreateVeth(Veth{Name: name, PeerName: name, PeerMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, PeerNS: peer, MTU: 1500})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pairs = append(pairs, index)
+	}
+	if err := c.Delete(pairs[0]); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // those that are gone are no error, whether some or all
+		if err := c.DeleteAll(pairs[:3]); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, index := range pairs {
+		if _, err := c.ByIndex(index); (err == nil) != (i == 3) {
+			t.Errorf("v%d after deleting v0 to v2: %v", i, err)
+		}
+	}
+	if _, err := c.ByName("lo"); err != nil {
+		t.Error(err)
+	}
+}
