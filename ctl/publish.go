@@ -21,6 +21,7 @@ type PublishRequest struct {
 	Name        string     // of the container's port
 	Network     string     // "": whichever has a port of that name
 	Allow       netip.Prefix
+	Held        bool // the engine keeps a socket on each port: sockets there do not count
 	Any         bool // one port of First to Last is enough: the first that is free
 }
 
@@ -32,6 +33,7 @@ type publication struct {
 	Port    uint16       `json:"port"`
 	Proto   string       `json:"proto"`
 	Allow   netip.Prefix `json:"allow"`
+	Held    bool         `json:"held,omitempty"`
 	Pending bool         `json:"pending,omitempty"`
 }
 
@@ -107,7 +109,7 @@ func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publi
 // freePorts decides which host ports a request gets; there are those published,
 // others are being asked for with it.
 func (s *session) freePorts(r PublishRequest, there []published, others []*publication) (*publication, error) {
-	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
+	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Held: r.Held, Pending: true}
 	if !r.Any {
 		return pub, s.checkFree(pub, there, others)
 	}
@@ -321,7 +323,7 @@ func (s *session) unsetPublications(p *port, pubs []*publication) error {
 // toDatapath are publications of the port's as the datapath knows them.
 func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 	for _, pub := range pubs {
-		out = append(out, datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, UDP: pub.Proto == "udp", Allow: pub.Allow,
+		out = append(out, datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, UDP: pub.Proto == "udp", Allow: pub.Allow, Held: pub.Held,
 			Ifindex: p.Index, Container: p.IP, Port: pub.Port})
 	}
 	return out

@@ -155,7 +155,8 @@ type injectedFbrPub struct {
 	_         structs.HostLayout
 	Ip        uint32
 	Port      uint16
-	Pad       uint16
+	Held      uint8
+	Pad       uint8
 	Pif       uint32
 	Allow     uint32
 	AllowMask uint32

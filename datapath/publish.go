@@ -18,6 +18,9 @@ type Publication struct {
 	First, Last uint16
 	// UDP instead of TCP.
 	UDP bool
+	// Held: the engine keeps a socket of its own on the host's port. So it may be
+	// bound, and a listener there does not go first.
+	Held bool
 	// Allow are the clients; invalid: all.
 	Allow netip.Prefix
 
@@ -36,6 +39,10 @@ func (p Publication) proto() uint8 {
 // entries are the content of fbr_pub and fbr_pub_of.
 func (p Publication) entries() (host []tcFbrBindKey, to []tcFbrPub, inside []tcFbrBindKey) {
 	var addr, allow, mask uint32
+	var held uint8
+	if p.Held {
+		held = 1
+	}
 	if p.HostAddr.IsValid() {
 		addr = be32(p.HostAddr)
 	}
@@ -45,7 +52,7 @@ func (p Publication) entries() (host []tcFbrBindKey, to []tcFbrPub, inside []tcF
 	}
 	for i := range uint32(p.Last-p.First) + 1 {
 		host = append(host, tcFbrBindKey{Ip: addr, Port: be16(p.First + uint16(i)), Proto: p.proto()})
-		to = append(to, tcFbrPub{Ip: be32(p.Container), Port: be16(p.Port + uint16(i)), Pif: uint32(p.Ifindex), Allow: allow, AllowMask: mask})
+		to = append(to, tcFbrPub{Ip: be32(p.Container), Port: be16(p.Port + uint16(i)), Pif: uint32(p.Ifindex), Held: held, Allow: allow, AllowMask: mask})
 		inside = append(inside, tcFbrBindKey{Ip: be32(p.Container), Port: be16(p.Port + uint16(i)), Proto: p.proto()})
 	}
 	return host, to, inside

@@ -182,7 +182,8 @@ type tcFbrPub struct {
 	_         structs.HostLayout
 	Ip        uint32
 	Port      uint16
-	Pad       uint16
+	Held      uint8
+	Pad       uint8
 	Pif       uint32
 	Allow     uint32
 	AllowMask uint32

@@ -88,7 +88,7 @@ static __always_inline struct fbr_pub *fbr_cg_pub(struct bpf_sock_addr *ctx, __b
 	if (!proto || !addr)
 		return NULL;
 	pub = fbr_pub_get(addr, port, proto);
-	if (!pub || fbr_cg_listens(ctx, addr, port, proto, six))
+	if (!pub || (!pub->held && fbr_cg_listens(ctx, addr, port, proto, six)))
 		return NULL;
 	return fbr_loopback_or_zero(addr) || bpf_map_lookup_elem(&fbr_local, &addr) ? pub : NULL;
 }
@@ -268,19 +268,24 @@ struct fbr_cg_walk {
 static long fbr_cg_published_at(void *map, const __be32 *addr, __u32 *unused, struct fbr_cg_walk *w)
 {
 	struct fbr_bind_key k = { .ip = *addr, .port = w->port, .proto = w->proto };
+	struct fbr_pub *pub = bpf_map_lookup_elem(&fbr_pub, &k);
 
-	w->found = bpf_map_lookup_elem(&fbr_pub, &k) != NULL;
+	w->found = pub && !pub->held;
 	return w->found;
 }
 
-/* A published port is not anybody's to bind: addr (0: any address). */
+/* A published port is not anybody's to bind: addr (0: any address). Where the
+ * engine holds the port itself, it does so after it has asked for the publication.
+ */
 static __always_inline int fbr_cg_bind(struct bpf_sock_addr *ctx, __be32 addr)
 {
 	struct fbr_cg_walk w = { .port = ctx->user_port, .proto = fbr_cg_proto(ctx) };
+	struct fbr_pub *pub;
 
 	if (!w.port || !w.proto)
 		return FBR_CG_ALLOW;
-	w.found = fbr_pub_get(addr, w.port, w.proto) != NULL;
+	pub = fbr_pub_get(addr, w.port, w.proto);
+	w.found = pub && !pub->held;
 	if (!w.found && !addr)
 		bpf_for_each_map_elem(&fbr_local, fbr_cg_published_at, &w, 0);
 	if (!w.found)

@@ -191,7 +191,8 @@ struct fbr_bind_key {
 struct fbr_pub {
 	__be32 ip; /* the container's */
 	__be16 port;
-	__u16 pad;
+	__u8 held; /* the engine keeps a socket on the host's port: sockets there do not count */
+	__u8 pad;
 	__u32 pif;
 	__be32 allow; /* clients: address & mask */
 	__be32 allow_mask;

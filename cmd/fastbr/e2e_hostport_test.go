@@ -23,14 +23,9 @@ func (h *e2e) hostSocket(t *testing.T, ns *lab.Namespace, args ...string) (s see
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.Open(h.cgroup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
 	c := ns.Exec(h.ctx, append([]string{self}, args...)...)
 	c.Args[0] = "hostclient"
-	c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	h.inCgroup(t, c.Cmd)
 	out, err := c.Output()
 	if err == nil {
 		err = json.Unmarshal(out, &s)
@@ -39,6 +34,17 @@ func (h *e2e) hostSocket(t *testing.T, ns *lab.Namespace, args ...string) (s see
 		t.Fatalf("hostclient %v: %v: %s", args, err, out)
 	}
 	return s
+}
+
+// inCgroup makes a command one of the host's processes, that fastbr hooks.
+func (h *e2e) inCgroup(t *testing.T, c *exec.Cmd) {
+	t.Helper()
+	dir, err := os.Open(h.cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, int(dir.Fd())
 }
 
 // hostPortLab is a lab with the echo servers of c1 published, and those servers.

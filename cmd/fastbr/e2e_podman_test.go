@@ -79,13 +79,15 @@ func (p *podman) write(t *testing.T, name, text string) {
 	}
 }
 
-// must runs podman on the lab's host.
+// must runs podman on the lab's host, as a process of the host: it binds published
+// ports itself.
 func (p *podman) must(t *testing.T, args ...string) string {
 	t.Helper()
 	store := filepath.Join(p.dir, "store")
 	c := p.Host.Exec(p.ctx, append([]string{"podman", "--root", store + "/root", "--runroot", store + "/run", "--tmpdir", store + "/tmp",
 		"--storage-driver", "vfs"}, args...)...)
 	c.Env = append(os.Environ(), append(p.exec.env, "CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"))...)
+	p.inCgroup(t, c.Cmd)
 	out, err := c.Output()
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +110,10 @@ func TestE2EPodman(t *testing.T) {
 				t.Errorf("the container printed:\n%s", out)
 			}
 			if kind == "fastbr" {
-				p.publishes(t)
+				p.publishes(t, "podman") // by portmap, as in the list
+				p.runtime.must(t, "up")
+				p.runtime.must(t, "cni", "install", "--bin-dir", p.cni.Path[0], "--conf-dir", filepath.Join(p.dir, "net.d"))
+				p.publishes(t, "fastbr") // by fastbr itself
 			}
 			p.assertNoLeases(t, "podman")
 		})
@@ -118,10 +123,11 @@ func TestE2EPodman(t *testing.T) {
 	}
 }
 
-// publishes runs a server that stays, reaches it from outside, and removes it.
-func (p *podman) publishes(t *testing.T) {
+// publishes runs a server that stays, reaches it from outside and from the host,
+// and removes it.
+func (p *podman) publishes(t *testing.T, network string) {
 	t.Helper()
-	p.must(t, "run", "-d", "--name", "web", "--network", "podman", "-p", "8080:80", "--rootfs", p.rootfs,
+	p.must(t, "run", "-d", "--name", "web", "--network", network, "-p", "8080:80", "--rootfs", p.rootfs,
 		"/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "cat")
 	t.Cleanup(func() { p.must(t, "rm", "-f", "-t", "0", "--ignore", "web") })
 	ports := p.ports(t)
@@ -135,6 +141,12 @@ func (p *podman) publishes(t *testing.T) {
 	})
 	if err != nil {
 		t.Errorf("the published port does not answer: %v", err)
+	}
+	// Podman's own socket on the port is not what the host's processes mean.
+	for _, to := range []string{"127.0.0.1:8080", p.Host.Addr.String() + ":8080"} {
+		if s := p.hostSocket(t, p.Host, "tcp", "4", "connect", "-", to); s.Echo != "hello" {
+			t.Errorf("from the host by %s: %+v", to, s)
+		}
 	}
 	p.must(t, "rm", "-f", "-t", "0", "web")
 	if n := p.containers(t); n != 0 {

@@ -228,7 +228,7 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	if m.HostPort == 0 {
 		return r, nil
 	}
-	r = ctl.PublishRequest{First: uint16(m.HostPort), Last: uint16(m.HostPort), Port: uint16(m.ContainerPort), Proto: strings.ToLower(m.Protocol)}
+	r = ctl.PublishRequest{First: uint16(m.HostPort), Last: uint16(m.HostPort), Port: uint16(m.ContainerPort), Proto: strings.ToLower(m.Protocol), Held: true}
 	if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
 		return r, invalid(fmt.Sprintf("port mapping %d:%d: ports from 1 to 65535 are wanted", m.HostPort, m.ContainerPort))
 	}

@@ -88,7 +88,7 @@ func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
 
 func (m portMapping) publications() (out []ctl.PublishRequest, err error) {
 	more := max(m.Range, 1) - 1
-	r := ctl.PublishRequest{First: m.HostPort, Last: m.HostPort + more, Port: m.ContainerPort}
+	r := ctl.PublishRequest{First: m.HostPort, Last: m.HostPort + more, Port: m.ContainerPort, Held: true}
 	if r.Last < r.First {
 		return nil, fmt.Errorf("host ports from %d: %d ports do not fit below 65536", m.HostPort, m.Range)
 	}
