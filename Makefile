@@ -22,6 +22,9 @@ RACE    := $(if $(shell command -v gcc),-race)
 TESTS   ?= ./...
 # Above the slowest package by a factor of three; not a performance limit.
 TIMEOUT ?= 20m
+# Tests at a time in a package, twice as many as CPUs: in their labs they wait for
+# timers, carriers and the kernel's readers more than they work.
+PARALLEL ?= $(shell expr 2 '*' $$(nproc))
 
 BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
 
@@ -46,7 +49,7 @@ test: build ## every test: vet, pure, programs, namespaces with real traffic, co
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	$(GO) build $(RACE) ./...
-	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
+	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
 	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
 comma := ,
 
@@ -63,7 +66,7 @@ stress: build ## a million flows and connections, STEPS (ten million) of program
 		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestFifteenThousandConnectionsASecond|TestProgramsEqualModel)$$' ./datapath
 	@$(DEPS) iperf3 nft iptables conntrack ip
 	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
-		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|RangeAt95Percent|GreedyContainer|FragmentFlood)$$' ./cmd/fastbr
+		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts)$$' ./cmd/fastbr
 
 churn: build ## 200 containers come and go for CHURN (10m) beside traffic of others
 	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -546,5 +547,16 @@ func TestReconcileMends(t *testing.T) {
 	h.downAll(t)
 	if after := h.traces(t); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+func TestAttachRefusesMoreThanABridgeHolds(t *testing.T) {
+	n := &network{Definition: Definition{Name: "lab"}, Ports: map[string]*port{}}
+	for i := range maxPorts {
+		n.Ports[fmt.Sprint("veth", i)] = &port{}
+	}
+	_, err := (&session{}).newPort(n, AttachRequest{}, link.NetnsID{})
+	if err == nil || !strings.Contains(err.Error(), "network lab has 1023 ports, the most a bridge can have") {
+		t.Errorf("one port too many: %v", err)
 	}
 }

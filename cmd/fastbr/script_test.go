@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
 			s := &scriptHost{host: testutil.NewNetns(t), peer: testutil.NewNetns(t), bpffs: testutil.BPFFS(t), state: t.TempDir(), cgroup: testutil.Cgroup(t)}
 			t.Cleanup(func() { s.downAll(t) }) // scripts run in parallel: not before they end
 			testscript.Run(t, testscript.Params{
@@ -107,15 +108,16 @@ func (s *scriptHost) nobody(ts *testscript.TestScript, _ bool, args []string) {
 	if err != nil {
 		path = filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "fastbr")
 	}
-	b, err := os.ReadFile(path)
-	ts.Check(err)
-	// A copy that everybody may run: the test's own directory is root's.
+	// A copy that everybody may run: the test's own directory is root's. Another
+	// process writes it: what this one starts meanwhile would inherit a descriptor
+	// open for writing, and no such file can be run.
 	dir, err := os.MkdirTemp("/tmp", "fastbr-nobody-")
 	ts.Check(err)
 	defer os.RemoveAll(dir)
 	ts.Check(os.Chmod(dir, 0o755))
 	program := filepath.Join(dir, "fastbr")
-	ts.Check(os.WriteFile(program, b, 0o755))
+	ts.Check(exec.Command("cp", path, program).Run())
+	ts.Check(os.Chmod(program, 0o755))
 	cmd := exec.Command(program, args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	cmd.Dir = "/"
