@@ -28,6 +28,8 @@ type AttachRequest struct {
 	Slow    bool             // always take the kernel path
 	Hairpin bool             // the bridge may send a frame back to this port
 
+	Bandwidth Bandwidth // such a port takes the kernel's path
+
 	// Owner is the engine's name for this port; nil: a user's. An owned port
 	// yields a Name that is taken, and may share a namespace with others.
 	Owner *Owner
@@ -72,6 +74,9 @@ func (r *AttachRequest) check() error {
 		if err := p.check(); err != nil {
 			return err
 		}
+	}
+	if err := r.Bandwidth.check(); err != nil {
+		return err
 	}
 	return checkIfname(r.Ifname)
 }
@@ -166,8 +171,9 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 	if len(n.Ports) >= maxPorts {
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
-	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: r.Slow, Slowed: r.Slow, Hairpin: r.Hairpin,
-		Owner: r.Owner, Pending: true}
+	slow := r.Slow || r.Bandwidth != Bandwidth{}
+	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: slow, Slowed: slow, Hairpin: r.Hairpin,
+		Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}
 	if r.Owner != nil {
 		if _, lost := s.owned(*r.Owner); lost != nil {
 			return nil, tagged(ErrExists, fmt.Sprintf("container %s has %s on network %s already", r.Owner.Container, r.Owner.Ifname, r.Owner.Network))
@@ -269,6 +275,7 @@ func (s *session) portSteps(n *network, p *port, at *plug) []step {
 		func() error { n.Ports[p.Port] = p; return s.save() },
 		func() error { return s.createVeth(n, p, at.ns, 0) },
 		func() error { return s.attachPrograms(n, p, at.ns) },
+		func() error { return s.shapePort(n, p) },
 		func() error { return s.joinBridge(n, p) },
 	} {
 		steps[i].do = do
@@ -288,6 +295,7 @@ func (s *session) unplugSteps(n *network, ports []*port) []step {
 		{"port-record", nil, func() error { return s.forgetPorts(n, ports) }},
 		{"port-veth", nil, func() error { return s.deleteVeths(n, ports) }},
 		{"port-programs", nil, func() error { return s.detachPrograms(n, ports) }},
+		{"port-shape", nil, func() error { return s.unshapePorts(n, ports) }},
 		{"port-join", nil, func() error { return s.leaveBridge(n, ports) }},
 	}
 }

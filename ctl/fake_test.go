@@ -141,6 +141,13 @@ func (f *fakeFile) Unpublish(ps ...datapath.Publication) error {
 	return f.save()
 }
 
+func (f *fakeFile) VerifyPublication(p datapath.Publication) error {
+	if f.Published[p.First] != p {
+		return datapath.ErrDetached
+	}
+	return nil
+}
+
 func (f *fakeFile) AttachHost(string) error     { return nil }
 func (f *fakeFile) SetLocal([]netip.Addr) error { return nil }
 

@@ -50,11 +50,15 @@ func (s *session) notYetPublished(o *Owner, rs []PublishRequest) []PublishReques
 		return rs
 	}
 	return slices.DeleteFunc(slices.Clone(rs), func(r PublishRequest) bool {
-		return slices.ContainsFunc(s.publications(), func(x published) bool {
-			same := x.port.Owner != nil && x.port.Owner.Engine == o.Engine && x.port.Owner.Container == o.Container
-			return same && x.pub.HostIP == r.HostIP && x.pub.First == r.First && x.pub.Last == r.Last && x.pub.Port == r.Port && x.pub.Proto == r.Proto
-		})
+		return slices.ContainsFunc(s.publications(), func(x published) bool { return r.madeFor(*o, x) })
 	})
+}
+
+// madeFor tells whether a publication is what a container of an engine's asked
+// for with r, by whichever port of its.
+func (r PublishRequest) madeFor(o Owner, x published) bool {
+	same := x.port.Owner != nil && x.port.Owner.Engine == o.Engine && x.port.Owner.Container == o.Container
+	return same && x.pub.HostIP == r.HostIP && x.pub.First == r.First && x.pub.Last == r.Last && x.pub.Port == r.Port && x.pub.Proto == r.Proto
 }
 
 func addRoutes(inside *link.Conn, index int, gateway netip.Addr, routes []Route) error {

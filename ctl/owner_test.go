@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"testing"
 
+	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -51,12 +53,31 @@ func TestOwnedPortBringsRoutesAndPublications(t *testing.T) {
 	if f := h.fake(t); f.Published[8080].Port != 80 || f.Published[8080].Last != 8081 {
 		t.Errorf("published = %+v", f.Published)
 	}
-	if got, err := h.ctl(t).Verify(h.ctx, *r.Owner, target.Path(), r.Routes); err != nil || got != res {
+	want := Expectation{Target: target.Path(), Routes: r.Routes, Publish: r.Publish}
+	if got, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); err != nil || got != res {
 		t.Errorf("verify = %+v, %v, want %+v", got, err, res)
 	}
-	other := append(r.Routes, Route{Dst: netip.MustParsePrefix("0.0.0.0/0")})
-	if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, target.Path(), other); !errors.Is(err, ErrBroken) {
-		t.Errorf("verify with a route that is not there = %v, want ErrBroken", err)
+	for what, other := range map[string]func(*Expectation){
+		"a route that is not there": func(e *Expectation) {
+			e.Routes = append(e.Routes[:2:2], Route{Dst: netip.MustParsePrefix("0.0.0.0/0")})
+		},
+		"a publication that is not there":   func(e *Expectation) { e.Publish[0].First++ },
+		"a publication to another port":     func(e *Expectation) { e.Publish[0].Port++ },
+		"a publication of another protocol": func(e *Expectation) { e.Publish[0].Proto = "udp" },
+		"a limit that was never asked for":  func(e *Expectation) { e.Bandwidth.In.Rate = 1e6 },
+		"a publication that the programs do not know": func(*Expectation) {
+			f := h.fake(t)
+			delete(f.Published, 8080)
+			if err := f.save(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		want := Expectation{Target: target.Path(), Routes: r.Routes, Publish: slices.Clone(r.Publish)}
+		other(&want)
+		if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); !errors.Is(err, ErrBroken) {
+			t.Errorf("verify with %s = %v, want ErrBroken", what, err)
+		}
 	}
 	if _, err := h.ctl(t).DetachOwned(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
 		t.Fatal(err)
@@ -171,7 +192,7 @@ func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
 		t.Fatal(err)
 	}
 	verify := func() error {
-		_, err := h.ctl(t).Verify(h.ctx, *r.Owner, target.Path(), nil)
+		_, err := h.ctl(t).Verify(h.ctx, *r.Owner, Expectation{Target: target.Path()})
 		return err
 	}
 	if err := errors.Join(verify(), h.ctl(t).Healthy(h.ctx, "cni0")); err != nil {
@@ -202,7 +223,7 @@ func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
 	}
 	other := *r.Owner
 	other.Container = "c2"
-	if _, err := h.ctl(t).Verify(h.ctx, other, target.Path(), nil); !errors.Is(err, ErrNoPort) {
+	if _, err := h.ctl(t).Verify(h.ctx, other, Expectation{Target: target.Path()}); !errors.Is(err, ErrNoPort) {
 		t.Errorf("unknown container: %v, want ErrNoPort", err)
 	}
 }
@@ -236,5 +257,60 @@ func TestShapedPortTurnsSlowWithTheNextCommand(t *testing.T) {
 	h.attach(t, testutil.NewNetns(t).Path(), "c2")
 	if f := h.fake(t); !f.Ports[d.Index].Slow {
 		t.Errorf("port = %+v, want slow", f.Ports[d.Index])
+	}
+}
+
+// TestBandwidth: the limits are on the host's side, CHECK finds each that is
+// gone, and nothing is left after the port, however it went.
+func TestBandwidth(t *testing.T) {
+	h := newHost(t)
+	h.upEngine(t)
+	target := testutil.NewNetns(t)
+	r := owned(target.Path(), "c1", "eth0")
+	r.Bandwidth = Bandwidth{In: Limit{Rate: 1e6}, Out: Limit{Rate: 2e6, Burst: 1e6}}
+	want := Expectation{Target: target.Path(), Bandwidth: r.Bandwidth}
+	for what, spoil := range map[string]func(port, ifb string) []string{
+		"limit in": func(port, _ string) []string { return []string{"tc", "qdisc", "del", "dev", port, "root"} },
+		"redirect": func(port, _ string) []string { return []string{"tc", "qdisc", "del", "dev", port, "ingress"} },
+		"limit out": func(_, ifb string) []string {
+			return []string{"tc", "qdisc", "change", "dev", ifb, "handle", "1:", "root", "tbf", "rate", "3mbit", "burst", "10kb", "latency", "50ms"}
+		},
+		"down":    func(_, ifb string) []string { return []string{"ip", "link", "set", ifb, "down"} },
+		"device":  func(_, ifb string) []string { return []string{"ip", "link", "del", ifb} },
+		"nothing": nil,
+	} {
+		res, err := h.ctl(t).Attach(h.ctx, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ifb := "ifb" + res.Port[len("veth"):]
+		d, err := h.conn.ByName(res.Port)
+		if err != nil || !h.fake(t).Ports[d.Index].Slow {
+			t.Errorf("%s: port = %+v, %v, want it slow", what, h.fake(t).Ports[d.Index], err)
+		}
+		if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if spoil != nil {
+			argv := spoil(res.Port, ifb)
+			if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %v: %s", argv, err, out)
+			}
+			if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); !errors.Is(err, ErrBroken) {
+				t.Errorf("%s gone: verify = %v, want ErrBroken", what, err)
+			}
+		}
+		if _, err := h.ctl(t).DetachOwned(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
+			t.Error(err)
+		}
+		if _, err := h.conn.ByName(ifb); !errors.Is(err, link.ErrNotFound) {
+			t.Errorf("%s: %s is left: %v", what, ifb, err)
+		}
+	}
+	for _, b := range []Bandwidth{{In: Limit{Burst: 1}}, {Out: Limit{Rate: 999}}} {
+		r.Bandwidth = b
+		if _, err := h.ctl(t).Attach(h.ctx, r); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%+v: %v, want ErrInvalid", b, err)
+		}
 	}
 }

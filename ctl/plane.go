@@ -25,6 +25,7 @@ type plane interface {
 	DetachPort(ifindex int) error
 	Publish(...datapath.Publication) error
 	Unpublish(...datapath.Publication) error
+	VerifyPublication(datapath.Publication) error
 	AttachHost(cgroup string) error
 	SetLocal([]netip.Addr) error
 	AttachUplink(datapath.Uplink) error

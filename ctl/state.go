@@ -65,7 +65,7 @@ type port struct {
 	IP     netip.Addr   `json:"ip"`
 	MAC    string       `json:"mac"`
 	Netns  link.NetnsID `json:"netns"`
-	Slow   bool         `json:"slow,omitempty"` // asked for by the user
+	Slow   bool         `json:"slow,omitempty"` // whatever the state of the device
 	// Slowed: what the datapath was told last, which the state of the device
 	// may demand as well.
 	Slowed  bool `json:"slowed,omitempty"`
@@ -76,6 +76,8 @@ type port struct {
 	GRO     bool   `json:"gro,omitempty"`
 	Owner   *Owner `json:"owner,omitempty"` // nil: the user
 	Pending bool   `json:"pending,omitempty"`
+
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 
 	// Peer is what an endpoint's container end is called as long as it is in the
 	// host's namespace: before an engine takes it, and after it gave it back.

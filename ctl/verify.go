@@ -9,11 +9,19 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// Verify says whether an engine's port is as it was made: the device, the
-// programs and what they know of it, and inside target the device, its address
-// and the routes. It changes nothing. The error wraps ErrNoPort, or ErrBroken
-// with what is wrong.
-func (c *Controller) Verify(ctx context.Context, o Owner, target string, routes []Route) (res AttachResult, err error) {
+// Expectation is what an engine thinks it has.
+type Expectation struct {
+	Target    string // the container's namespace
+	Routes    []Route
+	Publish   []PublishRequest
+	Bandwidth Bandwidth
+}
+
+// Verify says whether an engine's port is as it was made: the device, its
+// limits, the programs and what they know of it and of the published ports, and
+// inside the target the device, its address and the routes. It changes nothing.
+// The error wraps ErrNoPort, or ErrBroken with what is wrong.
+func (c *Controller) Verify(ctx context.Context, o Owner, want Expectation) (res AttachResult, err error) {
 	err = c.read(ctx, func(s *session) error {
 		n, p := s.owned(o)
 		if p == nil {
@@ -22,7 +30,16 @@ func (c *Controller) Verify(ctx context.Context, o Owner, target string, routes 
 		if err := s.verifyPort(n, p); err != nil {
 			return err
 		}
-		if err := s.verifyInside(n, p, target, routes); err != nil {
+		if p.Bandwidth != want.Bandwidth {
+			return broken("%s has other bandwidth limits than asked for", p.Name)
+		}
+		if err := s.verifyShape(n, p); err != nil {
+			return err
+		}
+		if err := s.verifyPublications(o, want.Publish); err != nil {
+			return err
+		}
+		if err := s.verifyInside(n, p, want.Target, want.Routes); err != nil {
 			return err
 		}
 		res, err = s.attachResult(n, p)
@@ -122,6 +139,24 @@ func (s *session) verifyPort(n *network, p *port) error {
 	}
 	if err := s.dp.VerifyPort(dp); err != nil {
 		return broken("%s: %v", p.Port, err)
+	}
+	return nil
+}
+
+// verifyPublications wants what a container asked for to be recorded, of
+// whichever port of its, and known to the programs.
+func (s *session) verifyPublications(o Owner, rs []PublishRequest) error {
+	all := s.publications()
+	for _, r := range rs {
+		at := slices.IndexFunc(all, func(x published) bool { return r.madeFor(o, x) })
+		if at < 0 {
+			return broken("%s is published no more", r)
+		}
+		for _, pub := range all[at].port.toDatapath([]*publication{all[at].pub}) {
+			if err := s.dp.VerifyPublication(pub); err != nil {
+				return broken("%s: %v", r, err)
+			}
+		}
 	}
 	return nil
 }

@@ -34,6 +34,31 @@ func (d *Datapath) VerifyPort(p Port) error {
 	return d.verifyLinks(p.Ifindex)
 }
 
+// VerifyPublication says whether each port of a publication leads where Publish
+// made it lead, and the programs look for it. It changes nothing. The error
+// wraps ErrDetached if not.
+func (d *Datapath) VerifyPublication(p Publication) error {
+	host, to, inside := p.entries()
+	for i := range host {
+		var leads tcFbrPub
+		if err := d.maps.FbrPub.Lookup(&host[i], &leads); err != nil || leads != to[i] {
+			return fmt.Errorf("port %d: not in fbr_pub: %w", int(p.First)+i, ErrDetached)
+		}
+		var back tcFbrBindKey // of another publication, where a container's port has several
+		if err := d.maps.FbrPubOf.Lookup(&inside[i], &back); err != nil {
+			return fmt.Errorf("port %d: not in fbr_pub_of: %w", int(p.First)+i, ErrDetached)
+		}
+	}
+	var conf tcFbrConf
+	if err := d.maps.FbrConf.Lookup(uint32(0), &conf); err != nil {
+		return fmt.Errorf("reading fbr_conf: %w", err)
+	}
+	if conf.Published == 0 {
+		return fmt.Errorf("publications are off in fbr_conf: %w", ErrDetached)
+	}
+	return nil
+}
+
 // VerifyUplink says the same of an uplink.
 func (d *Datapath) VerifyUplink(ifindex int) error {
 	dev, ok, err := d.device(ifindex)

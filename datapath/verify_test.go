@@ -21,6 +21,11 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 	uplink := func() error { return h.VerifyUplink(h.uplink.Ifindex) }
 	mendPort := func() error { return h.AttachPort(h.c1) }
 	mendUplink := func() error { return h.AttachUplink(h.uplink) }
+	pub := h.publication(true)
+	check(t, h.Publish(pub))
+	host, to, inside := pub.entries()
+	published := func() error { return h.VerifyPublication(pub) }
+	publish := func() error { return h.Publish(pub) }
 	fdb := tcFbrFdbKey{Mac: [6]uint8(h.c1.MAC), Bridge: uint32(h.bridge)}
 	for _, c := range []struct {
 		name         string
@@ -37,6 +42,16 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 		{"port: device", port, mendPort, func(t *testing.T) { check(t, h.clearDevice(h.c1.Ifindex)) }},
 		{"uplink: detached", uplink, mendUplink, detachLink(h.uplink.Ifindex, "out")},
 		{"uplink: device", uplink, mendUplink, func(t *testing.T) { check(t, h.CloseUplink(h.uplink.Ifindex)) }},
+		{"publication: port", published, publish, func(t *testing.T) { check(t, h.maps.FbrPub.Delete(&host[3])) }},
+		{"publication: target", published, publish, func(t *testing.T) {
+			other := to[3]
+			other.Port = be16(7)
+			check(t, h.maps.FbrPub.Put(&host[3], &other))
+		}},
+		{"publication: way back", published, publish, func(t *testing.T) { check(t, h.maps.FbrPubOf.Delete(&inside[3])) }},
+		{"publication: not looked for", published, publish, func(t *testing.T) {
+			check(t, h.changeConf(func(c *tcFbrConf) error { c.Published = 0; return nil }))
+		}},
 		{"guard", h.VerifyGuard, h.AttachGuard, func(t *testing.T) { check(t, detach(linkPath(h.dir, guardLink))) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -139,7 +139,7 @@ func code(t *testing.T, err error) uint {
 }
 
 const ownNetwork = `{"type": "fastbr", "network": "default",
-	"capabilities": {"portMappings": true, "ips": true, "mac": true, "dns": true}}`
+	"capabilities": {"portMappings": true, "ips": true, "mac": true, "dns": true, "bandwidth": true}}`
 
 // bridgeNetwork is a configuration of the reference bridge plugin, as Podman
 // writes it, with a place for the type.
@@ -369,11 +369,12 @@ func TestE2ECNIKilled(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
 	l := r.list(t, "1.0.0", "killed", `{"type": "fastbr", "bridge": "cni7", "isDefaultGateway": true, "ipMasq": true,
-		"capabilities": {"portMappings": true},
+		"capabilities": {"portMappings": true, "bandwidth": true},
 		"ipam": {"type": "host-local", "dataDir": "%L", "subnet": "10.88.0.0/16"}}`)
-	rt := attachment(r.Containers[0], map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}})
+	rt := bandwidth(r.Containers[0])
+	rt.CapabilityArgs["portMappings"] = []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}
 	env := r.exec.env
-	for _, step := range []string{"bridge", "port-record", "port-veth", "port-programs", "port-inside", "port-publish", "port-done"} {
+	for _, step := range []string{"bridge", "port-record", "port-veth", "port-programs", "port-shape", "port-inside", "port-publish", "port-done"} {
 		r.exec.env = append(env[:len(env):len(env)], "FASTBR_KILL_AT="+step)
 		if _, err := r.cni.AddNetworkList(r.ctx, l, rt); err == nil {
 			t.Errorf("ADD was to die after %s", step)
@@ -382,6 +383,9 @@ func TestE2ECNIKilled(t *testing.T) {
 		r.del(t, l, rt)
 		if n := r.containers(t); n != 0 {
 			t.Errorf("killed after %s: %d ports are left", step, n)
+		}
+		if out, err := r.Host.Run(r.ctx, "ip", "-br", "link"); err != nil || strings.Contains(out, "ifb") || strings.Contains(out, "veth") {
+			t.Errorf("killed after %s: devices are left: %s, %v", step, out, err)
 		}
 		r.assertNoLeases(t, "killed")
 	}
@@ -419,6 +423,7 @@ func TestE2ECNIRefuses(t *testing.T) {
 		"no namespace":   {plugin: ownNetwork, netns: "/run/netns/nosuch", want: types.ErrInvalidEnvironmentVariables},
 		"sctp":           {plugin: ownNetwork, caps: map[string]any{"portMappings": []map[string]any{{"hostPort": 1, "containerPort": 1, "protocol": "sctp"}}}, want: types.ErrUnsupportedField},
 		"two addresses":  {plugin: ownNetwork, caps: map[string]any{"ips": []string{"172.30.0.9", "172.30.0.10"}}, want: types.ErrUnsupportedField},
+		"burst alone":    {plugin: ownNetwork, caps: map[string]any{"bandwidth": map[string]any{"egressBurst": 1}}, want: types.ErrInvalidNetworkConfig},
 		"address abroad": {plugin: ownNetwork, caps: map[string]any{"ips": []string{"192.0.2.9"}}, want: 100},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -477,6 +482,10 @@ func TestE2ECNICapabilities(t *testing.T) {
 		if err := r.cni.CheckNetworkList(r.ctx, l, rt); err != nil {
 			t.Errorf("CHECK: %v", err)
 		}
+		r.must(t, "publish", "rm", "8080-8081")
+		if err := r.cni.CheckNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080-8081/tcp is published no more") {
+			t.Errorf("CHECK of what is published no more = %v", err)
+		}
 		r.del(t, l, rt)
 		if out := r.must(t, "publish", "ls", "-o", "json"); strings.TrimSpace(out) != "[]" {
 			t.Errorf("published after DEL: %s", out)
@@ -484,18 +493,87 @@ func TestE2ECNICapabilities(t *testing.T) {
 	})
 }
 
+// cniLimit is asked of shaped ports, in bit/s.
+const cniLimit = 20e6
+
+// bandwidth asks for cniLimit in both directions.
+func bandwidth(c *lab.Namespace) *libcni.RuntimeConf {
+	return attachment(c, map[string]any{"bandwidth": map[string]any{
+		"ingressRate": int(cniLimit), "ingressBurst": 800000, "egressRate": int(cniLimit), "egressBurst": 800000}})
+}
+
+// assertLimit sends both ways between a container with a limit and another end:
+// nothing passes above it, and TCP gets most of it.
+func (r *runtime) assertLimit(t *testing.T, other, shaped *lab.Namespace) {
+	t.Helper()
+	for direction, o := range map[string]lab.IperfOptions{"in": {Seconds: 2}, "out": {Seconds: 2, Reverse: true}} {
+		client, server := other, shaped
+		if other == r.Outside { // which cannot begin
+			client, server, o.Reverse = shaped, other, !o.Reverse
+		}
+		got, err := lab.Iperf(r.ctx, client, server, server.Addr, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %.1f of %.0f Mbit/s", direction, got.BitsPerSecond/1e6, cniLimit/1e6)
+		// The burst may pass beyond the rate.
+		if got.BitsPerSecond > 1.05*cniLimit || got.BitsPerSecond < cniLimit/2 {
+			t.Errorf("%s: %.1f Mbit/s pass, the limit is %.0f", direction, got.BitsPerSecond/1e6, cniLimit/1e6)
+		}
+	}
+}
+
+// TestE2ECNIBandwidth: the limits of the capability hold in both directions,
+// towards containers and towards outside; CHECK finds one that is gone, and DEL
+// leaves nothing of them.
+func TestE2ECNIBandwidth(t *testing.T) {
+	t.Parallel()
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
+	before, err := r.Host.Run(r.ctx, "ip", "-br", "link")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shaped, free := r.Containers[0], r.Containers[1]
+	l := r.list(t, "1.1.0", "net", ownNetwork)
+	r.add(t, l, free, attachment(free, nil))
+	rt := bandwidth(shaped)
+	res := r.add(t, l, shaped, rt)
+	r.assertLimit(t, free, shaped)
+	r.assertLimit(t, r.Outside, shaped)
+	if err := r.cni.CheckNetworkList(r.ctx, l, rt); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	if _, err := r.Host.Run(r.ctx, "tc", "qdisc", "del", "dev", res.Interfaces[1].Name, "root"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.cni.CheckNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "limit") {
+		t.Errorf("CHECK without the limit = %v", err)
+	}
+	r.del(t, l, rt)
+
+	// GC, and a namespace that is gone, clean up as well.
+	r.add(t, l, shaped, rt)
+	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
+	if err := forgetful.GCNetworkList(r.ctx, l, &libcni.GCArgs{}); err != nil {
+		t.Error(err)
+	}
+	r.must(t, "down", "--all")
+	if after, err := r.Host.Run(r.ctx, "ip", "-br", "link"); err != nil || after != before {
+		t.Errorf("devices before:\n%safter:\n%s%v", before, after, err)
+	}
+}
+
 // TestE2ECNIShaped chains the bandwidth plugin: once fastbr has looked, which
 // CHECK makes it do, or with "slow" at once, its limit holds in both directions,
 // between two containers too, which the fast path would lead past the shaper.
 func TestE2ECNIShaped(t *testing.T) {
 	t.Parallel()
-	const limit = 20e6 // bit/s
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
 	shaped, free := r.Containers[0], r.Containers[1]
-	rt := attachment(shaped, map[string]any{"bandwidth": map[string]any{
-		"ingressRate": int(limit), "ingressBurst": 800000, "egressRate": int(limit), "egressBurst": 800000}})
-	r.add(t, r.list(t, "1.0.0", "net", ownNetwork), free, attachment(free, nil))
-	for name, plugin := range map[string]string{"check": ownNetwork, "slow": strings.Replace(ownNetwork, "{", `{"slow": true, `, 1)} {
+	rt := bandwidth(shaped)
+	chained := strings.Replace(ownNetwork, `, "bandwidth": true`, "", 1)
+	r.add(t, r.list(t, "1.0.0", "net", chained), free, attachment(free, nil))
+	for name, plugin := range map[string]string{"check": chained, "slow": strings.Replace(chained, "{", `{"slow": true, `, 1)} {
 		t.Run(name, func(t *testing.T) {
 			l := r.list(t, "1.0.0", "net", plugin+`, {"type": "bandwidth", "capabilities": {"bandwidth": true}}`)
 			r.add(t, l, shaped, rt)
@@ -505,15 +583,7 @@ func TestE2ECNIShaped(t *testing.T) {
 					t.Errorf("CHECK: %v", err)
 				}
 			}
-			for direction, o := range map[string]lab.IperfOptions{"in": {Seconds: 2}, "out": {Seconds: 2, Reverse: true}} {
-				got, err := lab.Iperf(r.ctx, free, shaped, shaped.Addr, o)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got.BitsPerSecond > 2*limit {
-					t.Errorf("%s: %.0f Mbit/s pass, the limit is %.0f", direction, got.BitsPerSecond/1e6, limit/1e6)
-				}
-			}
+			r.assertLimit(t, free, shaped)
 		})
 	}
 }

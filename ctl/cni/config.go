@@ -108,7 +108,6 @@ func (c *config) check() error {
 		{"vlanTrunk", len(c.VLANTrunk) > 0, len(c.VLANTrunk)},
 		{"disableContainerInterface", c.DisableContainerInterface, true},
 		{"portIsolation", c.PortIsolation, true},
-		{"bandwidth", c.Runtime.Bandwidth != bandwidth{}, "chain the bandwidth plugin instead"},
 	} {
 		if f.asked {
 			return unsupported(f.key, f.value)
@@ -145,6 +144,12 @@ func (c *config) networkName() string {
 		return c.Bridge
 	}
 	return defaultBridge
+}
+
+// bandwidth is what the runtime asks. CNI's directions are the container's.
+func (c *config) bandwidth() ctl.Bandwidth {
+	b := c.Runtime.Bandwidth
+	return ctl.Bandwidth{In: ctl.Limit{Rate: b.IngressRate, Burst: b.IngressBurst}, Out: ctl.Limit{Rate: b.EgressRate, Burst: b.EgressBurst}}
 }
 
 // portName is what the port is called in statistics: the pod's or container's

@@ -25,7 +25,7 @@ const example = `{
     {
       "type": "fastbr",
       "network": "default",
-      "capabilities": { "portMappings": true, "ips": true, "mac": true, "dns": true }
+      "capabilities": { "portMappings": true, "ips": true, "mac": true, "dns": true, "bandwidth": true }
     }
   ]
 }

@@ -111,7 +111,7 @@ func checkNetns(args *skel.CmdArgs) error {
 func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, err error) {
 	o := c.owner(args)
 	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
-		Slow: c.Slow, Hairpin: c.HairpinMode, Owner: &o}
+		Slow: c.Slow, Hairpin: c.HairpinMode, Bandwidth: c.bandwidth(), Owner: &o}
 	if r.MAC, err = c.mac(); err != nil {
 		return r, err
 	}
@@ -189,7 +189,11 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if err != nil {
 		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
 	}
-	res, err := c.Verify(p.ctx, conf.owner(args), args.Netns, destinations(prev.Routes))
+	want := ctl.Expectation{Target: args.Netns, Routes: destinations(prev.Routes), Bandwidth: conf.bandwidth()}
+	if want.Publish, err = conf.publications(); err != nil {
+		return err
+	}
+	res, err := c.Verify(p.ctx, conf.owner(args), want)
 	if err != nil {
 		return coded(err)
 	}

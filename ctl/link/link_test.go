@@ -3,6 +3,7 @@ package link
 import (
 	"bytes"
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -235,5 +237,27 @@ func TestDeleteAllTakesOnlyThese(t *testing.T) {
 	}
 	if _, err := c.ByName("lo"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestBucketFits: the numbers given to the kernel, at the ends of what can be asked.
+func TestBucketFits(t *testing.T) {
+	for _, x := range []struct {
+		limit        Limit
+		burst, queue uint64 // bytes
+	}{
+		{Limit{Rate: 2_500_000, Burst: 100_000}, 100_000, 62_500},
+		{Limit{Rate: 2_500_000}, 2 * 1514, 62_500},                       // a bucket holds two frames
+		{Limit{Rate: 125, Burst: 0}, 2 * 1514, 24 * 1514},                // and some may wait
+		{Limit{Rate: 125_000, Burst: 1 << 40}, math.MaxInt32, 24 * 1514}, // what kubelet asks is not far below
+	} {
+		q := x.limit.tbf(1, 1500)
+		if got := uint64(q.Limit); got != x.burst+x.queue {
+			t.Errorf("%+v: limit %d, want %d + %d", x.limit, got, x.burst, x.queue)
+		}
+		ticks := float64(x.burst) / float64(x.limit.Rate) * 1e6 * netlink.TickInUsec()
+		if want := min(ticks, math.MaxUint32); math.Abs(float64(q.Buffer)-want) > 1 {
+			t.Errorf("%+v: buffer %d ticks, want %.0f", x.limit, q.Buffer, want)
+		}
 	}
 }
