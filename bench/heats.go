@@ -32,7 +32,7 @@ func tableHeats() []Heat {
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: []string{fast}, Every: 2},
 		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: bulk},
 		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: bulk},
-		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: bulk},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: append(slices.Clone(bulk), Fastbr{}.WithXDP().Name())},
 		{Workload: RoundTrip{ContainerToContainer}, Contestants: short},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: short},
 		{Workload: ConnMax{}, Contestants: short},
