@@ -300,9 +300,17 @@ func (s *session) unplugSteps(n *network, ports []*port) []step {
 	}
 }
 
+// forgetPorts ends the records, and the reservation of what the ports published.
 func (s *session) forgetPorts(n *network, ports []*port) error {
+	published := false
 	for _, p := range ports {
 		delete(n.Ports, p.Port)
+		published = published || len(p.Publications) > 0
+	}
+	if published {
+		if err := s.reserve(); err != nil {
+			return err
+		}
 	}
 	return s.save()
 }

@@ -12,12 +12,16 @@ type portSet [65536 / 64]uint64
 func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
 func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
 
-// portRange is the set of first to last, inclusive.
-func portRange(first, last uint16) portSet {
-	var s portSet
+// addRange adds first to last, inclusive.
+func (s *portSet) addRange(first, last uint16) {
 	for p := int(first); p <= int(last); p++ {
 		s.add(uint16(p))
 	}
+}
+
+// portRange is the set of first to last, inclusive.
+func portRange(first, last uint16) (s portSet) {
+	s.addRange(first, last)
 	return s
 }
 
@@ -37,7 +41,7 @@ func parsePorts(list string) (portSet, error) {
 		if err1 != nil || err2 != nil || a > b {
 			return s, fmt.Errorf("port range %q is malformed", item)
 		}
-		s = s.plus(portRange(uint16(a), uint16(b)))
+		s.addRange(uint16(a), uint16(b))
 	}
 	return s, nil
 }

@@ -131,10 +131,18 @@ func (s *session) publishAll(p *port, pubs []*publication) error {
 	if p.Publications = pubs; len(pubs) == 0 {
 		return nil
 	}
-	if err := s.save(); err != nil {
+	if err := s.recordPublications(); err != nil {
 		return err
 	}
 	return s.setPublications(p, pubs)
+}
+
+// recordPublications saves what has been added, and what it will reserve.
+func (s *session) recordPublications() error {
+	if err := s.recordReserved(); err != nil {
+		return err
+	}
+	return s.save()
 }
 
 // Unpublish takes back what Publish did and ends the flows of those ports. Zero
@@ -272,8 +280,8 @@ func (pub *publication) overlaps(x *publication) bool {
 
 func (s *session) publishSteps(p *port, pubs []*publication) []step {
 	return []step{
-		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return s.save() },
-			func() error { p.forget(pubs); return s.save() }},
+		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return s.recordPublications() },
+			func() error { p.forget(pubs); return errors.Join(s.reserve(), s.save()) }},
 		{"publish-ports", func() error { return s.setPublications(p, pubs) }, func() error { return s.unsetPublications(p, pubs) }},
 		{"publish-done", func() error { setPending(pubs, false); return s.save() }, nil},
 	}
@@ -300,9 +308,14 @@ func (s *session) unpublish(p *port, pubs ...*publication) error {
 	return s.runner.undo(s.publishSteps(p, pubs))
 }
 
+// setPublications makes host ports lead to a port. They are the kernel's to give
+// out no more before they are.
 func (s *session) setPublications(p *port, pubs []*publication) error {
 	if len(pubs) == 0 {
 		return nil
+	}
+	if err := s.reserve(); err != nil {
+		return err
 	}
 	if err := s.dp.Publish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
@@ -310,6 +323,8 @@ func (s *session) setPublications(p *port, pubs []*publication) error {
 	return s.reachFromHost()
 }
 
+// unsetPublications undoes setPublications, but for the reservation, which goes
+// with the record.
 func (s *session) unsetPublications(p *port, pubs []*publication) error {
 	if s.dp == nil {
 		return nil

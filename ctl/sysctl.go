@@ -17,13 +17,6 @@ type sysctl struct {
 	New  string `json:"new"`
 }
 
-// reservation is what we added to ip_local_reserved_ports.
-type reservation struct {
-	Old   string `json:"old"`   // the list before
-	New   string `json:"new"`   // as the kernel shows it with our range
-	Added string `json:"added"` // the part that is ours
-}
-
 const (
 	sysNet        = "/proc/sys/net/"
 	sysForward    = sysNet + "ipv4/ip_forward"
@@ -53,7 +46,7 @@ func sysctlName(path string) string {
 // setSysctls brings the host's settings to what the datapath needs. Old values
 // are on disk before the first write and never overwritten.
 func (s *session) setSysctls() error {
-	before, reserved := slices.Clone(s.st.Sysctls), s.st.Reserved != nil
+	before, reserved := slices.Clone(s.st.Sysctls), s.st.Reserved
 	if err := s.recordForwarding(); err != nil {
 		return err
 	}
@@ -63,7 +56,7 @@ func (s *session) setSysctls() error {
 	if err := s.recordReserved(); err != nil {
 		return err
 	}
-	if !slices.Equal(before, s.st.Sysctls) || !reserved {
+	if !slices.Equal(before, s.st.Sysctls) || reserved != s.st.Reserved {
 		if err := s.save(); err != nil {
 			return err
 		}
@@ -145,48 +138,6 @@ func (s *session) recordLiberal() error {
 	return nil
 }
 
-func (s *session) recordReserved() error {
-	if s.st.Reserved != nil {
-		return nil
-	}
-	old, err := readSysctl(sysReserved)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
-	}
-	have, err := parsePorts(old)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
-	}
-	added := portRange(s.st.Settings.NATFirst, s.st.Settings.NATLast).minus(have)
-	s.st.Reserved = &reservation{Old: old, New: have.plus(added).String(), Added: added.String()}
-	return nil
-}
-
-// reserve keeps the host's own sockets off the NAT range, as far as they let
-// the kernel choose their port.
-func (s *session) reserve() error {
-	r := s.st.Reserved
-	if r.Old == r.New {
-		return nil
-	}
-	now, err := readSysctl(sysReserved)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
-	}
-	if now == r.New {
-		return nil
-	}
-	have, err := parsePorts(now)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
-	}
-	added, err := parsePorts(r.Added)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
-	return writeSysctl(sysReserved, have.plus(added).String())
-}
-
 // restoreSysctls puts back what setSysctls changed, unless somebody changed it
 // again meanwhile.
 func (s *session) restoreSysctls() error {
@@ -208,36 +159,6 @@ func (s *session) restoreSysctls() error {
 	}
 	s.st.Sysctls, s.st.Reserved = nil, nil
 	return s.save()
-}
-
-func (s *session) unreserve() error {
-	r := s.st.Reserved
-	if r == nil || r.Added == "" {
-		return nil
-	}
-	now, err := readSysctl(sysReserved)
-	if err != nil || now == r.Old {
-		return err
-	}
-	list := r.Old
-	if now != r.New {
-		if list, err = without(now, r.Added); err != nil {
-			return err
-		}
-	}
-	return writeSysctl(sysReserved, list)
-}
-
-func without(list, gone string) (string, error) {
-	have, err := parsePorts(list)
-	if err != nil {
-		return "", err
-	}
-	ours, err := parsePorts(gone)
-	if err != nil {
-		return "", err
-	}
-	return have.minus(ours).String(), nil
 }
 
 // quietIPv6 keeps the kernel from giving the device a link-local address and

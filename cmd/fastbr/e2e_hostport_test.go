@@ -222,3 +222,42 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 		t.Errorf("published no more: %+v", s)
 	}
 }
+
+// TestE2EPublishedPortIsNotChosen: the kernel gives no published port to a socket
+// of the host that lets it choose, in whose place the container would be answered.
+func TestE2EPublishedPortIsNotChosen(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 1})
+		if err := h.Host.SetSysctl("net.ipv4.ip_local_port_range", "40000 40003"); err != nil {
+			t.Fatal(err)
+		}
+		web := h.Containers[0]
+		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 80))
+		defer tcp.Close()
+		defer udp.Close()
+		for _, ports := range []string{"40000:80", "40001:80", "40003:80"} {
+			h.must(t, "publish", "add", ports, "c1")
+			h.must(t, "publish", "add", ports+"/udp", "c1")
+		}
+		for i := range uint16(4) {
+			outside := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 9000+i))
+			defer outside.Close()
+			dns := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 9000+i))
+			defer dns.Close()
+			for _, args := range []string{"tcp 4 connect", "udp 4 connect", "udp 4 sendto"} {
+				s := h.hostSocket(t, h.Host, append(strings.Fields(args), "-", outside.Addr.String())...)
+				if s.Echo != "hello" || !strings.HasSuffix(s.Local, ":40002") {
+					t.Errorf("%s: %+v, want it from port 40002", args, s)
+				}
+			}
+		}
+		if n := len(tcp.Peers()) + len(udp.Peers()); n != 0 {
+			t.Errorf("the container has seen %d clients", n)
+		}
+		if err := h.Outside.EchoTCP(h.ctx, on(h.Outside.Addr, 0), on(h.HostAddr(0), 40001), "hello"); err != nil {
+			t.Error(err)
+		}
+	})
+}

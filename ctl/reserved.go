@@ -1,0 +1,117 @@
+package ctl
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// reservation is what we added to ip_local_reserved_ports. Sockets of the host
+// that let the kernel choose their port, which no program of ours sees, then get
+// neither one of the NAT range nor a published one, whose answers would go to the
+// container.
+type reservation struct {
+	Added string `json:"added"`
+}
+
+// wantReserved are the ports to be reserved, pending publications included.
+func (s *session) wantReserved() portSet {
+	set := portRange(s.st.Settings.NATFirst, s.st.Settings.NATLast)
+	for _, n := range s.st.Networks {
+		for _, p := range n.Ports {
+			for _, pub := range p.Publications {
+				set.addRange(pub.First, pub.Last)
+			}
+		}
+	}
+	return set
+}
+
+// reservedNow reads the kernel's list.
+func reservedNow() (portSet, error) {
+	text, err := readReserved()
+	if err != nil {
+		return portSet{}, fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
+	}
+	set, err := parsePorts(text)
+	if err != nil {
+		return set, fmt.Errorf("reading %s: %w", sysctlName(sysReserved), err)
+	}
+	return set, nil
+}
+
+// readReserved reads the list at once: the kernel has no more to say to a second read.
+func readReserved() (string, error) {
+	f, err := os.Open(sysReserved)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	longest := make([]byte, 65536*len("65535,"))
+	n, err := f.Read(longest)
+	return strings.TrimSpace(string(longest[:n])), err
+}
+
+// ours is the recorded part of the kernel's list.
+func (s *session) ours() (portSet, error) {
+	if s.st.Reserved == nil {
+		return portSet{}, nil
+	}
+	set, err := parsePorts(s.st.Reserved.Added)
+	if err != nil {
+		return set, fmt.Errorf("reading the state: %w", err)
+	}
+	return set, nil
+}
+
+// recordReserved notes what reserve is about to add. The caller saves.
+func (s *session) recordReserved() error {
+	have, err := reservedNow()
+	if err != nil {
+		return err
+	}
+	ours, err := s.ours()
+	if err != nil {
+		return err
+	}
+	added := ours.plus(s.wantReserved().minus(have))
+	if s.st.Reserved == nil || added != ours {
+		s.st.Reserved = &reservation{added.String()}
+	}
+	return nil
+}
+
+// reserve brings the kernel's list to what is wanted: adds what was recorded, and
+// takes back what is not wanted any more, which is forgotten with the next save.
+func (s *session) reserve() error {
+	have, err := reservedNow()
+	if err != nil {
+		return err
+	}
+	ours, err := s.ours()
+	if err != nil {
+		return err
+	}
+	idle := ours.minus(s.wantReserved())
+	kept := ours.minus(idle)
+	if list := have.minus(idle).plus(kept); list != have {
+		if err := writeSysctl(sysReserved, list.String()); err != nil {
+			return err
+		}
+	}
+	s.st.Reserved = &reservation{kept.String()}
+	return nil
+}
+
+// unreserve takes back all that is ours.
+func (s *session) unreserve() error {
+	ours, err := s.ours()
+	if err != nil || ours == (portSet{}) {
+		return err
+	}
+	have, err := reservedNow()
+	if err != nil {
+		return err
+	}
+	return writeSysctl(sysReserved, have.minus(ours).String())
+}
