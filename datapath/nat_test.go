@@ -439,6 +439,24 @@ func TestClosedConnectionGivesWay(t *testing.T) {
 	}
 }
 
+// A FIN makes a connection's timeout shorter than a lease that was granted before it may be.
+func TestFINEndsLeases(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	f := h.own("tcp")
+	eport := h.open(t, f)
+	in := h.reply(f, eport).Bytes(t)
+	if got := h.uplinkIn(t, in); got.verdict != redirect {
+		t.Fatalf("before the FIN: verdict %d, want %d", got.verdict, redirect)
+	}
+	h.uplinkIn(t, h.reply(f.With(func(f *testutil.Frame) { f.TCP.FIN = true }), eport).Bytes(t))
+	if got := h.uplinkIn(t, in); got.verdict != next {
+		t.Errorf("after it: verdict %d, want %d", got.verdict, next)
+	}
+	if got := h.portIn(t, f.Bytes(t)); got.verdict != next {
+		t.Errorf("after it, the other way: verdict %d, want %d", got.verdict, next)
+	}
+}
+
 // A NIC may hand over packets with the sum of all their bytes (CHECKSUM_COMPLETE),
 // which must follow every change; the kernel itself compares it after the run.
 func TestFastPathKeepsCompleteChecksums(t *testing.T) {

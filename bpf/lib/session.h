@@ -228,6 +228,7 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 	struct fbr_flow *f;
 	__u32 set = 0, bits;
 	__u64 closes = 0;
+	bool closed;
 
 	if (!s)
 		return 0;
@@ -263,7 +264,9 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 		s->check_at = 0; /* the timeout may have become shorter */
 		fbr_half_done(s, bits);
 	}
-	if (p->proto != IPPROTO_TCP || !fbr_closed_bits(bits))
+	closed = p->proto == IPPROTO_TCP && fbr_closed_bits(bits);
+	/* A FIN shortens the timeout as well, and no lease outlives its session. */
+	if (!closed && !(set & (FBR_S_FIN_OUT | FBR_S_FIN_IN)))
 		return 0;
 	k = s->fwd;
 	f = bpf_map_lookup_elem(&fbr_flow, &k);
@@ -272,7 +275,8 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 			fbr_closing(f, closes);
 		fbr_sess_slow(s, f);
 	}
-	fbr_closed_push(slot, s);
+	if (closed)
+		fbr_closed_push(slot, s);
 	return 0;
 }
 

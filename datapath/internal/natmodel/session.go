@@ -174,8 +174,11 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 		s.bits &^= HalfOpen
 		s.dev.Half--
 	}
-	if p.Proto == TCP && s.bits.closed() {
+	closed := p.Proto == TCP && s.bits.closed()
+	if closed || set&(FinOut|FinIn) != 0 { // a FIN shortens the timeout, and no lease outlives its session
 		s.entry[outbound].granted, s.entry[inward].granted = 0, 0
+	}
+	if closed {
 		n.pushClosed(s.slot)
 	}
 }
