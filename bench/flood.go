@@ -33,18 +33,7 @@ func (Flood) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() 
 	if s.dstMAC, err = l.Host.MAC(device); err != nil {
 		return Sample{}, err
 	}
-	g, err := newGenerator(s, from, to)
-	if err != nil {
-		return Sample{}, err
-	}
-	defer func() { err = errors.Join(err, g.Close()) }()
-	if err := g.send(burst); err != nil {
-		return Sample{}, err
-	}
-	if err := start(); err != nil {
-		return Sample{}, err
-	}
-	r, err := g.flow(ctx, d)
+	r, err := s.run(ctx, from, to, d, func(g *generator) error { return g.send(burst) }, start)
 	if err != nil {
 		return Sample{}, err
 	}

@@ -76,6 +76,22 @@ type generator struct {
 	from    *lab.Namespace
 }
 
+// run generates a stream for as long as d once open has sent what must precede it.
+func (s stream) run(ctx context.Context, from, to *lab.Namespace, d time.Duration, open func(*generator) error, start func() error) (r rate, err error) {
+	g, err := newGenerator(s, from, to)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, g.Close()) }()
+	if err := open(g); err != nil {
+		return r, err
+	}
+	if err := start(); err != nil {
+		return r, err
+	}
+	return g.flow(ctx, d)
+}
+
 // newGenerator loads the programs for frames that leave from by its eth0, and
 // are counted and dropped at eth0 of to. Close it.
 func newGenerator(s stream, from, to *lab.Namespace) (*generator, error) {

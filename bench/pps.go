@@ -64,7 +64,7 @@ func (p PPS) Unit() string { return mpps }
 const mpps = "Mpps"
 
 // Run implements Workload.
-func (p PPS) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (_ Sample, err error) {
+func (p PPS) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error) {
 	from, to := l.Containers[0], l.Outside
 	switch p.Direction {
 	case ContainerToContainer:
@@ -76,18 +76,7 @@ func (p PPS) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() 
 	if err != nil {
 		return Sample{}, err
 	}
-	g, err := newGenerator(s, from, to)
-	if err != nil {
-		return Sample{}, err
-	}
-	defer func() { err = errors.Join(err, g.Close()) }()
-	if err := p.open(ctx, g); err != nil {
-		return Sample{}, err
-	}
-	if err := start(); err != nil {
-		return Sample{}, err
-	}
-	r, err := g.flow(ctx, d)
+	r, err := s.run(ctx, from, to, d, func(g *generator) error { return p.open(ctx, g) }, start)
 	if err != nil {
 		return Sample{}, err
 	}

@@ -345,7 +345,7 @@ func (s *session) deleteVeths(n *network, ports []*port) error {
 		} else if err != nil {
 			return err
 		}
-		if n.owns(p, d) {
+		if n.owns(p, d, "veth") {
 			ours = append(ours, d.Index)
 		}
 	}
@@ -355,11 +355,10 @@ func (s *session) deleteVeths(n *network, ports []*port) error {
 	return nil
 }
 
-// owns tells of the device with the name of a port's host end whether it is
-// that: marked, or, where a kill came before the mark, a veth with the random
-// name we recorded.
-func (n *network) owns(p *port, d link.Device) bool {
-	return d.Kind == "veth" && (d.Alias == ownerMark(n.Name) || d.Alias == "" && p.Pending)
+// owns tells of the device with a name that we recorded for a port whether it is
+// that: of its kind, and marked or, where a kill came before the mark, of nobody's.
+func (n *network) owns(p *port, d link.Device, kind string) bool {
+	return d.Kind == kind && (d.Alias == ownerMark(n.Name) || d.Alias == "" && p.Pending)
 }
 
 // attachPrograms puts the programs on the host end. If its ifindex falls on a

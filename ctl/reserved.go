@@ -52,25 +52,20 @@ func readReserved() (string, error) {
 	return strings.TrimSpace(string(longest[:n])), err
 }
 
-// ours is the recorded part of the kernel's list.
-func (s *session) ours() (portSet, error) {
-	if s.st.Reserved == nil {
-		return portSet{}, nil
+// reserved reads the kernel's list, and the part of it that is recorded as ours.
+func (s *session) reserved() (have, ours portSet, err error) {
+	if have, err = reservedNow(); err != nil || s.st.Reserved == nil {
+		return have, ours, err
 	}
-	set, err := parsePorts(s.st.Reserved.Added)
-	if err != nil {
-		return set, fmt.Errorf("reading the state: %w", err)
+	if ours, err = parsePorts(s.st.Reserved.Added); err != nil {
+		err = fmt.Errorf("reading the state: %w", err)
 	}
-	return set, nil
+	return have, ours, err
 }
 
 // recordReserved notes what reserve is about to add. The caller saves.
 func (s *session) recordReserved() error {
-	have, err := reservedNow()
-	if err != nil {
-		return err
-	}
-	ours, err := s.ours()
+	have, ours, err := s.reserved()
 	if err != nil {
 		return err
 	}
@@ -84,11 +79,7 @@ func (s *session) recordReserved() error {
 // reserve brings the kernel's list to what is wanted: adds what was recorded, and
 // takes back what is not wanted any more, which is forgotten with the next save.
 func (s *session) reserve() error {
-	have, err := reservedNow()
-	if err != nil {
-		return err
-	}
-	ours, err := s.ours()
+	have, ours, err := s.reserved()
 	if err != nil {
 		return err
 	}
@@ -105,12 +96,11 @@ func (s *session) reserve() error {
 
 // unreserve takes back all that is ours.
 func (s *session) unreserve() error {
-	ours, err := s.ours()
-	if err != nil || ours == (portSet{}) {
-		return err
+	if s.st.Reserved == nil {
+		return nil
 	}
-	have, err := reservedNow()
-	if err != nil {
+	have, ours, err := s.reserved()
+	if err != nil || ours == (portSet{}) {
 		return err
 	}
 	return writeSysctl(sysReserved, have.minus(ours).String())

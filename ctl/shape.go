@@ -91,8 +91,7 @@ func (s *session) unshapePorts(n *network, ports []*port) error {
 		} else if err != nil {
 			return err
 		}
-		// A kill may have come before the mark.
-		if d.Kind != "ifb" || d.Alias != ownerMark(n.Name) && (d.Alias != "" || !p.Pending) {
+		if !n.owns(p, d, "ifb") {
 			continue
 		}
 		if err := s.conn.Delete(d.Index); err != nil {
