@@ -28,6 +28,12 @@ PARALLEL ?= $(shell expr 2 '*' $$(nproc))
 
 BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
 
+# A static binary without symbols: less to map and to fault in at each start.
+BUILD = CGO_ENABLED=0 $(GO) build -ldflags='-s -w'
+
+# Where the manual pages are written.
+PAGES := bin/man
+
 # How long `make fuzz` looks for each target.
 FUZZTIME ?= 30s
 
@@ -35,7 +41,7 @@ FUZZTIME ?= 30s
 CHURN ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz stress churn lint generate bench bench-full bench-smoke bench-start score deps build install uninstall deb
+.PHONY: help demo test fuzz stress churn lint generate bench bench-full bench-smoke bench-start score deps build man install uninstall deb
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -78,6 +84,7 @@ lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
 	@bad=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*' -not -name '*_bpfel.go')); \
 		if [ -n "$$bad" ]; then echo "gofmt -w is due: $$bad" >&2; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags man ./cmd/fastbr
 	$(GO) tool staticcheck ./...
 	@if [ -n "$(BPF_SOURCES)" ]; then $(CLANG_FORMAT) --dry-run -Werror $(BPF_SOURCES); fi
 	$(GO) test -count=1 -run '^TestWall' ./internal/testutil
@@ -116,10 +123,14 @@ deps: ## install the Debian packages that all targets together need, as far as m
 
 build: ## bin/fastbr
 	@mkdir -p $(dir $(BIN))
-	$(GO) build -o $(BIN) ./cmd/fastbr
+	$(BUILD) -o $(BIN) ./cmd/fastbr
 
-install: build ## put fastbr, manual pages, completions and units under /usr/local (or PREFIX, DESTDIR)
-	$(SUDO) env DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install $(BIN)
+man: ## the manual pages, in bin/man
+	rm -rf $(PAGES)
+	$(GO) run -tags man ./cmd/fastbr $(PAGES)
+
+install: build man ## put fastbr, manual pages, completions and units under /usr/local (or PREFIX, DESTDIR)
+	$(SUDO) env DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install $(BIN) $(PAGES)
 
 uninstall: ## remove what install put there
 	$(SUDO) env DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall
@@ -131,8 +142,9 @@ NFPM    := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.41.3
 deb: ## bin/fastbr_VERSION_ARCH.deb, checked; installed, rebooted, removed in a copy of this system
 	@$(DEPS) lintian dpkg-deb gzip dockerd busybox iptables ip nsenter systemd-socket-activate
 	rm -rf bin/pkg
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o bin/pkg-fastbr ./cmd/fastbr
-	DESTDIR=$(CURDIR)/bin/pkg PREFIX=/usr SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) packaging/install bin/pkg-fastbr
+	$(BUILD) -trimpath -o bin/pkg-fastbr ./cmd/fastbr
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(MAKE) --no-print-directory man
+	DESTDIR=$(CURDIR)/bin/pkg PREFIX=/usr packaging/install bin/pkg-fastbr $(PAGES)
 	VERSION='$(VERSION)' ARCH=$$($(GO) env GOARCH) $(GO) run $(NFPM) package --config packaging/nfpm.yaml --packager deb --target bin/
 	packaging/check-deb "$$(ls -t bin/fastbr_*.deb | head -n 1)"
 	$(SUDO) packaging/try-deb "$$(ls -t bin/fastbr_*.deb | head -n 1)"

@@ -16,7 +16,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 )
 
 const (
@@ -87,9 +86,6 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from sour
 
 // build loads, fills and pins maps and programs below dir.
 func build(dir string, meta tcFbrMeta, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
-	}
 	coll, err := load(meta, nil, tune, from)
 	if err != nil {
 		return nil, err

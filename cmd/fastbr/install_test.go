@@ -9,16 +9,22 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/internal/manual"
 )
 
 // TestInstallIsWhole installs into an empty tree: every command has its manual
 // page, every unit starts a program that is there with arguments it knows, and
 // uninstall takes everything away again.
 func TestInstallIsWhole(t *testing.T) {
+	pages := t.TempDir()
+	if err := manual.Write(newRootCmd(&env{}), "0", pages); err != nil {
+		t.Fatal(err)
+	}
 	for _, prefix := range []string{"/usr", "/usr/local"} {
 		t.Run(prefix, func(t *testing.T) {
 			tree := t.TempDir()
-			install(t, tree, prefix, "install", thisProgram(t))
+			install(t, tree, prefix, "install", thisProgram(t), pages)
 			for _, name := range manualPages(newRootCmd(&env{}), nil) {
 				if _, err := os.Stat(filepath.Join(tree, prefix, "share/man/man8", name+".8.gz")); err != nil {
 					t.Error(err)

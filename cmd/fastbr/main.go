@@ -1,3 +1,5 @@
+//go:build !man
+
 // Command fastbr builds container bridges with an eBPF datapath.
 package main
 

@@ -75,7 +75,7 @@ func commands(e *env) []*cobra.Command {
 	return []*cobra.Command{
 		newUpCmd(e), newDownCmd(e), newAttachCmd(e), newDetachCmd(e), newRunCmd(e), newNetworkCmd(e),
 		newShowCmd(e), newPortCmd(e), newStatsCmd(e), newFlowsCmd(e), newPublishCmd(e), newStatusCmd(e), newCheckCmd(e),
-		newServeCmd(e), newMetricsCmd(e), newCNICmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newManCmd(e), newRunInitCmd(e),
+		newServeCmd(e), newMetricsCmd(e), newCNICmd(e), newDemoCmd(e), newBenchCmd(e), newVersionCmd(e), newRunInitCmd(e),
 	}
 }
 

@@ -49,6 +49,7 @@ var walls = map[string]wall{
 	"datapath/internal/clsact":   {never: []string{cobra, prometheus}},
 	"datapath/internal/natmodel": {stdOnly: true},
 	"bench":                      {ours: []string{"ctl", "ctl/link", "ctl/lab"}, never: []string{netlinkLib, cobra}},
+	"internal/manual":            {never: []string{ebpf, netlinkLib, prometheus}},
 	"internal/testutil":          {never: []string{cobra, prometheus}},
 }
 
