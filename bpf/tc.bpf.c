@@ -18,6 +18,7 @@
 #include "lib/nat.h"
 #include "lib/parse.h"
 #include "lib/port.h"
+#include "lib/qdisc.h"
 #include "lib/stats.h"
 #include "lib/uplink.h"
 #include "lib/xdp.h"
@@ -39,14 +40,14 @@ static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fb
 	struct fbr_dev *t;
 	__u32 *oif;
 
-	if (!c->l2_fast || (p->flags & FBR_DEV_SLOW))
+	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH))
 		return TCX_NEXT;
 	*(__u32 *)&k.mac[0] = *(__u32 *)&eth->h_dest[0];
 	*(__u32 *)&k.mac[4] = *(__u16 *)&eth->h_dest[4]; /* and the padding */
 	k.bridge = p->bridge;
 	oif = bpf_map_lookup_elem(&fbr_fdb, &k);
 	t = oif ? fbr_dev_get(*oif) : NULL;
-	if (!t || (t->flags & FBR_DEV_SLOW) || t->bridge != p->bridge || t->mtu < p->mtu)
+	if (!t || (t->flags & FBR_DEV_KERNEL_PATH) || t->bridge != p->bridge || t->mtu < p->mtu)
 		return TCX_NEXT;
 	fbr_count_rx(skb, p, FBR_FAST);
 	fbr_count_tx(skb, t, FBR_FAST);
@@ -64,6 +65,16 @@ __fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 d
 	if (n)
 		return n->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
 	return p->flags & FBR_DEV_INTERNAL ? FBR_ISOLATED : FBR_NONE;
+}
+
+/* What a port has sent takes the kernel's path. */
+__fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
+{
+	if (!p)
+		return TCX_DROP;
+	fbr_note_queue(skb, p);
+	fbr_count_rx(skb, p, FBR_SLOW);
+	return TCX_NEXT;
 }
 
 /* tcx ingress, host end of a container's veth pair. */
@@ -104,8 +115,8 @@ int fbr_port_in(struct __sk_buff *skb)
 							      : FBR_L2_PROTO;
 		if (why)
 			goto drop;
-		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast &&
-		    !(p->flags & FBR_DEV_SLOW) && fbr_answer_arp(skb, p)) {
+		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast && !fbr_note_queue(skb, p) &&
+		    fbr_answer_arp(skb, p)) {
 			fbr_count_rx(skb, p, FBR_FAST);
 			fbr_count_tx(skb, p, FBR_FAST);
 			return bpf_redirect_peer(p->ifindex, 0);
@@ -137,7 +148,7 @@ int fbr_port_in(struct __sk_buff *skb)
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
 		now = fbr_now();
 		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
-		    !(p->flags & FBR_DEV_SLOW) && fbr_fits(skb, ETH_HLEN, l4_len, f->mtu)) {
+		    !(p->flags & FBR_DEV_KERNEL_PATH) && fbr_fits(skb, ETH_HLEN, l4_len, f->mtu)) {
 			__u32 oif = f->oif;
 
 			fbr_count_rx(skb, p, FBR_FAST);
@@ -161,8 +172,7 @@ int fbr_port_in(struct __sk_buff *skb)
 	if (why)
 		goto drop;
 kernel:
-	fbr_count_rx(skb, p, FBR_SLOW);
-	return TCX_NEXT;
+	return fbr_port_kernel(skb, p);
 drop:
 	fbr_count_rx(skb, p, FBR_SLOW);
 	return fbr_drop(p, why);
@@ -203,6 +213,7 @@ int fbr_port_out(struct __sk_buff *skb)
 		/* All routes of a container lead through the bridge. */
 		return fbr_drop(p, FBR_UNSUPPORTED);
 	}
+	fbr_note_queue(skb, p);
 	fbr_count_tx(skb, p, FBR_SLOW);
 	return TCX_NEXT;
 }

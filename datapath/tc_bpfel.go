@@ -54,6 +54,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_FRAGS    tcFbrDevFlags = 64
 	tcFbrDevFlagsFBR_DEV_RAW_IP   tcFbrDevFlags = 128
 	tcFbrDevFlagsFBR_DEV_XDP      tcFbrDevFlags = 256
+	tcFbrDevFlagsFBR_DEV_QUEUES   tcFbrDevFlags = 512
 )
 
 type tcFbrDrops struct {

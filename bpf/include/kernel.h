@@ -327,11 +327,32 @@ struct icmphdr {
 /* Kernel types, relocated at load. */
 #define __core             __attribute__((preserve_access_index))
 
+struct Qdisc {
+	__u32 handle;
+} __core;
+
+struct bpf_mprog_entry {
+	struct bpf_mprog_bundle *parent;
+} __core;
+
+struct bpf_mprog_bundle {
+	struct bpf_mprog_entry a;
+} __core;
+
+struct tcx_entry {
+	struct mini_Qdisc *miniq;
+	struct bpf_mprog_bundle bundle;
+} __core;
+
 struct net_device {
 	int ifindex;
+	struct Qdisc *qdisc;
+	struct bpf_mprog_entry *tcx_ingress;
+	struct bpf_mprog_entry *tcx_egress;
 } __core;
 
 struct sk_buff {
+	struct net_device *dev;
 	__u8 ip_summed : 2;
 	__u32 hash;
 } __core;

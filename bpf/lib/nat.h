@@ -525,7 +525,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	bits = s->bits;
 	secs = fbr_timeout(k.proto, k.dport, bits);
 	if (forwarded) {
-		if (!p->frag && !(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(bits) &&
+		if (!p->frag && !(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
 			__u8 macs[12] = {};
 
@@ -788,7 +788,7 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);
 	/* This packet does not keep alive what only outbound packets do. */
 	end = s->bits & FBR_S_OUT_ONLY ? fbr_sess_expires(f->sess) : now + (__u64)secs * cfg_hz;
-	if (!(port->flags & FBR_DEV_SLOW) && !fbr_closed_bits(s->bits) && end > now &&
+	if (!(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(s->bits) && end > now &&
 	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
 	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, now, end - now);

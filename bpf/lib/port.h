@@ -75,7 +75,7 @@ __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 	} else {
 		oif = bpf_map_lookup_elem(&fbr_hosts, &asked);
 		t = oif ? fbr_dev_get(*oif) : NULL;
-		if (!t || t->bridge != p->bridge || (t->flags & FBR_DEV_SLOW))
+		if (!t || t->bridge != p->bridge || (t->flags & FBR_DEV_KERNEL_PATH))
 			return false;
 		__builtin_memcpy(mac, t->mac, ETH_ALEN);
 	}

@@ -27,13 +27,17 @@ enum fbr_dev_flags {
 	FBR_DEV_PORT = 1,
 	FBR_DEV_UPLINK = 2,
 	FBR_DEV_BRIDGE = 4,
-	FBR_DEV_SLOW = 8, /* port: always the kernel path */
+	FBR_DEV_SLOW = 8, /* port: always the kernel path, by the control plane */
 	FBR_DEV_INTERNAL = 16,
 	FBR_DEV_ROUTED = 32,  /* port: its network is not translated */
 	FBR_DEV_FRAGS = 64,   /* to the namespace that puts inbound fragments in order */
 	FBR_DEV_RAW_IP = 128, /* uplink: no L2 header */
 	FBR_DEV_XDP = 256,    /* port: its container's end takes frames from XDP */
+	FBR_DEV_QUEUES = 512, /* port: the programs have seen a qdisc or filters on it (qdisc.h) */
 };
+
+/* Always the kernel path, whoever says so. */
+#define FBR_DEV_KERNEL_PATH (FBR_DEV_SLOW | FBR_DEV_QUEUES)
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS */
 struct fbr_dev {

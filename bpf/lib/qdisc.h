@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Whether somebody has put a queueing discipline or tc filters on a port's
+ * device, which a redirect to it would bypass: asked of the kernel's own device,
+ * off the fast path, by whatever passes the port. So no process need notice a
+ * shaper that comes after the port, as a plugin behind us in a CNI chain. The
+ * control plane asks the same by netlink (FBR_DEV_SLOW).
+ */
+#ifndef FBR_QDISC_H
+#define FBR_QDISC_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_core_read.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "types.h"
+
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
+
+/* Whether a clsact or ingress qdisc has filters at this hook; tcx programs are none. */
+static __always_inline bool fbr_hook_filtered(struct bpf_mprog_entry *e)
+{
+	struct bpf_mprog_bundle *b = e ? e->parent : NULL;
+	struct tcx_entry *t;
+
+	if (!b)
+		return false;
+	t = bpf_rdonly_cast((void *)b - bpf_core_field_offset(struct tcx_entry, bundle),
+			    bpf_core_type_id_kernel(struct tcx_entry));
+	return t->miniq;
+}
+
+static __always_inline bool fbr_device_queues(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	struct net_device *dev = k->dev;
+	struct Qdisc *q;
+
+	if (!dev)
+		return false;
+	q = dev->qdisc;
+	/* What the kernel attaches by itself has no handle. */
+	return (q && q->handle) || fbr_hook_filtered(dev->tcx_ingress) ||
+	       fbr_hook_filtered(dev->tcx_egress);
+}
+
+/* Sees to it that p, the device that the packet is at, takes the kernel path while
+ * it has a queue. Returns whether it does, for whatever reason.
+ */
+__fbr_global bool fbr_note_queue(struct __sk_buff *skb, struct fbr_dev *p)
+{
+	bool queues;
+
+	if (!p)
+		return true;
+	queues = fbr_device_queues(skb);
+	if (queues && !(p->flags & FBR_DEV_QUEUES))
+		__sync_fetch_and_or((__u32 *)&p->flags, FBR_DEV_QUEUES);
+	else if (!queues && (p->flags & FBR_DEV_QUEUES))
+		__sync_fetch_and_and((__u32 *)&p->flags, ~(__u32)FBR_DEV_QUEUES);
+	return p->flags & FBR_DEV_KERNEL_PATH;
+}
+
+#endif
