@@ -10,6 +10,7 @@
 #include "lib/frag.h"
 #include "lib/guard.h"
 #include "lib/hairpin.h"
+#include "lib/hostend.h"
 #include "lib/hostport.h"
 #include "lib/l2.h"
 #include "lib/lease.h"
@@ -466,6 +467,19 @@ SEC("cgroup/bind6")
 int fbr_bind6(struct bpf_sock_addr *ctx)
 {
 	return fbr_cg_bind6(ctx);
+}
+
+/* Through all sockets of the host, once something is published no more. */
+SEC("iter/tcp")
+int fbr_end_tcp(struct bpf_iter__tcp *ctx)
+{
+	return fbr_end_stale(ctx->sk_common, IPPROTO_TCP);
+}
+
+SEC("iter/udp")
+int fbr_end_udp(struct bpf_iter__udp *ctx)
+{
+	return fbr_end_stale((struct sock_common *)ctx->udp_sk, IPPROTO_UDP);
 }
 
 /* Requests of the control plane, run through BPF_PROG_TEST_RUN so that they

@@ -434,12 +434,16 @@ func (s *session) detachPrograms(n *network, ports []*port) error {
 	if err := s.deleteVeths(n, ports); err != nil || s.dp == nil {
 		return err
 	}
+	var pubs []datapath.Publication
+	for _, p := range ports {
+		pubs = append(pubs, p.toDatapath(p.Publications)...)
+	}
+	if err := s.dp.Unpublish(pubs...); err != nil {
+		return fmt.Errorf("unpublishing ports: %w", err)
+	}
 	for _, p := range ports {
 		if p.Index == 0 {
 			continue
-		}
-		if err := s.unsetPublications(p, p.Publications); err != nil {
-			return err
 		}
 		if err := s.dp.DetachPort(p.Index); err != nil {
 			return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)

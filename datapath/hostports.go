@@ -3,6 +3,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -90,6 +91,33 @@ func updateCgroup(path string, prog *ebpf.Program) (found bool, err error) {
 		return false, fmt.Errorf("updating link %s: %w", path, err)
 	}
 	return true, nil
+}
+
+// endHost ends those connections of the host's sockets that were led to what is
+// published no more.
+func (d *Datapath) endHost() error {
+	for _, p := range []*ebpf.Program{d.progs.FbrEndTcp, d.progs.FbrEndUdp} {
+		if err := iterate(p); err != nil {
+			return fmt.Errorf("ending connections of the host with %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// iterate runs an iterator's program through all there is.
+func iterate(p *ebpf.Program) error {
+	it, err := link.AttachIter(link.IterOptions{Program: p})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err
 }
 
 // DetachHost undoes AttachHost. It succeeds when nothing is attached.

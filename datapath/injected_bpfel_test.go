@@ -273,6 +273,8 @@ const (
 	injectedProgFbrConnect6      = "fbr_connect6"
 	injectedProgFbrControl       = "fbr_control"
 	injectedProgFbrDefrag        = "fbr_defrag"
+	injectedProgFbrEndTcp        = "fbr_end_tcp"
+	injectedProgFbrEndUdp        = "fbr_end_udp"
 	injectedProgFbrFragIn        = "fbr_frag_in"
 	injectedProgFbrGetpeername4  = "fbr_getpeername4"
 	injectedProgFbrGetpeername6  = "fbr_getpeername6"
@@ -358,6 +360,8 @@ type injectedProgramSpecs struct {
 	FbrConnect6      *ebpf.ProgramSpec `ebpf:"fbr_connect6"`
 	FbrControl       *ebpf.ProgramSpec `ebpf:"fbr_control"`
 	FbrDefrag        *ebpf.ProgramSpec `ebpf:"fbr_defrag"`
+	FbrEndTcp        *ebpf.ProgramSpec `ebpf:"fbr_end_tcp"`
+	FbrEndUdp        *ebpf.ProgramSpec `ebpf:"fbr_end_udp"`
 	FbrFragIn        *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
 	FbrGetpeername4  *ebpf.ProgramSpec `ebpf:"fbr_getpeername4"`
 	FbrGetpeername6  *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
@@ -557,6 +561,8 @@ type injectedPrograms struct {
 	FbrConnect6      *ebpf.Program `ebpf:"fbr_connect6"`
 	FbrControl       *ebpf.Program `ebpf:"fbr_control"`
 	FbrDefrag        *ebpf.Program `ebpf:"fbr_defrag"`
+	FbrEndTcp        *ebpf.Program `ebpf:"fbr_end_tcp"`
+	FbrEndUdp        *ebpf.Program `ebpf:"fbr_end_udp"`
 	FbrFragIn        *ebpf.Program `ebpf:"fbr_frag_in"`
 	FbrGetpeername4  *ebpf.Program `ebpf:"fbr_getpeername4"`
 	FbrGetpeername6  *ebpf.Program `ebpf:"fbr_getpeername6"`
@@ -582,6 +588,8 @@ func (p *injectedPrograms) Close() error {
 		p.FbrConnect6,
 		p.FbrControl,
 		p.FbrDefrag,
+		p.FbrEndTcp,
+		p.FbrEndUdp,
 		p.FbrFragIn,
 		p.FbrGetpeername4,
 		p.FbrGetpeername6,

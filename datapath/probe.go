@@ -19,6 +19,7 @@ func Probe() []Feature {
 		{Name: "tcx", Required: true, Minimum: "6.6", Err: probeTCX()},
 		{Name: "netfilter-link", Required: true, Minimum: "6.6 with CONFIG_NETFILTER_BPF_LINK", Err: features.HaveProgramType(ebpf.Netfilter)},
 		{Name: "cgroup-sockets", Required: true, Minimum: "5.18 with CONFIG_CGROUP_BPF", Err: features.HaveProgramType(ebpf.CGroupSockAddr)},
+		{Name: "socket-iterators", Required: true, Minimum: "6.5 with CONFIG_BPF_EVENTS", Err: probeIterators()},
 		{Name: "redirect-peer", Required: true, Minimum: "5.10", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer)},
 		{Name: "timer", Required: true, Minimum: "5.15", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnTimerInit)},
 		{Name: "loop", Required: true, Minimum: "5.17", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)},
@@ -74,6 +75,18 @@ func probeFIB() error {
 		err = ErrNotSupported
 	}
 	return err
+}
+
+// probeIterators loads an iterator through TCP sockets, which could end one.
+func probeIterators() error {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: "tcp", License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return fmt.Errorf("loading an iterator: %w: %w", ErrNotSupported, err)
+	}
+	return errors.Join(p.Close(), probeKfunc("bpf_sock_destroy"))
 }
 
 func probeKfunc(name string) error {

@@ -89,9 +89,10 @@ func (d *Datapath) Publish(ps ...Publication) error {
 	return err
 }
 
-// Unpublish takes publications back and ends their sessions, so that nothing
-// of theirs reaches whoever gets the ports next. The last one takes with it what
-// AttachHost did. It succeeds when they are not there.
+// Unpublish takes publications back and ends their sessions, and the connections of
+// the host's own sockets, so that nothing of theirs reaches whoever gets the ports
+// next. The last one takes with it what AttachHost did. It succeeds when they are
+// not there. The caller is in the datapath's network namespace.
 func (d *Datapath) Unpublish(ps ...Publication) error {
 	if len(ps) == 0 {
 		return nil
@@ -102,13 +103,16 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 		}
 	}
 	any, err := d.setPublished()
-	if err == nil && !any {
-		err = d.DetachHost()
-	}
 	if err != nil {
 		return err
 	}
-	return d.endPublished(ps)
+	if err := d.endPublished(ps); err != nil {
+		return err
+	}
+	if err := d.endHost(); err != nil || any {
+		return err
+	}
+	return d.DetachHost()
 }
 
 // unset takes one publication out of both maps. A container's port that has been

@@ -350,6 +350,8 @@ const (
 	tcProgFbrConnect6      = "fbr_connect6"
 	tcProgFbrControl       = "fbr_control"
 	tcProgFbrDefrag        = "fbr_defrag"
+	tcProgFbrEndTcp        = "fbr_end_tcp"
+	tcProgFbrEndUdp        = "fbr_end_udp"
 	tcProgFbrFragIn        = "fbr_frag_in"
 	tcProgFbrGetpeername4  = "fbr_getpeername4"
 	tcProgFbrGetpeername6  = "fbr_getpeername6"
@@ -434,6 +436,8 @@ type tcProgramSpecs struct {
 	FbrConnect6     *ebpf.ProgramSpec `ebpf:"fbr_connect6"`
 	FbrControl      *ebpf.ProgramSpec `ebpf:"fbr_control"`
 	FbrDefrag       *ebpf.ProgramSpec `ebpf:"fbr_defrag"`
+	FbrEndTcp       *ebpf.ProgramSpec `ebpf:"fbr_end_tcp"`
+	FbrEndUdp       *ebpf.ProgramSpec `ebpf:"fbr_end_udp"`
 	FbrFragIn       *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
 	FbrGetpeername4 *ebpf.ProgramSpec `ebpf:"fbr_getpeername4"`
 	FbrGetpeername6 *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
@@ -629,6 +633,8 @@ type tcPrograms struct {
 	FbrConnect6     *ebpf.Program `ebpf:"fbr_connect6"`
 	FbrControl      *ebpf.Program `ebpf:"fbr_control"`
 	FbrDefrag       *ebpf.Program `ebpf:"fbr_defrag"`
+	FbrEndTcp       *ebpf.Program `ebpf:"fbr_end_tcp"`
+	FbrEndUdp       *ebpf.Program `ebpf:"fbr_end_udp"`
 	FbrFragIn       *ebpf.Program `ebpf:"fbr_frag_in"`
 	FbrGetpeername4 *ebpf.Program `ebpf:"fbr_getpeername4"`
 	FbrGetpeername6 *ebpf.Program `ebpf:"fbr_getpeername6"`
@@ -653,6 +659,8 @@ func (p *tcPrograms) Close() error {
 		p.FbrConnect6,
 		p.FbrControl,
 		p.FbrDefrag,
+		p.FbrEndTcp,
+		p.FbrEndUdp,
 		p.FbrFragIn,
 		p.FbrGetpeername4,
 		p.FbrGetpeername6,

@@ -376,6 +376,22 @@ struct nf_conn {
 	unsigned long status;
 } __core;
 
+struct sock_common {
+	__be32 skc_daddr;
+	__be16 skc_dport;
+} __core;
+
+struct udp_sock;
+
+/* The contexts of iterators through all sockets of a network namespace. */
+struct bpf_iter__tcp {
+	struct sock_common *sk_common;
+} __core;
+
+struct bpf_iter__udp {
+	struct udp_sock *udp_sk;
+} __core;
+
 /* Whether a weak __ksym was found on the running kernel. */
 #define bpf_ksym_exists(sym) (!!(sym))
 

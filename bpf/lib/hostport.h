@@ -7,7 +7,8 @@
  * These programs hook every socket of the machine below their cgroup, and leave
  * all but those of the instance's network namespace alone, first of all. They
  * never refuse a connection. A socket that has bound itself to a loopback
- * address is left alone, too: its packets could not leave the loopback device.
+ * address or to a device is left alone, too: its packets might not leave the
+ * loopback device, or not reach the bridge.
  */
 #ifndef FBR_HOSTPORT_H
 #define FBR_HOSTPORT_H
@@ -83,9 +84,10 @@ static __always_inline struct fbr_pub *fbr_cg_pub(struct bpf_sock_addr *ctx, __b
 {
 	__u8 proto = fbr_cg_proto(ctx);
 	__be16 port = ctx->user_port;
+	struct bpf_sock *sk = ctx->sk;
 	struct fbr_pub *pub;
 
-	if (!proto || !addr)
+	if (!proto || !addr || (sk && sk->bound_dev_if))
 		return NULL;
 	pub = fbr_pub_get(addr, port, proto);
 	if (!pub || (!pub->held && fbr_cg_listens(ctx, addr, port, proto, six)))

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,14 +20,7 @@ type seen struct {
 // hostSocket runs hostclient as a process of the lab's host, or of c's namespace.
 func (h *e2e) hostSocket(t *testing.T, ns *lab.Namespace, args ...string) (s seen) {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := ns.Exec(h.ctx, append([]string{self}, args...)...)
-	c.Args[0] = "hostclient"
-	h.inCgroup(t, c.Cmd)
-	out, err := c.Output()
+	out, err := h.hostClient(t, ns, args...).Output()
 	if err == nil {
 		err = json.Unmarshal(out, &s)
 	}
@@ -34,6 +28,69 @@ func (h *e2e) hostSocket(t *testing.T, ns *lab.Namespace, args ...string) (s see
 		t.Fatalf("hostclient %v: %v: %s", args, err, out)
 	}
 	return s
+}
+
+// hostClient is the command of hostSocket.
+func (h *e2e) hostClient(t *testing.T, ns *lab.Namespace, args ...string) *lab.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := ns.Exec(h.ctx, append([]string{self}, args...)...)
+	c.Args[0] = "hostclient"
+	h.inCgroup(t, c.Cmd)
+	return c
+}
+
+// staying is a socket of the host that stays connected.
+type staying struct {
+	args string
+	in   io.WriteCloser
+	out  *json.Decoder
+}
+
+// stay connects a socket and waits for its first answer.
+func (h *e2e) stay(t *testing.T, args string) *staying {
+	t.Helper()
+	c := h.hostClient(t, h.Host, strings.Fields(args)...)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &staying{args, in, json.NewDecoder(out)}
+	t.Cleanup(func() {
+		in.Close()
+		_ = c.Wait()
+	})
+	if got := s.read(t); got.Echo != "hello" {
+		t.Fatalf("%s: %+v", args, got)
+	}
+	return s
+}
+
+func (s *staying) read(t *testing.T) (got seen) {
+	t.Helper()
+	if err := s.out.Decode(&got); err != nil {
+		t.Fatalf("%s: %v", s.args, err)
+	}
+	return got
+}
+
+// again has it ask once more.
+func (s *staying) again(t *testing.T) seen {
+	t.Helper()
+	if _, err := s.in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	return s.read(t)
 }
 
 // inCgroup makes a command one of the host's processes, that fastbr hooks.
@@ -110,9 +167,10 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 		}
 	}
 
-	// The kernel sends no datagram of ::1 to IPv4, and a socket bound to
-	// loopback stays there: both are as if nothing were published.
-	for _, args := range []string{"udp 6 sendto - [::1]:8080", "tcp 4 connect 127.0.0.1:0 127.0.0.1:8080"} {
+	// The kernel sends no datagram of ::1 to IPv4, and a socket bound to a loopback
+	// address or to a device stays there: all are as if nothing were published.
+	for _, args := range []string{"udp 6 sendto - [::1]:8080", "tcp 4 connect 127.0.0.1:0 127.0.0.1:8080",
+		"tcp 4 connect dev:lo 127.0.0.1:8080", "udp 4 sendto dev:lo 127.0.0.1:8080"} {
 		if s := h.hostSocket(t, h.Host, strings.Fields(args)...); s.Err == "" {
 			t.Errorf("%s: %+v", args, s)
 		}
@@ -188,6 +246,30 @@ func TestE2EPublishedOnLoopback(t *testing.T) {
 	}
 }
 
+// TestE2EListenerOfTheHostGoesFirst: one that the published port does not exclude,
+// since it is for IPv6 alone.
+func TestE2EListenerOfTheHostGoesFirst(t *testing.T) {
+	t.Parallel()
+	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	if err := h.Host.SetSysctl("net.ipv6.conf.lo.disable_ipv6", "0"); err != nil {
+		t.Fatal(err)
+	}
+	listener := h.serveTCP(t, h.Host, netip.MustParseAddrPort("[::1]:8080"))
+	defer listener.Close()
+	web := h.serveTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
+	defer web.Close()
+	h.must(t, "publish", "add", "8080:80", "c1")
+	for args, reached := range map[string]*lab.Server{"tcp 6 connect - [::1]:8080": listener, "tcp 4 connect - 127.0.0.1:8080": web} {
+		before := len(reached.Peers())
+		if s := h.hostSocket(t, h.Host, strings.Fields(args)...); s.Echo != "hello" {
+			t.Errorf("%s: %+v", args, s)
+		}
+		if len(reached.Peers()) != before+1 {
+			t.Errorf("%s reached the wrong one", args)
+		}
+	}
+}
+
 // TestE2EPublishedPortIsTaken: no process of the host can bind a published port.
 func TestE2EPublishedPortIsTaken(t *testing.T) {
 	t.Parallel()
@@ -260,4 +342,50 @@ func TestE2EPublishedPortIsNotChosen(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestE2EPublishedNoMoreEndsTheHostsSockets: whoever gets the container's address
+// next is sent nothing by a process of the host that was connected before, which
+// learns that its connection has ended. Others stay.
+func TestE2EPublishedNoMoreEndsTheHostsSockets(t *testing.T) {
+	t.Parallel()
+	h, tcp, udp := hostPortLab(t)
+	h.must(t, "publish", "add", "8081:80", "c1")
+	web, own := h.Containers[0], h.HostAddr(0).String()
+	var ended, kept []*staying
+	for _, args := range []string{"tcp 4 stay - 127.0.0.1:8080", "tcp 6 stay - [::1]:8080", "tcp 4 stay - " + own + ":8080",
+		"udp 4 stay - 127.0.0.1:8080", "udp 6 stay - [::ffff:127.0.0.1]:8080", "udp 4 stay - " + own + ":8080"} {
+		ended = append(ended, h.stay(t, args))
+	}
+	for _, args := range []string{"tcp 4 stay - 127.0.0.1:8081", "tcp 4 stay - " + on(web.Addr, 80).String(), "udp 4 stay - " + on(web.Addr, 53).String()} {
+		kept = append(kept, h.stay(t, args))
+	}
+	h.must(t, "publish", "rm", "8080")
+	for _, s := range kept {
+		if got := s.again(t); got.Echo != "hello" {
+			t.Errorf("%s, not by what was published: %+v", s.args, got)
+		}
+	}
+	tcp.Close()
+	udp.Close()
+	h.must(t, "detach", "c1")
+	heir := h.Containers[1]
+	h.must(t, "detach", "c2")
+	h.attach(t, heir, "c3", "--ip", web.Addr.String())
+	tcp, udp = h.serveTCP(t, heir, on(heir.Addr, 80)), h.serveUDP(t, heir, on(heir.Addr, 53))
+	defer tcp.Close()
+	defer udp.Close()
+	h.must(t, "publish", "add", "8080:80", "c3")
+	h.must(t, "publish", "add", "8080:53/udp", "c3")
+	for _, s := range ended {
+		if got := s.again(t); got.Err == "" || strings.Contains(got.Err, "temporarily unavailable") {
+			t.Errorf("%s, published no more: %+v", s.args, got)
+		}
+	}
+	if n := len(tcp.Peers()) + len(udp.Peers()); n != 0 {
+		t.Errorf("%d of them reached the heir of the address", n)
+	}
+	if s := h.hostSocket(t, h.Host, "udp", "4", "connect", "-", "127.0.0.1:8080"); s.Echo != "hello" {
+		t.Errorf("a new socket: %+v", s)
+	}
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,16 +21,22 @@ type hostSeen struct {
 // hostClient is a process of the host with one socket: which cgroup a socket is
 // in is decided by the process that makes it.
 //
-//	hostclient tcp|udp 4|6 connect|sendto|bind LOCAL|- REMOTE|-
+//	hostclient tcp|udp 4|6 connect|stay|sendto|bind LOCAL|dev:DEVICE|- REMOTE|-
 //
-// LOCAL is bound first. connect and sendto send "hello" and wait for an answer;
-// bind listens, for TCP.
+// LOCAL or DEVICE is bound to first. connect and sendto send "hello" and wait for an answer;
+// stay connects, and after a line on standard input does the same again; bind
+// listens, for TCP.
 func hostClient() {
 	var seen hostSeen
-	if err := seen.ask(os.Args[1:]); err != nil {
-		seen.Err = err.Error()
+	seen.tell(seen.ask(os.Args[1:]))
+}
+
+// tell prints what was seen so far, as one line.
+func (s *hostSeen) tell(err error) {
+	if err != nil {
+		s.Err = err.Error()
 	}
-	_ = json.NewEncoder(os.Stdout).Encode(seen)
+	_ = json.NewEncoder(os.Stdout).Encode(s)
 }
 
 func (s *hostSeen) ask(args []string) error {
@@ -51,7 +59,11 @@ func (s *hostSeen) ask(args []string) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
 		return err
 	}
-	if args[3] != "-" {
+	if device, ok := strings.CutPrefix(args[3], "dev:"); ok {
+		if err := unix.BindToDevice(fd, device); err != nil {
+			return fmt.Errorf("bind to %s: %w", device, err)
+		}
+	} else if args[3] != "-" {
 		if err := unix.Bind(fd, sockaddr(args[3], six)); err != nil {
 			return fmt.Errorf("bind: %w", err)
 		}
@@ -62,7 +74,7 @@ func (s *hostSeen) ask(args []string) error {
 			return unix.Listen(fd, 1)
 		}
 		return nil
-	case "connect":
+	case "connect", "stay":
 		if err := unix.Connect(fd, sockaddr(args[4], six)); err != nil {
 			return fmt.Errorf("connect: %w", err)
 		}
@@ -78,6 +90,18 @@ func (s *hostSeen) ask(args []string) error {
 		if err := unix.Sendto(fd, []byte("hello"), 0, sockaddr(args[4], six)); err != nil {
 			return fmt.Errorf("sendto: %w", err)
 		}
+	}
+	err = s.answer(fd, kind)
+	if args[2] != "stay" || err != nil {
+		return err
+	}
+	s.tell(nil)
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return err
+	}
+	*s = hostSeen{}
+	if _, err := unix.Write(fd, []byte("hello")); err != nil {
+		return fmt.Errorf("write: %w", err)
 	}
 	return s.answer(fd, kind)
 }

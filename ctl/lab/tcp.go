@@ -63,10 +63,14 @@ func (s *Server) Close() {
 func (n *Namespace) ListenTCP(at netip.AddrPort) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
+	family := "tcp4"
+	if at.Addr().Is6() {
+		family = "tcp6"
+	}
 	var ln net.Listener
 	err := retryBind(func() error {
 		return n.Do(func() (err error) {
-			ln, err = lc.Listen(context.Background(), "tcp4", at.String())
+			ln, err = lc.Listen(context.Background(), family, at.String())
 			return err
 		})
 	})
