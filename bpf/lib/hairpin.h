@@ -173,7 +173,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	fbr_key(&k, &p);
 	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
 	if (!f) {
-		if (!fbr_first_packet(&p) || (pub && fbr_udp_connected(skb, &k)))
+		if (!fbr_first_packet(&p) || (pub && fbr_udp_awaited(skb, &k)))
 			return FBR_FOREIGN;
 		why = fbr_out_create(skb, &k, p.daddr, port->ifindex);
 		f = bpf_map_lookup_elem(&fbr_flow, &k);

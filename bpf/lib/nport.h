@@ -27,6 +27,7 @@ extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 #define FBR_PORT_LOOKS  512 /* free ports looked at by one allocation: each costs two lookups */
 #define FBR_PORT_PREFER 6   /* of those, as long as noted ones are passed over */
 #define FBR_REF_TRIES   8   /* attempts to count one more session on a binding */
+#define FBR_CT_REPLY    1   /* enum ip_conntrack_dir */
 #define FBR_NO_PORT     0xffffffff
 #define FBR_PORT_AGAIN  0xfffffffe /* this one will not do */
 #define FBR_PORT_TAKEN  0xfffffffd /* this one is not free any more */
@@ -106,16 +107,17 @@ static __always_inline bool fbr_socket_exists(struct __sk_buff *skb, __u8 proto,
 	return true;
 }
 
-/* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's. */
-static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, __u8 proto,
-					  struct bpf_sock_tuple *t)
+/* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's,
+ * or the host's own. o says the protocol, and is told which way the packet goes.
+ */
+static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock_tuple *t,
+					  struct bpf_ct_opts___12 *o)
 {
-	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = proto };
 	struct nf_conn *ct;
 
-	if (proto == IPPROTO_ICMP || !bpf_ksym_exists(bpf_skb_ct_lookup))
+	if (o->l4proto == IPPROTO_ICMP || !bpf_ksym_exists(bpf_skb_ct_lookup))
 		return false;
-	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), &o, sizeof(o));
+	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), o, sizeof(*o));
 	if (!ct)
 		return false;
 	bpf_ct_release(ct);
@@ -139,7 +141,9 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 			  .dport = fbr_range_port(off) },
 	};
 
-	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, fwd->proto, &t);
+	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
+
+	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
 }
 
 static __always_inline bool fbr_port_claim(struct fbr_nport *np)

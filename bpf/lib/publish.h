@@ -22,28 +22,33 @@ static __always_inline bool fbr_loopback_or_zero(__be32 a)
 	       (a & bpf_htonl(0xff000000)) == 0;
 }
 
-/* Whether a socket of the host is connected to exactly this remote (UDP): it
- * was there before the publication, and its answers are its own.
+/* Whether a socket of the host is connected to exactly this remote (UDP), or a
+ * neighbour NAT's client has written to it from this port: they were there before
+ * the publication, and the answers are theirs.
  */
-static __always_inline bool fbr_udp_connected(struct __sk_buff *skb, const struct fbr_flow_key *k)
+__fbr_global bool fbr_udp_awaited(struct __sk_buff *skb, const struct fbr_flow_key *k)
 {
+	if (!k || k->proto != IPPROTO_UDP)
+		return false;
+
 	struct bpf_sock_tuple t = {
 		.ipv4 = { .saddr = k->saddr,
 			  .daddr = k->daddr,
 			  .sport = k->sport,
 			  .dport = k->dport },
 	};
+	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
 	struct bpf_sock *sk;
 	bool connected;
 
-	if (k->proto != IPPROTO_UDP)
-		return false;
 	sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	connected = sk->dst_port;
-	bpf_sk_release(sk);
-	return connected;
+	if (sk) {
+		connected = sk->dst_port;
+		bpf_sk_release(sk);
+		if (connected)
+			return true;
+	}
+	return fbr_ct_exists(skb, &t, &o) && o.dir == FBR_CT_REPLY;
 }
 
 /* The publication of a port of the host, of this address or of any, or NULL. */
@@ -75,7 +80,7 @@ static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const
 	    fbr_loopback_or_zero(k->daddr)) /* never from outside */
 		return NULL;
 	pub = fbr_pub_get(k->daddr, k->dport, k->proto);
-	if (!pub || !fbr_pub_allows(pub, k->saddr) || fbr_udp_connected(skb, k) ||
+	if (!pub || !fbr_pub_allows(pub, k->saddr) || fbr_udp_awaited(skb, k) ||
 	    !fbr_is_local(skb, u, k->daddr))
 		return NULL;
 	return pub;

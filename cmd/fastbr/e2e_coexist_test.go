@@ -295,3 +295,29 @@ func (h *e2e) takeTCP(t *testing.T, them *lab.Namespace, p uint16) {
 		t.Errorf("the server saw %v, want the container and %s", s.Peers(), them.Name)
 	}
 }
+
+// TestE2ENeighbourSendsFromAPublishedPort: a docker0-style container whose port,
+// kept by masquerade, is one that is published for ours gets its own answers.
+func TestE2ENeighbourSendsFromAPublishedPort(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 1, Neighbour: true})
+		web := h.serveUDP(t, h.Containers[0], on(h.Containers[0].Addr, 53))
+		defer web.Close()
+		h.must(t, "publish", "add", "40000:53/udp", "c1")
+		out := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		defer out.Close()
+		for i := range 3 {
+			if err := h.Neighbour.EchoUDP(h.ctx, on(h.Neighbour.Addr, 40000), out.Addr, fmt.Sprint("the neighbour's ", i)); err != nil {
+				t.Error(err)
+			}
+		}
+		assertPeers(t, out, h.HostAddr(0))
+		if n := len(web.Peers()); n != 0 {
+			t.Errorf("our container has seen %d clients", n)
+		}
+		if err := h.Outside.EchoUDP(h.ctx, on(h.Outside.Addr, 0), on(h.HostAddr(0), 40000), "a client's"); err != nil {
+			t.Error(err)
+		}
+	})
+}
