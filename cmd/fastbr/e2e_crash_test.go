@@ -44,17 +44,29 @@ func newKilled(t *testing.T) *killed {
 	return k
 }
 
-// each kills at every step, and then lets repair do its work. In the end the
-// host must be as before.
-func (k *killed) each(t *testing.T, repair func(t *testing.T, s step)) {
+// eachKill kills every command at every step, and then lets repair do its work.
+// In the end the host must be as before. Each command has a lab of its own.
+func eachKill(t *testing.T, repair func(t *testing.T, k *killed, s step)) {
+	for _, command := range []string{"up", "attach", "down"} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			newKilled(t).each(t, command, repair)
+		})
+	}
+}
+
+func (k *killed) each(t *testing.T, command string, repair func(t *testing.T, k *killed, s step)) {
 	for _, s := range k.steps {
-		t.Run(s.args[0]+" "+s.name, func(t *testing.T) {
+		if s.args[0] != command {
+			continue
+		}
+		t.Run(s.name, func(t *testing.T) {
 			t.Cleanup(func() { k.must(t, "down", "--all") }) // a failure must not spoil the next
 			for _, p := range k.prepare[s.args[0]] {
 				k.must(t, p...)
 			}
 			k.killAt(t, s)
-			repair(t, s)
+			repair(t, k, s)
 			k.must(t, "down", "--all")
 			k.assertAsBefore(t, k.before)
 		})
@@ -65,8 +77,7 @@ func (k *killed) each(t *testing.T, repair func(t *testing.T, s step)) {
 // and traffic must pass.
 func TestE2EKilledThenUp(t *testing.T) {
 	t.Parallel()
-	k := newKilled(t)
-	k.each(t, func(t *testing.T, s step) {
+	eachKill(t, func(t *testing.T, k *killed, s step) {
 		k.must(t, "up")
 		// Killed in `attach` after its last step, it is attached already.
 		if p, ok := k.ports(t)["c1"]; !ok {
@@ -81,8 +92,7 @@ func TestE2EKilledThenUp(t *testing.T) {
 // TestE2EKilledThenDown gives up at once: `down` must find everything.
 func TestE2EKilledThenDown(t *testing.T) {
 	t.Parallel()
-	k := newKilled(t)
-	k.each(t, func(*testing.T, step) {})
+	eachKill(t, func(*testing.T, *killed, step) {})
 }
 
 type step struct {
