@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,89 +20,125 @@ import (
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
-// killed is a lab in which `up`, `attach` and `down` are killed with SIGKILL
-// after each of their steps.
+// killed is a command that is killed with SIGKILL after each of its steps, in a
+// lab of its own: most of the time is waiting for the kernel.
 type killed struct {
 	*e2e
-	before  snapshot
-	prepare map[string][][]string // by command: what runs before the one that is killed
-	steps   []step
+	killedCommand
+	before snapshot // after setup
+	steps  []string
 }
 
-func newKilled(t *testing.T) *killed {
+// killedCommand changes something. setup runs once, prepare before each time,
+// and undo takes back what may have been done; it fails where there is nothing.
+type killedCommand struct {
+	setup, prepare [][]string
+	args, undo     []string
+}
+
+// killedCommands are all of them, by name; c1 is a container.
+func killedCommands(c1 *lab.Namespace) map[string]killedCommand {
+	up, down, attach := []string{"up"}, []string{"down", "--all"}, []string{"attach", c1.Path(), "--name", "c1"}
+	create, remove := []string{"network", "create", "blue"}, []string{"network", "rm", "blue"}
+	publish, unpublish := []string{"publish", "add", "8080:80", "c1"}, []string{"publish", "rm", "8080"}
+	attached := [][]string{up, attach}
+	return map[string]killedCommand{
+		"up":             {args: up, undo: down},
+		"attach":         {prepare: [][]string{up}, args: attach, undo: down},
+		"down":           {prepare: attached, args: down, undo: down},
+		"network create": {setup: attached, args: create, undo: remove},
+		"network rm":     {setup: attached, prepare: [][]string{create}, args: remove, undo: remove},
+		"publish add":    {setup: attached, args: publish, undo: unpublish},
+		"publish rm":     {setup: attached, prepare: [][]string{publish}, args: unpublish, undo: unpublish},
+	}
+}
+
+func newKilled(t *testing.T, command string) *killed {
 	t.Helper()
 	k := &killed{e2e: newE2E(t, e2eModes()[0], lab.Options{Containers: 1})}
-	up, attach := []string{"up"}, []string{"attach", k.Containers[0].Path(), "--name", "c1"}
-	k.prepare = map[string][][]string{"up": nil, "attach": {up}, "down": {up, attach}}
-	k.before = k.snapshot(t)
-	for _, args := range [][]string{up, attach, {"down", "--all"}} {
-		k.steps = append(k.steps, k.announced(t, args)...)
+	k.killedCommand = killedCommands(k.Containers[0])[command]
+	for _, args := range k.setup {
+		k.must(t, args...)
 	}
-	if len(k.steps) < 6 {
+	k.before = k.snapshot(t)
+	for _, args := range k.prepare {
+		k.must(t, args...)
+	}
+	if k.steps = k.announced(t, k.args); len(k.steps) < 2 {
 		t.Fatalf("only these steps were announced: %v", k.steps)
 	}
+	k.fastbr(t, k.undo...)
 	k.assertAsBefore(t, k.before)
 	return k
 }
 
-// eachKill kills every command at every step, and then lets repair do its work.
-// In the end the host must be as before. Each command has a lab of its own.
-func eachKill(t *testing.T, repair func(t *testing.T, k *killed, s step)) {
-	for _, command := range []string{"up", "attach", "down"} {
+// eachKill kills the commands at every step, and then lets repair do its work. In
+// the end all must be as before.
+func eachKill(t *testing.T, repair func(t *testing.T, k *killed), commands ...string) {
+	for _, command := range commands {
 		t.Run(command, func(t *testing.T) {
 			t.Parallel()
-			newKilled(t).each(t, command, repair)
-		})
-	}
-}
-
-func (k *killed) each(t *testing.T, command string, repair func(t *testing.T, k *killed, s step)) {
-	for _, s := range k.steps {
-		if s.args[0] != command {
-			continue
-		}
-		t.Run(s.name, func(t *testing.T) {
-			t.Cleanup(func() { k.must(t, "down", "--all") }) // a failure must not spoil the next
-			for _, p := range k.prepare[s.args[0]] {
-				k.must(t, p...)
+			k := newKilled(t, command)
+			for _, s := range k.steps {
+				t.Run(s, func(t *testing.T) { k.at(t, s, repair) })
 			}
-			k.killAt(t, s)
-			repair(t, k, s)
-			k.must(t, "down", "--all")
-			k.assertAsBefore(t, k.before)
 		})
 	}
 }
 
-// TestE2EKilledThenUp goes on with the same commands: they must finish the work,
-// and traffic must pass.
+func (k *killed) at(t *testing.T, s string, repair func(t *testing.T, k *killed)) {
+	k.renew()
+	t.Cleanup(func() { k.fastbr(t, k.undo...) }) // a failure must not spoil the next
+	for _, args := range k.prepare {
+		k.must(t, args...)
+	}
+	k.killAt(t, s, k.args...)
+	repair(t, k)
+	k.fastbr(t, k.undo...)
+	k.assertAsBefore(t, k.before)
+}
+
+// killAt runs a command with the order to die right after a step.
+func (h *e2e) killAt(t *testing.T, step string, args ...string) {
+	t.Helper()
+	c := h.cmd(args...)
+	c.Env = append(c.Env, "FASTBR_KILL_AT="+step)
+	if r := run(t, c); r.code != -1 {
+		t.Errorf("fastbr %v was to die after %s: exit %d: %s", args, step, r.code, r.stderr)
+	}
+}
+
+// TestE2EKilledThenUp goes on with `up` and the same command: they must finish the
+// work, and traffic must pass.
 func TestE2EKilledThenUp(t *testing.T) {
 	t.Parallel()
-	eachKill(t, func(t *testing.T, k *killed, s step) {
+	eachKill(t, func(t *testing.T, k *killed) {
 		k.must(t, "up")
-		// Killed in `attach` after its last step, it is attached already.
-		if p, ok := k.ports(t)["c1"]; !ok {
+		if _, there := k.ports(t)["c1"]; there && k.args[0] == "down" {
+			t.Error("down was killed, and has left a port")
+		}
+		if k.args[0] != "down" { // 1: it was killed after its last step
+			if r := k.fastbr(t, k.args...); r.code > 1 || strings.Count(r.stderr, "\n") > 1 {
+				t.Errorf("fastbr %v again: exit %d: %s", k.args, r.code, r.stderr)
+			}
+		}
+		if p, there := k.ports(t)["c1"]; !there {
 			k.attach(t, k.Containers[0], "c1")
-		} else if s.args[0] != "attach" {
-			t.Errorf("a port after %s was killed: %+v", s.args[0], p)
+		} else {
+			k.Containers[0].SetAddr(netip.MustParsePrefix(p.IP).Addr())
 		}
 		k.mustPing(t, k.Containers[0], k.Outside.Addr, lab.PingOptions{Count: 1})
-	})
+	}, "up", "attach", "down", "network create", "network rm", "publish add", "publish rm")
 }
 
 // TestE2EKilledThenDown gives up at once: `down` must find everything.
 func TestE2EKilledThenDown(t *testing.T) {
 	t.Parallel()
-	eachKill(t, func(*testing.T, *killed, step) {})
-}
-
-type step struct {
-	args []string
-	name string
+	eachKill(t, func(*testing.T, *killed) {}, "up", "attach", "down")
 }
 
 // announced runs a command to its end and lists the steps it tells of.
-func (h *e2e) announced(t *testing.T, args []string) (list []step) {
+func (h *e2e) announced(t *testing.T, args []string) (list []string) {
 	t.Helper()
 	c := h.cmd(args...)
 	c.Env = append(c.Env, "FASTBR_TRACE_STEPS=1")
@@ -111,21 +148,11 @@ func (h *e2e) announced(t *testing.T, args []string) (list []step) {
 	}
 	for line := range strings.Lines(r.stderr) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "step: ")
-		if ok && !slices.ContainsFunc(list, func(s step) bool { return s.name == name }) {
-			list = append(list, step{args, name})
+		if ok && !slices.Contains(list, name) {
+			list = append(list, name)
 		}
 	}
 	return list
-}
-
-// killAt runs the step's command with the order to die right after it.
-func (h *e2e) killAt(t *testing.T, s step) {
-	t.Helper()
-	c := h.cmd(s.args...)
-	c.Env = append(c.Env, "FASTBR_KILL_AT="+s.name)
-	if r := run(t, c); r.code != -1 {
-		t.Errorf("fastbr %v was to die after %s: exit %d: %s", s.args, s.name, r.code, r.stderr)
-	}
 }
 
 // upgrade replaces the programs as a newer build would, by an `up` that is killed
@@ -203,12 +230,15 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 // ruleCounter is what nft shows of the packets that met a rule.
 var ruleCounter = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
 
-// dropVolatile leaves out lines about what nobody of us made, and counters.
+// linkState is what ip shows of a device's carrier, which takes its time.
+var linkState = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|state \w+ `)
+
+// dropVolatile leaves out lines about what nobody of us made, counters and carriers.
 func dropVolatile(out string) string {
 	var keep []string
 	for line := range strings.Lines(out) {
 		if !strings.HasPrefix(line, "#") {
-			keep = append(keep, ruleCounter.ReplaceAllString(line, ""))
+			keep = append(keep, linkState.ReplaceAllString(ruleCounter.ReplaceAllString(line, ""), ""))
 		}
 	}
 	return strings.Join(keep, "")

@@ -209,8 +209,8 @@ func TestE2EDockerReplay(t *testing.T) {
 		r.call(t, "DeleteNetwork", fields{"NetworkID": r.net})
 		r.call(t, "DeleteNetwork", fields{"NetworkID": r.net})
 		r.must(t, "down", "--all")
+		r.stop(t) // it may be about to look whether anything is to be mended
 		r.assertAsBefore(t, before)
-		r.stop(t)
 		if _, err := os.Stat(r.socket); err == nil {
 			t.Error("serve has ended and left its socket")
 		}

@@ -144,46 +144,77 @@ func TestE2EDropRuleReachesFlow(t *testing.T) {
 		}
 		h := upE2E(t, m, lab.Options{Containers: 1}, "--lease", lease)
 		c1 := h.Containers[0]
-		var got atomic.Int64
-		s, err := h.Outside.ServeTCP(on(h.Outside.Addr, 7), func(c *net.TCPConn) {
-			buf := make([]byte, 1<<16)
-			for {
-				n, err := c.Read(buf)
-				got.Add(int64(n))
-				if err != nil {
-					return
-				}
-			}
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := c1.DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = c.Close() }()
-		go func() { _, _ = io.Copy(c, endless{}) }()
-		waitFor(t, h.ctx, "the transfer to run", func() bool { return got.Load() > 1<<24 })
+		st := h.startUpload(t, c1)
 
 		if err := h.Host.IPTables(h.ctx, "-I", "FORWARD", "-d", h.Outside.Addr.String(), "-j", "DROP"); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
 		defer cancel()
-		if c, err := c1.DialTCP(ctx, netip.AddrPort{}, s.Addr); err == nil {
+		if c, err := c1.DialTCP(ctx, netip.AddrPort{}, st.server); err == nil {
 			_ = c.Close()
 			t.Error("a new connection passed the DROP rule")
 		}
 		// Standing still means: nothing within a second, at whatever speed before.
-		last, since := got.Load(), time.Now()
+		last, since := st.got.Load(), time.Now()
 		waitFor(t, h.ctx, "the running transfer to stop", func() bool {
-			if now := got.Load(); now != last {
+			if now := st.got.Load(); now != last {
 				last, since = now, time.Now()
 			}
 			return time.Since(since) > time.Second
 		})
 	})
+}
+
+// upload is a connection from a container to the outside that sends without end.
+type upload struct {
+	server netip.AddrPort
+	got    atomic.Int64 // bytes that have arrived
+	ended  chan error   // why it sends no more
+}
+
+// startUpload returns when the stream runs. It ends with the test.
+func (h *e2e) startUpload(t *testing.T, from *lab.Namespace) *upload {
+	t.Helper()
+	st := &upload{ended: make(chan error, 1)}
+	s, err := h.Outside.ServeTCP(on(h.Outside.Addr, 7), func(c *net.TCPConn) {
+		buf := make([]byte, 1<<16)
+		for {
+			n, err := c.Read(buf)
+			st.got.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.server = s.Addr
+	c, err := from.DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		_, err := io.Copy(c, endless{})
+		st.ended <- err
+	}()
+	st.goesOn(t, h.ctx, "at all")
+	return st
+}
+
+// goesOn waits until more has arrived than was under way.
+func (st *upload) goesOn(t *testing.T, ctx context.Context, when string) {
+	t.Helper()
+	begin, from := time.Now(), st.got.Load()
+	waitFor(t, ctx, "the transfer to go on "+when, func() bool { return st.got.Load() > from+1<<24 })
+	t.Logf("%s, 16 MB took %v", when, time.Since(begin).Round(time.Millisecond))
+	select {
+	case err := <-st.ended:
+		t.Errorf("the transfer ended %s: %v", when, err)
+	default:
+	}
 }
 
 func waitFor(t *testing.T, ctx context.Context, what string, cond func() bool) {
@@ -196,8 +227,9 @@ func waitFor(t *testing.T, ctx context.Context, what string, cond func() bool) {
 }
 
 // TestE2ESurvivesFlushAndKill flushes all nft rules and kills `fastbr serve`
-// during a transfer. Speed is not asserted, but no second may pass without data.
+// during a transfer, which goes on. How fast is reported, not asserted.
 func TestE2ESurvivesFlushAndKill(t *testing.T) {
+	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m e2eMode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		if err := h.Host.NFT(h.ctx, strings.Replace(strictForward("fastbr0"), "policy drop", "policy accept", 1)); err != nil {
@@ -212,38 +244,16 @@ func TestE2ESurvivesFlushAndKill(t *testing.T) {
 		if err := h.Host.WaitListen(h.ctx, netip.MustParseAddrPort("127.0.0.1:9469")); err != nil {
 			t.Fatal(err)
 		}
-		type outcome struct {
-			r   lab.IperfResult
-			err error
-		}
-		done := make(chan outcome, 1)
-		go func() {
-			r, err := lab.Iperf(h.ctx, h.Containers[0], h.Outside, h.Outside.Addr, lab.IperfOptions{Seconds: 4})
-			done <- outcome{r, err}
-		}()
-		moved := func(n uint64) func() bool {
-			start := h.ports(t)["c1"].RXBytes
-			return func() bool { return h.ports(t)["c1"].RXBytes > start+n }
-		}
-		waitFor(t, h.ctx, "the transfer to run", moved(1<<24))
+		st := h.startUpload(t, h.Containers[0])
 		if err := h.Host.NFT(h.ctx, "flush ruleset"); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, h.ctx, "data after the flush", moved(1<<24))
+		st.goesOn(t, h.ctx, "after the flush")
 		if err := serve.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		_ = serve.Wait()
-		waitFor(t, h.ctx, "data after the kill", moved(1<<24))
-		o := <-done
-		if o.err != nil {
-			t.Fatal(o.err)
-		}
-		for i, bps := range o.r.Intervals {
-			if bps == 0 {
-				t.Errorf("nothing arrived in second %d: %v", i, o.r.Intervals)
-			}
-		}
+		st.goesOn(t, h.ctx, "after the kill")
 	})
 }
 

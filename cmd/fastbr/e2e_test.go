@@ -88,6 +88,7 @@ func fastbrModes(t *testing.T, test func(t *testing.T, m e2eMode)) {
 type e2e struct {
 	*lab.Lab
 	ctx      context.Context
+	cancel   context.CancelFunc
 	bin      string
 	bpffs    string
 	stateDir string
@@ -106,14 +107,13 @@ func newE2E(t *testing.T, m e2eMode, o lab.Options) *e2e {
 		t.Fatal(err)
 	}
 	h := &e2e{bin: bin, bpffs: testutil.BPFFS(t), stateDir: filepath.Join(t.TempDir(), "run"), cgroup: testutil.Cgroup(t), mode: m}
-	ctx, cancel := context.WithTimeout(context.Background(), e2eDeadline)
-	t.Cleanup(cancel)
-	h.ctx = ctx
+	h.renew()
+	t.Cleanup(func() { h.cancel() })
 	o.Plain = o.Plain || m.plain
 	if m.leaky {
 		o.Private = []netip.Prefix{}
 	}
-	if h.Lab, err = lab.New(ctx, o); err != nil {
+	if h.Lab, err = lab.New(h.ctx, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.Close)
@@ -128,6 +128,14 @@ func newE2E(t *testing.T, m e2eMode, o lab.Options) *e2e {
 		}
 	})
 	return h
+}
+
+// renew gives a test of many parts the whole time again for the next.
+func (h *e2e) renew() {
+	if h.cancel != nil {
+		h.cancel()
+	}
+	h.ctx, h.cancel = context.WithTimeout(context.Background(), e2eDeadline)
 }
 
 // upE2E builds a lab, brings the default network up in the given mode and

@@ -187,11 +187,11 @@ func TestE2EXDPLife(t *testing.T) {
 	testutil.RequireCommand(t, "ethtool")
 	h.ethtool(t, h.Outside, "-K", "eth0", "tx", "off")
 	before := h.snapshot(t)
-	h.killAt(t, step{[]string{"up", "--xdp", "native"}, "xdp"})
+	h.killAt(t, "xdp", "up", "--xdp", "native")
 	h.must(t, "down", "--all")
 	h.assertAsBefore(t, before)
 
-	h.killAt(t, step{[]string{"up", "--xdp", "native"}, "xdp"})
+	h.killAt(t, "xdp", "up", "--xdp", "native")
 	h.must(t, "up")
 	if v := h.uplinkXDP(t); v.XDP != "off" || !strings.Contains(v.XDPWhy, "veth") {
 		t.Errorf("auto on a veth: %+v", v)

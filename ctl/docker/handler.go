@@ -21,8 +21,9 @@ import (
 
 const (
 	// answerLimit bounds a call: dockerd itself waits for ever, and a driver that
-	// hangs would hang it.
-	answerLimit = 10 * time.Second
+	// hangs would hang it. A host that is merely overloaded has answered by then,
+	// though loading the programs there takes many seconds.
+	answerLimit = time.Minute
 	// bodyLimit is far above what a container with all ports published needs.
 	bodyLimit = 64 << 20
 	// headerLimit bounds the wait for a request that has begun.

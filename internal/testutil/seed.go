@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Rand returns a source of randomness whose seed is printed when the test
-// fails. FASTBR_TEST_SEED repeats one.
+// Rand returns a source of randomness whose seed is printed when the test fails,
+// and with -v. FASTBR_TEST_SEED repeats one.
 func Rand(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()
@@ -19,10 +19,6 @@ func Rand(t testing.TB) *rand.Rand {
 		}
 		seed = n
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat with FASTBR_TEST_SEED=%d", seed)
-		}
-	})
+	t.Logf("repeat with FASTBR_TEST_SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }

@@ -1,0 +1,44 @@
+package datapath
+
+import (
+	"os"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// memory is what the kernel says that the maps take, in bytes.
+func (d *Datapath) memory(t *testing.T) (n int) {
+	t.Helper()
+	for _, m := range d.named {
+		info, err := m.Info()
+		check(t, err)
+		bytes, _ := info.Memlock() // an empty trie takes nothing
+		n += int(bytes)
+	}
+	return n
+}
+
+// What a session takes is what the documentation says, within a tenth.
+func TestMemoryOfASession(t *testing.T) {
+	testutil.RequireRoot(t)
+	testutil.NewNetns(t).Enter(t)
+	text, err := os.ReadFile("../docs/ARCHITECTURE.md")
+	check(t, err)
+	said := regexp.MustCompile(`about (\d+) bytes a session`).FindSubmatch(text)
+	if said == nil {
+		t.Fatal("docs/ARCHITECTURE.md does not say what a session takes")
+	}
+	want, err := strconv.Atoi(string(said[1]))
+	check(t, err)
+	const few, many = 1 << 14, 1 << 16
+	small := newDatapath(t, Config{FlowsMax: few}, nil, loadTc).memory(t)
+	large := newDatapath(t, Config{FlowsMax: many}, nil, loadTc).memory(t)
+	got := (large - small) / (many - few)
+	t.Logf("%d bytes a session, %d bytes of maps besides", got, small-few*got)
+	if got < want-want/10 || got > want+want/10 {
+		t.Errorf("a session takes %d bytes, docs/ARCHITECTURE.md says %d", got, want)
+	}
+}
