@@ -353,9 +353,12 @@ struct net_device {
 
 struct sk_buff {
 	struct net_device *dev;
+	unsigned long _nfct; /* only where the kernel has connection tracking */
 	__u8 ip_summed : 2;
 	__u32 hash;
 } __core;
+
+#define NFCT_PTRMASK         (~7UL) /* of skb->_nfct: the entry; below it what is known of the packet */
 
 /* skb->ip_summed, include/linux/skbuff.h */
 #define CHECKSUM_NONE        0

@@ -222,7 +222,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 			return FBR_SPOOF_IP; /* about somebody else's packet */
 		fbr_answer_key(&k, &in);
 		f = bpf_map_lookup_elem(&fbr_flow, &k);
-		if (!f || f->kind != FBR_OUT || fbr_sess_expires(f->sess) <= fbr_now())
+		if (!f || f->kind != FBR_OUT || !fbr_sess_lasts(f))
 			return FBR_UNSUPPORTED;
 		if (!fbr_icmp_sound(skb, p, &in))
 			return FBR_BAD_CSUM;

@@ -365,6 +365,14 @@ stored:
 		       : 0;
 }
 
+/* Whether connection tracking has looked at the packet and made or found an entry. */
+static __always_inline bool fbr_ct_knows(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+
+	return bpf_core_field_exists(k->_nfct) && (k->_nfct & NFCT_PTRMASK);
+}
+
 /* conntrack would forget an answered UDP flow long before we do, and a firewall
  * that accepts only ESTABLISHED would then cut it: give it our time.
  */
@@ -384,8 +392,8 @@ __fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key 
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
 	struct nf_conn *ct;
 
-	if (fwd->proto != IPPROTO_UDP || !bpf_ksym_exists(bpf_skb_ct_lookup) ||
-	    !bpf_ksym_exists(bpf_ct_change_timeout))
+	if (fwd->proto != IPPROTO_UDP || !fbr_ct_knows(skb) ||
+	    !bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_change_timeout))
 		return 0;
 	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
 	if (!ct)
@@ -412,7 +420,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	slot = f->sess;
 	s = fbr_sess_get(slot);
 	state = s ? fbr_sess_state(s) : FBR_FREE;
-	if (f->pif == pif && fbr_sess_expires(slot) > fbr_now() &&
+	if (f->pif == pif && fbr_sess_lasts(f) &&
 	    (!ext || f->addr == ext ||
 	     /* Clients come to any address of the host's. */
 	     (s && (s->bits & FBR_S_PUBLISHED) && u && fbr_delivers(skb, u->ifindex, f->addr))))
@@ -616,7 +624,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 
 		fbr_reverse_key(&rk, &k, p->saddr, p->sport);
 		f = bpf_map_lookup_elem(&fbr_flow, &rk);
-		free = !f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= now;
+		free = !f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f);
 		s = free ? NULL : fbr_sess_get(f->sess);
 		moves = s && fbr_gives_way(s, p);
 		if (free || moves) {
@@ -646,7 +654,7 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
 {
 	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
 
-	if (!f || !(f->kind & FBR_IN) || fbr_sess_expires(f->sess) <= fbr_now())
+	if (!f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f))
 		return NULL;
 	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
 }

@@ -83,6 +83,25 @@ __fbr_global __u64 fbr_sess_expires(__u32 slot)
 	return seen + (__u64)fbr_timeout(fwd.proto, fwd.dport, s->bits) * cfg_hz;
 }
 
+/* Whether the time of f's session is not over. One entry is enough to tell that
+ * it lives: the other direction's is looked up, and so fetched from memory where
+ * there are many flows, only if this one's has been silent for so long.
+ */
+__fbr_global bool fbr_sess_lasts(const struct fbr_flow *f)
+{
+	if (!f)
+		return false;
+
+	__u32 slot = f->sess;
+	struct fbr_session *s = fbr_sess_get(slot);
+	__u64 now = fbr_now();
+
+	if (s && ((f->kind & FBR_OUT) || !(s->bits & FBR_S_OUT_ONLY)) &&
+	    f->seen + (__u64)fbr_timeout(s->fwd.proto, s->fwd.dport, s->bits) * cfg_hz > now)
+		return true;
+	return fbr_sess_expires(slot) > now;
+}
+
 static __always_inline bool fbr_is_live(__u32 state)
 {
 	return (state & FBR_STATE_MASK) == FBR_LIVE;

@@ -299,3 +299,48 @@ func (h *e2e) forwardRules(t *testing.T) string {
 	}
 	return out
 }
+
+// TestE2EConntrackKeepsUDP: a UDP flow that has been answered lives as long in
+// connection tracking, whose own time would be shorter, as in the NAT. Else a
+// firewall that accepts only ESTABLISHED would cut it.
+func TestE2EConntrackKeepsUDP(t *testing.T) {
+	t.Parallel()
+	const (
+		sport = 34567
+		atNAT = 300 // seconds: ours
+		atCT  = 120 // and conntrack's for an answered flow
+	)
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := newE2E(t, m, lab.Options{Containers: 1})
+		if err := h.Host.NFT(h.ctx, strictForward("fastbr0")); err != nil {
+			t.Fatal(err)
+		}
+		h.must(t, append([]string{"up"}, m.up...)...)
+		c1 := h.Containers[0]
+		h.attach(t, c1, "c1")
+		at := on(h.Outside.Addr, 5000)
+		server, err := h.Outside.ServeUDPEcho(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		c, err := c1.ListenUDP(port(sport))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		for range 3 {
+			if err := lab.EchoUDPOn(h.ctx, c, at, "hello"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := h.Host.Run(h.ctx, "conntrack", "-L", "-p", "udp", "--sport", fmt.Sprint(sport))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left int
+		if _, err := fmt.Sscanf(out, "udp 17 %d", &left); err != nil || left <= atCT || left > atNAT {
+			t.Errorf("conntrack keeps the flow for another %d s (%v), want %d: %s", left, err, atNAT, out)
+		}
+	})
+}
