@@ -80,18 +80,46 @@ func addRoutes(inside *link.Conn, index int, gateway netip.Addr, routes []Route)
 const raiseTries = 3
 
 // AttachRaising is Attach for an engine: a network that is not up is brought up
-// first. With known it must have been defined; else r.Expect describes it.
+// first, and goes down again if the port then cannot be. With known it must have
+// been defined, and stays up; else r.Expect describes it.
 func (c *Controller) AttachRaising(ctx context.Context, r AttachRequest, known bool) (res AttachResult, err error) {
+	raised := false
 	for range raiseTries {
 		res, err = c.Attach(ctx, r)
 		if !errors.Is(err, ErrNotUp) && (known || !errors.Is(err, ErrNoNetwork)) {
+			break
+		}
+		_, created, err := c.Up(ctx, r.Network, r.Expect, InstanceRequest{})
+		if err != nil {
 			return res, err
 		}
-		if _, _, err := c.Up(ctx, r.Network, r.Expect, InstanceRequest{}); err != nil {
-			return res, err
+		raised = raised || created
+	}
+	if err != nil && raised {
+		if lowering := c.lower(context.WithoutCancel(ctx), r.Network); lowering != nil {
+			err = errors.Join(err, lowering)
 		}
 	}
 	return res, err
+}
+
+// lower takes a network down again that has no ports and was never defined.
+func (c *Controller) lower(ctx context.Context, name string) error {
+	return c.mutate(ctx, func(s *session) error {
+		if n := s.st.Networks[name]; n != nil && len(n.Ports) == 0 {
+			return s.downUndefined(n)
+		}
+		return nil
+	})
+}
+
+// PortName is what an engine's port is called in statistics: the container's name
+// if a port may be called so, else the short form of its id.
+func PortName(container, id string) string {
+	if checkName("port", container) == nil {
+		return container
+	}
+	return id[:min(len(id), 12)]
 }
 
 // Propose is what a network would be if it were defined now; nothing is made.

@@ -425,6 +425,9 @@ func TestE2ECNIRefuses(t *testing.T) {
 		"two addresses":  {plugin: ownNetwork, caps: map[string]any{"ips": []string{"172.30.0.9", "172.30.0.10"}}, want: types.ErrUnsupportedField},
 		"burst alone":    {plugin: ownNetwork, caps: map[string]any{"bandwidth": map[string]any{"egressBurst": 1}}, want: types.ErrInvalidNetworkConfig},
 		"address abroad": {plugin: ownNetwork, caps: map[string]any{"ips": []string{"192.0.2.9"}}, want: 100},
+		"no IPAM plugin": {plugin: strings.Replace(bridged("fastbr"), "host-local", "nosuch", 1), want: 100},
+		"NAT range": {plugin: strings.Replace(bridged("fastbr"), "{", `{"capabilities": {"portMappings": true}, `, 1),
+			caps: map[string]any{"portMappings": []map[string]any{{"hostPort": natFirst, "containerPort": 80, "protocol": "tcp"}}}, want: types.ErrInvalidNetworkConfig},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rt := attachment(c, x.caps)
@@ -437,6 +440,9 @@ func TestE2ECNIRefuses(t *testing.T) {
 				t.Errorf("code %d, want %d: %v", got, x.want, err)
 			}
 			r.assertNoLeases(t, "wrong")
+			if out := r.must(t, "network", "ls"); strings.Contains(out, "cni7") {
+				t.Errorf("the network that was brought up for it is left: %s", out)
+			}
 			if out, err := c.Run(r.ctx, "ip", "-o", "link"); err != nil || strings.Contains(out, "eth0") {
 				t.Errorf("the container has %s, %v", out, err)
 			}

@@ -104,6 +104,7 @@ func TestE2ENetavark(t *testing.T) {
 	}
 	// A second network of the same container; Podman asks it for the same ports.
 	second := joined(c, two, "eth1", `, "static_ips": ["10.89.0.9"], "static_mac": "02:00:00:00:00:09"`)
+	second = strings.Replace(second, `"web"`, `"`+strings.Repeat("long", 30)+`"`, 1) // no name for a port
 	if err := h.netavark(t, second, &got, "setup", c.Path()); err != nil || got.Interfaces["eth1"].Subnets[0].IPNet != "10.89.0.9/24" {
 		t.Errorf("second network: %+v, %v", got, err)
 	}
@@ -142,6 +143,10 @@ func TestE2ENetavarkRefuses(t *testing.T) {
 	}
 	if err := h.netavark(t, `{}`, nil, "setup", h.Containers[0].Path()); err == nil {
 		t.Error("an empty attachment was set up")
+	}
+	abroad := joined(h.Containers[0], `{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "10.1.0.0/24"}]}`, "eth0", `, "static_ips": ["10.2.0.9"]`)
+	if err := h.netavark(t, abroad, nil, "setup", h.Containers[0].Path()); err == nil || !strings.Contains(err.Error(), "not in the subnet") {
+		t.Errorf("an address abroad = %v", err)
 	}
 	h.assertAsBefore(t, before)
 }

@@ -159,10 +159,7 @@ func (c *config) portName(containerID string) string {
 	if space := c.env["K8S_POD_NAMESPACE"]; space != "" && name != "" {
 		name = space + "." + name
 	}
-	if name != "" && len(name) <= 63 && validID(name) {
-		return name
-	}
-	return containerID[:min(len(containerID), 12)]
+	return ctl.PortName(name, containerID)
 }
 
 // mac is the address asked for, nil if none is.

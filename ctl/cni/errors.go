@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/cni/pkg/utils"
 
 	"github.com/fastbr/fastbr/ctl"
 )
@@ -37,5 +36,3 @@ func coded(err error) error {
 	}
 	return types.NewError(errFailed, err.Error(), "")
 }
-
-func validID(s string) bool { return utils.ValidateContainerID(s) == nil }

@@ -30,7 +30,7 @@ type lease struct {
 func (c *config) lease(ctx context.Context) (l lease, err error) {
 	r, err := invoke.DelegateAdd(ctx, c.IPAM.Type, c.raw, nil)
 	if err != nil {
-		return l, fmt.Errorf("IPAM plugin %s: %w", c.IPAM.Type, err)
+		return l, c.ipamFailed(err)
 	}
 	defer func() {
 		if err != nil {
@@ -68,7 +68,7 @@ func (l lease) hasDefault() bool {
 
 // release gives the address of the environment's attachment back.
 func (c *config) release(ctx context.Context) error {
-	return invoke.DelegateDel(ctx, c.IPAM.Type, c.raw, nil)
+	return c.ipamFailed(invoke.DelegateDel(ctx, c.IPAM.Type, c.raw, nil))
 }
 
 // releaseOf gives that of another attachment back.
@@ -77,8 +77,8 @@ func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
 	if err != nil {
 		return err
 	}
-	return invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.Args{Command: "DEL", ContainerID: o.Container,
-		IfName: o.Ifname, Path: os.Getenv("CNI_PATH")}, nil)
+	return c.ipamFailed(invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.Args{Command: "DEL", ContainerID: o.Container,
+		IfName: o.Ifname, Path: os.Getenv("CNI_PATH")}, nil))
 }
 
 // pass hands GC or STATUS on to the IPAM plugin if it knows the command, which
@@ -90,16 +90,31 @@ func (c *config) pass(ctx context.Context, command string) error {
 	}
 	info, err := invoke.GetVersionInfo(ctx, path, nil)
 	if err != nil {
-		return fmt.Errorf("IPAM plugin %s: %w", c.IPAM.Type, err)
+		return c.ipamFailed(err)
 	}
 	if !slices.Contains(info.SupportedVersions(), "1.1.0") {
 		return nil
 	}
-	return invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.DelegateArgs{Command: command}, nil)
+	return c.ipamFailed(invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.DelegateArgs{Command: command}, nil))
 }
 
 func (c *config) ipamPath() (string, error) {
-	return invoke.FindInPath(c.IPAM.Type, filepath.SplitList(os.Getenv("CNI_PATH")))
+	path, err := invoke.FindInPath(c.IPAM.Type, filepath.SplitList(os.Getenv("CNI_PATH")))
+	return path, c.ipamFailed(err)
+}
+
+// ipamFailed says in an error that it is the IPAM plugin's. The code stays.
+func (c *config) ipamFailed(err error) error {
+	if err == nil {
+		return nil
+	}
+	out := types.Error{Code: errFailed, Msg: err.Error()}
+	var e *types.Error
+	if errors.As(err, &e) {
+		out = *e
+	}
+	out.Msg = fmt.Sprintf("IPAM plugin %s: %s", c.IPAM.Type, out.Msg)
+	return &out
 }
 
 func addresses(ips []*current.IPConfig) string {

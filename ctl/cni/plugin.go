@@ -201,7 +201,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if !conf.own() {
-		if err := invoke.DelegateCheck(p.ctx, conf.IPAM.Type, conf.raw, nil); err != nil {
+		if err := conf.ipamFailed(invoke.DelegateCheck(p.ctx, conf.IPAM.Type, conf.raw, nil)); err != nil {
 			return err
 		}
 	}

@@ -53,7 +53,7 @@ func (a attachment) owner() ctl.Owner {
 
 func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
 	o := a.owner()
-	r = ctl.AttachRequest{Target: netns, Network: a.Network.bridge(), Name: a.ContainerName, Ifname: a.Options.Interface, Owner: &o}
+	r = ctl.AttachRequest{Target: netns, Network: a.Network.bridge(), Name: ctl.PortName(a.ContainerName, a.ContainerID), Ifname: a.Options.Interface, Owner: &o}
 	if r.Expect, err = a.Network.request(); err != nil {
 		return r, err
 	}
