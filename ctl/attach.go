@@ -188,9 +188,10 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 				return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port named %s already", n.Name, r.Name))
 			}
 			p.Name = ""
-		case r.MAC != nil && other.MAC == r.MAC.String():
-			return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port with the MAC address %s already", n.Name, r.MAC))
 		}
+	}
+	if r.MAC != nil && n.hasMAC(r.MAC) {
+		return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port with the MAC address %s already", n.Name, r.MAC))
 	}
 	if r.MAC != nil && r.MAC.String() == ipam.MAC(n.Gateway).String() {
 		return nil, tagged(ErrExists, fmt.Sprintf("MAC address %s is the bridge's", r.MAC))
@@ -223,24 +224,30 @@ func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
 }
 
 func takenSet(n *network) func(netip.Addr) bool {
-	set := make(map[netip.Addr]bool, len(n.Ports))
+	set := make(map[[4]byte]bool, len(n.Ports))
 	for _, p := range n.Ports {
-		set[p.IP] = true
+		set[p.IP.As4()] = true
 	}
-	return func(a netip.Addr) bool { return set[a] }
+	return func(a netip.Addr) bool { return set[a.As4()] }
 }
 
 // freeAddr is the lowest free address whose MAC address nobody asked for.
 func (s *session) freeAddr(n *network, taken func(netip.Addr) bool) (netip.Addr, error) {
-	macs := make(map[string]bool, len(n.Ports))
-	for _, p := range n.Ports {
-		macs[p.MAC] = true
-	}
-	ip, err := ipam.Allocate(n.Subnet, n.Gateway, func(a netip.Addr) bool { return taken(a) || macs[ipam.MAC(a).String()] })
+	ip, err := ipam.Allocate(n.Subnet, n.Gateway, func(a netip.Addr) bool { return taken(a) || n.hasMAC(ipam.MAC(a)) })
 	if err != nil {
 		return ip, fmt.Errorf("network %s: %w", n.Name, err)
 	}
 	return ip, nil
+}
+
+func (n *network) hasMAC(mac net.HardwareAddr) bool {
+	text := mac.String()
+	for _, p := range n.Ports {
+		if p.MAC == text {
+			return true
+		}
+	}
+	return false
 }
 
 // freeName is a random name as docker's that no device has.

@@ -140,6 +140,10 @@ type session struct {
 	stale error
 	// hostReached: reachFromHost has been called.
 	hostReached bool
+	// devices and queues are the host's, by ifindex, as this operation found them;
+	// nil: it has not looked.
+	devices map[int]link.Entry
+	queues  map[int]bool
 }
 
 // read runs f on the state as it is. f gets a session with an empty state if
@@ -163,10 +167,16 @@ func (c *Controller) read(ctx context.Context, f func(*session) error) error {
 
 // mutate runs f alone, on a state that was made sound before.
 func (c *Controller) mutate(ctx context.Context, f func(*session) error) error {
-	return c.mutateStale(ctx, false, f)
+	return c.mutateWith(ctx, mutation{}, f)
 }
 
-func (c *Controller) mutateStale(ctx context.Context, evenStale bool, f func(*session) error) error {
+// mutation is what is special about an operation.
+type mutation struct {
+	evenStale bool // go on with pins of another schema
+	thorough  bool // look at every device, whatever that takes
+}
+
+func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session) error) error {
 	l, err := acquire(ctx, c.lockPath(), true)
 	if err != nil {
 		return err
@@ -178,11 +188,11 @@ func (c *Controller) mutateStale(ctx context.Context, evenStale bool, f func(*se
 	}
 	defer s.end()
 	defer s.tidy(l)
-	if s.stale != nil && !evenStale {
+	if s.stale != nil && !m.evenStale {
 		return s.stale
 	}
 	c.sweepLeftovers()
-	if err := s.recover(); err != nil {
+	if err := s.recover(m.thorough); err != nil {
 		return fmt.Errorf("recovering from an interrupted command: %w", err)
 	}
 	return f(s)

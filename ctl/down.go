@@ -28,7 +28,7 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 // DownAll undoes every network, and the datapath whatever build pinned it.
 // Returns the names of those that were up.
 func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
-	err = c.mutateStale(ctx, true, func(s *session) error {
+	err = c.mutateWith(ctx, mutation{evenStale: true}, func(s *session) error {
 		names = s.st.networkNames()
 		var errs []error
 		for _, name := range names {

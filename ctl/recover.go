@@ -17,7 +17,7 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 	if _, err := os.Stat(c.statePath()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return c.mutate(ctx, func(s *session) error {
+	return c.mutateWith(ctx, mutation{thorough: true}, func(s *session) error {
 		if len(s.st.Networks) == 0 {
 			return nil
 		}
@@ -26,25 +26,19 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 }
 
 // syncSlow tells the datapath which ports a redirect would do wrong by: those
-// with a qdisc or filters, and those without carrier.
+// with a qdisc or filters, and those without carrier. That a port has lost its
+// carrier shows only once the devices were listed; who sent to it meanwhile would
+// have lost the packets in either case.
 func (s *session) syncSlow() error {
-	shaped, err := s.conn.Shaped()
+	queues, err := s.hostQueues()
 	if err != nil {
 		return err
-	}
-	entries, err := s.conn.List()
-	if err != nil {
-		return err
-	}
-	carrier := map[int]bool{}
-	for _, e := range entries {
-		carrier[e.Index] = e.Carrier
 	}
 	changed := false
 	for _, name := range s.st.networkNames() {
 		n := s.st.Networks[name]
 		for _, p := range n.sortedPorts() {
-			slow := p.Slow || shaped[p.Index] || !carrier[p.Index]
+			slow := p.Slow || queues[p.Index] || !s.carrier(p)
 			if slow == p.Slowed {
 				continue
 			}
@@ -60,24 +54,64 @@ func (s *session) syncSlow() error {
 	return s.save()
 }
 
+// carrier reports whether a port can get packets, as far as is known.
+func (s *session) carrier(p *port) bool {
+	switch {
+	case s.devices != nil:
+		return s.devices[p.Index].Carrier
+	case p.Slowed && !p.Slow:
+		d, err := s.conn.ByIndex(p.Index)
+		return err == nil && d.Carrier
+	}
+	return true
+}
+
+// hostQueues are the devices of the host and whether they are shaped, as when
+// they were first asked for in this operation.
+func (s *session) hostQueues() (map[int]bool, error) {
+	var err error
+	if s.queues == nil {
+		s.queues, err = s.conn.Queues()
+	}
+	return s.queues, err
+}
+
+// hostDevices lists all devices, once in an operation.
+func (s *session) hostDevices() (map[int]link.Entry, error) {
+	if s.devices != nil {
+		return s.devices, nil
+	}
+	entries, err := s.conn.List()
+	if err != nil {
+		return nil, err
+	}
+	s.devices = make(map[int]link.Entry, len(entries))
+	for _, e := range entries {
+		s.devices[e.Index] = e
+	}
+	return s.devices, nil
+}
+
 // recover brings the instance to a sound state: what a killed command left is
-// undone, what has vanished from the kernel is forgotten or made again.
-func (s *session) recover() error {
+// undone, what has vanished from the kernel is forgotten or made again. thorough
+// is to list all devices even if none seems to be missing.
+func (s *session) recover(thorough bool) error {
 	if err := s.finishPending(); err != nil {
 		return err
 	}
 	if len(s.st.Networks) == 0 || s.stale != nil {
 		return nil
 	}
-	entries, err := s.conn.List()
+	lost := s.dp == nil
+	if !lost && !thorough {
+		if there, err := s.allThere(); err != nil || there {
+			return err
+		}
+	}
+	devices, err := s.hostDevices()
 	if err != nil {
 		return err
 	}
-	devices, names := make(map[int]link.Entry, len(entries)), make(map[string]bool, len(entries))
-	for _, e := range entries {
-		devices[e.Index], names[e.Name] = e, true
-	}
-	lost := s.dp == nil
 	if lost {
 		s.say("the pinned datapath is gone: loading it again")
 		if err := s.createDatapath(); err != nil {
@@ -86,7 +120,7 @@ func (s *session) recover() error {
 	}
 	for _, name := range s.st.networkNames() {
 		n := s.st.Networks[name]
-		if err := s.dropVanished(n, devices, names); err != nil {
+		if err := s.dropVanished(n, devices); err != nil {
 			return err
 		}
 		if lost || devices[n.Index].Name != n.Bridge {
@@ -99,6 +133,27 @@ func (s *session) recover() error {
 		return s.reattachUplinks()
 	}
 	return nil
+}
+
+// allThere says whether every bridge and every port has a device, in the
+// shortest way: their indexes, which the kernel gives to no other so soon, are
+// among those with a queue. An endpoint needs a closer look.
+func (s *session) allThere() (bool, error) {
+	queues, err := s.hostQueues()
+	if err != nil {
+		return false, err
+	}
+	for _, n := range s.st.Networks {
+		if _, ok := queues[n.Index]; !ok {
+			return false, nil
+		}
+		for _, p := range n.Ports {
+			if _, ok := queues[p.Index]; !ok || p.Peer != "" {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
 }
 
 // finishPending undoes networks and ports that are between two states.
@@ -127,9 +182,15 @@ func (s *session) finishPending() error {
 
 // dropVanished forgets ports whose device went with the container's namespace,
 // and endpoints that their engine gave back and then forgot.
-func (s *session) dropVanished(n *network, devices map[int]link.Entry, names map[string]bool) error {
-	var vanished []*port
+func (s *session) dropVanished(n *network, devices map[int]link.Entry) error {
+	var (
+		vanished []*port
+		names    map[string]bool
+	)
 	for _, p := range n.sortedPorts() {
+		if p.Peer != "" && names == nil {
+			names = namesOf(devices)
+		}
 		e, ok := devices[p.Index]
 		abandoned, err := s.abandoned(p, names)
 		if err != nil {
@@ -140,6 +201,14 @@ func (s *session) dropVanished(n *network, devices map[int]link.Entry, names map
 		}
 	}
 	return s.detachPorts(n, vanished)
+}
+
+func namesOf(devices map[int]link.Entry) map[string]bool {
+	names := make(map[string]bool, len(devices))
+	for _, e := range devices {
+		names[e.Name] = true
+	}
+	return names
 }
 
 // rebuild makes a network again whose bridge or pins somebody removed.

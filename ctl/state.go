@@ -1,9 +1,11 @@
 package ctl
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 	"os"
@@ -19,7 +21,10 @@ import (
 const StateVersion = 1
 
 // state is what an instance owns: the truth for every command. It is written
-// before a change to the kernel (with Pending set) and again after it.
+// before a change to the kernel (with Pending set) and again after it. In the
+// file it is a JSON text for everything but the ports, and then one for each
+// port (portRecord), each on a line: so neither reading nor writing it ever
+// needs memory for all of it.
 type state struct {
 	Version  int                 `json:"version"`
 	Boot     string              `json:"boot"` // the kernel's boot id: what an earlier boot owned is gone
@@ -53,7 +58,13 @@ type network struct {
 	// Defining: pending belongs to a `network create`, whose definition goes
 	// too when it is undone.
 	Defining bool             `json:"defining,omitempty"`
-	Ports    map[string]*port `json:"ports"` // by host end
+	Ports    map[string]*port `json:"ports,omitempty"` // by host end; in a file of ours they follow
+}
+
+// portRecord is a port in the file.
+type portRecord struct {
+	Network string `json:"network"`
+	*port
 }
 
 // port is one attached container.
@@ -106,46 +117,100 @@ func newState(boot string) *state {
 // loadState reads the state of an instance; a fresh one if there is none, or if
 // it is of an earlier boot.
 func loadState(path, boot string) (*state, error) {
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return newState(boot), nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the state: %w", err)
 	}
+	defer f.Close()
 	st := newState(boot)
-	if len(b) == 0 { // a crash of the machine; see save
-		return st, nil
-	}
-	if err := json.Unmarshal(b, st); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	if st.Version > StateVersion {
-		return nil, fmt.Errorf("%s was written by a newer fastbr: use that, or run its 'fastbr down --all' first", path)
-	}
-	if st.Boot != boot {
+	in := json.NewDecoder(bufio.NewReaderSize(f, stateBuffer))
+	err = in.Decode(st)
+	switch {
+	case errors.Is(err, io.EOF): // empty: a crash of the machine; see save
 		return newState(boot), nil
+	case err != nil:
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	case st.Version > StateVersion:
+		return nil, fmt.Errorf("%s was written by a newer fastbr: use that, or run its 'fastbr down --all' first", path)
+	case st.Boot != boot:
+		return newState(boot), nil
+	}
+	if err := st.readPorts(in); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return st, nil
 }
+
+func (st *state) readPorts(in *json.Decoder) error {
+	for _, n := range st.Networks {
+		if n.Ports == nil {
+			n.Ports = map[string]*port{}
+		}
+	}
+	for {
+		r := portRecord{port: &port{}}
+		if err := in.Decode(&r); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		n := st.Networks[r.Network]
+		if n == nil {
+			return fmt.Errorf("port %s is of a network %s that is not there", r.Port, r.Network)
+		}
+		n.Ports[r.Port] = r.port
+	}
+}
+
+// stateBuffer is how much of the file is in memory at a time, in bytes.
+const stateBuffer = 32 << 10
 
 // save writes the state atomically. It does not wait for the disk: what the
 // state describes ends with the machine's run, too, and several commands a second
 // would each wait several times where the state directory is not in memory.
 func (st *state) save(path string) error {
-	b, err := json.Marshal(st)
-	if err != nil {
-		return fmt.Errorf("writing the state: %w", err)
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
+	if err == nil {
+		err = st.write(unfinished(path))
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("writing the state: %w", err)
-	}
-	err = os.WriteFile(unfinished(path), b, 0o600)
 	if err == nil {
 		err = os.Rename(unfinished(path), path)
 	}
 	if err != nil {
 		return fmt.Errorf("writing the state: %w", err)
+	}
+	return nil
+}
+
+func (st *state) write(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, stateBuffer)
+	return errors.Join(st.encode(json.NewEncoder(w)), w.Flush(), f.Close())
+}
+
+func (st *state) encode(out *json.Encoder) error {
+	head := *st
+	head.Networks = map[string]*network{}
+	for name, n := range st.Networks {
+		bare := *n
+		bare.Ports = nil
+		head.Networks[name] = &bare
+	}
+	if err := out.Encode(head); err != nil {
+		return err
+	}
+	for _, name := range st.networkNames() {
+		for _, p := range st.Networks[name].sortedPorts() {
+			if err := out.Encode(portRecord{name, p}); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -35,9 +35,25 @@ func TestStateRoundTrip(t *testing.T) {
 	}
 }
 
+// A state of before the ports had lines of their own.
+func TestStateReadsPortsInTheirNetwork(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.json")
+	const old = `{"version":1,"boot":"boot","networks":{"lab":{"name":"lab","index":7,"ports":{"veth0":{"name":"c1","port":"veth0","index":8}}}}}`
+	if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	st, err := loadState(path, "boot")
+	if err != nil || st.Networks["lab"].Ports["veth0"].Index != 8 {
+		t.Errorf("read %+v, %v", st, err)
+	}
+}
+
 func TestStateRefusesNewerAndBroken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
-	for content, want := range map[string]string{`{"version":99,"boot":"boot"}`: "newer", `{"version"`: "reading"} {
+	for content, want := range map[string]string{`{"version":99,"boot":"boot"}`: "newer", `{"version"`: "reading",
+		`{"version":1,"boot":"boot"}` + "\n" + `{"network":"lab","name":"c1"}`: "network lab",
+		`{"version":1,"boot":"boot"}` + "\n" + `{"netw`:                        "reading",
+	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}

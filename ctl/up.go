@@ -31,7 +31,7 @@ func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, 
 	if err := errors.Join(checkNetworkName(name), nr.check(), ir.check()); err != nil {
 		return view, false, firstLine(err)
 	}
-	err = c.mutate(ctx, func(s *session) error {
+	err = c.mutateWith(ctx, mutation{thorough: true}, func(s *session) error {
 		n := s.st.Networks[name]
 		def, err := s.defs.get(name)
 		if err != nil {

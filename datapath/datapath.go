@@ -12,10 +12,13 @@ import (
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -373,11 +376,36 @@ func openMap(dir, name string) (*ebpf.Map, error) {
 }
 
 func openProgram(dir, name string) (*ebpf.Program, error) {
-	p, err := ebpf.LoadPinnedProgram(progPath(dir, name), nil)
+	fd, err := openPin(progPath(dir, name))
+	if err != nil {
+		return nil, fmt.Errorf("opening program %s: %w", name, err)
+	}
+	p, err := ebpf.NewProgramFromFD(fd)
 	if err != nil {
 		return nil, fmt.Errorf("opening program %s: %w", name, err)
 	}
 	return p, nil
+}
+
+// openPin is BPF_OBJ_GET of bpf(2). The library's own way to a pinned program
+// first finds out whether this kernel names programs: by making a map, before
+// which it reads every mount of the machine, of which `+"`ip netns add`"+` makes one for
+// each namespace.
+func openPin(path string) (fd int, err error) {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	attr := struct {
+		path      uint64
+		fd, flags uint32
+	}{path: uint64(uintptr(unsafe.Pointer(name)))}
+	n, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(name)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
 }
 
 func (d *Datapath) readMeta() error {

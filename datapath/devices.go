@@ -246,21 +246,28 @@ func (d *Datapath) Devices() ([]int, error) {
 	return out, nil
 }
 
+// devicesAtOnce is how many slots of fbr_devs are read at a time: most are empty,
+// and memory that a command touches costs more than the calls.
+const devicesAtOnce = 1024
+
 // devices reads all occupied slots of fbr_devs.
-func (d *Datapath) devices() ([]tcFbrDev, error) {
-	keys, values := make([]uint32, MaxDevices), make([]tcFbrDev, MaxDevices)
-	var cursor ebpf.MapBatchCursor
-	n, err := d.maps.FbrDevs.BatchLookup(&cursor, keys, values, nil)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("reading fbr_devs: %w", err)
-	}
-	var out []tcFbrDev
-	for _, dev := range values[:n] {
-		if dev.Ifindex != 0 {
-			out = append(out, dev)
+func (d *Datapath) devices() (out []tcFbrDev, err error) {
+	keys, values := make([]uint32, devicesAtOnce), make([]tcFbrDev, devicesAtOnce)
+	for cursor := new(ebpf.MapBatchCursor); ; {
+		n, err := d.maps.FbrDevs.BatchLookup(cursor, keys, values, nil)
+		last := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !last {
+			return nil, fmt.Errorf("reading fbr_devs: %w", err)
+		}
+		for _, dev := range values[:n] {
+			if dev.Ifindex != 0 {
+				out = append(out, dev)
+			}
+		}
+		if last {
+			return out, nil
 		}
 	}
-	return out, nil
 }
 
 func (d *Datapath) device(ifindex int) (dev tcFbrDev, ok bool, err error) {

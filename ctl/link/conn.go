@@ -39,6 +39,8 @@ type Conn struct {
 	h *netlink.Handle
 	// raw is for the requests that the library has no call for.
 	raw map[int]*nl.SocketHandle
+	// part is where walk puts what the kernel sends.
+	part []byte
 }
 
 // Open connects to the namespace of the calling thread.

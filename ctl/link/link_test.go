@@ -201,15 +201,36 @@ func TestGratuitousARP(t *testing.T) {
 	}
 }
 
-func TestFreshDeviceIsNotShaped(t *testing.T) {
+func TestQueuesTellWhatIsUpAndShaped(t *testing.T) {
 	c, peer := inNetns(t), openPeer(t)
-	dev, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "v1", PeerNS: peer})
+	dev, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "v1", PeerNS: peer, MTU: 1500})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if shaped, err := c.Shaped(); err != nil || shaped[dev] {
-		t.Errorf("shaped %v, %v", shaped, err)
+	want := func(there, shaped bool) {
+		t.Helper()
+		queues, err := c.Queues()
+		if got, ok := queues[dev]; err != nil || ok != there || got != shaped {
+			t.Errorf("there %v, shaped %v, %v; want %v, %v", ok, got, err, there, shaped)
+		}
 	}
+	want(false, false) // never up
+	if err := c.SetUp(dev, true); err != nil {
+		t.Fatal(err)
+	}
+	want(true, false)
+	if err := c.SetUp(dev, false); err != nil {
+		t.Fatal(err)
+	}
+	want(true, false)
+	if err := c.Shape(dev, 1500, Limit{Rate: 1e6}); err != nil {
+		t.Fatal(err)
+	}
+	want(true, true)
+	if err := c.Delete(dev); err != nil {
+		t.Fatal(err)
+	}
+	want(false, false)
 }
 
 func TestDeleteAllTakesOnlyThese(t *testing.T) {

@@ -1,9 +1,9 @@
 package link
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -29,78 +29,88 @@ type Entry struct {
 // counters, and a veth's cost a walk over all CPUs.
 const skipStats = 1 << 3
 
-// List reads all devices of the namespace.
+// List reads all devices of the namespace. What it takes grows with their number,
+// some milliseconds for a thousand.
 func (c *Conn) List() ([]Entry, error) {
-	msgs, err := dump(func() ([][]byte, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-		req.Sockets = c.raw
-		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-		req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
-		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+	var out []Entry
+	same := words{}
+	err := c.walk(req, func() { out = nil }, func(m []byte) error {
+		e, err := parseEntry(m, same)
+		out = append(out, e)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing devices: %w", err)
 	}
-	out := make([]Entry, 0, len(msgs))
-	for _, m := range msgs {
-		e, err := parseEntry(m)
-		if err != nil {
-			return nil, fmt.Errorf("listing devices: %w", err)
-		}
-		out = append(out, e)
-	}
 	return out, nil
 }
 
-func parseEntry(m []byte) (Entry, error) {
-	e := Entry{Index: int(nl.DeserializeIfInfomsg(m).Index)}
-	attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return e, err
+func parseEntry(m []byte, same words) (Entry, error) {
+	if len(m) < unix.SizeofIfInfomsg {
+		return Entry{}, fmt.Errorf("a message of %d bytes", len(m))
 	}
-	for _, a := range attrs {
-		switch a.Attr.Type {
+	e := Entry{Index: int(nl.DeserializeIfInfomsg(m).Index)}
+	for kind, value := range attributes(m[unix.SizeofIfInfomsg:]) {
+		switch kind {
 		case unix.IFLA_IFNAME:
-			e.Name = text(a.Value)
+			e.Name = text(value)
 		case unix.IFLA_IFALIAS:
-			e.Alias = text(a.Value)
+			e.Alias = same.text(value)
 		case unix.IFLA_MASTER:
-			e.Master = int(binary.NativeEndian.Uint32(a.Value))
+			e.Master = int(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_LINK:
-			e.Lower = int(binary.NativeEndian.Uint32(a.Value))
+			e.Lower = int(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_OPERSTATE:
-			e.Carrier = len(a.Value) > 0 && a.Value[0] == netlink.OperUp
+			e.Carrier = len(value) > 0 && value[0] == netlink.OperUp
 		case unix.IFLA_LINKINFO:
-			if err := e.parseInfo(a.Value); err != nil {
-				return e, err
-			}
+			e.parseInfo(value, same)
 		}
 	}
 	return e, nil
 }
 
-func (e *Entry) parseInfo(b []byte) error {
-	info, err := nl.ParseRouteAttrAsMap(b)
-	if err != nil {
-		return err
+func (e *Entry) parseInfo(b []byte, same words) {
+	for kind, value := range attributes(b) {
+		switch kind {
+		case nl.IFLA_INFO_KIND:
+			e.Kind = same.text(value)
+		case nl.IFLA_INFO_DATA:
+			if e.Kind == "bridge" { // the kind comes first
+				e.parseBridge(value)
+			}
+		}
 	}
-	e.Kind = text(info[nl.IFLA_INFO_KIND].Value)
-	if e.Kind != "bridge" {
-		return nil
+}
+
+func (e *Entry) parseBridge(b []byte) {
+	for kind, value := range attributes(b) {
+		switch kind {
+		case nl.IFLA_BR_STP_STATE:
+			e.STP = len(value) >= 4 && binary.NativeEndian.Uint32(value) != 0
+		case nl.IFLA_BR_BRIDGE_ID:
+			copy(e.ID[:], value)
+		}
 	}
-	data, err := nl.ParseRouteAttrAsMap(info[nl.IFLA_INFO_DATA].Value)
-	if err != nil {
-		return err
-	}
-	if v := data[nl.IFLA_BR_STP_STATE].Value; len(v) >= 4 {
-		e.STP = binary.NativeEndian.Uint32(v) != 0
-	}
-	copy(e.ID[:], data[nl.IFLA_BR_BRIDGE_ID].Value)
-	return nil
 }
 
 // text is a C string; the library's own conversion wants the NUL to be there.
 func text(b []byte) string {
-	s, _, _ := strings.Cut(string(b), "\x00")
-	return s
+	b, _, _ = bytes.Cut(b, []byte{0})
+	return string(b)
+}
+
+// words are strings that a listing repeats, kept once.
+type words map[string]string
+
+func (w words) text(b []byte) string {
+	b, _, _ = bytes.Cut(b, []byte{0})
+	if known, ok := w[string(b)]; ok {
+		return known
+	}
+	word := string(b)
+	w[word] = word
+	return word
 }

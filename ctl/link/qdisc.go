@@ -4,35 +4,56 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
-// Shaped returns the devices that somebody put a queueing discipline or tc
-// filters on, either of which a redirect would bypass.
-func (c *Conn) Shaped() (map[int]bool, error) {
-	list, err := dump(c.qdiscs)
-	if err != nil {
-		return nil, fmt.Errorf("listing queueing disciplines: %w", sentinel(err))
-	}
-	shaped := map[int]bool{}
-	for _, q := range list {
-		index := q.Attrs().LinkIndex
-		switch q.Type() {
-		case "noqueue":
-		case "clsact", "ingress":
-			filtered, err := c.filtered(index)
-			if err != nil {
-				return nil, err
-			}
-			shaped[index] = shaped[index] || filtered
-		default:
-			shaped[index] = true
+// tcaKind is TCA_KIND of include/uapi/linux/rtnetlink.h: what a queueing
+// discipline is called.
+const tcaKind = 1
+
+// Queues returns the devices that have a queueing discipline, by ifindex: each
+// that has ever been up, if only with "noqueue". The value says whether somebody
+// put one or tc filters on it, either of which a redirect would bypass. It is the
+// shortest listing of devices that the kernel gives.
+func (c *Conn) Queues() (map[int]bool, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_DUMP)
+	req.AddData(&nl.TcMsg{})
+	var (
+		shaped map[int]bool
+		hooks  []int // with a clsact or ingress qdisc, which may be empty
+	)
+	same := words{}
+	err := c.walk(req, func() { shaped, hooks = map[int]bool{}, nil }, func(m []byte) error {
+		if len(m) < nl.SizeofTcMsg {
+			return fmt.Errorf("a message of %d bytes", len(m))
 		}
+		index := int(nl.DeserializeTcMsg(m).Ifindex)
+		for kind, value := range attributes(m[nl.SizeofTcMsg:]) {
+			if kind != tcaKind {
+				continue
+			}
+			name := same.text(value)
+			if name == "clsact" || name == "ingress" {
+				hooks = append(hooks, index)
+			} else {
+				shaped[index] = shaped[index] || name != "noqueue"
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing queueing disciplines: %w", err)
+	}
+	for _, index := range hooks {
+		filtered, err := c.filtered(index)
+		if err != nil {
+			return nil, err
+		}
+		shaped[index] = shaped[index] || filtered
 	}
 	return shaped, nil
 }
-
-// qdiscs lists those of every device.
-func (c *Conn) qdiscs() ([]netlink.Qdisc, error) { return c.h.QdiscList(nil) }
 
 // filtered reports whether a clsact or ingress qdisc has a filter.
 func (c *Conn) filtered(index int) (bool, error) {
