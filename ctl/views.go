@@ -15,36 +15,40 @@ import (
 	"github.com/fastbr/fastbr/datapath"
 )
 
-// reading is a session with the kernel's view of the devices and the counters.
+// reading is a session with the counters. Which devices there are tells
+// hostQueues: for those that are ours, an index is enough.
 type reading struct {
 	*session
-	devices map[int]string // by ifindex
-	stats   map[int]datapath.Counters
+	stats map[int]datapath.Counters
 }
 
 // look reads everything that views are made of. The error wraps ErrNotUp if
 // nothing is up.
 func (s *session) look() (*reading, error) {
-	r := &reading{session: s, devices: map[int]string{}}
-	entries, err := s.conn.List()
-	if err != nil {
+	s.queues = nil // those of before a change
+	if _, err := s.hostQueues(); err != nil {
 		return nil, err
 	}
-	for _, e := range entries {
-		r.devices[e.Index] = e.Name
-	}
+	r := &reading{session: s}
 	if s.dp == nil {
 		return r, nil
 	}
+	var err error
 	if r.stats, err = s.dp.Stats(); err != nil {
 		return nil, fmt.Errorf("reading the counters: %w", err)
 	}
 	return r, nil
 }
 
+// exists reports whether there is a device.
+func (r *reading) exists(index int) bool {
+	_, ok := r.queues[index]
+	return ok
+}
+
 // up reports whether the network is whole, not between two states.
 func (r *reading) up(n *network) bool {
-	return n != nil && !n.Pending && r.devices[n.Index] == n.Bridge
+	return n != nil && !n.Pending && r.exists(n.Index)
 }
 
 // anyUp is ErrNotUp if no network is up.
@@ -59,7 +63,7 @@ func (r *reading) anyUp() error {
 
 // portView is ok only for a port that exists now.
 func (r *reading) portView(n *network, p *port) (PortView, bool) {
-	if p.Pending || r.devices[p.Index] != p.Port {
+	if p.Pending || !r.exists(p.Index) {
 		return PortView{}, false
 	}
 	v := PortView{Name: p.Name, Port: p.Port, Network: n.Name, MAC: p.MAC,
@@ -69,7 +73,7 @@ func (r *reading) portView(n *network, p *port) (PortView, bool) {
 }
 
 func (r *reading) ports(n *network) []PortView {
-	out := []PortView{}
+	out := make([]PortView, 0, len(n.Ports))
 	for _, p := range n.sortedPorts() {
 		if v, ok := r.portView(n, p); ok {
 			out = append(out, v)
@@ -81,13 +85,11 @@ func (r *reading) ports(n *network) []PortView {
 func (r *reading) uplinkPorts() []PortView {
 	out := []PortView{}
 	for _, u := range r.st.Uplinks {
-		if r.devices[u.Index] != u.Name {
+		d, err := r.conn.ByIndex(u.Index)
+		if err != nil || d.Name != u.Name {
 			continue
 		}
-		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32"}
-		if d, err := r.conn.ByIndex(u.Index); err == nil {
-			v.MAC = d.MAC.String()
-		}
+		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32", MAC: d.MAC.String()}
 		if addrs, err := r.conn.Addrs(u.Index); err == nil {
 			for _, a := range addrs {
 				if a.Addr() == u.Addr {

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -45,40 +46,80 @@ func (d *Datapath) newStats() (uint16, error) {
 	return 0, fmt.Errorf("%d devices: %w", statsMax-1, ErrTooMany)
 }
 
+// countersAtOnce is how many counters of one CPU are read by a call.
+const countersAtOnce = 512
+
 // Stats returns the counters of every port and uplink by ifindex.
 func (d *Datapath) Stats() (map[int]Counters, error) {
 	devs, err := d.devices()
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[int]Counters, len(devs))
+	byIndex := [statsMax]int{} // ifindex by index into the counters
+	last := 0
 	for _, dev := range devs {
-		if dev.Flags&(tcFbrDevFlagsFBR_DEV_BRIDGE|tcFbrDevFlagsFBR_DEV_FRAGS) != 0 {
-			continue
+		if dev.Flags&(tcFbrDevFlagsFBR_DEV_BRIDGE|tcFbrDevFlagsFBR_DEV_FRAGS) == 0 {
+			byIndex[dev.Stats], last = int(dev.Ifindex), max(last, int(dev.Stats))
 		}
-		c, err := d.counters(uint32(dev.Stats))
-		if err != nil {
-			return nil, err
+	}
+	out := make(map[int]Counters, len(devs))
+	err = eachCounter(d.maps.FbrStats, last, func(i int, cpus []tcFbrStats) {
+		if ifindex := byIndex[i]; ifindex != 0 {
+			out[ifindex] = sumPaths(cpus)
 		}
-		out[int(dev.Ifindex)] = c
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading fbr_stats: %w", err)
+	}
+	names, err := reasons()
+	if err != nil {
+		return nil, err
+	}
+	err = eachCounter(d.maps.FbrDrops, last, func(i int, cpus []tcFbrDrops) {
+		if ifindex := byIndex[i]; ifindex != 0 {
+			if drops := sumDrops(cpus, names); drops != nil {
+				c := out[ifindex]
+				c.Drops = drops
+				out[ifindex] = c
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading fbr_drops: %w", err)
 	}
 	return out, nil
 }
 
-func (d *Datapath) counters(i uint32) (Counters, error) {
-	var (
-		stats []tcFbrStats
-		drops []tcFbrDrops
-		c     Counters
-	)
-	if err := d.maps.FbrStats.Lookup(i, &stats); err != nil {
-		return c, fmt.Errorf("reading fbr_stats: %w", err)
+// eachCounter calls f with the elements of a per-CPU array, one value per CPU,
+// up to the index last.
+func eachCounter[T any](m *ebpf.Map, last int, f func(i int, cpus []T)) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("counting CPUs: %w", err)
 	}
-	if err := d.maps.FbrDrops.Lookup(i, &drops); err != nil {
-		return c, fmt.Errorf("reading fbr_drops: %w", err)
+	chunk := max(1, countersAtOnce/cpus)
+	keys, values := make([]uint32, chunk), make([]T, chunk*cpus)
+	for cursor := new(ebpf.MapBatchCursor); ; {
+		n, err := m.BatchLookup(cursor, keys, values, nil)
+		end := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !end {
+			return err
+		}
+		for i, key := range keys[:n] {
+			if int(key) > last {
+				return nil
+			}
+			f(int(key), values[i*cpus:(i+1)*cpus])
+		}
+		if end {
+			return nil
+		}
 	}
+}
+
+func sumPaths(cpus []tcFbrStats) (c Counters) {
 	const slow, fast = 0, 1
-	for _, s := range stats {
+	for _, s := range cpus {
 		c.RX.SlowPackets += s.Rx[slow].Packets
 		c.RX.SlowBytes += s.Rx[slow].Bytes
 		c.RX.FastPackets += s.Rx[fast].Packets
@@ -88,19 +129,23 @@ func (d *Datapath) counters(i uint32) (Counters, error) {
 		c.TX.FastPackets += s.Tx[fast].Packets
 		c.TX.FastBytes += s.Tx[fast].Bytes
 	}
-	names, err := reasons()
-	if err != nil {
-		return c, err
-	}
-	c.Drops = map[Reason]uint64{}
-	for _, n := range drops {
+	return c
+}
+
+// sumDrops is nil where nothing was dropped.
+func sumDrops(cpus []tcFbrDrops, names [tcFbrReasonFBR_REASON_MAX]Reason) (drops map[Reason]uint64) {
+	for _, n := range cpus {
 		for r, v := range n.N {
-			if v != 0 {
-				c.Drops[names[r]] += v
+			if v == 0 {
+				continue
 			}
+			if drops == nil {
+				drops = map[Reason]uint64{}
+			}
+			drops[names[r]] += v
 		}
 	}
-	return c, nil
+	return drops
 }
 
 // Reasons returns every reason for which the programs drop packets.

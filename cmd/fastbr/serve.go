@@ -80,7 +80,7 @@ textfile collector, or a look. Without anything up, fastbr_up is 0.`,
 		Example: `  fastbr metrics
   fastbr metrics > /var/lib/prometheus/node-exporter/fastbr.prom`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := e.controller()
 			if err != nil {
 				return err
@@ -89,7 +89,7 @@ textfile collector, or a look. Without anything up, fastbr_up is 0.`,
 			if err != nil {
 				return err
 			}
-			return metrics.Write(e.stdout, col)
+			return metrics.Write(cmd.Context(), e.stdout, col)
 		},
 	}
 }
@@ -215,11 +215,7 @@ func (s server) http() (*http.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := metrics.Handler(c, s.errs)
-	if err != nil {
-		return nil, err
-	}
-	return metrics.NewServer(h), nil
+	return metrics.NewServer(metrics.Handler(c, s.errs)), nil
 }
 
 // hostResolvers are those named by the user, with or without a port, else the host's.

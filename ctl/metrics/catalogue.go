@@ -1,19 +1,26 @@
 package metrics
 
-import "github.com/prometheus/client_golang/prometheus"
-
 // Metric describes one metric family: what the collector emits and what
 // docs/metrics.md says about it.
 type Metric struct {
 	Name string
 	Help string // one line, ends up in the exposition
-	Type prometheus.ValueType
-	// Histogram: Type does not count.
-	Histogram bool
-	Labels    []string
+	Kind Kind
+	// Labels in the order of the documentation.
+	Labels []string
 	// WhenDown: emitted also when nothing is up.
 	WhenDown bool
 }
+
+// Kind is a type of metric, in the words of the text format.
+type Kind string
+
+// The kinds that there are here.
+const (
+	counter   Kind = "counter"
+	gauge     Kind = "gauge"
+	histogram Kind = "histogram"
+)
 
 // The names are promises (dashboards and alerts of other people use them).
 const (
@@ -40,37 +47,36 @@ func Catalogue() []Metric {
 	port := []string{"network", "port", "name"}
 	path := append(port[:len(port):len(port)], "path")
 	reason := append(port[:len(port):len(port)], "reason")
-	const counter, gauge = prometheus.CounterValue, prometheus.GaugeValue
 	return []Metric{
-		{Name: nameUp, Type: gauge, WhenDown: true,
+		{Name: nameUp, Kind: gauge, WhenDown: true,
 			Help: "Whether a fastbr instance is up in this host network namespace (1) or not (0)."},
-		{Name: nameBuildInfo, Type: gauge, WhenDown: true, Labels: []string{"version", "revision", "goversion"},
+		{Name: nameBuildInfo, Kind: gauge, WhenDown: true, Labels: []string{"version", "revision", "goversion"},
 			Help: "The build of the fastbr that answers; always 1."},
-		{Name: nameReceivePackets, Type: counter, Labels: path,
+		{Name: nameReceivePackets, Kind: counter, Labels: path,
 			Help: "Packets that the bridge received from the port, by path (fast or slow); one per wire packet, also for GSO."},
-		{Name: nameReceiveBytes, Type: counter, Labels: path,
+		{Name: nameReceiveBytes, Kind: counter, Labels: path,
 			Help: "Bytes that the bridge received from the port, Ethernet header included, by path (fast or slow)."},
-		{Name: nameSendPackets, Type: counter, Labels: path,
+		{Name: nameSendPackets, Kind: counter, Labels: path,
 			Help: "Packets that the bridge sent to the port, by path (fast or slow); one per wire packet, also for GSO."},
-		{Name: nameSendBytes, Type: counter, Labels: path,
+		{Name: nameSendBytes, Kind: counter, Labels: path,
 			Help: "Bytes that the bridge sent to the port, Ethernet header included, by path (fast or slow)."},
-		{Name: nameDropped, Type: counter, Labels: reason,
+		{Name: nameDropped, Kind: counter, Labels: reason,
 			Help: "Packets of the port that fastbr dropped, by reason."},
-		{Name: nameNetworkPorts, Type: gauge, Labels: []string{"network"},
+		{Name: nameNetworkPorts, Kind: gauge, Labels: []string{"network"},
 			Help: "Ports attached to the network."},
-		{Name: nameFlows, Type: gauge,
+		{Name: nameFlows, Kind: gauge,
 			Help: "NAT flows in the table, live ones and those not yet reclaimed."},
-		{Name: nameFlowsMax, Type: gauge,
+		{Name: nameFlowsMax, Kind: gauge,
 			Help: "NAT flows that the table can hold."},
-		{Name: nameOverloads, Type: counter,
+		{Name: nameOverloads, Kind: counter,
 			Help: "External ports that were shared between flows because no free one was left."},
-		{Name: nameRemaps, Type: counter,
+		{Name: nameRemaps, Kind: counter,
 			Help: "Flows that got another external port because the host or a neighbour NAT uses theirs, and flows of those that got another because an established connection of ours uses it."},
-		{Name: nameReclaimed, Type: counter,
+		{Name: nameReclaimed, Kind: counter,
 			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
-		{Name: namePortProbes, Histogram: true,
+		{Name: namePortProbes, Kind: histogram,
 			Help: "External ports that one allocation looked at until one was free; those that looked at more, or found none, count in +Inf only."},
-		{Name: nameRefused, Type: counter, Labels: []string{"reason"},
+		{Name: nameRefused, Kind: counter, Labels: []string{"reason"},
 			Help: "New flows that NAT refused, by reason."},
 	}
 }

@@ -1,7 +1,7 @@
 // Package metrics shows a fastbr instance to Prometheus.
 //
 // It holds no state: each scrape asks its Source for one snapshot, read under
-// one lock, and turns it into constant metrics. So a scrape is consistent in
+// one lock, and writes it out. So a scrape is consistent in
 // itself, works from `fastbr serve` and from the one-shot `fastbr metrics`
 // alike, and counters go on where they were when `serve` is restarted, because
 // they live in the kernel.

@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/fastbr/fastbr/ctl"
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 const docs = "../../docs/"
@@ -77,12 +76,6 @@ func table() string {
 	var b strings.Builder
 	b.WriteString("| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n")
 	for _, m := range Catalogue() {
-		kind := "gauge"
-		if m.Histogram {
-			kind = "histogram"
-		} else if m.Type == prometheus.CounterValue {
-			kind = "counter"
-		}
 		labels := "–"
 		if len(m.Labels) > 0 {
 			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
@@ -91,7 +84,7 @@ func table() string {
 		if m.WhenDown {
 			help += " Also when nothing is up."
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, kind, labels, help)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Kind, labels, help)
 	}
 	return b.String()
 }
