@@ -197,7 +197,7 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 	/* An entry that was deleted while we read may be another flow's by now; a
 	 * new one has no lease.
 	 */
-	asm volatile("" ::: "memory");
+	barrier();
 	return f->sess == sess && f->granted ? 0 : -1;
 }
 

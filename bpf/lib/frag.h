@@ -165,7 +165,7 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 		return in ? FBR_FOREIGN : FBR_FRAGMENT;
 	v = *f;
 	/* It may have been deleted, and be another datagram's by now. */
-	fbr_barrier();
+	barrier();
 	if (bpf_map_lookup_elem(&fbr_frag, &k) != f)
 		return FBR_FRAGMENT;
 	if (!(p->frag & FBR_FRAG_MORE))

@@ -9,9 +9,6 @@
 #include "clock.h"
 #include "maps.h"
 
-/* The compiler must not move memory accesses across this. */
-#define fbr_barrier() asm volatile("" ::: "memory")
-
 static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const struct fbr_conf *c,
 					    __u64 now)
 {
@@ -40,19 +37,19 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 		return;
 	if (old[0] != new[0] || old[1] != new[1] || old[2] != new[2] || f->oif != oif) {
 		fbr_lease_end(f);
-		fbr_barrier();
+		barrier();
 		old[0] = new[0];
 		old[1] = new[1];
 		old[2] = new[2];
 		f->oif = oif;
-		fbr_barrier();
+		barrier();
 	}
 	f->mtu = mtu;
 	len = c->lease - c->lease / 4 + ((c->lease / 2) * (fbr_random() & 255) >> 8);
 	f->lease_len = len < left ? len : left;
 	f->seen = now;
 	f->no_xdp = 0;
-	fbr_barrier();
+	barrier();
 	*(volatile __u64 *)&f->granted = now;
 	/* The entry may have been deleted and be another flow's by now. */
 	if (bpf_map_lookup_elem(&fbr_flow, k) != f)

@@ -164,7 +164,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	np->port = bk.port;
 	np->pif = n->pif;
 	np->used_at = 0;
-	fbr_barrier();
+	barrier();
 	*(volatile __u32 *)&np->refs = 1;
 	np->bound =
 		!(n->net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &off, BPF_NOEXIST);
@@ -321,7 +321,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 		if (s->bits & FBR_S_HALF)
 			__sync_fetch_and_add(&q->half, 1);
 	}
-	fbr_barrier();
+	barrier();
 	*(volatile __u32 *)&s->state = (s->state & ~FBR_STATE_MASK) | FBR_LIVE;
 	return FBR_NONE;
 quota:

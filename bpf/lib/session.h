@@ -151,7 +151,7 @@ __fbr_global int fbr_sess_free(__u32 slot)
 			fbr_atomic_dec(&q->half);
 	}
 	__sync_fetch_and_add(&st->live, -1);
-	fbr_barrier();
+	barrier();
 	*(volatile __u32 *)&s->state = ((s->state | FBR_STATE_MASK) + 1) | FBR_FREE;
 	bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 	return 0;

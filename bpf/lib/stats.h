@@ -63,7 +63,7 @@ static __always_inline void fbr_count_drop(const struct fbr_dev *d, __u32 reason
 	struct fbr_drops *n = bpf_map_lookup_elem(&fbr_drops, &i);
 
 	/* The compiler sees that reasons are small, the verifier does not. */
-	asm volatile("" : "+r"(reason));
+	barrier_var(reason);
 	if (n && reason < FBR_REASON_MAX)
 		n->n[reason]++;
 }

@@ -52,7 +52,7 @@ __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 			return false;
 		sum += (__u64)((const __u32 *)at)[0] + ((const __u32 *)at)[1];
 		/* Else the compiler makes one check of all, which the verifier does not see through. */
-		asm volatile("" : "+r"(at));
+		barrier_var(at);
 	}
 	if (len & 4) {
 		if ((void *)(at + 4) > data_end)
