@@ -202,6 +202,7 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		v.CfgNatFirst.Set(meta.NatFirst),
 		v.CfgNatCount.Set(meta.NatCount),
 		v.CfgFibSrc.Set(fib),
+		v.CfgConntrack.Set(probeConntrack() == nil),
 		v.CfgEpoch.Set(meta.Epoch),
 	)
 }

@@ -290,6 +290,7 @@ const (
 	injectedProgFbrUplinkIn      = "fbr_uplink_in"
 	injectedProgFbrUplinkOut     = "fbr_uplink_out"
 	injectedProgFbrUplinkXdp     = "fbr_uplink_xdp"
+	injectedVarCfgConntrack      = "cfg_conntrack"
 	injectedVarCfgEpoch          = "cfg_epoch"
 	injectedVarCfgFibSrc         = "cfg_fib_src"
 	injectedVarCfgFlowsMax       = "cfg_flows_max"
@@ -418,6 +419,7 @@ type injectedMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injectedVariableSpecs struct {
+	CfgConntrack      *ebpf.VariableSpec `ebpf:"cfg_conntrack"`
 	CfgEpoch          *ebpf.VariableSpec `ebpf:"cfg_epoch"`
 	CfgFibSrc         *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
 	CfgFlowsMax       *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
@@ -529,6 +531,7 @@ func (m *injectedMaps) Close() error {
 //
 // It can be passed to loadInjectedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type injectedVariables struct {
+	CfgConntrack      *ebpf.Variable `ebpf:"cfg_conntrack"`
 	CfgEpoch          *ebpf.Variable `ebpf:"cfg_epoch"`
 	CfgFibSrc         *ebpf.Variable `ebpf:"cfg_fib_src"`
 	CfgFlowsMax       *ebpf.Variable `ebpf:"cfg_flows_max"`

@@ -24,7 +24,7 @@ func Probe() []Feature {
 		{Name: "timer", Required: true, Minimum: "5.15", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnTimerInit)},
 		{Name: "loop", Required: true, Minimum: "5.17", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)},
 		{Name: "fib-source", Minimum: "6.7", Err: probeFIB()},
-		{Name: "conntrack-timeout", Minimum: "6.0 with conntrack's BTF", Err: probeKfunc("bpf_ct_change_timeout")},
+		{Name: "conntrack-timeout", Minimum: "6.0 with conntrack's BTF", Err: probeConntrack()},
 	}
 	for i := range all {
 		if errors.Is(all[i].Err, ebpf.ErrNotSupported) {
@@ -86,16 +86,32 @@ func probeIterators() error {
 	if err != nil {
 		return fmt.Errorf("loading an iterator: %w: %w", ErrNotSupported, err)
 	}
-	return errors.Join(p.Close(), probeKfunc("bpf_sock_destroy"))
+	return errors.Join(p.Close(), probeKfunc("bpf_sock_destroy", ""))
 }
 
-func probeKfunc(name string) error {
+// probeConntrack looks for conntrack's kfuncs: of all that fastbr uses,
+// bpf_ct_change_timeout came last.
+func probeConntrack() error {
+	return probeKfunc("bpf_ct_change_timeout", "nf_conntrack")
+}
+
+// probeKfunc looks for a kfunc in the kernel and in the module that may hold it.
+func probeKfunc(name, module string) error {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	var f *btf.Func
-	if err := spec.TypeByName(name, &f); err != nil {
+	err = spec.TypeByName(name, &f)
+	if err == nil {
+		return nil
+	}
+	if module != "" {
+		if spec, err = btf.LoadKernelModuleSpec(module); err == nil {
+			err = spec.TypeByName(name, &f)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	return nil

@@ -366,6 +366,7 @@ const (
 	tcProgFbrUplinkIn      = "fbr_uplink_in"
 	tcProgFbrUplinkOut     = "fbr_uplink_out"
 	tcProgFbrUplinkXdp     = "fbr_uplink_xdp"
+	tcVarCfgConntrack      = "cfg_conntrack"
 	tcVarCfgEpoch          = "cfg_epoch"
 	tcVarCfgFibSrc         = "cfg_fib_src"
 	tcVarCfgFlowsMax       = "cfg_flows_max"
@@ -492,6 +493,7 @@ type tcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcVariableSpecs struct {
+	CfgConntrack      *ebpf.VariableSpec `ebpf:"cfg_conntrack"`
 	CfgEpoch          *ebpf.VariableSpec `ebpf:"cfg_epoch"`
 	CfgFibSrc         *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
 	CfgFlowsMax       *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
@@ -601,6 +603,7 @@ func (m *tcMaps) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcVariables struct {
+	CfgConntrack      *ebpf.Variable `ebpf:"cfg_conntrack"`
 	CfgEpoch          *ebpf.Variable `ebpf:"cfg_epoch"`
 	CfgFibSrc         *ebpf.Variable `ebpf:"cfg_fib_src"`
 	CfgFlowsMax       *ebpf.Variable `ebpf:"cfg_flows_max"`

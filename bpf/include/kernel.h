@@ -395,9 +395,6 @@ struct bpf_iter__udp {
 	struct udp_sock *udp_sk;
 } __core;
 
-/* Whether a weak __ksym was found on the running kernel. */
-#define bpf_ksym_exists(sym) (!!(sym))
-
 struct bpf_sock;
 
 /* The context of cgroup programs on the address of a call: user_port is in

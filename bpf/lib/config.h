@@ -25,6 +25,10 @@ volatile const __u32 cfg_nat_first = 10000;
 volatile const __u32 cfg_nat_count = 20000;
 /* the kernel knows BPF_FIB_LOOKUP_SRC (6.7) */
 volatile const bool cfg_fib_src = false;
+/* conntrack's kfuncs are there (6.0). Not asked of the symbols themselves: where conntrack is a
+ * module, their addresses cannot be loaded by every loader.
+ */
+volatile const bool cfg_conntrack = false;
 /* grows with each upgrade, so that the sweep timer takes the new callback */
 volatile const __u32 cfg_epoch = 0;
 

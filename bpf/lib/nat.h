@@ -392,8 +392,7 @@ __fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key 
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
 	struct nf_conn *ct;
 
-	if (fwd->proto != IPPROTO_UDP || !fbr_ct_knows(skb) ||
-	    !bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_change_timeout))
+	if (fwd->proto != IPPROTO_UDP || !cfg_conntrack || !fbr_ct_knows(skb))
 		return 0;
 	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
 	if (!ct)

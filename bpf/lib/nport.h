@@ -115,7 +115,7 @@ static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock
 {
 	struct nf_conn *ct;
 
-	if (o->l4proto == IPPROTO_ICMP || !bpf_ksym_exists(bpf_skb_ct_lookup))
+	if (o->l4proto == IPPROTO_ICMP || !cfg_conntrack)
 		return false;
 	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), o, sizeof(*o));
 	if (!ct)
