@@ -67,12 +67,12 @@ fuzz: ## any bytes into the programs, FUZZTIME (30s) for each target
 # How many steps `make stress` takes of the programs beside their model.
 STEPS ?= 10000000
 
-stress: build ## a million flows and connections, STEPS (ten million) of programs beside their model, floods (15 minutes)
+stress: build ## a million flows and connections, STEPS (ten million) of programs beside their model, floods, storms, kills (half an hour)
 	FASTBR_STRESS_FLOWS=1000000 FASTBR_MODEL_STEPS=$(STEPS) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
 		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestFifteenThousandConnectionsASecond|TestProgramsEqualModel)$$' ./datapath
 	@$(DEPS) iperf3 nft iptables conntrack ip
 	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
-		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts)$$' ./cmd/fastbr
+		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts|AttachStorm|SweepBesideTraffic|KilledAtRandom)$$' ./cmd/fastbr
 
 churn: build ## 200 containers come and go for CHURN (10m) beside traffic of others
 	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)

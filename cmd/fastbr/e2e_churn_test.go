@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func TestE2EChurn(t *testing.T) {
 	t.Parallel()
 	lasts, count := churnSize(t)
 	c := newChurn(t, lasts, count)
-	before := c.owned(t)
+	before, files := c.owned(t), c.openFiles(t)
 	var comers []*comer
 	for i, ns := range c.Containers {
 		comers = append(comers, &comer{churn: c, ns: ns, number: i})
@@ -96,6 +97,7 @@ func TestE2EChurn(t *testing.T) {
 	}
 	t.Logf("%d containers, %d starts and removals in %v", count, changes.Load(), lasts)
 	c.assertNothingLeft(t, before)
+	waitFor(t, c.ctx, "serve to have no more open files than before", func() bool { return c.openFiles(t) <= files })
 }
 
 func churnSize(t *testing.T) (lasts time.Duration, count int) {
@@ -254,13 +256,29 @@ func (k *comer) remove(abrupt bool) error {
 // stream is one of those that must not notice: a question and its answer, again
 // and again, on one socket.
 type stream struct {
-	name    string
-	sock    net.Conn
-	stop    chan struct{}
-	done    chan struct{}
-	answers int
-	longest time.Duration
-	err     error
+	name string
+	sock net.Conn
+	stop chan struct{}
+	done chan struct{}
+	took []time.Duration // of each question
+	err  error
+}
+
+// startStream starts a stream, by UDP or TCP.
+func (h *e2e) startStream(t *testing.T, name string, udp bool, from *lab.Namespace, to netip.AddrPort) *stream {
+	t.Helper()
+	s := &stream{name: name, stop: make(chan struct{}), done: make(chan struct{})}
+	var err error
+	if udp {
+		err = from.Do(func() (err error) { s.sock, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to)); return err })
+	} else {
+		s.sock, err = from.DialTCP(h.ctx, netip.AddrPort{}, to)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	go s.run()
+	return s
 }
 
 // traffic starts streams of those that stay, by every way there is.
@@ -280,18 +298,7 @@ func (c *churn) traffic(t *testing.T) (all []*stream) {
 		"hairpin":       {b, on(host, 8080)},
 		"published UDP": {c.Outside, on(host, 8080)},
 	} {
-		s := &stream{name: name, stop: make(chan struct{}), done: make(chan struct{})}
-		var err error
-		if strings.HasSuffix(name, "UDP") {
-			err = x.from.Do(func() (err error) { s.sock, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(x.to)); return err })
-		} else {
-			s.sock, err = x.from.DialTCP(c.ctx, netip.AddrPort{}, x.to)
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		go s.run()
-		all = append(all, s)
+		all = append(all, c.startStream(t, name, strings.HasSuffix(name, "UDP"), x.from, x.to))
 	}
 	return all
 }
@@ -305,9 +312,8 @@ func (s *stream) run() {
 		case <-time.After(2 * time.Millisecond):
 		}
 		began := time.Now()
-		s.err = s.ask(fmt.Sprint("question ", s.answers))
-		s.longest = max(s.longest, time.Since(began))
-		s.answers++
+		s.err = s.ask(fmt.Sprint("question ", len(s.took)))
+		s.took = append(s.took, time.Since(began))
 	}
 }
 
@@ -329,15 +335,20 @@ func (s *stream) ask(text string) error {
 	return nil
 }
 
+// end wants every question answered, and tells how long that took.
 func (s *stream) end(t *testing.T) {
 	t.Helper()
 	close(s.stop)
 	<-s.done
 	_ = s.sock.Close()
-	if s.err != nil || s.answers == 0 {
-		t.Errorf("%s was interrupted after %d answers: %v", s.name, s.answers, s.err)
+	n := len(s.took)
+	if s.err != nil || n == 0 {
+		t.Errorf("%s was interrupted after %d answers: %v", s.name, n, s.err)
+		return
 	}
-	t.Logf("%s: %d answers, the longest took %v", s.name, s.answers, s.longest.Round(time.Millisecond))
+	slices.Sort(s.took)
+	t.Logf("%s: %d answers, median %v, 99 %% within %v, the longest took %v", s.name, n,
+		s.took[n/2].Round(time.Microsecond), s.took[n*99/100].Round(time.Microsecond), s.took[n-1].Round(time.Microsecond))
 }
 
 // owned is what fastbr has on the host, one text for each kind of thing.
@@ -351,12 +362,22 @@ func (c *churn) owned(t *testing.T) snapshot {
 		}
 		s[what] = strings.Join(slices.Sorted(strings.Lines(out)), "")
 	}
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.docker.serve.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s["open files of serve"] = strconv.Itoa(len(fds))
 	return s
+}
+
+// openFiles counts what serve has open while it does nothing: then it has no map.
+func (c *churn) openFiles(t *testing.T) (n int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", c.docker.serve.Process.Pid)
+	waitFor(t, c.ctx, "serve to have no map open", func() bool {
+		fds, err := os.ReadDir(dir)
+		n = len(fds)
+		return err == nil && !slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+			to, _ := os.Readlink(filepath.Join(dir, fd.Name()))
+			return strings.Contains(to, "bpf")
+		})
+	})
+	return n
 }
 
 // assertNothingLeft fails for anything of a container that has gone: devices,
