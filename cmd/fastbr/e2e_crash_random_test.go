@@ -40,14 +40,16 @@ func TestE2EKilledAtRandom(t *testing.T) {
 	}}
 	before := h.snapshot(t)
 	round, lasts := 0, sized(5*time.Second, 5*time.Minute)
-	for begin := time.Now(); round == 0 || time.Since(begin) < lasts; round++ {
+	defer func() {
+		if t.Failed() {
+			t.Logf("round %d was:\n%s", round, strings.Join(c.history, "\n"))
+		}
+	}()
+	for begin := time.Now(); !t.Failed() && (round == 0 || time.Since(begin) < lasts); round++ {
 		c.renew()
 		c.history = nil
 		c.round(t)
 		h.assertAsBefore(t, before)
-		if t.Failed() {
-			t.Fatalf("round %d was:\n%s", round, strings.Join(c.history, "\n"))
-		}
 	}
 	t.Logf("%d rounds of ten commands", round)
 }

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
@@ -91,6 +92,7 @@ func requirePrometheus(t *testing.T) {
 }
 
 func TestServeIsScrapedByPrometheus(t *testing.T) {
+	t.Parallel()
 	requirePrometheus(t)
 	h := upE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1})
 	_, at := h.serve(t)
@@ -148,13 +150,20 @@ scrape_configs:
 
 // What is scraped is what `port ls` shows, and what `fastbr metrics` prints.
 func TestMetricsAgreeWithPorts(t *testing.T) {
+	t.Parallel()
 	h := upE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 2})
 	if r, err := h.Containers[0].Ping(h.ctx, h.Containers[1].Addr, lab.PingOptions{}); err != nil || r.Received == 0 {
 		t.Fatalf("ping: %+v %v", r, err)
 	}
 	_, at := h.serve(t)
-	text, once := h.scrape(t, at), h.must(t, "metrics")
-	p := h.ports(t)["c1"]
+	var text, once string
+	var p ctl.PortView
+	waitFor(t, h.ctx, "a while without a packet", func() bool { // the kernel asks for an address again, too
+		before := h.ports(t)["c1"].RXBytes
+		text, once = h.scrape(t, at), h.must(t, "metrics")
+		p = h.ports(t)["c1"]
+		return p.RXBytes == before
+	})
 	labels := fmt.Sprintf(`{name="c1",network="default",path="%%s",port=%q}`, p.Port)
 	for _, from := range []string{text, once} {
 		fast := value(t, from, "fastbr_port_receive_bytes_total"+fmt.Sprintf(labels, "fast"))
@@ -187,6 +196,7 @@ func value(t *testing.T, text, series string) (v float64) {
 }
 
 func TestServeWhenNothingIsUp(t *testing.T) {
+	t.Parallel()
 	h := newE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1})
 	if up := value(t, h.must(t, "metrics"), "fastbr_up"); up != 0 {
 		t.Errorf("metrics: fastbr_up %v before up", up)
@@ -212,6 +222,7 @@ func TestServeWhenNothingIsUp(t *testing.T) {
 }
 
 func TestServePortTaken(t *testing.T) {
+	t.Parallel()
 	h := newE2E(t, e2eMode{name: "fast"}, lab.Options{})
 	ln, err := h.Host.ListenTCP(netip.MustParseAddrPort("127.0.0.1:9469"))
 	if err != nil {
@@ -227,6 +238,7 @@ func TestServePortTaken(t *testing.T) {
 // serve follows the host: with it a rule reaches a running flow at once, though
 // the lease is long.
 func TestServeRevokesOnRuleChange(t *testing.T) {
+	t.Parallel()
 	h := upE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1}, "--lease", "15s")
 	h.serve(t)
 	s := h.serveTCP(t, h.Outside, netip.AddrPortFrom(h.Outside.Addr, 7))
@@ -247,11 +259,16 @@ func TestServeRevokesOnRuleChange(t *testing.T) {
 	}`); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond) // far less than the lease
-	ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
-	defer cancel()
-	if lab.Echo(ctx, c, "blocked?") == nil {
-		t.Error("the flow still runs after the rule that blocks it")
+	for begin := time.Now(); ; {
+		ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+		err := lab.Echo(ctx, c, "blocked?")
+		cancel()
+		if err != nil {
+			return
+		}
+		if time.Since(begin) > 8*time.Second { // no lease ends so soon by itself
+			t.Fatal("the flow still runs after the rule that blocks it")
+		}
 	}
 }
 
