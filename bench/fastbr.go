@@ -72,14 +72,15 @@ func (f Fastbr) WithXDP() Fastbr {
 // defaultSessions is the datapath's default of --nat-flows.
 const defaultSessions = 131072
 
-// Flows implements Contestant. A single container may have four fifths.
-func (f Fastbr) Flows() int {
-	n := f.Sessions
-	if n == 0 {
-		n = defaultSessions
+func (f Fastbr) sessions() int {
+	if f.Sessions == 0 {
+		return defaultSessions
 	}
-	return n - n/5
+	return f.Sessions
 }
+
+// Flows implements Contestant. A single container may have four fifths.
+func (f Fastbr) Flows() int { return f.sessions() - f.sessions()/5 }
 
 // Options implements Contestant.
 func (f Fastbr) Options() lab.Options { return lab.Options{Private: []netip.Prefix{}} }

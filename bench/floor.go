@@ -39,7 +39,11 @@ func (f Floor) Describe() string {
 func (f Floor) Options() lab.Options { return Bridge{}.Options() }
 
 // Setup implements Contestant.
-func (f Floor) Setup(ctx context.Context, l *lab.Lab) error {
+func (f Floor) Setup(ctx context.Context, l *lab.Lab) error { return f.setup(ctx, l, nil) }
+
+// setup attaches the redirects, before each of them what is to be done with
+// every IPv4 packet: R6 is its context.
+func (f Floor) setup(ctx context.Context, l *lab.Lab, before asm.Instructions) error {
 	c1, c2 := l.Containers[0], l.Containers[1]
 	if err := l.Outside.AddRoute(containers, l.HostAddr(0)); err != nil {
 		return err
@@ -65,7 +69,7 @@ func (f Floor) Setup(ctx context.Context, l *lab.Lab) error {
 		"br0-2": {{to: c1.Addr, index: index["br0-1"], peer: true}},
 		"eth0":  {{to: c1.Addr, index: index["br0-1"], peer: true, macs: macs.in}},
 	} {
-		if err := f.attach(l, index[dev], hops); err != nil {
+		if err := f.attach(l, index[dev], redirects(before, hops)); err != nil {
 			return fmt.Errorf("attaching a constant redirect to %s: %w", dev, err)
 		}
 	}
@@ -87,9 +91,9 @@ func (f Floor) Teardown(context.Context, *lab.Lab) error {
 	return nil
 }
 
-func (f Floor) attach(l *lab.Lab, ifindex int, hops []hop) error {
+func (f Floor) attach(l *lab.Lab, ifindex int, insns asm.Instructions) error {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "fbr_bench_floor", Type: ebpf.SchedCLS, License: "GPL", Instructions: redirects(hops),
+		Name: "fbr_bench_floor", Type: ebpf.SchedCLS, License: "GPL", Instructions: insns,
 	})
 	if err != nil {
 		return err
@@ -115,6 +119,7 @@ type hop struct {
 const (
 	etherIPv4       = 0x0800
 	offsetProtocol  = 16 // of struct __sk_buff
+	offsetSrc       = 14 + 12
 	offsetDst       = 14 + 16
 	nextProgram     = -1 // TCX_NEXT
 	macsOnStack     = -16
@@ -123,16 +128,18 @@ const (
 	flagsOfRedirect = 0
 )
 
-// redirects is the program: a chain of comparisons with constants.
-func redirects(hops []hop) asm.Instructions {
+// redirects is the program: a chain of comparisons with constants, after whatever
+// comes before it.
+func redirects(before asm.Instructions, hops []hop) asm.Instructions {
 	// The field holds the ethertype in network order.
 	ipv4 := int32(binary.NativeEndian.Uint16([]byte{etherIPv4 >> 8, etherIPv4 & 0xff}))
 	prog := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R0, asm.R6, offsetProtocol, asm.Word),
 		asm.JNE.Imm(asm.R0, ipv4, labelNext),
-		asm.LoadAbs(offsetDst, asm.Word), // into R0, host order
 	}
+	prog = append(prog, before...)
+	prog = append(prog, asm.LoadAbs(offsetDst, asm.Word)) // into R0, host order
 	for i, h := range hops {
 		skip := fmt.Sprintf("hop%d", i+1)
 		if i == len(hops)-1 {

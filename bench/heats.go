@@ -21,15 +21,16 @@ func Sets() []Set {
 // of kernel NAT, and a bare veth pair is no comparison for small packets.
 func tableHeats() []Heat {
 	kernel, call, docker := Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), NewDocker().Name()
-	fast, floor, direct := Fastbr{}.Name(), NewFloor().Name(), Direct{}.Name()
+	fast, floor, hash, direct := Fastbr{}.Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()
 	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{kernel, docker, fast, direct}, []string{docker, fast}
+	many := []string{fast, floor, hash}
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(pps), call)},
-		{Workload: PPS{Direction: ContainerToOutside}, Contestants: pps},
+		{Workload: PPS{Direction: ContainerToOutside}, Contestants: append(slices.Clone(pps), hash)},
 		{Workload: PPS{Direction: OutsideToContainer}, Contestants: append(slices.Clone(pps), Fastbr{}.WithXDP().Name(), NewXDPFloor().Name())},
 		{Workload: Flood{}, Contestants: droppers()},
-		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: []string{fast}, Every: 2},
-		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: []string{fast}, Every: 2},
+		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: many, Every: 2},
+		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: many, Every: 2},
 		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: bulk},
 		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: bulk},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: append(slices.Clone(bulk), Fastbr{}.WithXDP().Name())},
@@ -42,7 +43,7 @@ func tableHeats() []Heat {
 func smokeHeats() []Heat {
 	fast := []string{Fastbr{}.Name()}
 	withoutXDP := []string{Bridge{}.Name(), Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), Bridge{NAT: Routed}.Name(),
-		NewDocker().Name(), Fastbr{}.Name(), NewFloor().Name(), Direct{}.Name()}
+		NewDocker().Name(), Fastbr{}.Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()}
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: withoutXDP},
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: fast},

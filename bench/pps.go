@@ -17,6 +17,8 @@ type PPS struct {
 	// Flows at a time; 0: one. Above one they need a direction that the sender
 	// can open flows in.
 	Flows int
+	// opening is how long they take to begin; 0: as fast as they can.
+	opening time.Duration
 }
 
 // Ports of the flows. A flow that is answered by a low port is forgotten sooner.
@@ -133,16 +135,26 @@ func openInside(ctx context.Context, inside, outside *lab.Namespace, at netip.Ad
 // leaseTime is fastbr's default: each flow's lease is renewed once in it.
 const leaseTime = 10 * time.Second
 
-// open begins every flow and warms up everything else. Many flows begin spread
-// over the time of one lease: so they are renewed, as in a host that has been up
-// for long, a few at a time.
+// leasedBy is the workload for a contestant: where there are leases, many flows
+// begin spread over the time of one, so that they are renewed as in a host that
+// has been up for long, a few at a time.
+func (p PPS) leasedBy(c Contestant) PPS {
+	if _, ok := c.(Fastbr); ok {
+		p.opening = leaseTime
+	}
+	return p
+}
+
+// open begins every flow and warms up everything else. In the end every flow sends
+// once more: what its lease has lost meanwhile, a flow that goes on would have
+// renewed.
 func (p PPS) open(ctx context.Context, g *generator) error {
 	if p.Flows <= 1 {
 		return g.send(burst)
 	}
 	const steps = 100
 	for range steps {
-		next := time.Now().Add(leaseTime / steps)
+		next := time.Now().Add(p.opening / steps)
 		if err := g.send(p.Flows/steps + 1); err != nil {
 			return err
 		}
@@ -152,5 +164,5 @@ func (p PPS) open(ctx context.Context, g *generator) error {
 		case <-time.After(time.Until(next)):
 		}
 	}
-	return nil
+	return g.send(p.Flows)
 }

@@ -136,6 +136,9 @@ func (p Plan) round(ctx context.Context, round int, labs []*lab.Lab, r *Report) 
 // machine's clocks say about it.
 func Measure(ctx context.Context, c Contestant, w Workload, l *lab.Lab, d time.Duration) Sample {
 	m := meter{ctx: ctx, contestant: c, lab: l}
+	if p, ok := w.(PPS); ok {
+		w = p.leasedBy(c)
+	}
 	s, err := w.Run(ctx, l, d, m.start)
 	if err == nil {
 		err = m.stop(&s)

@@ -303,7 +303,7 @@ func contestants(self bench.Fastbr) []bench.Contestant {
 	return []bench.Contestant{
 		bench.Bridge{NAT: bench.IPTables}, bench.Bridge{NAT: bench.IPTables, NFCall: true}, bench.Bridge{},
 		bench.Bridge{NAT: bench.Routed}, bench.NewDocker(), self, self.WithXDP(),
-		bench.NewFloor(), bench.NewXDPFloor(), bench.NewXDPDrop(), bench.Direct{},
+		bench.NewFloor(), self.HashFloor(), bench.NewXDPFloor(), bench.NewXDPDrop(), bench.Direct{},
 	}
 }
 
