@@ -268,7 +268,7 @@ func (f *fakeFile) SetL2Fast(on bool) error {
 
 func (f *fakeFile) Revoke() error { return nil }
 
-func (f *fakeFile) Stats() (map[int]datapath.Counters, error) {
+func (f *fakeFile) Stats(...int) (map[int]datapath.Counters, error) {
 	out := map[int]datapath.Counters{}
 	for i := range f.Ports {
 		out[i] = datapath.Counters{RX: datapath.PathCounters{FastPackets: 2, FastBytes: 120, SlowPackets: 1, SlowBytes: 60},

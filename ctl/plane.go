@@ -47,7 +47,7 @@ type plane interface {
 	Lease() (time.Duration, error)
 	SetL2Fast(bool) error
 	Revoke() error
-	Stats() (map[int]datapath.Counters, error)
+	Stats(ifindexes ...int) (map[int]datapath.Counters, error)
 	NATStats() (datapath.NATStats, error)
 	Flows() ([]datapath.Flow, error)
 	FlushFlows() (int, error)

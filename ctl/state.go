@@ -219,6 +219,19 @@ func (st *state) encode(out *json.Encoder) error {
 // of the lock does.
 func unfinished(path string) string { return path + ".next" }
 
+// indexes are those of all ports and uplinks.
+func (st *state) indexes() (out []int) {
+	for _, n := range st.Networks {
+		for _, p := range n.Ports {
+			out = append(out, p.Index)
+		}
+	}
+	for _, u := range st.Uplinks {
+		out = append(out, u.Index)
+	}
+	return out
+}
+
 // networkNames are the recorded networks, sorted.
 func (st *state) networkNames() []string {
 	return slices.Sorted(maps.Keys(st.Networks))

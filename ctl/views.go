@@ -34,7 +34,7 @@ func (s *session) look() (*reading, error) {
 		return r, nil
 	}
 	var err error
-	if r.stats, err = s.dp.Stats(); err != nil {
+	if r.stats, err = s.dp.Stats(s.st.indexes()...); err != nil {
 		return nil, fmt.Errorf("reading the counters: %w", err)
 	}
 	return r, nil

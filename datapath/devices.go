@@ -251,20 +251,26 @@ func (d *Datapath) Devices() ([]int, error) {
 const devicesAtOnce = 1024
 
 // devices reads all occupied slots of fbr_devs.
-func (d *Datapath) devices() (out []tcFbrDev, err error) {
+func (d *Datapath) devices() ([]tcFbrDev, error) { return d.devicesUpTo(MaxDevices - 1) }
+
+// devicesUpTo reads the occupied slots up to one.
+func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
 	keys, values := make([]uint32, devicesAtOnce), make([]tcFbrDev, devicesAtOnce)
 	for cursor := new(ebpf.MapBatchCursor); ; {
 		n, err := d.maps.FbrDevs.BatchLookup(cursor, keys, values, nil)
-		last := errors.Is(err, ebpf.ErrKeyNotExist)
-		if err != nil && !last {
+		end := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !end {
 			return nil, fmt.Errorf("reading fbr_devs: %w", err)
 		}
-		for _, dev := range values[:n] {
+		for i, dev := range values[:n] {
+			if keys[i] > last {
+				return out, nil
+			}
 			if dev.Ifindex != 0 {
 				out = append(out, dev)
 			}
 		}
-		if last {
+		if end {
 			return out, nil
 		}
 	}

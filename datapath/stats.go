@@ -1,14 +1,10 @@
 package datapath
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"strings"
-	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 )
 
 // statsMax is FBR_STATS_MAX of bpf/lib/types.h: devices that can exist at once.
@@ -49,35 +45,43 @@ func (d *Datapath) newStats() (uint16, error) {
 // countersAtOnce is how many counters of one CPU are read by a call.
 const countersAtOnce = 512
 
-// Stats returns the counters of every port and uplink by ifindex.
-func (d *Datapath) Stats() (map[int]Counters, error) {
-	devs, err := d.devices()
+// Stats returns the counters of these ports and uplinks by ifindex, perhaps with
+// others, or of all if none is named, which takes longer. Those that do not exist
+// are left out.
+func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
+	lastSlot := uint32(MaxDevices - 1)
+	if len(ifindexes) > 0 {
+		lastSlot = 0
+		for _, index := range ifindexes {
+			lastSlot = max(lastSlot, slot(index))
+		}
+	}
+	devs, err := d.devicesUpTo(lastSlot)
 	if err != nil {
 		return nil, err
 	}
-	byIndex := [statsMax]int{} // ifindex by index into the counters
 	last := 0
 	for _, dev := range devs {
+		last = max(last, int(dev.Stats))
+	}
+	byIndex := make([]uint32, last+1) // ifindex by index into the counters
+	for _, dev := range devs {
 		if dev.Flags&(tcFbrDevFlagsFBR_DEV_BRIDGE|tcFbrDevFlagsFBR_DEV_FRAGS) == 0 {
-			byIndex[dev.Stats], last = int(dev.Ifindex), max(last, int(dev.Stats))
+			byIndex[dev.Stats] = dev.Ifindex
 		}
 	}
 	out := make(map[int]Counters, len(devs))
 	err = eachCounter(d.maps.FbrStats, last, func(i int, cpus []tcFbrStats) {
-		if ifindex := byIndex[i]; ifindex != 0 {
+		if ifindex := int(byIndex[i]); ifindex != 0 {
 			out[ifindex] = sumPaths(cpus)
 		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading fbr_stats: %w", err)
 	}
-	names, err := reasons()
-	if err != nil {
-		return nil, err
-	}
 	err = eachCounter(d.maps.FbrDrops, last, func(i int, cpus []tcFbrDrops) {
-		if ifindex := byIndex[i]; ifindex != 0 {
-			if drops := sumDrops(cpus, names); drops != nil {
+		if ifindex := int(byIndex[i]); ifindex != 0 {
+			if drops := sumDrops(cpus); drops != nil {
 				c := out[ifindex]
 				c.Drops = drops
 				out[ifindex] = c
@@ -133,7 +137,7 @@ func sumPaths(cpus []tcFbrStats) (c Counters) {
 }
 
 // sumDrops is nil where nothing was dropped.
-func sumDrops(cpus []tcFbrDrops, names [tcFbrReasonFBR_REASON_MAX]Reason) (drops map[Reason]uint64) {
+func sumDrops(cpus []tcFbrDrops) (drops map[Reason]uint64) {
 	for _, n := range cpus {
 		for r, v := range n.N {
 			if v == 0 {
@@ -142,44 +146,36 @@ func sumDrops(cpus []tcFbrDrops, names [tcFbrReasonFBR_REASON_MAX]Reason) (drops
 			if drops == nil {
 				drops = map[Reason]uint64{}
 			}
-			drops[names[r]] += v
+			drops[reasons()[r]] += v
 		}
 	}
 	return drops
 }
 
 // Reasons returns every reason for which the programs drop packets.
-func Reasons() ([]Reason, error) {
-	names, err := reasons()
-	if err != nil {
-		return nil, err
-	}
-	var out []Reason
-	for _, n := range names {
-		if n != "" {
-			out = append(out, n)
-		}
-	}
-	return out, nil
+func Reasons() []Reason {
+	all := reasons()
+	return all[1:] // not FBR_NONE
 }
 
-// reasons maps enum fbr_reason to labels, read from the type information of the
-// programs, so that there is no second list to keep.
-var reasons = sync.OnceValues(func() ([tcFbrReasonFBR_REASON_MAX]Reason, error) {
-	var out [tcFbrReasonFBR_REASON_MAX]Reason
-	// The types alone: reading the programs too would take most of a scrape.
-	types, err := btf.LoadSpecFromReader(bytes.NewReader(_TcBytes))
-	if err != nil {
-		return out, fmt.Errorf("reading the types of the embedded programs: %w", err)
+// reasons are the labels of enum fbr_reason. A test compares them with the type
+// information of the programs, which would take a tenth of a scrape to read.
+func reasons() [tcFbrReasonFBR_REASON_MAX]Reason {
+	return [...]Reason{
+		tcFbrReasonFBR_SPOOF_MAC:   "spoof_mac",
+		tcFbrReasonFBR_SPOOF_IP:    "spoof_ip",
+		tcFbrReasonFBR_SPOOF_ARP:   "spoof_arp",
+		tcFbrReasonFBR_L2PROTO:     "l2_proto",
+		tcFbrReasonFBR_ISOLATED:    "isolated",
+		tcFbrReasonFBR_NO_UPLINK:   "no_uplink",
+		tcFbrReasonFBR_DIRECT:      "direct",
+		tcFbrReasonFBR_MARTIAN:     "martian",
+		tcFbrReasonFBR_FOREIGN:     "foreign",
+		tcFbrReasonFBR_UNSUPPORTED: "unsupported",
+		tcFbrReasonFBR_NAT_FULL:    "nat_full",
+		tcFbrReasonFBR_QUOTA:       "quota",
+		tcFbrReasonFBR_FRAGMENT:    "fragment",
+		tcFbrReasonFBR_FILTERED:    "filtered",
+		tcFbrReasonFBR_BAD_CSUM:    "bad_csum",
 	}
-	var e *btf.Enum
-	if err := types.TypeByName("fbr_reason", &e); err != nil {
-		return out, fmt.Errorf("finding the drop reasons: %w", err)
-	}
-	for _, v := range e.Values {
-		if v.Value > 0 && v.Value < uint64(len(out)) {
-			out[v.Value] = Reason(strings.ToLower(strings.TrimPrefix(v.Name, "FBR_")))
-		}
-	}
-	return out, nil
-})
+}

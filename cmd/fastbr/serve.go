@@ -85,11 +85,7 @@ textfile collector, or a look. Without anything up, fastbr_up is 0.`,
 			if err != nil {
 				return err
 			}
-			col, err := newCollector(c)
-			if err != nil {
-				return err
-			}
-			return metrics.Write(cmd.Context(), e.stdout, col)
+			return metrics.Write(cmd.Context(), e.stdout, newCollector(c))
 		},
 	}
 }
@@ -102,13 +98,9 @@ type server struct {
 	resolvers  []netip.AddrPort // of the host, for names that are no container's
 }
 
-func newCollector(c *ctl.Controller) (*metrics.Collector, error) {
-	reasons, err := ctl.DropReasons()
-	if err != nil {
-		return nil, err
-	}
+func newCollector(c *ctl.Controller) *metrics.Collector {
 	v := buildVersion()
-	return metrics.NewCollector(c, metrics.Build{Version: v.Version, Revision: v.Revision, GoVersion: v.Go}, reasons), nil
+	return metrics.NewCollector(c, metrics.Build{Version: v.Version, Revision: v.Revision, GoVersion: v.Go}, ctl.DropReasons())
 }
 
 // run serves until ctx ends, which is no error. addr and driver are "" for what
@@ -131,11 +123,7 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 		return err
 	}
 	if front.metrics != nil {
-		srv, err := s.http()
-		if err != nil {
-			return errors.Join(err, front.close())
-		}
-		serve("metrics", srv, front.metrics)
+		serve("metrics", metrics.NewServer(metrics.Handler(newCollector(s.controller), s.errs)), front.metrics)
 		s.say("serving metrics on http://%s/metrics", front.metrics.Addr())
 	}
 	if front.docker != nil {
@@ -208,14 +196,6 @@ func (f sockets) close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func (s server) http() (*http.Server, error) {
-	c, err := newCollector(s.controller)
-	if err != nil {
-		return nil, err
-	}
-	return metrics.NewServer(metrics.Handler(c, s.errs)), nil
 }
 
 // hostResolvers are those named by the user, with or without a port, else the host's.
