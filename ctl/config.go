@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -224,7 +225,11 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("bridge", r.Bridge != "" && r.Bridge != d.Bridge, d.Bridge)
 	differ("subnet", r.Subnet.IsValid() && r.Subnet != d.Subnet, d.Subnet)
 	differ("gateway", r.Gateway.IsValid() && r.Gateway != d.Gateway, d.Gateway)
-	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, d.MTU)
+	mtu := "the uplink's"
+	if d.MTU != 0 {
+		mtu = strconv.Itoa(d.MTU)
+	}
+	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, mtu)
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
 	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)

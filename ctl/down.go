@@ -61,7 +61,7 @@ func (s *session) removeNetwork(name string) error {
 	case n == nil && def == nil:
 		return tagged(ErrNoNetwork, "no network "+name)
 	case n != nil && len(n.Ports) > 0:
-		return tagged(ErrInUse, fmt.Sprintf("network %s has %d ports: detach them first", name, len(n.Ports)))
+		return tagged(ErrInUse, fmt.Sprintf("network %s has %d port(s): detach them first", name, len(n.Ports)))
 	case n != nil:
 		if err := s.downNetwork(n); err != nil {
 			return err

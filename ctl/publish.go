@@ -147,9 +147,12 @@ func (s *session) recordPublications() error {
 
 // Unpublish takes back what Publish did and ends the flows of those ports. Zero
 // fields of r match anything. Returns what is published no more; an error
-// wrapping ErrNoPort if nothing matches.
+// wrapping ErrNotUp if nothing is up, ErrNoPort if nothing matches.
 func (c *Controller) Unpublish(ctx context.Context, r PublishRequest) (gone []PublicationView, err error) {
 	err = c.mutate(ctx, func(s *session) error {
+		if err := s.needNetwork(); err != nil {
+			return err
+		}
 		for _, x := range s.publications() {
 			if !r.matches(x) {
 				continue
@@ -347,8 +350,8 @@ func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 // portNamed finds a port by its name or its device; in one network, or with ""
 // in whichever has it. The error wraps ErrNotUp, ErrNoNetwork or ErrNoPort.
 func (s *session) portNamed(networkName, name string) (*network, *port, error) {
-	if len(s.st.Networks) == 0 {
-		return nil, nil, tagged(ErrNotUp, "nothing is up: run 'fastbr up' first")
+	if err := s.needNetwork(); err != nil {
+		return nil, nil, err
 	}
 	if networkName != "" {
 		if _, err := s.upNetwork(networkName); err != nil {

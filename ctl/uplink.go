@@ -108,6 +108,16 @@ func (s *session) unfitUplink(d link.Device) string {
 	return ""
 }
 
+// uplinkDue tells whether there is an uplink now where none was: its route or
+// its address has come later than the network.
+func (s *session) uplinkDue() bool {
+	if len(s.st.Networks) == 0 || len(s.st.Uplinks) > 0 {
+		return false
+	}
+	want, _, err := s.wantedUplinks(s.st.Settings.Uplinks)
+	return err == nil && len(want) > 0
+}
+
 // syncUplinks makes the attached uplinks those that are wanted now. quiet: an
 // uplink that is gone or has become unfit since `up` is a note.
 func (s *session) syncUplinks(quiet bool) error {

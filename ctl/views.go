@@ -51,6 +51,16 @@ func (r *reading) up(n *network) bool {
 	return n != nil && !n.Pending && r.exists(n.Index)
 }
 
+// needNetwork is ErrNotUp if there is no network.
+func (s *session) needNetwork() error {
+	if len(s.st.Networks) == 0 {
+		return errNothingUp()
+	}
+	return nil
+}
+
+func errNothingUp() error { return tagged(ErrNotUp, "nothing is up here: run 'fastbr up' first") }
+
 // anyUp is ErrNotUp if no network is up.
 func (r *reading) anyUp() error {
 	for _, n := range r.st.Networks {
@@ -58,7 +68,7 @@ func (r *reading) anyUp() error {
 			return nil
 		}
 	}
-	return tagged(ErrNotUp, "nothing is up here: run 'fastbr up' first")
+	return errNothingUp()
 }
 
 // portView is ok only for a port that exists now.
@@ -160,15 +170,30 @@ func (s *session) networkView(n *network) (NetworkView, error) {
 	return r.network(n), nil
 }
 
-// looking runs f on a reading.
+// looking runs f on a reading. An uplink that has appeared since there was none
+// is taken up before: so much does every command for an instance.
 func (c *Controller) looking(ctx context.Context, f func(*reading) error) error {
-	return c.read(ctx, func(s *session) error {
+	due := false
+	look := func(s *session) error {
 		r, err := s.look()
 		if err != nil {
 			return err
 		}
 		return f(r)
+	}
+	err := c.read(ctx, func(s *session) error {
+		if due = s.uplinkDue(); due {
+			return nil
+		}
+		return look(s)
 	})
+	if err != nil || !due {
+		return err
+	}
+	if err := c.Reconcile(ctx); err != nil {
+		c.say("looking for an uplink: %v", err)
+	}
+	return c.read(ctx, look)
 }
 
 // NetworkList returns every network, up or defined, and the built-in modes,
@@ -307,8 +332,8 @@ func (r *reading) loaded() error {
 // wraps ErrNotUp.
 func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
 	err = c.mutate(ctx, func(s *session) error {
-		if len(s.st.Networks) == 0 {
-			return tagged(ErrNotUp, "nothing is up here: run 'fastbr up' first")
+		if err := s.needNetwork(); err != nil {
+			return err
 		}
 		if n, err = s.dp.FlushFlows(); err != nil {
 			return fmt.Errorf("flushing the flows: %w", err)

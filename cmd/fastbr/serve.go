@@ -219,8 +219,12 @@ func hostResolvers(named []string) (out []netip.AddrPort, err error) {
 
 // listen opens the port, or says in one line why not.
 func listen(addr string) (net.Listener, error) {
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return nil, codedError{fmt.Errorf("--metrics: %w", err), exitUsage}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, usage("--metrics: %v", err)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return nil, usage("--metrics %s: port %q: a number up to 65535 is wanted", addr, port)
 	}
 	ln, err := net.Listen("tcp", addr)
 	switch {

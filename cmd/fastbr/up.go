@@ -84,8 +84,8 @@ type networkFlags struct {
 }
 
 func (f *networkFlags) define(flags *pflag.FlagSet) {
-	flags.StringVar(&f.bridge, "bridge", "", "`NAME` of the bridge device (default fastbr0, or fbr- and the network's id)")
-	flags.StringVar(&f.subnet, "subnet", "", "IPv4 subnet as `CIDR` (default 172.30.0.0/16, else the next free pool)")
+	flags.StringVar(&f.bridge, "bridge", "", "`NAME` of the bridge device (default fbr- and the network's id; that of \"default\" is fastbr0)")
+	flags.StringVar(&f.subnet, "subnet", "", "IPv4 subnet as `CIDR` (default the next free pool; for \"default\" 172.30.0.0/16 first)")
 	flags.StringVar(&f.gateway, "gateway", "", "the bridge's own `ADDRESS` (default the subnet's first)")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate outbound packets to the uplink's address")
