@@ -179,41 +179,49 @@ drop:
 	return fbr_drop(p, why);
 }
 
+/* Why what the kernel delivers to a port must not reach it, or FBR_NONE. */
+static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	__u32 iif = skb->ingress_ifindex, why = FBR_FOREIGN;
+	struct fbr_dev *from = fbr_dev_get(iif);
+	struct fbr_pkt pkt;
+
+	if (iif && !from) /* another device of the host */
+		return p->flags & FBR_DEV_ROUTED ? FBR_NONE : FBR_DIRECT;
+	if (from && !(from->flags & FBR_DEV_UPLINK)) {
+		if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
+			why = fbr_hairpin_deliver(skb);
+		if (why != FBR_FOREIGN)
+			return why;
+		return from->bridge != p->bridge ? FBR_ISOLATED : FBR_NONE;
+	}
+
+	/* From an uplink, or the host itself. */
+	if (from && (p->flags & FBR_DEV_INTERNAL))
+		return FBR_ISOLATED;
+	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
+		return FBR_NONE;
+	if (pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT)
+		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
+	if (from)
+		fbr_lease_inbound(skb, &pkt, p);
+	else if (pkt.kind == FBR_L4_ICMP_ERR && !pkt.frag)
+		why = fbr_hairpin_host_error(skb, &pkt);
+	return why == FBR_FOREIGN ? FBR_NONE : why;
+}
+
 /* tcx egress, same device: what the kernel delivers to the container. */
 SEC("tcx/egress")
 int fbr_port_out(struct __sk_buff *skb)
 {
-	struct fbr_dev *p = fbr_dev_get(skb->ifindex), *from;
-	__u32 iif = skb->ingress_ifindex;
-	struct fbr_pkt pkt;
+	struct fbr_dev *p = fbr_dev_get(skb->ifindex);
+	__u32 why;
 
 	if (!p)
 		return TCX_DROP;
-	if (iif) {
-		from = fbr_dev_get(iif);
-		if (!from) { /* another device of the host */
-			if (!(p->flags & FBR_DEV_ROUTED))
-				return fbr_drop(p, FBR_DIRECT);
-		} else if (from->flags & FBR_DEV_UPLINK) {
-			if (p->flags & FBR_DEV_INTERNAL)
-				return fbr_drop(p, FBR_ISOLATED);
-			if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt))
-				fbr_lease_inbound(skb, &pkt, p);
-		} else {
-			__u32 why = FBR_FOREIGN;
-
-			if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
-				why = fbr_hairpin_deliver(skb);
-			if (why == FBR_FOREIGN)
-				why = from->bridge != p->bridge ? FBR_ISOLATED : FBR_NONE;
-			if (why)
-				return fbr_drop(p, why);
-		}
-	} else if (skb->protocol == bpf_htons(ETH_P_IP) && !fbr_parse(skb, &pkt) &&
-		   pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT) {
-		/* All routes of a container lead through the bridge. */
-		return fbr_drop(p, FBR_UNSUPPORTED);
-	}
+	why = fbr_deliver(skb, p);
+	if (why)
+		return fbr_drop(p, why);
 	fbr_note_queue(skb, p);
 	fbr_count_tx(skb, p, FBR_SLOW);
 	return TCX_NEXT;

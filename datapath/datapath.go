@@ -27,7 +27,7 @@ const (
 	// schema is FBR_SCHEMA of bpf/lib/types.h: the layout of every pinned map.
 	schema = 3
 
-	// DefaultFlowsMax takes about 45 MB of kernel memory; FlowsMaxLimit what
+	// DefaultFlowsMax takes about 53 MB of kernel memory; FlowsMaxLimit what
 	// the slot numbers of the maps can count.
 	DefaultFlowsMax = 131072
 	FlowsMaxLimit   = 1 << 22

@@ -50,10 +50,6 @@ func TestHairpin(t *testing.T) {
 		}
 	}
 
-	// In pieces it cannot be translated, and is not the host's either.
-	piece := to1.With(func(f *testutil.Frame) { f.MF = true })
-	h.wantDrop(t, h.c2.Ifindex, "fragment", func() result { return h.portInOf(t, h.c2, piece) })
-
 	// Nobody outside can pretend to be the host and so reach a hairpin's session.
 	forged := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: extAddr, Dst: extAddr,
 		UDP: &testutil.UDP{SrcPort: ext2, DstPort: ext1}, Payload: []byte("it is me")}
@@ -89,5 +85,73 @@ func TestHairpinLeavesTheHostAlone(t *testing.T) {
 	want := tcp(81).With(func(f *testutil.Frame) { f.Dst = c1Addr })
 	if got.verdict != next || string(got.frame) != string(want.Bytes(t)) {
 		t.Errorf("a published port: verdict %d\n got %x\nwant %x", got.verdict, got.frame, want.Bytes(t))
+	}
+}
+
+// A datagram in pieces goes the same way, with an id of its own: to its receiver
+// it comes from the host, like those of other containers.
+func TestHairpinFragments(t *testing.T) {
+	h, ext1, ext2 := hairpinned(t)
+	h.portInOf(t, h.c1, h.udpOf(h.c1, extAddr.String(), ext2))
+	f := h.udpOf(h.c2, extAddr.String(), ext1).With(func(f *testutil.Frame) { f.Payload = make([]byte, 4000) })
+	fill(f.Payload)
+	var out [][]byte
+	for i, piece := range testutil.Fragments(t, f.Bytes(t), fragment, 7) {
+		got := h.run(t, h.progs.FbrPortIn, piece, h.c2.Ifindex, h.c2.Ifindex)
+		if got.verdict != next {
+			t.Fatalf("fragment %d: verdict %d", i, got.verdict)
+		}
+		out = append(out, got.frame)
+	}
+	id := testutil.FragmentID(out[0])
+	if id == 7 {
+		t.Error("the id is still the sender's")
+	}
+	whole := f.With(func(f *testutil.Frame) { f.Dst, f.UDP.DstPort = c1Addr, 40000 }).Bytes(t)
+	for i, want := range testutil.Fragments(t, whole, fragment, id) {
+		if string(out[i]) != string(want) {
+			t.Errorf("fragment %d:\n got %x\nwant %x", i, out[i][:42], want[:42])
+		}
+	}
+	if n := h.tracked(t, false); n != 0 {
+		t.Errorf("%d datagrams are tracked after the last fragment", n)
+	}
+
+	// Of a datagram whose beginning was not seen nothing is known: it is the host's.
+	later := testutil.Fragments(t, f.Bytes(t), fragment, 8)[1]
+	if got := h.run(t, h.progs.FbrPortIn, later, h.c2.Ifindex, h.c2.Ifindex); got.verdict != next || string(got.frame) != string(later) {
+		t.Errorf("verdict %d, header %x", got.verdict, got.frame[:42])
+	}
+}
+
+// An error that the host makes about a hairpinned packet quotes it as the kernel
+// has routed it; its sender gets it about the packet that it has sent.
+func TestHairpinErrorsOfTheHost(t *testing.T) {
+	h, ext1, ext2 := hairpinned(t)
+	h.portInOf(t, h.c1, h.udpOf(h.c1, extAddr.String(), ext2))
+	sent := h.udpOf(h.c2, extAddr.String(), ext1)
+	routed := h.portInOf(t, h.c2, sent)
+	if routed.verdict != next {
+		t.Fatalf("verdict %d", routed.verdict)
+	}
+	about := func(quote []byte) []byte {
+		return testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c2.MAC, Src: mustAddr("172.30.0.1"), Dst: c2Addr,
+			ICMP: &testutil.ICMPError{Type: 3, Code: 4, Inner: quote}}.Bytes(t)
+	}
+	deliver := func(frame []byte) result { return h.run(t, h.progs.FbrPortOut, frame, h.c2.Ifindex, 0) }
+	got := deliver(about(routed.frame[14:]))
+	if want := about(sent.IP(t)); got.verdict != next || string(got.frame) != string(want) {
+		t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
+	}
+	// About a packet that nobody has translated nothing changes.
+	for what, f := range map[string]testutil.Frame{
+		"from another port":    sent.With(func(f *testutil.Frame) { f.Dst, f.UDP.SrcPort, f.UDP.DstPort = c1Addr, 40001, 40000 }),
+		"to another port":      sent.With(func(f *testutil.Frame) { f.Dst, f.UDP.DstPort = c1Addr, 40001 }),
+		"to another container": sent.With(func(f *testutil.Frame) { f.Dst, f.UDP.DstPort = mustAddr("172.30.0.9"), 40000 }),
+	} {
+		frame := about(f.IP(t))
+		if got := deliver(frame); got.verdict != next || string(got.frame) != string(frame) {
+			t.Errorf("%s: verdict %d, changed: %v", what, got.verdict, string(got.frame) != string(frame))
+		}
 	}
 }

@@ -250,6 +250,7 @@ const (
 	injectedMapFbrFragSlot       = "fbr_frag_slot"
 	injectedMapFbrFragVia        = "fbr_frag_via"
 	injectedMapFbrFree           = "fbr_free"
+	injectedMapFbrHair           = "fbr_hair"
 	injectedMapFbrHosts          = "fbr_hosts"
 	injectedMapFbrInjected       = "fbr_injected"
 	injectedMapFbrLocal          = "fbr_local"
@@ -396,6 +397,7 @@ type injectedMapSpecs struct {
 	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
 	FbrFragVia   *ebpf.MapSpec `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
+	FbrHair      *ebpf.MapSpec `ebpf:"fbr_hair"`
 	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrInjected  *ebpf.MapSpec `ebpf:"fbr_injected"`
 	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
@@ -474,6 +476,7 @@ type injectedMaps struct {
 	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
 	FbrFragVia   *ebpf.Map `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
+	FbrHair      *ebpf.Map `ebpf:"fbr_hair"`
 	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrInjected  *ebpf.Map `ebpf:"fbr_injected"`
 	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
@@ -507,6 +510,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrFragSlot,
 		m.FbrFragVia,
 		m.FbrFree,
+		m.FbrHair,
 		m.FbrHosts,
 		m.FbrInjected,
 		m.FbrLocal,

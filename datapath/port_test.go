@@ -164,6 +164,8 @@ func TestPortInKeepsNetworksApart(t *testing.T) {
 func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: server, Dst: c1Addr, UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}}
+	outsiders := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: server, Dst: c1Addr,
+		ICMP: &testutil.ICMPError{Type: 5, Inner: h.fromC1().IP(t)}}
 	redirectMsg := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: netip.MustParseAddr("172.30.0.1"), Dst: c1Addr,
 		ICMP: &testutil.ICMPError{Type: 5, Inner: h.fromC1().IP(t)}}
 	for name, tc := range map[string]struct {
@@ -179,6 +181,7 @@ func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {
 		"other port":      {f, h.other.Ifindex, "isolated"},
 		"another device":  {f, h.foreign, "direct"},
 		"host's redirect": {redirectMsg, 0, "unsupported"},
+		"an outsider's":   {outsiders, h.uplink.Ifindex, "unsupported"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := tc.frame.Bytes(t)

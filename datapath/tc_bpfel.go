@@ -328,6 +328,7 @@ const (
 	tcMapFbrFragSlot       = "fbr_frag_slot"
 	tcMapFbrFragVia        = "fbr_frag_via"
 	tcMapFbrFree           = "fbr_free"
+	tcMapFbrHair           = "fbr_hair"
 	tcMapFbrHosts          = "fbr_hosts"
 	tcMapFbrLocal          = "fbr_local"
 	tcMapFbrMeta           = "fbr_meta"
@@ -471,6 +472,7 @@ type tcMapSpecs struct {
 	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
 	FbrFragVia   *ebpf.MapSpec `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
+	FbrHair      *ebpf.MapSpec `ebpf:"fbr_hair"`
 	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
@@ -548,6 +550,7 @@ type tcMaps struct {
 	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
 	FbrFragVia   *ebpf.Map `ebpf:"fbr_frag_via"`
 	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
+	FbrHair      *ebpf.Map `ebpf:"fbr_hair"`
 	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
@@ -580,6 +583,7 @@ func (m *tcMaps) Close() error {
 		m.FbrFragSlot,
 		m.FbrFragVia,
 		m.FbrFree,
+		m.FbrHair,
 		m.FbrHosts,
 		m.FbrLocal,
 		m.FbrMeta,

@@ -48,8 +48,8 @@ static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, con
 
 /* The key of a packet whose ports stand in ports as in the L4 header. Two stores
  * of eight bytes: the map reads the key in words and compares it in double words,
- * and a load that spans several earlier stores waits until they have left the
- * store buffer, which costs more than all the checks before.
+ * and a load that spans several earlier stores has to wait for them to leave the
+ * store buffer.
  */
 static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const struct iphdr *ip,
 					 __u32 ports)

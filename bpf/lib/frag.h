@@ -9,6 +9,8 @@
  * it, so fbr_uplink_in sends those to a namespace of the instance that does
  * nothing but forward them back (FBR_DEV_FRAGS). There fbr_frag_in translates
  * them, gives back the hop and lets them begin anew at the uplink they came by.
+ * Those from container to container by an address of the host's (hairpin.h) have
+ * no such detour, and must leave their sender in order.
  *
  * An entry of fbr_frag is made by the first fragment and deleted by the last,
  * or, FBR_FRAG_SECS later, by whoever needs the room: slots are looked at in
@@ -177,23 +179,26 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	return FBR_NONE;
 }
 
-/* The first fragment of a container's datagram, just translated by fbr_snat():
- * gives it its new id and enters the datagram. p is as it was before.
+/* The first fragment of a container's datagram, whose source, or if hairpin its
+ * destination, was just translated: gives it its new id and enters the datagram.
+ * p is as it was before.
  */
-__fbr_global enum fbr_reason fbr_frag_first_out(struct __sk_buff *skb, const struct fbr_pkt *p,
-						const struct fbr_dev *port)
+__fbr_global enum fbr_reason fbr_frag_first(struct __sk_buff *skb, const struct fbr_pkt *p,
+					    const struct fbr_dev *port, bool hairpin)
 {
 	if (!p || !port)
 		return FBR_UNSUPPORTED;
 
 	struct fbr_frag_key k = {
-		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto
+		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = hairpin
 	};
 	struct fbr_frag v = { .pif = port->ifindex };
 
-	if (bpf_skb_load_bytes(skb, p->l3 + 12, &v.addr, 4))
+	if (bpf_skb_load_bytes(skb, p->l3 + (hairpin ? 16 : 12), &v.addr, 4))
 		return FBR_UNSUPPORTED;
-	v.id = fbr_frag_new_id(v.addr, p->daddr, p->proto);
+	/* By the addresses that its receiver will see. */
+	v.id = hairpin ? fbr_frag_new_id(p->daddr, v.addr, p->proto)
+		       : fbr_frag_new_id(v.addr, p->daddr, p->proto);
 	if (!fbr_frag_track(&k, &v))
 		return FBR_FRAGMENT;
 	return fbr_frag_set_id(skb, p->l3, p->id, v.id) ? FBR_UNSUPPORTED : FBR_NONE;

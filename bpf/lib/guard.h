@@ -25,8 +25,7 @@ static __always_inline bool fbr_guarded(__be32 addr, __u32 out)
 
 static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
 {
-	__u32 *pif = bpf_map_lookup_elem(&fbr_hosts, &addr);
-	struct fbr_dev *d = pif ? fbr_dev_get(*pif) : NULL;
+	struct fbr_dev *d = fbr_host_port(addr);
 
 	if (d)
 		fbr_count_drop(d, reason);

@@ -15,13 +15,16 @@
  * fbr_port_out and fbr_guard tell them by skb->hash, which nothing on that way
  * changes or lets anybody filter by: the instance's random bits and the sender's
  * slot. What they find there is compared with the packet: a wrong guess by a
- * container translates its own packet into its own external port.
+ * container translates its own packet into its own external port. An error that
+ * the host itself makes about such a packet has no such hash: fbr_hair leads to
+ * the sender's session then.
  */
 #ifndef FBR_HAIRPIN_H
 #define FBR_HAIRPIN_H
 
 #include "../include/bpf/bpf_helpers.h"
 #include "config.h"
+#include "frag.h"
 #include "icmp.h"
 #include "maps.h"
 #include "nat.h"
@@ -43,18 +46,29 @@ static __always_inline bool fbr_hair_tagged(__u32 hash)
 	return cfg_mark && !((hash ^ cfg_mark) & ~FBR_HAIR_SLOT);
 }
 
-/* The sender's session of a hairpinned packet with this hash and source, or NULL. */
-static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 saddr)
+/* The session in slot if it is the sender's of a hairpinned packet from saddr, or NULL. */
+static __always_inline struct fbr_session *fbr_hair_sender(__u32 slot, __be32 saddr)
 {
-	struct fbr_session *s;
+	struct fbr_session *s = fbr_sess_get(slot);
 
-	if (!fbr_hair_tagged(hash))
-		return NULL;
-	s = fbr_sess_get(hash & FBR_HAIR_SLOT);
 	return s && fbr_is_live(fbr_sess_state(s)) && s->fwd.saddr == saddr &&
 			       s->ext == s->fwd.daddr
 		       ? s
 		       : NULL;
+}
+
+/* The sender's session of a hairpinned packet with this hash and source, or NULL. */
+static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 saddr)
+{
+	return fbr_hair_tagged(hash) ? fbr_hair_sender(hash & FBR_HAIR_SLOT, saddr) : NULL;
+}
+
+/* Where the sender's slot of a packet that the kernel routes so is noted. */
+static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 daddr, __be16 dport)
+{
+	__u32 i = fbr_frag_hash(p->saddr, daddr, (__u32)p->sport << 16 | dport) % FBR_HAIR_HINTS;
+
+	return bpf_map_lookup_elem(&fbr_hair, &i);
 }
 
 /* The key of a receiver's inbound entry: both ends are the host's address. */
@@ -157,17 +171,17 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	struct fbr_flow *f, *to;
 	enum fbr_reason why;
 	struct fbr_pkt p;
-	__u32 slot;
+	__u32 slot, *hint;
 
-	if (fbr_parse(skb, &p) || (p.frag & FBR_FRAG_LATER))
+	if (fbr_parse(skb, &p))
 		return FBR_FOREIGN;
+	if (p.frag & FBR_FRAG_LATER)
+		return fbr_frag_later(skb, &p, true);
 	if (p.kind == FBR_L4_ICMP_ERR)
 		return p.frag ? FBR_FOREIGN : fbr_hairpin_error(skb, &p, port);
 	if (p.kind != FBR_L4_PORTS || !fbr_hair_target(&p, &pub) ||
 	    !fbr_is_host(skb, port, p.daddr))
 		return FBR_FOREIGN;
-	if (p.frag)
-		return FBR_FRAGMENT;
 
 	/* Out: the sender's session. */
 	fbr_key(&k, &p);
@@ -193,9 +207,14 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	fbr_sess_track(to->sess, &p, false);
 	if (!(p.tcp_flags & TCP_RST))
 		to->seen = fbr_now();
+	hint = fbr_hair_hint(&p, to->addr, to->port);
+	if (hint)
+		*hint = slot;
 	fbr_hair_tag(skb, slot);
 	/* Point of no return. */
-	return fbr_rewrite(skb, p.l3, false, to->addr, to->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	if (fbr_rewrite(skb, p.l3, false, to->addr, to->port))
+		return FBR_UNSUPPORTED;
+	return p.frag ? fbr_frag_first(skb, &p, port, true) : FBR_NONE;
 }
 
 /* What the kernel delivers to a port from a bridge. Returns FBR_FOREIGN if it is
@@ -207,11 +226,18 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	struct fbr_session *s;
 	struct fbr_pkt p;
 
-	if (fbr_parse(skb, &p) || p.frag)
+	if (fbr_parse(skb, &p))
 		return FBR_FOREIGN;
 	s = fbr_hair_session(skb->hash, p.saddr);
 	if (!s)
 		return FBR_FOREIGN;
+	if (p.frag & FBR_FRAG_LATER) {
+		if (p.proto != s->fwd.proto)
+			return FBR_FOREIGN;
+		/* Point of no return. */
+		return fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext) ? FBR_UNSUPPORTED
+									   : FBR_NONE;
+	}
 	if (p.kind == FBR_L4_ICMP_ERR)
 		/* Point of no return. */
 		return fbr_rewrite_quote(skb, p.l4, false, s->ext, s->eport) ||
@@ -227,6 +253,37 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	fbr_ct_extend(skb, &inside, fbr_timeout(p.proto, s->fwd.dport, s->bits));
 	/* Point of no return. */
 	return fbr_rewrite(skb, p.l3, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* An ICMP error that the host has made about a hairpinned packet, on its way to
+ * the packet's sender p->daddr: gives the quote the destination that the sender
+ * knows. Returns as fbr_hairpin_deliver.
+ */
+__fbr_global enum fbr_reason fbr_hairpin_host_error(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p)
+		return FBR_FOREIGN;
+
+	struct fbr_session *s;
+	struct fbr_flow_key k;
+	struct fbr_flow *to;
+	struct fbr_pkt in;
+	__u32 *hint;
+
+	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
+	    in.saddr != p->daddr)
+		return FBR_FOREIGN;
+	hint = fbr_hair_hint(&in, in.daddr, in.dport);
+	s = hint ? fbr_hair_sender(*hint, in.saddr) : NULL;
+	if (!s || s->fwd.sport != in.sport || s->fwd.proto != in.proto)
+		return FBR_FOREIGN;
+	fbr_hair_key(&k, s->ext, s->eport, s->fwd.dport, in.proto);
+	to = fbr_inbound_live(&k);
+	if (!to || to->addr != in.daddr || to->port != in.dport)
+		return FBR_FOREIGN;
+	/* Point of no return. */
+	return fbr_rewrite_quote(skb, p->l4, false, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED
+									  : FBR_NONE;
 }
 
 #endif

@@ -169,12 +169,12 @@ struct {
 } fbr_nport SEC(".maps");
 
 /* Contacted addresses of networks with address-dependent filtering, and how many
- * sessions lead there. Takes memory only where that is asked for.
+ * sessions lead there. Its memory is taken at creation like that of all NAT
+ * state: what would be refused to an insert, the filter would refuse to a remote.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024); /* sized by Go */
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct fbr_peer_key);
 	__type(value, __u32);
 } fbr_peer SEC(".maps");
@@ -208,6 +208,16 @@ struct fbr_frag_lanes {
 
 struct fbr_frag_lanes fbr_frag_id SEC(".maps");
 struct fbr_frag_lanes fbr_frag_via SEC(".maps");
+
+/* The sender's slot of a hairpinned packet, by a hash of the packet as the kernel
+ * routes it. A hint: what is read here is compared with the sessions.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_HAIR_HINTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} fbr_hair SEC(".maps");
 
 /* Free external ports as offsets in the range, the longest-released first: what
  * is taken next is also what has been on hold longest. Go fills them shuffled.
@@ -243,6 +253,14 @@ static __always_inline struct fbr_dev *fbr_dev_get(__u32 ifindex)
 	struct fbr_dev *d = bpf_map_lookup_elem(&fbr_devs, &slot);
 
 	return d && d->ifindex == ifindex && ifindex ? d : NULL;
+}
+
+/* The port of the container that has an address, or NULL. */
+static __always_inline struct fbr_dev *fbr_host_port(__be32 addr)
+{
+	__u32 *ifindex = bpf_map_lookup_elem(&fbr_hosts, &addr);
+
+	return ifindex ? fbr_dev_get(*ifindex) : NULL;
 }
 
 /* What a device holds, or NULL if it is gone. */

@@ -61,7 +61,6 @@ __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 	struct fbr_dev *br, *t;
 	__u8 mac[ETH_ALEN];
 	__be32 asked;
-	__u32 *oif;
 
 	if (bpf_skb_load_bytes(skb, 0, &a, sizeof(a)))
 		return false;
@@ -73,8 +72,7 @@ __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 	if (br && br->ip == asked) {
 		__builtin_memcpy(mac, p->gw_mac, ETH_ALEN);
 	} else {
-		oif = bpf_map_lookup_elem(&fbr_hosts, &asked);
-		t = oif ? fbr_dev_get(*oif) : NULL;
+		t = fbr_host_port(asked);
 		if (!t || t->bridge != p->bridge || (t->flags & FBR_DEV_KERNEL_PATH))
 			return false;
 		__builtin_memcpy(mac, t->mac, ETH_ALEN);

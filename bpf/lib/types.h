@@ -239,7 +239,7 @@ struct fbr_frag_key {
 	__be32 daddr;
 	__be16 id;
 	__u8 proto;
-	__u8 in; /* from outside */
+	__u8 in; /* from outside, or to an address of the host's */
 };
 
 /* What its first fragment has found out */
@@ -254,6 +254,7 @@ struct fbr_frag {
 
 #define FBR_FRAGS_MAX  4096 /* datagrams at once; a power of two */
 #define FBR_FRAG_LANES 4096 /* of fbr_frag_id and fbr_frag_via */
+#define FBR_HAIR_HINTS 4096 /* of fbr_hair */
 
 enum {
 	FBR_CLASS_TCP,

@@ -67,7 +67,6 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	__u32 iif = skb->ingress_ifindex;
 	__be32 ip = p->saddr;
 	enum fbr_reason why;
-	__u32 *pif;
 
 	if (n->flags & FBR_NET_INTERNAL)
 		return FBR_ISOLATED;
@@ -75,8 +74,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_SPOOF_IP; /* from another bridge or device: not our container's */
 	if (!(n->flags & FBR_NET_MASQUERADE))
 		return FBR_NONE; /* asked for: routed, not translated */
-	pif = bpf_map_lookup_elem(&fbr_hosts, &ip);
-	*blame = pif ? fbr_dev_get(*pif) : NULL;
+	*blame = fbr_host_port(ip);
 	if (!*blame)
 		return FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)
@@ -84,7 +82,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	if (p->frag & FBR_FRAG_LATER)
 		return fbr_frag_later(skb, p, false);
 	why = fbr_snat(skb, p, u, *blame, iif ? FBR_SNAT_FORWARDED : FBR_SNAT_HOST);
-	return why || !p->frag ? why : fbr_frag_first_out(skb, p, *blame);
+	return why || !p->frag ? why : fbr_frag_first(skb, p, *blame, false);
 }
 
 /* Whether this is the host's RST to a segment that no socket wanted: to a SYN

@@ -130,8 +130,7 @@ static __always_inline bool fbr_tcp_goes_on(const struct iphdr *ip, void *data_e
 /* Whether an address is a container's that nobody outside may see. */
 static __always_inline bool fbr_hidden_host(__be32 addr)
 {
-	__u32 *pif = bpf_map_lookup_elem(&fbr_hosts, &addr);
-	struct fbr_dev *p = pif ? fbr_dev_get(*pif) : NULL;
+	struct fbr_dev *p = fbr_host_port(addr);
 
 	return p && !(p->flags & FBR_DEV_ROUTED);
 }

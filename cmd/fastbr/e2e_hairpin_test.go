@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,11 +73,11 @@ func (h *e2e) testHairpinUDP(t *testing.T) {
 	}
 	want := func(at *net.UDPConn, from netip.AddrPort, msg string) {
 		t.Helper()
-		buf := make([]byte, 100)
+		buf := make([]byte, 1<<16)
 		_ = at.SetReadDeadline(time.Now().Add(pingPatience))
 		n, src, err := at.ReadFromUDPAddrPort(buf)
 		if src = on(src.Addr().Unmap(), src.Port()); err != nil || string(buf[:n]) != msg || src != from {
-			t.Errorf("got %q from %s (%v), want %q from %s", buf[:n], src, err, msg, from)
+			t.Errorf("got %.20q… (%d bytes) from %s (%v), want %.20q… (%d) from %s", buf[:n], n, src, err, msg, len(msg), from)
 		}
 	}
 	// Who has not been written to does not hear strangers: not even their neighbours.
@@ -87,6 +88,12 @@ func (h *e2e) testHairpinUDP(t *testing.T) {
 		want(a, bExt, fmt.Sprint("from b ", i))
 		send(a, bExt, fmt.Sprint("from a ", i))
 		want(b, aExt, fmt.Sprint("from a ", i))
+	}
+	// Datagrams that do not fit into one packet pass, too.
+	for i := range 3 {
+		big := strings.Repeat(fmt.Sprint("big ", i, " "), 1000)
+		send(a, bExt, big)
+		want(b, aExt, big)
 	}
 	// A closed port's error reaches the sender as one about its own packet.
 	_ = b.Close()
