@@ -1,7 +1,7 @@
 package main_test
 
 import (
-	"bytes"
+	"bufio"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -20,8 +20,7 @@ type chaos struct {
 
 	mu      sync.Mutex
 	rand    *rand.Rand
-	lasted  map[string]time.Duration // the longest that a command has lived, by its first word
-	history []string                 // of this round
+	history []string // of this round
 }
 
 // TestE2EKilledAtRandom kills commands at any moment, not only between two steps,
@@ -33,7 +32,7 @@ func TestE2EKilledAtRandom(t *testing.T) {
 	if err := h.Host.IPTables(h.ctx, "-P", "FORWARD", "DROP"); err != nil { // accept rules, too
 		t.Fatal(err)
 	}
-	c := &chaos{e2e: h, rand: testutil.Rand(t), lasted: map[string]time.Duration{}, commands: []string{
+	c := &chaos{e2e: h, rand: testutil.Rand(t), commands: []string{
 		"up", "up --lease 1s", "down", "down --all", "network create blue", "network rm blue",
 		"attach C --name c1", "attach D --name c2", "attach D --name c3 --network blue", "detach c1", "detach c2", "detach c3",
 		"publish add 8080:80 c1", "publish add 8081-8089:81/udp c2", "publish rm 8080", "publish rm 8081-8089",
@@ -86,13 +85,12 @@ func (c *chaos) chance(p float64) bool {
 	return c.rand.Float64() < p
 }
 
-// one starts a command and kills it, mostly before it ends by itself.
+// one starts a command and kills it, mostly before it ends by itself: some time
+// after one of its steps.
 func (c *chaos) one(t *testing.T) {
 	c.mu.Lock()
 	text := c.commands[c.rand.IntN(len(c.commands))]
-	kind := strings.Fields(text)[0]
-	last := max(c.lasted[kind], 50*time.Millisecond)
-	after := time.Duration(c.rand.Int64N(int64(last + last/4)))
+	steps, after := c.rand.IntN(16), time.Duration(c.rand.Int64N(int64(20*time.Millisecond)))
 	c.mu.Unlock()
 
 	args := strings.Fields(text)
@@ -106,24 +104,34 @@ func (c *chaos) one(t *testing.T) {
 	}
 	cmd := c.cmd(args...)
 	cmd.Env = append(cmd.Env, "FASTBR_TRACE_STEPS=1")
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	errs, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		t.Error(err)
 		return
 	}
-	kill := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+	begin := time.Now()
+	var said []string
+	kill := func() { time.AfterFunc(after, func() { _ = cmd.Process.Kill() }) }
+	if steps == 0 {
+		kill()
+	}
+	for lines := bufio.NewScanner(errs); lines.Scan(); {
+		if said = append(said, lines.Text()); strings.HasPrefix(lines.Text(), "step: ") {
+			if steps--; steps == 0 {
+				kill()
+			}
+		}
+	}
 	_ = cmd.Wait()
-	kill.Stop()
+	code := cmd.ProcessState.ExitCode()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	lived := time.Since(begin)
-	c.lasted[kind] = max(c.lasted[kind], lived)
-	code := cmd.ProcessState.ExitCode()
-	if code == 2 {
-		t.Errorf("fastbr %s: exit %d: %s", text, code, said.String())
-	}
 	c.history = append(c.history, fmt.Sprintf("%v to %v: %s: exit %d: %s", begin.Format("05.000"), time.Now().Format("05.000"),
-		text, code, strings.ReplaceAll(strings.TrimSpace(said.String()), "\n", "; ")))
+		text, code, strings.Join(said, "; ")))
+	if code == 2 {
+		t.Errorf("fastbr %s is no command", text)
+	}
 }
