@@ -41,7 +41,7 @@ FUZZTIME ?= 30s
 CHURN ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz stress churn lint generate bench bench-full bench-smoke bench-start score deps build man install uninstall deb
+.PHONY: help demo test fuzz stress churn kernels lint generate bench bench-full bench-smoke bench-start score deps build man install uninstall deb
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -78,6 +78,10 @@ churn: build ## 200 containers come and go for CHURN (10m) beside traffic of oth
 	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)
 	FASTBR_CHURN=$(CHURN) FASTBR_CHURN_CONTAINERS=200 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
 		-count=1 -timeout 60m -run '^TestE2EChurn$$' ./cmd/fastbr
+
+kernels: build ## the programs and a lab with traffic on Debian's 6.12 and 6.1, emulated (some minutes)
+	@$(DEPS) qemu-system-x86_64 depmod cpio xz busybox iperf3 nft iptables ip nsenter
+	$(SUDO) .ci/kernels
 
 lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
 	@$(DEPS) $(CLANG_FORMAT)
