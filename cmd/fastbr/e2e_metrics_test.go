@@ -164,7 +164,7 @@ func TestMetricsAgreeWithPorts(t *testing.T) {
 		p = h.ports(t)["c1"]
 		return p.RXBytes == before
 	})
-	labels := fmt.Sprintf(`{network="default",port=%q,name="c1",path="%%s"}`, p.Port)
+	labels := fmt.Sprintf(`{name="c1",network="default",path="%%s",port=%q}`, p.Port)
 	for _, from := range []string{text, once} {
 		fast := value(t, from, "fastbr_port_receive_bytes_total"+fmt.Sprintf(labels, "fast"))
 		slow := value(t, from, "fastbr_port_receive_bytes_total"+fmt.Sprintf(labels, "slow"))

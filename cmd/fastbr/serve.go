@@ -80,12 +80,12 @@ textfile collector, or a look. Without anything up, fastbr_up is 0.`,
 		Example: `  fastbr metrics
   fastbr metrics > /var/lib/prometheus/node-exporter/fastbr.prom`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			c, err := e.controller()
 			if err != nil {
 				return err
 			}
-			return metrics.Write(cmd.Context(), e.stdout, newCollector(c))
+			return metrics.Write(e.stdout, newGatherer(c))
 		},
 	}
 }
@@ -98,9 +98,9 @@ type server struct {
 	resolvers  []netip.AddrPort // of the host, for names that are no container's
 }
 
-func newCollector(c *ctl.Controller) *metrics.Collector {
+func newGatherer(c *ctl.Controller) *metrics.Gatherer {
 	v := buildVersion()
-	return metrics.NewCollector(c, metrics.Build{Version: v.Version, Revision: v.Revision, GoVersion: v.Go}, ctl.DropReasons())
+	return metrics.NewGatherer(c, metrics.Build{Version: v.Version, Revision: v.Revision, GoVersion: v.Go}, ctl.DropReasons())
 }
 
 // run serves until ctx ends, which is no error. addr and driver are "" for what
@@ -123,7 +123,11 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 		return err
 	}
 	if front.metrics != nil {
-		serve("metrics", metrics.NewServer(metrics.Handler(newCollector(s.controller), s.errs)), front.metrics)
+		h, err := metrics.Handler(newGatherer(s.controller), s.errs)
+		if err != nil {
+			return errors.Join(err, front.close())
+		}
+		serve("metrics", metrics.NewServer(h), front.metrics)
 		s.say("serving metrics on http://%s/metrics", front.metrics.Addr())
 	}
 	if front.docker != nil {

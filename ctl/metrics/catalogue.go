@@ -1,26 +1,18 @@
 package metrics
 
-// Metric describes one metric family: what the collector emits and what
+import dto "github.com/prometheus/client_model/go"
+
+// Metric describes one metric family: what the gatherer shows and what
 // docs/metrics.md says about it.
 type Metric struct {
 	Name string
 	Help string // one line, ends up in the exposition
-	Kind Kind
-	// Labels in the order of the documentation.
+	Type dto.MetricType
+	// Labels in the order of the exposition, which is that of the alphabet.
 	Labels []string
 	// WhenDown: emitted also when nothing is up.
 	WhenDown bool
 }
-
-// Kind is a type of metric, in the words of the text format.
-type Kind string
-
-// The kinds that there are here.
-const (
-	counter   Kind = "counter"
-	gauge     Kind = "gauge"
-	histogram Kind = "histogram"
-)
 
 // The names are promises (dashboards and alerts of other people use them).
 const (
@@ -41,42 +33,46 @@ const (
 	nameRefused        = "fastbr_nat_refused_total"
 )
 
-// Catalogue lists every metric family of the Collector, in the order of the
+// Catalogue lists every metric family of the Gatherer, in the order of the
 // documentation.
 func Catalogue() []Metric {
-	port := []string{"network", "port", "name"}
-	path := append(port[:len(port):len(port)], "path")
-	reason := append(port[:len(port):len(port)], "reason")
+	path := []string{"name", "network", "path", "port"}
+	reason := []string{"name", "network", "port", "reason"}
+	const (
+		counter   = dto.MetricType_COUNTER
+		gauge     = dto.MetricType_GAUGE
+		histogram = dto.MetricType_HISTOGRAM
+	)
 	return []Metric{
-		{Name: nameUp, Kind: gauge, WhenDown: true,
+		{Name: nameUp, Type: gauge, WhenDown: true,
 			Help: "Whether a fastbr instance is up in this host network namespace (1) or not (0)."},
-		{Name: nameBuildInfo, Kind: gauge, WhenDown: true, Labels: []string{"version", "revision", "goversion"},
+		{Name: nameBuildInfo, Type: gauge, WhenDown: true, Labels: []string{"goversion", "revision", "version"},
 			Help: "The build of the fastbr that answers; always 1."},
-		{Name: nameReceivePackets, Kind: counter, Labels: path,
+		{Name: nameReceivePackets, Type: counter, Labels: path,
 			Help: "Packets that the bridge received from the port, by path (fast or slow); one per wire packet, also for GSO."},
-		{Name: nameReceiveBytes, Kind: counter, Labels: path,
+		{Name: nameReceiveBytes, Type: counter, Labels: path,
 			Help: "Bytes that the bridge received from the port, Ethernet header included, by path (fast or slow)."},
-		{Name: nameSendPackets, Kind: counter, Labels: path,
+		{Name: nameSendPackets, Type: counter, Labels: path,
 			Help: "Packets that the bridge sent to the port, by path (fast or slow); one per wire packet, also for GSO."},
-		{Name: nameSendBytes, Kind: counter, Labels: path,
+		{Name: nameSendBytes, Type: counter, Labels: path,
 			Help: "Bytes that the bridge sent to the port, Ethernet header included, by path (fast or slow)."},
-		{Name: nameDropped, Kind: counter, Labels: reason,
+		{Name: nameDropped, Type: counter, Labels: reason,
 			Help: "Packets of the port that fastbr dropped, by reason."},
-		{Name: nameNetworkPorts, Kind: gauge, Labels: []string{"network"},
+		{Name: nameNetworkPorts, Type: gauge, Labels: []string{"network"},
 			Help: "Ports attached to the network."},
-		{Name: nameFlows, Kind: gauge,
+		{Name: nameFlows, Type: gauge,
 			Help: "NAT flows in the table, live ones and those not yet reclaimed."},
-		{Name: nameFlowsMax, Kind: gauge,
+		{Name: nameFlowsMax, Type: gauge,
 			Help: "NAT flows that the table can hold."},
-		{Name: nameOverloads, Kind: counter,
+		{Name: nameOverloads, Type: counter,
 			Help: "External ports that were shared between flows because no free one was left."},
-		{Name: nameRemaps, Kind: counter,
+		{Name: nameRemaps, Type: counter,
 			Help: "Flows that got another external port because the host or a neighbour NAT uses theirs, and flows of those that got another because an established connection of ours uses it."},
-		{Name: nameReclaimed, Kind: counter,
+		{Name: nameReclaimed, Type: counter,
 			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
-		{Name: namePortProbes, Kind: histogram,
+		{Name: namePortProbes, Type: histogram,
 			Help: "External ports that one allocation looked at until one was free; those that looked at more, or found none, count in +Inf only."},
-		{Name: nameRefused, Kind: counter, Labels: []string{"reason"},
+		{Name: nameRefused, Type: counter, Labels: []string{"reason"},
 			Help: "New flows that NAT refused, by reason."},
 	}
 }

@@ -41,7 +41,7 @@ func TestDocListsEveryMetric(t *testing.T) {
 		}
 		return
 	}
-	t.Error("docs/metrics.md is not what the collector emits; run go test ./ctl/metrics -run Doc -update")
+	t.Error("docs/metrics.md is not what the gatherer shows; run go test ./ctl/metrics -run Doc -update")
 }
 
 // Every reason that a packet can be dropped for has its line.
@@ -81,7 +81,7 @@ func table() string {
 		if m.WhenDown {
 			help += " Also when nothing is up."
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Kind, labels, help)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, strings.ToLower(m.Type.String()), labels, help)
 	}
 	return b.String()
 }

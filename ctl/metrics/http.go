@@ -3,8 +3,14 @@ package metrics
 import (
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // maxScrapes is how many scrapes may run at a time; each takes the instance
@@ -14,9 +20,34 @@ const maxScrapes = 4
 // Handler serves /metrics, /healthz and a landing page. Besides the instance it
 // shows the serving process itself (go_* and process_*), as exporters do.
 // Failed scrapes are answered with 500 and noted on errs.
-func Handler(c *Collector, errs io.Writer) http.Handler {
+func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
+	process := prometheus.NewRegistry()
+	for _, col := range []prometheus.Collector{
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := process.Register(col); err != nil {
+			return nil, fmt.Errorf("registering a collector: %w", err)
+		}
+	}
+	// No prometheus.Gatherers, which check and sort every sample again: the names
+	// of ours and theirs are different.
+	all := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		families, err := g.Gather()
+		if err != nil {
+			return nil, err
+		}
+		more, err := process.Gather()
+		return append(families, more...), err
+	})
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", &scrapes{collector: c, errs: errs, started: time.Now(), running: make(chan struct{}, maxScrapes)})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{
+		ErrorLog:            log.New(errs, "", 0),
+		ErrorHandling:       promhttp.HTTPErrorOnError,
+		MaxRequestsInFlight: maxScrapes,
+		// The scraper is near, as a rule on this machine, and CPU is the dearer.
+		DisableCompression: true,
+	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "ok\n")
 	})
@@ -24,36 +55,7 @@ func Handler(c *Collector, errs io.Writer) http.Handler {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = io.WriteString(w, landingPage)
 	})
-	return mux
-}
-
-// scrapes answers them.
-type scrapes struct {
-	collector *Collector
-	errs      io.Writer
-	started   time.Time
-	running   chan struct{} // holds one for each that is under way
-}
-
-func (s *scrapes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.running <- struct{}{}:
-		defer func() { <-s.running }()
-	default:
-		http.Error(w, fmt.Sprintf("%d scrapes are under way already", maxScrapes), http.StatusServiceUnavailable)
-		return
-	}
-	snap, err := s.collector.snapshot(r.Context())
-	if err != nil {
-		fmt.Fprintln(s.errs, err)
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	e := newExposition(w)
-	s.collector.show(e, snap)
-	showProcess(e, s.started)
-	_ = e.flush() // whoever asked has gone
+	return mux, nil
 }
 
 // NewServer wraps a handler with timeouts that suit scrapes: a client that

@@ -1,19 +1,27 @@
 package metrics
 
 import (
-	"context"
+	"bufio"
+	"fmt"
 	"io"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 )
 
 // Write prints one exposition in the text format: what a scrape would get,
 // without the figures of the process, which would be those of a command that
 // is about to exit.
-func Write(ctx context.Context, w io.Writer, c *Collector) error {
-	snap, err := c.snapshot(ctx)
+func Write(w io.Writer, g *Gatherer) error {
+	b := bufio.NewWriter(w)
+	err := g.each(func(f *dto.MetricFamily) error {
+		if _, err := expfmt.MetricFamilyToText(b, f); err != nil {
+			return fmt.Errorf("writing %s: %w", f.GetName(), err)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	e := newExposition(w)
-	c.show(e, snap)
-	return e.flush()
+	return b.Flush()
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/fastbr/fastbr/ctl"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
@@ -44,14 +45,14 @@ func busy() ctl.Snapshot {
 	}
 }
 
-func newFake(s ctl.Snapshot, err error) *Collector {
-	return NewCollector(fakeSource{s, err}, Build{Version: "1.2.3", Revision: "abc", GoVersion: "go1"}, []string{"spoof_ip", "direct"})
+func newFake(s ctl.Snapshot, err error) *Gatherer {
+	return NewGatherer(fakeSource{s, err}, Build{Version: "1.2.3", Revision: "abc", GoVersion: "go1"}, []string{"spoof_ip", "direct"})
 }
 
-func exposed(t *testing.T, c *Collector) string {
+func exposed(t *testing.T, g *Gatherer) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := Write(t.Context(), &b, c); err != nil {
+	if err := Write(&b, g); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -70,27 +71,27 @@ func samples(text string) string {
 
 func TestWriteShowsEverySample(t *testing.T) {
 	const want = `fastbr_up 1
-fastbr_build_info{version="1.2.3",revision="abc",goversion="go1"} 1
-fastbr_port_receive_packets_total{network="default",port="veth1a2b3c4",name="web",path="fast"} 1
-fastbr_port_receive_packets_total{network="default",port="veth1a2b3c4",name="web",path="slow"} 2
-fastbr_port_receive_packets_total{network="",port="eth0",name="eth0",path="fast"} 0
-fastbr_port_receive_packets_total{network="",port="eth0",name="eth0",path="slow"} 0
-fastbr_port_receive_bytes_total{network="default",port="veth1a2b3c4",name="web",path="fast"} 100
-fastbr_port_receive_bytes_total{network="default",port="veth1a2b3c4",name="web",path="slow"} 200
-fastbr_port_receive_bytes_total{network="",port="eth0",name="eth0",path="fast"} 0
-fastbr_port_receive_bytes_total{network="",port="eth0",name="eth0",path="slow"} 0
-fastbr_port_transmit_packets_total{network="default",port="veth1a2b3c4",name="web",path="fast"} 3
-fastbr_port_transmit_packets_total{network="default",port="veth1a2b3c4",name="web",path="slow"} 4
-fastbr_port_transmit_packets_total{network="",port="eth0",name="eth0",path="fast"} 5
-fastbr_port_transmit_packets_total{network="",port="eth0",name="eth0",path="slow"} 0
-fastbr_port_transmit_bytes_total{network="default",port="veth1a2b3c4",name="web",path="fast"} 300
-fastbr_port_transmit_bytes_total{network="default",port="veth1a2b3c4",name="web",path="slow"} 400
-fastbr_port_transmit_bytes_total{network="",port="eth0",name="eth0",path="fast"} 500
-fastbr_port_transmit_bytes_total{network="",port="eth0",name="eth0",path="slow"} 0
-fastbr_port_dropped_packets_total{network="default",port="veth1a2b3c4",name="web",reason="spoof_ip"} 3
-fastbr_port_dropped_packets_total{network="default",port="veth1a2b3c4",name="web",reason="direct"} 0
-fastbr_port_dropped_packets_total{network="",port="eth0",name="eth0",reason="spoof_ip"} 0
-fastbr_port_dropped_packets_total{network="",port="eth0",name="eth0",reason="direct"} 0
+fastbr_build_info{goversion="go1",revision="abc",version="1.2.3"} 1
+fastbr_port_receive_packets_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 1
+fastbr_port_receive_packets_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 2
+fastbr_port_receive_packets_total{name="eth0",network="",path="fast",port="eth0"} 0
+fastbr_port_receive_packets_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_receive_bytes_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 100
+fastbr_port_receive_bytes_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 200
+fastbr_port_receive_bytes_total{name="eth0",network="",path="fast",port="eth0"} 0
+fastbr_port_receive_bytes_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_transmit_packets_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 3
+fastbr_port_transmit_packets_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 4
+fastbr_port_transmit_packets_total{name="eth0",network="",path="fast",port="eth0"} 5
+fastbr_port_transmit_packets_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_transmit_bytes_total{name="web",network="default",path="fast",port="veth1a2b3c4"} 300
+fastbr_port_transmit_bytes_total{name="web",network="default",path="slow",port="veth1a2b3c4"} 400
+fastbr_port_transmit_bytes_total{name="eth0",network="",path="fast",port="eth0"} 500
+fastbr_port_transmit_bytes_total{name="eth0",network="",path="slow",port="eth0"} 0
+fastbr_port_dropped_packets_total{name="web",network="default",port="veth1a2b3c4",reason="spoof_ip"} 3
+fastbr_port_dropped_packets_total{name="web",network="default",port="veth1a2b3c4",reason="direct"} 0
+fastbr_port_dropped_packets_total{name="eth0",network="",port="eth0",reason="spoof_ip"} 0
+fastbr_port_dropped_packets_total{name="eth0",network="",port="eth0",reason="direct"} 0
 fastbr_network_ports{network="default"} 1
 fastbr_network_ports{network="empty"} 0
 fastbr_nat_flows 7
@@ -114,7 +115,7 @@ fastbr_nat_refused_total{reason="quota"} 0
 
 func TestWriteSaysWhenNothingIsUp(t *testing.T) {
 	const want = `fastbr_up 0
-fastbr_build_info{version="1.2.3",revision="abc",goversion="go1"} 1
+fastbr_build_info{goversion="go1",revision="abc",version="1.2.3"} 1
 `
 	if got := samples(exposed(t, newFake(ctl.Snapshot{}, nil))); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -122,38 +123,34 @@ fastbr_build_info{version="1.2.3",revision="abc",goversion="go1"} 1
 }
 
 func TestWriteFailsWithoutSnapshot(t *testing.T) {
-	err := Write(t.Context(), io.Discard, newFake(ctl.Snapshot{}, errors.New("lock is held")))
+	err := Write(io.Discard, newFake(ctl.Snapshot{}, errors.New("lock is held")))
 	if err == nil || !strings.Contains(err.Error(), "lock is held") {
 		t.Errorf("error %v, want the snapshot's", err)
 	}
 }
 
-// Prometheus' own parser finds every family of the catalogue, as described.
-func TestExpositionIsTheCatalogue(t *testing.T) {
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(exposed(t, newFake(busy(), nil))))
+// The library's own checks, which a scrape does without, find nothing wrong: what
+// is gathered is in order, consistent and as the catalogue describes it.
+func TestGathererIsConsistent(t *testing.T) {
+	families, err := prometheus.Gatherers{newFake(busy(), nil)}.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(families) != len(Catalogue()) {
-		t.Errorf("%d families written, %d in the catalogue", len(families), len(Catalogue()))
+		t.Errorf("%d families gathered, %d in the catalogue", len(families), len(Catalogue()))
 	}
+	described := map[string]Metric{}
 	for _, m := range Catalogue() {
-		f := families[m.Name]
-		if f == nil {
-			t.Errorf("%s is not written", m.Name)
-			continue
-		}
-		if f.GetHelp() != m.Help || strings.ToLower(f.GetType().String()) != string(m.Kind) {
-			t.Errorf("%s: %s %q, want %s %q", m.Name, f.GetType(), f.GetHelp(), m.Kind, m.Help)
-		}
+		described[m.Name] = m
+	}
+	for _, f := range families {
 		for _, sample := range f.GetMetric() {
 			var labels []string
 			for _, l := range sample.GetLabel() {
 				labels = append(labels, l.GetName())
 			}
-			if !slices.Equal(labels, m.Labels) {
-				t.Errorf("%s has the labels %v, want %v", m.Name, labels, m.Labels)
+			if want := described[f.GetName()].Labels; !slices.Equal(labels, want) {
+				t.Errorf("%s has the labels %v, want %v", f.GetName(), labels, want)
 			}
 		}
 	}
@@ -169,14 +166,18 @@ func TestLabelsAreEscaped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := families[nameReceivePackets].GetMetric()[0].GetLabel()[2].GetValue(); got != name {
+	if got := families[nameReceivePackets].GetMetric()[0].GetLabel()[0].GetValue(); got != name {
 		t.Errorf("name %q, want %q", got, name)
 	}
 }
 
 func TestPromtoolAccepts(t *testing.T) {
 	promtool := tool(t, "promtool", "prometheus")
-	_, served := get(Handler(newFake(busy(), nil), io.Discard), "/metrics")
+	h, err := Handler(newFake(busy(), nil), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, served := get(h, "/metrics")
 	for name, page := range map[string]string{
 		"busy":   exposed(t, newFake(busy(), nil)),
 		"down":   exposed(t, newFake(ctl.Snapshot{}, nil)),
@@ -191,7 +192,10 @@ func TestPromtoolAccepts(t *testing.T) {
 }
 
 func TestHandlerServesPages(t *testing.T) {
-	h := Handler(newFake(busy(), nil), io.Discard)
+	h, err := Handler(newFake(busy(), nil), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{
 		"/metrics": "\nfastbr_up 1\n",
 		"/healthz": "ok\n",
@@ -212,7 +216,10 @@ func TestHandlerServesPages(t *testing.T) {
 
 func TestHandlerFailsScrapeWithoutSnapshot(t *testing.T) {
 	var errs bytes.Buffer
-	h := Handler(newFake(ctl.Snapshot{}, errors.New("lock is held")), &errs)
+	h, err := Handler(newFake(ctl.Snapshot{}, errors.New("lock is held")), &errs)
+	if err != nil {
+		t.Fatal(err)
+	}
 	code, body := get(h, "/metrics")
 	if code != http.StatusInternalServerError || !strings.Contains(body, "lock is held") {
 		t.Errorf("%d %q, want 500 and the reason", code, body)

@@ -1,0 +1,186 @@
+package metrics
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// Source is where a scrape gets its figures. *ctl.Controller is one.
+type Source interface {
+	// Snapshot reads everything under one lock; it is zero when nothing is up.
+	Snapshot(ctx context.Context) (ctl.Snapshot, error)
+}
+
+// Build names the running build in fastbr_build_info.
+type Build struct {
+	Version, Revision, GoVersion string
+}
+
+// scrapeTimeout bounds the wait for the instance lock: Prometheus gives up
+// after 10 s by default, and a scrape that outlives its scraper helps nobody.
+const scrapeTimeout = 9 * time.Second
+
+// Gatherer shows one snapshot per scrape. It is a prometheus.Gatherer rather
+// than a Collector in a registry, which would check, hash and sort every sample
+// of a host with a thousand ports that are in order as they come.
+type Gatherer struct {
+	source  Source
+	build   Build
+	reasons []string
+}
+
+// NewGatherer returns a gatherer over source. reasons are those that a packet
+// can be dropped for: each is shown also while it is 0, for rate() misses the
+// first increments of a series that appears with them.
+func NewGatherer(source Source, build Build, reasons []string) *Gatherer {
+	return &Gatherer{source: source, build: build, reasons: reasons}
+}
+
+// Gather implements prometheus.Gatherer. A snapshot that cannot be read makes
+// the scrape fail, so that Prometheus marks the target down instead of storing
+// an instance without ports.
+func (g *Gatherer) Gather() (families []*dto.MetricFamily, err error) {
+	err = g.each(func(f *dto.MetricFamily) error {
+		families = append(families, f)
+		return nil
+	})
+	return families, err
+}
+
+// each reads a snapshot and shows it family by family, so that who writes them
+// out one after the other needs the memory of one.
+func (g *Gatherer) each(show func(*dto.MetricFamily) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	snap, err := g.source.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the counters: %w", err)
+	}
+	ports := labelled(snap)
+	for _, m := range Catalogue() {
+		if !snap.Up && !m.WhenDown {
+			continue
+		}
+		if err := show(g.family(m, snap, ports)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// family is m with its samples.
+func (g *Gatherer) family(m Metric, snap ctl.Snapshot, ports []labelledPort) *dto.MetricFamily {
+	switch m.Name {
+	case nameUp:
+		return single(m, oneIf(snap.Up))
+	case nameBuildInfo:
+		f := newFamily(m, 1)
+		f.add(1, pair("goversion", g.build.GoVersion), pair("revision", g.build.Revision), pair("version", g.build.Version))
+		return f.done()
+	case nameReceivePackets:
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastPackets, p.RXSlowPackets })
+	case nameReceiveBytes:
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastBytes, p.RXSlowBytes })
+	case nameSendPackets:
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastPackets, p.TXSlowPackets })
+	case nameSendBytes:
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastBytes, p.TXSlowBytes })
+	case nameDropped:
+		return g.byReason(m, ports)
+	case nameNetworkPorts:
+		f := newFamily(m, len(snap.Networks))
+		for _, n := range snap.Networks {
+			f.add(uint64(len(n.Ports)), pair("network", n.Name))
+		}
+		return f.done()
+	default:
+		return nat(m, snap.NAT)
+	}
+}
+
+// labelledPort is a port with the labels that it has in every family.
+type labelledPort struct {
+	*ctl.PortView
+	name, network, port *dto.LabelPair
+}
+
+func labelled(snap ctl.Snapshot) []labelledPort {
+	count := len(snap.Uplinks)
+	for _, n := range snap.Networks {
+		count += len(n.Ports)
+	}
+	out := make([]labelledPort, 0, count)
+	add := func(ports []ctl.PortView) {
+		for i := range ports {
+			p := &ports[i]
+			out = append(out, labelledPort{p, pair("name", p.Name), pair("network", p.Network), pair("port", p.Port)})
+		}
+	}
+	for _, n := range snap.Networks {
+		add(n.Ports)
+	}
+	add(snap.Uplinks)
+	return out
+}
+
+func byPath(m Metric, ports []labelledPort, of func(ctl.PortPaths) (fast, slow uint64)) *dto.MetricFamily {
+	f := newFamily(m, 2*len(ports))
+	fastPath, slowPath := pair("path", "fast"), pair("path", "slow")
+	for _, p := range ports {
+		fast, slow := of(p.Paths)
+		f.add(fast, p.name, p.network, fastPath, p.port)
+		f.add(slow, p.name, p.network, slowPath, p.port)
+	}
+	return f.done()
+}
+
+func (g *Gatherer) byReason(m Metric, ports []labelledPort) *dto.MetricFamily {
+	f := newFamily(m, len(g.reasons)*len(ports))
+	reasons := make([]*dto.LabelPair, len(g.reasons))
+	for i, r := range g.reasons {
+		reasons[i] = pair("reason", r)
+	}
+	for _, p := range ports {
+		for i, r := range g.reasons {
+			f.add(p.Drops[r], p.name, p.network, p.port, reasons[i])
+		}
+	}
+	return f.done()
+}
+
+// nat is a family of the instance's NAT.
+func nat(m Metric, n ctl.NATView) *dto.MetricFamily {
+	switch m.Name {
+	case nameFlows:
+		return single(m, uint64(n.Flows))
+	case nameFlowsMax:
+		return single(m, uint64(n.FlowsMax))
+	case nameOverloads:
+		return single(m, n.PortOverloads)
+	case nameRemaps:
+		return single(m, n.PortRemaps)
+	case nameReclaimed:
+		return single(m, n.PortsReclaimed)
+	case namePortProbes:
+		return probes(m, n)
+	}
+	f := newFamily(m, len(refusals()))
+	for _, reason := range refusals() {
+		f.add(n.Refused[reason], pair("reason", reason))
+	}
+	return f.done()
+}
+
+// refusals are the drop reasons that mean that a flow got no NAT mapping.
+func refusals() []string { return []string{"nat_full", "quota"} }
+
+func oneIf(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
