@@ -65,3 +65,18 @@ func (e *env) completion(_ *cobra.Command, look func(*ctl.Controller) ([]string,
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
+
+// initCompletion makes the library's own command now rather than when it is run:
+// it would take any shell's name for a question, and has no examples.
+func initCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	c, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return // no commands, no completion
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	c.Example = "  source <(fastbr completion bash)"
+	for _, shell := range c.Commands() {
+		shell.Example = "  " + shell.CommandPath() + " --no-descriptions"
+	}
+}

@@ -67,11 +67,7 @@ exits; no process is needed to forward.`,
 	complete(root, "output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(commands(e)...)
 	root.AddCommand(newNetavarkCmds(e)...)
-	// The library's own command, made now: it would take any shell's name for a question.
-	root.InitDefaultCompletionCmd()
-	if c, _, err := root.Find([]string{"completion"}); err == nil {
-		c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	}
+	initCompletion(root)
 	return root
 }
 
