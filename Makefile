@@ -55,7 +55,7 @@ test: build ## every test: vet, pure, programs, namespaces with real traffic, co
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	$(GO) build $(RACE) ./...
-	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 1 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
+	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 2 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
 	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
 comma := ,
 
