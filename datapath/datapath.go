@@ -390,7 +390,7 @@ func openProgram(dir, name string) (*ebpf.Program, error) {
 
 // openPin is BPF_OBJ_GET of bpf(2). The library's own way to a pinned program
 // first finds out whether this kernel names programs: by making a map, before
-// which it reads every mount of the machine, of which `+"`ip netns add`"+` makes one for
+// which it reads every mount of the machine, of which `ip netns add` makes one for
 // each namespace.
 func openPin(path string) (fd int, err error) {
 	name, err := unix.BytePtrFromString(path)

@@ -255,25 +255,15 @@ func (d *Datapath) devices() ([]tcFbrDev, error) { return d.devicesUpTo(MaxDevic
 
 // devicesUpTo reads the occupied slots up to one.
 func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
-	keys, values := make([]uint32, devicesAtOnce), make([]tcFbrDev, devicesAtOnce)
-	for cursor := new(ebpf.MapBatchCursor); ; {
-		n, err := d.maps.FbrDevs.BatchLookup(cursor, keys, values, nil)
-		end := errors.Is(err, ebpf.ErrKeyNotExist)
-		if err != nil && !end {
-			return nil, fmt.Errorf("reading fbr_devs: %w", err)
+	err = eachElement(d.maps.FbrDevs, devicesAtOnce, 1, last, func(_ uint32, devs []tcFbrDev) {
+		if devs[0].Ifindex != 0 {
+			out = append(out, devs[0])
 		}
-		for i, dev := range values[:n] {
-			if keys[i] > last {
-				return out, nil
-			}
-			if dev.Ifindex != 0 {
-				out = append(out, dev)
-			}
-		}
-		if end {
-			return out, nil
-		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading fbr_devs: %w", err)
 	}
+	return out, nil
 }
 
 func (d *Datapath) device(ifindex int) (dev tcFbrDev, ok bool, err error) {

@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -60,9 +59,9 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	if err != nil {
 		return nil, err
 	}
-	last := 0
+	last := uint32(0)
 	for _, dev := range devs {
-		last = max(last, int(dev.Stats))
+		last = max(last, uint32(dev.Stats))
 	}
 	byIndex := make([]uint32, last+1) // ifindex by index into the counters
 	for _, dev := range devs {
@@ -71,7 +70,7 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 		}
 	}
 	out := make(map[int]Counters, len(devs))
-	err = eachCounter(d.maps.FbrStats, last, func(i int, cpus []tcFbrStats) {
+	err = eachCounter(d.maps.FbrStats, last, func(i uint32, cpus []tcFbrStats) {
 		if ifindex := int(byIndex[i]); ifindex != 0 {
 			out[ifindex] = sumPaths(cpus)
 		}
@@ -79,9 +78,10 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading fbr_stats: %w", err)
 	}
-	err = eachCounter(d.maps.FbrDrops, last, func(i int, cpus []tcFbrDrops) {
+	names := reasons()
+	err = eachCounter(d.maps.FbrDrops, last, func(i uint32, cpus []tcFbrDrops) {
 		if ifindex := int(byIndex[i]); ifindex != 0 {
-			if drops := sumDrops(cpus); drops != nil {
+			if drops := sumDrops(cpus, names[:]); drops != nil {
 				c := out[ifindex]
 				c.Drops = drops
 				out[ifindex] = c
@@ -96,29 +96,12 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 
 // eachCounter calls f with the elements of a per-CPU array, one value per CPU,
 // up to the index last.
-func eachCounter[T any](m *ebpf.Map, last int, f func(i int, cpus []T)) error {
+func eachCounter[T any](m *ebpf.Map, last uint32, f func(i uint32, cpus []T)) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("counting CPUs: %w", err)
 	}
-	chunk := max(1, countersAtOnce/cpus)
-	keys, values := make([]uint32, chunk), make([]T, chunk*cpus)
-	for cursor := new(ebpf.MapBatchCursor); ; {
-		n, err := m.BatchLookup(cursor, keys, values, nil)
-		end := errors.Is(err, ebpf.ErrKeyNotExist)
-		if err != nil && !end {
-			return err
-		}
-		for i, key := range keys[:n] {
-			if int(key) > last {
-				return nil
-			}
-			f(int(key), values[i*cpus:(i+1)*cpus])
-		}
-		if end {
-			return nil
-		}
-	}
+	return eachElement(m, max(1, countersAtOnce/cpus), cpus, last, f)
 }
 
 func sumPaths(cpus []tcFbrStats) (c Counters) {
@@ -137,7 +120,7 @@ func sumPaths(cpus []tcFbrStats) (c Counters) {
 }
 
 // sumDrops is nil where nothing was dropped.
-func sumDrops(cpus []tcFbrDrops) (drops map[Reason]uint64) {
+func sumDrops(cpus []tcFbrDrops, names []Reason) (drops map[Reason]uint64) {
 	for _, n := range cpus {
 		for r, v := range n.N {
 			if v == 0 {
@@ -146,7 +129,7 @@ func sumDrops(cpus []tcFbrDrops) (drops map[Reason]uint64) {
 			if drops == nil {
 				drops = map[Reason]uint64{}
 			}
-			drops[reasons()[r]] += v
+			drops[names[r]] += v
 		}
 	}
 	return drops

@@ -98,15 +98,19 @@ func (e *Entry) parseBridge(b []byte) {
 
 // text is a C string; the library's own conversion wants the NUL to be there.
 func text(b []byte) string {
+	return string(beforeNUL(b))
+}
+
+func beforeNUL(b []byte) []byte {
 	b, _, _ = bytes.Cut(b, []byte{0})
-	return string(b)
+	return b
 }
 
 // words are strings that a listing repeats, kept once.
 type words map[string]string
 
 func (w words) text(b []byte) string {
-	b, _, _ = bytes.Cut(b, []byte{0})
+	b = beforeNUL(b)
 	if known, ok := w[string(b)]; ok {
 		return known
 	}
