@@ -11,9 +11,8 @@
 #include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "kctx.h"
 #include "types.h"
-
-extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 
 #define FBR_TCP_CSUM  16 /* offsets in the L4 headers */
 #define FBR_UDP_CSUM  6

@@ -13,6 +13,7 @@
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
+#include "kctx.h"
 #include "lease.h"
 #include "local.h"
 #include "maps.h"

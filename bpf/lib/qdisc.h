@@ -11,10 +11,8 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "kctx.h"
 #include "types.h"
-
-extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 
 /* Whether a clsact or ingress qdisc has filters at this hook; tcx programs are none. */
 static __always_inline bool fbr_hook_filtered(struct bpf_mprog_entry *e)
