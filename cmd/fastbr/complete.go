@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/fastbr/fastbr/ctl"
@@ -78,5 +80,23 @@ func initCompletion(root *cobra.Command) {
 	c.Example = "  source <(fastbr completion bash)"
 	for _, shell := range c.Commands() {
 		shell.Example = "  " + shell.CommandPath() + " --no-descriptions"
+	}
+}
+
+// initHelp makes `help` refuse what is no command: the library prints the usage
+// and exits as if all were well.
+func initHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	c, _, err := root.Find([]string{"help"})
+	if err != nil {
+		return // no commands, no help
+	}
+	c.Example = "  fastbr help network create"
+	c.Args = func(_ *cobra.Command, args []string) error {
+		about, rest, err := root.Find(args)
+		if err == nil && len(rest) > 0 {
+			err = fmt.Errorf("unknown command %q for %q", rest[0], about.CommandPath())
+		}
+		return err
 	}
 }

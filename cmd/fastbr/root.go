@@ -67,6 +67,7 @@ exits; no process is needed to forward.`,
 	complete(root, "output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(commands(e)...)
 	root.AddCommand(newNetavarkCmds(e)...)
+	initHelp(root)
 	initCompletion(root)
 	return root
 }
