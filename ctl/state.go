@@ -34,6 +34,10 @@ type state struct {
 	XDP      []uplinkXDP         `json:"xdp,omitempty"`     // of the attached ones
 	Sysctls  []sysctl            `json:"sysctls,omitempty"`
 	Reserved *reservation        `json:"reserved_ports,omitempty"`
+	// Features are the kernel's, as they were found when the programs were loaded.
+	// To find them again takes longer than the rest of `status`: the kernel's type
+	// information has to be read.
+	Features []FeatureView `json:"features,omitempty"`
 	// Fragments is the namespace that puts inbound fragments in order; nil: none.
 	Fragments *fragments `json:"fragments,omitempty"`
 }

@@ -35,7 +35,9 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 		if v.Accept, err = r.acceptRules(); err != nil {
 			return err
 		}
-		v.Features = r.kernelFindings()
+		if v.Features = r.st.Features; v.Features == nil { // loaded by an older build
+			v.Features = r.kernelFindings()
+		}
 		v.Notes = r.notes()
 		return nil
 	})

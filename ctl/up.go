@@ -73,8 +73,13 @@ func (s *session) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) err
 	if err := s.applyInstance(ir); err != nil {
 		return err
 	}
-	if _, err := s.dp.Upgrade(); err != nil {
+	if upgraded, err := s.dp.Upgrade(); err != nil {
 		return fmt.Errorf("upgrading the datapath: %w", err)
+	} else if upgraded {
+		s.st.Features = s.kernelFindings()
+		if err := s.save(); err != nil {
+			return err
+		}
 	}
 	if err := s.dp.AttachGuard(); err != nil {
 		return fmt.Errorf("attaching the guard: %w", err)
@@ -326,6 +331,7 @@ func (s *session) createDatapath() error {
 	if cfg, err := dp.Config(); err == nil && set.FlowsMax == 0 {
 		s.st.Settings.FlowsMax = cfg.FlowsMax
 	}
+	s.st.Features = s.kernelFindings()
 	return nil
 }
 
