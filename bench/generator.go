@@ -30,7 +30,6 @@ type stream struct {
 
 const (
 	frameBytes = 64 // as the sender's kernel sees them: without the wire's checksum
-	liveFrames = 2  // BPF_F_TEST_XDP_LIVE_FRAMES, include/uapi/linux/bpf.h
 	// burst is how many frames one system call sends: a fraction of a second.
 	burst = 1 << 16
 )
@@ -95,11 +94,23 @@ func (s stream) run(ctx context.Context, from, to *lab.Namespace, d time.Duratio
 // newGenerator loads the programs for frames that leave from by its eth0, and
 // are counted and dropped at eth0 of to. Close it.
 func newGenerator(s stream, from, to *lab.Namespace) (*generator, error) {
-	out, err := from.Index(device)
+	in, err := to.Index(device)
 	if err != nil {
 		return nil, err
 	}
-	in, err := to.Index(device)
+	g, err := newSender(s, from)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.attach(to, in, g.objects.FbrBenchSink); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// newSender loads a generator of frames that nobody counts. Close it.
+func newSender(s stream, from *lab.Namespace) (*generator, error) {
+	out, err := from.Index(device)
 	if err != nil {
 		return nil, err
 	}
@@ -107,34 +118,20 @@ func newGenerator(s stream, from, to *lab.Namespace) (*generator, error) {
 	if err := g.load(s, out); err != nil {
 		return nil, fmt.Errorf("loading the generator: %w", err)
 	}
-	err = g.attach(to, in, g.objects.FbrBenchSink)
-	if err == nil {
-		err = g.attach(from, loopback, g.objects.FbrBenchSend)
-	}
-	if err != nil {
+	if err := g.attach(from, loopback, g.objects.FbrBenchSend); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
 }
 
-const (
-	device   = "eth0"
-	loopback = 1 // ifindex of lo in every namespace
-)
+const device = "eth0"
 
 func (g *generator) attach(n *lab.Namespace, ifindex int, prog *ebpf.Program) error {
-	err := n.Do(func() error {
-		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog,
-			Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
-		if err == nil {
-			g.links = append(g.links, l)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("attaching %s in %s: %w", prog, n.Name, err)
+	l, err := attachTCX(n, ifindex, prog)
+	if err == nil {
+		g.links = append(g.links, l)
 	}
-	return nil
+	return err
 }
 
 func (g *generator) load(s stream, out int) error {
@@ -152,7 +149,6 @@ func (g *generator) load(s stream, out int) error {
 	for i := range words.Words {
 		words.Words[i] = binary.NativeEndian.Uint32(frame[4*i:])
 	}
-	daddr := s.arriveAt.As4()
 	if err := errors.Join(
 		vars.CfgFrame.Set(words),
 		vars.CfgUdpSum.Set(udpSum),
@@ -161,7 +157,7 @@ func (g *generator) load(s stream, out int) error {
 		vars.CfgDport.Set(s.dst.Port()),
 		vars.CfgDports.Set(uint32(s.dports)),
 		vars.CfgIfindex.Set(uint32(out)),
-		vars.CfgDaddr.Set(binary.NativeEndian.Uint32(daddr[:])),
+		vars.CfgDaddr.Set(wireAddr(s.arriveAt)),
 		vars.CfgMagic.Set(magic),
 	); err != nil {
 		return err
@@ -169,46 +165,9 @@ func (g *generator) load(s stream, out int) error {
 	return spec.LoadAndAssign(&g.objects, nil)
 }
 
-// xdpContext is struct xdp_md, include/uapi/linux/bpf.h.
-type xdpContext struct {
-	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
-}
-
-// send generates at least so many frames, on one CPU. When it returns, the
-// kernel has forwarded or dropped them, but for the last few.
+// send generates at least so many frames (live.send).
 func (g *generator) send(frames int) error {
-	run := &ebpf.RunOptions{
-		Data:    make([]byte, frameBytes),
-		Context: xdpContext{DataEnd: frameBytes, IngressIfindex: loopback},
-		Repeat:  uint32(frames),
-		Flags:   liveFrames,
-	}
-	return g.from.Do(func() error {
-		var before, one unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &before); err != nil {
-			return fmt.Errorf("reading the thread's CPUs: %w", err)
-		}
-		one.Set(lastCPU(before))
-		if err := unix.SchedSetaffinity(0, &one); err != nil {
-			return fmt.Errorf("pinning the generator: %w", err)
-		}
-		_, err := g.objects.FbrBenchGenerate.Run(run)
-		if err != nil {
-			err = fmt.Errorf("running the generator: %w", err)
-		}
-		return errors.Join(err, unix.SchedSetaffinity(0, &before))
-	})
-}
-
-// lastCPU: interrupts tend to the first.
-func lastCPU(set unix.CPUSet) int {
-	last := 0
-	for i := range len(set) * 64 {
-		if set.IsSet(i) {
-			last = i
-		}
-	}
-	return last
+	return live{g.from, g.objects.FbrBenchGenerate, frameBytes}.send(frames)
 }
 
 // flow sends bursts for about d.

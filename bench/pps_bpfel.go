@@ -23,6 +23,7 @@ type ppsFbrBenchFrame struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ppsMapFbrBenchCount     = "fbr_bench_count"
+	ppsProgFbrBenchFragment = "fbr_bench_fragment"
 	ppsProgFbrBenchGenerate = "fbr_bench_generate"
 	ppsProgFbrBenchSend     = "fbr_bench_send"
 	ppsProgFbrBenchSink     = "fbr_bench_sink"
@@ -80,6 +81,7 @@ type ppsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ppsProgramSpecs struct {
+	FbrBenchFragment *ebpf.ProgramSpec `ebpf:"fbr_bench_fragment"`
 	FbrBenchGenerate *ebpf.ProgramSpec `ebpf:"fbr_bench_generate"`
 	FbrBenchSend     *ebpf.ProgramSpec `ebpf:"fbr_bench_send"`
 	FbrBenchSink     *ebpf.ProgramSpec `ebpf:"fbr_bench_sink"`
@@ -157,6 +159,7 @@ type ppsVariables struct {
 //
 // It can be passed to loadPpsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ppsPrograms struct {
+	FbrBenchFragment *ebpf.Program `ebpf:"fbr_bench_fragment"`
 	FbrBenchGenerate *ebpf.Program `ebpf:"fbr_bench_generate"`
 	FbrBenchSend     *ebpf.Program `ebpf:"fbr_bench_send"`
 	FbrBenchSink     *ebpf.Program `ebpf:"fbr_bench_sink"`
@@ -164,6 +167,7 @@ type ppsPrograms struct {
 
 func (p *ppsPrograms) Close() error {
 	return _PpsClose(
+		p.FbrBenchFragment,
 		p.FbrBenchGenerate,
 		p.FbrBenchSend,
 		p.FbrBenchSink,

@@ -9,6 +9,7 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "fold.h"
 
 char _license[] SEC("license")
 = "Dual BSD/GPL";
@@ -50,23 +51,30 @@ struct fbr_bench_headers {
 
 _Static_assert(sizeof(struct fbr_bench_headers) == sizeof(struct fbr_bench_frame), "64 bytes");
 
-SEC("xdp")
-int fbr_bench_generate(struct xdp_md *ctx)
+/* The frame, written; NULL if it is too short. */
+static __always_inline struct fbr_bench_headers *write_frame(struct xdp_md *ctx)
 {
 	struct fbr_bench_frame *f = (void *)(long)ctx->data;
-	struct fbr_bench_headers *h = (void *)f;
-	__u32 sum;
 
 	if ((void *)(f + 1) > (void *)(long)ctx->data_end)
-		return XDP_DROP;
+		return NULL;
 #pragma unroll
 	for (int i = 0; i < FRAME_WORDS; i++)
 		f->words[i] = cfg_frame.words[i];
+	return (void *)f;
+}
+
+SEC("xdp")
+int fbr_bench_generate(struct xdp_md *ctx)
+{
+	struct fbr_bench_headers *h = write_frame(ctx);
+	__u32 sum;
+
+	if (!h)
+		return XDP_DROP;
 	h->udp.source = bpf_htons(cfg_sport + at_sport);
 	h->udp.dest = bpf_htons(cfg_dport + at_dport);
-	sum = cfg_udp_sum + h->udp.source + h->udp.dest;
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
+	sum = fold(cfg_udp_sum + h->udp.source + h->udp.dest);
 	h->udp.check = sum == 0xffff ? 0xffff : ~sum; /* 0 would mean "none" */
 
 	if (++at_sport >= cfg_sports) {
@@ -74,6 +82,30 @@ int fbr_bench_generate(struct xdp_md *ctx)
 		if (++at_dport >= cfg_dports)
 			at_dport = 0;
 	}
+	sent++;
+	return XDP_PASS;
+}
+
+#define FRAGMENT_BYTES 24 /* of payload */
+
+/* Fragments of datagrams that never become whole: the beginning of one, the middle
+ * of the next.
+ */
+SEC("xdp")
+int fbr_bench_fragment(struct xdp_md *ctx)
+{
+	struct fbr_bench_headers *h = write_frame(ctx);
+	struct iphdr ip;
+
+	if (!h)
+		return XDP_DROP;
+	ip = h->ip;
+	ip.tot_len = bpf_htons(sizeof(ip) + FRAGMENT_BYTES);
+	ip.id = bpf_htons(sent);
+	ip.frag_off = bpf_htons(IP_MF | (sent & 1 ? FRAGMENT_BYTES / 8 : 0));
+	ip.check = 0;
+	ip.check = ~fold(bpf_csum_diff(NULL, 0, (void *)&ip, sizeof(ip), 0));
+	h->ip = ip;
 	sent++;
 	return XDP_PASS;
 }

@@ -115,12 +115,11 @@ func TestE2EGreedyContainer(t *testing.T) {
 		if _, err := h.Outside.Run(h.ctx, "iptables", "-A", "INPUT", "-p", "tcp", "--dport", "9:10", "-j", "DROP"); err != nil {
 			t.Fatal(err)
 		}
-		s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 80))
-		defer s.Close()
-		before, during := latencies{}, latencies{}
+		b := h.newBystanders(t)
 		for range sized(1, 500) {
-			before.connect(t, h, s.Addr)
+			b.round(t)
 		}
+		b.tell(t, "before")
 		done := make(chan struct{})
 		var flood sync.WaitGroup
 		flood.Go(func() {
@@ -128,7 +127,7 @@ func TestE2EGreedyContainer(t *testing.T) {
 			h.askForAll(t, sized(15_000, 60_000), sized(15_000, 100_000))
 		})
 		for going := true; going; {
-			during.connect(t, h, s.Addr)
+			b.round(t)
 			select {
 			case <-done:
 				going = false
@@ -136,8 +135,7 @@ func TestE2EGreedyContainer(t *testing.T) {
 			}
 		}
 		flood.Wait()
-		before.log(t, "before")
-		during.log(t, "meanwhile")
+		b.tell(t, "meanwhile")
 		if n := h.drops(t, "quota"); n == 0 {
 			t.Error("the greedy container never met its quota")
 		}

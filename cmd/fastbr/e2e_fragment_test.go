@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"net"
@@ -12,8 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/fastbr/fastbr/bench"
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/ctl/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -242,11 +242,15 @@ func TestE2EBigPings(t *testing.T) {
 }
 
 // TestE2EFragmentFlood sends fragments that never become a datagram from both
-// sides, while another container and the host make connections. Fragments get
-// through again once the kernel has given up what was incomplete.
+// sides, a hundred thousand a second each in `make stress`, while another
+// container and the host do what they always do. Fragments get through again once
+// the kernel has given up what was incomplete.
 func TestE2EFragmentFlood(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		if !stress() { // else one after the other, for what they say of latency
+			t.Parallel()
+		}
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		// What containers send is reassembled by the host itself.
 		if err := h.Host.SetSysctl("net.ipv4.ipfrag_time", "2"); err != nil {
@@ -254,52 +258,36 @@ func TestE2EFragmentFlood(t *testing.T) {
 		}
 		server := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000))
 		_, in := h.fromOutside(t, h.Containers[0], 40000, server)
-		out := h.toOutside(t, h.Containers[0], 40001)
-		s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 80))
-		defer s.Close()
-		rate := sized(20_000, 100_000) // fragments a second, from each side
-		before, during := latencies{}, latencies{}
-		for range sized(1, 200) {
-			before.connect(t, h, s.Addr)
+		b := h.newBystanders(t)
+		for range sized(1, 500) {
+			b.round(t)
 		}
-		done := make(chan struct{})
-		var flood sync.WaitGroup
-		for ns, f := range map[*lab.Namespace]testutil.Frame{h.Outside: in, h.Containers[0]: out} {
-			frags := testutil.Fragments(t, f.With(func(f *testutil.Frame) { f.Payload = big(bigPayload) }).Bytes(t), fragmentSize, 1)
-			inj, err := ns.NewInjector("eth0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer inj.Close()
+		b.tell(t, "before")
+		ctx, stop := context.WithCancel(h.ctx)
+		defer stop()
+		var flood, begun sync.WaitGroup
+		for _, f := range []bench.FragmentFlood{
+			{From: h.Outside, Source: on(in.Src, 4000), To: on(in.Dst, in.UDP.DstPort)},
+			{From: h.Containers[0], Source: on(h.Containers[0].Addr, 40001), To: on(h.Outside.Addr, 4000)},
+		} {
+			begun.Add(1)
+			ready := sync.OnceFunc(begun.Done)
 			flood.Go(func() {
-				begin, n := time.Now(), 0
-				defer func() { t.Logf("%.0f fragments/s from %s", float64(n)/time.Since(begin).Seconds(), ns.Name) }()
-				for ; ; n++ {
-					if early := time.Duration(n)*time.Second/time.Duration(rate) - time.Since(begin); n%20 == 0 && early > 0 {
-						time.Sleep(early)
-					}
-					select {
-					case <-done:
-						return
-					default:
-					}
-					// The beginning of every second datagram, the middle of the others.
-					frag := slices.Clone(frags[n%2])
-					testutil.SetFragmentID(frag, uint16(n))
-					if err := inj.Send(frag); err != nil && !errors.Is(err, unix.ENOBUFS) {
-						t.Error(err)
-						return
-					}
+				defer ready()
+				rate, err := f.Run(ctx, sized(20_000, 100_000), ready)
+				if err != nil || rate == 0 {
+					t.Errorf("%.0f fragments/s from %s: %v", rate, f.From.Name, err)
 				}
+				t.Logf("%.0f fragments/s from %s", rate, f.From.Name)
 			})
 		}
-		for range sized(50, 500) {
-			during.connect(t, h, s.Addr)
+		begun.Wait()
+		for begin := time.Now(); time.Since(begin) < sized(time.Second, 20*time.Second); {
+			b.round(t)
 		}
-		close(done)
+		stop()
 		flood.Wait()
-		before.log(t, "before")
-		during.log(t, "meanwhile")
+		b.tell(t, "meanwhile")
 		for _, ns := range []*lab.Namespace{h.Containers[1], h.Host} {
 			err := lab.Poll(h.ctx, func() (bool, error) {
 				r, err := ns.Ping(h.ctx, h.Outside.Addr, lab.PingOptions{Size: 3000, Count: 1})

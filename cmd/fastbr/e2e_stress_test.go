@@ -3,10 +3,13 @@ package main_test
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
+	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"sort"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +35,7 @@ func sized[T any](everyday, full T) T {
 func TestE2EConnectionRate(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
-	d := sized(2*time.Second, time.Minute)
+	d := sized(time.Second, time.Minute)
 	s, err := bench.ConnMax{}.Run(h.ctx, h.Lab, d, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
@@ -50,6 +53,35 @@ func TestE2EConnectionRate(t *testing.T) {
 	// Each holds its port for 240 seconds if nobody needs it.
 	if s.Requests > natLast-natFirst+1 && reclaimed == 0 {
 		t.Errorf("%d connections, and no port was reclaimed", s.Requests)
+	}
+}
+
+// TestE2EFifteenThousandConnectionsASecond makes them to one server, by packets
+// whose two ends are programs: everything between those is as always. None fails,
+// by defaults, and no port goes to another connection before both ends are done
+// with it.
+func TestE2EFifteenThousandConnectionsASecond(t *testing.T) {
+	t.Parallel()
+	const perSecond = 15_000
+	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	n := sized(2, 60) * perSecond
+	r, err := bench.Handshakes{Client: h.Containers[0], Server: h.Outside, PerSecond: perSecond}.Run(h.ctx, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := h.must(t, "metrics")
+	reclaimed := value(t, text, "fastbr_nat_ports_reclaimed_total")
+	t.Logf("%d connections, %.0f a second, %d segments sent again; %.0f ports reclaimed, %.0f shared",
+		r.Begun, float64(r.Begun)/r.Took.Seconds(), r.Repeated, reclaimed, value(t, text, "fastbr_nat_port_overloads_total"))
+	if r.Begun != uint64(n) || r.Failed() != 0 || r.Unfinished != 0 || r.Unexpected != 0 {
+		t.Errorf("of %d connections %d failed: %+v", n, r.Failed(), r)
+	}
+	if refused := h.refused(t); refused != 0 {
+		t.Errorf("%d flows were refused: %v", refused, h.allDrops(t))
+	}
+	// Each would hold its port for 240 seconds.
+	if want := float64(n - (natLast - natFirst + 1)); reclaimed < want {
+		t.Errorf("%d connections, and only %.0f ports were reclaimed, want %.0f", n, reclaimed, want)
 	}
 }
 
@@ -99,28 +131,64 @@ func TestE2ERangeAt95Percent(t *testing.T) {
 	}
 }
 
-// latencies are how long connections of a bystander took, by bystander.
-type latencies map[string][]time.Duration
+// bystanders do what a host and a container do beside one that does harm.
+type bystanders struct {
+	h    *e2e
+	echo netip.AddrPort // a server outside, by TCP and UDP
+	flow *net.UDPConn   // a flow of c2 that goes on and on
+	ssh  *net.TCPConn   // somebody outside types into the host
+	took map[string][]time.Duration
+}
 
-// connect opens a short connection for each of the bystanders.
-func (l latencies) connect(t *testing.T, h *e2e, to netip.AddrPort) {
+// newBystanders begins what goes on and on. The lab ends it.
+func (h *e2e) newBystanders(t *testing.T) *bystanders {
 	t.Helper()
-	for who, ns := range map[string]*lab.Namespace{"c2": h.Containers[1], "the host": h.Host} {
-		ctx, cancel := context.WithTimeout(h.ctx, pingPatience)
+	b := &bystanders{h: h, echo: on(h.Outside.Addr, 80), took: map[string][]time.Duration{}}
+	h.serveTCP(t, h.Outside, b.echo)
+	h.serveUDP(t, h.Outside, b.echo)
+	b.flow = h.listenUDP(t, h.Containers[1], on(netip.IPv4Unspecified(), 0))
+	ssh := h.serveTCP(t, h.Host, on(h.HostAddr(0), 22))
+	var err error
+	if b.ssh, err = h.Outside.DialTCP(h.ctx, netip.AddrPort{}, ssh.Addr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.ssh.Close() })
+	return b
+}
+
+// round does everything once: each has to succeed.
+func (b *bystanders) round(t *testing.T) {
+	t.Helper()
+	msg := strings.Repeat("x", 1+len(b.took)) // some bytes
+	for who, do := range map[string]func(context.Context) error{
+		"connections of c2": func(ctx context.Context) error {
+			return b.h.Containers[1].EchoTCP(ctx, netip.AddrPort{}, b.echo, msg)
+		},
+		"connections of the host": func(ctx context.Context) error {
+			return b.h.Host.EchoTCP(ctx, netip.AddrPort{}, b.echo, msg)
+		},
+		"datagrams of c2":        func(ctx context.Context) error { return lab.EchoUDPOn(ctx, b.flow, b.echo, msg) },
+		"keystrokes at the host": func(ctx context.Context) error { return lab.Echo(ctx, b.ssh, msg) },
+	} {
+		ctx, cancel := context.WithTimeout(b.h.ctx, pingPatience)
 		begin := time.Now()
-		if err := ns.EchoTCP(ctx, netip.AddrPort{}, to, fmt.Sprint(len(l[who]))); err != nil {
-			t.Errorf("connection %d of %s: %v", len(l[who]), who, err)
+		if err := do(ctx); err != nil {
+			t.Errorf("%s, number %d: %v", who, len(b.took[who]), err)
 		}
 		cancel()
-		l[who] = append(l[who], time.Since(begin))
+		b.took[who] = append(b.took[who], time.Since(begin))
 	}
 }
 
-// log tells median and 99th percentile.
-func (l latencies) log(t *testing.T, when string) {
+// tell logs how long everything took, and begins anew. A lost datagram is sent
+// again after a second, a lost SYN as well, other segments after a fifth of one.
+func (b *bystanders) tell(t *testing.T, when string) {
 	t.Helper()
-	for who, all := range l {
+	for _, who := range slices.Sorted(maps.Keys(b.took)) {
+		all := b.took[who]
 		slices.Sort(all)
-		t.Logf("%s, %d connections of %s: median %v, 99 %% within %v", when, len(all), who, all[len(all)/2], all[len(all)*99/100])
+		late := len(all) - sort.Search(len(all), func(i int) bool { return all[i] >= 200*time.Millisecond })
+		t.Logf("%s, %d %s: median %v, 99 %% within %v, %d sent again", when, len(all), who, all[len(all)/2], all[len(all)*99/100], late)
 	}
+	clear(b.took)
 }
