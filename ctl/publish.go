@@ -266,14 +266,11 @@ func (s *session) checkFree(pub *publication, there []published, others []*publi
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
 	}
-	for i := range int(pub.Last-pub.First) + 1 {
-		if err := link.PortFree(pub.Proto, pub.HostIP, pub.First+uint16(i)); errors.Is(err, link.ErrPortInUse) {
-			return tagged(ErrExists, err.Error())
-		} else if err != nil {
-			return err
-		}
+	err := link.PortsFree(pub.Proto, pub.HostIP, pub.First, pub.Last)
+	if errors.Is(err, link.ErrPortInUse) {
+		return tagged(ErrExists, err.Error())
 	}
-	return nil
+	return err
 }
 
 func (pub *publication) overlaps(x *publication) bool {

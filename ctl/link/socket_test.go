@@ -1,0 +1,132 @@
+package link
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Many ports are tried only where the kernel lists a socket: the answer is that of
+// an attempt all the same, whatever a socket does with the port.
+func TestPortsFreeIsWhatBindSays(t *testing.T) {
+	const first, last, port = 20000, 20499, 20100
+	four, six := &unix.SockaddrInet4{Port: port}, &unix.SockaddrInet6{Port: port}
+	loopback := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
+	for name, s := range map[string]struct {
+		proto string
+		open  func(t *testing.T)
+	}{
+		"nobody":              {"tcp", func(*testing.T) {}},
+		"nobody, UDP":         {"udp", func(*testing.T) {}},
+		"listener":            {"tcp", func(t *testing.T) { listen(t, socketAt(t, unix.SOCK_STREAM, four)) }},
+		"listener, loopback":  {"tcp", func(t *testing.T) { listen(t, socketAt(t, unix.SOCK_STREAM, loopback)) }},
+		"listener, dual":      {"tcp", func(t *testing.T) { listen(t, socketAt(t, unix.SOCK_STREAM, six)) }},
+		"listener, IPv6 only": {"tcp", func(t *testing.T) { listen(t, socketAt(t, unix.SOCK_STREAM, six, unix.IPV6_V6ONLY)) }},
+		"bound":               {"tcp", func(t *testing.T) { socketAt(t, unix.SOCK_STREAM, four) }},
+		"bound, IPv6":         {"tcp", func(t *testing.T) { socketAt(t, unix.SOCK_STREAM, six) }},
+		"connected":           {"tcp", func(t *testing.T) { connected(t, loopback, false) }},
+		"connection ended":    {"tcp", func(t *testing.T) { connected(t, loopback, true) }},
+		"UDP":                 {"udp", func(t *testing.T) { socketAt(t, unix.SOCK_DGRAM, four) }},
+		"UDP, dual":           {"udp", func(t *testing.T) { socketAt(t, unix.SOCK_DGRAM, six) }},
+		"UDP, loopback":       {"udp", func(t *testing.T) { socketAt(t, unix.SOCK_DGRAM, loopback) }},
+		"TCP, not UDP":        {"udp", func(t *testing.T) { socketAt(t, unix.SOCK_STREAM, four) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := inNetns(t).SetUp(1, true); err != nil { // lo
+				t.Fatal(err)
+			}
+			s.open(t)
+			for _, addr := range []netip.Addr{{}, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.AddrFrom4([4]byte{127, 0, 0, 2})} {
+				fd, want := bindPort(s.proto, addr, port)
+				if want == nil {
+					unix.Close(fd)
+				} else if !errors.Is(want, ErrPortInUse) {
+					t.Fatal(want)
+				}
+				for _, r := range [][2]uint16{{first, last}, {first, port}, {port, last}, {port, port}, {port - 1, port + 1}} {
+					if err := PortsFree(s.proto, addr, r[0], r[1]); (err == nil) != (want == nil) || want != nil && err.Error() != want.Error() {
+						t.Errorf("%s of %v: %v, want %v", addr, r, err, want)
+					}
+				}
+				for _, r := range [][2]uint16{{first, port - 1}, {port + 1, last}} {
+					if err := PortsFree(s.proto, addr, r[0], r[1]); err != nil {
+						t.Errorf("%s of %v: %v", addr, r, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// socketAt returns a bound socket that lasts as long as the test, with options of
+// IPv6 set to 1.
+func socketAt(t *testing.T, kind int, at unix.Sockaddr, options ...int) int {
+	t.Helper()
+	family := unix.AF_INET
+	if _, ok := at.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	for _, o := range options {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, o, 1))
+	}
+	if err := errors.Join(err, unix.Bind(fd, at)); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+func listen(t *testing.T, fd int) {
+	t.Helper()
+	if err := unix.Listen(fd, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// connected has a client on the port, whose listener is elsewhere. With ended both
+// have closed, the client first, and TIME_WAIT is left.
+func connected(t *testing.T, at *unix.SockaddrInet4, ended bool) {
+	t.Helper()
+	to := &unix.SockaddrInet4{Port: at.Port + 1000, Addr: at.Addr}
+	server := socketAt(t, unix.SOCK_STREAM, to)
+	listen(t, server)
+	client := socketAt(t, unix.SOCK_STREAM, at)
+	if err := unix.Connect(client, to); err != nil {
+		t.Fatal(err)
+	}
+	accepted, _, err := unix.Accept(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(accepted) })
+	if !ended {
+		return
+	}
+	for _, fd := range []int{client, accepted} {
+		if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Since Linux 6.8 the kernel lists what is bound, so that many ports are not tried
+// one by one.
+func TestSocketPortsListsWhatIsBound(t *testing.T) {
+	inNetns(t)
+	socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet4{Port: 20100})
+	socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet6{Port: 20200})
+	socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet4{Port: 20201})
+	ports, err := socketPorts("tcp", 20100, 20200)
+	if err != nil || len(ports) > 0 && (len(ports) != 2 || !ports[20100] || !ports[20200]) {
+		t.Errorf("%v, %v", ports, err)
+	}
+	if len(ports) == 0 {
+		t.Log("this kernel does not list sockets that are only bound")
+	}
+}
