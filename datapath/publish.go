@@ -36,24 +36,33 @@ func (p Publication) proto() uint8 {
 	return unix.IPPROTO_TCP
 }
 
-// entries are the content of fbr_pub and fbr_pub_of.
-func (p Publication) entries() (host []tcFbrBindKey, to []tcFbrPub, inside []tcFbrBindKey) {
-	var addr, allow, mask uint32
-	var held uint8
-	if p.Held {
-		held = 1
+// entries are what publications put into fbr_pub (the host's ports, and where they
+// lead) and fbr_pub_of (the containers' ports, and the host's).
+func entries(ps ...Publication) (host []tcFbrBindKey, to []tcFbrPub, inside []tcFbrBindKey) {
+	n := 0
+	for _, p := range ps {
+		n += int(p.Last-p.First) + 1
 	}
-	if p.HostAddr.IsValid() {
-		addr = be32(p.HostAddr)
-	}
-	if p.Allow.IsValid() {
-		allow = be32(p.Allow.Masked().Addr())
-		mask = be32(prefixMask(p.Allow.Bits()))
-	}
-	for i := range uint32(p.Last-p.First) + 1 {
-		host = append(host, tcFbrBindKey{Ip: addr, Port: be16(p.First + uint16(i)), Proto: p.proto()})
-		to = append(to, tcFbrPub{Ip: be32(p.Container), Port: be16(p.Port + uint16(i)), Pif: uint32(p.Ifindex), Held: held, Allow: allow, AllowMask: mask})
-		inside = append(inside, tcFbrBindKey{Ip: be32(p.Container), Port: be16(p.Port + uint16(i)), Proto: p.proto()})
+	host, to, inside = make([]tcFbrBindKey, 0, n), make([]tcFbrPub, 0, n), make([]tcFbrBindKey, 0, n)
+	for _, p := range ps {
+		outer := tcFbrBindKey{Proto: p.proto()}
+		inner := tcFbrBindKey{Ip: be32(p.Container), Proto: p.proto()}
+		pub := tcFbrPub{Ip: inner.Ip, Pif: uint32(p.Ifindex)}
+		if p.Held {
+			pub.Held = 1
+		}
+		if p.HostAddr.IsValid() {
+			outer.Ip = be32(p.HostAddr)
+		}
+		if p.Allow.IsValid() {
+			pub.Allow = be32(p.Allow.Masked().Addr())
+			pub.AllowMask = be32(prefixMask(p.Allow.Bits()))
+		}
+		for i := range uint32(p.Last-p.First) + 1 {
+			outer.Port, inner.Port = be16(p.First+uint16(i)), be16(p.Port+uint16(i))
+			pub.Port = inner.Port
+			host, to, inside = append(host, outer), append(to, pub), append(inside, inner)
+		}
 	}
 	return host, to, inside
 }
@@ -67,18 +76,15 @@ func prefixMask(bits int) netip.Addr {
 // Publishing the same again changes nothing. The caller sees to it that no
 // other publication has the same host ports.
 func (d *Datapath) Publish(ps ...Publication) error {
-	var host, inside []tcFbrBindKey
-	var to []tcFbrPub
+	if len(ps) == 0 {
+		return nil
+	}
 	for _, p := range ps {
 		if p.Last < p.First || uint32(p.Port)+uint32(p.Last-p.First) > 65535 {
 			return fmt.Errorf("publishing %d-%d: no such range", p.First, p.Last)
 		}
-		h, t, i := p.entries()
-		host, to, inside = append(host, h...), append(to, t...), append(inside, i...)
 	}
-	if len(host) == 0 {
-		return nil
-	}
+	host, to, inside := entries(ps...)
 	if _, err := d.maps.FbrPub.BatchUpdate(host, to, nil); err != nil {
 		return fmt.Errorf("writing fbr_pub: %w", err)
 	}
@@ -118,7 +124,7 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 // unset takes one publication out of both maps. A container's port that has been
 // published by another one since stays that one's.
 func (d *Datapath) unset(p Publication) error {
-	host, _, inside := p.entries()
+	host, _, inside := entries(p)
 	if err := deleteKeys(d.maps.FbrPub, host); err != nil {
 		return fmt.Errorf("removing ports from fbr_pub: %w", err)
 	}

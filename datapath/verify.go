@@ -38,7 +38,7 @@ func (d *Datapath) VerifyPort(p Port) error {
 // made it lead, and the programs look for it. It changes nothing. The error
 // wraps ErrDetached if not.
 func (d *Datapath) VerifyPublication(p Publication) error {
-	host, to, inside := p.entries()
+	host, to, inside := entries(p)
 	for i := range host {
 		var leads tcFbrPub
 		if err := d.maps.FbrPub.Lookup(&host[i], &leads); err != nil || leads != to[i] {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,9 +71,11 @@ func (e *env) print(v any, table func(w io.Writer)) error {
 		enc.SetEscapeHTML(false)
 		return enc.Encode(v)
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	// Else every cell would be a write of its own.
+	out := bufio.NewWriter(e.stdout)
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	table(w)
-	return w.Flush()
+	return errors.Join(w.Flush(), out.Flush())
 }
 
 // exitError ends the process with a code and without a message.
