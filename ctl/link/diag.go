@@ -10,12 +10,12 @@ import (
 
 // What linux/inet_diag.h calls these; golang.org/x/sys/unix has none of them.
 const (
-	diagBytecode   = 1 // INET_DIAG_REQ_BYTECODE
-	diagSourceGE   = 2 // INET_DIAG_BC_S_GE
-	diagSourceLE   = 3 // INET_DIAG_BC_S_LE
+	diagBytecode   = 1         // INET_DIAG_REQ_BYTECODE
+	diagSourceGE   = 2         // INET_DIAG_BC_S_GE
+	diagSourceLE   = 3         // INET_DIAG_BC_S_LE
 	diagStates     = 1<<14 - 1 // all, TCP_BOUND_INACTIVE the last
-	diagRequestLen = 56 // struct inet_diag_req_v2
-	diagSourcePort = 4  // of struct inet_diag_msg, big-endian
+	diagRequestLen = 56        // struct inet_diag_req_v2
+	diagSourcePort = 4         // of struct inet_diag_msg, big-endian
 )
 
 // socketPorts are those of the ports from first to last that a socket of the
