@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl/lab"
@@ -16,7 +15,7 @@ type Timing struct {
 	Contestant string `json:"contestant"`
 	Step       string `json:"step"`
 	// Milliseconds by the clock, one for each time, and of CPU of the command's
-	// own process.
+	// own process; in scrapes that of `fastbr serve`.
 	Milliseconds    []float64 `json:"ms"`
 	CPUMilliseconds []float64 `json:"cpu_ms"`
 }
@@ -43,11 +42,11 @@ func (w *stopwatch) run(ctx context.Context, step string, argv ...string) error 
 		return err
 	}
 	took := time.Since(begin)
-	w.note(step, took, c.ProcessState)
+	w.note(step, took, c.ProcessState.UserTime()+c.ProcessState.SystemTime())
 	return nil
 }
 
-func (w *stopwatch) note(step string, took time.Duration, p *os.ProcessState) {
+func (w *stopwatch) note(step string, took, cpu time.Duration) {
 	at := len(w.timings) - 1
 	if at < 0 || w.timings[at].Step != step {
 		w.timings = append(w.timings, Timing{Contestant: w.contestant, Step: step})
@@ -55,7 +54,7 @@ func (w *stopwatch) note(step string, took time.Duration, p *os.ProcessState) {
 	}
 	t := &w.timings[at]
 	t.Milliseconds = append(t.Milliseconds, ms(took))
-	t.CPUMilliseconds = append(t.CPUMilliseconds, ms(p.UserTime()+p.SystemTime()))
+	t.CPUMilliseconds = append(t.CPUMilliseconds, ms(cpu))
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -83,9 +82,12 @@ func (f Fastbr) Control(ctx context.Context, ports int) (_ []Timing, err error) 
 	}
 	with := fmt.Sprintf(", %s ports", thousands(ports))
 	for range controlRepeats {
-		if err := w.run(ctx, "scrape"+with, argv("metrics")...); err != nil {
+		if err := w.run(ctx, "metrics, the command"+with, argv("metrics")...); err != nil {
 			return nil, err
 		}
+	}
+	if err := w.scrapes(ctx, "scrape of serve"+with, argv("serve")...); err != nil {
+		return nil, err
 	}
 	for i := range min(controlRepeats, ports-1) {
 		if err := w.run(ctx, "detach"+with, argv("detach", portName(ports-1-i))...); err != nil {
@@ -132,7 +134,7 @@ func (d Docker) Control(ctx context.Context) (_ []Timing, err error) {
 
 // controlPlane shows medians.
 func (r *Report) controlPlane() table {
-	t := table{head: []string{"Control plane, median", "Contestant", "Times", "Clock", "CPU of the command"}}
+	t := table{head: []string{"Control plane, median", "Contestant", "Times", "Clock", "CPU of the process"}}
 	for _, c := range r.Control {
 		t.rows = append(t.rows, []string{c.Step, c.Contestant, fmt.Sprint(len(c.Milliseconds)),
 			fmt.Sprintf("%.1f ms", Median(c.Milliseconds)), fmt.Sprintf("%.1f ms", Median(c.CPUMilliseconds))})
