@@ -17,6 +17,8 @@ type Bridge struct {
 	// NFCall lets bridged frames pass iptables (bridge-nf-call-iptables=1), as
 	// Docker had it until 27.2. Off: as Docker leaves it today.
 	NFCall bool
+	// Big sets bridge, ports and containers to super-packets as large as fastbr's.
+	Big bool
 }
 
 // NAT is how a kernel bridge's containers get out.
@@ -36,6 +38,9 @@ func (b Bridge) Name() string {
 	if b.NFCall {
 		name += "-nfcall"
 	}
+	if b.Big {
+		name += "-big"
+	}
 	return name
 }
 
@@ -46,7 +51,11 @@ func (b Bridge) Describe() string {
 	if b.NFCall {
 		call = 1
 	}
-	return fmt.Sprintf("kernel bridge, %s, bridge-nf-call-iptables=%d", nat, call)
+	text := fmt.Sprintf("kernel bridge, %s, bridge-nf-call-iptables=%d", nat, call)
+	if b.Big {
+		text += fmt.Sprintf(", gso_ipv4_max_size %d on everything", lab.CableGSO)
+	}
+	return text
 }
 
 // Options implements Contestant.
@@ -59,6 +68,11 @@ var containers = netip.MustParsePrefix("172.30.0.0/16")
 
 // Setup implements Contestant. The lab has built the bridge already.
 func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
+	if b.Big {
+		if err := l.BigTCP(); err != nil {
+			return err
+		}
+	}
 	if b.NAT == NFTables {
 		return nil
 	}

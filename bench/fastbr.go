@@ -29,6 +29,8 @@ type Fastbr struct {
 	Sessions int
 	// XDP is the mode of --xdp; "": fastbr's default.
 	XDP string
+	// BigTCP is the mode of --big-tcp; "": fastbr's default.
+	BigTCP string
 	// Env is more of its environment: KEY=VALUE.
 	Env []string
 	// Log, if set, gets every command as a user would type it, with the host's
@@ -40,6 +42,9 @@ type Fastbr struct {
 func (f Fastbr) Name() string {
 	if f.XDP != "" {
 		return "fastbr-xdp"
+	}
+	if f.BigTCP != "" {
+		return "fastbr-64k"
 	}
 	return "fastbr"
 }
@@ -60,12 +65,21 @@ func (f Fastbr) upFlags() (flags []string) {
 	if f.XDP != "" {
 		flags = append(flags, "--xdp", f.XDP)
 	}
+	if f.BigTCP != "" {
+		flags = append(flags, "--big-tcp", f.BigTCP)
+	}
 	return flags
 }
 
 // WithXDP is the same with native XDP on the uplink.
 func (f Fastbr) WithXDP() Fastbr {
 	f.XDP = ctl.XDPNative
+	return f
+}
+
+// WithoutBigTCP is the same with the kernel's usual super-packets of 64 KiB.
+func (f Fastbr) WithoutBigTCP() Fastbr {
+	f.BigTCP = ctl.BigTCPOff
 	return f
 }
 

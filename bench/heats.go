@@ -24,6 +24,8 @@ func tableHeats() []Heat {
 	fast, floor, hash, direct := Fastbr{}.Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()
 	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{kernel, docker, fast, direct}, []string{docker, fast}
 	many := []string{fast, floor, hash}
+	// What of it is due to larger super-packets, with which outside does not answer.
+	big := append(slices.Clone(bulk), Fastbr{}.WithoutBigTCP().Name(), Bridge{NAT: IPTables, Big: true}.Name())
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(pps), call)},
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: append(slices.Clone(pps), hash)},
@@ -31,8 +33,8 @@ func tableHeats() []Heat {
 		{Workload: Flood{}, Contestants: droppers()},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: many, Every: 2},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: many, Every: 2},
-		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: bulk},
-		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: bulk},
+		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: big},
+		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: big},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: append(slices.Clone(bulk), Fastbr{}.WithXDP().Name())},
 		{Workload: RoundTrip{ContainerToContainer}, Contestants: short},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: short},
@@ -43,7 +45,7 @@ func tableHeats() []Heat {
 func smokeHeats() []Heat {
 	fast := []string{Fastbr{}.Name()}
 	withoutXDP := []string{Bridge{}.Name(), Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), Bridge{NAT: Routed}.Name(),
-		NewDocker().Name(), Fastbr{}.Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()}
+		Bridge{NAT: IPTables, Big: true}.Name(), NewDocker().Name(), Fastbr{}.Name(), Fastbr{}.WithoutBigTCP().Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()}
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: withoutXDP},
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: fast},

@@ -7,7 +7,8 @@ import (
 
 // A name that nobody has would silently run nothing.
 func TestSetsNameContestants(t *testing.T) {
-	known := []Contestant{Bridge{}, Bridge{NAT: Routed}, Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, NewDocker(), Fastbr{}, Fastbr{}.WithXDP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{}}
+	known := []Contestant{Bridge{}, Bridge{NAT: Routed}, Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, Bridge{NAT: IPTables, Big: true},
+		NewDocker(), Fastbr{}, Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{}}
 	for _, set := range Sets() {
 		for _, h := range set.Heats {
 			for _, name := range h.Contestants {

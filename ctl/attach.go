@@ -280,8 +280,8 @@ func (s *session) portSteps(n *network, p *port, at *plug) []step {
 	steps := s.unplugSteps(n, []*port{p})
 	for i, do := range []func() error{
 		func() error { n.Ports[p.Port] = p; return s.save() },
-		func() error { return s.createVeth(n, p, at.ns, 0) },
-		func() error { return s.attachPrograms(n, p, at.ns) },
+		func() error { return s.createVeth(n, p, at, 0) },
+		func() error { return s.attachPrograms(n, p, at) },
 		func() error { return s.shapePort(n, p) },
 		func() error { return s.joinBridge(n, p) },
 	} {
@@ -322,19 +322,23 @@ func (s *session) forgetPorts(n *network, ports []*port) error {
 	return s.save()
 }
 
-func (s *session) createVeth(n *network, p *port, ns *link.Netns, index int) error {
+func (s *session) createVeth(n *network, p *port, at *plug, index int) error {
 	mac, err := net.ParseMAC(p.MAC)
 	if err != nil {
 		return fmt.Errorf("reading the state: %w", err)
 	}
-	index, _, err = s.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
-		PeerName: cmp.Or(p.Peer, p.Ifname), PeerMAC: mac, PeerNS: ns, MTU: n.MTU})
+	p.GSO = s.wantedGSO(n, p)
+	index, peer, err := s.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
+		PeerName: cmp.Or(p.Peer, p.Ifname), PeerMAC: mac, PeerNS: at.ns, MTU: n.MTU, GSO: p.GSO})
 	if err != nil {
 		return err
 	}
 	p.Index = index
+	if p.GSO != 0 {
+		_ = cmp.Or(at.conn, s.conn).SetGSO(peer, p.GSO) // else TCP goes on as everywhere
+	}
 	if p.XDP, p.GRO = false, false; s.st.xdpOn() {
-		_ = s.openToXDP(p, ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
+		_ = s.openToXDP(p, at.ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
 	}
 	if err := s.save(); err != nil {
 		return err
@@ -370,7 +374,7 @@ func (n *network) owns(p *port, d link.Device, kind string) bool {
 
 // attachPrograms puts the programs on the host end. If its ifindex falls on a
 // slot that another device has, the pair is made again with one that is free.
-func (s *session) attachPrograms(n *network, p *port, ns *link.Netns) error {
+func (s *session) attachPrograms(n *network, p *port, at *plug) error {
 	err := s.portPrograms(n, p)
 	if !errors.Is(err, datapath.ErrSlotTaken) {
 		return err
@@ -382,7 +386,7 @@ func (s *session) attachPrograms(n *network, p *port, ns *link.Netns) error {
 	if err := s.conn.Delete(p.Index); err != nil {
 		return fmt.Errorf("deleting %s: %w", p.Port, err)
 	}
-	if err := s.createVeth(n, p, ns, index); err != nil {
+	if err := s.createVeth(n, p, at, index); err != nil {
 		return err
 	}
 	return s.portPrograms(n, p)
@@ -468,6 +472,9 @@ func (s *session) joinBridge(n *network, p *port) error {
 	}
 	if err := s.conn.SetMaster(p.Index, n.Index); err != nil {
 		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
+	}
+	if p.GSO != 0 {
+		s.setBridgeGSO(n, p.GSO)
 	}
 	if p.Hairpin {
 		if err := s.conn.SetHairpin(p.Index); err != nil {

@@ -60,6 +60,7 @@ func natPolicy(mapping, filtering, onExhaustion string) datapath.NATPolicy {
 type InstanceRequest struct {
 	Uplinks           []string // device names or AutoUplink
 	XDP               string   // XDPOff, XDPAuto or XDPNative
+	BigTCP            string   // BigTCPOff, BigTCPAuto or BigTCPOn
 	Lease             *time.Duration
 	L2Fast            *bool
 	NATFirst, NATLast uint16
@@ -137,6 +138,9 @@ func (r InstanceRequest) check() error {
 	}
 	if r.XDP != "" && r.XDP != XDPOff && r.XDP != XDPAuto && r.XDP != XDPNative {
 		return tagged(ErrInvalid, fmt.Sprintf("XDP %q: %s, %s or %s", r.XDP, XDPOff, XDPAuto, XDPNative))
+	}
+	if r.BigTCP != "" && r.BigTCP != BigTCPOff && r.BigTCP != BigTCPAuto && r.BigTCP != BigTCPOn {
+		return tagged(ErrInvalid, fmt.Sprintf("BIG TCP %q: %s, %s or %s", r.BigTCP, BigTCPOff, BigTCPAuto, BigTCPOn))
 	}
 	for _, u := range r.Uplinks {
 		if u == AutoUplink {
@@ -259,6 +263,9 @@ func (s *settings) apply(r InstanceRequest) {
 	}
 	if r.XDP != "" {
 		s.XDP = r.XDP
+	}
+	if r.BigTCP != "" {
+		s.BigTCP = r.BigTCP
 	}
 	if r.Lease != nil {
 		s.Lease = *r.Lease

@@ -144,6 +144,8 @@ type session struct {
 	// nil: it has not looked.
 	devices map[int]link.Entry
 	queues  map[int]bool
+	// uplinkDevices are those that wantedUplinks has looked at, by ifindex.
+	uplinkDevices map[int]link.Device
 }
 
 // read runs f on the state as it is. f gets a session with an empty state if
@@ -203,7 +205,7 @@ func (c *Controller) begin(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{Controller: c, ctx: ctx, st: st}
+	s := &session{Controller: c, ctx: ctx, st: st, uplinkDevices: map[int]link.Device{}}
 	if s.conn, err = link.Open(); err != nil {
 		return nil, err
 	}

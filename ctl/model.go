@@ -127,6 +127,14 @@ type StatusView struct {
 	Features  []FeatureView `json:"features"`
 	Mechanism string        `json:"mechanism"` // how programs are attached: "tcx"
 	XDP       string        `json:"xdp"`       // as asked: "off", "auto", "native"
+	BigTCP    BigTCPView    `json:"big_tcp"`
+}
+
+// BigTCPView is whether containers' TCP builds larger super-packets than usual.
+type BigTCPView struct {
+	Mode string `json:"mode"` // as asked: "off", "auto", "on"
+	Size int    `json:"size"` // bytes of a super-packet at most, but for internal networks
+	Why  string `json:"why"`
 }
 
 // UplinkView is a device that leads outside.

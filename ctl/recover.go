@@ -221,7 +221,7 @@ func (s *session) rebuild(n *network, bridgeThere bool) error {
 	}
 	for _, st := range s.networkSteps(n, nil) {
 		switch st.name {
-		case "record", "sysctls", "datapath", "uplinks", "xdp", "forward", "done":
+		case "record", "sysctls", "datapath", "uplinks", "xdp", "big-tcp", "forward", "done":
 			continue
 		case "bridge":
 			if bridgeThere {

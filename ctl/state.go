@@ -32,6 +32,8 @@ type state struct {
 	Networks map[string]*network `json:"networks"`
 	Uplinks  []uplink            `json:"uplinks,omitempty"` // attached ones
 	XDP      []uplinkXDP         `json:"xdp,omitempty"`     // of the attached ones
+	BigTCP   bigTCP              `json:"big_tcp,omitzero"`
+	Raised   []raisedUplink      `json:"raised,omitempty"`
 	Sysctls  []sysctl            `json:"sysctls,omitempty"`
 	Reserved *reservation        `json:"reserved_ports,omitempty"`
 	// Features are the kernel's, as they were found when the programs were loaded.
@@ -46,6 +48,7 @@ type state struct {
 type settings struct {
 	Uplinks  []string      `json:"uplinks"` // as asked: device names or "auto"
 	XDP      string        `json:"xdp"`     // XDPOff, XDPAuto or XDPNative; "": XDPAuto
+	BigTCP   string        `json:"big_tcp"` // BigTCPOff, BigTCPAuto or BigTCPOn; "": BigTCPAuto
 	Lease    time.Duration `json:"lease"`
 	L2Fast   bool          `json:"l2_fast"`
 	NATFirst uint16        `json:"nat_first"`
@@ -89,6 +92,7 @@ type port struct {
 	// its GRO on.
 	XDP     bool   `json:"xdp,omitempty"`
 	GRO     bool   `json:"gro,omitempty"`
+	GSO     int    `json:"gso,omitempty"`   // that both ends were given, as link.SetGSO; 0: the kernel's
 	Owner   *Owner `json:"owner,omitempty"` // nil: the user
 	Pending bool   `json:"pending,omitempty"`
 

@@ -17,7 +17,7 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 		}
 		set := r.st.Settings
 		v = StatusView{Up: true, Instance: r.instance, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
-			NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
+			BigTCP: r.bigTCPView(), NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
 		if err := r.statusOfDatapath(&v); err != nil {
 			return err
 		}
@@ -158,7 +158,11 @@ func (s *session) hostFindings() ([]FeatureView, error) {
 		return nil, err
 	}
 	xdp, err := s.xdpFindings()
-	return append(append(out, uplink), xdp...), err
+	if err != nil {
+		return nil, err
+	}
+	big, err := s.bigTCPFinding()
+	return append(append(append(out, uplink), xdp...), big), err
 }
 
 func bridgeCallFinding() FeatureView {

@@ -140,7 +140,7 @@ func (s *session) refresh(quiet bool) error {
 	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
 		return err
 	}
-	if err := s.syncXDP(quiet); err != nil {
+	if err := errors.Join(s.syncXDP(quiet), s.syncBigTCP()); err != nil {
 		return err
 	}
 	if len(s.publications()) > 0 {
@@ -280,6 +280,7 @@ func (s *session) networkSteps(n *network, uplinks []uplink) []step {
 		}, nil},
 		{"uplinks", func() error { return s.addUplinks(uplinks) }, func() error { return s.ifLast(s.detachUplinks) }},
 		{"xdp", func() error { return s.syncXDP(false) }, nil}, // goes with the uplinks
+		{"big-tcp", s.syncBigTCP, func() error { return s.ifLast(s.restoreBigTCP) }},
 		{"speed", s.setSpeed, nil},
 		{"forward", s.allowForwarding, func() error { return removeAcceptRules(n.Name) }},
 		{"bridge-up", func() error { return s.conn.SetUp(n.Index, true) }, nil},

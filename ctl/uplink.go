@@ -40,6 +40,7 @@ func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, 
 		}
 	}
 	for _, d := range devices {
+		s.uplinkDevices[d.Index] = d
 		addrs, err := s.conn.Addrs(d.Index)
 		if err != nil {
 			return nil, nil, fmt.Errorf("uplink %s: %w", d.Name, err)

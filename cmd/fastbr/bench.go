@@ -302,7 +302,8 @@ func inCheckout() bool {
 func contestants(self bench.Fastbr) []bench.Contestant {
 	return []bench.Contestant{
 		bench.Bridge{NAT: bench.IPTables}, bench.Bridge{NAT: bench.IPTables, NFCall: true}, bench.Bridge{},
-		bench.Bridge{NAT: bench.Routed}, bench.NewDocker(), self, self.WithXDP(),
+		bench.Bridge{NAT: bench.Routed}, bench.Bridge{NAT: bench.IPTables, Big: true}, bench.NewDocker(),
+		self, self.WithXDP(), self.WithoutBigTCP(),
 		bench.NewFloor(), self.HashFloor(), bench.NewXDPFloor(), bench.NewXDPDrop(), bench.Direct{},
 	}
 }

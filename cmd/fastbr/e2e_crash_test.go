@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -38,7 +39,8 @@ type killedCommand struct {
 
 // killedCommands are all of them, by name; c1 is a container.
 func killedCommands(c1 *lab.Namespace) map[string]killedCommand {
-	up, down, attach := []string{"up"}, []string{"down", "--all"}, []string{"attach", c1.Path(), "--name", "c1"}
+	// on: so that the uplink is one of the things to put back.
+	up, down, attach := []string{"up", "--big-tcp", "on"}, []string{"down", "--all"}, []string{"attach", c1.Path(), "--name", "c1"}
 	create, remove := []string{"network", "create", "blue"}, []string{"network", "rm", "blue"}
 	publish, unpublish := []string{"publish", "add", "8080:80", "c1"}, []string{"publish", "rm", "8080"}
 	attached := [][]string{up, attach}
@@ -56,6 +58,9 @@ func killedCommands(c1 *lab.Namespace) map[string]killedCommand {
 func newKilled(t *testing.T, command string) *killed {
 	t.Helper()
 	k := &killed{e2e: newE2E(t, e2eModes()[0], lab.Options{Containers: 1})}
+	if err := k.Host.SetGSO("eth0", usualGSO); err != nil {
+		t.Fatal(err)
+	}
 	k.killedCommand = killedCommands(k.Containers[0])[command]
 	for _, args := range k.setup {
 		k.must(t, args...)
@@ -113,7 +118,7 @@ func (h *e2e) killAt(t *testing.T, step string, args ...string) {
 func TestE2EKilledThenUp(t *testing.T) {
 	t.Parallel()
 	eachKill(t, func(t *testing.T, k *killed) {
-		k.must(t, "up")
+		k.must(t, "up", "--big-tcp", "on")
 		if _, there := k.ports(t)["c1"]; there && k.args[0] == "down" {
 			t.Error("down was killed, and has left a port")
 		}
@@ -220,6 +225,11 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 			}
 			s[strings.Join(argv, " ")+" in "+[]string{"host", "c1", "c2"}[i]] = dropVolatile(out)
 		}
+		gso, err := n.GSO([]string{"eth0", "lo", "lo"}[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		s["super-packets in "+[]string{"host", "c1", "c2"}[i]] = fmt.Sprint(gso)
 		s["sysctls in "+[]string{"host", "c1", "c2"}[i]] = sysctls(t, n)
 	}
 	s["pins"] = tree(t, h.bpffs)

@@ -63,7 +63,10 @@ func TestE2EPublish(t *testing.T) {
 func TestE2EPublishedBulk(t *testing.T) {
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	h.must(t, "publish", "add", "5201:5201", "c1")
-	before := h.ports(t)["c1"]
+	if err := h.Outside.SetGSO("eth0", lab.CableGSO); err != nil {
+		t.Fatal(err)
+	}
+	before, own := h.ports(t)["c1"], h.counters(t, h.Containers[0])
 	if _, err := lab.Iperf(h.ctx, h.Outside, h.Containers[0], h.Containers[0].Addr, lab.IperfOptions{Seconds: 2, Via: h.Host.Addr}); err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +75,10 @@ func TestE2EPublishedBulk(t *testing.T) {
 	if fast < 100*slow {
 		t.Errorf("%d packets on the fast path, %d on the kernel's", fast, slow)
 	}
+	if _, size := meanSize(own, h.counters(t, h.Containers[0])); size <= usualGSO {
+		t.Errorf("super-packets of %.0f bytes on average", size)
+	}
+	h.assertBytesEqual(t)
 }
 
 // TestE2EPublishRefusesAPortInUse leaves a listener of the host alone.

@@ -185,26 +185,49 @@ func (h *e2e) assertBytesEqual(t *testing.T) {
 	}
 }
 
+// usualGSO is the most that super-packets have without BIG TCP, in bytes.
+const usualGSO = 65536
+
+// meanSize is how large the packets were, on average, that a container sent and
+// received between two readings of its own counters, in bytes.
+func meanSize(before, after lab.Counters) (sent, received float64) {
+	sent = float64(after.TXBytes-before.TXBytes) / float64(max(1, after.TXPackets-before.TXPackets))
+	received = float64(after.RXBytes-before.RXBytes) / float64(max(1, after.RXPackets-before.RXPackets))
+	return sent, received
+}
+
 // TestE2EFastShare asks that nearly every packet of bulk traffic takes the fast
-// path, and none does when it is switched off.
+// path, and none does when it is switched off; and that super-packets of more than
+// 64 KiB, whose headers have no length, travel whole either way.
 func TestE2EFastShare(t *testing.T) {
 	fastbrModes(t, func(t *testing.T, m e2eMode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		c1, c2 := h.Containers[0], h.Containers[1]
+		if err := h.Outside.SetGSO("eth0", lab.CableGSO); err != nil {
+			t.Fatal(err)
+		}
 		for _, c := range []struct {
 			name    string
 			to      *lab.Namespace
 			reverse bool
 		}{{"c1 to c2", c2, false}, {"c1 to outside", h.Outside, false}, {"outside to c1", h.Outside, true}} {
-			before := h.ports(t)["c1"]
+			before, own := h.ports(t)["c1"], h.counters(t, c1)
 			r, err := lab.Iperf(h.ctx, c1, c.to, c.to.Addr, lab.IperfOptions{Seconds: 2, Reverse: c.reverse})
 			if err != nil {
 				t.Fatalf("%s: %v", c.name, err)
 			}
 			after := h.ports(t)["c1"]
+			size, received := meanSize(own, h.counters(t, c1))
+			if c.reverse {
+				size = received
+			}
+			if size <= usualGSO {
+				t.Errorf("%s: super-packets of %.0f bytes on average", c.name, size)
+			}
 			fast, slow := after.FastPackets-before.FastPackets, after.SlowPackets-before.SlowPackets
 			share := float64(fast) / float64(fast+slow)
-			t.Logf("%s: %.1f Gbit/s, %d retransmits, fast share %.5f (%d slow)", c.name, r.BitsPerSecond/1e9, r.Retransmits, share, slow)
+			t.Logf("%s: %.1f Gbit/s, %d retransmits, super-packets of %.0f bytes, fast share %.5f (%d slow)",
+				c.name, r.BitsPerSecond/1e9, r.Retransmits, size, share, slow)
 			if m.name == "fast" && share < 0.999 {
 				t.Errorf("%s: fast share %.5f (%d fast, %d slow), want 0.999", c.name, share, fast, slow)
 			}
@@ -214,6 +237,16 @@ func TestE2EFastShare(t *testing.T) {
 		}
 		h.assertBytesEqual(t)
 	})
+}
+
+// counters are a container's own.
+func (h *e2e) counters(t *testing.T, c *lab.Namespace) lab.Counters {
+	t.Helper()
+	own, err := c.Counters("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return own
 }
 
 // TestE2EInsideNamespace works from a process that is in the namespace already,

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -81,7 +82,8 @@ func TestE2ENotAnUplink(t *testing.T) {
 }
 
 // TestE2EUplinkAppearsLater brings fastbr up without a default route; it must
-// say so, and pick the uplink up with a later command.
+// say so, and pick the uplink up with a later command. Super-packets are large as
+// long as there is no uplink that would have to cut them.
 func TestE2EUplinkAppearsLater(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -92,11 +94,19 @@ func TestE2EUplinkAppearsLater(t *testing.T) {
 	if r.code != 0 || r.stderr == "" {
 		t.Fatalf("up without a default route: exit %d, said %q; want 0 and a message", r.code, r.stderr)
 	}
+	size := func(want int) {
+		t.Helper()
+		if got, err := h.Containers[0].GSO("eth0"); err != nil || got != want {
+			t.Errorf("super-packets of %d bytes (%v), want %d", got, err, want)
+		}
+	}
 	h.attach(t, h.Containers[0], "c1")
+	size(lab.CableGSO)
 	h.mustPing(t, h.Containers[0], h.gateway(), lab.PingOptions{})
-	if err := h.Host.AddRoute(netip.Prefix{}, h.OutsideAddr(0)); err != nil {
+	if err := errors.Join(h.Host.SetGSO("eth0", usualGSO), h.Host.AddRoute(netip.Prefix{}, h.OutsideAddr(0))); err != nil {
 		t.Fatal(err)
 	}
 	h.must(t, "up")
+	size(usualGSO)
 	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -169,8 +170,11 @@ func forgeries(private netip.Addr) [][]byte {
 	arp := []byte{0, 1, 8, 0, 6, 4, 0, 1, 0x02, 0, 0, 0, 0, 0xfb, a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0, 192, 0, 2, 1}
 	unreachable := []byte{3, 1, 0, 0, 0, 0, 0, 0}
 	plain := packet(udp, a, elsewhere, make([]byte, 8))
+	big := bytes.Clone(plain)
+	big[2], big[3] = 0, 0 // the length that super-packets beyond 64 KiB have
 	return [][]byte{
 		frame(unix.ETH_P_IP, plain),
+		frame(unix.ETH_P_IP, big),
 		frame(unix.ETH_P_ARP, arp),
 		frame(unix.ETH_P_IP, packet(protoICMP, elsewhere, elsewhere, append(unreachable, packet(udp, elsewhere, a, make([]byte, 8))...))),
 		frame(unix.ETH_P_8021Q, append([]byte{0, 7, 8, 0}, plain...)),

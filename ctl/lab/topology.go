@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -53,7 +54,10 @@ func (l *Lab) buildUplink(i int) error {
 // by the switch, and returns where the host's end of it can be watched.
 func (l *Lab) connect(dev string, o *Namespace) (*Namespace, string, error) {
 	if l.sw == nil {
-		return o, "eth0", Veth(l.Host, dev, o, "eth0", l.opts.MTU)
+		if err := Veth(l.Host, dev, o, "eth0", l.opts.MTU); err != nil {
+			return nil, "", err
+		}
+		return o, "eth0", l.Host.SetGSO(dev, CableGSO)
 	}
 	if _, err := l.toSwitch(o, "eth0", "s1"); err != nil {
 		return nil, "", err
@@ -75,6 +79,29 @@ func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
 		return err
 	}
 	return nb.SetUp(b)
+}
+
+// CableGSO is the most that a super-packet of IPv4 has which an uplink takes,
+// in bytes: what the driver of a fast network card could, and veth can, while
+// it would leave the kernel's usual 64 KiB. It is a promise for the whole way, which
+// here is one cable. What a switch passes on, it would have to cut.
+const CableGSO = 192 << 10
+
+// SetGSO sets the most that a super-packet of IPv4 has on a device, in bytes
+// (gso_ipv4_max_size).
+func (n *Namespace) SetGSO(dev string, bytes int) error {
+	return n.withLink(dev, fmt.Sprintf("setting gso_ipv4_max_size %d of %%s in %%s", bytes), func(link netlink.Link) error {
+		return n.nl.LinkSetGSOIPv4MaxSize(link, bytes)
+	})
+}
+
+// GSO reads what SetGSO sets.
+func (n *Namespace) GSO(dev string) (int, error) {
+	link, err := n.nl.LinkByName(dev)
+	if err != nil {
+		return 0, fmt.Errorf("reading gso_ipv4_max_size of %s in %s: %w", dev, n.Name, err)
+	}
+	return int(link.Attrs().GSOIPv4MaxSize), nil
 }
 
 // SetUp sets a device up.
@@ -219,6 +246,16 @@ func (l *Lab) bridge(ctx context.Context, name string, subnet netip.Prefix, memb
 			}
 		}
 		`, name, subnet.Masked()))
+}
+
+// BigTCP lets the containers of a plain bridge build super-packets as large as the
+// uplinks take.
+func (l *Lab) BigTCP() error {
+	err := l.Host.SetGSO("br0", CableGSO)
+	for i, c := range l.Containers {
+		err = errors.Join(err, l.Host.SetGSO(fmt.Sprintf("br0-%d", i+1), CableGSO), c.SetGSO("eth0", CableGSO))
+	}
+	return err
 }
 
 // plug gives m an eth0 on the bridge.

@@ -27,6 +27,9 @@ type Device struct {
 	Ethernet bool // ARPHRD_ETHER: frames carry an Ethernet header
 	RawIP    bool // ARPHRD_NONE, ARPHRD_PPP: packets begin with the IP header (tun, WireGuard, ppp)
 	Loopback bool
+	// Super-packets of IPv4 in bytes, as SetGSO, or the driver, has it, and as the
+	// driver could; and how many segments one may have.
+	GSO, GSOMax, GSOSegs int
 }
 
 func fromLink(l netlink.Link) Device {
@@ -39,6 +42,7 @@ func fromLink(l netlink.Link) Device {
 		Ethernet: a.EncapType == "ether",
 		RawIP:    a.EncapType == "none" || a.EncapType == "ppp",
 		Loopback: a.Flags&net.FlagLoopback != 0,
+		GSO:      int(a.GSOIPv4MaxSize), GSOMax: int(a.TSOMaxSize), GSOSegs: int(a.GSOMaxSegs),
 	}
 }
 

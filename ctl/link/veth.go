@@ -16,6 +16,7 @@ type Veth struct {
 	PeerMAC  net.HardwareAddr
 	PeerNS   *Netns // nil: here
 	MTU      int    // bytes, both ends
+	GSO      int    // of the end here, as SetGSO; 0: the kernel's
 }
 
 // CreateVeth makes the pair, both ends down. Returns the ifindexes of the end
@@ -23,7 +24,7 @@ type Veth struct {
 // index) is taken.
 func (c *Conn) CreateVeth(v Veth) (index, peer int, err error) {
 	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU, a.Index = v.Name, v.MTU, v.Index
+	a.Name, a.MTU, a.Index, a.GSOIPv4MaxSize = v.Name, v.MTU, v.Index, uint32(v.GSO)
 	pair := &netlink.Veth{
 		LinkAttrs: a,
 		PeerName:  v.PeerName, PeerHardwareAddr: v.PeerMAC,
