@@ -11,7 +11,7 @@ import (
 )
 
 // HashFloor is the floor with one lookup for each packet, in a hash table that
-// knows both directions of every flow: the limit of what can tell flows apart.
+// knows both directions of every flow: what the obvious way to tell them apart costs.
 type HashFloor struct {
 	Floor
 	flows int
@@ -25,13 +25,13 @@ func (HashFloor) Name() string { return "hash-floor" }
 
 // Describe implements Contestant.
 func (f HashFloor) Describe() string {
-	return fmt.Sprintf("floor, but each packet is looked up in a hash table with room for both directions of %s flows: the limit, not a product", thousands(f.flows))
+	return fmt.Sprintf("floor, but each packet is looked up in a hash table with room for both directions of %s flows: not a product", thousands(f.flows))
 }
 
 // Flows implements Contestant.
 func (f HashFloor) Flows() int { return f.flows }
 
-// The table, as that of fastbr.
+// The table: addresses, ports and protocol, and what a translation needs.
 const (
 	flowKeyBytes   = 16
 	flowValueBytes = 56

@@ -7,6 +7,7 @@
 #include "lib/clock.h"
 #include "lib/config.h"
 #include "lib/fast.h"
+#include "lib/flow.h"
 #include "lib/frag.h"
 #include "lib/guard.h"
 #include "lib/hairpin.h"
@@ -146,7 +147,7 @@ int fbr_port_in(struct __sk_buff *skb)
 
 	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k);
 	if (l4_len) {
-		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		f = fbr_flow_hit(&k);
 		now = fbr_now();
 		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
 		    !(p->flags & FBR_DEV_KERNEL_PATH) && fbr_fits(skb, ETH_HLEN, l4_len, f->mtu)) {
@@ -155,7 +156,7 @@ int fbr_port_in(struct __sk_buff *skb)
 			fbr_count_rx(skb, p, FBR_FAST);
 			fbr_flow_seen(f, now, cfg_hz);
 			/* Point of no return. */
-			if (fbr_rewrite_fast(skb, f, true))
+			if (fbr_rewrite_fast(skb, f, &k, true))
 				return TCX_DROP;
 			skb->mark = cfg_mark;
 			return bpf_redirect(oif, 0);
@@ -262,7 +263,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 				return TCX_DROP;
 			fbr_count_tx(skb, t, FBR_FAST);
 			fbr_flow_seen(f, now, cfg_hz);
-			if (fbr_rewrite_fast(skb, f, false))
+			if (fbr_rewrite_fast(skb, f, &k, false))
 				return TCX_DROP;
 			skb->mark = 0;
 			return bpf_redirect_peer(oif, 0);

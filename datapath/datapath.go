@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"math"
+	"math/bits"
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
@@ -167,6 +168,8 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 	ports := meta.NatCount * 3 // TCP, UDP, ICMP
 	for name, n := range map[string]uint32{
 		tcMapFbrFlow:      2 * meta.FlowsMax,
+		tcMapFbrFlowOf:    2 * meta.FlowsMax,
+		tcMapFbrNear:      nearSize(meta),
 		tcMapFbrSess:      meta.FlowsMax,
 		tcMapFbrFree:      meta.FlowsMax,
 		tcMapFbrClosed:    meta.FlowsMax,
@@ -180,6 +183,9 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 		spec.Maps[name].MaxEntries = n
 	}
 }
+
+// nearSize is the number of entries of fbr_near.
+func nearSize(meta tcFbrMeta) uint32 { return 2 << bits.Len32(meta.FlowsMax-1) }
 
 func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 	fib, err := fibSource()
@@ -195,6 +201,7 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		v.CfgHz.Set(meta.Hz),
 		v.CfgMark.Set(meta.Mark),
 		v.CfgFlowsMax.Set(meta.FlowsMax),
+		v.CfgNearMask.Set(nearSize(meta)-1),
 		// One container must leave a fifth to the others.
 		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
 		v.CfgHalfQuota.Set(max(1, (meta.FlowsMax-meta.FlowsMax/5)/4)),

@@ -47,6 +47,7 @@ func TestProgramsEqualModel(t *testing.T) {
 					w.one()
 					if w.step%1000 == 0 {
 						w.compare()
+						w.misdirect()
 					}
 				}
 				_, err := w.FlushFlows()

@@ -56,6 +56,7 @@ type injectedFbrFdbKey struct {
 
 type injectedFbrFlow struct {
 	_        structs.HostLayout
+	Key      injectedFbrFlowKey
 	Granted  uint64
 	Seen     uint64
 	Addr     uint32
@@ -118,6 +119,11 @@ type injectedFbrMeta struct {
 	Hz       uint32
 	Epoch    uint32
 	Build    uint64
+}
+
+type injectedFbrNear struct {
+	_     structs.HostLayout
+	Entry [2]uint32
 }
 
 type injectedFbrNet struct {
@@ -245,6 +251,7 @@ const (
 	injectedMapFbrDrops          = "fbr_drops"
 	injectedMapFbrFdb            = "fbr_fdb"
 	injectedMapFbrFlow           = "fbr_flow"
+	injectedMapFbrFlowOf         = "fbr_flow_of"
 	injectedMapFbrFrag           = "fbr_frag"
 	injectedMapFbrFragId         = "fbr_frag_id"
 	injectedMapFbrFragSlot       = "fbr_frag_slot"
@@ -255,6 +262,7 @@ const (
 	injectedMapFbrInjected       = "fbr_injected"
 	injectedMapFbrLocal          = "fbr_local"
 	injectedMapFbrMeta           = "fbr_meta"
+	injectedMapFbrNear           = "fbr_near"
 	injectedMapFbrNets           = "fbr_nets"
 	injectedMapFbrNport          = "fbr_nport"
 	injectedMapFbrPeer           = "fbr_peer"
@@ -301,6 +309,7 @@ const (
 	injectedVarCfgMark           = "cfg_mark"
 	injectedVarCfgNatCount       = "cfg_nat_count"
 	injectedVarCfgNatFirst       = "cfg_nat_first"
+	injectedVarCfgNearMask       = "cfg_near_mask"
 	injectedVarCfgNetns          = "cfg_netns"
 	injectedVarCfgPortsQuota     = "cfg_ports_quota"
 	injectedVarCfgToHold         = "cfg_to_hold"
@@ -392,6 +401,7 @@ type injectedMapSpecs struct {
 	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
 	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
+	FbrFlowOf    *ebpf.MapSpec `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
 	FbrFragId    *ebpf.MapSpec `ebpf:"fbr_frag_id"`
 	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
@@ -402,6 +412,7 @@ type injectedMapSpecs struct {
 	FbrInjected  *ebpf.MapSpec `ebpf:"fbr_injected"`
 	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
+	FbrNear      *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
 	FbrPeer      *ebpf.MapSpec `ebpf:"fbr_peer"`
@@ -431,6 +442,7 @@ type injectedVariableSpecs struct {
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.VariableSpec `ebpf:"cfg_nat_first"`
+	CfgNearMask       *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
@@ -471,6 +483,7 @@ type injectedMaps struct {
 	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
 	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
+	FbrFlowOf    *ebpf.Map `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
 	FbrFragId    *ebpf.Map `ebpf:"fbr_frag_id"`
 	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
@@ -481,6 +494,7 @@ type injectedMaps struct {
 	FbrInjected  *ebpf.Map `ebpf:"fbr_injected"`
 	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
+	FbrNear      *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
 	FbrPeer      *ebpf.Map `ebpf:"fbr_peer"`
@@ -505,6 +519,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrDrops,
 		m.FbrFdb,
 		m.FbrFlow,
+		m.FbrFlowOf,
 		m.FbrFrag,
 		m.FbrFragId,
 		m.FbrFragSlot,
@@ -515,6 +530,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrInjected,
 		m.FbrLocal,
 		m.FbrMeta,
+		m.FbrNear,
 		m.FbrNets,
 		m.FbrNport,
 		m.FbrPeer,
@@ -545,6 +561,7 @@ type injectedVariables struct {
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.Variable `ebpf:"cfg_nat_first"`
+	CfgNearMask       *ebpf.Variable `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.Variable `ebpf:"cfg_to_hold"`

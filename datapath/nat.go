@@ -43,13 +43,13 @@ func (d *Datapath) Flows() ([]Flow, error) {
 	if err := d.maps.FbrConf.Lookup(uint32(0), &conf); err != nil {
 		return nil, fmt.Errorf("reading fbr_conf: %w", err)
 	}
-	_, sess, err := d.sessions()
+	slots, sess, err := d.sessions()
 	if err != nil {
 		return nil, err
 	}
 	var out []Flow
-	for _, s := range sess {
-		f, ok, err := d.flowOf(s, conf, now)
+	for i, s := range sess {
+		f, ok, err := d.flowOf(slots[i], s, conf, now)
 		if err != nil {
 			return nil, err
 		}
@@ -85,16 +85,13 @@ func (d *Datapath) sessions() (slots []uint32, live []tcFbrSession, err error) {
 }
 
 // flowOf completes a session from its two entries; false if it ended meanwhile.
-func (d *Datapath) flowOf(s tcFbrSession, conf tcFbrConf, now uint64) (Flow, bool, error) {
-	fwd, ok, err := d.entry(s.Fwd)
-	if err != nil || !ok {
-		return Flow{}, false, err
+func (d *Datapath) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint64) (Flow, bool, error) {
+	var fwd, rev tcFbrFlow
+	if err := errors.Join(d.maps.FbrFlow.Lookup(2*slot, &fwd), d.maps.FbrFlow.Lookup(2*slot+1, &rev)); err != nil {
+		return Flow{}, false, fmt.Errorf("reading fbr_flow: %w", err)
 	}
-	rev, ok, err := d.entry(tcFbrFlowKey{
-		Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto,
-	})
-	if err != nil || !ok {
-		return Flow{}, false, err
+	if fwd.Key != s.Fwd || rev.Key != reverseKey(s) {
+		return Flow{}, false, nil
 	}
 	f := Flow{
 		Proto: protoName(s.Fwd.Proto),
@@ -126,15 +123,9 @@ func (d *Datapath) flowOf(s tcFbrSession, conf tcFbrConf, now uint64) (Flow, boo
 	return f, true, nil
 }
 
-func (d *Datapath) entry(k tcFbrFlowKey) (f tcFbrFlow, ok bool, err error) {
-	err = d.maps.FbrFlow.Lookup(&k, &f)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return f, false, nil
-	}
-	if err != nil {
-		return f, false, fmt.Errorf("reading fbr_flow: %w", err)
-	}
-	return f, true, nil
+// reverseKey is the key of a session's inbound entry.
+func reverseKey(s tcFbrSession) tcFbrFlowKey {
+	return tcFbrFlowKey{Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto}
 }
 
 func addrPort(addr uint32, port uint16) netip.AddrPort {

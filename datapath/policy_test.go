@@ -257,21 +257,16 @@ func (h *harness) peers(t *testing.T) (n int) {
 // age makes everything that the sessions remember so many seconds older.
 func (h *harness) age(t *testing.T, secs uint64) {
 	t.Helper()
-	var k tcFbrFlowKey
-	var v tcFbrFlow
-	entries := map[tcFbrFlowKey]tcFbrFlow{}
-	it := h.maps.FbrFlow.Iterate()
-	for it.Next(&k, &v) {
-		entries[k] = v
-	}
-	check(t, it.Err())
 	d := secs * uint64(h.meta.Hz)
-	for k, v := range entries {
+	for i, v := range all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax) {
+		if v.Key.Proto == 0 {
+			continue
+		}
 		v.Seen -= d
 		if v.Granted > d {
 			v.Granted -= d
 		}
-		check(t, h.maps.FbrFlow.Put(&k, &v))
+		check(t, h.maps.FbrFlow.Put(i, &v))
 	}
 	for i := range 3 * h.meta.NatCount {
 		var np tcFbrNport

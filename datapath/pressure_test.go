@@ -306,7 +306,7 @@ func (h *harness) assertEmpty(t *testing.T, ports uint32) {
 	if st.Live != 0 || st.InUse != [3]uint32{} {
 		t.Errorf("%d sessions, ports in use %v", st.Live, st.InUse)
 	}
-	for name, m := range map[string]*ebpf.Map{"fbr_flow": h.maps.FbrFlow, "fbr_bind": h.maps.FbrBind} {
+	for name, m := range map[string]*ebpf.Map{"fbr_flow_of": h.maps.FbrFlowOf, "fbr_bind": h.maps.FbrBind} {
 		var k, v []byte
 		if m.Iterate().Next(&k, &v) {
 			t.Errorf("%s is not empty", name)

@@ -51,7 +51,20 @@ func (h *harness) table(t testing.TB) nm.Table {
 			InUse: [3]int{int(st.InUse[0]), int(st.InUse[1]), int(st.InUse[2])},
 		},
 	}
-	flows := all[tcFbrFlowKey, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax)
+	entries := all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax)
+	flows := map[tcFbrFlowKey]tcFbrFlow{}
+	for k, i := range all[tcFbrFlowKey, uint32](t, h.maps.FbrFlowOf, 2*h.meta.FlowsMax) {
+		flows[k] = entries[i]
+		delete(entries, i)
+		if f := flows[k]; f.Key != k || f.Sess != i/2 {
+			t.Errorf("%+v leads to entry %d: %+v", k, i, f)
+		}
+	}
+	for i, f := range entries {
+		if f.Key.Proto != 0 {
+			t.Errorf("nothing leads to entry %d: %+v", i, f)
+		}
+	}
 	slots, live, err := h.sessions()
 	check(t, err)
 	for i, s := range live {
@@ -85,8 +98,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 func (h *harness) session(t testing.TB, flows map[tcFbrFlowKey]tcFbrFlow, slot uint32, s tcFbrSession) nm.Session {
 	t.Helper()
 	out := nm.Session{Fwd: fromKey(s.Fwd), Ext: fromBE32(s.Ext), EPort: fromBE16(s.Eport), Bits: nm.Bits(s.Bits), Ifindex: int(s.Pif)}
-	rev := tcFbrFlowKey{Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto}
-	for i, k := range []tcFbrFlowKey{s.Fwd, rev} {
+	for i, k := range []tcFbrFlowKey{s.Fwd, reverseKey(s)} {
 		f, ok := flows[k]
 		if !ok || f.Sess != slot {
 			t.Errorf("slot %d has no entry of its own in direction %d: %+v", slot, i, f)

@@ -71,6 +71,7 @@ type tcFbrFdbKey struct {
 
 type tcFbrFlow struct {
 	_        structs.HostLayout
+	Key      tcFbrFlowKey
 	Granted  uint64
 	Seen     uint64
 	Addr     uint32
@@ -127,6 +128,11 @@ type tcFbrMeta struct {
 	Hz       uint32
 	Epoch    uint32
 	Build    uint64
+}
+
+type tcFbrNear struct {
+	_     structs.HostLayout
+	Entry [2]uint32
 }
 
 type tcFbrNet struct {
@@ -323,6 +329,7 @@ const (
 	tcMapFbrDrops          = "fbr_drops"
 	tcMapFbrFdb            = "fbr_fdb"
 	tcMapFbrFlow           = "fbr_flow"
+	tcMapFbrFlowOf         = "fbr_flow_of"
 	tcMapFbrFrag           = "fbr_frag"
 	tcMapFbrFragId         = "fbr_frag_id"
 	tcMapFbrFragSlot       = "fbr_frag_slot"
@@ -332,6 +339,7 @@ const (
 	tcMapFbrHosts          = "fbr_hosts"
 	tcMapFbrLocal          = "fbr_local"
 	tcMapFbrMeta           = "fbr_meta"
+	tcMapFbrNear           = "fbr_near"
 	tcMapFbrNets           = "fbr_nets"
 	tcMapFbrNport          = "fbr_nport"
 	tcMapFbrPeer           = "fbr_peer"
@@ -377,6 +385,7 @@ const (
 	tcVarCfgMark           = "cfg_mark"
 	tcVarCfgNatCount       = "cfg_nat_count"
 	tcVarCfgNatFirst       = "cfg_nat_first"
+	tcVarCfgNearMask       = "cfg_near_mask"
 	tcVarCfgNetns          = "cfg_netns"
 	tcVarCfgPortsQuota     = "cfg_ports_quota"
 	tcVarCfgToHold         = "cfg_to_hold"
@@ -467,6 +476,7 @@ type tcMapSpecs struct {
 	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
 	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
+	FbrFlowOf    *ebpf.MapSpec `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
 	FbrFragId    *ebpf.MapSpec `ebpf:"fbr_frag_id"`
 	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
@@ -476,6 +486,7 @@ type tcMapSpecs struct {
 	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
+	FbrNear      *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
 	FbrPeer      *ebpf.MapSpec `ebpf:"fbr_peer"`
@@ -505,6 +516,7 @@ type tcVariableSpecs struct {
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.VariableSpec `ebpf:"cfg_nat_first"`
+	CfgNearMask       *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
@@ -545,6 +557,7 @@ type tcMaps struct {
 	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
 	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
+	FbrFlowOf    *ebpf.Map `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
 	FbrFragId    *ebpf.Map `ebpf:"fbr_frag_id"`
 	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
@@ -554,6 +567,7 @@ type tcMaps struct {
 	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
+	FbrNear      *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
 	FbrPeer      *ebpf.Map `ebpf:"fbr_peer"`
@@ -578,6 +592,7 @@ func (m *tcMaps) Close() error {
 		m.FbrDrops,
 		m.FbrFdb,
 		m.FbrFlow,
+		m.FbrFlowOf,
 		m.FbrFrag,
 		m.FbrFragId,
 		m.FbrFragSlot,
@@ -587,6 +602,7 @@ func (m *tcMaps) Close() error {
 		m.FbrHosts,
 		m.FbrLocal,
 		m.FbrMeta,
+		m.FbrNear,
 		m.FbrNets,
 		m.FbrNport,
 		m.FbrPeer,
@@ -617,6 +633,7 @@ type tcVariables struct {
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
 	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`
 	CfgNatFirst       *ebpf.Variable `ebpf:"cfg_nat_first"`
+	CfgNearMask       *ebpf.Variable `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`
 	CfgToHold         *ebpf.Variable `ebpf:"cfg_to_hold"`

@@ -574,6 +574,30 @@ func (w *walk) compare() {
 	w.fail("the tables differ")
 }
 
+// misdirect makes what fbr_near knows lead to other entries, used or not: it must
+// make no difference.
+func (w *walk) misdirect() {
+	w.t.Helper()
+	const index = 0x7fffff // FBR_NEAR_INDEX
+	near := all[uint32, tcFbrNear](w.t, w.maps.FbrNear, nearSize(w.meta))
+	var keys []uint32
+	var values []tcFbrNear
+	for k, v := range near {
+		if v == (tcFbrNear{}) || w.rnd.IntN(2) == 0 {
+			continue
+		}
+		for i := range v.Entry {
+			v.Entry[i] = v.Entry[i]&^index | uint32(w.rnd.IntN(2*int(w.meta.FlowsMax)))
+		}
+		keys, values = append(keys, k), append(values, v)
+	}
+	if len(keys) == 0 {
+		return
+	}
+	_, err := w.maps.FbrNear.BatchUpdate(keys, values, nil)
+	check(w.t, err)
+}
+
 func (w *walk) differences(what string, got, want any) {
 	w.t.Helper()
 	if !reflect.DeepEqual(got, want) {

@@ -15,6 +15,8 @@ volatile const __u32 cfg_mark = 0;
 volatile const __u64 cfg_netns = 0;
 /* sessions at most */
 volatile const __u32 cfg_flows_max = 1024;
+/* the size of fbr_near, a power of two, less one */
+volatile const __u32 cfg_near_mask = 2047;
 /* sessions and bindings that one port may hold (it must leave the rest to the others) */
 volatile const __u32 cfg_flows_quota = 820;
 volatile const __u32 cfg_ports_quota = 16000;

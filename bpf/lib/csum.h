@@ -11,6 +11,7 @@
 #include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "flow.h"
 #include "kctx.h"
 #include "types.h"
 
@@ -133,7 +134,7 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
 	*csum = fbr_csum_add(*csum, f->d_l4);
 }
 
-/* Rewrites a frame of flow f, whose session is sess, by direct writes: address and
+/* Rewrites a frame of flow f, found under k, by direct writes: address and
  * port, unless helpers have done it (helped), TTL - 1, MACs. The caller has parsed
  * it (fbr_fast_parse): 20 bytes of IP header, the L4 header linear. Point of no
  * return: on an error the packet must be dropped.
@@ -141,7 +142,8 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
  * at once (fbr_fast_key).
  */
 static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const struct fbr_flow *f,
-					     __u32 sess, bool out, bool helped, bool partial)
+					     const struct fbr_flow_key *k, bool out, bool helped,
+					     bool partial)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 	__u32 ttl, d_ip = 0;
@@ -197,21 +199,20 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 	 * new one has no lease.
 	 */
 	barrier();
-	return f->sess == sess && f->granted ? 0 : -1;
+	return fbr_flow_is(f, k) && f->granted ? 0 : -1;
 }
 
 /* The same for a packet in tc, whatever its ip_summed. */
 static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct fbr_flow *f,
-					    bool out)
+					    const struct fbr_flow_key *k, bool out)
 {
 	__u32 summed = fbr_ip_summed(skb);
-	__u32 sess = f->sess;
 	/* skb->csum must follow: let the kernel's helpers do it. */
 	bool helped = summed == CHECKSUM_COMPLETE;
 
 	if (helped && fbr_rewrite(skb, ETH_HLEN, out, f->addr, f->port))
 		return -1;
-	return fbr_rewrite_frame((void *)(long)skb->data, (void *)(long)skb->data_end, f, sess, out,
+	return fbr_rewrite_frame((void *)(long)skb->data, (void *)(long)skb->data_end, f, k, out,
 				 helped, summed == CHECKSUM_PARTIAL);
 }
 

@@ -21,6 +21,7 @@
 
 #include "config.h"
 #include "csum.h"
+#include "flow.h"
 #include "icmp.h"
 #include "l2.h"
 #include "maps.h"
@@ -264,7 +265,7 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 	struct fbr_frag_key fk = {
 		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = 1
 	};
-	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_frag v = { .id = p->id };
 
 	if (!f || bpf_skb_load_bytes(skb, p->l3 + 16, &v.addr, 4))

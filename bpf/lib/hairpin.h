@@ -24,6 +24,7 @@
 
 #include "../include/bpf/bpf_helpers.h"
 #include "config.h"
+#include "flow.h"
 #include "frag.h"
 #include "icmp.h"
 #include "maps.h"
@@ -124,7 +125,7 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	    in.saddr != p->daddr || in.daddr != port->ip)
 		return FBR_FOREIGN;
 	fbr_answer_key(&k, &in);
-	own = bpf_map_lookup_elem(&fbr_flow, &k);
+	own = fbr_flow_get(&k);
 	if (!own || own->kind != FBR_OUT || own->pif != port->ifindex || own->addr != p->daddr)
 		return FBR_FOREIGN;
 	fbr_hair_key(&rev, p->daddr, own->port, k.dport, k.proto);
@@ -190,7 +191,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		if (!fbr_first_packet(&p) || (pub && fbr_udp_awaited(skb, &k)))
 			return FBR_FOREIGN;
 		why = fbr_out_create(skb, &k, p.daddr, port->ifindex);
-		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		f = fbr_flow_get(&k);
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}

@@ -9,6 +9,7 @@
 
 #include "clock.h"
 #include "csum.h"
+#include "flow.h"
 #include "l2.h"
 #include "local.h"
 #include "maps.h"
@@ -221,7 +222,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 		if (outer && p->saddr != in.daddr)
 			return FBR_SPOOF_IP; /* about somebody else's packet */
 		fbr_answer_key(&k, &in);
-		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		f = fbr_flow_get(&k);
 		if (!f || f->kind != FBR_OUT || !fbr_sess_lasts(f))
 			return FBR_UNSUPPORTED;
 		if (!fbr_icmp_sound(skb, p, &in))

@@ -7,6 +7,7 @@
 #define FBR_LEASE_H
 
 #include "clock.h"
+#include "flow.h"
 #include "maps.h"
 
 static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const struct fbr_conf *c,
@@ -50,9 +51,10 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 	f->seen = now;
 	f->no_xdp = 0;
 	barrier();
-	*(volatile __u64 *)&f->granted = now;
+	/* A full barrier: whoever deletes the entry voids the key first, then the lease. */
+	__sync_lock_test_and_set(&f->granted, now);
 	/* The entry may have been deleted and be another flow's by now. */
-	if (bpf_map_lookup_elem(&fbr_flow, k) != f)
+	if (!fbr_flow_is(f, k))
 		fbr_lease_end(f);
 }
 
@@ -63,7 +65,7 @@ static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_ke
 							const struct fbr_conf *c, __u64 now,
 							struct fbr_dev **port)
 {
-	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_flow *f = fbr_flow_hit(k);
 
 	if (!f || f->kind != FBR_IN || !fbr_lease_valid(f, c, now))
 		return NULL;

@@ -85,11 +85,25 @@ struct {
 
 /* NAT state: plain preallocated maps, never LRU, which would evict half a pair */
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2048); /* sized by Go: 2 a session */
+	__type(key, __u32);
+	__type(value, struct fbr_flow);
+} fbr_flow SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 2048); /* sized by Go: 2 a session */
 	__type(key, struct fbr_flow_key);
-	__type(value, struct fbr_flow);
-} fbr_flow SEC(".maps");
+	__type(value, __u32); /* index into fbr_flow */
+} fbr_flow_of SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2048); /* sized by Go: a power of two, at least 2 a session */
+	__type(key, __u32);
+	__type(value, struct fbr_near);
+} fbr_near SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* New sessions and translation on the kernel path.
  *
- * A session is a slot in fbr_sess and two entries in fbr_flow, inserted reverse
- * first with BPF_NOEXIST: the reverse key is the lock on the external tuple.
+ * A session is a slot in fbr_sess and two entries in fbr_flow, entered reverse
+ * first: the reverse key is the lock on the external tuple.
  * The external port belongs to (protocol, container, source port) and is the
  * same for every destination (RFC 4787 REQ-1); only when no port is free, or
  * when that port is in use towards this very remote, is one shared.
@@ -13,6 +13,7 @@
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
+#include "flow.h"
 #include "kctx.h"
 #include "lease.h"
 #include "local.h"
@@ -45,38 +46,40 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	if (!n)
 		return -ENOENT;
 
-	__be16 eport = n->eport;
+	struct fbr_flow *in = fbr_flow_new(2 * n->slot + 1), *out = fbr_flow_new(2 * n->slot);
 	__u8 host = n->pif ? 0 : FBR_HOST;
+	bool icmp = n->fwd.proto == IPPROTO_ICMP;
 	struct fbr_flow_key rk;
-	struct fbr_flow f = {};
-	__u16 l4;
 	long err;
 
-	l4 = n->fwd.proto == IPPROTO_ICMP ? 0 : fbr_diff32(n->fwd.saddr, n->ext);
-	f.seen = fbr_now();
-	f.pif = n->pif;
-	f.sess = n->slot;
+	if (!in || !out)
+		return -ENOENT;
+	in->seen = out->seen = fbr_now();
+	in->pif = out->pif = n->pif;
+	in->sess = out->sess = n->slot;
+	in->no_xdp = out->no_xdp = 0;
 
-	fbr_reverse_key(&rk, &n->fwd, n->ext, eport);
-	f.kind = FBR_IN | host;
-	f.addr = n->fwd.saddr;
-	f.port = n->fwd.sport;
-	f.oif = n->pif;
-	f.d_addr = fbr_diff32(n->ext, n->fwd.saddr);
-	f.d_l4 = fbr_diff16(n->fwd.proto == IPPROTO_ICMP ? 0 : f.d_addr, eport, n->fwd.sport);
-	err = bpf_map_update_elem(&fbr_flow, &rk, &f, BPF_NOEXIST);
+	in->kind = FBR_IN | host;
+	in->addr = n->fwd.saddr;
+	in->port = n->fwd.sport;
+	in->oif = n->pif;
+	in->d_addr = fbr_diff32(n->ext, n->fwd.saddr);
+	in->d_l4 = fbr_diff16(icmp ? 0 : in->d_addr, n->eport, n->fwd.sport);
+
+	out->kind = FBR_OUT | host;
+	out->addr = n->ext;
+	out->port = n->eport;
+	out->oif = 0;
+	out->d_addr = fbr_diff32(n->fwd.saddr, n->ext);
+	out->d_l4 = fbr_diff16(icmp ? 0 : out->d_addr, n->fwd.sport, n->eport);
+
+	fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
+	err = fbr_flow_publish(in, 2 * n->slot + 1, &rk);
 	if (err)
 		return err;
-
-	f.kind = FBR_OUT | host;
-	f.addr = n->ext;
-	f.port = eport;
-	f.oif = 0;
-	f.d_addr = fbr_diff32(n->fwd.saddr, n->ext);
-	f.d_l4 = fbr_diff16(l4, n->fwd.sport, eport);
-	err = bpf_map_update_elem(&fbr_flow, &n->fwd, &f, BPF_NOEXIST);
+	err = fbr_flow_publish(out, 2 * n->slot, &n->fwd);
 	if (err)
-		bpf_map_delete_elem(&fbr_flow, &rk);
+		fbr_flow_remove(2 * n->slot + 1);
 	return err;
 }
 
@@ -183,13 +186,13 @@ __fbr_global int fbr_pair_claim(struct fbr_new *n)
 		return -ENOENT;
 
 	struct fbr_flow_key rk;
-	struct fbr_flow *f;
+	__u32 *i;
 	long err = fbr_pair_insert(n);
 
 	if (err == -EEXIST) {
 		fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
-		f = bpf_map_lookup_elem(&fbr_flow, &rk);
-		if (f && fbr_sess_reap(f->sess, 0))
+		i = bpf_map_lookup_elem(&fbr_flow_of, &rk);
+		if (i && fbr_sess_reap(*i / 2, 0))
 			err = fbr_pair_insert(n);
 	}
 	return err;
@@ -228,11 +231,6 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 		}
 	}
 	return -E2BIG;
-}
-
-static __always_inline bool fbr_flow_exists(const struct fbr_flow_key *k)
-{
-	return bpf_map_lookup_elem(&fbr_flow, k) != NULL;
 }
 
 /* What is known of a session at its birth, fbr_sess_bits. */
@@ -411,7 +409,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 						      const struct fbr_dev *u,
 						      struct fbr_flow_key *k, __u32 pif, __be32 ext)
 {
-	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_session *s;
 	__u32 slot, state;
 
@@ -522,7 +520,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!f) {
 		why = fbr_out_create(skb, &k, ext, port->ifindex);
 		/* Another CPU may just have created the same flow. */
-		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		f = fbr_flow_get(&k);
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
@@ -551,7 +549,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 /* Ends the session of the entry under k. */
 static __always_inline void fbr_flow_end(const struct fbr_flow_key *k)
 {
-	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_session *s = f ? fbr_sess_get(f->sess) : NULL;
 	__u32 slot;
 
@@ -623,7 +621,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 		bool free, moves;
 
 		fbr_reverse_key(&rk, &k, p->saddr, p->sport);
-		f = bpf_map_lookup_elem(&fbr_flow, &rk);
+		f = fbr_flow_get(&rk);
 		free = !f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f);
 		s = free ? NULL : fbr_sess_get(f->sess);
 		moves = s && fbr_gives_way(s, p);
@@ -636,7 +634,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 			return FBR_NONE;
 		}
 		fbr_sess_create(skb, &n);
-		f = bpf_map_lookup_elem(&fbr_flow, &k);
+		f = fbr_flow_get(&k);
 		if (!f) {
 			/* No room: the host goes first, and our flow gives way. */
 			fbr_flow_end(&rk);
@@ -652,7 +650,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 /* The inbound entry for k, or NULL if there is none, its time is over, or its port gone. */
 static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_key *k)
 {
-	struct fbr_flow *f = bpf_map_lookup_elem(&fbr_flow, k);
+	struct fbr_flow *f = fbr_flow_get(k);
 
 	if (!f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f))
 		return NULL;
@@ -783,14 +781,14 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP))
 		return 0;
 	fbr_answer_key(&fwd, p);
-	f = bpf_map_lookup_elem(&fbr_flow, &fwd);
+	f = fbr_flow_get(&fwd);
 	if (!f || !(f->kind & FBR_OUT) || f->pif != port->ifindex)
 		return 0;
 	s = fbr_sess_get(f->sess);
 	if (!s)
 		return 0;
 	fbr_reverse_key(&rev, &fwd, f->addr, f->port);
-	f = bpf_map_lookup_elem(&fbr_flow, &rev);
+	f = fbr_flow_get(&rev);
 	if (!f || !(f->kind & FBR_IN))
 		return 0;
 	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);

@@ -5,14 +5,15 @@
  * packet that finds it; its memory comes back through the sweep timer, through
  * whoever needs the slot, or through the packet that wants the same flow. Who
  * deletes a session first claims it (FBR_LIVE -> FBR_DYING by compare-and-swap).
- * The sweep waits FBR_GRACE seconds after expiry: elements of a preallocated
- * hash are re-used at once, and a CPU may still hold a pointer.
+ * The sweep waits FBR_GRACE seconds after expiry: entries are re-used at once,
+ * and a CPU may still hold a pointer.
  */
 #ifndef FBR_SESSION_H
 #define FBR_SESSION_H
 
 #include "clock.h"
 #include "config.h"
+#include "flow.h"
 #include "lease.h"
 #include "maps.h"
 #include "nport.h"
@@ -55,32 +56,22 @@ static __always_inline struct fbr_session *fbr_sess_get(__u32 slot)
 	return bpf_map_lookup_elem(&fbr_sess, &slot);
 }
 
-static __always_inline struct fbr_flow *fbr_sess_reverse(const struct fbr_session *s)
-{
-	struct fbr_flow_key k;
-
-	fbr_reverse_key(&k, &s->fwd, s->ext, s->eport);
-	return bpf_map_lookup_elem(&fbr_flow, &k);
-}
-
 /* The jiffies at which the session ends unless a packet comes. */
 __fbr_global __u64 fbr_sess_expires(__u32 slot)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
-	struct fbr_flow_key fwd;
 	struct fbr_flow *f;
 	__u64 seen = 0;
 
 	if (!s)
 		return 0;
-	fwd = s->fwd;
-	f = bpf_map_lookup_elem(&fbr_flow, &fwd);
-	if (f && f->sess == slot)
+	f = fbr_flow_out(slot);
+	if (f)
 		seen = f->seen;
-	f = s->bits & FBR_S_OUT_ONLY ? NULL : fbr_sess_reverse(s);
-	if (f && f->sess == slot && f->seen > seen)
+	f = s->bits & FBR_S_OUT_ONLY ? NULL : fbr_flow_in(slot);
+	if (f && f->seen > seen)
 		seen = f->seen;
-	return seen + (__u64)fbr_timeout(fwd.proto, fwd.dport, s->bits) * cfg_hz;
+	return seen + (__u64)fbr_timeout(s->fwd.proto, s->fwd.dport, s->bits) * cfg_hz;
 }
 
 /* Whether the time of f's session is not over. One entry is enough to tell that
@@ -126,24 +117,16 @@ __fbr_global int fbr_sess_free(__u32 slot)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
 	struct fbr_state *st = fbr_state_get();
-	struct fbr_flow_key k;
-	struct fbr_flow *f;
 	struct fbr_quota *q;
 
 	if (!s || !st)
 		return 0;
-	fbr_reverse_key(&k, &s->fwd, s->ext, s->eport);
-	f = bpf_map_lookup_elem(&fbr_flow, &k);
-	if (f && f->sess == slot)
-		bpf_map_delete_elem(&fbr_flow, &k);
-	k = s->fwd;
-	f = bpf_map_lookup_elem(&fbr_flow, &k);
-	if (f && f->sess == slot)
-		bpf_map_delete_elem(&fbr_flow, &k);
+	fbr_flow_remove(2 * slot + 1);
+	fbr_flow_remove(2 * slot);
 	if (s->bits & FBR_S_PEER)
-		fbr_peer_put(k.proto, fbr_port_offset(s->eport), k.daddr);
+		fbr_peer_put(s->fwd.proto, fbr_port_offset(s->eport), s->fwd.daddr);
 	if (!(s->bits & FBR_S_OVERLOAD))
-		fbr_port_put(k.proto, fbr_port_offset(s->eport));
+		fbr_port_put(s->fwd.proto, fbr_port_offset(s->eport));
 	q = fbr_quota_get(s->pif);
 	if (q) {
 		fbr_atomic_dec(&q->sessions);
@@ -187,9 +170,9 @@ __fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace)
 }
 
 /* Takes the leases of both directions away. */
-static __always_inline void fbr_sess_slow(struct fbr_session *s, struct fbr_flow *fwd)
+static __always_inline void fbr_sess_slow(struct fbr_flow *fwd, __u32 slot)
 {
-	struct fbr_flow *rev = fbr_sess_reverse(s);
+	struct fbr_flow *rev = fbr_flow_in(slot);
 
 	fbr_lease_end(fwd);
 	if (rev)
@@ -243,7 +226,6 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 		return 0;
 
 	struct fbr_session *s = fbr_sess_get(slot);
-	struct fbr_flow_key k;
 	struct fbr_flow *f;
 	__u32 set = 0, bits;
 	__u64 closes = 0;
@@ -287,12 +269,11 @@ __fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
 	/* A FIN shortens the timeout as well, and no lease outlives its session. */
 	if (!closed && !(set & (FBR_S_FIN_OUT | FBR_S_FIN_IN)))
 		return 0;
-	k = s->fwd;
-	f = bpf_map_lookup_elem(&fbr_flow, &k);
+	f = fbr_flow_out(slot);
 	if (f) {
 		if (closes)
 			fbr_closing(f, closes);
-		fbr_sess_slow(s, f);
+		fbr_sess_slow(f, slot);
 	}
 	if (closed)
 		fbr_closed_push(slot, s);

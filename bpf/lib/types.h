@@ -121,11 +121,14 @@ enum fbr_flow_kind {
 	FBR_HOST = 4, /* flag: of the host or a neighbour NAT, not of a port; never fast */
 };
 
-/* Everything a hit needs. The lease (granted, lease_len) is written last. */
+/* fbr_flow[2 * slot of the session; + 1 inbound]: everything a hit needs. flow.h
+ * says when it is whose. The lease (granted, lease_len) is written last.
+ */
 struct fbr_flow {
-	__u64 granted; /* jiffies at which the kernel let a packet through; 0: no lease */
-	__u64 seen;    /* jiffies of the last packet, at most a second old */
-	__be32 addr;   /* the new source (out) or destination (in) */
+	struct fbr_flow_key key; /* proto 0: none's */
+	__u64 granted;           /* jiffies at which the kernel let a packet through; 0: no lease */
+	__u64 seen;              /* jiffies of the last packet, at most a second old */
+	__be32 addr;             /* the new source (out) or destination (in) */
 	__be16 port;
 	__u16 lease_len; /* jiffies */
 	__u32 oif;       /* device to send to: uplink (out), port (in) */
@@ -138,6 +141,11 @@ struct fbr_flow {
 	__u8 no_xdp;     /* in: XDP has left a packet to tc, which keeps the rest of the lease's */
 	__u8 macs[12];   /* destination and source, from the frame the kernel built */
 };
+
+/* fbr_near[hash of a key]: the entries last found under keys with that hash (flow.h) */
+struct fbr_near {
+	__u32 entry[2]; /* index into fbr_flow, and some bits of the hash; the later one first */
+} __attribute__((aligned(8)));
 
 /* The low bits of fbr_session.state; the rest counts how often the slot was
  * freed, so that whoever claims a session claims the one it has judged.
@@ -300,7 +308,8 @@ struct fbr_meta {
 _Static_assert(sizeof(struct fbr_dev) == 32, "fbr_dev");
 _Static_assert(sizeof(struct fbr_stats) == 64, "fbr_stats");
 _Static_assert(sizeof(struct fbr_flow_key) == 16, "fbr_flow_key");
-_Static_assert(sizeof(struct fbr_flow) == 56, "fbr_flow");
+_Static_assert(sizeof(struct fbr_flow) == 72, "fbr_flow");
+_Static_assert(sizeof(struct fbr_near) == 8, "fbr_near");
 _Static_assert(sizeof(struct fbr_session) == 48, "fbr_session");
 
 #endif

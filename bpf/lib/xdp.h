@@ -15,6 +15,7 @@
 
 #include "csum.h"
 #include "fast.h"
+#include "flow.h"
 #include "lease.h"
 #include "maps.h"
 #include "nport.h"
@@ -89,7 +90,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 	struct fbr_stats *s;
 	struct fbr_flow *f;
 	struct fbr_dev *t;
-	__u32 oif, sess;
+	__u32 oif;
 
 	if (!fbr_fast_parse(NULL, len, data, data_end, ETH_HLEN, false, &k) ||
 	    !(fbr_in_range(k.dport) || c->published))
@@ -104,7 +105,6 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 		return XDP_PASS;
 	}
 	oif = f->oif;
-	sess = f->sess;
 	s = fbr_stats_get(u);
 	if (s)
 		fbr_count_frame(&s->rx[FBR_FAST], len);
@@ -113,7 +113,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 		fbr_count_frame(&s->tx[FBR_FAST], len);
 	fbr_flow_seen(f, now, cfg_hz);
 	/* Point of no return. */
-	if (fbr_rewrite_frame(data, data_end, f, sess, false, false, false))
+	if (fbr_rewrite_frame(data, data_end, f, &k, false, false, false))
 		return XDP_DROP;
 	return bpf_redirect(oif, 0);
 }

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The two entries of each session, and how they are found.
+ *
+ * They lie in fbr_flow at the session's own slot. fbr_flow_of, a hash table, is
+ * what says which key has an entry, and inserts into it are what makes a key
+ * unique. But a lookup there costs a packet two or three lines of memory that no
+ * cache holds once there are many flows. So fbr_near remembers where the last two
+ * keys of each hash were found, and an entry carries its key: whatever stands in
+ * fbr_near, only an entry with the packet's own key is taken for the packet's.
+ *
+ * Only whoever owns the slot (took it from fbr_free, or claimed its session)
+ * gives an entry its key, after the insert into fbr_flow_of, and takes it away,
+ * before the delete: so fbr_near never leads to an entry under a key that another
+ * one has by now. Who has found an entry may see it become another flow's: a
+ * hit looks at the key and the lease again when it has read everything else, a
+ * renewal when it has granted.
+ */
+#ifndef FBR_FLOW_H
+#define FBR_FLOW_H
+
+#include "config.h"
+#include "maps.h"
+
+#define FBR_FLOW_NONE  0xffffffff
+#define FBR_NEAR_INDEX 0x7fffff /* in fbr_near.entry: 2 * datapath.FlowsMaxLimit - 1 */
+
+/* The entry with this index, used or not. */
+static __always_inline struct fbr_flow *fbr_flow_at(__u32 i)
+{
+	return bpf_map_lookup_elem(&fbr_flow, &i);
+}
+
+static __always_inline bool fbr_flow_is(const struct fbr_flow *f, const struct fbr_flow_key *k)
+{
+	const volatile __u64 *have = (const volatile __u64 *)&f->key;
+	const __u64 *want = (const __u64 *)k;
+
+	return have[1] == want[1] && have[0] == want[0];
+}
+
+/* Neighbouring source ports fall into one cache line of fbr_near: connections
+ * that begin one after the other, from one address to one address, have such.
+ * Which keys meet differs from instance to instance; those that do cost a lookup in
+ * fbr_flow_of each.
+ */
+static __always_inline __u32 fbr_flow_hash(const struct fbr_flow_key *k)
+{
+	const __u64 *half = (const __u64 *)k;
+	const __u64 line = 7; /* of eight, the low bits of the source port in host order */
+	__u64 near = half[1] >> 8 & line, h;
+
+	h = (half[0] + cfg_mark) * 0x9e3779b97f4a7c15;
+	h = ((h ^ h >> 32) ^ (half[1] & ~(line << 8))) * 0xd6e8feb86659fd93;
+	return (h ^ h >> 32) ^ near;
+}
+
+/* What fbr_near knows about keys with hash h. */
+static __always_inline struct fbr_near *fbr_near_get(__u32 h)
+{
+	__u32 at = h & cfg_near_mask;
+
+	return bpf_map_lookup_elem(&fbr_near, &at);
+}
+
+/* The index of the entry that is k's if fbr_near knows it, else of any. */
+static __always_inline __u32 fbr_near_index(const struct fbr_near *n, __u32 h)
+{
+	__u32 i = n->entry[0];
+
+	if ((i ^ h) & ~FBR_NEAR_INDEX)
+		i = n->entry[1];
+	return i & FBR_NEAR_INDEX;
+}
+
+/* The index of the entry under k, or FBR_FLOW_NONE; fbr_near knows it from now on. */
+__fbr_global __u32 fbr_flow_find(const struct fbr_flow_key *k)
+{
+	if (!k)
+		return FBR_FLOW_NONE;
+
+	__u32 h = fbr_flow_hash(k), i, *found;
+	struct fbr_near *n = fbr_near_get(h);
+	struct fbr_flow *f;
+
+	if (!n)
+		return FBR_FLOW_NONE;
+	i = fbr_near_index(n, h);
+	f = fbr_flow_at(i);
+	if (f && fbr_flow_is(f, k))
+		return i;
+	found = bpf_map_lookup_elem(&fbr_flow_of, k);
+	if (!found)
+		return FBR_FLOW_NONE;
+	i = (h & ~FBR_NEAR_INDEX) | *found;
+	if (n->entry[0] != i)
+		*(volatile __u64 *)n = i | (__u64)n->entry[0] << 32;
+	return *found;
+}
+
+/* The entry under k, or NULL. */
+static __always_inline struct fbr_flow *fbr_flow_get(const struct fbr_flow_key *k)
+{
+	return fbr_flow_at(fbr_flow_find(k));
+}
+
+/* The same for a hit: without a call if fbr_near knows it. */
+static __always_inline struct fbr_flow *fbr_flow_hit(const struct fbr_flow_key *k)
+{
+	__u32 h = fbr_flow_hash(k);
+	struct fbr_near *n = fbr_near_get(h);
+	struct fbr_flow *f = n ? fbr_flow_at(fbr_near_index(n, h)) : NULL;
+
+	return f && fbr_flow_is(f, k) ? f : fbr_flow_get(k);
+}
+
+static __always_inline bool fbr_flow_exists(const struct fbr_flow_key *k)
+{
+	return bpf_map_lookup_elem(&fbr_flow_of, k) != NULL;
+}
+
+/* The entries of the session in slot, or NULL. */
+static __always_inline struct fbr_flow *fbr_flow_out(__u32 slot)
+{
+	struct fbr_flow *f = fbr_flow_at(2 * slot);
+
+	return f && f->key.proto ? f : NULL;
+}
+
+static __always_inline struct fbr_flow *fbr_flow_in(__u32 slot)
+{
+	struct fbr_flow *f = fbr_flow_at(2 * slot + 1);
+
+	return f && f->key.proto ? f : NULL;
+}
+
+/* Takes key and lease away. */
+static __always_inline void fbr_flow_void(struct fbr_flow *f)
+{
+	((volatile __u64 *)&f->key)[1] = 0;
+	*(volatile __u64 *)&f->granted = 0;
+}
+
+/* The entry at index i, whose slot is the caller's, empty: to be filled, then published. */
+static __always_inline struct fbr_flow *fbr_flow_new(__u32 i)
+{
+	struct fbr_flow *f = fbr_flow_at(i);
+
+	if (f) {
+		fbr_flow_void(f);
+		barrier();
+	}
+	return f;
+}
+
+/* Enters f, which is at index i, under k. Returns 0, -EEXIST if there is one already,
+ * or another error.
+ */
+static __always_inline long fbr_flow_publish(struct fbr_flow *f, __u32 i,
+					     const struct fbr_flow_key *k)
+{
+	const __u64 *key = (const __u64 *)k;
+	long err = bpf_map_update_elem(&fbr_flow_of, k, &i, BPF_NOEXIST);
+
+	if (err)
+		return err;
+	((volatile __u64 *)&f->key)[0] = key[0];
+	((volatile __u64 *)&f->key)[1] = key[1];
+	return 0;
+}
+
+/* Removes the entry at index i, whose slot is the caller's. */
+static __always_inline void fbr_flow_remove(__u32 i)
+{
+	struct fbr_flow *f = fbr_flow_at(i);
+	struct fbr_flow_key k;
+
+	if (!f || !f->key.proto)
+		return;
+	k = f->key;
+	fbr_flow_void(f);
+	bpf_map_delete_elem(&fbr_flow_of, &k);
+}
+
+#endif
