@@ -18,6 +18,10 @@ import (
 // serve clears up only now and then.
 const scrapesAtOnce = 10
 
+// prometheusAccepts is what Prometheus 3 asks for.
+const prometheusAccepts = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5," +
+	"application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+
 // scrapes times what Prometheus does: GETs on one connection, of a `fastbr serve`
 // that runs already. CPU is that of serve, all threads.
 func (w *stopwatch) scrapes(ctx context.Context, step string, serve ...string) (err error) {
@@ -67,6 +71,7 @@ func get(ctx context.Context, client *http.Client, url string) error {
 	if err != nil {
 		return fmt.Errorf("scraping: %w", err)
 	}
+	req.Header.Set("Accept", prometheusAccepts)
 	answer, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("scraping: %w", err)

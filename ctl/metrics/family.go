@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl"
@@ -12,19 +13,33 @@ import (
 type family struct {
 	metric   Metric
 	samples  []dto.Metric
+	shown    []*dto.Metric // the same
 	counters []dto.Counter
 	values   []float64
 	labels   []*dto.LabelPair
 }
 
-func newFamily(m Metric, samples int) *family {
-	return &family{
-		metric:   m,
-		samples:  make([]dto.Metric, 0, samples),
-		counters: make([]dto.Counter, 0, samples),
-		values:   make([]float64, 0, samples),
-		labels:   make([]*dto.LabelPair, 0, samples*len(m.Labels)),
+// reset makes f the family of m, empty, with room for so many samples. It uses the
+// memory of the last, whose samples are no more.
+func (f *family) reset(m Metric, samples int) *family {
+	f.metric = m
+	f.samples = slices.Grow(f.samples[:0], samples)
+	f.shown = slices.Grow(f.shown[:0], samples)
+	f.counters = slices.Grow(f.counters[:0], samples)
+	f.values = slices.Grow(f.values[:0], samples)
+	f.labels = slices.Grow(f.labels[:0], samples*len(m.Labels))
+	return f
+}
+
+// shelf is the memory of a scrape, for the next one: with a thousand ports 6 MB,
+// which to get from the kernel again takes as long as to fill.
+type shelf map[string]*family
+
+func (s shelf) family(m Metric, samples int) *family {
+	if s[m.Name] == nil {
+		s[m.Name] = &family{}
 	}
+	return s[m.Name].reset(m, samples)
 }
 
 // add adds a sample with the labels of the metric, in their order.
@@ -42,16 +57,15 @@ func (f *family) add(n uint64, labels ...*dto.LabelPair) {
 }
 
 func (f *family) done() *dto.MetricFamily {
-	samples := make([]*dto.Metric, len(f.samples))
 	for i := range f.samples {
-		samples[i] = &f.samples[i]
+		f.shown = append(f.shown, &f.samples[i])
 	}
-	return &dto.MetricFamily{Name: &f.metric.Name, Help: &f.metric.Help, Type: &f.metric.Type, Metric: samples}
+	return &dto.MetricFamily{Name: &f.metric.Name, Help: &f.metric.Help, Type: &f.metric.Type, Metric: f.shown}
 }
 
 // single is a family of one sample without labels.
 func single(m Metric, n uint64) *dto.MetricFamily {
-	f := newFamily(m, 1)
+	f := (&family{}).reset(m, 1)
 	f.add(n)
 	return f.done()
 }

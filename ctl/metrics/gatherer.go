@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl"
@@ -31,6 +32,7 @@ type Gatherer struct {
 	source  Source
 	build   Build
 	reasons []string
+	shelves sync.Pool // of shelf
 }
 
 // NewGatherer returns a gatherer over source. reasons are those that a packet
@@ -40,20 +42,28 @@ func NewGatherer(source Source, build Build, reasons []string) *Gatherer {
 	return &Gatherer{source: source, build: build, reasons: reasons}
 }
 
-// Gather implements prometheus.Gatherer. A snapshot that cannot be read makes
-// the scrape fail, so that Prometheus marks the target down instead of storing
-// an instance without ports.
-func (g *Gatherer) Gather() (families []*dto.MetricFamily, err error) {
-	err = g.each(func(f *dto.MetricFamily) error {
+// Gather implements prometheus.TransactionalGatherer: the families are the
+// caller's until done. A snapshot that cannot be read makes the scrape fail, so
+// that Prometheus marks the target down instead of storing an instance without
+// ports.
+func (g *Gatherer) Gather() (families []*dto.MetricFamily, done func(), err error) {
+	memory, _ := g.shelves.Get().(shelf)
+	if memory == nil {
+		memory = shelf{}
+	}
+	err = g.each(memory.family, func(f *dto.MetricFamily) error {
 		families = append(families, f)
 		return nil
 	})
-	return families, err
+	return families, func() { g.shelves.Put(memory) }, err
 }
 
-// each reads a snapshot and shows it family by family, so that who writes them
-// out one after the other needs the memory of one.
-func (g *Gatherer) each(show func(*dto.MetricFamily) error) error {
+// room gives an empty family of m with room for so many samples.
+type room func(m Metric, samples int) *family
+
+// each reads a snapshot and shows it family by family, in the room that it is
+// given for one after the other.
+func (g *Gatherer) each(in room, show func(*dto.MetricFamily) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	snap, err := g.source.Snapshot(ctx)
@@ -65,7 +75,7 @@ func (g *Gatherer) each(show func(*dto.MetricFamily) error) error {
 		if !snap.Up && !m.WhenDown {
 			continue
 		}
-		if err := show(g.family(m, snap, ports)); err != nil {
+		if err := show(g.family(m, snap, ports, in)); err != nil {
 			return err
 		}
 	}
@@ -73,32 +83,32 @@ func (g *Gatherer) each(show func(*dto.MetricFamily) error) error {
 }
 
 // family is m with its samples.
-func (g *Gatherer) family(m Metric, snap ctl.Snapshot, ports []labelledPort) *dto.MetricFamily {
+func (g *Gatherer) family(m Metric, snap ctl.Snapshot, ports []labelledPort, in room) *dto.MetricFamily {
 	switch m.Name {
 	case nameUp:
 		return single(m, oneIf(snap.Up))
 	case nameBuildInfo:
-		f := newFamily(m, 1)
+		f := in(m, 1)
 		f.add(1, pair("goversion", g.build.GoVersion), pair("revision", g.build.Revision), pair("version", g.build.Version))
 		return f.done()
 	case nameReceivePackets:
-		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastPackets, p.RXSlowPackets })
+		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastPackets, p.RXSlowPackets })
 	case nameReceiveBytes:
-		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastBytes, p.RXSlowBytes })
+		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastBytes, p.RXSlowBytes })
 	case nameSendPackets:
-		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastPackets, p.TXSlowPackets })
+		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastPackets, p.TXSlowPackets })
 	case nameSendBytes:
-		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastBytes, p.TXSlowBytes })
+		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastBytes, p.TXSlowBytes })
 	case nameDropped:
-		return g.byReason(m, ports)
+		return g.byReason(m, in, ports)
 	case nameNetworkPorts:
-		f := newFamily(m, len(snap.Networks))
+		f := in(m, len(snap.Networks))
 		for _, n := range snap.Networks {
 			f.add(uint64(len(n.Ports)), pair("network", n.Name))
 		}
 		return f.done()
 	default:
-		return nat(m, snap.NAT)
+		return nat(m, in, snap.NAT)
 	}
 }
 
@@ -127,8 +137,8 @@ func labelled(snap ctl.Snapshot) []labelledPort {
 	return out
 }
 
-func byPath(m Metric, ports []labelledPort, of func(ctl.PortPaths) (fast, slow uint64)) *dto.MetricFamily {
-	f := newFamily(m, 2*len(ports))
+func byPath(m Metric, in room, ports []labelledPort, of func(ctl.PortPaths) (fast, slow uint64)) *dto.MetricFamily {
+	f := in(m, 2*len(ports))
 	fastPath, slowPath := pair("path", "fast"), pair("path", "slow")
 	for _, p := range ports {
 		fast, slow := of(p.Paths)
@@ -138,8 +148,8 @@ func byPath(m Metric, ports []labelledPort, of func(ctl.PortPaths) (fast, slow u
 	return f.done()
 }
 
-func (g *Gatherer) byReason(m Metric, ports []labelledPort) *dto.MetricFamily {
-	f := newFamily(m, len(g.reasons)*len(ports))
+func (g *Gatherer) byReason(m Metric, in room, ports []labelledPort) *dto.MetricFamily {
+	f := in(m, len(g.reasons)*len(ports))
 	reasons := make([]*dto.LabelPair, len(g.reasons))
 	for i, r := range g.reasons {
 		reasons[i] = pair("reason", r)
@@ -153,7 +163,7 @@ func (g *Gatherer) byReason(m Metric, ports []labelledPort) *dto.MetricFamily {
 }
 
 // nat is a family of the instance's NAT.
-func nat(m Metric, n ctl.NATView) *dto.MetricFamily {
+func nat(m Metric, in room, n ctl.NATView) *dto.MetricFamily {
 	switch m.Name {
 	case nameFlows:
 		return single(m, uint64(n.Flows))
@@ -168,7 +178,7 @@ func nat(m Metric, n ctl.NATView) *dto.MetricFamily {
 	case namePortProbes:
 		return probes(m, n)
 	}
-	f := newFamily(m, len(refusals()))
+	f := in(m, len(refusals()))
 	for _, reason := range refusals() {
 		f.add(n.Refused[reason], pair("reason", reason))
 	}

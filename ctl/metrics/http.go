@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"log"
@@ -32,22 +33,22 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 	}
 	// No prometheus.Gatherers, which check and sort every sample again: the names
 	// of ours and theirs are different.
-	all := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
-		families, err := g.Gather()
+	all := transaction(func() ([]*dto.MetricFamily, func(), error) {
+		families, done, err := g.Gather()
 		if err != nil {
-			return nil, err
+			return nil, done, err
 		}
 		more, err := process.Gather()
-		return append(families, more...), err
+		return append(families, more...), done, err
 	})
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", inLargeWrites(promhttp.HandlerForTransactional(all, promhttp.HandlerOpts{
 		ErrorLog:            log.New(errs, "", 0),
 		ErrorHandling:       promhttp.HTTPErrorOnError,
 		MaxRequestsInFlight: maxScrapes,
 		// The scraper is near, as a rule on this machine, and CPU is the dearer.
 		DisableCompression: true,
-	}))
+	})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "ok\n")
 	})
@@ -57,6 +58,31 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 	})
 	return mux, nil
 }
+
+// transaction is a prometheus.TransactionalGatherer.
+type transaction func() (families []*dto.MetricFamily, done func(), err error)
+
+func (t transaction) Gather() ([]*dto.MetricFamily, func(), error) { return t() }
+
+// answerBuffer is how much of an answer, in bytes, goes to the socket at a time;
+// net/http would write 4 KB of what with a thousand ports is two megabytes.
+const answerBuffer = 64 << 10
+
+func inLargeWrites(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b := bufio.NewWriterSize(w, answerBuffer)
+		h.ServeHTTP(bufferedAnswer{w, b}, r)
+		_ = b.Flush() // who does not read the answer any more needs no other
+	})
+}
+
+// bufferedAnswer is a ResponseWriter whose body goes through a buffer.
+type bufferedAnswer struct {
+	http.ResponseWriter
+	body *bufio.Writer
+}
+
+func (a bufferedAnswer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
 // NewServer wraps a handler with timeouts that suit scrapes: a client that
 // dribbles its request must not hold a connection for ever.

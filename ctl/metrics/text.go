@@ -14,7 +14,8 @@ import (
 // is about to exit.
 func Write(w io.Writer, g *Gatherer) error {
 	b := bufio.NewWriter(w)
-	err := g.each(func(f *dto.MetricFamily) error {
+	var one family
+	err := g.each(one.reset, func(f *dto.MetricFamily) error {
 		if _, err := expfmt.MetricFamilyToText(b, f); err != nil {
 			return fmt.Errorf("writing %s: %w", f.GetName(), err)
 		}
