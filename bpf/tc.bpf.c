@@ -206,8 +206,8 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
 	if (from)
 		fbr_lease_inbound(skb, &pkt, p);
-	else if (pkt.kind == FBR_L4_ICMP_ERR && !pkt.frag)
-		why = fbr_hairpin_host_error(skb, &pkt);
+	else
+		why = fbr_hairpin_from_host(skb, &pkt);
 	return why == FBR_FOREIGN ? FBR_NONE : why;
 }
 

@@ -155,3 +155,32 @@ func TestHairpinErrorsOfTheHost(t *testing.T) {
 		}
 	}
 }
+
+// A RST that the host makes, as a firewall's answer to a hairpinned segment, comes
+// from where its sender has sent it.
+func TestHairpinRSTOfTheHost(t *testing.T) {
+	h, _, _ := hairpinned(t)
+	check(t, h.Publish(h.publication(false)))
+	syn := h.udpOf(h.c2, extAddr.String(), 0).With(func(f *testutil.Frame) {
+		f.UDP, f.TCP = nil, &testutil.TCP{SrcPort: 40000, DstPort: 8081, SYN: true}
+	})
+	if got := h.portInOf(t, h.c2, syn); got.verdict != next {
+		t.Fatalf("verdict %d", got.verdict)
+	}
+	rst := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c2.MAC, Src: c1Addr, Dst: c2Addr,
+		TCP: &testutil.TCP{SrcPort: 81, DstPort: 40000, RST: true, ACK: true}}
+	deliver := func(f testutil.Frame) result { return h.run(t, h.progs.FbrPortOut, f.Bytes(t), h.c2.Ifindex, 0) }
+	for what, change := range map[string]func(*testutil.Frame){
+		"no RST":       func(f *testutil.Frame) { f.TCP.RST = false },
+		"another port": func(f *testutil.Frame) { f.TCP.SrcPort = 82 },
+	} {
+		f := rst.With(change)
+		if got := deliver(f); got.verdict != next || string(got.frame) != string(f.Bytes(t)) {
+			t.Errorf("%s: verdict %d, changed: %v", what, got.verdict, string(got.frame) != string(f.Bytes(t)))
+		}
+	}
+	want := rst.With(func(f *testutil.Frame) { f.Src, f.TCP.SrcPort = extAddr, 8081 }).Bytes(t)
+	if got := deliver(rst); got.verdict != next || string(got.frame) != string(want) {
+		t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
+	}
+}

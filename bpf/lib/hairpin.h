@@ -15,9 +15,9 @@
  * fbr_port_out and fbr_guard tell them by skb->hash, which nothing on that way
  * changes or lets anybody filter by: the instance's random bits and the sender's
  * slot. What they find there is compared with the packet: a wrong guess by a
- * container translates its own packet into its own external port. An error that
- * the host itself makes about such a packet has no such hash: fbr_hair leads to
- * the sender's session then.
+ * container translates its own packet into its own external port. What the host
+ * itself sends about such a packet, an error or a RST, has no such hash: fbr_hair
+ * leads to the sender's session then.
  */
 #ifndef FBR_HAIRPIN_H
 #define FBR_HAIRPIN_H
@@ -256,11 +256,34 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	return fbr_rewrite(skb, p.l3, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
-/* An ICMP error that the host has made about a hairpinned packet, on its way to
- * the packet's sender p->daddr: gives the quote the destination that the sender
- * knows. Returns as fbr_hairpin_deliver.
+/* The packet that another, p, of the host itself is about: an ICMP error quotes
+ * it, a RST answers it. False if p is neither.
  */
-__fbr_global enum fbr_reason fbr_hairpin_host_error(struct __sk_buff *skb, const struct fbr_pkt *p)
+static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct fbr_pkt *p,
+					     struct fbr_pkt *in)
+{
+	if (p->frag)
+		return false;
+	if (p->kind == FBR_L4_ICMP_ERR)
+		return !fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), in) &&
+		       in->kind == FBR_L4_PORTS && in->saddr == p->daddr;
+	if (p->kind != FBR_L4_PORTS || !(p->tcp_flags & TCP_RST))
+		return false;
+	*in = (struct fbr_pkt){
+		.saddr = p->daddr,
+		.daddr = p->saddr,
+		.sport = p->dport,
+		.dport = p->sport,
+		.proto = p->proto,
+	};
+	return true;
+}
+
+/* What the host itself sends about a hairpinned packet to its sender p->daddr, an
+ * ICMP error or a firewall's RST: makes it about the packet that the sender knows.
+ * Returns as fbr_hairpin_deliver.
+ */
+__fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
 	if (!p)
 		return FBR_FOREIGN;
@@ -271,8 +294,7 @@ __fbr_global enum fbr_reason fbr_hairpin_host_error(struct __sk_buff *skb, const
 	struct fbr_pkt in;
 	__u32 *hint;
 
-	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
-	    in.saddr != p->daddr)
+	if (!fbr_hair_subject(skb, p, &in))
 		return FBR_FOREIGN;
 	hint = fbr_hair_hint(&in, in.daddr, in.dport);
 	s = hint ? fbr_hair_sender(*hint, in.saddr) : NULL;
@@ -283,8 +305,10 @@ __fbr_global enum fbr_reason fbr_hairpin_host_error(struct __sk_buff *skb, const
 	if (!to || to->addr != in.daddr || to->port != in.dport)
 		return FBR_FOREIGN;
 	/* Point of no return. */
-	return fbr_rewrite_quote(skb, p->l4, false, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED
-									  : FBR_NONE;
+	if (p->kind == FBR_L4_ICMP_ERR)
+		return fbr_rewrite_quote(skb, p->l4, false, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED
+										  : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, true, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 #endif

@@ -25,6 +25,7 @@ func TestE2EHairpin(t *testing.T) {
 		t.Run("UDP", h.testHairpinUDP)
 		t.Run("TCP", h.testHairpinTCP)
 		t.Run("nobody's port", h.testHairpinNobody)
+		t.Run("reset by a firewall", h.testHairpinReset)
 		h.assertBytesEqual(t)
 	})
 }
@@ -168,4 +169,19 @@ func (h *e2e) testHairpinNobody(t *testing.T) {
 		t.Error(err)
 	}
 	assertPeers(t, s, h.Containers[0].Addr)
+}
+
+// A firewall's RST reaches who has connected by the host's address.
+func (h *e2e) testHairpinReset(t *testing.T) {
+	h.must(t, "publish", "add", "8080:80", "c1")
+	h.withRule(t, []string{"FORWARD", "-d", h.Containers[0].Addr.String(), "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"})
+	ctx, cancel := context.WithTimeout(h.ctx, pingPatience)
+	defer cancel()
+	c, err := h.Containers[1].DialTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), 8080))
+	if c != nil {
+		_ = c.Close()
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("connecting: %v, want connection refused", err)
+	}
 }
