@@ -354,6 +354,9 @@ func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
 			continue
 		}
 		m, err := openMap(dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: there is no map %s", ErrSchemaOlder, name)
+		}
 		if err != nil {
 			return err
 		}

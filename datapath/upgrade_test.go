@@ -1,7 +1,9 @@
 package datapath
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf/link"
@@ -87,5 +89,19 @@ func TestGuardIsAttachedOnceAndSurvivesReattaching(t *testing.T) {
 	}
 	if guards != 2 {
 		t.Errorf("%d netfilter links, want 2: %v", guards, entries)
+	}
+}
+
+// Pins of a build that knew less are older ones, whatever is missing: `down` can
+// remove them.
+func TestPinsOfLessAreOlder(t *testing.T) {
+	for _, missing := range []string{tcMapFbrHair, progsDir + "/" + tcProgFbrTunIn} {
+		h := newHarness(t, Config{FlowsMax: 64}, nil)
+		h.otherBuild(t)
+		check(t, os.Remove(filepath.Join(h.dir, missing)))
+		if d, err := Open(h.dir); !errors.Is(err, ErrSchemaOlder) {
+			t.Errorf("without %s: %v, want ErrSchemaOlder", missing, err)
+			_ = d.Close()
+		}
 	}
 }
