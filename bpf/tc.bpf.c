@@ -38,17 +38,11 @@ static __always_inline int fbr_drop(const struct fbr_dev *d, __u32 reason)
 static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
 					  const struct fbr_conf *c, const struct ethhdr *eth)
 {
-	struct fbr_fdb_key k;
 	struct fbr_dev *t;
-	__u32 *oif;
 
 	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH))
 		return TCX_NEXT;
-	*(__u32 *)&k.mac[0] = *(__u32 *)&eth->h_dest[0];
-	*(__u32 *)&k.mac[4] = *(__u16 *)&eth->h_dest[4]; /* and the padding */
-	k.bridge = p->bridge;
-	oif = bpf_map_lookup_elem(&fbr_fdb, &k);
-	t = oif ? fbr_dev_get(*oif) : NULL;
+	t = fbr_mac_port(eth->h_dest, p->bridge);
 	if (!t || (t->flags & FBR_DEV_KERNEL_PATH) || t->bridge != p->bridge || t->mtu < p->mtu)
 		return TCX_NEXT;
 	fbr_count_rx(skb, p, FBR_FAST);

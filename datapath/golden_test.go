@@ -190,6 +190,7 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 	out := h.portIn(t, udp.Bytes(t))
 	l2 := udp.With()
 	l2.DstMAC, l2.Dst = h.c2.MAC, c2Addr
+	h.portIn(t, l2.Bytes(t)) // the first one is looked up
 	direct := h.reply(udp, eport)
 	direct.Dst = c1Addr
 	reply := h.reply(udp, eport).Bytes(t)

@@ -250,6 +250,7 @@ const (
 	injectedMapFbrDevs           = "fbr_devs"
 	injectedMapFbrDrops          = "fbr_drops"
 	injectedMapFbrFdb            = "fbr_fdb"
+	injectedMapFbrFdbNear        = "fbr_fdb_near"
 	injectedMapFbrFlow           = "fbr_flow"
 	injectedMapFbrFlowOf         = "fbr_flow_of"
 	injectedMapFbrFrag           = "fbr_frag"
@@ -400,6 +401,7 @@ type injectedMapSpecs struct {
 	FbrDevs      *ebpf.MapSpec `ebpf:"fbr_devs"`
 	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
+	FbrFdbNear   *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
 	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
 	FbrFlowOf    *ebpf.MapSpec `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
@@ -482,6 +484,7 @@ type injectedMaps struct {
 	FbrDevs      *ebpf.Map `ebpf:"fbr_devs"`
 	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
+	FbrFdbNear   *ebpf.Map `ebpf:"fbr_fdb_near"`
 	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
 	FbrFlowOf    *ebpf.Map `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
@@ -518,6 +521,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrDevs,
 		m.FbrDrops,
 		m.FbrFdb,
+		m.FbrFdbNear,
 		m.FbrFlow,
 		m.FbrFlowOf,
 		m.FbrFrag,

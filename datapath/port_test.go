@@ -135,6 +135,10 @@ func TestPortInForwardsBetweenPorts(t *testing.T) {
 	if c := h.of(t, h.c2.Ifindex); c.TX.FastPackets != 1 || c.TX.FastBytes != uint64(len(f)) {
 		t.Errorf("c2 counts %+v", c)
 	}
+	h.misleadFDB(t, h.c1.Ifindex)
+	if got := h.portIn(t, f); got.verdict != redirect || h.of(t, h.c2.Ifindex).TX.FastPackets != 2 {
+		t.Errorf("with wrong hints: verdict %d, want redirect to c2", got.verdict)
+	}
 	slow := func(name string, prepare func()) {
 		t.Helper()
 		prepare()
@@ -153,8 +157,17 @@ func TestPortInForwardsBetweenPorts(t *testing.T) {
 	slow("target gone", func() { check(t, h.DetachPort(h.c2.Ifindex)) })
 }
 
+// misleadFDB makes every hint of fbr_fdb_near lead to one port.
+func (h *harness) misleadFDB(t *testing.T, ifindex int) {
+	t.Helper()
+	for i := range h.maps.FbrFdbNear.MaxEntries() {
+		check(t, h.maps.FbrFdbNear.Put(i, uint32(ifindex)))
+	}
+}
+
 func TestPortInKeepsNetworksApart(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	h.misleadFDB(t, h.other.Ifindex)
 	f := h.fromC1().With(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.other.MAC, other }).Bytes(t)
 	if got := h.portIn(t, f); got.verdict != next {
 		t.Errorf("frame to a MAC of the other bridge: verdict %d, want the kernel's bridge, which does not know it", got.verdict)

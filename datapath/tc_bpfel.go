@@ -328,6 +328,7 @@ const (
 	tcMapFbrDevs           = "fbr_devs"
 	tcMapFbrDrops          = "fbr_drops"
 	tcMapFbrFdb            = "fbr_fdb"
+	tcMapFbrFdbNear        = "fbr_fdb_near"
 	tcMapFbrFlow           = "fbr_flow"
 	tcMapFbrFlowOf         = "fbr_flow_of"
 	tcMapFbrFrag           = "fbr_frag"
@@ -475,6 +476,7 @@ type tcMapSpecs struct {
 	FbrDevs      *ebpf.MapSpec `ebpf:"fbr_devs"`
 	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
+	FbrFdbNear   *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
 	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
 	FbrFlowOf    *ebpf.MapSpec `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
@@ -556,6 +558,7 @@ type tcMaps struct {
 	FbrDevs      *ebpf.Map `ebpf:"fbr_devs"`
 	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
+	FbrFdbNear   *ebpf.Map `ebpf:"fbr_fdb_near"`
 	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
 	FbrFlowOf    *ebpf.Map `ebpf:"fbr_flow_of"`
 	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
@@ -591,6 +594,7 @@ func (m *tcMaps) Close() error {
 		m.FbrDevs,
 		m.FbrDrops,
 		m.FbrFdb,
+		m.FbrFdbNear,
 		m.FbrFlow,
 		m.FbrFlowOf,
 		m.FbrFrag,

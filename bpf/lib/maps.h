@@ -66,6 +66,16 @@ struct {
 	__type(value, __u32); /* ifindex */
 } fbr_fdb SEC(".maps");
 
+/* The port last found in fbr_fdb, by a hash of what it was found under. A hint:
+ * the port's own addresses are compared.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << FBR_FDB_BITS);
+	__type(key, __u32);
+	__type(value, __u32); /* ifindex */
+} fbr_fdb_near SEC(".maps");
+
 /* container address to port; subnets of an instance never overlap */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

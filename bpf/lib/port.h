@@ -24,6 +24,44 @@ static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
 	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
 }
 
+/* Where fbr_fdb_near has the port with a MAC address: its end is what ports differ in. */
+static __always_inline __u32 *fbr_fdb_near_at(__u32 end, __u32 bridge)
+{
+	__u32 at = ((end ^ bridge) * 0x9e3779b1) >> (32 - FBR_FDB_BITS);
+
+	return bpf_map_lookup_elem(&fbr_fdb_near, &at);
+}
+
+/* The ifindex of the port of a bridge with a MAC address, whose first two and last
+ * four bytes are given, or 0. fbr_fdb_near knows it from now on.
+ */
+__fbr_global __u32 fbr_fdb_find(__u16 begin, __u32 end, __u32 bridge)
+{
+	__u32 *near = fbr_fdb_near_at(end, bridge), *found;
+	struct fbr_fdb_key k = { .bridge = bridge };
+
+	*(__u16 *)&k.mac[0] = begin;
+	__builtin_memcpy(&k.mac[2], &end, sizeof(end));
+	found = bpf_map_lookup_elem(&fbr_fdb, &k);
+	if (!found)
+		return 0;
+	if (near)
+		*near = *found;
+	return *found;
+}
+
+/* The port of a bridge with a MAC address, or NULL. */
+static __always_inline struct fbr_dev *fbr_mac_port(const __u8 *mac, __u32 bridge)
+{
+	__u32 end = *(__u32 *)&mac[2];
+	__u32 *near = fbr_fdb_near_at(end, bridge);
+	struct fbr_dev *t = near ? fbr_dev_get(*near) : NULL;
+
+	if (t && fbr_mac_equal(t->mac, mac) && t->bridge == bridge && (t->flags & FBR_DEV_PORT))
+		return t;
+	return fbr_dev_get(fbr_fdb_find(*(__u16 *)mac, end, bridge));
+}
+
 static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 {
 	struct arphdr arp;

@@ -13,6 +13,7 @@
 #define FBR_DEVS_MAX  16384  /* slots: ifindex modulo this */
 #define FBR_STATS_MAX 4096   /* devices that can exist at once */
 #define FBR_PUBS_MAX  262144 /* published ports */
+#define FBR_FDB_BITS  12     /* of a hash of a MAC address, for fbr_fdb_near */
 
 /* fbr_conf[0]: what user space changes while the programs run */
 struct fbr_conf {
