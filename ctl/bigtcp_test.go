@@ -20,7 +20,7 @@ func TestDecideBigTCP(t *testing.T) {
 		return d
 	}
 	usual := with(func(d *link.Device) { d.GSOMax = 65536 })
-	some := with(func(d *link.Device) { d.GSOMax = 131072 })
+	some := with(func(d *link.Device) { d.GSOMax = 98304 })
 	few := with(func(d *link.Device) { d.GSOSegs = 64 })
 	fewJumbo := with(func(d *link.Device) { d.GSOSegs, d.MTU = 64, 9000 })
 	limited := with(func(d *link.Device) { d.GSO = 16384 })
@@ -35,7 +35,7 @@ func TestDecideBigTCP(t *testing.T) {
 	}{
 		{"a fast card", "", []link.Device{fast}, bigGSO, "every uplink"},
 		{"a usual card", BigTCPAuto, []link.Device{usual}, 0, "65536 bytes at most"},
-		{"one in between", BigTCPAuto, []link.Device{fast, some}, 131072, "every uplink"},
+		{"one in between", BigTCPAuto, []link.Device{fast, some}, 98304, "every uplink"},
 		{"a fast and a usual card", BigTCPAuto, []link.Device{fast, usual}, 0, "65536 bytes at most"},
 		{"few segments", BigTCPAuto, []link.Device{few}, 92672, "every uplink"},
 		{"few but large segments", BigTCPAuto, []link.Device{fewJumbo}, bigGSO, "every uplink"},
@@ -118,16 +118,16 @@ func TestBigTCPFollowsTheUplink(t *testing.T) {
 	want("a veth", link.DefaultGSO, link.DefaultGSO)
 	up(BigTCPOn)
 	want("asked for", bigGSO, bigGSO)
-	if !strings.Contains(h.messages.String(), "uplink up0 takes super-packets of 196608 bytes now") {
+	if !strings.Contains(h.messages.String(), "uplink up0 takes super-packets of 131072 bytes now") {
 		t.Errorf("nobody was told: %s", h.messages)
 	}
 	up(BigTCPAuto) // what we have set ourselves is no promise
 	want("a veth again", link.DefaultGSO, link.DefaultGSO)
-	if err := h.conn.SetGSO(uplink, 131072); err != nil {
+	if err := h.conn.SetGSO(uplink, 98304); err != nil {
 		t.Fatal(err)
 	}
 	up("")
-	want("somebody has raised the uplink", 131072, 131072)
+	want("somebody has raised the uplink", 98304, 98304)
 	up(BigTCPOn)
 	want("asked for more", bigGSO, bigGSO)
 	if _, err := h.ctl(t).Detach(h.ctx, "c1", DefaultNetwork); err != nil {
@@ -136,7 +136,7 @@ func TestBigTCPFollowsTheUplink(t *testing.T) {
 	h.attach(t, c1.Path(), "c1")
 	want("a new port", bigGSO, bigGSO)
 	h.downAll(t)
-	if got := size(h.conn, "up0"); got != 131072 {
+	if got := size(h.conn, "up0"); got != 98304 {
 		t.Errorf("down left the uplink at %d", got)
 	}
 	if err := h.conn.SetGSO(uplink, link.DefaultGSO); err != nil {

@@ -194,7 +194,7 @@ func (d *demo) measure(ctx context.Context) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	d.printf("fastbr's containers send super-packets of 192 KiB here, the bridge's the usual 64 ('fastbr up --big-tcp').\n")
+	d.printf("fastbr's containers send super-packets of 128 KiB here, the bridge's the usual 64 ('fastbr up --big-tcp').\n")
 	return nil
 }
 

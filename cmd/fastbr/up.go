@@ -138,7 +138,7 @@ type instanceFlags struct {
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable, with or without Ethernet header (tun, WireGuard, ppp); auto: of the default route (default auto)")
-	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 192 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them as they are (default auto)")
+	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them as they are (default auto)")
 	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where it costs nothing else, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
 	flags.StringVar(&f.natRange, "nat-range", "", "external ports, `FIRST-LAST` (default 10000-29999)")

@@ -85,7 +85,7 @@ func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
 // in bytes: what the driver of a fast network card could, and veth can, while
 // it would leave the kernel's usual 64 KiB. It is a promise for the whole way, which
 // here is one cable. What a switch passes on, it would have to cut.
-const CableGSO = 192 << 10
+const CableGSO = 128 << 10
 
 // SetGSO sets the most that a super-packet of IPv4 has on a device, in bytes
 // (gso_ipv4_max_size).
