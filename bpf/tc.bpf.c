@@ -493,6 +493,8 @@ enum fbr_op {
 	FBR_OP_FLUSH =
 		2, /* end the sessions of device ifindex (0: all) in slots [from, to); arg = how many */
 	FBR_OP_FIB = 3, /* arg = what bpf_fib_lookup says to BPF_FIB_LOOKUP_SRC */
+	FBR_OP_QUEUE =
+		4, /* put the ports that entries [from, to) of fbr_nport name (.refs) into their queues */
 };
 
 struct fbr_request {
@@ -523,6 +525,28 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 	return 0;
 }
 
+/* Entry i of fbr_nport says in .refs, which nobody needs before the first program is
+ * attached, which port comes at this place of the queue.
+ */
+static long fbr_queue_one(__u64 i, __u32 *from)
+{
+	__u32 at = *from + i, class = at / cfg_nat_count;
+	__u8 proto = class == FBR_CLASS_TCP   ? IPPROTO_TCP
+		     : class == FBR_CLASS_UDP ? IPPROTO_UDP
+					      : IPPROTO_ICMP;
+	struct fbr_nport *order = bpf_map_lookup_elem(&fbr_nport, &at), *np;
+	__u32 off;
+
+	if (!order)
+		return 1;
+	off = order->refs;
+	order->refs = 0;
+	np = fbr_nport_get(proto, off);
+	if (np)
+		fbr_queue_push(proto, np, off);
+	return 0;
+}
+
 static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 {
 	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
@@ -536,6 +560,10 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 		if (r->to > r->from)
 			bpf_loop(r->to - r->from, fbr_flush_one, &w, 0);
 		r->arg = w.n;
+		return 0;
+	case FBR_OP_QUEUE:
+		if (r->to > r->from)
+			bpf_loop(r->to - r->from, fbr_queue_one, &r->from, 0);
 		return 0;
 	case FBR_OP_FIB:
 		/* A flag the kernel does not know is -EINVAL, whatever the routes. */

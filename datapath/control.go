@@ -9,8 +9,18 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// flushChunk bounds one run of the flush, which keeps bottom halves off.
-const flushChunk = 4096
+// requestChunk bounds one run of fbr_control, which keeps bottom halves off.
+const requestChunk = 4096
+
+// inChunks calls f with all of [0, n), a chunk at a time.
+func inChunks(n uint32, f func(from, to uint32) error) error {
+	for from := uint32(0); from < n; from += requestChunk {
+		if err := f(from, min(from+requestChunk, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // request runs fbr_control, which sees the maps as the other programs do.
 func request(p *ebpf.Program, r tcFbrRequest) (uint64, error) {
@@ -43,16 +53,13 @@ func (d *Datapath) flush(ifindex int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	end := uint32(min(st.Fresh, uint64(d.meta.FlowsMax)))
 	total := 0
-	for from := uint32(0); from < end; from += flushChunk {
-		n, err := d.flushSlots(ifindex, from, min(from+flushChunk, end))
-		if err != nil {
-			return total, err
-		}
+	err = inChunks(uint32(min(st.Fresh, uint64(d.meta.FlowsMax))), func(from, to uint32) error {
+		n, err := d.flushSlots(ifindex, from, to)
 		total += n
-	}
-	return total, nil
+		return err
+	})
+	return total, err
 }
 
 // flushSlots ends the sessions of a device, or of all, in slots [from, to).

@@ -262,34 +262,33 @@ func (d *Datapath) fill() error {
 	if err := d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}
-	// The order decides which external port comes next: it must not be guessable.
+	return d.queuePorts()
+}
+
+// queuePorts fills the queues of free ports. The order decides which external
+// port comes next: it must not be guessable. It is written with one call, and a
+// program makes queues of it, which take one element a call.
+func (d *Datapath) queuePorts() error {
 	var seed [32]byte
 	if _, err := rand.Read(seed[:]); err != nil {
 		return err
 	}
 	rnd := mrand.New(mrand.NewChaCha8(seed))
-	for _, q := range []*ebpf.Map{d.maps.FbrPfreeTcp, d.maps.FbrPfreeUdp, d.maps.FbrPfreeIcmp} {
+	n := 3 * d.meta.NatCount // TCP, UDP, ICMP
+	keys, order := make([]uint32, 0, n), make([]tcFbrNport, 0, n)
+	for range 3 {
 		for _, off := range rnd.Perm(int(d.meta.NatCount)) {
-			if err := q.Put(nil, uint32(off)); err != nil {
-				return fmt.Errorf("filling the queue of free ports: %w", err)
-			}
+			keys = append(keys, uint32(len(keys)))
+			order = append(order, tcFbrNport{Refs: uint32(off)})
 		}
 	}
-	return d.markQueued()
-}
-
-// markQueued notes in fbr_nport that every port stands in its queue.
-func (d *Datapath) markQueued() error {
-	n := int(3 * d.meta.NatCount)
-	keys, values := make([]uint32, n), make([]tcFbrNport, n)
-	for i := range keys {
-		keys[i] = uint32(i)
-		values[i].Queued = 1
-	}
-	if _, err := d.maps.FbrNport.BatchUpdate(keys, values, nil); err != nil {
+	if _, err := d.maps.FbrNport.BatchUpdate(keys, order, nil); err != nil {
 		return fmt.Errorf("writing fbr_nport: %w", err)
 	}
-	return nil
+	return inChunks(n, func(from, to uint32) error {
+		_, err := request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_QUEUE, From: from, To: to})
+		return err
+	})
 }
 
 // Open opens what Create pinned. Returns an error wrapping ErrNotLoaded,

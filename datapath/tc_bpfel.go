@@ -177,6 +177,7 @@ const (
 	tcFbrOpFBR_OP_NOW   tcFbrOp = 1
 	tcFbrOpFBR_OP_FLUSH tcFbrOp = 2
 	tcFbrOpFBR_OP_FIB   tcFbrOp = 3
+	tcFbrOpFBR_OP_QUEUE tcFbrOp = 4
 )
 
 type tcFbrPeerKey struct {
