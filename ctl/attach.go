@@ -172,8 +172,8 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
 	slow := r.Slow || r.Bandwidth != Bandwidth{}
-	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: slow, Slowed: slow, Hairpin: r.Hairpin,
-		Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}
+	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, portExtra: portExtra{
+		Slow: slow, Slowed: slow, Hairpin: r.Hairpin, Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}}
 	if r.Owner != nil {
 		if _, lost := s.owned(*r.Owner); lost != nil {
 			return nil, tagged(ErrExists, fmt.Sprintf("container %s has %s on network %s already", r.Owner.Container, r.Owner.Ifname, r.Owner.Network))
@@ -333,15 +333,12 @@ func (s *session) createVeth(n *network, p *port, at *plug, index int) error {
 	if err != nil {
 		return err
 	}
-	p.Index = index
+	p.Index = index // written down when the port is done: see detachFromDatapath
 	if p.GSO != 0 {
 		_ = cmp.Or(at.conn, s.conn).SetGSO(peer, p.GSO) // else TCP goes on as everywhere
 	}
 	if p.XDP, p.GRO = false, false; s.st.xdpOn() {
 		_ = s.openToXDP(p, at.ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
-	}
-	if err := s.save(); err != nil {
-		return err
 	}
 	return quietIPv6(p.Port)
 }
@@ -453,14 +450,24 @@ func (s *session) detachPrograms(n *network, ports []*port) error {
 		return fmt.Errorf("unpublishing ports: %w", err)
 	}
 	for _, p := range ports {
-		if p.Index == 0 {
-			continue
-		}
-		if err := s.dp.DetachPort(p.Index); err != nil {
+		if err := s.detachFromDatapath(p); err != nil {
 			return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)
 		}
 	}
 	return nil
+}
+
+// detachFromDatapath makes the datapath forget a port. A kill may have come before
+// the port's index was written down; then the datapath finds it by its address.
+func (s *session) detachFromDatapath(p *port) error {
+	index := p.Index
+	if index == 0 {
+		var err error
+		if index, err = s.dp.PortAt(p.IP); err != nil || index == 0 {
+			return err
+		}
+	}
+	return s.dp.DetachPort(index)
 }
 
 // joinBridge makes the host end a port whose address is known before the first

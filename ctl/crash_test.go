@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -144,6 +145,37 @@ func TestKillAnywhereIsSound(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKillThenVanish kills an attach where only the kernel knows the new device,
+// which then goes before the next command looks.
+func TestKillThenVanish(t *testing.T) {
+	h := newHost(t)
+	target := testutil.NewNetns(t).Path()
+	untouched := h.traces(t)
+	h.up(t)
+	cmd := h.process(t, "port-programs", "attach", target)
+	if err := cmd.Run(); err == nil {
+		t.Fatalf("it was not killed: %s", cmd.Stderr)
+	}
+	ns, err := link.OpenTarget(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inside.Close()
+	d, err := inside.ByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := inside.Delete(d.Index); err != nil {
+		t.Fatal(err)
+	}
+	h.assertSound(t, untouched, target)
 }
 
 func TestAttachTwoAtOnce(t *testing.T) {

@@ -124,6 +124,15 @@ func (f *fakeFile) DetachPort(i int) error {
 	return f.save()
 }
 
+func (f *fakeFile) PortAt(ip netip.Addr) (int, error) {
+	for i, p := range f.Ports {
+		if p.IP == ip {
+			return i, nil
+		}
+	}
+	return 0, nil
+}
+
 func (f *fakeFile) Publish(ps ...datapath.Publication) error {
 	for _, p := range ps {
 		if _, ok := f.Ports[p.Ifindex]; !ok {

@@ -23,6 +23,7 @@ type plane interface {
 	DeleteNetwork(bridge int) error
 	AttachPort(datapath.Port) error
 	DetachPort(ifindex int) error
+	PortAt(netip.Addr) (ifindex int, err error)
 	Publish(...datapath.Publication) error
 	Unpublish(...datapath.Publication) error
 	VerifyPublication(datapath.Publication) error

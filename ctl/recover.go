@@ -37,7 +37,7 @@ func (s *session) syncSlow() error {
 	changed := false
 	for _, name := range s.st.networkNames() {
 		n := s.st.Networks[name]
-		for _, p := range n.sortedPorts() {
+		for _, p := range n.Ports {
 			slow := p.Slow || queues[p.Index] || !s.carrier(p)
 			if slow == p.Slowed {
 				continue
@@ -165,7 +165,7 @@ func (s *session) finishPending() error {
 			errs = append(errs, s.downNetwork(n))
 			continue
 		}
-		for _, p := range n.sortedPorts() {
+		for _, p := range n.Ports {
 			if p.Pending {
 				errs = append(errs, s.detachPort(n, p))
 				continue

@@ -68,22 +68,22 @@ type network struct {
 	Ports    map[string]*port `json:"ports,omitempty"` // by host end; in a file of ours they follow
 }
 
-// portRecord is a port in the file.
-type portRecord struct {
-	Network string `json:"network"`
-	*port
-}
-
 // port is one attached container.
 type port struct {
 	Name   string       `json:"name"`
 	Port   string       `json:"port"`  // host end
-	Index  int          `json:"index"` // of the host end, 0: not made yet
+	Index  int          `json:"index"` // of the host end, 0: not made yet, or not known
 	Ifname string       `json:"ifname"`
 	IP     netip.Addr   `json:"ip"`
 	MAC    string       `json:"mac"`
 	Netns  link.NetnsID `json:"netns"`
-	Slow   bool         `json:"slow,omitempty"` // whatever the state of the device
+	GSO    int          `json:"gso"` // that both ends were given, as link.SetGSO; 0: the kernel's
+	portExtra
+}
+
+// portExtra is what most ports have nothing of.
+type portExtra struct {
+	Slow bool `json:"slow,omitempty"` // whatever the state of the device
 	// Slowed: what the datapath was told last, which the state of the device
 	// may demand as well.
 	Slowed  bool `json:"slowed,omitempty"`
@@ -92,7 +92,6 @@ type port struct {
 	// its GRO on.
 	XDP     bool   `json:"xdp,omitempty"`
 	GRO     bool   `json:"gro,omitempty"`
-	GSO     int    `json:"gso,omitempty"`   // that both ends were given, as link.SetGSO; 0: the kernel's
 	Owner   *Owner `json:"owner,omitempty"` // nil: the user
 	Pending bool   `json:"pending,omitempty"`
 
@@ -134,7 +133,7 @@ func loadState(path, boot string) (*state, error) {
 	}
 	defer f.Close()
 	st := newState(boot)
-	in := json.NewDecoder(bufio.NewReaderSize(f, stateBuffer))
+	in := json.NewDecoder(f)
 	err = in.Decode(st)
 	switch {
 	case errors.Is(err, io.EOF): // empty: a crash of the machine; see save
@@ -146,23 +145,26 @@ func loadState(path, boot string) (*state, error) {
 	case st.Boot != boot:
 		return newState(boot), nil
 	}
-	if err := st.readPorts(in); err != nil {
+	if err := st.readPorts(io.MultiReader(in.Buffered(), f)); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return st, nil
 }
 
-func (st *state) readPorts(in *json.Decoder) error {
+func (st *state) readPorts(f io.Reader) error {
 	for _, n := range st.Networks {
 		if n.Ports == nil {
 			n.Ports = map[string]*port{}
 		}
 	}
-	for {
-		r := portRecord{port: &port{}}
-		if err := in.Decode(&r); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
+	lines := bufio.NewScanner(f)
+	lines.Buffer(make([]byte, 0, stateBuffer), stateLineMax)
+	for lines.Scan() {
+		if len(lines.Bytes()) == 0 { // what is left of the first text's line
+			continue
+		}
+		r, err := parsePort(lines.Bytes())
+		if err != nil {
 			return err
 		}
 		n := st.Networks[r.Network]
@@ -171,10 +173,15 @@ func (st *state) readPorts(in *json.Decoder) error {
 		}
 		n.Ports[r.Port] = r.port
 	}
+	return lines.Err()
 }
 
 // stateBuffer is how much of the file is in memory at a time, in bytes.
 const stateBuffer = 32 << 10
+
+// stateLineMax is more than a port can have to say: each publication takes some
+// hundred bytes, and there are 65,535 ports to publish.
+const stateLineMax = 64 << 20
 
 // save writes the state atomically. It does not wait for the disk: what the
 // state describes ends with the machine's run, too, and several commands a second
@@ -199,10 +206,10 @@ func (st *state) write(path string) error {
 		return err
 	}
 	w := bufio.NewWriterSize(f, stateBuffer)
-	return errors.Join(st.encode(json.NewEncoder(w)), w.Flush(), f.Close())
+	return errors.Join(st.encode(w), w.Flush(), f.Close())
 }
 
-func (st *state) encode(out *json.Encoder) error {
+func (st *state) encode(out io.Writer) error {
 	head := *st
 	head.Networks = map[string]*network{}
 	for name, n := range st.Networks {
@@ -210,12 +217,17 @@ func (st *state) encode(out *json.Encoder) error {
 		bare.Ports = nil
 		head.Networks[name] = &bare
 	}
-	if err := out.Encode(head); err != nil {
+	if err := json.NewEncoder(out).Encode(head); err != nil {
 		return err
 	}
+	var line []byte
 	for _, name := range st.networkNames() {
 		for _, p := range st.Networks[name].sortedPorts() {
-			if err := out.Encode(portRecord{name, p}); err != nil {
+			var err error
+			if line, err = (portRecord{name, p}).appendTo(line[:0]); err == nil {
+				_, err = out.Write(line)
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -37,7 +37,7 @@ func (s *session) syncPortsXDP(quiet bool) error {
 func (s *session) eachPort(f func(*network, *port) error) error {
 	for _, name := range s.st.networkNames() {
 		n := s.st.Networks[name]
-		for _, p := range n.sortedPorts() {
+		for _, p := range n.Ports {
 			if p.Pending {
 				continue
 			}

@@ -77,7 +77,13 @@ func TestFullTableRefusesNewAndKeepsOld(t *testing.T) {
 	for p := range uint16(40) {
 		h.sentFrom(t, h.udpFrom(c1Addr, 40000+p)) // the old ones still work
 	}
+	if at, err := h.PortAt(c1Addr); err != nil || at != h.c1.Ifindex {
+		t.Errorf("the port at %s is %d, %v; want %d", c1Addr, at, err, h.c1.Ifindex)
+	}
 	check(t, h.DetachPort(h.c1.Ifindex))
+	if at, err := h.PortAt(c1Addr); err != nil || at != 0 {
+		t.Errorf("the port at %s is still %d, %v", c1Addr, at, err)
+	}
 	if n := h.live(t); n != 10 {
 		t.Errorf("%d sessions after c1 has gone, want c2's 10", n)
 	}

@@ -183,6 +183,18 @@ func (d *Datapath) DetachPort(ifindex int) error {
 	return d.clearDevice(ifindex)
 }
 
+// PortAt returns the ifindex of the port with an address, 0 if there is none. It
+// reads all devices, since AttachPort may have been cut short.
+func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
+	devs, err := d.devices()
+	for _, dev := range devs {
+		if dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0 && dev.Ip == be32(ip) {
+			return int(dev.Ifindex), nil
+		}
+	}
+	return 0, err
+}
+
 // AttachUplink adds an uplink or changes its address; then leases granted under
 // the old one end. Its programs are attached first: once fbr_devs lists it,
 // fbr_guard lets containers' packets reach it, and then they must meet the
