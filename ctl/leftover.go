@@ -48,7 +48,7 @@ func (c *Controller) sweepLeftovers() {
 	if err != nil {
 		return
 	}
-	var live map[link.NetnsID]bool
+	var known living
 	for _, d := range dirs {
 		if !d.IsDir() || d.Name() == c.instance {
 			continue
@@ -57,16 +57,35 @@ func (c *Controller) sweepLeftovers() {
 		if err != nil {
 			continue
 		}
-		if live == nil && id.Boot == c.boot {
-			if live, err = liveNamespaces(); err != nil {
+		if id.Boot == c.boot {
+			if lives, err := known.has(id.Netns); err != nil {
 				return
+			} else if lives {
+				continue
 			}
-		}
-		if id.Boot == c.boot && live[id.Netns] {
-			continue
 		}
 		c.removeLeftover(d.Name(), id)
 	}
+}
+
+// living are the namespaces that live, looked for no longer than it takes: almost
+// all have a name or a process, and only for one without is every thread and
+// descriptor of the machine looked at.
+type living struct {
+	shown, all map[link.NetnsID]bool
+}
+
+func (l *living) has(id link.NetnsID) (_ bool, err error) {
+	if l.shown == nil {
+		l.shown = link.ShownNetns()
+	}
+	if l.shown[id] {
+		return true, nil
+	}
+	if l.all == nil {
+		l.all, err = liveNamespaces()
+	}
+	return l.all[id], err
 }
 
 func readIdentity(dir string) (identity, error) {

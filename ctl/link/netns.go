@@ -73,24 +73,39 @@ func OpenTarget(target string) (*Netns, error) {
 // FindNetns opens the namespace with an id: a named one, or a process's. The
 // error wraps ErrGone if none is found.
 func FindNetns(id NetnsID) (*Netns, error) {
-	for _, pattern := range []string{filepath.Join(netnsDir, "*"), "/proc/[0-9]*/ns/net"} {
-		paths, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, err
+	for path, at := range shownNetns {
+		if at != id {
+			continue
 		}
-		for _, path := range paths {
-			var st unix.Stat_t
-			if unix.Stat(path, &st) != nil || uint64(st.Dev) != id.Dev || st.Ino != id.Ino {
-				continue
-			}
-			if ns, err := OpenTarget(path); err == nil && ns.ID() == id {
-				return ns, nil
-			} else if err == nil {
-				ns.Close()
-			}
+		if ns, err := OpenTarget(path); err == nil && ns.ID() == id {
+			return ns, nil
+		} else if err == nil {
+			ns.Close()
 		}
 	}
 	return nil, fmt.Errorf("namespace %d: %w", id.Ino, ErrGone)
+}
+
+// ShownNetns are the named namespaces and those of processes; others may live, too.
+func ShownNetns() map[NetnsID]bool {
+	shown := map[NetnsID]bool{}
+	for _, id := range shownNetns {
+		shown[id] = true
+	}
+	return shown
+}
+
+// shownNetns yields what named namespaces and those of processes are found by.
+func shownNetns(yield func(path string, id NetnsID) bool) {
+	for _, pattern := range []string{filepath.Join(netnsDir, "*"), "/proc/[0-9]*/ns/net"} {
+		paths, _ := filepath.Glob(pattern) // fails for a malformed pattern only
+		for _, path := range paths {
+			var st unix.Stat_t
+			if unix.Stat(path, &st) == nil && !yield(path, NetnsID{Dev: uint64(st.Dev), Ino: st.Ino}) {
+				return
+			}
+		}
+	}
 }
 
 // Current opens the namespace of the calling thread.
