@@ -18,6 +18,11 @@ type nftChain struct {
 
 // forwardChains are the filter chains on the forward hook that see IPv4.
 func forwardChains() (*nftables.Conn, []*nftables.Chain, error) {
+	return ipv4Chains(*nftables.ChainHookForward, nftables.ChainTypeFilter)
+}
+
+// ipv4Chains are the chains of a type on a hook that see IPv4.
+func ipv4Chains(hook nftables.ChainHook, kind nftables.ChainType) (*nftables.Conn, []*nftables.Chain, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening nftables: %w", err)
@@ -30,13 +35,11 @@ func forwardChains() (*nftables.Conn, []*nftables.Chain, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("listing nftables chains: %w", err)
 	}
-	return conn, slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return !hooksForward(c) }), nil
-}
-
-func hooksForward(c *nftables.Chain) bool {
-	family := c.Table.Family
-	return c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Type == nftables.ChainTypeFilter &&
-		(family == nftables.TableFamilyIPv4 || family == nftables.TableFamilyINet)
+	return conn, slices.DeleteFunc(chains, func(c *nftables.Chain) bool {
+		family := c.Table.Family
+		return c.Hooknum == nil || *c.Hooknum != hook || c.Type != kind ||
+			(family != nftables.TableFamilyIPv4 && family != nftables.TableFamilyINet)
+	}), nil
 }
 
 // ofIPTables tells the chain that iptables-nft keeps its FORWARD rules in.

@@ -147,7 +147,7 @@ func (s *session) hostFindings() ([]FeatureView, error) {
 		}
 		policy.Detail = "DROP in " + strings.Join(where, ", ") + ": 'fastbr up' appends tagged accept rules"
 	}
-	out = append(out, policy)
+	out = append(append(out, policy), s.foreignNATFindings()...)
 	for _, u := range s.currentUplinks() {
 		if conflict := s.uplinkConflict(u); conflict != "" {
 			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})
