@@ -172,8 +172,8 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
 	slow := r.Slow || r.Bandwidth != Bandwidth{}
-	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, portExtra: portExtra{
-		Slow: slow, Slowed: slow, Hairpin: r.Hairpin, Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}}
+	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: slow, Slowed: slow, Hairpin: r.Hairpin,
+		Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}
 	if r.Owner != nil {
 		if _, lost := s.owned(*r.Owner); lost != nil {
 			return nil, tagged(ErrExists, fmt.Sprintf("container %s has %s on network %s already", r.Owner.Container, r.Owner.Ifname, r.Owner.Network))

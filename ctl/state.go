@@ -68,6 +68,12 @@ type network struct {
 	Ports    map[string]*port `json:"ports,omitempty"` // by host end; in a file of ours they follow
 }
 
+// portRecord is a port in the file.
+type portRecord struct {
+	Network string `json:"network"`
+	*port
+}
+
 // port is one attached container.
 type port struct {
 	Name   string       `json:"name"`
@@ -77,13 +83,7 @@ type port struct {
 	IP     netip.Addr   `json:"ip"`
 	MAC    string       `json:"mac"`
 	Netns  link.NetnsID `json:"netns"`
-	GSO    int          `json:"gso"` // that both ends were given, as link.SetGSO; 0: the kernel's
-	portExtra
-}
-
-// portExtra is what most ports have nothing of.
-type portExtra struct {
-	Slow bool `json:"slow,omitempty"` // whatever the state of the device
+	Slow   bool         `json:"slow,omitempty"` // whatever the state of the device
 	// Slowed: what the datapath was told last, which the state of the device
 	// may demand as well.
 	Slowed  bool `json:"slowed,omitempty"`
@@ -92,6 +92,7 @@ type portExtra struct {
 	// its GRO on.
 	XDP     bool   `json:"xdp,omitempty"`
 	GRO     bool   `json:"gro,omitempty"`
+	GSO     int    `json:"gso,omitempty"`   // that both ends were given, as link.SetGSO; 0: the kernel's
 	Owner   *Owner `json:"owner,omitempty"` // nil: the user
 	Pending bool   `json:"pending,omitempty"`
 
@@ -133,7 +134,7 @@ func loadState(path, boot string) (*state, error) {
 	}
 	defer f.Close()
 	st := newState(boot)
-	in := json.NewDecoder(f)
+	in := json.NewDecoder(bufio.NewReaderSize(f, stateBuffer))
 	err = in.Decode(st)
 	switch {
 	case errors.Is(err, io.EOF): // empty: a crash of the machine; see save
@@ -145,26 +146,23 @@ func loadState(path, boot string) (*state, error) {
 	case st.Boot != boot:
 		return newState(boot), nil
 	}
-	if err := st.readPorts(io.MultiReader(in.Buffered(), f)); err != nil {
+	if err := st.readPorts(in); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return st, nil
 }
 
-func (st *state) readPorts(f io.Reader) error {
+func (st *state) readPorts(in *json.Decoder) error {
 	for _, n := range st.Networks {
 		if n.Ports == nil {
 			n.Ports = map[string]*port{}
 		}
 	}
-	lines := bufio.NewScanner(f)
-	lines.Buffer(make([]byte, 0, stateBuffer), stateLineMax)
-	for lines.Scan() {
-		if len(lines.Bytes()) == 0 { // what is left of the first text's line
-			continue
-		}
-		r, err := parsePort(lines.Bytes())
-		if err != nil {
+	for {
+		r := portRecord{port: &port{}}
+		if err := in.Decode(&r); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 		n := st.Networks[r.Network]
@@ -173,15 +171,10 @@ func (st *state) readPorts(f io.Reader) error {
 		}
 		n.Ports[r.Port] = r.port
 	}
-	return lines.Err()
 }
 
 // stateBuffer is how much of the file is in memory at a time, in bytes.
 const stateBuffer = 32 << 10
-
-// stateLineMax is more than a port can have to say: each publication takes some
-// hundred bytes, and there are 65,535 ports to publish.
-const stateLineMax = 64 << 20
 
 // save writes the state atomically. It does not wait for the disk: what the
 // state describes ends with the machine's run, too, and several commands a second
@@ -206,10 +199,10 @@ func (st *state) write(path string) error {
 		return err
 	}
 	w := bufio.NewWriterSize(f, stateBuffer)
-	return errors.Join(st.encode(w), w.Flush(), f.Close())
+	return errors.Join(st.encode(json.NewEncoder(w)), w.Flush(), f.Close())
 }
 
-func (st *state) encode(out io.Writer) error {
+func (st *state) encode(out *json.Encoder) error {
 	head := *st
 	head.Networks = map[string]*network{}
 	for name, n := range st.Networks {
@@ -217,17 +210,12 @@ func (st *state) encode(out io.Writer) error {
 		bare.Ports = nil
 		head.Networks[name] = &bare
 	}
-	if err := json.NewEncoder(out).Encode(head); err != nil {
+	if err := out.Encode(head); err != nil {
 		return err
 	}
-	var line []byte
 	for _, name := range st.networkNames() {
 		for _, p := range st.Networks[name].sortedPorts() {
-			var err error
-			if line, err = (portRecord{name, p}).appendTo(line[:0]); err == nil {
-				_, err = out.Write(line)
-			}
-			if err != nil {
+			if err := out.Encode(portRecord{name, p}); err != nil {
 				return err
 			}
 		}
