@@ -45,6 +45,8 @@ type Controller struct {
 	pins     string // of this instance
 	defs     definitions
 	runner   runner
+
+	departures departures
 }
 
 // Open prepares to work on the namespace of the calling thread. It changes

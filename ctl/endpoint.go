@@ -137,14 +137,6 @@ func (c *Controller) EndpointLeave(ctx context.Context, networkName, name string
 	})
 }
 
-// EndpointDelete removes an endpoint, wherever its container end is. One that is
-// gone is no error.
-func (c *Controller) EndpointDelete(ctx context.Context, networkName, name string) error {
-	return c.onEndpoint(ctx, networkName, name, func(s *session, n *network, p *port) error {
-		return errors.Join(s.detachPort(n, p), s.refresh(true))
-	})
-}
-
 // NetworkDiscard is NetworkRemove for an engine, which knows that none of its
 // containers is on the network any more: endpoints are left over, and go too.
 // A network that is gone is no error. The error wraps ErrInUse while there are
