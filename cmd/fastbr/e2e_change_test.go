@@ -215,11 +215,7 @@ func TestE2EUplinkRouteMoves(t *testing.T) {
 // the kernel of the container has learnt that they are too long.
 func (h *e2e) wantPathMTU(t *testing.T, to netip.AddrPort) {
 	t.Helper()
-	var c *net.UDPConn
-	err := h.Containers[0].Do(func() (err error) {
-		c, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
-		return err
-	})
+	c, err := h.Containers[0].DialUDP(netip.AddrPort{}, to)
 	if err != nil {
 		t.Fatal(err)
 	}

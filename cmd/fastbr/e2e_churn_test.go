@@ -270,7 +270,7 @@ func (h *e2e) startStream(t *testing.T, name string, udp bool, from *lab.Namespa
 	s := &stream{name: name, stop: make(chan struct{}), done: make(chan struct{})}
 	var err error
 	if udp {
-		err = from.Do(func() (err error) { s.sock, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to)); return err })
+		s.sock, err = from.DialUDP(netip.AddrPort{}, to)
 	} else {
 		s.sock, err = from.DialTCP(h.ctx, netip.AddrPort{}, to)
 	}

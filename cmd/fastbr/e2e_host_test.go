@@ -188,13 +188,9 @@ func (h *e2e) exchange(t *testing.T, size int) exchange {
 func (e exchange) assertRefused(t *testing.T, h *e2e, size int, want syscall.Errno) {
 	t.Helper()
 	// Only a connected socket is told.
-	local := e.server.LocalAddr().(*net.UDPAddr)
+	local := e.server.LocalAddr().(*net.UDPAddr).AddrPort()
 	_ = e.server.Close()
-	var c *net.UDPConn
-	err := h.Outside.Do(func() (err error) {
-		c, err = net.DialUDP("udp4", local, net.UDPAddrFromAddrPort(e.nat))
-		return err
-	})
+	c, err := h.Outside.DialUDP(local, e.nat)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package main_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -166,11 +165,7 @@ func TestE2ERawIPUplinkIsGuarded(t *testing.T) {
 // wantSocketError sends datagrams until the socket is told of an ICMP error.
 func (h *e2e) wantSocketError(t *testing.T, from *lab.Namespace, to netip.AddrPort, want syscall.Errno) {
 	t.Helper()
-	var c *net.UDPConn
-	err := from.Do(func() (err error) {
-		c, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
-		return err
-	})
+	c, err := from.DialUDP(netip.AddrPort{}, to)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,27 @@ func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	return c, nil
 }
 
+// DialUDP opens a socket inside the namespace that is connected to to; a zero
+// local takes any free port. The caller closes it. A port that is taken is tried
+// again for bindPatience.
+func (n *Namespace) DialUDP(local, to netip.AddrPort) (*net.UDPConn, error) {
+	var from *net.UDPAddr
+	if local.IsValid() {
+		from = net.UDPAddrFromAddrPort(local)
+	}
+	var c *net.UDPConn
+	err := retryBind(func() error {
+		return n.Do(func() (err error) {
+			c, err = net.DialUDP("udp4", from, net.UDPAddrFromAddrPort(to))
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connecting UDP to %v in %s: %w", to, n.Name, err)
+	}
+	return c, nil
+}
+
 // bindPatience is how long a port may stay taken by a socket that is closed: a
 // process just forked, by any goroutine, has a copy of it until its exec.
 const bindPatience = 10 * time.Second
