@@ -21,10 +21,7 @@ type FragmentFlood struct {
 // called, and returns how many a second there really were.
 func (f FragmentFlood) Run(ctx context.Context, perSecond int, start func()) (rate float64, err error) {
 	s := stream{src: f.Source, dst: f.To, arriveAt: f.To.Addr()}
-	if s.dstMAC, err = f.From.NextHop(ctx, f.To.Addr()); err != nil {
-		return 0, err
-	}
-	if s.srcMAC, err = f.From.MAC(device); err != nil {
+	if err := s.aim(ctx, f.From); err != nil {
 		return 0, err
 	}
 	g, err := newSender(s, f.From)

@@ -28,6 +28,15 @@ type stream struct {
 	arriveAt netip.Addr
 }
 
+// aim fills in the MAC addresses of what from sends to dst.
+func (s *stream) aim(ctx context.Context, from *lab.Namespace) (err error) {
+	if s.dstMAC, err = from.NextHop(ctx, s.dst.Addr()); err != nil {
+		return err
+	}
+	s.srcMAC, err = from.MAC(device)
+	return err
+}
+
 const (
 	frameBytes = 64 // as the sender's kernel sees them: without the wire's checksum
 	// burst is how many frames one system call sends: a fraction of a second.

@@ -103,10 +103,7 @@ func (p PPS) stream(ctx context.Context, from, to *lab.Namespace) (s stream, err
 			return s, err
 		}
 	}
-	if s.dstMAC, err = from.NextHop(ctx, s.dst.Addr()); err != nil {
-		return s, err
-	}
-	s.srcMAC, err = from.MAC(device)
+	err = s.aim(ctx, from)
 	return s, err
 }
 

@@ -211,9 +211,12 @@ func (s *session) setPortGSO(n *network, p *port, want int) error {
 	if err := s.conn.SetGSO(p.Index, size); err != nil && !errors.Is(err, link.ErrNotFound) {
 		s.say("%s: %v", p.Port, err)
 	}
-	if conn, index, err := s.containerEnd(p); err == nil {
-		_ = conn.SetGSO(index, size)
-		conn.Close()
+	if ns, d, err := s.inside(p); err == nil {
+		if conn, err := link.OpenIn(ns); err == nil {
+			_ = conn.SetGSO(d.Index, size)
+			conn.Close()
+		}
+		ns.Close()
 	}
 	p.GSO = want
 	return s.save()
@@ -223,25 +226,6 @@ func (s *session) setPortGSO(n *network, p *port, want int) error {
 // does not take, it would cut on the kernel's path. It cannot if a foreign device
 // on it takes less.
 func (s *session) setBridgeGSO(n *network, size int) { _ = s.conn.SetGSO(n.Index, size) }
-
-// containerEnd finds the container's end of a port; the connection is the caller's.
-func (s *session) containerEnd(p *port) (*link.Conn, int, error) {
-	ns, name, err := s.inside(p)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer ns.Close()
-	conn, err := link.OpenIn(ns)
-	if err != nil {
-		return nil, 0, err
-	}
-	d, err := conn.ByName(name)
-	if err != nil {
-		conn.Close()
-		return nil, 0, err
-	}
-	return conn, d.Index, nil
-}
 
 func (s *session) bigTCPView() BigTCPView {
 	return BigTCPView{Mode: cmp.Or(s.st.Settings.BigTCP, BigTCPAuto), Size: cmp.Or(s.st.BigTCP.Size, link.DefaultGSO), Why: s.st.BigTCP.Why}

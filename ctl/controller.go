@@ -148,6 +148,7 @@ type session struct {
 	queues  map[int]bool
 	// uplinkDevices are those that wantedUplinks has looked at, by ifindex.
 	uplinkDevices map[int]link.Device
+	features      []datapath.Feature // see kernelFeatures
 }
 
 // read runs f on the state as it is. f gets a session with an empty state if

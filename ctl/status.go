@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/fastbr/fastbr/datapath"
 )
 
 // Status says what is up and how. The error wraps ErrNotUp.
@@ -106,9 +108,18 @@ func (c *Controller) Check(ctx context.Context) (out []FeatureView, able bool, e
 	return out, able, err
 }
 
-func (c *Controller) kernelFindings() []FeatureView {
+// kernelFeatures are what the kernel offers, looked for once in a command: it takes
+// a tenth of a second.
+func (s *session) kernelFeatures() []datapath.Feature {
+	if s.features == nil {
+		s.features = s.opts.planes.probe()
+	}
+	return s.features
+}
+
+func (s *session) kernelFindings() []FeatureView {
 	out := []FeatureView{}
-	for _, f := range c.opts.planes.probe() {
+	for _, f := range s.kernelFeatures() {
 		v := FeatureView{Name: f.Name, State: "ok", Required: f.Required, Minimum: f.Minimum}
 		if f.Err != nil {
 			v.Detail = f.Err.Error()

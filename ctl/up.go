@@ -187,7 +187,7 @@ func (s *session) fit() error {
 	if err := s.opts.planes.prepare(s.opts.BPFFS); err != nil {
 		return tagged(ErrUnfit, err.Error())
 	}
-	for _, f := range s.opts.planes.probe() {
+	for _, f := range s.kernelFeatures() {
 		if f.Required && f.Err != nil {
 			minimum := ""
 			if f.Minimum != "" {

@@ -68,12 +68,12 @@ func (s *session) openToXDP(p *port, ns *link.Netns, name string) error {
 // openPortToXDP is openToXDP for a port that was there before, whose container
 // has to be found. It reports whether the host's end says that it takes frames.
 func (s *session) openPortToXDP(p *port) bool {
-	ns, name, err := s.inside(p)
+	ns, d, err := s.inside(p)
 	if err != nil {
 		return false
 	}
 	defer ns.Close()
-	return s.openToXDP(p, ns, name) == nil && takesXDP(p)
+	return s.openToXDP(p, ns, d.Name) == nil && takesXDP(p)
 }
 
 func takesXDP(p *port) bool {
@@ -95,8 +95,8 @@ func (s *session) newPortToXDP(n *network, p *port) error {
 // about to go.
 func (s *session) closeToXDP(n *network, p *port) error {
 	if p.GRO {
-		if ns, name, err := s.inside(p); err == nil {
-			_ = doIn(ns, func() error { return link.SetOffload(name, link.GRO, false) })
+		if ns, d, err := s.inside(p); err == nil {
+			_ = doIn(ns, func() error { return link.SetOffload(d.Name, link.GRO, false) })
 			ns.Close()
 		}
 	}
@@ -108,30 +108,30 @@ func (s *session) closeToXDP(n *network, p *port) error {
 }
 
 // inside finds the container's end of a port, whatever it is called now.
-func (s *session) inside(p *port) (ns *link.Netns, name string, err error) {
+func (s *session) inside(p *port) (ns *link.Netns, d link.Device, err error) {
 	entries, err := s.conn.List()
 	if err != nil {
-		return nil, "", err
+		return nil, d, err
 	}
 	at := slices.IndexFunc(entries, func(e link.Entry) bool { return e.Index == p.Index })
 	if at < 0 {
-		return nil, "", fmt.Errorf("%s: %w", p.Port, link.ErrNotFound)
+		return nil, d, fmt.Errorf("%s: %w", p.Port, link.ErrNotFound)
 	}
 	if ns, err = link.FindNetns(p.Netns); err != nil {
-		return nil, "", err
+		return nil, d, err
 	}
 	conn, err := link.OpenIn(ns)
 	if err != nil {
 		ns.Close()
-		return nil, "", err
+		return nil, d, err
 	}
 	defer conn.Close()
-	d, err := conn.ByIndex(entries[at].Lower)
+	d, err = conn.ByIndex(entries[at].Lower)
 	if err != nil || d.Kind != "veth" || d.MAC.String() != p.MAC {
 		ns.Close()
-		return nil, "", fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)
+		return nil, d, fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)
 	}
-	return ns, d.Name, nil
+	return ns, d, nil
 }
 
 // doIn runs f in a namespace; nil: the current one.
