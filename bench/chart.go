@@ -1,92 +1,158 @@
 package bench
 
 import (
+	_ "embed"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-
-	"github.com/go-analyze/charts"
+	"text/template"
 )
 
 // chartsDir is beside README.md.
 const chartsDir = "charts"
 
+// The chart's geometry, in pixels. A page shows it at its own width at most.
 const (
-	chartWidth = 1000
-	// barHeight of one contestant in one workload, in pixels.
-	barHeight   = 16
-	chartMargin = 140
+	chartWidth  = 800
+	chartTop    = 52 // title and unit
+	chartLimit  = 22 // the line's label, below the bars
+	barHeight   = 20
+	barStep     = 28
+	barLeft     = 180 // names stand before the bars
+	barLongest  = 530
+	barRounding = 3
 )
 
-// Charts writes one SVG for each unit of the report into dir, which is made if
-// it is missing, and returns their paths. Charts of units that the report does
-// not have stay as they are.
-func (r *Report) Charts(dir string) (paths []string, err error) {
+//go:embed chart.svg.tmpl
+var chartText string
+
+var chartTemplate = template.Must(template.New("chart").Parse(chartText))
+
+// limits are contestants that are no product but the most that a machine gives.
+// A chart shows the first one that ran as a line.
+var limits = []string{"floor", "direct", "xdp-drop"}
+
+// chart is one workload's medians as chart.svg.tmpl draws them.
+type chart struct {
+	Title, Unit             string
+	Width, Height           int
+	Left, Top, Bar, Rounded int
+	Bars                    []bar
+	Limit                   *bar
+	LimitTop, LimitBottom   int
+}
+
+// bar is one contestant. Positions and lengths are pixels.
+type bar struct {
+	Name, Class, Value string
+	Y, Middle, Length  int
+	End, After         int // of the bar, and where its value stands
+
+	median float64
+}
+
+// Charts writes one SVG for each workload that at least two contestants ran into
+// dir, which is made if it is missing, and returns their paths. Other files in
+// dir stay as they are.
+func (r *Report) Charts(dir string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the directory of the charts: %w", err)
 	}
-	r.rates(func(unit string, results []Result) {
-		if err != nil {
-			return
+	var paths []string
+	for _, res := range r.charted() {
+		var svg strings.Builder
+		if err := chartTemplate.Execute(&svg, r.chart(res)); err != nil {
+			return paths, fmt.Errorf("drawing the chart of %s: %w", res.Workload, err)
 		}
-		var svg []byte
-		if svg, err = r.chart(unit, results); err != nil {
-			err = fmt.Errorf("drawing the chart of %s: %w", unit, err)
-			return
-		}
-		path := filepath.Join(dir, chartName(unit))
-		if err = os.WriteFile(path, svg, 0o644); err != nil {
-			err = fmt.Errorf("writing a chart: %w", err)
-			return
+		path := filepath.Join(dir, chartName(res))
+		if err := os.WriteFile(path, []byte(svg.String()), 0o644); err != nil {
+			return paths, fmt.Errorf("writing a chart: %w", err)
 		}
 		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// charted are the results that a chart is drawn of, in the order of the report.
+func (r *Report) charted() []Result {
+	return slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool {
+		return res.Unit == failures || len(r.bars(res)) < 2
 	})
-	return paths, err
 }
 
-// chartName of a unit: "gbit-s.svg".
-func chartName(unit string) string {
-	name := strings.NewReplacer("/", "-", "µ", "u").Replace(strings.ToLower(unit))
-	return name + ".svg"
-}
+func chartName(res Result) string { return res.Workload + ".svg" }
 
-// chart draws the medians: a group of bars for each workload, one for each contestant.
-func (r *Report) chart(unit string, results []Result) ([]byte, error) {
-	var names, titles []string
-	var data [][]float64
-	for _, res := range results {
-		titles = append(titles, res.Title)
-	}
+// bars are the medians of all contestants that ran, the best first.
+func (r *Report) bars(res Result) []bar {
+	var bars []bar
 	for _, name := range r.names() {
-		var values []float64
-		some := false
-		for _, res := range results {
-			v := column(res.Samples[name], value)
-			if len(v) == 0 {
-				values = append(values, charts.GetNullValue())
-				continue
+		v := column(res.Samples[name], value)
+		if len(v) == 0 {
+			continue
+		}
+		b := bar{Name: name, Class: "other", Value: res.median(name), median: Median(v)}
+		if name == "fastbr" {
+			b.Class = "fastbr"
+		} else if r.hasPaths(name) {
+			b.Class = "variant"
+		}
+		bars = append(bars, b)
+	}
+	slices.SortStableFunc(bars, func(a, b bar) int {
+		better := a.median > b.median
+		if res.Unit == micros {
+			better = a.median < b.median
+		}
+		if better {
+			return -1
+		}
+		return 1
+	})
+	return bars
+}
+
+// chart lays a result's bars out, the best on top, and the limit as a line.
+func (r *Report) chart(res Result) chart {
+	c := chart{Title: res.Title, Unit: res.Unit, Width: chartWidth,
+		Left: barLeft, Top: chartTop, Bar: barHeight, Rounded: barRounding}
+	if res.Unit == micros {
+		c.Unit += ", less is better"
+	}
+	c.Bars = r.bars(res)
+	longest := slices.MaxFunc(c.Bars, func(a, b bar) int { return int(a.median*1000) - int(b.median*1000) }).median
+	for _, name := range limits {
+		at := slices.IndexFunc(c.Bars, func(b bar) bool { return b.Name == name })
+		if at >= 0 {
+			limit := c.Bars[at]
+			c.Limit, c.Bars = &limit, slices.Delete(c.Bars, at, at+1)
+			break
+		}
+	}
+	place := func(b *bar) {
+		b.Length = max(1, int(b.median/longest*barLongest))
+		b.End = barLeft + b.Length
+		b.After = b.End + 8
+	}
+	for i := range c.Bars {
+		b := &c.Bars[i]
+		b.Y = chartTop + i*barStep
+		b.Middle = b.Y + barHeight/2
+		place(b)
+		// A value beside its bar must not stand on the line.
+		if c.Limit != nil {
+			limit := barLeft + int(c.Limit.median/longest*barLongest)
+			if b.End < limit && limit < b.After+len(b.Value)*9 {
+				b.After = limit + 8
 			}
-			some = true
-			values = append(values, Median(v))
-		}
-		if some {
-			names, data = append(names, name), append(data, values)
 		}
 	}
-	o := charts.NewBarChartOptionWithData(data)
-	o.Horizontal = true
-	o.Title.Text = unit + ", median of the rounds"
-	o.CategoryAxis.Labels = titles
-	o.Legend.SeriesNames = names
-	o.Legend.Offset = charts.OffsetStr{Top: "30"}
-	for i := range o.SeriesList {
-		o.SeriesList[i].Label = charts.SeriesLabel{Show: charts.Ptr(true), ValueFormatter: number}
+	c.Height = chartTop + len(c.Bars)*barStep + 6
+	if c.Limit != nil {
+		place(c.Limit)
+		c.LimitTop, c.LimitBottom = chartTop-4, c.Height
+		c.Height += chartLimit
 	}
-	p := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG,
-		Width: chartWidth, Height: chartMargin + barHeight*len(titles)*(len(names)+1)})
-	if err := p.BarChart(o); err != nil {
-		return nil, err
-	}
-	return p.Bytes()
+	return c
 }

@@ -26,9 +26,9 @@ func (r *Report) Markdown(file string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Run of %s, raw results in [%s](results/%s). %d rounds of %d s.\n\n",
 		r.Started.Format("2006-01-02"), file, file, r.Rounds, r.Seconds)
-	r.rates(func(unit string, _ []Result) {
-		fmt.Fprintf(&b, "![%s, median of the rounds](%s/%s)\n\n", unit, chartsDir, chartName(unit))
-	})
+	for _, res := range r.charted() {
+		fmt.Fprintf(&b, "![%s, %s](%s/%s)\n\n", res.Title, res.Unit, chartsDir, chartName(res))
+	}
 	r.tables(func(t table) { b.WriteString(t.markdown() + "\n") })
 	for i, e := range r.Entrants {
 		role := ""
@@ -77,8 +77,8 @@ func orNone(s string) string {
 }
 
 // RenderReadme puts the report between the markers of the page at path, and its
-// charts into a directory beside it. The
-// error wraps ErrNoMarkers if it has none, os.ErrNotExist if there is no page.
+// charts into a directory beside it. The error wraps ErrNoMarkers if the page has
+// none, os.ErrNotExist if there is no page.
 func (r *Report) RenderReadme(path, results string) error {
 	if err := rewrite(path, beginMark, endMark, r.Markdown(filepath.Base(results))); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"encoding/xml"
 	"errors"
 	"os"
 	"path/filepath"
@@ -156,7 +157,7 @@ func TestRenderReadmeWantsMarkers(t *testing.T) {
 	}
 }
 
-func TestChartsShowEveryUnit(t *testing.T) {
+func TestChartsShowEveryWorkload(t *testing.T) {
 	paths, err := small().Charts(filepath.Join(t.TempDir(), "new"))
 	if err != nil {
 		t.Fatal(err)
@@ -168,14 +169,40 @@ func TestChartsShowEveryUnit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"<svg ", "fastbr", "bridge"} {
+		if err := xml.Unmarshal(svg, new(struct{})); err != nil {
+			t.Errorf("%s is no XML: %v", path, err)
+		}
+		for _, want := range []string{"<svg ", ">fastbr<", ">bridge<"} {
 			if !strings.Contains(string(svg), want) {
 				t.Errorf("%s: no %q", path, want)
 			}
 		}
 	}
-	if got := strings.Join(names, " "); got != "gbit-s.svg mpps.svg" {
+	if got := strings.Join(names, " "); got != "tcp.svg pps.svg" {
 		t.Errorf("charts %s", got)
+	}
+}
+
+// The best contestant stands on top; the limit is a line beyond which no bar reaches.
+func TestChartIsSorted(t *testing.T) {
+	rates := func(v float64) []Sample { return []Sample{{Value: v}} }
+	r := &Report{
+		Entrants: []Entrant{{Name: "bridge"}, {Name: "floor"}, {Name: "fastbr"}},
+		Results: []Result{
+			{Title: "pps", Unit: "Mpps", Samples: map[string][]Sample{"bridge": rates(1), "floor": rates(4), "fastbr": rates(3)}},
+			{Title: "rtt", Unit: micros, Samples: map[string][]Sample{"bridge": rates(20), "fastbr": rates(30)}},
+		},
+	}
+	c := r.chart(r.Results[0])
+	if len(c.Bars) != 2 || c.Bars[0].Name != "fastbr" || c.Bars[1].Name != "bridge" {
+		t.Errorf("bars %+v", c.Bars)
+	}
+	if c.Limit == nil || c.Limit.Name != "floor" || c.Limit.End <= c.Bars[0].End {
+		t.Errorf("limit %+v, fastbr ends at %d", c.Limit, c.Bars[0].End)
+	}
+	c = r.chart(r.Results[1])
+	if len(c.Bars) != 2 || c.Bars[0].Name != "bridge" || c.Limit != nil {
+		t.Errorf("less is better, but bars are %+v, limit %v", c.Bars, c.Limit)
 	}
 }
 
@@ -205,11 +232,11 @@ func TestReadmeShowsNewestResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.rates(func(unit string, _ []Result) {
-		if _, err := os.Stat(filepath.Join(chartsDir, chartName(unit))); err != nil {
+	for _, res := range r.charted() {
+		if _, err := os.Stat(filepath.Join(chartsDir, chartName(res))); err != nil {
 			t.Error(err)
 		}
-	})
+	}
 	if want != string(page) {
 		t.Errorf("README.md does not show %s; run sudo make bench, or remove the file", newest)
 	}
