@@ -203,7 +203,10 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 }
 
 func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
-	taken := takenSet(n)
+	taken, err := s.takenAddrs(n)
+	if err != nil {
+		return err
+	}
 	if r.IP.IsValid() {
 		if err := ipam.Check(n.Subnet, n.Gateway, r.IP, taken); err != nil {
 			return fmt.Errorf("address %w", err)
@@ -223,12 +226,21 @@ func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
 	return nil
 }
 
-func takenSet(n *network) func(netip.Addr) bool {
-	set := make(map[[4]byte]bool, len(n.Ports))
+// takenAddrs are those that no new port of the network can have: another's, and
+// the host's own, which a subnet that the user has chosen may contain.
+func (s *session) takenAddrs(n *network) (func(netip.Addr) bool, error) {
+	own, err := s.conn.AllAddrs()
+	if err != nil {
+		return nil, err
+	}
+	set := make(map[[4]byte]bool, len(n.Ports)+len(own))
+	for _, a := range own {
+		set[a.As4()] = true
+	}
 	for _, p := range n.Ports {
 		set[p.IP.As4()] = true
 	}
-	return func(a netip.Addr) bool { return set[a.As4()] }
+	return func(a netip.Addr) bool { return set[a.As4()] }, nil
 }
 
 // freeAddr is the lowest free address whose MAC address nobody asked for.

@@ -156,9 +156,9 @@ func (r InstanceRequest) check() error {
 	return nil
 }
 
-// define completes a request to a definition. used are the prefixes that the
+// define completes a request to a definition. used are the addresses that the
 // host and other networks have; the note, if any, is for the user.
-func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition, note string, err error) {
+func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
 		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal,
 		NoDNS: r.DNS != nil && !*r.DNS}
@@ -171,10 +171,10 @@ func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition,
 		return def, "", tagged(ErrInvalid, "--gateway needs --subnet")
 	}
 	if def.Subnet.IsValid() {
-		if u, bad := ipam.Overlap(def.Subnet, used); bad {
-			return def, "", fmt.Errorf("subnet %s %w %s, which this host uses already", def.Subnet, ipam.ErrOverlap, u)
+		if err := used.conflict(def.Subnet); err != nil {
+			return def, "", fmt.Errorf("subnet %s %w", def.Subnet, err)
 		}
-	} else if def.Subnet, note, err = choose(name, used); err != nil {
+	} else if def.Subnet, note, err = used.choose(name); err != nil {
 		return def, "", err
 	}
 	if !def.Gateway.IsValid() {
@@ -187,22 +187,6 @@ func define(name string, r NetworkRequest, used []netip.Prefix) (def Definition,
 		def.Bridge = bridgeName(name, def.ID)
 	}
 	return def, note, nil
-}
-
-func choose(name string, used []netip.Prefix) (netip.Prefix, string, error) {
-	var wish []netip.Prefix
-	if name == DefaultNetwork {
-		wish = []netip.Prefix{ipam.Default()}
-	}
-	p, err := ipam.Next(used, wish...)
-	if err != nil {
-		return p, "", fmt.Errorf("%w: choose one with --subnet", err)
-	}
-	if len(wish) > 0 && p != wish[0] {
-		u, _ := ipam.Overlap(wish[0], used)
-		return p, fmt.Sprintf("%s overlaps %s, which this host uses already: taking %s", wish[0], u, p), nil
-	}
-	return p, "", nil
 }
 
 func bridgeName(network, id string) string {

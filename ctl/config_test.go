@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/datapath"
 )
 
@@ -31,7 +30,7 @@ func TestDefineCompletes(t *testing.T) {
 			Definition{Bridge: "lab0", Subnet: netip.MustParsePrefix("192.168.0.0/20"), Gateway: netip.MustParseAddr("192.168.0.1"), Internal: true, MTU: 1400}, false},
 	}
 	for _, test := range tests {
-		def, note, err := define(test.network, test.req, []netip.Prefix{netip.MustParsePrefix(test.used)})
+		def, note, err := define(test.network, test.req, usedAddrs{routes: []netip.Prefix{netip.MustParsePrefix(test.used)}})
 		if err != nil || len(def.ID) != 64 || (note != "") != test.note {
 			t.Errorf("%s: id %q, note %q, %v", test.name, def.ID, note, err)
 		}
@@ -44,15 +43,12 @@ func TestDefineCompletes(t *testing.T) {
 }
 
 func TestDefineRefuses(t *testing.T) {
-	used := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-	if _, _, err := define("a", NetworkRequest{Subnet: netip.MustParsePrefix("10.9.0.0/16")}, used); !errors.Is(err, ipam.ErrOverlap) {
-		t.Errorf("overlap: %v", err)
-	}
+	var none usedAddrs
 	outside := NetworkRequest{Subnet: netip.MustParsePrefix("172.20.0.0/24"), Gateway: netip.MustParseAddr("172.20.1.1")}
-	if _, _, err := define("a", outside, nil); !errors.Is(err, ErrInvalid) {
+	if _, _, err := define("a", outside, none); !errors.Is(err, ErrInvalid) {
 		t.Errorf("gateway outside: %v", err)
 	}
-	if _, _, err := define("a", NetworkRequest{Gateway: outside.Gateway}, nil); !errors.Is(err, ErrInvalid) {
+	if _, _, err := define("a", NetworkRequest{Gateway: outside.Gateway}, none); !errors.Is(err, ErrInvalid) {
 		t.Errorf("gateway without subnet: %v", err)
 	}
 }

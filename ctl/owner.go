@@ -130,7 +130,7 @@ func (c *Controller) Propose(ctx context.Context, name string, r NetworkRequest)
 		return def, firstLine(err)
 	}
 	err = c.read(ctx, func(s *session) error {
-		used, err := s.usedPrefixes(name)
+		used, err := s.usedAddrs(name)
 		if err != nil {
 			return err
 		}
@@ -139,7 +139,7 @@ func (c *Controller) Propose(ctx context.Context, name string, r NetworkRequest)
 			h := fnv.New32a()
 			io.WriteString(h, name)
 			at := int(h.Sum32() % uint32(len(pools)))
-			if r.Subnet, err = ipam.Next(used, append(pools[at:], pools[:at]...)...); err != nil {
+			if r.Subnet, err = ipam.Next(used.all(), append(pools[at:], pools[:at]...)...); err != nil {
 				return fmt.Errorf("%w: choose one with --subnet", err)
 			}
 		}

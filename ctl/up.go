@@ -202,17 +202,26 @@ func (s *session) fit() error {
 // resolve makes the network to bring up from its definition or the request,
 // checked against the host as it is.
 func (s *session) resolve(name string, def *Definition, nr NetworkRequest) (*network, error) {
-	used, err := s.usedPrefixes(name)
-	if err != nil {
-		return nil, err
-	}
 	if def != nil {
 		if d := def.differences(nr); len(d) > 0 {
 			return nil, tagged(ErrExists, fmt.Sprintf("network %s is defined with other settings: %s: run 'fastbr network rm %s' first",
 				name, strings.Join(d, ", "), name))
 		}
-		if u, bad := ipam.Overlap(def.Subnet, used); bad {
-			return nil, fmt.Errorf("subnet %s of network %s %w %s, which this host uses already", def.Subnet, name, ipam.ErrOverlap, u)
+		nr.Bridge = def.Bridge
+	}
+	// Before the addresses: a bridge that is there mostly has the same.
+	if nr.Bridge != "" {
+		if err := s.bridgeFree(name, nr.Bridge); err != nil {
+			return nil, err
+		}
+	}
+	used, err := s.usedAddrs(name)
+	if err != nil {
+		return nil, err
+	}
+	if def != nil {
+		if err := used.conflict(def.Subnet); err != nil {
+			return nil, fmt.Errorf("subnet %s of network %s %w", def.Subnet, name, err)
 		}
 	} else {
 		made, note, err := define(name, nr, used)
@@ -224,43 +233,28 @@ func (s *session) resolve(name string, def *Definition, nr NetworkRequest) (*net
 		}
 		def = &made
 	}
-	d, err := s.conn.ByName(def.Bridge)
-	if err == nil {
-		if d.Alias == ownerMark(name) {
-			return nil, tagged(ErrExists, fmt.Sprintf("device %s is left from a network whose state is lost: run 'fastbr down --all' first", d.Name))
-		}
-		return nil, tagged(ErrExists, fmt.Sprintf("device %s exists and is not fastbr's network %s: choose another name with --bridge, or remove it",
-			d.Name, name))
-	} else if !errors.Is(err, link.ErrNotFound) {
+	if err := s.bridgeFree(name, def.Bridge); err != nil {
 		return nil, err
 	}
 	return &network{Definition: *def, Ports: map[string]*port{}}, nil
 }
 
-// usedPrefixes is everything a new subnet must not overlap: every route of the
-// host and every other network, up or only defined.
-func (s *session) usedPrefixes(except string) ([]netip.Prefix, error) {
-	routes, err := s.conn.Routes()
-	if err != nil {
-		return nil, err
+// bridgeFree says whether a new network may have a device of that name.
+func (s *session) bridgeFree(network, bridge string) error {
+	d, err := s.conn.ByName(bridge)
+	switch {
+	case errors.Is(err, link.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case d.Alias == ownerMark(network):
+		return tagged(ErrExists, fmt.Sprintf("device %s is left from a network whose state is lost: run 'fastbr down --all' first", d.Name))
 	}
-	var used []netip.Prefix
-	for _, r := range routes {
-		used = append(used, r.Dst)
+	if other, ours := strings.CutPrefix(d.Alias, ownerMark("")); ours {
+		return tagged(ErrExists, fmt.Sprintf("device %s is the bridge of network %s: choose another name with --bridge", d.Name, other))
 	}
-	for _, n := range s.st.Networks {
-		used = append(used, n.Subnet)
-	}
-	defs, err := s.defs.all()
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range defs {
-		if d.Name != except {
-			used = append(used, d.Subnet)
-		}
-	}
-	return used, nil
+	return tagged(ErrExists, fmt.Sprintf("device %s exists and is not fastbr's network %s: choose another name with --bridge, or remove it",
+		d.Name, network))
 }
 
 // networkSteps is what `up` does to the host, in order. Undone in reverse, it

@@ -88,7 +88,10 @@ func (s *session) roomFor(n *network) error {
 	if len(n.Ports) >= maxPorts {
 		return fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
-	_, err := s.freeAddr(n, takenSet(n))
+	taken, err := s.takenAddrs(n)
+	if err == nil {
+		_, err = s.freeAddr(n, taken)
+	}
 	return err
 }
 

@@ -21,7 +21,9 @@ type Route struct {
 	AdvMSS  int  // bytes, 0: the kernel's choice
 	Scope   int  // RT_SCOPE_UNIVERSE is 0
 	Local   bool // the host's own addresses and broadcasts
-	hops    []int
+	// Connected: the kernel has made it for the subnet of a device's address.
+	Connected bool
+	hops      []int
 }
 
 // Routes returns the IPv4 routes of every table, the host's own addresses
@@ -48,7 +50,8 @@ func fromRoute(r netlink.Route) Route {
 	}
 	gw, _ := netip.AddrFromSlice(r.Gw)
 	out := Route{Dst: dst, Index: r.LinkIndex, Gateway: gw.Unmap(), Table: r.Table, Metric: r.Priority,
-		Local: r.Table == unix.RT_TABLE_LOCAL}
+		Local:     r.Table == unix.RT_TABLE_LOCAL,
+		Connected: r.Table == unix.RT_TABLE_MAIN && r.Protocol == unix.RTPROT_KERNEL && r.Scope == netlink.SCOPE_LINK}
 	for _, hop := range r.MultiPath {
 		out.hops = append(out.hops, hop.LinkIndex)
 	}
