@@ -25,8 +25,8 @@ import (
 const (
 	// metaMagic marks fbr_meta ("fbr0").
 	metaMagic = 0x66627230
-	// schema is FBR_SCHEMA of bpf/lib/types.h: the layout of every pinned map.
-	schema = 3
+	// schema orders the layouts of the pinned maps (layout.go).
+	schema = uint32(tcFbrSchemaFBR_SCHEMA)
 
 	// DefaultFlowsMax takes about 53 MB of kernel memory; FlowsMaxLimit what
 	// the slot numbers of the maps can count.
@@ -165,8 +165,15 @@ func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpec
 
 // resize sets the max_entries that bpf/lib/maps.h leaves to Go.
 func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
+	for name, n := range sizes(meta) {
+		spec.Maps[name].MaxEntries = n
+	}
+}
+
+// sizes are the max_entries that bpf/lib/maps.h leaves to Go.
+func sizes(meta tcFbrMeta) map[string]uint32 {
 	ports := meta.NatCount * 3 // TCP, UDP, ICMP
-	for name, n := range map[string]uint32{
+	return map[string]uint32{
 		tcMapFbrFlow:      2 * meta.FlowsMax,
 		tcMapFbrFlowOf:    2 * meta.FlowsMax,
 		tcMapFbrNear:      nearSize(meta),
@@ -179,8 +186,6 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 		tcMapFbrPfreeTcp:  2 * meta.NatCount,
 		tcMapFbrPfreeUdp:  2 * meta.NatCount,
 		tcMapFbrPfreeIcmp: 2 * meta.NatCount,
-	} {
-		spec.Maps[name].MaxEntries = n
 	}
 }
 
@@ -237,7 +242,7 @@ func newMeta(cfg Config) (tcFbrMeta, error) {
 	}
 	return tcFbrMeta{
 		Magic:    metaMagic,
-		Schema:   schema,
+		Schema:   tcFbrSchemaFBR_SCHEMA,
 		FlowsMax: cfg.FlowsMax,
 		NatFirst: uint32(cfg.NATFirst),
 		NatCount: uint32(cfg.NATLast-cfg.NATFirst) + 1,

@@ -120,7 +120,7 @@ type tcFbrFragKey struct {
 type tcFbrMeta struct {
 	_        structs.HostLayout
 	Magic    uint32
-	Schema   uint32
+	Schema   tcFbrSchema
 	FlowsMax uint32
 	NatFirst uint32
 	NatCount uint32
@@ -238,6 +238,12 @@ type tcFbrRequest struct {
 	To      uint32
 	Arg     uint64
 }
+
+type tcFbrSchema uint32
+
+const (
+	tcFbrSchemaFBR_SCHEMA tcFbrSchema = 4
+)
 
 type tcFbrSessBits uint32
 

@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Keys and values of the maps. Addresses and L4 ports are in network byte
- * order, everything else in host order. Sizes are part of the schema: a change
- * here raises FBR_SCHEMA.
+ * order, everything else in host order.
  */
 #ifndef FBR_TYPES_H
 #define FBR_TYPES_H
 
 #include "../include/kernel.h"
 
-#define FBR_SCHEMA    3
+/* Orders the layouts of the maps: raised once between two releases in which the
+ * shape of any map differs (datapath/layout.go compares them), so that an older
+ * build leaves a newer one's maps alone.
+ */
+enum fbr_schema {
+	FBR_SCHEMA = 4,
+};
 
 #define FBR_DEVS_MAX  16384  /* slots: ifindex modulo this */
 #define FBR_STATS_MAX 4096   /* devices that can exist at once */
@@ -293,10 +298,12 @@ struct fbr_state {
 	struct bpf_timer timer;
 };
 
-/* fbr_meta[0]: written once by Create, read by every later command */
+/* fbr_meta[0]: written once by Create, read by every later command; magic and
+ * schema stand first in every layout
+ */
 struct fbr_meta {
 	__u32 magic;
-	__u32 schema;
+	enum fbr_schema schema;
 	__u32 flows_max;
 	__u32 nat_first;
 	__u32 nat_count;
