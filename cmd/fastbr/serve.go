@@ -18,6 +18,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/ctl/dns"
 	"github.com/fastbr/fastbr/ctl/docker"
+	"github.com/fastbr/fastbr/ctl/fair"
 	"github.com/fastbr/fastbr/ctl/metrics"
 )
 
@@ -25,6 +26,9 @@ const (
 	defaultMetricsAddr = "127.0.0.1:9469"
 	// defaultDriver is what -d of 'docker network create' takes.
 	defaultDriver = "fastbr"
+	// scrapers is how many connections there may be to the metrics, which the
+	// clients share.
+	scrapers = 64
 	// shutdownTime is what scrapes that are under way get when serve ends.
 	shutdownTime = 3 * time.Second
 )
@@ -127,7 +131,7 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 		if err != nil {
 			return errors.Join(err, front.close())
 		}
-		serve("metrics", metrics.NewServer(h), front.metrics)
+		serve("metrics", metrics.NewServer(h), fair.Listen(front.metrics, fair.New(scrapers)))
 		s.say("serving metrics on http://%s/metrics", front.metrics.Addr())
 	}
 	if front.docker != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/fastbr/fastbr/ctl"
+	"github.com/fastbr/fastbr/ctl/fair"
 )
 
 const (
@@ -22,8 +23,10 @@ const (
 	lookAgain = time.Second
 	// patience with one resolver of the host, per question.
 	patience = 2 * time.Second
-	// asking bounds how many questions wait for the host's resolvers; more are refused.
-	asking = 512
+	// asking is how many questions may wait for the host's resolvers, connections
+	// how many TCP clients there may be; both are shared fairly.
+	asking      = 512
+	connections = 256
 )
 
 // Source tells the names; *ctl.Names is one.
@@ -36,13 +39,14 @@ type Server struct {
 	source   Source
 	upstream []netip.AddrPort // the host's own resolvers, in their order
 	logf     func(format string, args ...any)
-	asking   chan struct{}
+	asking   *fair.Shares
+	clients  *fair.Shares // of TCP
 	said     map[netip.Addr]string
 }
 
 // NewServer returns a server that forwards what it does not know to upstream.
 func NewServer(source Source, upstream []netip.AddrPort, logf func(format string, args ...any)) *Server {
-	return &Server{source: source, upstream: upstream, logf: logf, asking: make(chan struct{}, asking), said: map[netip.Addr]string{}}
+	return &Server{source: source, upstream: upstream, logf: logf, asking: fair.New(asking), clients: fair.New(connections), said: map[netip.Addr]string{}}
 }
 
 // Run answers until ctx ends. An address it cannot listen on is told once and
@@ -122,11 +126,29 @@ func (s *Server) listen(ctx context.Context, gw netip.Addr) (*listener, error) {
 		return nil, listenError(at, err)
 	}
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) { s.serve(ctx, gw, w, req) })
-	l := &listener{servers: []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: ln, Handler: handler}}}
+	l := &listener{servers: []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: impatient{fair.Listen(ln, s.clients)}, Handler: handler}}}
 	for _, srv := range l.servers {
 		go func() { _ = srv.ActivateAndServe() }() // ends with close
 	}
 	return l, nil
+}
+
+// impatient ends connections whose other end does not read. Those that do not
+// write are ended by dns.Server.
+type impatient struct{ net.Listener }
+
+type impatientConn struct{ net.Conn }
+
+func (l impatient) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return impatientConn{c}, err
+}
+
+func (c impatientConn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
 }
 
 func listenError(at string, err error) error {
@@ -149,8 +171,13 @@ func (l *listener) close() {
 }
 
 func (s *Server) serve(ctx context.Context, gw netip.Addr, w dns.ResponseWriter, req *dns.Msg) {
-	reply := s.reply(ctx, gw, req, w.RemoteAddr().Network())
-	if w.RemoteAddr().Network() == "udp" {
+	transport := w.RemoteAddr().Network()
+	reply := s.reply(ctx, gw, fair.Client(w.RemoteAddr()), req, transport)
+	if reply == nil {
+		_ = w.Close() // a TCP connection; UDP's is the server's
+		return
+	}
+	if transport == "udp" {
 		size := dns.MinMsgSize
 		if opt := req.IsEdns0(); opt != nil {
 			size = max(size, int(opt.UDPSize()))
@@ -160,28 +187,36 @@ func (s *Server) serve(ctx context.Context, gw netip.Addr, w dns.ResponseWriter,
 	_ = w.WriteMsg(reply) // whoever asked may be gone
 }
 
-// reply never is nil: what cannot be answered is refused or a server failure.
-func (s *Server) reply(ctx context.Context, gw netip.Addr, req *dns.Msg, transport string) *dns.Msg {
+// reply to a client that asked at a gateway: what its own network knows, which
+// its address tells, since no port can lie about it. What cannot be answered is
+// refused or a server failure. Nil is no reply: nothing but its own gateway
+// exists for a client in an internal network.
+func (s *Server) reply(ctx context.Context, gw, client netip.Addr, req *dns.Msg, transport string) *dns.Msg {
 	zones, err := s.source.Zones()
 	if err != nil {
 		return refusal(req, dns.RcodeServerFailure)
 	}
-	i := slices.IndexFunc(zones, func(z ctl.Zone) bool { return z.Gateway == gw })
+	i := slices.IndexFunc(zones, func(z ctl.Zone) bool { return z.Subnet.Contains(client) })
 	if i < 0 {
 		return refusal(req, dns.RcodeRefused)
 	}
-	if reply := answer(zones[i], req); reply != nil {
+	zone := zones[i]
+	if zone.Internal && zone.Gateway != gw {
+		return nil
+	}
+	if reply := answer(zone, req); reply != nil {
 		return reply
 	}
-	if zones[i].Internal {
+	if zone.Internal {
 		return refusal(req, dns.RcodeRefused) // a question is a way out, too
 	}
-	select {
-	case s.asking <- struct{}{}:
-		defer func() { <-s.asking }()
-	default:
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	done, ok := s.asking.Take(client, end)
+	if !ok {
 		return refusal(req, dns.RcodeRefused)
 	}
+	defer done()
 	return s.forward(ctx, req, transport)
 }
 
@@ -189,13 +224,25 @@ func refusal(req *dns.Msg, code int) *dns.Msg {
 	return new(dns.Msg).SetRcode(req, code)
 }
 
-// forward asks the host's resolvers in turn.
+// forward asks the host's resolvers in turn, until ctx ends.
 func (s *Server) forward(ctx context.Context, req *dns.Msg, transport string) *dns.Msg {
-	client := &dns.Client{Net: transport, Timeout: patience, UDPSize: dns.MaxMsgSize}
 	for _, to := range s.upstream {
-		if reply, _, err := client.ExchangeContext(ctx, req, to.String()); err == nil {
+		if reply, err := exchange(ctx, to, req, transport); err == nil {
 			return reply
 		}
 	}
 	return refusal(req, dns.RcodeServerFailure)
+}
+
+// exchange asks one resolver. The library minds only the deadline of a context.
+func exchange(ctx context.Context, to netip.AddrPort, req *dns.Msg, transport string) (*dns.Msg, error) {
+	client := &dns.Client{Net: transport, Timeout: patience, UDPSize: dns.MaxMsgSize}
+	conn, err := client.DialContext(ctx, to.String())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	reply, _, err := client.ExchangeWithConnContext(ctx, req, conn)
+	return reply, err
 }

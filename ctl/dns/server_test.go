@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -51,28 +53,32 @@ func upstream(t *testing.T) netip.AddrPort {
 func TestQuestionsAreAnswered(t *testing.T) {
 	s := NewServer(lab(), []netip.AddrPort{upstream(t)}, t.Logf)
 	for _, c := range []struct {
-		name, gateway, ask string
-		qtype              uint16
-		rcode              int
-		want               string // of the only answer; "": none
+		name, client, ask string
+		qtype             uint16
+		rcode             int
+		want              string // of the only answer; "": none
 	}{
-		{"name", "10.9.0.1", "web.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
-		{"name in the network", "10.9.0.1", "web.lab.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
-		{"any case", "10.9.0.1", "WeB.Lab.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
-		{"name with a dot", "10.9.0.1", "my.db.", dns.TypeA, dns.RcodeSuccess, "10.9.0.3"},
-		{"no IPv6 address", "10.9.0.1", "web.", dns.TypeAAAA, dns.RcodeSuccess, ""},
-		{"unknown in the network", "10.9.0.1", "nobody.lab.", dns.TypeA, dns.RcodeNameError, ""},
-		{"address", "10.9.0.1", "2.0.9.10.in-addr.arpa.", dns.TypePTR, dns.RcodeSuccess, "web.lab."},
-		{"free address", "10.9.0.1", "9.0.9.10.in-addr.arpa.", dns.TypePTR, dns.RcodeNameError, ""},
-		{"elsewhere", "10.9.0.1", "example.org.", dns.TypeA, dns.RcodeSuccess, "192.0.2.53"},
-		{"name of another network", "10.9.0.1", "secret.", dns.TypeA, dns.RcodeSuccess, "192.0.2.53"},
-		{"internal network, own name", "10.8.0.1", "secret.inner.", dns.TypeA, dns.RcodeSuccess, "10.8.0.2"},
-		{"internal network, elsewhere", "10.8.0.1", "example.org.", dns.TypeA, dns.RcodeRefused, ""},
-		{"network that has gone", "10.7.0.1", "web.", dns.TypeA, dns.RcodeRefused, ""},
+		{"name", "10.9.0.9", "web.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
+		{"name in the network", "10.9.0.9", "web.lab.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
+		{"any case", "10.9.0.9", "WeB.Lab.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
+		{"name with a dot", "10.9.0.9", "my.db.", dns.TypeA, dns.RcodeSuccess, "10.9.0.3"},
+		{"no IPv6 address", "10.9.0.9", "web.", dns.TypeAAAA, dns.RcodeSuccess, ""},
+		{"unknown in the network", "10.9.0.9", "nobody.lab.", dns.TypeA, dns.RcodeNameError, ""},
+		{"address", "10.9.0.9", "2.0.9.10.in-addr.arpa.", dns.TypePTR, dns.RcodeSuccess, "web.lab."},
+		{"free address", "10.9.0.9", "9.0.9.10.in-addr.arpa.", dns.TypePTR, dns.RcodeNameError, ""},
+		{"elsewhere", "10.9.0.9", "example.org.", dns.TypeA, dns.RcodeSuccess, "192.0.2.53"},
+		{"name of another network", "10.9.0.9", "secret.", dns.TypeA, dns.RcodeSuccess, "192.0.2.53"},
+		{"internal network, own name", "10.8.0.9", "secret.inner.", dns.TypeA, dns.RcodeSuccess, "10.8.0.2"},
+		{"internal network, elsewhere", "10.8.0.9", "example.org.", dns.TypeA, dns.RcodeRefused, ""},
+		{"the host itself", "10.9.0.1", "web.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
+		{"no container", "192.0.2.1", "example.org.", dns.TypeA, dns.RcodeRefused, ""},
+		{"network that has gone", "10.7.0.9", "web.", dns.TypeA, dns.RcodeRefused, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			req := new(dns.Msg).SetQuestion(c.ask, c.qtype)
-			reply := s.reply(context.Background(), addr(c.gateway), req, "udp")
+			client := addr(c.client)
+			gateway := netip.PrefixFrom(client, 24).Masked().Addr().Next()
+			reply := s.reply(context.Background(), gateway, client, req, "udp")
 			if reply.Rcode != c.rcode || reply.Id != req.Id {
 				t.Errorf("%s, want %s:\n%v", dns.RcodeToString[reply.Rcode], dns.RcodeToString[c.rcode], reply)
 			}
@@ -94,9 +100,76 @@ func TestQuestionsAreAnswered(t *testing.T) {
 
 func TestNoResolverIsAFailure(t *testing.T) {
 	s := NewServer(lab(), nil, t.Logf)
-	reply := s.reply(context.Background(), addr("10.9.0.1"), new(dns.Msg).SetQuestion("example.org.", dns.TypeA), "udp")
+	reply := s.reply(context.Background(), addr("10.9.0.1"), addr("10.9.0.2"), new(dns.Msg).SetQuestion("example.org.", dns.TypeA), "udp")
 	if reply.Rcode != dns.RcodeServerFailure {
 		t.Errorf("%v", reply)
+	}
+}
+
+// TestClientDecidesNotGateway: whichever gateway is asked, containers learn what
+// their own network knows, and one in an internal network nothing by another's.
+func TestClientDecidesNotGateway(t *testing.T) {
+	s := NewServer(lab(), []netip.AddrPort{upstream(t)}, t.Logf)
+	ask := func(client, gateway, name string) *dns.Msg {
+		return s.reply(context.Background(), addr(gateway), addr(client), new(dns.Msg).SetQuestion(name, dns.TypeA), "udp")
+	}
+	for _, name := range []string{"web.", "secret.", "example.org."} {
+		if reply := ask("10.8.0.2", "10.9.0.1", name); reply != nil {
+			t.Errorf("a container in an internal network asks another's gateway for %s and hears %v", name, reply)
+		}
+	}
+	if reply := ask("10.9.0.2", "10.8.0.1", "secret.inner."); len(reply.Answer) != 1 || reply.Authoritative {
+		t.Errorf("a container asks an internal network's gateway for a name there: %v, want the upstream's answer", reply)
+	}
+	if reply := ask("10.9.0.2", "10.8.0.1", "web."); len(reply.Answer) != 1 || !reply.Authoritative {
+		t.Errorf("a container asks another gateway for its own network's name: %v", reply)
+	}
+}
+
+// silence is a resolver of the host that answers only names that begin with "good".
+func silence(t *testing.T) netip.AddrPort {
+	t.Helper()
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
+		if strings.HasPrefix(req.Question[0].Name, "good") {
+			_ = w.WriteMsg(new(dns.Msg).SetReply(req))
+		}
+	})}
+	go func() { _ = srv.ActivateAndServe() }()
+	t.Cleanup(func() { _ = pc.Close() })
+	return netip.MustParseAddrPort(pc.LocalAddr().String())
+}
+
+// TestUnanswerableQuestionsHarmNobodyElse: one container asks more than may wait.
+func TestUnanswerableQuestionsHarmNobodyElse(t *testing.T) {
+	s := NewServer(lab(), []netip.AddrPort{silence(t)}, t.Logf)
+	ctx, cancel := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	defer flood.Wait()
+	defer cancel()
+	ask := func(ctx context.Context, client, name string) int {
+		return s.reply(ctx, addr("10.9.0.1"), addr(client), new(dns.Msg).SetQuestion(name, dns.TypeA), "udp").Rcode
+	}
+	for range asking {
+		flood.Go(func() {
+			for ctx.Err() == nil {
+				ask(ctx, "10.9.0.2", "bad.example.")
+			}
+		})
+	}
+	for ask(ctx, "10.9.0.2", "good.example.") != dns.RcodeRefused {
+		continue // not yet as many as may wait
+	}
+	for range 20 {
+		if rcode := ask(ctx, "10.9.0.3", "good.example."); rcode != dns.RcodeSuccess {
+			t.Errorf("another container's question: %s", dns.RcodeToString[rcode])
+		}
+		if rcode := ask(ctx, "10.9.0.2", "web.lab."); rcode != dns.RcodeSuccess {
+			t.Errorf("a container's name, asked for by the flooder itself: %s", dns.RcodeToString[rcode])
+		}
 	}
 }
 
