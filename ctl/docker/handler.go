@@ -8,6 +8,7 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,10 +25,13 @@ const (
 	// hangs would hang it. A host that is merely overloaded has answered by then,
 	// though loading the programs there takes many seconds.
 	answerLimit = time.Minute
-	// bodyLimit is far above what a container with all ports published needs.
-	bodyLimit = 64 << 20
-	// headerLimit bounds the wait for a request that has begun.
-	headerLimit = 5 * time.Second
+	// bodyLimit is above what a container needs that has all ports published, of
+	// both protocols and address families.
+	bodyLimit = 32 << 20
+	// headerLimit and bodyPatience bound the wait for a request that has begun.
+	// Between requests dockerd keeps its connections for as long as it likes.
+	headerLimit  = 5 * time.Second
+	bodyPatience = 10 * time.Second
 )
 
 // errRequest marks what dockerd should not have sent.
@@ -36,7 +40,7 @@ var errRequest = errors.New("bad request")
 // NewServer returns an HTTP server that answers dockerd. note tells the user of
 // calls that failed.
 func NewServer(core Core, note func(format string, args ...any)) *http.Server {
-	return &http.Server{Handler: newHandler(driver{core}, note), ReadHeaderTimeout: headerLimit}
+	return &http.Server{Handler: newHandler(driver{core}, note), ReadHeaderTimeout: headerLimit, IdleTimeout: -1}
 }
 
 func newHandler(d driver, note func(string, ...any)) http.Handler {
@@ -68,7 +72,43 @@ func newHandler(d driver, note func(string, ...any)) http.Handler {
 		reply(w, http.StatusNotFound, errorResponse{"no such call: " + r.Method + " " + r.URL.Path})
 	})
 	late, _ := json.Marshal(errorResponse{fmt.Sprintf("fastbr has no answer after %s", answerLimit)})
-	return http.TimeoutHandler(mux, answerLimit, string(late))
+	return whole(http.TimeoutHandler(mux, answerLimit, string(late)), bodyPatience)
+}
+
+// whole lets h see only requests that are there in full, in bounded time and
+// memory. One that says that it is too long is refused unread. It is no matter of
+// the server's ReadTimeout, which would end the calls themselves.
+func whole(h http.Handler, patience time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > bodyLimit {
+			tooLong(w)
+			return
+		}
+		c := http.NewResponseController(w)
+		_ = c.SetReadDeadline(time.Now().Add(patience)) // a test's recorder has none
+		var body bytes.Buffer
+		if r.ContentLength > 0 {
+			body.Grow(int(r.ContentLength) + bytes.MinRead)
+		}
+		_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, bodyLimit))
+		_ = c.SetReadDeadline(time.Time{})
+		var long *http.MaxBytesError
+		switch {
+		case errors.As(err, &long):
+			tooLong(w)
+			return
+		case err != nil:
+			reply(w, http.StatusRequestTimeout, errorResponse{fmt.Sprintf("%v: the body: %v", errRequest, err)})
+			return
+		}
+		r.Body = io.NopCloser(&body)
+		h.ServeHTTP(w, r)
+	})
+}
+
+func tooLong(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	reply(w, http.StatusRequestEntityTooLarge, errorResponse{fmt.Sprintf("%v: the body is longer than %d MiB", errRequest, bodyLimit>>20)})
 }
 
 // reply always has a body: dockerd takes an empty one for an error.
@@ -89,7 +129,7 @@ func call[Q any](note func(string, ...any), do func(context.Context, Q) (any, er
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var q Q
 		var v any
-		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyLimit)).Decode(&q)
+		err := json.NewDecoder(r.Body).Decode(&q)
 		switch {
 		case errors.Is(err, io.EOF):
 			err = fmt.Errorf("%w: the body is empty", errRequest)
