@@ -111,7 +111,7 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 		if err != nil {
 			return err
 		}
-		publish, err := s.newPublications(n, s.notYetPublished(r.Owner, r.Publish))
+		publish, err := s.newPublications(n, r.Owner, s.notYetPublished(r.Owner, r.Publish))
 		if err != nil {
 			return err
 		}

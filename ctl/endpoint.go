@@ -117,7 +117,7 @@ func (c *Controller) EndpointPublish(ctx context.Context, networkName, name stri
 		if err := s.unpublish(p, slices.Clone(p.Publications)...); err != nil || len(rs) == 0 {
 			return err
 		}
-		pubs, err := s.newPublications(n, rs)
+		pubs, err := s.newPublications(n, nil, rs)
 		if err != nil {
 			return err
 		}

@@ -80,7 +80,7 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 		if err != nil {
 			return err
 		}
-		pubs, err := s.newPublications(n, []PublishRequest{r})
+		pubs, err := s.newPublications(n, nil, []PublishRequest{r})
 		if err != nil {
 			return err
 		}
@@ -90,14 +90,15 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 	return v, err
 }
 
-// newPublications are what the requests ask of the network, if it is free.
-func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publication, err error) {
+// newPublications are what the requests ask of the network, if it is free. o is
+// who asks, nil: a user.
+func (s *session) newPublications(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
 	if len(rs) > 0 && (n.Internal || !n.Masquerade) {
 		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
 	}
 	there := s.publications()
 	for _, r := range rs {
-		pub, err := s.freePorts(r, there, out)
+		pub, err := s.freePorts(o, r, there, out)
 		if err != nil {
 			return nil, err
 		}
@@ -108,15 +109,15 @@ func (s *session) newPublications(n *network, rs []PublishRequest) (out []*publi
 
 // freePorts decides which host ports a request gets; there are those published,
 // others are being asked for with it.
-func (s *session) freePorts(r PublishRequest, there []published, others []*publication) (*publication, error) {
+func (s *session) freePorts(o *Owner, r PublishRequest, there []published, others []*publication) (*publication, error) {
 	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Held: r.Held, Pending: true}
 	if !r.Any {
-		return pub, s.checkFree(pub, there, others)
+		return pub, s.checkFree(o, pub, there, others)
 	}
 	var err error
 	for host := int(r.First); host <= int(r.Last); host++ {
 		pub.First, pub.Last = uint16(host), uint16(host)
-		if err = s.checkFree(pub, there, others); err == nil {
+		if err = s.checkFree(o, pub, there, others); err == nil {
 			return pub, nil
 		}
 	}
@@ -250,8 +251,9 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 }
 
 // checkFree says whether the host ports are anybody's: published there, one of
-// the others', or a socket's.
-func (s *session) checkFree(pub *publication, there []published, others []*publication) error {
+// the others', or a socket's. A socket that the engine holds a port with is no
+// obstacle to the engine.
+func (s *session) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
 	if pub.First <= s.st.Settings.NATLast && pub.Last >= s.st.Settings.NATFirst {
 		return tagged(ErrInvalid, fmt.Sprintf("host ports %d-%d: %d-%d is the NAT range: choose others, or another --nat-range at 'up'",
 			pub.First, pub.Last, s.st.Settings.NATFirst, s.st.Settings.NATLast))
@@ -266,7 +268,11 @@ func (s *session) checkFree(pub *publication, there []published, others []*publi
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
 	}
-	err := link.PortsFree(pub.Proto, pub.HostIP, pub.First, pub.Last)
+	var holders func() map[uint32]bool
+	if pub.Held && o != nil {
+		holders = o.sockets
+	}
+	err := link.PortsFree(pub.Proto, pub.HostIP, pub.First, pub.Last, holders)
 	if errors.Is(err, link.ErrPortInUse) {
 		return tagged(ErrExists, err.Error())
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,12 +24,27 @@ const fewPorts = 256
 // ports those are tried which any socket has, in whatever way. That the kernel
 // lists what is bound, and nothing more, as it does since 6.8, shows by the first
 // port's own attempt; where it does not, all are tried.
-func PortsFree(proto string, addr netip.Addr, first, last uint16) error {
-	fd, err := bindPort(proto, addr, first)
+//
+// Sockets in except, by inode, do not count; it is asked only when a port is in
+// use, and may be nil.
+func PortsFree(proto string, addr netip.Addr, first, last uint16, except func() map[uint32]bool) error {
+	free := func(port uint16) (fd int, err error) {
+		fd, err = bindPort(proto, addr, port)
+		if except != nil && errors.Is(err, ErrPortInUse) {
+			if only, listErr := onlySockets(proto, addr, port, except()); listErr != nil || !only {
+				return fd, errors.Join(err, listErr)
+			}
+			return -1, nil
+		}
+		return fd, err
+	}
+	fd, err := free(first)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	if fd >= 0 {
+		defer unix.Close(fd)
+	}
 	var had map[uint16]bool
 	if last-first >= fewPorts {
 		if had, err = socketPorts(proto, first, last); err != nil || !had[first] {
@@ -38,13 +55,52 @@ func PortsFree(proto string, addr netip.Addr, first, last uint16) error {
 		if had != nil && !had[uint16(port)] {
 			continue
 		}
-		fd, err := bindPort(proto, addr, uint16(port))
+		fd, err := free(uint16(port))
 		if err != nil {
 			return err
 		}
-		unix.Close(fd)
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 	return nil
+}
+
+// onlySockets tells whether every socket that is in the way of one at a port of
+// addr is among those given, by inode.
+func onlySockets(proto string, addr netip.Addr, port uint16, these map[uint32]bool) (bool, error) {
+	all, err := sockets(proto, port, port)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range all {
+		elsewhere := addr.IsValid() && !s.addr.IsUnspecified() && s.addr != addr
+		if s.inode != 0 && !elsewhere && !these[s.inode] { // 0: not accepted yet, or in TIME_WAIT
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// SocketsOf returns the inodes of the sockets that processes have open.
+func SocketsOf(pids []int) map[uint32]bool {
+	out := map[uint32]bool{}
+	for _, pid := range pids {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, fd := range fds {
+			var inode uint32
+			if to, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil {
+				if n, err := fmt.Sscanf(to, "socket:[%d]", &inode); err == nil && n == 1 {
+					out[inode] = true
+				}
+			}
+		}
+	}
+	return out
 }
 
 // bindPort returns a socket that is bound to the port of addr, for the caller to close.

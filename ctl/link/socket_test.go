@@ -46,12 +46,12 @@ func TestPortsFreeIsWhatBindSays(t *testing.T) {
 					t.Fatal(want)
 				}
 				for _, r := range [][2]uint16{{first, last}, {first, port}, {port, last}, {port, port}, {port - 1, port + 1}} {
-					if err := PortsFree(s.proto, addr, r[0], r[1]); (err == nil) != (want == nil) || want != nil && err.Error() != want.Error() {
+					if err := PortsFree(s.proto, addr, r[0], r[1], nil); (err == nil) != (want == nil) || want != nil && err.Error() != want.Error() {
 						t.Errorf("%s of %v: %v, want %v", addr, r, err, want)
 					}
 				}
 				for _, r := range [][2]uint16{{first, port - 1}, {port + 1, last}} {
-					if err := PortsFree(s.proto, addr, r[0], r[1]); err != nil {
+					if err := PortsFree(s.proto, addr, r[0], r[1], nil); err != nil {
 						t.Errorf("%s of %v: %v", addr, r, err)
 					}
 				}
@@ -128,5 +128,54 @@ func TestSocketPortsListsWhatIsBound(t *testing.T) {
 	}
 	if len(ports) == 0 {
 		t.Log("this kernel does not list sockets that are only bound")
+	}
+}
+
+// TestPortsFreeButFor: sockets that are to be overlooked are, and no others are
+// with them.
+func TestPortsFreeButFor(t *testing.T) {
+	inode := func(fd int) uint32 {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			t.Fatal(err)
+		}
+		return uint32(st.Ino)
+	}
+	if err := inNetns(t).SetUp(1, true); err != nil { // lo
+		t.Fatal(err)
+	}
+	held := socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 0, 1}})
+	six := socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet6{Port: 8081})
+	other := socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 0, 2}})
+	for _, fd := range []int{held, six, other} {
+		listen(t, fd)
+	}
+	if !SocketsOf([]int{unix.Getpid()})[inode(held)] {
+		t.Error("our own socket is not among ours")
+	}
+	one, two := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
+	for _, c := range []struct {
+		addr   netip.Addr
+		last   uint16
+		except []int
+		free   bool
+	}{
+		{one, 8080, []int{held}, true},
+		{one, 8080, []int{other}, false},
+		{two, 8080, []int{held}, false},
+		{netip.Addr{}, 8080, []int{held}, false},
+		{netip.Addr{}, 8080, []int{held, other}, true},
+		{one, 8081, []int{held}, false},
+		{one, 8081, []int{held, six}, true},
+		{one, 9000, []int{held, six}, true},
+	} {
+		except := map[uint32]bool{}
+		for _, fd := range c.except {
+			except[inode(fd)] = true
+		}
+		err := PortsFree("tcp", c.addr, 8080, c.last, func() map[uint32]bool { return except })
+		if (err == nil) != c.free || err != nil && !errors.Is(err, ErrPortInUse) {
+			t.Errorf("%v to %d but for %v: %v, want free %v", c.addr, c.last, c.except, err, c.free)
+		}
 	}
 }

@@ -1,0 +1,46 @@
+package main_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/fastbr/fastbr/ctl/lab"
+)
+
+// TestE2EHeldPorts: a port that the runtime holds for its container is given to
+// it, one that anybody else listens on is not.
+func TestE2EHeldPorts(t *testing.T) {
+	t.Parallel()
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
+	c := r.Containers[0]
+	rt := attachment(c, map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}})
+	l := r.list(t, "1.0.0", "net", ownNetwork)
+	r.must(t, "up")
+
+	stranger := r.serveTCP(t, r.Host, on(r.Host.Addr, 8080)) // the test's own: not one that it has started for the container
+	if _, err := r.cni.AddNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080/tcp is in use by a socket of the host") {
+		t.Errorf("ADD beside a stranger's listener: %v", err)
+	}
+	stranger.Close()
+
+	holder := r.Host.Exec(r.ctx, "busybox", "nc", "-ll", "-p", "8080", "-e", "/bin/true")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = holder.Process.Kill()
+		_ = holder.Wait()
+	}()
+	waitFor(t, r.ctx, "the holder to listen", func() bool {
+		out, err := r.Host.Run(r.ctx, "ss", "-Hltn", "sport", "8080")
+		return err == nil && out != ""
+	})
+	r.add(t, l, c, rt)
+	s := r.serveTCP(t, c, on(c.Addr, 80))
+	defer s.Close()
+	if err := r.Outside.EchoTCP(r.ctx, on(r.Outside.Addr, 0), on(r.Host.Addr, 8080), "hello"); err != nil {
+		t.Error(err)
+	}
+	assertPeers(t, s, r.Outside.Addr)
+	r.del(t, l, rt)
+}
