@@ -127,7 +127,7 @@ func (c *Controller) lockPath() string  { return c.dir() + ".lock" }
 
 // say tells the user something that is neither data nor an error.
 func (c *Controller) say(format string, args ...any) {
-	fmt.Fprintf(c.opts.Messages, "fastbr: "+format+"\n", args...)
+	fmt.Fprintf(c.opts.Messages, "fastbr: %s\n", Line(fmt.Sprintf(format, args...)))
 }
 
 // session is one operation: what is true while the lock is held.

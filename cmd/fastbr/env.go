@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,7 +57,7 @@ func (e *env) controllerOptions() ctl.Options {
 
 // note tells the user something that is neither data nor an error.
 func (e *env) note(format string, args ...any) {
-	fmt.Fprintf(e.stderr, "fastbr: "+format+"\n", args...)
+	fmt.Fprintf(e.stderr, "fastbr: %s\n", ctl.Line(fmt.Sprintf(format, args...)))
 }
 
 // json reports whether -o json was given.
@@ -72,10 +72,14 @@ func (e *env) print(v any, table func(w io.Writer)) error {
 		return enc.Encode(v)
 	}
 	// Else every cell would be a write of its own.
-	out := bufio.NewWriter(e.stdout)
-	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	var out bytes.Buffer
+	w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
 	table(w)
-	return errors.Join(w.Flush(), out.Flush())
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := io.WriteString(e.stdout, ctl.Plain(out.String()))
+	return err
 }
 
 // exitError ends the process with a code and without a message.
@@ -92,9 +96,9 @@ func (e *env) exitCode(err error) int {
 	case errors.As(err, &exit):
 		return exit.code
 	}
-	text := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " ")
+	text := ctl.Line(strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " "))
 	if e.flags.verbose {
-		text = fmt.Sprintf("%+v", err) // a verifier log has many lines
+		text = ctl.Plain(strings.ReplaceAll(fmt.Sprintf("%+v", err), "\t", "    ")) // a verifier log has many lines
 	}
 	fmt.Fprintf(e.stderr, "fastbr: %s\n", text)
 	var coded codedError

@@ -35,7 +35,7 @@ func Run(ctx context.Context, opts ctl.Options) int {
 		return 0
 	}
 	if err := err.Print(); err != nil {
-		fmt.Fprintln(os.Stderr, "fastbr:", err)
+		fmt.Fprintln(os.Stderr, "fastbr:", ctl.Line(err.Error()))
 	}
 	return 1
 }
