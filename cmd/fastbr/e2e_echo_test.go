@@ -28,7 +28,9 @@ func TestE2EArgumentsCannotDrive(t *testing.T) {
 	} {
 		r := h.fastbr(t, args...)
 		for _, text := range []string{r.stdout, r.stderr} {
-			if i := strings.IndexFunc(text, func(c rune) bool { return c != '\n' && c != '\t' && !unicode.IsPrint(c) || c == unicode.ReplacementChar }); i >= 0 {
+			if i := strings.IndexFunc(text, func(c rune) bool {
+				return c != '\n' && c != '\t' && !unicode.IsPrint(c) || c == unicode.ReplacementChar
+			}); i >= 0 {
 				t.Errorf("fastbr %q prints %q", args, text[i:])
 			}
 			if strings.Contains(text, "\nfastbr: forged") {
