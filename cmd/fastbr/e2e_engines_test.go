@@ -44,3 +44,24 @@ func TestE2EHeldPorts(t *testing.T) {
 	assertPeers(t, s, r.Outside.Addr)
 	r.del(t, l, rt)
 }
+
+// TestE2ECNIOldVersions: with lists of before 0.3.1 (and of no version) the
+// reference plugin's results come, with either kind of configuration.
+func TestE2ECNIOldVersions(t *testing.T) {
+	t.Parallel()
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
+	c := r.Containers[0]
+	for _, v := range []string{"", "0.1.0", "0.2.0", "0.3.0"} {
+		for kind, plugin := range map[string]string{"own": ownNetwork, "bridged": strings.Replace(bridged("fastbr"), `"hairpinMode"`, `"promiscMode"`, 1)} {
+			l, rt := r.list(t, v, "net", plugin), attachment(c, nil)
+			r.must(t, "up")
+			res := r.add(t, l, c, rt)
+			if len(res.IPs) != 1 || len(res.Routes) != 1 {
+				t.Errorf("version %q, %s: %+v", v, kind, res)
+			}
+			r.mustPing(t, c, r.Outside.Addr, lab.PingOptions{Count: 1})
+			r.del(t, l, rt)
+			r.assertNoLeases(t, "net")
+		}
+	}
+}

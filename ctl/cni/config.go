@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -11,6 +12,9 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 )
+
+// noVersion is what a configuration without cniVersion is of.
+const noVersion = "0.1.0"
 
 // defaultBridge is the reference plugin's.
 const defaultBridge = "cni0"
@@ -32,8 +36,10 @@ type config struct {
 	IPMasq           *bool  `json:"ipMasq"`
 	MTU              int    `json:"mtu"` // bytes
 	HairpinMode      bool   `json:"hairpinMode"`
+	// PromiscMode is another way to what hairpinMode is for: a pod reaches itself
+	// by a service's address.
+	PromiscMode bool `json:"promiscMode"`
 
-	PromiscMode               bool              `json:"promiscMode"`
 	VLAN                      int               `json:"vlan"`
 	VLANTrunk                 []json.RawMessage `json:"vlanTrunk"`
 	DisableContainerInterface bool              `json:"disableContainerInterface"`
@@ -85,6 +91,7 @@ func parse(stdin []byte, args string) (*config, error) {
 	if err := json.Unmarshal(stdin, c); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "reading the network configuration: "+err.Error(), "")
 	}
+	c.CNIVersion = cmp.Or(c.CNIVersion, noVersion)
 	for pair := range strings.SplitSeq(args, ";") {
 		if key, value, ok := strings.Cut(pair, "="); ok {
 			c.env[key] = value
@@ -103,7 +110,6 @@ func (c *config) check() error {
 		asked bool
 		value any
 	}{
-		{"promiscMode", c.PromiscMode, true},
 		{"vlan", c.VLAN != 0, c.VLAN},
 		{"vlanTrunk", len(c.VLANTrunk) > 0, len(c.VLANTrunk)},
 		{"disableContainerInterface", c.DisableContainerInterface, true},
@@ -112,6 +118,9 @@ func (c *config) check() error {
 		if f.asked {
 			return unsupported(f.key, f.value)
 		}
+	}
+	if c.HairpinMode && c.PromiscMode {
+		return invalid("hairpinMode and promiscMode are set: choose one")
 	}
 	if !c.own() && c.IPAM.Type == "" {
 		return invalid("neither network nor ipam: set \"network\" to a fastbr network, or an \"ipam\" with its type")
@@ -186,18 +195,16 @@ func (c *config) ip() (a netip.Addr, err error) {
 	if len(asked) == 0 && c.env["IP"] != "" {
 		asked = []string{c.env["IP"]}
 	}
-	if len(asked) == 0 {
-		return a, nil
-	}
-	if len(asked) > 1 {
-		return a, unsupported("ips", asked)
-	}
-	plain, _, _ := strings.Cut(asked[0], "/")
-	if a, err = netip.ParseAddr(plain); err != nil {
-		return a, invalid(fmt.Sprintf("address %q: an IPv4 address is wanted", asked[0]))
-	}
-	if !a.Is4() {
-		return a, unsupported("ips", asked)
+	for _, text := range asked {
+		plain, _, _ := strings.Cut(text, "/")
+		one, err := netip.ParseAddr(plain)
+		if err != nil {
+			return a, invalid(fmt.Sprintf("address %q: an IPv4 address is wanted", text))
+		}
+		if !one.Is4() || a.IsValid() && a != one { // the same one may be given twice
+			return a, unsupported("ips", asked)
+		}
+		a = one
 	}
 	return a, nil
 }

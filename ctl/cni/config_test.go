@@ -38,28 +38,29 @@ func TestEveryKeyOfTheBridgePlugin(t *testing.T) {
 		`"network": "default"`:        0,
 		bridged:                       0,
 		bridged + `, "bridge": "br7"`: 0,
-		bridged + `, "isGateway": true, "ipMasq": true`:   0,
-		bridged + `, "isDefaultGateway": true`:            0,
-		bridged + `, "forceAddress": true`:                0,
-		bridged + `, "ipMasqBackend": "nftables"`:         0,
-		bridged + `, "mtu": 9000`:                         0,
-		bridged + `, "hairpinMode": true`:                 0,
-		bridged + `, "macspoofchk": true`:                 0,
-		bridged + `, "enabledad": true`:                   0,
-		bridged + `, "preserveDefaultVlan": true`:         0,
-		bridged + `, "vlan": 0, "vlanTrunk": []`:          0,
-		bridged + `, "portIsolation": false`:              0,
-		bridged + `, "dns": {"nameservers": ["1.1.1.1"]}`: 0,
-		bridged + `, "promiscMode": true`:                 types.ErrUnsupportedField,
-		bridged + `, "vlan": 7`:                           types.ErrUnsupportedField,
-		bridged + `, "vlanTrunk": [{"id": 7}]`:            types.ErrUnsupportedField,
-		bridged + `, "disableContainerInterface": true`:   types.ErrUnsupportedField,
-		bridged + `, "portIsolation": true`:               types.ErrUnsupportedField,
-		`"bridge": "br7"`:                                 types.ErrInvalidNetworkConfig,
-		`"network": "default", ` + bridged:                types.ErrInvalidNetworkConfig,
-		`"network": "default", "isGateway": false`:        types.ErrInvalidNetworkConfig,
-		`"network": "default", "mtu": 1400`:               types.ErrInvalidNetworkConfig,
-		`"network": "default", "bridge": "br7"`:           types.ErrInvalidNetworkConfig,
+		bridged + `, "isGateway": true, "ipMasq": true`:        0,
+		bridged + `, "isDefaultGateway": true`:                 0,
+		bridged + `, "forceAddress": true`:                     0,
+		bridged + `, "ipMasqBackend": "nftables"`:              0,
+		bridged + `, "mtu": 9000`:                              0,
+		bridged + `, "hairpinMode": true`:                      0,
+		bridged + `, "macspoofchk": true`:                      0,
+		bridged + `, "enabledad": true`:                        0,
+		bridged + `, "preserveDefaultVlan": true`:              0,
+		bridged + `, "vlan": 0, "vlanTrunk": []`:               0,
+		bridged + `, "portIsolation": false`:                   0,
+		bridged + `, "dns": {"nameservers": ["1.1.1.1"]}`:      0,
+		bridged + `, "promiscMode": true`:                      0,
+		bridged + `, "promiscMode": true, "hairpinMode": true`: types.ErrInvalidNetworkConfig,
+		bridged + `, "vlan": 7`:                                types.ErrUnsupportedField,
+		bridged + `, "vlanTrunk": [{"id": 7}]`:                 types.ErrUnsupportedField,
+		bridged + `, "disableContainerInterface": true`:        types.ErrUnsupportedField,
+		bridged + `, "portIsolation": true`:                    types.ErrUnsupportedField,
+		`"bridge": "br7"`:                                      types.ErrInvalidNetworkConfig,
+		`"network": "default", ` + bridged:                     types.ErrInvalidNetworkConfig,
+		`"network": "default", "isGateway": false`:             types.ErrInvalidNetworkConfig,
+		`"network": "default", "mtu": 1400`:                    types.ErrInvalidNetworkConfig,
+		`"network": "default", "bridge": "br7"`:                types.ErrInvalidNetworkConfig,
 	} {
 		if got := codeOf(parsed(t, keys, "").check()); got != want {
 			t.Errorf("%s: code %d, want %d", keys, got, want)
@@ -137,5 +138,21 @@ func TestNamesAndWishes(t *testing.T) {
 	}
 	if ip, err := c.ip(); err != nil || ip.String() != "172.30.0.9" {
 		t.Errorf("address %v, %v", ip, err)
+	}
+}
+
+func TestOneAddressAsOftenAsOneLikes(t *testing.T) {
+	for ips, want := range map[string]string{
+		`[]`:                          "invalid IP",
+		`["10.0.0.9"]`:                "10.0.0.9",
+		`["10.0.0.9", "10.0.0.9/24"]`: "10.0.0.9",
+		`["10.0.0.9", "10.0.0.8"]`:    "",
+		`["10.0.0.9", "fd00::9"]`:     "",
+		`["10.0.0.9", "nonsense"]`:    "",
+	} {
+		got, err := parsed(t, `"network": "default", "runtimeConfig": {"ips": `+ips+`}`, "").ip()
+		if (err != nil) != (want == "") || err == nil && got.String() != want {
+			t.Errorf("%s: %v, %v; want %q", ips, got, err, want)
+		}
 	}
 }

@@ -1,5 +1,5 @@
 // Package cni is fastbr as a plugin of the Container Network Interface,
-// versions 0.3.1 to 1.1.0: it translates the commands and configurations of CNI
+// versions 0.1.0 to 1.1.0: it translates the commands and configurations of CNI
 // to attachments of package ctl, and their outcome to CNI's results and error
 // codes. It holds no state; an attachment is known by network, container and
 // interface (ctl.Owner).

@@ -30,7 +30,7 @@ func Called(args []string) bool { return len(args) == 0 && os.Getenv("CNI_COMMAN
 func Run(ctx context.Context, opts ctl.Options) int {
 	p := plugin{ctx: ctx, opts: opts}
 	funcs := skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status}
-	err := skel.PluginMainFuncsWithError(funcs, version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"), "CNI plugin fastbr")
+	err := skel.PluginMainFuncsWithError(funcs, version.All, "CNI plugin fastbr")
 	if err == nil {
 		return 0
 	}
@@ -111,7 +111,7 @@ func checkNetns(args *skel.CmdArgs) error {
 func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, err error) {
 	o := c.owner(args)
 	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
-		Slow: c.Slow, Hairpin: c.HairpinMode, Bandwidth: c.bandwidth(), Owner: &o}
+		Slow: c.Slow, Hairpin: c.HairpinMode || c.PromiscMode, Bandwidth: c.bandwidth(), Owner: &o}
 	if r.MAC, err = c.mac(); err != nil {
 		return r, err
 	}
