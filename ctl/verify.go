@@ -50,7 +50,8 @@ func (c *Controller) Verify(ctx context.Context, o Owner, want Expectation) (res
 
 // Healthy says whether the instance can take a port of a network ("": of any)
 // and running containers are served. An error wraps ErrBroken if those are
-// not; any other means that no port can be attached. It changes nothing.
+// not; any other means that no port can be attached. A container that has lost
+// its own device, which it can delete, is nobody else's trouble. It changes nothing.
 func (c *Controller) Healthy(ctx context.Context, network string) error {
 	return c.read(ctx, func(s *session) error {
 		if len(s.st.Networks) == 0 {
@@ -62,7 +63,10 @@ func (c *Controller) Healthy(ctx context.Context, network string) error {
 		for _, name := range s.st.networkNames() {
 			n := s.st.Networks[name]
 			for _, p := range n.sortedPorts() {
-				if err := s.verifyPort(n, p); err != nil && !p.Pending {
+				if _, there := s.deviceOf(n, p); !there || p.Pending {
+					continue // gone with the container's end: its own affair
+				}
+				if err := s.verifyPort(n, p); err != nil {
 					return err
 				}
 			}
@@ -124,10 +128,16 @@ func (s *session) verifyDatapath() error {
 	return nil
 }
 
-func (s *session) verifyPort(n *network, p *port) error {
+// deviceOf is the host end of a port, if it is there.
+func (s *session) deviceOf(n *network, p *port) (d link.Device, there bool) {
 	d, err := s.conn.ByIndex(p.Index)
+	return d, err == nil && d.Name == p.Port && d.Alias == ownerMark(n.Name)
+}
+
+func (s *session) verifyPort(n *network, p *port) error {
+	d, there := s.deviceOf(n, p)
 	switch {
-	case err != nil || d.Name != p.Port || d.Alias != ownerMark(n.Name):
+	case !there:
 		return broken("device %s is gone", p.Port)
 	case d.Master != n.Index:
 		return broken("device %s is not a port of %s any more", p.Port, n.Bridge)
