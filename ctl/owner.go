@@ -76,16 +76,27 @@ func addRoutes(inside *link.Conn, index int, gateway netip.Addr, routes []Route)
 }
 
 // raiseTries bounds how often a network is brought up that somebody takes down
-// again before the port is on it.
-const raiseTries = 3
+// again before the port is on it, the first time included that it is made anew.
+const raiseTries = 4
 
 // AttachRaising is Attach for an engine: a network that is not up is brought up
 // first, and goes down again if the port then cannot be. With known it must have
-// been defined, and stays up; else r.Expect describes it.
+// been defined, and stays up; else r.Expect describes it, and a network without
+// ports that is not so any more is made anew.
 func (c *Controller) AttachRaising(ctx context.Context, r AttachRequest, known bool) (res AttachResult, err error) {
 	raised := false
 	for range raiseTries {
 		res, err = c.Attach(ctx, r)
+		if errors.Is(err, ErrDiffers) && !known {
+			lowered, lowering := c.lower(ctx, r.Network)
+			if lowering != nil {
+				return res, lowering
+			}
+			if !lowered {
+				break
+			}
+			continue
+		}
 		if !errors.Is(err, ErrNotUp) && (known || !errors.Is(err, ErrNoNetwork)) {
 			break
 		}
@@ -96,21 +107,27 @@ func (c *Controller) AttachRaising(ctx context.Context, r AttachRequest, known b
 		raised = raised || created
 	}
 	if err != nil && raised {
-		if lowering := c.lower(context.WithoutCancel(ctx), r.Network); lowering != nil {
+		if _, lowering := c.lower(context.WithoutCancel(ctx), r.Network); lowering != nil {
 			err = errors.Join(err, lowering)
 		}
 	}
 	return res, err
 }
 
-// lower takes a network down again that has no ports and was never defined.
-func (c *Controller) lower(ctx context.Context, name string) error {
-	return c.mutate(ctx, func(s *session) error {
-		if n := s.st.Networks[name]; n != nil && len(n.Ports) == 0 {
-			return s.downUndefined(n)
+// lower takes a network down that has no ports and was never defined, and reports
+// whether it is down now.
+func (c *Controller) lower(ctx context.Context, name string) (down bool, err error) {
+	err = c.mutate(ctx, func(s *session) error {
+		n := s.st.Networks[name]
+		if n != nil && len(n.Ports) == 0 {
+			if err := s.downUndefined(n); err != nil {
+				return err
+			}
 		}
+		down = s.st.Networks[name] == nil
 		return nil
 	})
+	return down, err
 }
 
 // PortName is what an engine's port is called in statistics: the container's name

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"github.com/fastbr/fastbr/ctl/lab"
 )
 
@@ -64,4 +66,28 @@ func TestE2ECNIOldVersions(t *testing.T) {
 			r.assertNoLeases(t, "net")
 		}
 	}
+}
+
+// TestE2ECNIEmptyNetworkFollows: another subnet or MTU in the list, as after the
+// node got another podCIDR, makes a network without containers anew. One with
+// containers is left as it is.
+func TestE2ECNIEmptyNetworkFollows(t *testing.T) {
+	t.Parallel()
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
+	a, b := r.Containers[0], r.Containers[1]
+	before := r.list(t, "1.0.0", "pods", bridged("fastbr"))
+	moved := r.list(t, "1.0.0", "pods", strings.NewReplacer("10.88.", "10.99.", `"isGateway"`, `"mtu": 1400, "isGateway"`).Replace(bridged("fastbr")))
+	r.add(t, before, a, attachment(a, nil))
+	if _, err := r.cni.AddNetworkList(r.ctx, moved, attachment(b, nil)); code(t, err) != types.ErrInvalidNetworkConfig {
+		t.Errorf("ADD of other settings beside a container: %v", err)
+	}
+	r.mustPing(t, a, r.Outside.Addr, lab.PingOptions{Count: 1})
+	r.del(t, before, attachment(a, nil))
+	res := r.add(t, moved, b, attachment(b, nil))
+	if ip := res.IPs[0].Address.String(); !strings.HasPrefix(ip, "10.99.") || res.Interfaces[2].Mtu != 1400 {
+		t.Errorf("the container has %s, MTU %d", ip, res.Interfaces[2].Mtu)
+	}
+	r.mustPing(t, b, r.Outside.Addr, lab.PingOptions{Count: 1})
+	r.del(t, moved, attachment(b, nil))
+	r.assertNoLeases(t, "pods")
 }
