@@ -1,9 +1,11 @@
 package main_test
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/fastbr/fastbr/ctl/lab"
@@ -89,5 +91,38 @@ func TestE2ECNIEmptyNetworkFollows(t *testing.T) {
 	}
 	r.mustPing(t, b, r.Outside.Addr, lab.PingOptions{Count: 1})
 	r.del(t, moved, attachment(b, nil))
+	r.assertNoLeases(t, "pods")
+}
+
+// TestE2ECNIOlderIPAMPlugin: a list of 1.1.0 with an IPAM plugin that knows 1.0.0
+// lives its whole life, and GC leaves no address.
+func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
+	t.Parallel()
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
+	a, b := r.Containers[0], r.Containers[1]
+	if out, err := r.exec.RawExec.ExecPlugin(r.ctx, filepath.Join(debianCNI, "host-local"), []byte(`{"cniVersion": "1.1.0"}`), []string{"CNI_COMMAND=VERSION"}); err != nil || strings.Contains(string(out), "1.1.0") {
+		t.Skipf("host-local knows more than 1.0.0: %s, %v", out, err)
+	}
+	l := r.list(t, "1.1.0", "pods", bridged("fastbr"))
+	r.add(t, l, a, attachment(a, nil))
+	r.add(t, l, b, attachment(b, nil))
+	for what, err := range map[string]error{
+		"CHECK":  r.cni.CheckNetworkList(r.ctx, l, attachment(a, nil)),
+		"STATUS": r.cni.GetStatusNetworkList(r.ctx, l),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
+	valid := []types.GCAttachment{{ContainerID: containerID(b), IfName: "eth0"}}
+	if err := forgetful.GCNetworkList(r.ctx, l, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
+		t.Errorf("GC: %v", err)
+	}
+	leases, err := filepath.Glob(filepath.Join(r.leases, "pods", "10.*"))
+	if n := r.containers(t); err != nil || n != 1 || len(leases) != 1 {
+		t.Errorf("after GC: %d ports, leases %v, %v; want the one that is valid", n, leases, err)
+	}
+	r.del(t, l, attachment(b, nil))
 	r.assertNoLeases(t, "pods")
 }

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/fastbr/fastbr/ctl"
 )
@@ -28,9 +30,13 @@ type lease struct {
 // lease asks the configured IPAM plugin for an address. What it gave is given
 // back on any error.
 func (c *config) lease(ctx context.Context) (l lease, err error) {
-	r, err := invoke.DelegateAdd(ctx, c.IPAM.Type, c.raw, nil)
+	var r types.Result
+	err = c.delegate(ctx, func(raw []byte) (err error) {
+		r, err = invoke.DelegateAdd(ctx, c.IPAM.Type, raw, nil)
+		return err
+	})
 	if err != nil {
-		return l, c.ipamFailed(err)
+		return l, err
 	}
 	defer func() {
 		if err != nil {
@@ -68,7 +74,12 @@ func (l lease) hasDefault() bool {
 
 // release gives the address of the environment's attachment back.
 func (c *config) release(ctx context.Context) error {
-	return c.ipamFailed(invoke.DelegateDel(ctx, c.IPAM.Type, c.raw, nil))
+	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateDel(ctx, c.IPAM.Type, raw, nil) })
+}
+
+// checkLease asks whether the environment's attachment still has its address.
+func (c *config) checkLease(ctx context.Context) error {
+	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateCheck(ctx, c.IPAM.Type, raw, nil) })
 }
 
 // releaseOf gives that of another attachment back.
@@ -77,8 +88,66 @@ func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
 	if err != nil {
 		return err
 	}
-	return c.ipamFailed(invoke.ExecPluginWithoutResult(ctx, path, c.raw, &invoke.Args{Command: "DEL", ContainerID: o.Container,
-		IfName: o.Ifname, Path: os.Getenv("CNI_PATH")}, nil))
+	args := &invoke.Args{Command: "DEL", ContainerID: o.Container, IfName: o.Ifname, Path: os.Getenv("CNI_PATH")}
+	return c.delegate(ctx, func(raw []byte) error { return invoke.ExecPluginWithoutResult(ctx, path, raw, args, nil) })
+}
+
+// delegate calls the IPAM plugin with the configuration. One that does not know
+// its version is called again, in the latest that it does know: that of the list
+// is for the plugins that it names, and an upgraded list must not leak what was
+// leased before.
+func (c *config) delegate(ctx context.Context, call func(raw []byte) error) error {
+	err := call(c.raw)
+	var e *types.Error
+	if errors.As(err, &e) && e.Code == types.ErrIncompatibleCNIVersion {
+		older, converting := c.older(ctx)
+		if converting != nil {
+			return errors.Join(c.ipamFailed(err), converting)
+		}
+		err = call(older)
+	}
+	return c.ipamFailed(err)
+}
+
+// older is the configuration, the result of ADD in it included, in the latest
+// version before its own that the IPAM plugin knows.
+func (c *config) older(ctx context.Context) ([]byte, error) {
+	path, err := c.ipamPath()
+	if err != nil {
+		return nil, err
+	}
+	info, err := invoke.GetVersionInfo(ctx, path, nil)
+	if err != nil {
+		return nil, c.ipamFailed(err)
+	}
+	best := noVersion
+	for _, v := range info.SupportedVersions() {
+		newer, err1 := version.GreaterThan(v, c.CNIVersion)
+		better, err2 := version.GreaterThan(v, best)
+		if err1 == nil && err2 == nil && !newer && better {
+			best = v
+		}
+	}
+	var whole map[string]json.RawMessage
+	if err := json.Unmarshal(c.raw, &whole); err != nil {
+		return nil, err
+	}
+	if whole["cniVersion"], err = json.Marshal(best); err != nil {
+		return nil, err
+	}
+	if prev, ok := whole["prevResult"]; ok {
+		r, err := version.NewResult(c.CNIVersion, prev)
+		if err == nil {
+			r, err = r.GetAsVersion(best)
+		}
+		if err == nil {
+			whole["prevResult"], err = json.Marshal(r)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(whole)
 }
 
 // pass hands GC or STATUS on to the IPAM plugin if it knows the command, which

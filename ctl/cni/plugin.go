@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -201,7 +200,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if !conf.own() {
-		if err := conf.ipamFailed(invoke.DelegateCheck(p.ctx, conf.IPAM.Type, conf.raw, nil)); err != nil {
+		if err := conf.checkLease(p.ctx); err != nil {
 			return err
 		}
 	}
