@@ -151,7 +151,7 @@ func (s *session) upNetwork(name string) (*network, error) {
 	if n := s.st.Networks[name]; n != nil && !n.Pending {
 		return n, nil
 	}
-	def, err := s.defs.get(name)
+	def, err := s.definition(name)
 	if err != nil {
 		return nil, err
 	}

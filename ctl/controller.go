@@ -79,7 +79,7 @@ func Open(opts Options) (*Controller, error) {
 	if c.root == "" {
 		c.root = DefaultStateDir
 	}
-	c.defs.dir = filepath.Join(c.dir(), "networks")
+	c.defs = definitions{filepath.Join(c.dir(), "networks"), c.say}
 	if c.machine && opts.StateDir == "" {
 		c.defs.dir = definitionsDir
 	}
@@ -159,7 +159,13 @@ func (c *Controller) read(ctx context.Context, f func(*session) error) error {
 		return err
 	}
 	defer l.release()
-	s, err := c.begin(ctx)
+	st, err := loadState(c.statePath(), c.boot)
+	if errors.Is(err, errDamaged) {
+		return fmt.Errorf("%w: run 'fastbr up', which mends what it can, or 'fastbr down --all'", err)
+	} else if err != nil {
+		return err
+	}
+	s, err := c.begin(ctx, st, false)
 	if err != nil {
 		return err
 	}
@@ -177,7 +183,8 @@ func (c *Controller) mutate(ctx context.Context, f func(*session) error) error {
 
 // mutation is what is special about an operation.
 type mutation struct {
-	evenStale bool // go on with pins of another schema
+	evenStale bool // go on with pins that cannot be used, and with what cannot be made sound
+	evenLost  bool // go on if there are pins that no state speaks of
 	thorough  bool // look at every device, whatever that takes
 }
 
@@ -187,27 +194,40 @@ func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session
 		return err
 	}
 	defer l.release()
-	s, err := c.begin(ctx)
+	st, salvaged, err := c.usableState()
+	if err != nil {
+		return err
+	}
+	s, err := c.begin(ctx, st, m.evenStale)
 	if err != nil {
 		return err
 	}
 	defer s.end()
 	defer s.tidy(l)
-	if s.stale != nil && !m.evenStale {
+	switch {
+	case m.evenStale:
+	case s.stale != nil:
 		return s.stale
+	case s.dp != nil && len(st.Networks) == 0 && !m.evenLost:
+		return tagged(ErrExists, "networks are up that "+c.statePath()+" should tell of, and it is lost: run 'fastbr down --all', which removes what is left of them")
 	}
 	c.sweepLeftovers()
+	if salvaged {
+		s.settle()
+	}
 	if err := s.recover(m.thorough); err != nil {
-		return fmt.Errorf("recovering from an interrupted command: %w", err)
+		err = fmt.Errorf("recovering from an interrupted command: %w", err)
+		if !m.evenStale {
+			return err
+		}
+		s.say("%v", err)
 	}
 	return f(s)
 }
 
-func (c *Controller) begin(ctx context.Context) (*session, error) {
-	st, err := loadState(c.statePath(), c.boot)
-	if err != nil {
-		return nil, err
-	}
+// begin opens what a state speaks of. evenStale is to call pins stale that
+// cannot be opened.
+func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *session, err error) {
 	s := &session{Controller: c, ctx: ctx, st: st, uplinkDevices: map[int]link.Device{}}
 	if s.conn, err = link.Open(); err != nil {
 		return nil, err
@@ -219,6 +239,8 @@ func (c *Controller) begin(ctx context.Context) (*session, error) {
 		s.stale = fmt.Errorf("%w: run 'fastbr down --all', then 'fastbr up' again", err)
 	case len(st.Networks) == 0:
 		// A Create that was killed: Remove knows how to clear it.
+	case evenStale:
+		s.stale = err
 	default:
 		s.conn.Close()
 		return nil, fmt.Errorf("opening the datapath: %w", err)
@@ -242,6 +264,7 @@ func (s *session) tidy(l *lock) {
 	}
 	os.Remove(s.statePath())
 	os.Remove(unfinished(s.statePath())) // of a killed command
+	os.Remove(former(s.statePath()))
 	if _, err := os.Stat(filepath.Join(s.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
 		os.Remove(s.identityPath())
 		os.Remove(s.dir())

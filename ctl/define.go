@@ -44,11 +44,13 @@ func (d Definition) natPolicy() datapath.NATPolicy {
 // definitions is the directory of the networks that `network create` made.
 type definitions struct {
 	dir string
+	say func(format string, args ...any)
 }
 
 func (d definitions) path(name string) string { return filepath.Join(d.dir, name+".json") }
 
-// all reads every definition, sorted by name.
+// all reads every definition, sorted by name. One that cannot be read is told of
+// and left out.
 func (d definitions) all() ([]Definition, error) {
 	files, err := os.ReadDir(d.dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -65,7 +67,7 @@ func (d definitions) all() ([]Definition, error) {
 		}
 		def, err := d.get(name)
 		if err != nil {
-			return nil, err
+			d.say("%v", err)
 		}
 		if def != nil {
 			out = append(out, *def)
@@ -75,7 +77,8 @@ func (d definitions) all() ([]Definition, error) {
 	return out, nil
 }
 
-// get reads one definition; nil if there is none.
+// get reads one definition; nil if there is none. The error wraps errDamaged for
+// a file that is none.
 func (d definitions) get(name string) (*Definition, error) {
 	b, err := os.ReadFile(d.path(name))
 	if errors.Is(err, os.ErrNotExist) {
@@ -85,8 +88,8 @@ func (d definitions) get(name string) (*Definition, error) {
 		return nil, fmt.Errorf("reading the definition of %s: %w", name, err)
 	}
 	def := &Definition{}
-	if err := json.Unmarshal(b, def); err != nil || def.Name != name {
-		return nil, fmt.Errorf("reading %s: not a definition of network %s", d.path(name), name)
+	if err := json.Unmarshal(b, def); err != nil || def.Name != name || def.sane() != nil {
+		return nil, fmt.Errorf("%s is %w: it is no definition of network %s", d.path(name), errDamaged, name)
 	}
 	return def, nil
 }

@@ -48,17 +48,18 @@ func (c *Controller) NetworkRemove(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutate(ctx, func(s *session) error { return s.removeNetwork(name) })
+	return c.mutateWith(ctx, mutation{evenLost: true}, func(s *session) error { return s.removeNetwork(name) })
 }
 
 func (s *session) removeNetwork(name string) error {
 	n := s.st.Networks[name]
 	def, err := s.defs.get(name)
-	if err != nil {
+	damaged := errors.Is(err, errDamaged)
+	if err != nil && !damaged {
 		return err
 	}
 	switch {
-	case n == nil && def == nil:
+	case n == nil && def == nil && !damaged:
 		return tagged(ErrNoNetwork, "no network "+name)
 	case n != nil && len(n.Ports) > 0:
 		return tagged(ErrInUse, fmt.Sprintf("network %s has %d port(s): detach them first", name, len(n.Ports)))
@@ -97,11 +98,44 @@ func (s *session) removeStray() error {
 	var errs []error
 	for _, e := range entries {
 		network, ours := strings.CutPrefix(e.Alias, ownerMark(""))
-		if !ours || e.Kind != "veth" && e.Kind != "bridge" {
+		if !ours || e.Kind != "veth" && e.Kind != "bridge" && e.Kind != "ifb" {
 			continue
 		}
 		s.say("removing %s, left from a network whose state is lost", e.Name)
 		errs = append(errs, s.conn.Delete(e.Index), removeAcceptRules(network))
 	}
-	return errors.Join(append(errs, s.removeDatapath())...)
+	return errors.Join(append(errs, s.restoreUnrecorded(), s.removeDatapath())...)
+}
+
+// restoreUnrecorded takes back what can be told of the host's settings without a
+// record of what they were, and says what stays.
+func (s *session) restoreUnrecorded() error {
+	if s.dp != nil {
+		cfg, err := s.dp.Config()
+		if err != nil {
+			return fmt.Errorf("reading the datapath's configuration: %w", err)
+		}
+		have, err := reservedNow()
+		if err != nil {
+			return err
+		}
+		if list := have.minus(portRange(cfg.NATFirst, cfg.NATLast)); list != have {
+			if err := writeSysctl(sysReserved, list.String()); err != nil {
+				return err
+			}
+		}
+	}
+	var stay []string
+	for _, path := range []string{sysForward, sysLiberal} {
+		if v, err := readSysctl(path); err == nil && v == "1" {
+			stay = append(stay, sysctlName(path)+"=1")
+		}
+	}
+	if v, err := readReserved(); err == nil && v != "" {
+		stay = append(stay, sysctlName(sysReserved)+"="+v)
+	}
+	if len(stay) > 0 {
+		s.say("what these were before 'fastbr up' is not known, so they stay: %s", strings.Join(stay, ", "))
+	}
+	return nil
 }

@@ -178,7 +178,7 @@ func (s *session) raised(name string) (*network, error) {
 	if !errors.Is(notUp, ErrNotUp) {
 		return n, notUp
 	}
-	def, err := s.defs.get(name)
+	def, err := s.definition(name)
 	if err != nil {
 		return nil, err
 	}

@@ -197,7 +197,7 @@ func (c *Controller) DetachOwned(ctx context.Context, last bool, match func(Owne
 
 // downUndefined takes a network down that nobody has defined to stay.
 func (s *session) downUndefined(n *network) error {
-	def, err := s.defs.get(n.Name)
+	def, err := s.definition(n.Name)
 	if err != nil || def != nil || n.Name == DefaultNetwork {
 		return err
 	}

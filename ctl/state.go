@@ -127,7 +127,7 @@ func newState(boot string) *state {
 func loadState(path, boot string) (*state, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return newState(boot), nil
+		return noState(path, boot)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the state: %w", err)
@@ -138,23 +138,43 @@ func loadState(path, boot string) (*state, error) {
 	err = in.Decode(st)
 	switch {
 	case errors.Is(err, io.EOF): // empty: a crash of the machine; see save
-		return newState(boot), nil
+		return noState(path, boot)
 	case err != nil:
-		return nil, fmt.Errorf("reading %s: %w", path, err)
+		return nil, damagedState(path, err)
 	case st.Version > StateVersion:
 		return nil, fmt.Errorf("%s was written by a newer fastbr: use that, or run its 'fastbr down --all' first", path)
 	case st.Boot != boot:
 		return newState(boot), nil
 	}
-	if err := st.readPorts(in); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
+	if err := errors.Join(st.sane(), st.readPorts(in)); err != nil {
+		return nil, damagedState(path, firstLine(err))
 	}
 	return st, nil
 }
 
+// noState is a fresh state where there is no file, or an empty one, unless the
+// state before is there: they go together.
+func noState(path, boot string) (*state, error) {
+	if before := salvage(boot, former(path)); len(before.Networks) > 0 {
+		return nil, damagedState(path, errors.New("it is not there"))
+	}
+	return newState(boot), nil
+}
+
+func damagedState(path string, why error) error {
+	return fmt.Errorf("%s is %w (%w)", path, errDamaged, why)
+}
+
+func (n *network) addPort(p *port) {
+	if n.Ports == nil {
+		n.Ports = map[string]*port{}
+	}
+	n.Ports[p.Port] = p
+}
+
 func (st *state) readPorts(in *json.Decoder) error {
 	for _, n := range st.Networks {
-		if n.Ports == nil {
+		if n != nil && n.Ports == nil {
 			n.Ports = map[string]*port{}
 		}
 	}
@@ -164,12 +184,14 @@ func (st *state) readPorts(in *json.Decoder) error {
 			return nil
 		} else if err != nil {
 			return err
+		} else if err := r.port.sane(); err != nil {
+			return err
 		}
 		n := st.Networks[r.Network]
 		if n == nil {
 			return fmt.Errorf("port %s is of a network %s that is not there", r.Port, r.Network)
 		}
-		n.Ports[r.Port] = r.port
+		n.addPort(r.port)
 	}
 }
 
@@ -185,6 +207,9 @@ func (st *state) save(path string) error {
 		err = st.write(unfinished(path))
 	}
 	if err == nil {
+		// What is worse than no copy of the state is no state: an error is none.
+		_ = os.Remove(former(path))
+		_ = os.Link(path, former(path))
 		err = os.Rename(unfinished(path), path)
 	}
 	if err != nil {

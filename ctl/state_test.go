@@ -12,7 +12,7 @@ import (
 func TestStateRoundTrip(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "state.json")
 	st := newState("boot")
-	st.Networks["lab"] = &network{Definition: Definition{ID: newID(), Name: "lab", Subnet: netip.MustParsePrefix("10.0.0.0/24"),
+	st.Networks["lab"] = &network{Definition: Definition{ID: newID(), Name: "lab", Bridge: "lab0", Subnet: netip.MustParsePrefix("10.0.0.0/24"),
 		Gateway: netip.MustParseAddr("10.0.0.1")}, Index: 7, Pending: true,
 		Ports: map[string]*port{"veth0": {Name: "c1", Port: "veth0", IP: netip.MustParseAddr("10.0.0.2")}}}
 	st.Uplinks = []uplink{{"eth0", 2, netip.MustParseAddr("192.0.2.1"), 1500, false}, {"tun0", 3, netip.MustParseAddr("192.0.2.2"), 1420, true}}
@@ -38,7 +38,7 @@ func TestStateRoundTrip(t *testing.T) {
 // A state of before the ports had lines of their own.
 func TestStateReadsPortsInTheirNetwork(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
-	const old = `{"version":1,"boot":"boot","networks":{"lab":{"name":"lab","index":7,"ports":{"veth0":{"name":"c1","port":"veth0","index":8}}}}}`
+	const old = `{"version":1,"boot":"boot","networks":{"lab":{"name":"lab","bridge":"lab0","subnet":"10.0.0.0/24","gateway":"10.0.0.1","index":7,"ports":{"veth0":{"name":"c1","port":"veth0","ip":"10.0.0.2","index":8}}}}}`
 	if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -50,9 +50,10 @@ func TestStateReadsPortsInTheirNetwork(t *testing.T) {
 
 func TestStateRefusesNewerAndBroken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
-	for content, want := range map[string]string{`{"version":99,"boot":"boot"}`: "newer", `{"version"`: "reading",
-		`{"version":1,"boot":"boot"}` + "\n" + `{"network":"lab","name":"c1"}`: "network lab",
-		`{"version":1,"boot":"boot"}` + "\n" + `{"netw`:                        "reading",
+	for content, want := range map[string]string{`{"version":99,"boot":"boot"}`: "newer", `{"version"`: "damaged",
+		`{"version":1,"boot":"boot"}` + "\n" + `{"network":"lab","name":"c1","port":"veth0","ip":"10.0.0.2"}`: "network lab",
+		`{"version":1,"boot":"boot"}` + "\n" + `{"netw`:                                                       "damaged",
+		`{"version":1,"boot":"boot","networks":{"lab":null}}`:                                                 "network \"lab\"",
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -64,7 +65,7 @@ func TestStateRefusesNewerAndBroken(t *testing.T) {
 }
 
 func TestDefinitionsRoundTrip(t *testing.T) {
-	d := definitions{filepath.Join(t.TempDir(), "x", "networks")}
+	d := definitions{filepath.Join(t.TempDir(), "x", "networks"), t.Logf}
 	if all, err := d.all(); err != nil || len(all) != 0 {
 		t.Errorf("none yet: %v, %v", all, err)
 	}

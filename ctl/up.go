@@ -33,7 +33,10 @@ func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, 
 	}
 	err = c.mutateWith(ctx, mutation{thorough: true}, func(s *session) error {
 		n := s.st.Networks[name]
-		def, err := s.defs.get(name)
+		def, err := s.definition(name)
+		if durable && n == nil && errors.Is(err, errDamaged) {
+			err = s.discardDefinition(name, err)
+		}
 		if err != nil {
 			return err
 		}
