@@ -245,7 +245,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	data_end = (void *)(long)skb->data_end;
 
 	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k);
-	if (l4_len && (fbr_in_range(k.dport) || c->published)) {
+	if (l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, c, now, &t);
 		if (f && fbr_fits(skb, l2, l4_len, f->mtu)) {
@@ -273,7 +273,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		why = fbr_icmp_error_in(skb, &pkt);
 	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
 		   pkt.saddr != pkt.daddr && /* a hairpin's sessions are not for outside */
-		   (fbr_in_range(pkt.dport) || c->published)) {
+		   (fbr_in_range(c, pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat(skb, &pkt, &k);
 		if (why == FBR_FOREIGN && fbr_admit(skb, &pkt, u, &k))
@@ -493,8 +493,9 @@ enum fbr_op {
 	FBR_OP_FLUSH =
 		2, /* end the sessions of device ifindex (0: all) in slots [from, to); arg = how many */
 	FBR_OP_FIB = 3, /* arg = what bpf_fib_lookup says to BPF_FIB_LOOKUP_SRC */
-	FBR_OP_QUEUE =
-		4, /* put the ports that entries [from, to) of fbr_nport name (.refs) into their queues */
+	FBR_OP_OPEN =
+		4, /* let mappings have the ports [from, to) of the classes whose bits arg has */
+	FBR_OP_SHUT = 5, /* or not any more */
 };
 
 struct fbr_request {
@@ -525,25 +526,23 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 	return 0;
 }
 
-/* Entry i of fbr_nport says in .refs, which nobody needs before the first program is
- * attached, which port comes at this place of the queue.
- */
-static long fbr_queue_one(__u64 i, __u32 *from)
-{
-	__u32 at = *from + i, class = at / cfg_nat_count;
-	__u8 proto = class == FBR_CLASS_TCP   ? IPPROTO_TCP
-		     : class == FBR_CLASS_UDP ? IPPROTO_UDP
-					      : IPPROTO_ICMP;
-	struct fbr_nport *order = bpf_map_lookup_elem(&fbr_nport, &at), *np;
-	__u32 off;
+struct fbr_ports {
+	__u32 port;
+	__u32 classes;
+	bool open;
+};
 
-	if (!order)
-		return 1;
-	off = order->refs;
-	order->refs = 0;
-	np = fbr_nport_get(proto, off);
-	if (np)
-		fbr_queue_push(proto, np, off);
+static long fbr_ports_one(__u64 i, struct fbr_ports *w)
+{
+	__u32 class;
+
+	for (class = 0; class < FBR_CLASSES; class ++) {
+		struct fbr_pool *pool = w->classes & 1 << class ? fbr_pool_of(class) : NULL;
+
+		if (pool)
+			fbr_pool_set(pool, w->port, w->open);
+	}
+	w->port++;
 	return 0;
 }
 
@@ -551,6 +550,9 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 {
 	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
 	struct fbr_flush w = { .ifindex = r->ifindex, .slot = r->from };
+	struct fbr_ports ports = { .port = r->from,
+				   .classes = r->arg,
+				   .open = r->op == FBR_OP_OPEN };
 
 	switch (r->op) {
 	case FBR_OP_NOW:
@@ -561,9 +563,10 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 			bpf_loop(r->to - r->from, fbr_flush_one, &w, 0);
 		r->arg = w.n;
 		return 0;
-	case FBR_OP_QUEUE:
+	case FBR_OP_OPEN:
+	case FBR_OP_SHUT:
 		if (r->to > r->from)
-			bpf_loop(r->to - r->from, fbr_queue_one, &r->from, 0);
+			bpf_loop(r->to - r->from, fbr_ports_one, &ports, 0);
 		return 0;
 	case FBR_OP_FIB:
 		/* A flag the kernel does not know is -EINVAL, whatever the routes. */

@@ -47,11 +47,9 @@ func TestExpiredSessionsAreSwept(t *testing.T) {
 		t.Fatalf("%d sessions, want 20", n)
 	}
 	h.waitLive(t, 0)
-	for class := range uint32(3) {
-		var st tcFbrState
-		check(t, h.maps.FbrState.Lookup(uint32(0), &st))
-		if st.InUse[class] != 0 {
-			t.Errorf("class %d: %d ports still in use", class, st.InUse[class])
+	for class := range uint32(classes) {
+		if n := h.free(t, class); n != int(h.meta.NatCount) {
+			t.Errorf("class %d: %d ports are free of %d", class, n, h.meta.NatCount)
 		}
 	}
 	// The timer has stopped with the last session and must start again.

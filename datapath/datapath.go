@@ -10,7 +10,6 @@ import (
 	"maps"
 	"math"
 	"math/bits"
-	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -28,7 +27,7 @@ const (
 	// schema orders the layouts of the pinned maps (layout.go).
 	schema = uint32(tcFbrSchemaFBR_SCHEMA)
 
-	// DefaultFlowsMax takes about 53 MB of kernel memory; FlowsMaxLimit what
+	// DefaultFlowsMax takes about 72 MB of kernel memory; FlowsMaxLimit what
 	// the slot numbers of the maps can count.
 	DefaultFlowsMax = 131072
 	FlowsMaxLimit   = 1 << 22
@@ -172,20 +171,15 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 
 // sizes are the max_entries that bpf/lib/maps.h leaves to Go.
 func sizes(meta tcFbrMeta) map[string]uint32 {
-	ports := meta.NatCount * 3 // TCP, UDP, ICMP
 	return map[string]uint32{
-		tcMapFbrFlow:      2 * meta.FlowsMax,
-		tcMapFbrFlowOf:    2 * meta.FlowsMax,
-		tcMapFbrNear:      nearSize(meta),
-		tcMapFbrSess:      meta.FlowsMax,
-		tcMapFbrFree:      meta.FlowsMax,
-		tcMapFbrClosed:    meta.FlowsMax,
-		tcMapFbrPeer:      meta.FlowsMax,
-		tcMapFbrBind:      ports,
-		tcMapFbrNport:     ports,
-		tcMapFbrPfreeTcp:  2 * meta.NatCount,
-		tcMapFbrPfreeUdp:  2 * meta.NatCount,
-		tcMapFbrPfreeIcmp: 2 * meta.NatCount,
+		tcMapFbrFlow:   2 * meta.FlowsMax,
+		tcMapFbrFlowOf: 2 * meta.FlowsMax,
+		tcMapFbrNear:   nearSize(meta),
+		tcMapFbrSess:   meta.FlowsMax,
+		tcMapFbrFree:   meta.FlowsMax,
+		tcMapFbrClosed: meta.FlowsMax,
+		tcMapFbrPeer:   meta.FlowsMax,
+		tcMapFbrBind:   min(meta.FlowsMax, classes*65536),
 	}
 }
 
@@ -210,9 +204,6 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		// One container must leave a fifth to the others.
 		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
 		v.CfgHalfQuota.Set(max(1, (meta.FlowsMax-meta.FlowsMax/5)/4)),
-		v.CfgPortsQuota.Set(meta.NatCount-meta.NatCount/5),
-		v.CfgNatFirst.Set(meta.NatFirst),
-		v.CfgNatCount.Set(meta.NatCount),
 		v.CfgFibSrc.Set(fib),
 		v.CfgConntrack.Set(probeConntrack() == nil),
 		v.CfgEpoch.Set(meta.Epoch),
@@ -263,37 +254,11 @@ func (d *Datapath) fill() error {
 	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}
-	conf := tcFbrConf{Lease: jiffies(DefaultLease, d.meta.Hz), L2Fast: 1}
+	conf := tcFbrConf{Lease: jiffies(DefaultLease, d.meta.Hz), L2Fast: 1, NatFirst: d.meta.NatFirst, NatCount: d.meta.NatCount}
 	if err := d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}
-	return d.queuePorts()
-}
-
-// queuePorts fills the queues of free ports. The order decides which external
-// port comes next: it must not be guessable. It is written with one call, and a
-// program makes queues of it, which take one element a call.
-func (d *Datapath) queuePorts() error {
-	var seed [32]byte
-	if _, err := rand.Read(seed[:]); err != nil {
-		return err
-	}
-	rnd := mrand.New(mrand.NewChaCha8(seed))
-	n := 3 * d.meta.NatCount // TCP, UDP, ICMP
-	keys, order := make([]uint32, 0, n), make([]tcFbrNport, 0, n)
-	for range 3 {
-		for _, off := range rnd.Perm(int(d.meta.NatCount)) {
-			keys = append(keys, uint32(len(keys)))
-			order = append(order, tcFbrNport{Refs: uint32(off)})
-		}
-	}
-	if _, err := d.maps.FbrNport.BatchUpdate(keys, order, nil); err != nil {
-		return fmt.Errorf("writing fbr_nport: %w", err)
-	}
-	return inChunks(n, func(from, to uint32) error {
-		_, err := request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_QUEUE, From: from, To: to})
-		return err
-	})
+	return d.setPorts(true, allClasses, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount)
 }
 
 // Open opens what Create pinned. Returns an error wrapping ErrNotLoaded,

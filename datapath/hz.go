@@ -100,7 +100,8 @@ func loadControl() (*ebpf.Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}
-	resize(spec, tcFbrMeta{FlowsMax: 1, NatCount: 1})
+	resize(spec, tcFbrMeta{FlowsMax: 1})
+	spec.Maps[tcMapFbrNport].MaxEntries = 1 // for now: no port is asked for
 	var objs struct {
 		Control *ebpf.Program `ebpf:"fbr_control"`
 	}

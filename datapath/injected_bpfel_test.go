@@ -28,6 +28,8 @@ type injectedFbrConf struct {
 	L2Fast    uint32
 	Published uint32
 	Frags     uint32
+	NatFirst  uint32
+	NatCount  uint32
 }
 
 type injectedFbrDev struct {
@@ -140,13 +142,13 @@ type injectedFbrNetKey struct {
 
 type injectedFbrNport struct {
 	_       structs.HostLayout
-	Taken   uint32
 	Refs    uint32
-	Queued  uint32
 	Ip      uint32
 	Port    uint16
 	Bound   uint16
 	Pif     uint32
+	Ext     uint32
+	_       [4]byte
 	NotedAt uint64
 	UsedAt  uint64
 }
@@ -155,6 +157,21 @@ type injectedFbrPeerKey struct {
 	_     structs.HostLayout
 	Nport uint32
 	Addr  uint32
+}
+
+type injectedFbrPool struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Head  uint32
+	Ripe  uint32
+	Tail  uint32
+	Open  uint32
+	Ring  [65536]uint16
+	At    [65536]uint16
+	State [65536]uint8
 }
 
 type injectedFbrPub struct {
@@ -217,9 +234,7 @@ type injectedFbrState struct {
 	RefusedQuota uint64
 	Tries        [9]uint64
 	Epoch        uint32
-	InUse        [3]uint32
 	FragHand     uint32
-	_            [4]byte
 	Timer        struct {
 		_      structs.HostLayout
 		Opaque [2]uint64
@@ -267,9 +282,7 @@ const (
 	injectedMapFbrNets           = "fbr_nets"
 	injectedMapFbrNport          = "fbr_nport"
 	injectedMapFbrPeer           = "fbr_peer"
-	injectedMapFbrPfreeIcmp      = "fbr_pfree_icmp"
-	injectedMapFbrPfreeTcp       = "fbr_pfree_tcp"
-	injectedMapFbrPfreeUdp       = "fbr_pfree_udp"
+	injectedMapFbrPool           = "fbr_pool"
 	injectedMapFbrPub            = "fbr_pub"
 	injectedMapFbrPubOf          = "fbr_pub_of"
 	injectedMapFbrQuota          = "fbr_quota"
@@ -308,8 +321,6 @@ const (
 	injectedVarCfgHalfQuota      = "cfg_half_quota"
 	injectedVarCfgHz             = "cfg_hz"
 	injectedVarCfgMark           = "cfg_mark"
-	injectedVarCfgNatCount       = "cfg_nat_count"
-	injectedVarCfgNatFirst       = "cfg_nat_first"
 	injectedVarCfgNearMask       = "cfg_near_mask"
 	injectedVarCfgNetns          = "cfg_netns"
 	injectedVarCfgPortsQuota     = "cfg_ports_quota"
@@ -395,39 +406,37 @@ type injectedProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injectedMapSpecs struct {
-	FbrBind      *ebpf.MapSpec `ebpf:"fbr_bind"`
-	FbrClosed    *ebpf.MapSpec `ebpf:"fbr_closed"`
-	FbrConf      *ebpf.MapSpec `ebpf:"fbr_conf"`
-	FbrDevs      *ebpf.MapSpec `ebpf:"fbr_devs"`
-	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
-	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
-	FbrFdbNear   *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
-	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
-	FbrFlowOf    *ebpf.MapSpec `ebpf:"fbr_flow_of"`
-	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
-	FbrFragId    *ebpf.MapSpec `ebpf:"fbr_frag_id"`
-	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
-	FbrFragVia   *ebpf.MapSpec `ebpf:"fbr_frag_via"`
-	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
-	FbrHair      *ebpf.MapSpec `ebpf:"fbr_hair"`
-	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
-	FbrInjected  *ebpf.MapSpec `ebpf:"fbr_injected"`
-	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
-	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
-	FbrNear      *ebpf.MapSpec `ebpf:"fbr_near"`
-	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
-	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
-	FbrPeer      *ebpf.MapSpec `ebpf:"fbr_peer"`
-	FbrPfreeIcmp *ebpf.MapSpec `ebpf:"fbr_pfree_icmp"`
-	FbrPfreeTcp  *ebpf.MapSpec `ebpf:"fbr_pfree_tcp"`
-	FbrPfreeUdp  *ebpf.MapSpec `ebpf:"fbr_pfree_udp"`
-	FbrPub       *ebpf.MapSpec `ebpf:"fbr_pub"`
-	FbrPubOf     *ebpf.MapSpec `ebpf:"fbr_pub_of"`
-	FbrQuota     *ebpf.MapSpec `ebpf:"fbr_quota"`
-	FbrSess      *ebpf.MapSpec `ebpf:"fbr_sess"`
-	FbrState     *ebpf.MapSpec `ebpf:"fbr_state"`
-	FbrStats     *ebpf.MapSpec `ebpf:"fbr_stats"`
-	FbrTold      *ebpf.MapSpec `ebpf:"fbr_told"`
+	FbrBind     *ebpf.MapSpec `ebpf:"fbr_bind"`
+	FbrClosed   *ebpf.MapSpec `ebpf:"fbr_closed"`
+	FbrConf     *ebpf.MapSpec `ebpf:"fbr_conf"`
+	FbrDevs     *ebpf.MapSpec `ebpf:"fbr_devs"`
+	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
+	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
+	FbrFdbNear  *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
+	FbrFlow     *ebpf.MapSpec `ebpf:"fbr_flow"`
+	FbrFlowOf   *ebpf.MapSpec `ebpf:"fbr_flow_of"`
+	FbrFrag     *ebpf.MapSpec `ebpf:"fbr_frag"`
+	FbrFragId   *ebpf.MapSpec `ebpf:"fbr_frag_id"`
+	FbrFragSlot *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
+	FbrFragVia  *ebpf.MapSpec `ebpf:"fbr_frag_via"`
+	FbrFree     *ebpf.MapSpec `ebpf:"fbr_free"`
+	FbrHair     *ebpf.MapSpec `ebpf:"fbr_hair"`
+	FbrHosts    *ebpf.MapSpec `ebpf:"fbr_hosts"`
+	FbrInjected *ebpf.MapSpec `ebpf:"fbr_injected"`
+	FbrLocal    *ebpf.MapSpec `ebpf:"fbr_local"`
+	FbrMeta     *ebpf.MapSpec `ebpf:"fbr_meta"`
+	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
+	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
+	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
+	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
+	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
+	FbrPubOf    *ebpf.MapSpec `ebpf:"fbr_pub_of"`
+	FbrQuota    *ebpf.MapSpec `ebpf:"fbr_quota"`
+	FbrSess     *ebpf.MapSpec `ebpf:"fbr_sess"`
+	FbrState    *ebpf.MapSpec `ebpf:"fbr_state"`
+	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
 }
 
 // injectedVariableSpecs contains global variables before they are loaded into the kernel.
@@ -442,8 +451,6 @@ type injectedVariableSpecs struct {
 	CfgHalfQuota      *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
 	CfgHz             *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
-	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
-	CfgNatFirst       *ebpf.VariableSpec `ebpf:"cfg_nat_first"`
 	CfgNearMask       *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
@@ -478,39 +485,37 @@ func (o *injectedObjects) Close() error {
 //
 // It can be passed to loadInjectedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type injectedMaps struct {
-	FbrBind      *ebpf.Map `ebpf:"fbr_bind"`
-	FbrClosed    *ebpf.Map `ebpf:"fbr_closed"`
-	FbrConf      *ebpf.Map `ebpf:"fbr_conf"`
-	FbrDevs      *ebpf.Map `ebpf:"fbr_devs"`
-	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
-	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
-	FbrFdbNear   *ebpf.Map `ebpf:"fbr_fdb_near"`
-	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
-	FbrFlowOf    *ebpf.Map `ebpf:"fbr_flow_of"`
-	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
-	FbrFragId    *ebpf.Map `ebpf:"fbr_frag_id"`
-	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
-	FbrFragVia   *ebpf.Map `ebpf:"fbr_frag_via"`
-	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
-	FbrHair      *ebpf.Map `ebpf:"fbr_hair"`
-	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
-	FbrInjected  *ebpf.Map `ebpf:"fbr_injected"`
-	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
-	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
-	FbrNear      *ebpf.Map `ebpf:"fbr_near"`
-	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
-	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
-	FbrPeer      *ebpf.Map `ebpf:"fbr_peer"`
-	FbrPfreeIcmp *ebpf.Map `ebpf:"fbr_pfree_icmp"`
-	FbrPfreeTcp  *ebpf.Map `ebpf:"fbr_pfree_tcp"`
-	FbrPfreeUdp  *ebpf.Map `ebpf:"fbr_pfree_udp"`
-	FbrPub       *ebpf.Map `ebpf:"fbr_pub"`
-	FbrPubOf     *ebpf.Map `ebpf:"fbr_pub_of"`
-	FbrQuota     *ebpf.Map `ebpf:"fbr_quota"`
-	FbrSess      *ebpf.Map `ebpf:"fbr_sess"`
-	FbrState     *ebpf.Map `ebpf:"fbr_state"`
-	FbrStats     *ebpf.Map `ebpf:"fbr_stats"`
-	FbrTold      *ebpf.Map `ebpf:"fbr_told"`
+	FbrBind     *ebpf.Map `ebpf:"fbr_bind"`
+	FbrClosed   *ebpf.Map `ebpf:"fbr_closed"`
+	FbrConf     *ebpf.Map `ebpf:"fbr_conf"`
+	FbrDevs     *ebpf.Map `ebpf:"fbr_devs"`
+	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
+	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
+	FbrFdbNear  *ebpf.Map `ebpf:"fbr_fdb_near"`
+	FbrFlow     *ebpf.Map `ebpf:"fbr_flow"`
+	FbrFlowOf   *ebpf.Map `ebpf:"fbr_flow_of"`
+	FbrFrag     *ebpf.Map `ebpf:"fbr_frag"`
+	FbrFragId   *ebpf.Map `ebpf:"fbr_frag_id"`
+	FbrFragSlot *ebpf.Map `ebpf:"fbr_frag_slot"`
+	FbrFragVia  *ebpf.Map `ebpf:"fbr_frag_via"`
+	FbrFree     *ebpf.Map `ebpf:"fbr_free"`
+	FbrHair     *ebpf.Map `ebpf:"fbr_hair"`
+	FbrHosts    *ebpf.Map `ebpf:"fbr_hosts"`
+	FbrInjected *ebpf.Map `ebpf:"fbr_injected"`
+	FbrLocal    *ebpf.Map `ebpf:"fbr_local"`
+	FbrMeta     *ebpf.Map `ebpf:"fbr_meta"`
+	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
+	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
+	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
+	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
+	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
+	FbrPubOf    *ebpf.Map `ebpf:"fbr_pub_of"`
+	FbrQuota    *ebpf.Map `ebpf:"fbr_quota"`
+	FbrSess     *ebpf.Map `ebpf:"fbr_sess"`
+	FbrState    *ebpf.Map `ebpf:"fbr_state"`
+	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
 }
 
 func (m *injectedMaps) Close() error {
@@ -538,9 +543,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrNets,
 		m.FbrNport,
 		m.FbrPeer,
-		m.FbrPfreeIcmp,
-		m.FbrPfreeTcp,
-		m.FbrPfreeUdp,
+		m.FbrPool,
 		m.FbrPub,
 		m.FbrPubOf,
 		m.FbrQuota,
@@ -563,8 +566,6 @@ type injectedVariables struct {
 	CfgHalfQuota      *ebpf.Variable `ebpf:"cfg_half_quota"`
 	CfgHz             *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
-	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`
-	CfgNatFirst       *ebpf.Variable `ebpf:"cfg_nat_first"`
 	CfgNearMask       *ebpf.Variable `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`

@@ -268,9 +268,7 @@ func (h *harness) age(t *testing.T, secs uint64) {
 		}
 		check(t, h.maps.FbrFlow.Put(i, &v))
 	}
-	for i := range 3 * h.meta.NatCount {
-		var np tcFbrNport
-		check(t, h.maps.FbrNport.Lookup(i, &np))
+	for i, np := range all[uint32, tcFbrNport](t, h.maps.FbrNport, classes<<16) {
 		if np.UsedAt == 0 {
 			continue
 		}

@@ -48,7 +48,6 @@ func (h *harness) table(t testing.TB) nm.Table {
 		Counters: nm.Counters{
 			Overloads: st.Overloads, Remaps: st.Remaps, Reclaimed: st.Reclaimed, RefusedFull: st.RefusedFull, RefusedQuota: st.RefusedQuota,
 			Tries: st.Tries, Live: int(st.Live),
-			InUse: [3]int{int(st.InUse[0]), int(st.InUse[1]), int(st.InUse[2])},
 		},
 	}
 	entries := all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax)
@@ -73,16 +72,25 @@ func (h *harness) table(t testing.TB) nm.Table {
 	if len(flows) != 0 {
 		t.Errorf("entries without a session: %v", flows)
 	}
-	for k, v := range all[tcFbrBindKey, uint32](t, h.maps.FbrBind, 3*h.meta.NatCount) {
-		out.Binds[nm.Tuple{Src: fromBE32(k.Ip), SPort: fromBE16(k.Port), Proto: nm.Proto(k.Proto)}] = int(v)
+	for k, v := range all[tcFbrBindKey, uint32](t, h.maps.FbrBind, h.maps.FbrBind.MaxEntries()) {
+		out.Binds[nm.Tuple{Src: fromBE32(k.Ip), SPort: fromBE16(k.Port), Proto: nm.Proto(k.Proto)}] = int(v - h.meta.NatFirst)
 	}
 	for k, v := range all[tcFbrPeerKey, uint32](t, h.maps.FbrPeer, h.meta.FlowsMax) {
-		out.Peers[nm.Tuple{Src: fromBE32(k.Addr), DPort: uint16(k.Nport % h.meta.NatCount), Proto: nm.Proto(k.Nport / h.meta.NatCount)}] = int(v)
+		out.Peers[nm.Tuple{Src: fromBE32(k.Addr), DPort: uint16(k.Nport - h.meta.NatFirst), Proto: nm.Proto(k.Nport >> 16)}] = int(v)
 	}
-	ports := all[uint32, tcFbrNport](t, h.maps.FbrNport, 3*h.meta.NatCount)
-	for i := range 3 * h.meta.NatCount {
-		class := i / h.meta.NatCount
-		out.Ports[class] = append(out.Ports[class], portView(ports[i]))
+	ports := make([]tcFbrNport, h.maps.FbrNport.MaxEntries())
+	check(t, eachElement(h.maps.FbrNport, 1<<14, 1, classes<<16, func(i uint32, np []tcFbrNport) { ports[i] = np[0] }))
+	for class := range uint32(classes) {
+		var pool tcFbrPool
+		check(t, h.maps.FbrPool.Lookup(class, &pool))
+		first := class<<16 + h.meta.NatFirst
+		for i, np := range ports[first : first+h.meta.NatCount] {
+			out.Ports[class] = append(out.Ports[class], portView(np, pool.State[int(h.meta.NatFirst)+i]))
+		}
+		for at := pool.Head; at != pool.Tail; at++ {
+			out.Free[class] = append(out.Free[class], int(pool.Ring[uint16(at)])-int(h.meta.NatFirst))
+		}
+		out.Ripe[class] = int(pool.Ripe - pool.Head)
 	}
 	for _, p := range []Port{h.c1, h.c2, h.other} {
 		dev, _, err := h.device(p.Ifindex)
@@ -112,8 +120,8 @@ func (h *harness) session(t testing.TB, flows map[tcFbrFlowKey]tcFbrFlow, slot u
 	return out
 }
 
-func portView(p tcFbrNport) nm.Port {
-	v := nm.Port{Taken: p.Taken != 0, Queued: p.Queued != 0, Bound: p.Bound != 0, Refs: int(p.Refs), NotedAt: p.NotedAt, UsedAt: p.UsedAt}
+func portView(p tcFbrNport, state uint8) nm.Port {
+	v := nm.Port{Taken: state&portTaken != 0, Free: state&portFree != 0, Bound: p.Bound != 0, Refs: int(p.Refs), NotedAt: p.NotedAt, UsedAt: p.UsedAt}
 	if v.Taken {
 		v.Addr, v.Port, v.Ifindex = fromBE32(p.Ip), fromBE16(p.Port), int(p.Pif)
 	}

@@ -28,6 +28,8 @@ type tcFbrConf struct {
 	L2Fast    uint32
 	Published uint32
 	Frags     uint32
+	NatFirst  uint32
+	NatCount  uint32
 }
 
 type tcFbrDev struct {
@@ -160,13 +162,13 @@ type tcFbrNetKey struct {
 
 type tcFbrNport struct {
 	_       structs.HostLayout
-	Taken   uint32
 	Refs    uint32
-	Queued  uint32
 	Ip      uint32
 	Port    uint16
 	Bound   uint16
 	Pif     uint32
+	Ext     uint32
+	_       [4]byte
 	NotedAt uint64
 	UsedAt  uint64
 }
@@ -177,13 +179,29 @@ const (
 	tcFbrOpFBR_OP_NOW   tcFbrOp = 1
 	tcFbrOpFBR_OP_FLUSH tcFbrOp = 2
 	tcFbrOpFBR_OP_FIB   tcFbrOp = 3
-	tcFbrOpFBR_OP_QUEUE tcFbrOp = 4
+	tcFbrOpFBR_OP_OPEN  tcFbrOp = 4
+	tcFbrOpFBR_OP_SHUT  tcFbrOp = 5
 )
 
 type tcFbrPeerKey struct {
 	_     structs.HostLayout
 	Nport uint32
 	Addr  uint32
+}
+
+type tcFbrPool struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Head  uint32
+	Ripe  uint32
+	Tail  uint32
+	Open  uint32
+	Ring  [65536]uint16
+	At    [65536]uint16
+	State [65536]uint8
 }
 
 type tcFbrPub struct {
@@ -302,9 +320,7 @@ type tcFbrState struct {
 	RefusedQuota uint64
 	Tries        [9]uint64
 	Epoch        uint32
-	InUse        [3]uint32
 	FragHand     uint32
-	_            [4]byte
 	Timer        struct {
 		_      structs.HostLayout
 		Opaque [2]uint64
@@ -351,9 +367,7 @@ const (
 	tcMapFbrNets           = "fbr_nets"
 	tcMapFbrNport          = "fbr_nport"
 	tcMapFbrPeer           = "fbr_peer"
-	tcMapFbrPfreeIcmp      = "fbr_pfree_icmp"
-	tcMapFbrPfreeTcp       = "fbr_pfree_tcp"
-	tcMapFbrPfreeUdp       = "fbr_pfree_udp"
+	tcMapFbrPool           = "fbr_pool"
 	tcMapFbrPub            = "fbr_pub"
 	tcMapFbrPubOf          = "fbr_pub_of"
 	tcMapFbrQuota          = "fbr_quota"
@@ -391,8 +405,6 @@ const (
 	tcVarCfgHalfQuota      = "cfg_half_quota"
 	tcVarCfgHz             = "cfg_hz"
 	tcVarCfgMark           = "cfg_mark"
-	tcVarCfgNatCount       = "cfg_nat_count"
-	tcVarCfgNatFirst       = "cfg_nat_first"
 	tcVarCfgNearMask       = "cfg_near_mask"
 	tcVarCfgNetns          = "cfg_netns"
 	tcVarCfgPortsQuota     = "cfg_ports_quota"
@@ -477,38 +489,36 @@ type tcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
-	FbrBind      *ebpf.MapSpec `ebpf:"fbr_bind"`
-	FbrClosed    *ebpf.MapSpec `ebpf:"fbr_closed"`
-	FbrConf      *ebpf.MapSpec `ebpf:"fbr_conf"`
-	FbrDevs      *ebpf.MapSpec `ebpf:"fbr_devs"`
-	FbrDrops     *ebpf.MapSpec `ebpf:"fbr_drops"`
-	FbrFdb       *ebpf.MapSpec `ebpf:"fbr_fdb"`
-	FbrFdbNear   *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
-	FbrFlow      *ebpf.MapSpec `ebpf:"fbr_flow"`
-	FbrFlowOf    *ebpf.MapSpec `ebpf:"fbr_flow_of"`
-	FbrFrag      *ebpf.MapSpec `ebpf:"fbr_frag"`
-	FbrFragId    *ebpf.MapSpec `ebpf:"fbr_frag_id"`
-	FbrFragSlot  *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
-	FbrFragVia   *ebpf.MapSpec `ebpf:"fbr_frag_via"`
-	FbrFree      *ebpf.MapSpec `ebpf:"fbr_free"`
-	FbrHair      *ebpf.MapSpec `ebpf:"fbr_hair"`
-	FbrHosts     *ebpf.MapSpec `ebpf:"fbr_hosts"`
-	FbrLocal     *ebpf.MapSpec `ebpf:"fbr_local"`
-	FbrMeta      *ebpf.MapSpec `ebpf:"fbr_meta"`
-	FbrNear      *ebpf.MapSpec `ebpf:"fbr_near"`
-	FbrNets      *ebpf.MapSpec `ebpf:"fbr_nets"`
-	FbrNport     *ebpf.MapSpec `ebpf:"fbr_nport"`
-	FbrPeer      *ebpf.MapSpec `ebpf:"fbr_peer"`
-	FbrPfreeIcmp *ebpf.MapSpec `ebpf:"fbr_pfree_icmp"`
-	FbrPfreeTcp  *ebpf.MapSpec `ebpf:"fbr_pfree_tcp"`
-	FbrPfreeUdp  *ebpf.MapSpec `ebpf:"fbr_pfree_udp"`
-	FbrPub       *ebpf.MapSpec `ebpf:"fbr_pub"`
-	FbrPubOf     *ebpf.MapSpec `ebpf:"fbr_pub_of"`
-	FbrQuota     *ebpf.MapSpec `ebpf:"fbr_quota"`
-	FbrSess      *ebpf.MapSpec `ebpf:"fbr_sess"`
-	FbrState     *ebpf.MapSpec `ebpf:"fbr_state"`
-	FbrStats     *ebpf.MapSpec `ebpf:"fbr_stats"`
-	FbrTold      *ebpf.MapSpec `ebpf:"fbr_told"`
+	FbrBind     *ebpf.MapSpec `ebpf:"fbr_bind"`
+	FbrClosed   *ebpf.MapSpec `ebpf:"fbr_closed"`
+	FbrConf     *ebpf.MapSpec `ebpf:"fbr_conf"`
+	FbrDevs     *ebpf.MapSpec `ebpf:"fbr_devs"`
+	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
+	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
+	FbrFdbNear  *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
+	FbrFlow     *ebpf.MapSpec `ebpf:"fbr_flow"`
+	FbrFlowOf   *ebpf.MapSpec `ebpf:"fbr_flow_of"`
+	FbrFrag     *ebpf.MapSpec `ebpf:"fbr_frag"`
+	FbrFragId   *ebpf.MapSpec `ebpf:"fbr_frag_id"`
+	FbrFragSlot *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
+	FbrFragVia  *ebpf.MapSpec `ebpf:"fbr_frag_via"`
+	FbrFree     *ebpf.MapSpec `ebpf:"fbr_free"`
+	FbrHair     *ebpf.MapSpec `ebpf:"fbr_hair"`
+	FbrHosts    *ebpf.MapSpec `ebpf:"fbr_hosts"`
+	FbrLocal    *ebpf.MapSpec `ebpf:"fbr_local"`
+	FbrMeta     *ebpf.MapSpec `ebpf:"fbr_meta"`
+	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
+	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
+	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
+	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
+	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
+	FbrPubOf    *ebpf.MapSpec `ebpf:"fbr_pub_of"`
+	FbrQuota    *ebpf.MapSpec `ebpf:"fbr_quota"`
+	FbrSess     *ebpf.MapSpec `ebpf:"fbr_sess"`
+	FbrState    *ebpf.MapSpec `ebpf:"fbr_state"`
+	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -523,8 +533,6 @@ type tcVariableSpecs struct {
 	CfgHalfQuota      *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
 	CfgHz             *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
-	CfgNatCount       *ebpf.VariableSpec `ebpf:"cfg_nat_count"`
-	CfgNatFirst       *ebpf.VariableSpec `ebpf:"cfg_nat_first"`
 	CfgNearMask       *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
@@ -559,38 +567,36 @@ func (o *tcObjects) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
-	FbrBind      *ebpf.Map `ebpf:"fbr_bind"`
-	FbrClosed    *ebpf.Map `ebpf:"fbr_closed"`
-	FbrConf      *ebpf.Map `ebpf:"fbr_conf"`
-	FbrDevs      *ebpf.Map `ebpf:"fbr_devs"`
-	FbrDrops     *ebpf.Map `ebpf:"fbr_drops"`
-	FbrFdb       *ebpf.Map `ebpf:"fbr_fdb"`
-	FbrFdbNear   *ebpf.Map `ebpf:"fbr_fdb_near"`
-	FbrFlow      *ebpf.Map `ebpf:"fbr_flow"`
-	FbrFlowOf    *ebpf.Map `ebpf:"fbr_flow_of"`
-	FbrFrag      *ebpf.Map `ebpf:"fbr_frag"`
-	FbrFragId    *ebpf.Map `ebpf:"fbr_frag_id"`
-	FbrFragSlot  *ebpf.Map `ebpf:"fbr_frag_slot"`
-	FbrFragVia   *ebpf.Map `ebpf:"fbr_frag_via"`
-	FbrFree      *ebpf.Map `ebpf:"fbr_free"`
-	FbrHair      *ebpf.Map `ebpf:"fbr_hair"`
-	FbrHosts     *ebpf.Map `ebpf:"fbr_hosts"`
-	FbrLocal     *ebpf.Map `ebpf:"fbr_local"`
-	FbrMeta      *ebpf.Map `ebpf:"fbr_meta"`
-	FbrNear      *ebpf.Map `ebpf:"fbr_near"`
-	FbrNets      *ebpf.Map `ebpf:"fbr_nets"`
-	FbrNport     *ebpf.Map `ebpf:"fbr_nport"`
-	FbrPeer      *ebpf.Map `ebpf:"fbr_peer"`
-	FbrPfreeIcmp *ebpf.Map `ebpf:"fbr_pfree_icmp"`
-	FbrPfreeTcp  *ebpf.Map `ebpf:"fbr_pfree_tcp"`
-	FbrPfreeUdp  *ebpf.Map `ebpf:"fbr_pfree_udp"`
-	FbrPub       *ebpf.Map `ebpf:"fbr_pub"`
-	FbrPubOf     *ebpf.Map `ebpf:"fbr_pub_of"`
-	FbrQuota     *ebpf.Map `ebpf:"fbr_quota"`
-	FbrSess      *ebpf.Map `ebpf:"fbr_sess"`
-	FbrState     *ebpf.Map `ebpf:"fbr_state"`
-	FbrStats     *ebpf.Map `ebpf:"fbr_stats"`
-	FbrTold      *ebpf.Map `ebpf:"fbr_told"`
+	FbrBind     *ebpf.Map `ebpf:"fbr_bind"`
+	FbrClosed   *ebpf.Map `ebpf:"fbr_closed"`
+	FbrConf     *ebpf.Map `ebpf:"fbr_conf"`
+	FbrDevs     *ebpf.Map `ebpf:"fbr_devs"`
+	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
+	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
+	FbrFdbNear  *ebpf.Map `ebpf:"fbr_fdb_near"`
+	FbrFlow     *ebpf.Map `ebpf:"fbr_flow"`
+	FbrFlowOf   *ebpf.Map `ebpf:"fbr_flow_of"`
+	FbrFrag     *ebpf.Map `ebpf:"fbr_frag"`
+	FbrFragId   *ebpf.Map `ebpf:"fbr_frag_id"`
+	FbrFragSlot *ebpf.Map `ebpf:"fbr_frag_slot"`
+	FbrFragVia  *ebpf.Map `ebpf:"fbr_frag_via"`
+	FbrFree     *ebpf.Map `ebpf:"fbr_free"`
+	FbrHair     *ebpf.Map `ebpf:"fbr_hair"`
+	FbrHosts    *ebpf.Map `ebpf:"fbr_hosts"`
+	FbrLocal    *ebpf.Map `ebpf:"fbr_local"`
+	FbrMeta     *ebpf.Map `ebpf:"fbr_meta"`
+	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
+	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
+	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
+	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
+	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
+	FbrPubOf    *ebpf.Map `ebpf:"fbr_pub_of"`
+	FbrQuota    *ebpf.Map `ebpf:"fbr_quota"`
+	FbrSess     *ebpf.Map `ebpf:"fbr_sess"`
+	FbrState    *ebpf.Map `ebpf:"fbr_state"`
+	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
 }
 
 func (m *tcMaps) Close() error {
@@ -617,9 +623,7 @@ func (m *tcMaps) Close() error {
 		m.FbrNets,
 		m.FbrNport,
 		m.FbrPeer,
-		m.FbrPfreeIcmp,
-		m.FbrPfreeTcp,
-		m.FbrPfreeUdp,
+		m.FbrPool,
 		m.FbrPub,
 		m.FbrPubOf,
 		m.FbrQuota,
@@ -642,8 +646,6 @@ type tcVariables struct {
 	CfgHalfQuota      *ebpf.Variable `ebpf:"cfg_half_quota"`
 	CfgHz             *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
-	CfgNatCount       *ebpf.Variable `ebpf:"cfg_nat_count"`
-	CfgNatFirst       *ebpf.Variable `ebpf:"cfg_nat_first"`
 	CfgNearMask       *ebpf.Variable `ebpf:"cfg_near_mask"`
 	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`

@@ -197,6 +197,10 @@ struct bpf_fib_lookup {
 	__u8 dmac[6];
 };
 
+struct bpf_spin_lock {
+	__u32 val;
+};
+
 struct bpf_timer {
 	__u64 opaque[2];
 } __attribute__((aligned(8)));

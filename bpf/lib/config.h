@@ -17,14 +17,12 @@ volatile const __u64 cfg_netns = 0;
 volatile const __u32 cfg_flows_max = 1024;
 /* the size of fbr_near, a power of two, less one */
 volatile const __u32 cfg_near_mask = 2047;
-/* sessions and bindings that one port may hold (it must leave the rest to the others) */
+/* sessions that one port may hold (it must leave the rest to the others) */
 volatile const __u32 cfg_flows_quota = 820;
-volatile const __u32 cfg_ports_quota = 16000;
 /* of these sessions, TCP ones that are not established */
 volatile const __u32 cfg_half_quota = 205;
-/* the NAT range: first external port (host order) and number of ports */
-volatile const __u32 cfg_nat_first = 10000;
-volatile const __u32 cfg_nat_count = 20000;
+/* external ports that one port may hold; 0: four fifths of those there are */
+volatile const __u32 cfg_ports_quota = 0;
 /* the kernel knows BPF_FIB_LOOKUP_SRC (6.7) */
 volatile const bool cfg_fib_src = false;
 /* conntrack's kfuncs are there (6.0). Not asked of the symbols themselves: where conntrack is a

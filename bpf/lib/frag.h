@@ -289,7 +289,7 @@ fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr
 	if (p->frag & FBR_FRAG_LATER)
 		return fbr_frag_later(skb, p, true);
 	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP) ||
-	    !(fbr_in_range(p->dport) || c->published) || p->saddr == p->daddr)
+	    !(fbr_in_range(c, p->dport) || c->published) || p->saddr == p->daddr)
 		return FBR_FOREIGN;
 	fbr_key(&k, p);
 	why = fbr_unsnat(skb, p, &k);

@@ -150,10 +150,9 @@ static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_nport *np;
 
-	if (fbr_in_range(p->dport)) {
-		np = fbr_nport_get(p->proto, fbr_port_offset(p->dport));
-		return np && np->taken && np->pif;
-	}
+	np = fbr_nport_at(p->proto, p->dport);
+	if (np)
+		return np->refs && np->pif;
 	*pub = c && c->published ? fbr_pub_get(p->daddr, p->dport, p->proto) : NULL;
 	return *pub && fbr_pub_allows(*pub, p->saddr);
 }

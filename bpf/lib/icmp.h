@@ -187,7 +187,7 @@ __fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_ke
 	if (!k)
 		return false;
 
-	struct fbr_nport *np = fbr_nport_get(k->proto, fbr_port_offset(k->dport));
+	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
 	struct bpf_sock_tuple t = {
 		.ipv4 = { .saddr = k->saddr,
 			  .daddr = k->daddr,
@@ -239,7 +239,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	fbr_key(&k, &in);
 	if (!skb->ingress_ifindex && p->icmp_type == ICMP_DEST_UNREACH &&
 	    p->icmp_code == ICMP_PORT_UNREACH && in.kind == FBR_L4_PORTS &&
-	    fbr_in_range(in.dport) && !fbr_port_known(skb, &k))
+	    fbr_nport_at(in.proto, in.dport) && !fbr_port_known(skb, &k))
 		return FBR_FOREIGN;
 	return FBR_NONE;
 }

@@ -142,9 +142,9 @@ struct {
 /* endpoint-independent mapping: source to external port */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024); /* sized by Go: FBR_CLASSES * nat_count */
+	__uint(max_entries, 1024); /* sized by Go: no more than sessions, nor than ports */
 	__type(key, struct fbr_bind_key);
-	__type(value, __u32); /* index into fbr_nport */
+	__type(value, __u32); /* the port, host byte order */
 } fbr_bind SEC(".maps");
 
 /* Published ports, and by the container's address and port the host's (0: any
@@ -187,7 +187,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1024); /* sized by Go: FBR_CLASSES * nat_count */
+	__uint(max_entries, FBR_CLASSES << 16);
 	__type(key, __u32);
 	__type(value, struct fbr_nport);
 } fbr_nport SEC(".maps");
@@ -243,18 +243,13 @@ struct {
 	__type(value, __u32);
 } fbr_hair SEC(".maps");
 
-/* Free external ports as offsets in the range, the longest-released first: what
- * is taken next is also what has been on hold longest. Go fills them shuffled.
- */
-struct fbr_port_queue {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__uint(max_entries, 65536); /* sized by Go: 2 * nat_count */
-	__type(value, __u32);
-};
-
-struct fbr_port_queue fbr_pfree_tcp SEC(".maps");
-struct fbr_port_queue fbr_pfree_udp SEC(".maps");
-struct fbr_port_queue fbr_pfree_icmp SEC(".maps");
+/* The free external ports of each protocol */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_CLASSES);
+	__type(key, __u32);
+	__type(value, struct fbr_pool);
+} fbr_pool SEC(".maps");
 
 static __always_inline struct fbr_conf *fbr_conf_get(void)
 {

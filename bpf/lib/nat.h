@@ -101,7 +101,7 @@ __fbr_global __u32 fbr_slot_take(void)
 			if (n < cfg_flows_max)
 				return n;
 		}
-		if (fbr_make_room(0, false))
+		if (fbr_make_room(0, 0))
 			continue;
 		if (!fbr_sweep_slots(st, FBR_PROBES))
 			break;
@@ -123,16 +123,16 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 				   .proto = n->fwd.proto };
 	__u32 *bound = bpf_map_lookup_elem(&fbr_bind, &bk);
 	struct fbr_nport *np;
-	__u32 off;
+	__u16 port;
 
 	if (!bound)
 		return false;
-	off = *bound;
-	n->eport = fbr_range_port(off);
-	np = fbr_nport_get(bk.proto, off);
+	port = *bound;
+	n->eport = bpf_htons(port);
+	np = fbr_nport_get(bk.proto, port);
 	if (!np)
 		return false;
-	if (!fbr_port_clear(skb, &n->fwd, n->ext, off)) {
+	if (!fbr_port_clear(skb, &n->fwd, n->ext, port)) {
 		n->moved = true;
 		return false;
 	}
@@ -141,7 +141,7 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	if (np->ip == bk.ip && np->port == bk.port)
 		return true;
 	/* Released and taken by somebody else since the binding was read. */
-	fbr_port_put(bk.proto, off);
+	fbr_port_put(bk.proto, port);
 	return false;
 }
 
@@ -156,23 +156,25 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	struct fbr_bind_key bk = { .ip = n->fwd.saddr,
 				   .port = n->fwd.sport,
 				   .proto = n->fwd.proto };
-	__u32 off = fbr_port_take(skb, &n->fwd, n->ext, &n->moved);
-	struct fbr_nport *np = fbr_nport_get(bk.proto, off);
-	struct fbr_state *st = fbr_state_get();
+	__u32 port = fbr_port_take(skb, &n->fwd, n->ext, &n->moved);
+	struct fbr_nport *np;
 	struct fbr_quota *q;
 
-	if (!np || !st)
+	if (port == FBR_NO_PORT)
 		return false;
-	n->eport = fbr_range_port(off);
+	np = fbr_nport_get(bk.proto, port);
+	if (!np)
+		return false;
+	n->eport = bpf_htons(port);
 	np->ip = bk.ip;
 	np->port = bk.port;
 	np->pif = n->pif;
+	np->ext = n->ext;
 	np->used_at = 0;
 	barrier();
 	*(volatile __u32 *)&np->refs = 1;
 	np->bound =
-		!(n->net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &off, BPF_NOEXIST);
-	__sync_fetch_and_add(&st->in_use[fbr_class(bk.proto)], 1);
+		!(n->net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &port, BPF_NOEXIST);
 	q = fbr_quota_get(n->pif);
 	if (q)
 		__sync_fetch_and_add(&q->ports, 1);
@@ -204,7 +206,7 @@ static __always_inline int fbr_pair_owned(struct fbr_new *n)
 	int err = fbr_pair_claim(n);
 
 	if (err)
-		fbr_port_put(n->fwd.proto, fbr_port_offset(n->eport));
+		fbr_port_put(n->fwd.proto, bpf_ntohs(n->eport));
 	n->owns = !err;
 	return err;
 }
@@ -215,14 +217,17 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 	if (!n)
 		return -ENOENT;
 
+	struct fbr_pool *pool = fbr_pool_get(n->fwd.proto);
 	struct fbr_state *st = fbr_state_get();
-	__u32 off;
+	struct fbr_conf *c = fbr_conf_get();
+	__u16 port;
 	int i;
 
-	for (i = 0; i < FBR_OVERLOAD_TRIES; i++) {
-		off = fbr_random() % cfg_nat_count;
-		n->eport = fbr_range_port(off);
-		if (!fbr_port_clear(skb, &n->fwd, n->ext, off))
+	for (i = 0; pool && c && i < FBR_OVERLOAD_TRIES; i++) {
+		port = c->nat_first + ((__u64)fbr_random() * c->nat_count >> 32);
+		n->eport = bpf_htons(port);
+		if (!(pool->state[port] & FBR_PORT_OPEN) ||
+		    !fbr_port_clear(skb, &n->fwd, n->ext, port))
 			continue;
 		if (!fbr_pair_insert(n)) {
 			if (st)
@@ -248,8 +253,7 @@ static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
 		return bits | FBR_S_OVERLOAD;
 	if (n->net & (FBR_NET_ADF | FBR_NET_EIF))
 		bits |= FBR_S_OUT_ONLY;
-	if ((n->net & FBR_NET_ADF) &&
-	    fbr_peer_ref(n->fwd.proto, fbr_port_offset(n->eport), n->fwd.daddr))
+	if ((n->net & FBR_NET_ADF) && fbr_peer_ref(n->fwd.proto, bpf_ntohs(n->eport), n->fwd.daddr))
 		bits |= FBR_S_PEER;
 	return bits;
 }
@@ -262,18 +266,19 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	if (!n)
 		return FBR_NAT_FULL;
 
-	__u32 class = fbr_class(n->fwd.proto);
+	struct fbr_pool *pool = fbr_pool_get(n->fwd.proto);
 	struct fbr_state *st = fbr_state_get();
 	struct fbr_session *s;
 	struct fbr_quota *q;
+	__u32 quota;
 	long err;
 
-	if (!st)
+	if (!st || !pool)
 		return FBR_NAT_FULL;
 	fbr_sweep_ensure(st);
 
 	q = fbr_quota_get(n->pif);
-	if (q && q->sessions >= cfg_flows_quota && !fbr_make_room(n->pif, false))
+	if (q && q->sessions >= cfg_flows_quota && !fbr_make_room(n->pif, 0))
 		goto quota;
 	if (q && n->fwd.proto == IPPROTO_TCP && !n->inbound && q->half >= cfg_half_quota)
 		goto quota;
@@ -288,13 +293,14 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	else if (!(n->net & FBR_NET_EDM) && !(n->moved && n->pif) && fbr_bind_reuse(skb, n))
 		err = fbr_pair_owned(n);
 	if (err && !n->inbound && !n->published && !fbr_flow_exists(&n->fwd)) {
-		if (q && q->ports >= cfg_ports_quota && !fbr_make_room(n->pif, true)) {
+		quota = fbr_ports_quota(pool);
+		if (q && q->ports >= quota && !fbr_make_room(n->pif, quota)) {
 			bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
 			goto quota;
 		}
 		/* Pressure: less than 1/8 of the range is free. */
-		if (st->in_use[class % FBR_CLASSES] >= cfg_nat_count - cfg_nat_count / 8)
-			fbr_make_room(0, false);
+		if (pool->tail - pool->head <= pool->open / 8)
+			fbr_make_room(0, 0);
 		err = fbr_bind_new(skb, n) ? fbr_pair_owned(n) : -ENOENT;
 		if (err && !(n->net & FBR_NET_STRICT) && !fbr_flow_exists(&n->fwd))
 			err = fbr_overload(skb, n);
@@ -473,8 +479,7 @@ static __always_inline void fbr_out_seen(struct fbr_flow *f, const struct fbr_pk
 		return;
 	f->seen = now;
 	s = keeps ? fbr_sess_get(f->sess) : NULL;
-	np = s && (s->bits & FBR_S_OUT_ONLY) ? fbr_nport_get(p->proto, fbr_port_offset(f->port))
-					     : NULL;
+	np = s && (s->bits & FBR_S_OUT_ONLY) ? fbr_nport_at(p->proto, f->port) : NULL;
 	if (np)
 		np->used_at = now;
 }
@@ -626,7 +631,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 		s = free ? NULL : fbr_sess_get(f->sess);
 		moves = s && fbr_gives_way(s, p);
 		if (free || moves) {
-			np = fbr_nport_get(p->proto, fbr_port_offset(p->sport));
+			np = fbr_nport_at(p->proto, p->sport);
 			if (np && !(p->tcp_flags & TCP_RST))
 				np->noted_at = now;
 			if (moves)
@@ -666,9 +671,8 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
 static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev *u,
 					      const struct fbr_flow_key *k, struct fbr_new *n)
 {
-	__u32 off = fbr_port_offset(k->dport);
-	struct fbr_nport *np = fbr_nport_get(k->proto, off);
-	struct fbr_peer_key pk = { .nport = fbr_class(k->proto) * cfg_nat_count + off,
+	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
+	struct fbr_peer_key pk = { .nport = fbr_nport_index(k->proto, bpf_ntohs(k->dport)),
 				   .addr = k->saddr };
 	struct fbr_net *net;
 	__u16 mtu = 0;
@@ -722,7 +726,7 @@ static __always_inline bool fbr_admit_by(struct __sk_buff *skb, const struct fbr
 		n.fwd.saddr = pub->ip;
 		n.fwd.sport = pub->port;
 		n.pif = pub->pif;
-	} else if (!fbr_in_range(k->dport) || !fbr_filter_admits(skb, u, k, &n)) {
+	} else if (!fbr_filter_admits(skb, u, k, &n)) {
 		return false;
 	}
 	return fbr_sess_create(skb, &n) == FBR_NONE;
@@ -736,7 +740,7 @@ __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, cons
 		return false;
 
 	struct fbr_conf *c = fbr_conf_get();
-	bool look = c && c->published && !fbr_in_range(k->dport);
+	bool look = c && c->published && !fbr_in_range(c, k->dport);
 
 	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
 		return false;

@@ -1,13 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* External ports: who owns which, and which to take next.
  *
- * A port is taken by compare-and-swap of .taken from 0 to 1, counted by .refs
- * (one a session), and given back by whoever brings .refs to 0. Free ports
- * stand in a queue, so that taking one is O(1), "full" means full, and the
- * longest-released comes first: the hold of RFC 6888 REQ-8 gives way, oldest
- * first, only when nothing else is left. A port that is taken out of turn
- * (because it equals the container's, and was not another's just now) stays in
- * the queue with .queued set and is skipped when its turn comes.
+ * A port is taken out of the pool of free ones (pool.h), counted by .refs (one a
+ * session), and given back by whoever brings .refs to 0. Here ports are in host
+ * byte order unless their type says otherwise.
  */
 #ifndef FBR_NPORT_H
 #define FBR_NPORT_H
@@ -17,6 +13,7 @@
 #include "config.h"
 #include "maps.h"
 #include "parse.h"
+#include "pool.h"
 
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
 					 __u32 tuple_len, struct bpf_ct_opts___12 *opts,
@@ -28,67 +25,33 @@ extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 #define FBR_PORT_PREFER 6   /* of those, as long as noted ones are passed over */
 #define FBR_REF_TRIES   8   /* attempts to count one more session on a binding */
 #define FBR_CT_REPLY    1   /* enum ip_conntrack_dir */
-#define FBR_NO_PORT     0xffffffff
 #define FBR_PORT_AGAIN  0xfffffffe /* this one will not do */
-#define FBR_PORT_TAKEN  0xfffffffd /* this one is not free any more */
 
-static __always_inline __u32 fbr_class(__u8 proto)
+/* Whether a port may be one of a mapping's, of the range as it is or has been. */
+static __always_inline bool fbr_in_range(const struct fbr_conf *c, __be16 port)
 {
-	return proto == IPPROTO_TCP   ? FBR_CLASS_TCP
-	       : proto == IPPROTO_UDP ? FBR_CLASS_UDP
-				      : FBR_CLASS_ICMP;
+	return (__u32)bpf_ntohs(port) - c->nat_first < c->nat_count;
 }
 
-/* Offset of a port (network byte order) in the NAT range; >= cfg_nat_count if outside. */
-static __always_inline __u32 fbr_port_offset(__be16 port)
+/* Index into fbr_nport. */
+static __always_inline __u32 fbr_nport_index(__u8 proto, __u16 port)
 {
-	return (__u32)bpf_ntohs(port) - cfg_nat_first;
+	return fbr_class(proto) << 16 | port;
 }
 
-static __always_inline bool fbr_in_range(__be16 port)
+static __always_inline struct fbr_nport *fbr_nport_get(__u8 proto, __u16 port)
 {
-	return fbr_port_offset(port) < cfg_nat_count;
+	__u32 i = fbr_nport_index(proto, port);
+
+	return bpf_map_lookup_elem(&fbr_nport, &i);
 }
 
-/* The port (network byte order) at an offset of the NAT range. */
-static __always_inline __be16 fbr_range_port(__u32 off)
+/* The same for a port of a packet, which may be none of the range. */
+static __always_inline struct fbr_nport *fbr_nport_at(__u8 proto, __be16 port)
 {
-	return bpf_htons(cfg_nat_first + off);
-}
+	struct fbr_conf *c = fbr_conf_get();
 
-static __always_inline struct fbr_nport *fbr_nport_get(__u8 proto, __u32 off)
-{
-	__u32 i = fbr_class(proto) * cfg_nat_count + off;
-
-	return off < cfg_nat_count ? bpf_map_lookup_elem(&fbr_nport, &i) : NULL;
-}
-
-static __always_inline long fbr_queue_pop(__u8 proto, __u32 *off)
-{
-	switch (fbr_class(proto)) {
-	case FBR_CLASS_TCP:
-		return bpf_map_pop_elem(&fbr_pfree_tcp, off);
-	case FBR_CLASS_UDP:
-		return bpf_map_pop_elem(&fbr_pfree_udp, off);
-	default:
-		return bpf_map_pop_elem(&fbr_pfree_icmp, off);
-	}
-}
-
-static __always_inline void fbr_queue_push(__u8 proto, struct fbr_nport *np, __u32 off)
-{
-	if (__sync_val_compare_and_swap(&np->queued, 0, 1))
-		return;
-	switch (fbr_class(proto)) {
-	case FBR_CLASS_TCP:
-		bpf_map_push_elem(&fbr_pfree_tcp, &off, BPF_ANY);
-		break;
-	case FBR_CLASS_UDP:
-		bpf_map_push_elem(&fbr_pfree_udp, &off, BPF_ANY);
-		break;
-	default:
-		bpf_map_push_elem(&fbr_pfree_icmp, &off, BPF_ANY);
-	}
+	return c && fbr_in_range(c, port) ? fbr_nport_get(proto, bpf_ntohs(port)) : NULL;
 }
 
 /* Whether a socket of the host would receive packets from t's source to its destination. */
@@ -126,7 +89,7 @@ static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock
 
 /* Whether nobody else on this host uses ext:port towards the remote of fwd. */
 __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext,
-				 __u32 off)
+				 __u32 port)
 {
 	if (!fwd)
 		return false;
@@ -138,17 +101,12 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 		.ipv4 = { .saddr = fwd->daddr,
 			  .daddr = ext,
 			  .sport = fwd->dport,
-			  .dport = fbr_range_port(off) },
+			  .dport = bpf_htons(port) },
 	};
 
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
 
 	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
-}
-
-static __always_inline bool fbr_port_claim(struct fbr_nport *np)
-{
-	return __sync_val_compare_and_swap(&np->taken, 0, 1) == 0;
 }
 
 /* A neighbour was seen using the port less than the hold time ago. */
@@ -157,99 +115,109 @@ static __always_inline bool fbr_port_noted(const struct fbr_nport *np, __u64 now
 	return np->noted_at && now - np->noted_at < (__u64)cfg_to_hold * cfg_hz;
 }
 
-/* Gives a claimed port without sessions back. */
-static __always_inline void fbr_port_unclaim(__u8 proto, struct fbr_nport *np, __u32 off)
+/* Whether the port was given back less than the hold time ago. */
+static __always_inline bool fbr_port_rests(const struct fbr_nport *np, __u64 now)
 {
-	*(volatile __u32 *)&np->taken = 0;
-	fbr_queue_push(proto, np, off);
+	return np->used_at && now - np->used_at < (__u64)cfg_to_hold * cfg_hz;
 }
 
-/* Takes the next port of the queue. prefer: pass over one that a neighbour was
- * seen using. Returns the offset in the range, FBR_PORT_AGAIN, FBR_PORT_TAKEN,
- * or FBR_NO_PORT if the queue is empty.
- */
-static __always_inline __u32 fbr_port_next(struct __sk_buff *skb, struct fbr_flow_key *fwd,
-					   __be32 ext, bool prefer)
+/* Two ports for each one that is taken: so all that are released get their turn. */
+static __always_inline void fbr_ports_ripen(struct fbr_pool *pool, __u8 proto, __u64 now)
 {
-	struct fbr_nport *np;
-	__u32 off;
+	int i;
 
-	if (fbr_queue_pop(fwd->proto, &off))
-		return FBR_NO_PORT;
-	np = fbr_nport_get(fwd->proto, off);
-	if (!np)
-		return FBR_PORT_AGAIN;
-	np->queued = 0;
-	if (!fbr_port_claim(np))
-		return FBR_PORT_TAKEN; /* out of turn: queued again when released */
-	if ((prefer && fbr_port_noted(np, fbr_now())) || !fbr_port_clear(skb, fwd, ext, off)) {
-		fbr_port_unclaim(fwd->proto, np, off);
-		return FBR_PORT_AGAIN;
+	for (i = 0; i < 2; i++) {
+		__u32 ripe = *(volatile __u32 *)&pool->ripe;
+		struct fbr_nport *np;
+
+		if (ripe == *(volatile __u32 *)&pool->tail)
+			return;
+		np = fbr_nport_get(proto, pool->ring[(__u16)ripe]);
+		if (!np || fbr_port_rests(np, now))
+			return;
+		fbr_pool_ripen(pool, ripe);
 	}
-	return off;
 }
 
 struct fbr_port_search {
 	struct __sk_buff *skb;
 	struct fbr_flow_key *fwd;
 	__be32 ext;
+	__u32 end; /* of the ports that were free when the search began */
 	__u32 looked;
-	__u32 off; /* the port found, or FBR_NO_PORT */
+	__u32 port; /* the port found, or FBR_NO_PORT */
 };
+
+/* Draws a port and looks whether it will do. Returns it, taken, FBR_PORT_AGAIN, or
+ * FBR_NO_PORT if all have been looked at.
+ */
+static __always_inline __u32 fbr_port_next(struct fbr_port_search *s)
+{
+	__u8 proto = s->fwd->proto;
+	__u32 port = fbr_pool_draw(proto, s->end);
+	struct fbr_nport *np;
+
+	if (port == FBR_NO_PORT)
+		return port;
+	np = fbr_nport_get(proto, port);
+	if (s->looked < FBR_PORT_PREFER && np && fbr_port_noted(np, fbr_now())) {
+		fbr_pool_put(proto, port, true); /* perhaps later */
+		return FBR_PORT_AGAIN;
+	}
+	if (!fbr_port_clear(s->skb, s->fwd, s->ext, port)) {
+		fbr_pool_put(proto, port, false);
+		return FBR_PORT_AGAIN;
+	}
+	return port;
+}
 
 static long fbr_port_look(__u64 i, struct fbr_port_search *s)
 {
-	__u32 off = fbr_port_next(s->skb, s->fwd, s->ext, s->looked < FBR_PORT_PREFER);
+	__u32 port = fbr_port_next(s);
 
-	if (off == FBR_PORT_TAKEN)
-		return 0; /* leaves the queue for good, whoever took it has paid for it */
-	if (off == FBR_NO_PORT)
+	if (port == FBR_NO_PORT)
 		return 1;
 	/* Atomic, so that the verifier does not follow the count. */
 	__sync_fetch_and_add(&s->looked, 1);
-	if (off == FBR_PORT_AGAIN)
-		return s->looked >= FBR_PORT_LOOKS;
-	s->off = off;
+	if (port == FBR_PORT_AGAIN)
+		return 0;
+	s->port = port;
 	return 1;
 }
 
-/* Whether the port was another container's less than the hold time ago. */
-static __always_inline bool fbr_port_held(const struct fbr_nport *np, __be32 ip, __u64 now)
-{
-	return np->used_at && np->ip != ip && now - np->used_at < (__u64)cfg_to_hold * cfg_hz;
-}
-
-/* Takes a free external port for fwd: its own source port if that lies in the
- * range and is not on hold, else the next of the queue; ports noted for a
+/* Takes a free external port for fwd: its own source port if that is free and not
+ * on hold after another container's use, else one at random; ports noted for a
  * neighbour last, ports of a listener or another connection to the same remote
- * never. Sets *moved if that is why it is not its own. Returns the offset in the
- * range, claimed, or FBR_NO_PORT; the caller writes the owner.
+ * never. Sets *moved if that is why it is not its own. Returns the port, taken, or
+ * FBR_NO_PORT; the caller writes the owner.
  */
 static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd,
 					   __be32 ext, bool *moved)
 {
-	__u32 off = fbr_port_offset(fwd->sport);
-	struct fbr_nport *np = fbr_nport_get(fwd->proto, off);
-	struct fbr_port_search s = { .skb = skb, .fwd = fwd, .ext = ext, .off = FBR_NO_PORT };
+	__u16 own = bpf_ntohs(fwd->sport);
+	struct fbr_nport *np = fbr_nport_get(fwd->proto, own);
+	struct fbr_port_search s = { .skb = skb, .fwd = fwd, .ext = ext, .port = FBR_NO_PORT };
+	struct fbr_pool *pool = fbr_pool_get(fwd->proto);
 	struct fbr_state *st = fbr_state_get();
 	__u64 now = fbr_now();
 
-	if (!st)
+	if (!st || !pool || !np)
 		return FBR_NO_PORT;
-	if (np && !fbr_port_held(np, fwd->saddr, now) && fbr_port_claim(np)) {
-		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, ext, off)) {
+	fbr_ports_ripen(pool, fwd->proto, now);
+	if (!(np->ip != fwd->saddr && fbr_port_rests(np, now)) && fbr_pool_take(fwd->proto, own)) {
+		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, ext, own)) {
 			__sync_fetch_and_add(&st->tries[1], 1);
-			return off;
+			return own;
 		}
-		fbr_port_unclaim(fwd->proto, np, off);
+		fbr_pool_put(fwd->proto, own, true);
 		*moved = true;
 	}
-	/* The whole queue, and again those passed over: "full" must mean full. */
-	bpf_loop(cfg_nat_count + FBR_PORT_PREFER, fbr_port_look, &s, 0);
-	if (s.off == FBR_NO_PORT || s.looked > FBR_PORT_TRIES)
+	s.end = *(volatile __u32 *)&pool->tail;
+	bpf_loop(FBR_PORT_LOOKS, fbr_port_look, &s, 0);
+	if (s.port == FBR_NO_PORT || s.looked > FBR_PORT_TRIES)
 		s.looked = 0;
 	__sync_fetch_and_add(&st->tries[s.looked], 1);
-	return s.off;
+	return s.port;
 }
 
 /* Counts one more session on a binding's port; false if it is just being released. */
@@ -271,9 +239,9 @@ static __always_inline bool fbr_port_ref(struct fbr_nport *np)
 /* Counts one more session of the port towards a remote address. Without room the
  * session goes uncounted, and only its own remote may answer.
  */
-__fbr_global bool fbr_peer_ref(__u8 proto, __u32 off, __be32 addr)
+__fbr_global bool fbr_peer_ref(__u8 proto, __u32 port, __be32 addr)
 {
-	struct fbr_peer_key k = { .nport = fbr_class(proto) * cfg_nat_count + off, .addr = addr };
+	struct fbr_peer_key k = { .nport = fbr_nport_index(proto, port), .addr = addr };
 	__u32 one = 1, *n;
 	int i;
 
@@ -294,9 +262,9 @@ __fbr_global bool fbr_peer_ref(__u8 proto, __u32 off, __be32 addr)
 	return false;
 }
 
-static __always_inline void fbr_peer_put(__u8 proto, __u32 off, __be32 addr)
+static __always_inline void fbr_peer_put(__u8 proto, __u16 port, __be32 addr)
 {
-	struct fbr_peer_key k = { .nport = fbr_class(proto) * cfg_nat_count + off, .addr = addr };
+	struct fbr_peer_key k = { .nport = fbr_nport_index(proto, port), .addr = addr };
 	__u32 *n = bpf_map_lookup_elem(&fbr_peer, &k);
 
 	if (n && __sync_fetch_and_add(n, (__u32)-1) == 1)
@@ -309,13 +277,12 @@ static __always_inline void fbr_atomic_dec(__u32 *v)
 }
 
 /* Takes one session off a port; the last one releases it. */
-static __always_inline void fbr_port_put(__u8 proto, __u32 off)
+static __always_inline void fbr_port_put(__u8 proto, __u16 port)
 {
-	struct fbr_nport *np = fbr_nport_get(proto, off);
-	struct fbr_state *st = fbr_state_get();
+	struct fbr_nport *np = fbr_nport_get(proto, port);
 	struct fbr_quota *q;
 
-	if (!np || !st || __sync_fetch_and_add(&np->refs, (__u32)-1) != 1)
+	if (!np || __sync_fetch_and_add(&np->refs, (__u32)-1) != 1)
 		return;
 	if (np->bound) {
 		struct fbr_bind_key k = { .ip = np->ip, .port = np->port, .proto = proto };
@@ -326,9 +293,14 @@ static __always_inline void fbr_port_put(__u8 proto, __u32 off)
 	q = fbr_quota_get(np->pif);
 	if (q)
 		fbr_atomic_dec(&q->ports);
-	fbr_atomic_dec(&st->in_use[fbr_class(proto)]);
 	np->used_at = fbr_now();
-	fbr_port_unclaim(proto, np, off);
+	fbr_pool_put(proto, port, false);
+}
+
+/* External ports that one device may hold: it must leave a fifth to the others. */
+static __always_inline __u32 fbr_ports_quota(const struct fbr_pool *pool)
+{
+	return cfg_ports_quota ?: pool->open - pool->open / 5;
 }
 
 #endif

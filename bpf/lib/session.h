@@ -124,9 +124,9 @@ __fbr_global int fbr_sess_free(__u32 slot)
 	fbr_flow_remove(2 * slot + 1);
 	fbr_flow_remove(2 * slot);
 	if (s->bits & FBR_S_PEER)
-		fbr_peer_put(s->fwd.proto, fbr_port_offset(s->eport), s->fwd.daddr);
+		fbr_peer_put(s->fwd.proto, bpf_ntohs(s->eport), s->fwd.daddr);
 	if (!(s->bits & FBR_S_OVERLOAD))
-		fbr_port_put(s->fwd.proto, fbr_port_offset(s->eport));
+		fbr_port_put(s->fwd.proto, bpf_ntohs(s->eport));
 	q = fbr_quota_get(s->pif);
 	if (q) {
 		fbr_atomic_dec(&q->sessions);
@@ -321,7 +321,7 @@ __fbr_global enum fbr_reclaim fbr_reclaim_one(__u32 pif)
 
 struct fbr_room {
 	__u32 pif;
-	bool port; /* an external port is wanted, not only a session */
+	__u32 ports; /* it has room for a port with fewer of them; 0: a session is wanted only */
 	bool made;
 };
 
@@ -335,17 +335,18 @@ static long fbr_room_one(__u64 i, struct fbr_room *r)
 	if (got == FBR_RECLAIM_AGAIN)
 		return 0;
 	/* A session may have shared its port with others. */
-	q = r->port ? fbr_quota_get(r->pif) : NULL;
-	r->made = !q || q->ports < cfg_ports_quota;
+	q = r->ports ? fbr_quota_get(r->pif) : NULL;
+	r->made = !q || q->ports < r->ports;
 	return r->made;
 }
 
 /* Gives up closed sessions of a device (pif; 0: of anybody), the longest-closed
- * first, until there is room for one more session, or port. False if there is none to give up.
+ * first, until there is room for one more session, or, where the device may have so
+ * many ports (0: that does not matter), for one more port. False if there is none to give up.
  */
-__fbr_global bool fbr_make_room(__u32 pif, bool port)
+__fbr_global bool fbr_make_room(__u32 pif, __u32 ports)
 {
-	struct fbr_room r = { .pif = pif, .port = port };
+	struct fbr_room r = { .pif = pif, .ports = ports };
 
 	bpf_loop(FBR_ROOM_TRIES, fbr_room_one, &r, 0);
 	return r.made;

@@ -27,6 +27,11 @@ struct fbr_conf {
 	__u32 l2_fast;    /* 0: frames between ports take the kernel bridge */
 	__u32 published;  /* there are publications */
 	__u32 frags;      /* device (FBR_DEV_FRAGS) that inbound fragments are sent to; 0: none */
+	/* External ports lie between these, host order. Which of them mappings may have
+	 * now, fbr_pool says: it is fewer where the NAT range has been another.
+	 */
+	__u32 nat_first;
+	__u32 nat_count;
 };
 
 enum fbr_dev_flags {
@@ -234,15 +239,14 @@ struct fbr_sock {
 	struct fbr_told told[FBR_TOLD_MAX];
 };
 
-/* fbr_nport[class * cfg_nat_count + port - cfg_nat_first] */
+/* fbr_nport[class << 16 | port]: who has it, or had it last */
 struct fbr_nport {
-	__u32 taken;    /* has an owner; claimed by compare-and-swap 0 -> 1 */
 	__u32 refs;     /* sessions that use it; the last one releases it */
-	__u32 queued;   /* stands in the queue of free ports */
 	__be32 ip;      /* owner */
 	__be16 port;    /* owner's source port */
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
+	__be32 ext;     /* the address that it was taken for */
 	__u64 noted_at; /* jiffies: a neighbour was seen using it */
 	__u64 used_at; /* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
 };
@@ -277,6 +281,26 @@ enum {
 	FBR_CLASSES,
 };
 
+enum fbr_port_state {
+	FBR_PORT_OPEN = 1,  /* mappings may have it */
+	FBR_PORT_FREE = 2,  /* stands in the ring */
+	FBR_PORT_TAKEN = 4, /* by a mapping */
+};
+
+#define FBR_PORTS 65536
+
+/* fbr_pool[class]: the free ones among the external ports; pool.h says how */
+struct fbr_pool {
+	struct bpf_spin_lock lock; /* for all below */
+	__u32 head;
+	__u32 ripe;
+	__u32 tail;
+	__u32 open;            /* ports with FBR_PORT_OPEN */
+	__u16 ring[FBR_PORTS]; /* free ports, by place */
+	__u16 at[FBR_PORTS];   /* places, by free port */
+	__u8 state[FBR_PORTS]; /* enum fbr_port_state, by port */
+};
+
 #define FBR_PORT_TRIES 8 /* ports looked at by one allocation that are told apart */
 
 /* fbr_state[0]: the datapath's own bookkeeping; user space only reads it */
@@ -291,10 +315,9 @@ struct fbr_state {
 	__u64 refused_full;
 	__u64 refused_quota;
 	__u64 tries[FBR_PORT_TRIES +
-		    1]; /* allocations that looked at so many ports; [0]: at more, or found none */
-	__u32 epoch;    /* of the program whose callback the timer holds */
-	__u32 in_use[FBR_CLASSES]; /* external ports taken */
-	__u32 frag_hand;           /* next slot of fbr_frag_slot to look at */
+		    1];  /* allocations that looked at so many ports; [0]: at more, or found none */
+	__u32 epoch;     /* of the program whose callback the timer holds */
+	__u32 frag_hand; /* next slot of fbr_frag_slot to look at */
 	struct bpf_timer timer;
 };
 

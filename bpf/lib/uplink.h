@@ -108,7 +108,8 @@ static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
 	/* Of a datagram in pieces the first decides: only its port changes. */
-	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) || !fbr_in_range(p->sport))
+	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) ||
+	    !fbr_nport_at(p->proto, p->sport))
 		return FBR_NONE;
 	fbr_answer_key(&in, p);
 	if (fbr_answer_rst(skb, p) && !fbr_port_known(skb, &in))

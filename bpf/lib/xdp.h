@@ -93,7 +93,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 	__u32 oif;
 
 	if (!fbr_fast_parse(NULL, len, data, data_end, ETH_HLEN, false, &k) ||
-	    !(fbr_in_range(k.dport) || c->published))
+	    !(fbr_in_range(c, k.dport) || c->published))
 		return -1;
 	f = fbr_inbound_hit(&k, c, now, &t);
 	if (!f)

@@ -36,7 +36,7 @@ func (n *NAT) create(w *wish) Reason {
 			n.free.push(slot)
 			return n.refuse("quota")
 		}
-		if n.InUse[w.fwd.Proto.class()] >= n.Count-n.Count/8 {
+		if len(n.unused[w.fwd.Proto.class()].free) <= n.Count/8 {
 			n.makeRoom(nil, false)
 		}
 		made = n.bindNew(w) && n.insertOwned(w)
@@ -97,7 +97,6 @@ func (n *NAT) bindNew(w *wish) bool {
 		n.binds[p.owner] = off
 		p.bound = true
 	}
-	n.InUse[w.fwd.Proto.class()]++
 	if w.dev != nil {
 		w.dev.Ports++
 	}
@@ -119,7 +118,7 @@ func (n *NAT) insertOwned(w *wish) bool {
 // share takes a port whose tuple towards this remote is unique.
 func (n *NAT) share(w *wish) bool {
 	for range shareTries {
-		off := int(n.Random() % uint32(n.Count))
+		off := int(uint64(n.Random()) * uint64(n.Count) >> 32)
 		w.eport = n.First + uint16(off)
 		if n.clear(w.fwd, w.ext, off) && n.flows[reverse(w.fwd, w.ext, w.eport)] == nil {
 			n.Overloads++

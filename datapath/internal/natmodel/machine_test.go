@@ -172,20 +172,13 @@ func (m *machine) portsAdd() error {
 		}
 	}
 	for class := range m.ports {
-		inUse := 0
 		for off, p := range m.ports[class] {
 			if p.refs != refs[class][off] || p.taken != (p.refs > 0) {
 				return fmt.Errorf("port %d of class %d has %d sessions: %+v", off, class, refs[class][off], p)
 			}
-			if p.taken {
-				inUse++
-			}
 			if p.bound && m.binds[p.owner] != off {
 				return fmt.Errorf("port %d of class %d is not its owner's: %+v", off, class, p)
 			}
-		}
-		if inUse != m.InUse[class] {
-			return fmt.Errorf("%d ports of class %d in use, counted %d", inUse, class, m.InUse[class])
 		}
 	}
 	for b, off := range m.binds {
@@ -196,19 +189,19 @@ func (m *machine) portsAdd() error {
 	return nil
 }
 
-// queues: each free port and slot stands in its queue once, and none is lost.
+// queues: each free port and slot stands in its place once, and none is lost.
 func (m *machine) queues() error {
 	for class := range m.ports {
 		seen := map[int]bool{}
-		for _, off := range m.unused[class].items[m.unused[class].head:] {
+		for _, off := range m.unused[class].free {
 			if seen[off] {
-				return fmt.Errorf("port %d of class %d is queued twice", off, class)
+				return fmt.Errorf("port %d of class %d is free twice", off, class)
 			}
 			seen[off] = true
 		}
 		for off, p := range m.ports[class] {
-			if p.queued != seen[off] || !p.taken && !p.queued {
-				return fmt.Errorf("port %d of class %d: in the queue: %v, %+v", off, class, seen[off], p)
+			if p.free != seen[off] || p.taken == p.free {
+				return fmt.Errorf("port %d of class %d: in the pool: %v, %+v", off, class, seen[off], p)
 			}
 		}
 	}

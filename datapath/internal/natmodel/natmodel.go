@@ -157,7 +157,6 @@ type Verdict struct {
 type Counters struct {
 	Overloads, Remaps, Reclaimed, RefusedFull, RefusedQuota uint64
 	Tries                                                   [maxTries + 1]uint64 // [0]: none found
-	InUse                                                   [3]int
 	Live                                                    int
 }
 
@@ -182,23 +181,22 @@ type NAT struct {
 	hand   int   // next slot to sweep
 	closed queue // slots of closed sessions, longest first
 	ports  [3][]port
-	unused [3]queue // free ports, longest released first
+	unused [3]pool // free ports
 	binds  map[bind]int
 	peers  map[peer]int
 }
 
-// New makes an empty NAT; order lists the free ports of each class (TCP, UDP,
-// ICMP) as offsets in the range, in the order in which they are to be taken.
-func New(cfg Config, order [3][]uint32) *NAT {
+// New makes an empty NAT.
+func New(cfg Config) *NAT {
 	n := &NAT{
 		Config: cfg, Devices: map[int]*Device{}, flows: map[Tuple]*entry{}, slots: make([]slot, cfg.FlowsMax),
 		binds: map[bind]int{}, peers: map[peer]int{}, Busy: func(Tuple) bool { return false },
 	}
 	for class := range n.ports {
 		n.ports[class] = make([]port, cfg.Count)
-		for _, off := range order[class] {
-			n.unused[class].push(int(off))
-			n.ports[class][off].queued = true
+		for off := range cfg.Count {
+			n.unused[class].first(off)
+			n.ports[class][off].free = true
 		}
 	}
 	return n

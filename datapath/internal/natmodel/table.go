@@ -14,18 +14,20 @@ type Session struct {
 
 // Port is an external port as others see it; the owner only if it is taken.
 type Port struct {
-	Taken, Queued, Bound bool
-	Refs                 int
-	Addr                 Addr
-	Port                 uint16
-	Ifindex              int
-	NotedAt, UsedAt      uint64
+	Taken, Free, Bound bool
+	Refs               int
+	Addr               Addr
+	Port               uint16
+	Ifindex            int
+	NotedAt, UsedAt    uint64
 }
 
 // Table is everything a NAT remembers.
 type Table struct {
 	Sessions map[int]Session // by slot
 	Ports    [3][]Port
+	Free     [3][]int      // in the order in which they stand
+	Ripe     [3]int        // so many of them first
 	Binds    map[Tuple]int // Src, SPort, Proto: offset in the range
 	Peers    map[Tuple]int // DPort: offset, Proto: class, Src: the address; sessions
 	Usage    map[int]Usage
@@ -47,6 +49,7 @@ func (n *NAT) Table() Table {
 		for i := range n.ports[class] {
 			t.Ports[class] = append(t.Ports[class], n.ports[class][i].view())
 		}
+		t.Free[class], t.Ripe[class] = append([]int(nil), n.unused[class].free...), n.unused[class].ripe
 	}
 	for b, off := range n.binds {
 		t.Binds[Tuple{Src: b.ip, SPort: b.port, Proto: b.proto}] = off
@@ -78,7 +81,7 @@ func (s *session) view() Session {
 }
 
 func (p *port) view() Port {
-	v := Port{Taken: p.taken, Queued: p.queued, Bound: p.bound, Refs: p.refs, NotedAt: p.notedAt, UsedAt: p.usedAt}
+	v := Port{Taken: p.taken, Free: p.free, Bound: p.bound, Refs: p.refs, NotedAt: p.notedAt, UsedAt: p.usedAt}
 	if p.taken {
 		v.Addr, v.Port = p.owner.ip, p.owner.port
 		if p.dev != nil {
