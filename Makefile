@@ -113,6 +113,11 @@ bench-smoke: build ## one short run of every contestant and every kind of worklo
 	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --ports 12 --out -
 	$(SUDO) $(BIN) bench start --rounds 1 --ports 1 --out -
 
+bench-count: build ## instructions per packet, KiB, connection and attach, in an emulated machine (two minutes); ACCEPT=1 stores them
+	@$(DEPS) qemu-system-x86_64 depmod cpio xz busybox iperf3 nft ip nsenter
+	$(SUDO) .ci/count >bin/counts.json
+	$(BIN) bench count --from bin/counts.json $(if $(ACCEPT),--accept)
+
 bench-start: build ## docker run on fastbr beside docker's own bridge, with up to 10,000 ports (ten minutes)
 	@$(DEPS) dockerd busybox iptables
 	$(SUDO) $(BIN) bench start

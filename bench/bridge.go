@@ -17,6 +17,9 @@ type Bridge struct {
 	// NFCall lets bridged frames pass iptables (bridge-nf-call-iptables=1), as
 	// Docker had it until 27.2. Off: as Docker leaves it today.
 	NFCall bool
+	// Flowtable offloads connections that nft has let through to the kernel's software
+	// flowtable, at the ports and at the uplink.
+	Flowtable bool
 	// Big sets bridge, ports and containers to super-packets as large as fastbr's.
 	Big bool
 }
@@ -38,6 +41,9 @@ func (b Bridge) Name() string {
 	if b.NFCall {
 		name += "-nfcall"
 	}
+	if b.Flowtable {
+		name += "-flowtable"
+	}
 	if b.Big {
 		name += "-big"
 	}
@@ -52,6 +58,9 @@ func (b Bridge) Describe() string {
 		call = 1
 	}
 	text := fmt.Sprintf("kernel bridge, %s, bridge-nf-call-iptables=%d", nat, call)
+	if b.Flowtable {
+		text += ", software flowtable on ports and uplink"
+	}
 	if b.Big {
 		text += fmt.Sprintf(", gso_ipv4_max_size %d on everything", lab.CableGSO)
 	}
@@ -73,6 +82,11 @@ func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
 			return err
 		}
 	}
+	if b.Flowtable {
+		if err := l.Host.NFT(ctx, flowtable); err != nil {
+			return err
+		}
+	}
 	if b.NAT == NFTables {
 		return nil
 	}
@@ -84,6 +98,20 @@ func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
 	}
 	return l.Host.IPTables(ctx, "-t", "nat", "-A", "POSTROUTING", "-s", containers.String(), "!", "-o", "br0", "-j", "MASQUERADE")
 }
+
+// flowtable of a lab with two containers.
+const flowtable = `
+table inet lab-flowtable {
+	flowtable fast {
+		hook ingress priority filter
+		devices = { eth0, br0-1, br0-2 }
+	}
+	chain forward {
+		type filter hook forward priority filter
+		meta l4proto { tcp, udp } flow add @fast
+	}
+}
+`
 
 // Flows implements Contestant.
 func (b Bridge) Flows() int { return conntrackMax() }

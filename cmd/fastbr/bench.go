@@ -54,7 +54,7 @@ Contestants: %s. The first one named is the baseline.`,
 			return runBench(cmd.Context(), e, f)
 		},
 	}
-	cmd.AddCommand(newBenchStartCmd(e))
+	cmd.AddCommand(newBenchStartCmd(e), newBenchCountCmd(e))
 	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "rounds; each runs every workload with every contestant")
 	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "seconds of each run")
 	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "workloads to run (default: all with a single flow, bulk TCP on one CPU)")

@@ -1,0 +1,208 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strings"
+)
+
+// An emulated machine whose clock advances with each instruction (QEMU's icount)
+// turns times into counts that repeat. `make bench-count` runs CountPlan there.
+
+// nsPerInstruction is what .ci/vm --count sets: 2 to the power of its shift.
+const nsPerInstruction = 2
+
+// countSlack is how far a count may be from the golden one: two runs of one build
+// differ by up to 1 %, since timer interrupts and disk reads fall elsewhere.
+const countSlack = 0.02
+
+const (
+	countSeconds = 1
+	countPorts   = 20
+	attachCount  = "attach"
+)
+
+// Counts are guest instructions by workload and contestant: of everything that the
+// machine does, senders and receivers included.
+type Counts struct {
+	Schema int        `json:"schema"`
+	Kernel string     `json:"kernel"`
+	Rows   []CountRow `json:"rows"`
+}
+
+// CountRow is one workload.
+type CountRow struct {
+	Workload     string             `json:"workload"`
+	Title        string             `json:"title"`
+	Per          string             `json:"per"` // what the instructions are spent on
+	Instructions map[string]float64 `json:"instructions"`
+}
+
+// CountPlan counts with self as fastbr.
+func CountPlan(self Fastbr) Plan {
+	all := []string{Bridge{}.Name(), Bridge{Flowtable: true}.Name(), self.Name(), NewFloor().Name(), Direct{}.Name()}
+	return Plan{
+		Contestants: []Contestant{Bridge{}, Bridge{Flowtable: true}, self, NewFloor(), Direct{}},
+		Heats: []Heat{
+			{Workload: PPS{Direction: ContainerToContainer}, Contestants: all},
+			{Workload: PPS{Direction: ContainerToOutside}, Contestants: all},
+			{Workload: PPS{Direction: OutsideToContainer}, Contestants: all},
+			{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: all},
+			{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: all},
+			{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: all},
+			{Workload: ConnMax{}, Contestants: all},
+		},
+		Rounds: 1, Seconds: countSeconds,
+	}
+}
+
+// ErrNotCounting: the machine's clock does not count instructions.
+var ErrNotCounting = errors.New("this machine's clock does not count instructions")
+
+// Count runs the plan, and attach, on a machine whose clock counts instructions.
+// The error wraps ErrNotCounting on any other, as far as that can be told.
+func Count(ctx context.Context, p Plan, self Fastbr) (*Counts, error) {
+	if cpu, _ := cpuInfo("/proc/cpuinfo"); !strings.Contains(cpu, "TCG") {
+		return nil, fmt.Errorf("%w: it is %s, not an emulated processor", ErrNotCounting, cpu)
+	}
+	r, err := p.Run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if failed, all := r.Failed(); failed > 0 {
+		return nil, fmt.Errorf("%d of %d runs failed:\n%s", failed, all, r.Text())
+	}
+	timings, err := self.Control(ctx, countPorts)
+	if err != nil {
+		return nil, err
+	}
+	return newCounts(r, timings), nil
+}
+
+func newCounts(r *Report, timings []Timing) *Counts {
+	c := &Counts{Schema: schema, Kernel: r.Environment.Kernel}
+	for _, res := range r.Results {
+		row := CountRow{Workload: res.Workload, Title: res.Title, Instructions: map[string]float64{}}
+		var ns float64 // of one unit at a rate of 1
+		switch res.Unit {
+		case mpps:
+			row.Per, ns = "packet", 1e3
+		case gbits:
+			row.Per, ns = "KiB", 1024*8
+		case connsPerSecond:
+			row.Per, ns = "connection", 1e9
+		}
+		for name, samples := range res.Samples {
+			row.Instructions[name] = math.Round(ns / Median(column(samples, value)) / nsPerInstruction)
+		}
+		c.Rows = append(c.Rows, row)
+	}
+	for _, t := range timings {
+		if strings.HasPrefix(t.Step, attachStep(1, 3*countPorts)) {
+			c.Rows = append(c.Rows, CountRow{Workload: attachCount, Title: "fastbr attach, the process alone", Per: "command",
+				Instructions: map[string]float64{t.Contestant: math.Round(Median(t.CPUMilliseconds) * 1e6 / nsPerInstruction)}})
+		}
+	}
+	return c
+}
+
+// LoadCounts reads what Save wrote.
+func LoadCounts(path string) (*Counts, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading counts: %w", err)
+	}
+	var c Counts
+	if err := json.Unmarshal(text, &c); err != nil {
+		return nil, fmt.Errorf("reading counts from %s: %w", path, err)
+	}
+	if c.Schema != schema {
+		return nil, fmt.Errorf("reading counts from %s: schema %d, want %d", path, c.Schema, schema)
+	}
+	return &c, nil
+}
+
+// Save writes the counts into dir under name.
+func (c *Counts) Save(dir, name string) (string, error) { return save(c, dir, name) }
+
+// Compare says which of fastbr's counts are above or below golden's by more than
+// the slack. Another kernel build counts differently for everybody, so golden's
+// are taken in proportion to the first other contestant of their row. attach has
+// none, and goes by the Go compiler: it is shown, not compared.
+func (c *Counts) Compare(golden *Counts) []string {
+	var off []string
+	for _, want := range golden.Rows {
+		i := slices.IndexFunc(c.Rows, func(r CountRow) bool { return r.Workload == want.Workload })
+		if i < 0 {
+			off = append(off, want.Title+": not counted")
+			continue
+		}
+		got := c.Rows[i]
+		reference := c.reference(got)
+		if reference == "" || want.Instructions[reference] == 0 {
+			continue
+		}
+		const subject = "fastbr"
+		expected := want.Instructions[subject] * got.Instructions[reference] / want.Instructions[reference]
+		if ratio := got.Instructions[subject] / expected; math.Abs(ratio-1) > countSlack {
+			off = append(off, fmt.Sprintf("%s: %.0f instructions per %s, %+.1f %% of the %.0f on record",
+				got.Title, got.Instructions[subject], got.Per, 100*(ratio-1), expected))
+		}
+	}
+	return off
+}
+
+// reference is the contestant that tells one kernel build from another.
+func (c *Counts) reference(row CountRow) string {
+	for _, name := range []string{NewFloor().Name(), Bridge{}.Name()} {
+		if row.Instructions[name] > 0 {
+			return name
+		}
+	}
+	return ""
+}
+
+// table has a row for each workload.
+func (c *Counts) table() table {
+	names := []string{}
+	for _, row := range c.Rows {
+		for _, e := range CountPlan(Fastbr{}).Contestants {
+			if row.Instructions[e.Name()] > 0 && !slices.Contains(names, e.Name()) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	t := table{head: append([]string{"Guest instructions", "per"}, names...)}
+	for _, row := range c.Rows {
+		cells := []string{row.Title, row.Per}
+		for _, name := range names {
+			text := none
+			if n := row.Instructions[name]; n > 0 {
+				text = thousands(int(n))
+			}
+			cells = append(cells, text)
+		}
+		t.rows = append(t.rows, cells)
+	}
+	return t
+}
+
+// Text is for a terminal.
+func (c *Counts) Text() string { return c.table().text() }
+
+const (
+	beginCounts = "<!-- counts: rendered by make bench-count ACCEPT=1 -->\n"
+	endCounts   = "<!-- /counts -->\n"
+)
+
+// RenderReadme puts the counts between their markers of the page at path. The
+// error wraps ErrNoMarkers if the page has none, os.ErrNotExist if there is no page.
+func (c *Counts) RenderReadme(path, golden string) error {
+	text := fmt.Sprintf("Linux %s, raw numbers in [%s](%s).\n\n%s", c.Kernel, golden, golden, c.table().markdown())
+	return rewrite(path, beginCounts, endCounts, text)
+}
