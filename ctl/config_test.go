@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,21 +101,6 @@ func TestNames(t *testing.T) {
 		if checkNetworkName(name) == nil {
 			t.Errorf("%q is built in", name)
 		}
-	}
-}
-
-func TestTaggedRules(t *testing.T) {
-	out := `-P FORWARD DROP
--A FORWARD -s 192.0.2.1/32 -m comment --comment "fastbr:other" -j DROP
--A FORWARD -i fastbr0 -m comment --comment "fastbr:default" -j ACCEPT
--A FORWARD -o fastbr0 -m comment --comment fastbr:default -j ACCEPT
--A FORWARD -i fastbr0 -j ACCEPT
--A OTHER -i fastbr0 -m comment --comment "fastbr:default" -j ACCEPT
-`
-	got := taggedRules(out, "fastbr:default")
-	want := [][]string{acceptArgs("-i", "fastbr0", "fastbr:default"), acceptArgs("-o", "fastbr0", "fastbr:default")}
-	if !slices.EqualFunc(got, want, slices.Equal) {
-		t.Errorf("rules %q", got)
 	}
 }
 

@@ -47,6 +47,7 @@ type Controller struct {
 	runner   runner
 
 	departures departures
+	warned     map[string]bool // what warnOfFilter said last
 }
 
 // Open prepares to work on the namespace of the calling thread. It changes

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/fastbr/fastbr/ctl/firewall"
 )
 
 // Down undoes `up` of one network and detaches its ports. A network that is not
@@ -102,7 +104,7 @@ func (s *session) removeStray() error {
 			continue
 		}
 		s.say("removing %s, left from a network whose state is lost", e.Name)
-		errs = append(errs, s.conn.Delete(e.Index), removeAcceptRules(network))
+		errs = append(errs, s.conn.Delete(e.Index), firewall.Remove(ownerMark(network)))
 	}
 	return errors.Join(append(errs, s.restoreUnrecorded(), s.removeDatapath())...)
 }

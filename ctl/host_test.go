@@ -125,14 +125,11 @@ func (h *host) traces(t *testing.T) string {
 		v, _ := readSysctl(p)
 		out = append(out, p+" "+v)
 	}
-	_, chains, err := forwardChains()
+	rules, err := exec.Command("nft", "list", "ruleset").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range chains {
-		_, missing, err := nftChain{c}.missing("", "")
-		out = append(out, fmt.Sprintf("chain %s %v %v", nftChain{c}.where(), missing, err))
-	}
+	out = append(out, string(rules))
 	for _, root := range []string{h.opts.BPFFS, h.opts.StateDir} {
 		_ = filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
 			if err == nil && path != root {

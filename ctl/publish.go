@@ -326,6 +326,7 @@ func (s *session) setPublications(p *port, pubs []*publication) error {
 	if err := s.dp.Publish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
 	}
+	s.warnOfFilter()
 	return s.reachFromHost()
 }
 

@@ -21,7 +21,9 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 		if len(s.st.Networks) == 0 {
 			return nil
 		}
-		return errors.Join(s.setSysctls(), s.refresh(true))
+		err := errors.Join(s.setSysctls(), s.refresh(true))
+		s.warnOfFilter()
+		return err
 	})
 }
 

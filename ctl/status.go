@@ -82,6 +82,13 @@ func (r *reading) notes() []string {
 			notes = append(notes, fmt.Sprintf("network %s is not whole: the next command that changes something mends it", name))
 		}
 	}
+	if found, err := r.inTheWay(); err != nil {
+		notes = append(notes, err.Error())
+	} else {
+		for _, f := range found {
+			notes = append(notes, f.Detail)
+		}
+	}
 	note(bridgeCallFinding())
 	if v, err := readSysctl(sysForward); err == nil && v != "1" {
 		notes = append(notes, sysctlName(sysForward)+" is 0 again: nothing is forwarded outside")
@@ -147,18 +154,7 @@ func (c *Controller) bpffsFinding() FeatureView {
 
 func (s *session) hostFindings() ([]FeatureView, error) {
 	out := []FeatureView{bridgeCallFinding(), forwardFinding(), s.liberalFinding()}
-	policy := FeatureView{Name: "forward-policy", State: "ok", Detail: "nothing drops forwarded packets by policy"}
-	places, err := droppingPlaces()
-	if err != nil {
-		policy.State, policy.Detail = "warning", err.Error()
-	} else if len(places) > 0 {
-		var where []string
-		for _, p := range places {
-			where = append(where, p.where())
-		}
-		policy.Detail = "DROP in " + strings.Join(where, ", ") + ": 'fastbr up' appends tagged accept rules"
-	}
-	out = append(append(out, policy), s.foreignNATFindings()...)
+	out = append(out, s.firewallFindings()...)
 	for _, u := range s.currentUplinks() {
 		if conflict := s.uplinkConflict(u); conflict != "" {
 			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/fastbr/fastbr/ctl/firewall"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -52,6 +53,7 @@ func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, 
 		if err != nil {
 			return err
 		}
+		s.warnOfFilter()
 		view, err = s.networkView(n)
 		return err
 	})
@@ -279,7 +281,7 @@ func (s *session) networkSteps(n *network, uplinks []uplink) []step {
 		{"xdp", func() error { return s.syncXDP(false) }, nil}, // goes with the uplinks
 		{"big-tcp", s.syncBigTCP, func() error { return s.ifLast(s.restoreBigTCP) }},
 		{"speed", s.setSpeed, nil},
-		{"forward", s.allowForwarding, func() error { return removeAcceptRules(n.Name) }},
+		{"forward", s.allowForwarding, func() error { return firewall.Remove(ownerMark(n.Name)) }},
 		{"bridge-up", func() error { return s.conn.SetUp(n.Index, true) }, nil},
 	}
 	if n.Defining {

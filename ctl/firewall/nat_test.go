@@ -1,4 +1,4 @@
-package ctl
+package firewall
 
 import (
 	"net/netip"
@@ -14,7 +14,7 @@ func TestForeignNAT(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables")
 	ns := testutil.NewNetns(t)
-	o := outgoing{netip.MustParsePrefix("172.30.0.0/16"), "eth0"}
+	n := Network{Subnet: netip.MustParsePrefix("172.30.0.0/16")}
 	const base = "table ip x { chain post { type nat hook postrouting priority 100; }; chain more { masquerade; }; }\n"
 	for rules, hit := range map[string]bool{
 		"iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE":                                   true,
@@ -41,9 +41,13 @@ func TestForeignNAT(t *testing.T) {
 			if out, err := c.CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v: %s", rules, err, out)
 			}
-			where, err := foreignNAT(o)
-			if err != nil || (where != "") != hit {
-				t.Errorf("%s: %q, %v, want %v", rules, where, err, hit)
+			rs, err := read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			where := rs.translates(n, Device{Name: "eth0"})
+			if rs.err != nil || (where != nil) != hit {
+				t.Errorf("%s: %v, %v, want %v", rules, where, rs.err, hit)
 			}
 			if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)

@@ -1,0 +1,82 @@
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Device is a network device. Index 0: not there yet. Addr is an uplink's address.
+type Device struct {
+	Name  string
+	Index int
+	Addr  netip.Addr
+}
+
+// Network is what a filter must know of a network.
+type Network struct {
+	Name       string
+	Mark       string // comment of our rules for it
+	Bridge     Device
+	Subnet     netip.Prefix
+	Internal   bool // leads nowhere
+	Masquerade bool
+}
+
+// Publication is a range of host ports that lead to a container's.
+type Publication struct {
+	Bridge      Device
+	HostIP      netip.Addr // invalid: every address of the host
+	First, Last uint16
+	Port        uint16 // that First leads to; the others follow
+	Proto       string // "tcp" or "udp"
+	Container   netip.Addr
+	Name        string
+}
+
+// Host is what containers' traffic passes through.
+type Host struct {
+	Networks  []Network
+	Uplinks   []Device
+	Published []Publication
+}
+
+// Rule is where accept rules of ours are.
+type Rule struct {
+	Where   string
+	Bridge  string
+	Network string
+}
+
+// Finding is something that the user should know.
+type Finding struct {
+	Name   string
+	Detail string
+}
+
+// ways are the uplinks, or one unknown device where there are none.
+func (h Host) ways() []Device {
+	if len(h.Uplinks) == 0 {
+		return []Device{{}}
+	}
+	return h.Uplinks
+}
+
+// String names the device, for a sentence.
+func (d Device) String() string {
+	if d.Name == "" {
+		return "any device"
+	}
+	return d.Name
+}
+
+// String names the host ports, for a sentence.
+func (p Publication) String() string {
+	s := fmt.Sprint(p.First)
+	if p.Last > p.First {
+		s += fmt.Sprintf("-%d", p.Last)
+	}
+	if p.HostIP.IsValid() {
+		s = p.HostIP.String() + ":" + s
+	}
+	return s + "/" + p.Proto
+}

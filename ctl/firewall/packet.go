@@ -1,0 +1,234 @@
+package firewall
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tri says whether something is so.
+type tri int8
+
+const (
+	no tri = iota
+	may
+	yes
+)
+
+func (t tri) not() tri { return yes - t }
+
+// bits are bytes of which only the bits in mask are known; the others are 0 in val.
+type bits struct{ val, mask []byte }
+
+func unknown(n int) bits { return bits{make([]byte, n), make([]byte, n)} }
+
+func known(b ...byte) bits { return bits{b, bytes.Repeat([]byte{0xff}, len(b))} }
+
+// native is a number in the byte order of the host.
+func native(v uint32) bits { return known(binary.NativeEndian.AppendUint32(nil, v)...) }
+
+// port is one in network byte order; 0: any.
+func port(p uint16) bits {
+	if p == 0 {
+		return unknown(2)
+	}
+	return known(binary.BigEndian.AppendUint16(nil, p)...)
+}
+
+// prefix is an IPv4 address in p; any, if p is invalid.
+func prefix(p netip.Prefix) bits {
+	b := unknown(4)
+	if !p.IsValid() {
+		return b
+	}
+	addr := p.Masked().Addr().As4()
+	for i := range p.Bits() {
+		b.mask[i/8] |= 0x80 >> (i % 8)
+	}
+	copy(b.val, addr[:])
+	return b
+}
+
+func address(a netip.Addr) bits {
+	if !a.IsValid() {
+		return unknown(4)
+	}
+	return prefix(netip.PrefixFrom(a, a.BitLen()))
+}
+
+// name is a device's name as nftables compares it: all 16 bytes.
+func name(device string) bits {
+	if device == "" {
+		return unknown(unix.IFNAMSIZ)
+	}
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, device)
+	return known(b...)
+}
+
+func (b bits) whole() bool {
+	return !slices.ContainsFunc(b.mask, func(m byte) bool { return m != 0xff })
+}
+
+// least and most are the bounds of what the bytes may be.
+func (b bits) least() []byte { return b.val }
+
+func (b bits) most() []byte {
+	out := slices.Clone(b.val)
+	for i := range out {
+		out[i] |= ^b.mask[i]
+	}
+	return out
+}
+
+// is tells whether the bytes are v.
+func (b bits) is(v []byte) tri {
+	if len(v) != len(b.val) {
+		return may
+	}
+	for i := range v {
+		if (v[i]^b.val[i])&b.mask[i] != 0 {
+			return no
+		}
+	}
+	if b.whole() {
+		return yes
+	}
+	return may
+}
+
+// within tells whether the bytes, as a big-endian number, are between two.
+func (b bits) within(lo, hi []byte) tri {
+	least, most := b.least(), b.most()
+	switch {
+	case bytes.Compare(most, lo) < 0 || bytes.Compare(least, hi) > 0:
+		return no
+	case bytes.Compare(least, lo) >= 0 && bytes.Compare(most, hi) <= 0:
+		return yes
+	}
+	return may
+}
+
+// compare is nftables' cmp.
+func (b bits) compare(op expr.CmpOp, v []byte) tri {
+	zero, full := make([]byte, len(v)), bytes.Repeat([]byte{0xff}, len(v))
+	switch op {
+	case expr.CmpOpEq:
+		return b.is(v)
+	case expr.CmpOpNeq:
+		return b.is(v).not()
+	case expr.CmpOpLte:
+		return b.within(zero, v)
+	case expr.CmpOpGt:
+		return b.within(zero, v).not()
+	case expr.CmpOpGte:
+		return b.within(v, full)
+	case expr.CmpOpLt:
+		return b.within(v, full).not()
+	}
+	return may
+}
+
+// and is nftables' bitwise: (b & mask) ^ xor. What the mask clears is known.
+func (b bits) and(mask, xor []byte) bits {
+	out := bits{slices.Clone(b.val), slices.Clone(b.mask)}
+	for i := range out.val {
+		out.mask[i] |= ^mask[i]
+		out.val[i] = (out.val[i]&mask[i] ^ xor[i]) & out.mask[i]
+	}
+	return out
+}
+
+// Bits of conntrack's status (include/uapi/linux/netfilter/nf_conntrack_common.h).
+const (
+	statusSNAT = 1 << 4
+	statusDNAT = 1 << 5
+)
+
+// packet is one that rules are run on. A field of a zero packet is unknown.
+type packet struct {
+	in, out                  Device
+	src, dst                 bits // 4 bytes
+	dstType                  bits // of its route: 4 bytes, native
+	proto                    bits // 1 byte
+	sport, dport             bits // 2 bytes
+	state, status            bits // conntrack's, 4 bytes, native
+	origSrc, origDst         bits // of conntrack's original tuple
+	origSrcPort, origDstPort bits
+}
+
+// anything is a packet of which nothing is known but that it is IPv4.
+func anything() packet {
+	return packet{src: unknown(4), dst: unknown(4), dstType: unknown(4), proto: unknown(1), sport: unknown(2), dport: unknown(2),
+		state: unknown(4), status: unknown(4), origSrc: unknown(4), origDst: unknown(4), origSrcPort: unknown(2), origDstPort: unknown(2)}
+}
+
+// network is the IP header, as far as it is known.
+func (p packet) network() bits {
+	h := unknown(20)
+	h.val[0], h.mask[0] = 4<<4, 0xf0
+	for at, f := range map[int]bits{9: p.proto, 12: p.src, 16: p.dst} {
+		copy(h.val[at:], f.val)
+		copy(h.mask[at:], f.mask)
+	}
+	return h
+}
+
+// transport is the beginning of a TCP or UDP header.
+func (p packet) transport() bits {
+	return bits{slices.Concat(p.sport.val, p.dport.val), slices.Concat(p.sport.mask, p.dport.mask)}
+}
+
+// meta returns what nftables calls so, of 16 unknown bytes if it is not known.
+func (p packet) meta(k expr.MetaKey) bits {
+	index := func(d Device) bits {
+		if d.Index == 0 {
+			return unknown(4)
+		}
+		return native(uint32(d.Index))
+	}
+	switch k {
+	case expr.MetaKeyIIFNAME:
+		return name(p.in.Name)
+	case expr.MetaKeyOIFNAME:
+		return name(p.out.Name)
+	case expr.MetaKeyIIF:
+		return index(p.in)
+	case expr.MetaKeyOIF:
+		return index(p.out)
+	case expr.MetaKeyNFPROTO:
+		return known(unix.NFPROTO_IPV4)
+	case expr.MetaKeyPROTOCOL:
+		return known(unix.ETH_P_IP>>8, unix.ETH_P_IP&0xff)
+	case expr.MetaKeyL4PROTO:
+		return p.proto
+	}
+	return unknown(16)
+}
+
+// ct returns what conntrack knows of the packet.
+func (p packet) ct(e *expr.Ct) bits {
+	const srcIP, dstIP = 19, 20 // NFT_CT_SRC_IP, NFT_CT_DST_IP
+	original := e.Direction == 0
+	switch {
+	case e.Key == expr.CtKeySTATE:
+		return p.state
+	case e.Key == expr.CtKeySTATUS:
+		return p.status
+	case e.Key == expr.CtKeyPROTOCOL:
+		return p.proto
+	case original && (e.Key == expr.CtKeySRC || e.Key == srcIP):
+		return p.origSrc
+	case original && (e.Key == expr.CtKeyDST || e.Key == dstIP):
+		return p.origDst
+	case original && e.Key == expr.CtKeyPROTOSRC:
+		return p.origSrcPort
+	case original && e.Key == expr.CtKeyPROTODST:
+		return p.origDstPort
+	}
+	return unknown(16)
+}

@@ -1,0 +1,202 @@
+package firewall
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// fate is what may become of a packet in a chain.
+type fate uint8
+
+const (
+	passes fate = 1 << iota
+	condemned
+	translated
+	through // it comes to the end of a chain that is not a base chain
+)
+
+// jumpsDeep is as deep as the kernel follows jumps.
+const jumpsDeep = 16
+
+// place is before a rule of a chain; behind the last, at is how many there are.
+type place struct {
+	chain *chain
+	at    int
+}
+
+// walk sends one packet through chains.
+type walk struct {
+	rs    *ruleset
+	p     packet
+	cause place // the rule, or the policy, that condemns; the surest
+	sure  tri
+}
+
+// base says what may become of the packet in a base chain.
+func (w *walk) base(c *chain) fate {
+	f := w.chain(c, yes, jumpsDeep)
+	if f&through == 0 {
+		return f
+	}
+	f &^= through
+	if !c.dropping {
+		return f | passes
+	}
+	w.condemn(place{c, len(c.rules)}, may)
+	return f | condemned
+}
+
+func (w *walk) condemn(by place, how tri) {
+	if w.cause.chain == nil || how > w.sure {
+		w.cause, w.sure = by, how
+	}
+}
+
+// chain says what may become of the packet in a chain, that comes there for sure or
+// maybe.
+func (w *walk) chain(c *chain, when tri, deep int) (f fate) {
+	if c == nil || deep == 0 {
+		return through
+	}
+	for i, r := range w.rs.load(c) {
+		_, outcomes := w.rs.run(c, r, w.p)
+		for _, o := range outcomes {
+			now, stays := min(when, o.when), false
+			switch o.do {
+			case accept:
+				f |= passes
+			case drop:
+				f |= condemned
+				w.condemn(place{c, i}, now)
+			case queue:
+				f |= passes | condemned
+			case translate:
+				f |= translated
+			case back:
+				f |= through
+			case jump:
+				g := w.chain(w.rs.chains[c.table][o.chain], now, deep-1)
+				f |= g &^ through
+				stays = g&through != 0
+			case goTo:
+				f |= w.chain(w.rs.chains[c.table][o.chain], now, deep-1)
+			case goOn:
+				stays = true
+			}
+			if o.when == yes && !stays {
+				return f
+			}
+		}
+	}
+	return f | through
+}
+
+// tail is where a base chain begins to drop whatever no rule before has let
+// through: its end, if its policy is DROP, or a rule without a condition. nil: it
+// does not.
+func (rs *ruleset) tail(c *chain, deep int) *place {
+	if deep == 0 {
+		return nil
+	}
+	blank := anything()
+	for i, r := range rs.load(c) {
+		_, outcomes := rs.run(c, r, blank)
+		for _, o := range outcomes {
+			if o.when != yes {
+				continue
+			}
+			next := rs.chains[c.table][o.chain]
+			switch o.do {
+			case drop:
+				return &place{c, i}
+			case accept, queue, translate:
+				return nil
+			case jump, goTo:
+				w := walk{rs: rs, p: blank}
+				f := w.chain(next, yes, deep-1)
+				switch {
+				case f == condemned:
+					return &place{c, i}
+				case f&through == 0:
+					return rs.tail(next, deep-1)
+				case o.do == goTo && c.dropping:
+					return &place{next, len(next.rules)}
+				case o.do == goTo:
+					return nil
+				}
+			case back:
+				return rs.end(c)
+			}
+		}
+	}
+	return rs.end(c)
+}
+
+func (rs *ruleset) end(c *chain) *place {
+	if c.dropping {
+		return &place{c, len(c.rules)}
+	}
+	return nil
+}
+
+// filters are the hooks that a forwarded packet passes, in order.
+var filters = []hook{prerouting, forwarding, postrouting}
+
+// condemns tells what drops every packet like p, on the way or in one hook alone.
+func (rs *ruleset) condemns(p packet, hooks ...hook) *place {
+	for _, h := range hooks {
+		q := p
+		if h == prerouting {
+			q.out = Device{} // not routed yet
+		}
+		for _, c := range rs.base(h, false) {
+			w := walk{rs: rs, p: q}
+			if w.base(c) == condemned {
+				return &w.cause
+			}
+		}
+	}
+	return nil
+}
+
+// String says which rule it is, in the words of its tool where that is installed.
+func (p place) String() string {
+	if p.at >= len(p.chain.rules) {
+		return fmt.Sprintf("%s (by policy)", p.chain)
+	}
+	return fmt.Sprintf("%s (%s)", p.chain, p.text())
+}
+
+// text is the rule as its tool writes it.
+func (p place) text() string {
+	r := p.chain.rules[p.at]
+	switch {
+	case r.text != "":
+		return r.text
+	case p.chain.ofIPTables():
+		out, err := iptablesOf(p.chain.table).run("-t", p.chain.table.name, "-S", p.chain.name)
+		if err != nil {
+			break
+		}
+		lines := slices.DeleteFunc(strings.Split(out, "\n"), func(l string) bool { return !strings.HasPrefix(l, "-A ") })
+		if p.at < len(lines) {
+			return strings.TrimPrefix(lines[p.at], "-A "+p.chain.name+" ")
+		}
+	default:
+		nft := installed("nft")
+		if nft == "" {
+			break
+		}
+		out, err := output(nft, "-a", "list", "chain", p.chain.table.family, p.chain.table.name, p.chain.name)
+		if err != nil {
+			break
+		}
+		for line := range strings.Lines(out) {
+			if text, ok := strings.CutSuffix(strings.TrimSpace(line), fmt.Sprintf(" # handle %d", r.handle)); ok {
+				return text
+			}
+		}
+	}
+	return fmt.Sprintf("rule %d", p.at+1)
+}
