@@ -50,8 +50,8 @@ func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error
 		}
 		say("%s that accept %s (comment %q)", why, n.Bridge, n.Mark)
 	}
-	for _, key := range missing {
-		if err := rs.insert(*tail, key, n); err != nil {
+	for i, key := range missing {
+		if err := rs.insert(*tail, i, key, n); err != nil {
 			return fmt.Errorf("adding accept rules to %s: %w", tail.chain, err)
 		}
 	}
@@ -106,11 +106,12 @@ func (rs *ruleset) accepts(c *chain, r rule, key expr.MetaKey, d Device) bool {
 	return len(out) == 1 && out[0].when == yes && out[0].do == accept
 }
 
-// insert puts one of the two rules at a place.
-func (rs *ruleset) insert(at place, key expr.MetaKey, n Network) error {
+// insert puts one of the two rules at a place, behind some that have been put there
+// since it was read.
+func (rs *ruleset) insert(at place, behind int, key expr.MetaKey, n Network) error {
 	if c := at.chain; c.ofIPTables() {
 		way := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "-i", expr.MetaKeyOIFNAME: "-o"}[key]
-		_, err := iptablesOf(c.table).run("-t", c.table.name, "-I", c.name, strconv.Itoa(at.at+1), way, n.Bridge.Name,
+		_, err := iptablesOf(c.table).run("-t", c.table.name, "-I", c.name, strconv.Itoa(at.at+behind+1), way, n.Bridge.Name,
 			"-m", "comment", "--comment", n.Mark, "-j", "ACCEPT")
 		return err
 	}
