@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -268,6 +269,9 @@ func (s *session) checkFree(o *Owner, pub *publication, there []published, other
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
 	}
+	if err := s.leadsHere(pub.HostIP); err != nil {
+		return err
+	}
 	var holders func() map[uint32]bool
 	if pub.Held && o != nil {
 		holders = o.sockets
@@ -277,6 +281,31 @@ func (s *session) checkFree(o *Owner, pub *publication, there []published, other
 		return tagged(ErrExists, err.Error())
 	}
 	return err
+}
+
+// leadsHere refuses a host address by which nobody outside would reach what is
+// published on it: that of a device whose packets the programs do not see.
+// An address of no network, such as one of loopback, comes by any device.
+func (s *session) leadsHere(host netip.Addr) error {
+	if !host.IsValid() || host.IsLoopback() || len(s.st.Uplinks) == 0 {
+		return nil
+	}
+	devices, err := s.conn.WithAddr(host)
+	if err != nil || len(devices) == 0 {
+		return err // to be no address of the host's is found by trying
+	}
+	for _, d := range devices {
+		uplink := slices.ContainsFunc(s.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })
+		if uplink || d.Loopback || d.Kind == "dummy" || strings.HasPrefix(d.Alias, ownerMark("")) {
+			return nil
+		}
+	}
+	var names []string
+	for _, u := range s.st.Uplinks {
+		names = append(names, "--uplink "+u.Name)
+	}
+	return tagged(ErrInvalid, fmt.Sprintf("host address %s is that of %s, which is no uplink: nobody would reach the port by it: publish on another, or run 'fastbr up %s --uplink %s'",
+		host, devices[0].Name, strings.Join(names, " "), devices[0].Name))
 }
 
 func (pub *publication) overlaps(x *publication) bool {

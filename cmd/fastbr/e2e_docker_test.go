@@ -270,7 +270,7 @@ func TestE2EDocker(t *testing.T) {
 	d.refused(t, "enable_icc", "network", "create", "-d", d.driver, "-o", "com.docker.network.bridge.enable_icc=false", "x")
 	d.refused(t, "not known", "network", "create", "-d", d.driver, "-o", "fastbr.typo=1", "x")
 
-	c1 := d.start(t, "c1", "web", "-p", "8080:80", "-p", "5300:53/udp", "-p", "9000-9009:9000-9009")
+	c1 := d.start(t, "c1", "web", "-p", "8080:80", "-p", "8080:80", "-p", "5300:53/udp", "-p", "9000-9009:9000-9009")
 	c2 := d.start(t, "c2", "web", "--ip", "10.77.0.9", "--mac-address", "02:00:00:00:00:09")
 	d.assertInspect(t)
 	d.assertWorld(t, c1, c2)

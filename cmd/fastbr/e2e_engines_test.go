@@ -126,3 +126,30 @@ func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
 	r.del(t, l, attachment(b, nil))
 	r.assertNoLeases(t, "pods")
 }
+
+// TestE2EPublishedAddress: a port is published on an address by which somebody
+// can reach it, or the command says why not.
+func TestE2EPublishedAddress(t *testing.T) {
+	t.Parallel()
+	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	for _, argv := range [][]string{
+		{"ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"}, {"ip", "link", "set", "lan0", "up"},
+		{"ip", "addr", "add", "10.5.0.1/24", "dev", "lan0"}, {"ip", "addr", "add", "10.6.0.1/32", "dev", "lo"},
+	} {
+		if _, err := h.Host.Run(h.ctx, argv...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, host := range []string{"127.0.0.1", "0.0.0.0", "10.6.0.1", h.Host.Addr.String(), "172.30.0.1"} {
+		h.must(t, "publish", "add", host+":8080:80", "c1")
+		h.must(t, "publish", "rm", host+":8080")
+	}
+	r := h.fastbr(t, "publish", "add", "10.5.0.1:8080:80", "c1")
+	want := "fastbr: host address 10.5.0.1 is that of lan0, which is no uplink: nobody would reach the port by it: " +
+		"publish on another, or run 'fastbr up --uplink eth0 --uplink lan0'\n"
+	if r.code == 0 || r.stderr != want {
+		t.Errorf("exit %d: %q, want %q", r.code, r.stderr, want)
+	}
+	h.must(t, "up", "--uplink", "eth0", "--uplink", "lan0")
+	h.must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
+}

@@ -210,16 +210,18 @@ func (c *config) ip() (a netip.Addr, err error) {
 }
 
 // publications are the port mappings as ranges, neighbours joined: a range of
-// thousands comes as as many entries.
+// thousands comes as as many entries. One that is given twice counts once.
 func (c *config) publications() (out []ctl.PublishRequest, err error) {
+	seen := map[ctl.PublishRequest]bool{}
 	for _, m := range c.Runtime.PortMappings {
 		r, err := m.publication()
 		if err != nil {
 			return nil, err
 		}
-		if r.First == 0 {
+		if r.First == 0 || seen[r] {
 			continue
 		}
+		seen[r] = true
 		if n := len(out); n > 0 {
 			last := &out[n-1]
 			if last.HostIP == r.HostIP && last.Proto == r.Proto && last.Last+1 == r.First && last.Port+(r.First-last.First) == r.Port {

@@ -92,6 +92,8 @@ func TestPublications(t *testing.T) {
 		`[{"hostPort": 80, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"}]`: {{First: 80, Last: 80, Port: 80, Proto: "tcp", Held: true}},
 		`[{"hostPort": 80, "containerPort": 8080}, {"hostPort": 81, "containerPort": 8081}, {"hostPort": 82, "containerPort": 8083}]`: {
 			{First: 80, Last: 81, Port: 8080, Proto: "tcp", Held: true}, {First: 82, Last: 82, Port: 8083, Proto: "tcp", Held: true}},
+		`[{"hostPort": 80, "containerPort": 80}, {"hostPort": 81, "containerPort": 81}, {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]`: {
+			{First: 80, Last: 81, Port: 80, Proto: "tcp", Held: true}},
 		`[{"hostPort": 53, "containerPort": 53, "protocol": "udp"}, {"hostPort": 54, "containerPort": 54, "protocol": "tcp", "hostIP": "198.51.100.1"}]`: {
 			{First: 53, Last: 53, Port: 53, Proto: "udp", Held: true}, {HostIP: one, First: 54, Last: 54, Port: 54, Proto: "tcp", Held: true}},
 	} {

@@ -16,7 +16,8 @@ import (
 const firstChosen, lastChosen = 61000, 65535
 
 // publishRequests translates a container's port map. Consecutive ports, which
-// arrive one by one, become one publication. binding is the host address of
+// arrive one by one, become one publication; one that is given twice counts once.
+// Ports that are not to be chosen come first. binding is the host address of
 // those without one; "": every address.
 func publishRequests(ports []portBinding, binding string) ([]ctl.PublishRequest, error) {
 	var out []ctl.PublishRequest
@@ -28,9 +29,16 @@ func publishRequests(ports []portBinding, binding string) ([]ctl.PublishRequest,
 		out = append(out, r)
 	}
 	slices.SortStableFunc(out, func(a, b ctl.PublishRequest) int {
+		if a.Any != b.Any {
+			if b.Any {
+				return -1
+			}
+			return 1
+		}
 		return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.HostIP.Compare(b.HostIP), cmp.Compare(a.First, b.First), cmp.Compare(a.Port, b.Port))
 	})
-	return joined(out), nil
+	twice := func(a, b ctl.PublishRequest) bool { return a == b && !a.Any }
+	return joined(slices.CompactFunc(out, twice)), nil
 }
 
 func publishRequest(b portBinding, binding string) (r ctl.PublishRequest, err error) {

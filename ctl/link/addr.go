@@ -55,6 +55,26 @@ func (c *Conn) AllAddrs() ([]netip.Addr, error) {
 	return out, nil
 }
 
+// WithAddr returns the devices that have an IPv4 address.
+func (c *Conn) WithAddr(a netip.Addr) (out []Device, err error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
+	}
+	for _, has := range list {
+		if p, ok := prefix(has.IPNet); !ok || p.Addr() != a {
+			continue
+		}
+		d, err := c.ByIndex(has.LinkIndex)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, err
+		} else if err == nil {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
