@@ -26,11 +26,13 @@ type EndpointRequest struct {
 	Name    string
 	IP      netip.Addr       // invalid: the lowest free one
 	MAC     net.HardwareAddr // nil: 02:42 and the address
+	Ifname  string           // inside, kept for the engine; "": as the engine counts
 }
 
 // EndpointView is what an engine has to know to finish the container's end.
 type EndpointView struct {
 	Peer    string            // the container's end, in the host's namespace
+	Ifname  string            // inside, "": as the engine counts
 	IP      netip.Prefix      // with the network's length
 	MAC     string            //
 	Gateway netip.Addr        // invalid: the network is internal
@@ -46,7 +48,7 @@ const endpointPatience = 2 * time.Minute
 // defined. One that has the address already is taken for forgotten. The error wraps ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of
 // ipam.
 func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v EndpointView, err error) {
-	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC}
+	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC, Ifname: r.Ifname}
 	if err := a.check(); err != nil {
 		return v, err
 	}
@@ -62,7 +64,7 @@ func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v E
 		if err != nil {
 			return err
 		}
-		p.Peer, p.Touched = p.Port+"c", sinceBoot()
+		p.Peer, p.Ifname, p.Touched = p.Port+"c", r.Ifname, sinceBoot()
 		if err := s.refresh(true); err != nil {
 			return err
 		}
@@ -216,7 +218,7 @@ func (s *session) abandoned(p *port, here map[string]bool) (bool, error) {
 }
 
 func endpointView(n *network, p *port) EndpointView {
-	v := EndpointView{Peer: p.Peer, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC, Gateway: n.Gateway, Options: n.Options}
+	v := EndpointView{Peer: p.Peer, Ifname: p.Ifname, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC, Gateway: n.Gateway, Options: n.Options}
 	if n.Internal {
 		v.Gateway = netip.Addr{}
 	}

@@ -226,3 +226,21 @@ func TestEndpointPublishReplaces(t *testing.T) {
 	}
 	h.downAll(t)
 }
+
+// TestEndpointKeepsItsInterfaceName until it is joined, by whichever process.
+func TestEndpointKeepsItsInterfaceName(t *testing.T) {
+	h := newHost(t)
+	h.up(t)
+	for name, want := range map[string]string{"e1": "", "e2": "wan0"} {
+		if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: name, Ifname: want}); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := h.ctl(t).EndpointJoin(h.ctx, DefaultNetwork, name, "/nonexistent"); err != nil || v.Ifname != want {
+			t.Errorf("%s: %+v, %v; want the name %q", name, v, err, want)
+		}
+	}
+	if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e3", Ifname: "a/b"}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a bad name: %v", err)
+	}
+	h.downAll(t)
+}

@@ -24,6 +24,7 @@ type recorder struct {
 	internal bool
 	ports    []ctl.PublishRequest
 	fail     error
+	ifname   string // as endpoints were created with
 }
 
 func (r *recorder) note(what, network, name string) error {
@@ -44,11 +45,12 @@ func (r *recorder) NetworkDiscard(_ context.Context, name string) error {
 }
 
 func (r *recorder) EndpointCreate(_ context.Context, q ctl.EndpointRequest) (ctl.EndpointView, error) {
+	r.ifname = q.Ifname
 	return ctl.EndpointView{IP: netip.PrefixFrom(q.IP, 24), MAC: "02:42:0a:00:00:02"}, r.note("endpoint", q.Network, q.Name)
 }
 
 func (r *recorder) EndpointJoin(_ context.Context, network, name, _ string) (ctl.EndpointView, error) {
-	v := ctl.EndpointView{Peer: "veth1c", Options: map[string]string{optIfacePrefix: "net"}}
+	v := ctl.EndpointView{Peer: "veth1c", Ifname: r.ifname, Options: map[string]string{optIfacePrefix: "net"}}
 	if !r.internal {
 		v.Gateway = netip.MustParseAddr("10.0.0.1")
 	}
@@ -143,6 +145,17 @@ func TestCallsRefuse(t *testing.T) {
 	}
 }
 
+// TestInterfaceNameIsPassedOn: it comes with CreateEndpoint, and only there.
+func TestInterfaceNameIsPassedOn(t *testing.T) {
+	r := &recorder{}
+	ids := `{"NetworkID":"` + n1 + `","EndpointID":"` + e1 + `"`
+	r.ask(t, http.MethodPost, "/NetworkDriver.CreateEndpoint", ids+`,"Interface":{"Address":"10.0.0.2/24"},"Options":{"com.docker.network.endpoint.ifname":"wan0","x":7}}`)
+	code, got := r.ask(t, http.MethodPost, "/NetworkDriver.Join", ids+`,"SandboxKey":"/x","Options":{}}`)
+	if want := `{"InterfaceName":{"SrcName":"veth1c","DstPrefix":"net","DstName":"wan0"},"Gateway":"10.0.0.1"}`; code != http.StatusOK || got != want {
+		t.Errorf("%d %s, want %s", code, got, want)
+	}
+}
+
 func TestInternalNetworkPublishesNothing(t *testing.T) {
 	r := &recorder{internal: true}
 	ids := `{"NetworkID":"` + n1 + `","EndpointID":"` + e1 + `"`
@@ -162,7 +175,7 @@ func TestNetworkOptions(t *testing.T) {
 		return networkRequest(q)
 	}
 	r, err := create(map[string]any{optInternal: true, optIPv4: true, optIPv6: false}, map[string]any{optBridge: "lab0", optMTU: "1400", optMasquerade: "false",
-		optICC: "true", optMode4: "nat", optTrusted: "", optInhibit4: "0", optHostBinding: "192.0.2.1", optIfacePrefix: "net", optFiltering: "eif"})
+		optIPv6: "false", optIPv4: "true", optHostIPv6: "fd00::1", optDefault: "false", optICC: "true", optMode4: "nat", optTrusted: "", optInhibit4: "0", optHostBinding: "192.0.2.1", optIfacePrefix: "net", optFiltering: "eif"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +197,12 @@ func TestNetworkOptions(t *testing.T) {
 			t.Errorf("%s=%v: no error", key, value)
 		}
 	}
+	if _, err := create(nil, map[string]any{optIPv6: "true"}); !errors.Is(err, errIPv6) {
+		t.Errorf("IPv6 as an option: %v", err)
+	}
+	if _, err := networkRequest(createNetworkRequest{NetworkID: n1, Options: map[string]any{optIPv4: false}}); !errors.Is(err, errNoIPv4) {
+		t.Errorf("--ipv4=false: %v", err)
+	}
 	for name, q := range map[string]createNetworkRequest{
 		"no pool":          {NetworkID: n1},
 		"an IPv6 pool":     {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}}, IPv6Data: []ipamData{{Pool: "fd00::/64"}}},
@@ -199,14 +218,14 @@ func TestNetworkOptions(t *testing.T) {
 func TestPublishRequests(t *testing.T) {
 	got, err := publishRequests([]portBinding{
 		{Proto: 6, Port: 81, HostPort: 8081}, {Proto: 6, Port: 80, HostPort: 8080}, {Proto: 6, Port: 90, HostPort: 8082},
-		{Proto: 17, Port: 82, HostPort: 8082}, {Proto: 17, Port: 53}, {Proto: 17, Port: 54, HostPort: 7000, HostPortEnd: 7009, HostIP: "0.0.0.0"},
+		{Proto: 17, Port: 82, HostPort: 8082}, {Proto: 6, Port: 80, HostPort: 8080}, {Proto: 17, Port: 53}, {Proto: 17, Port: 54, HostPort: 7000, HostPortEnd: 7009, HostIP: "0.0.0.0"},
 	}, "192.0.2.1")
 	host := netip.MustParseAddr("192.0.2.1")
 	want := []ctl.PublishRequest{
 		{HostIP: host, First: 8080, Last: 8081, Port: 80, Proto: "tcp"},
 		{HostIP: host, First: 8082, Last: 8082, Port: 90, Proto: "tcp"},
-		{First: 7000, Last: 7009, Port: 54, Proto: "udp", Any: true},
 		{HostIP: host, First: 8082, Last: 8082, Port: 82, Proto: "udp"},
+		{First: 7000, Last: 7009, Port: 54, Proto: "udp", Any: true},
 		{HostIP: host, First: 61000, Last: 65535, Port: 53, Proto: "udp", Any: true},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {

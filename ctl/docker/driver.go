@@ -51,7 +51,7 @@ func (d driver) createEndpoint(ctx context.Context, q createEndpointRequest) (an
 	if err != nil {
 		return nil, err
 	}
-	r := ctl.EndpointRequest{Network: network, Name: name}
+	r := ctl.EndpointRequest{Network: network, Name: name, Ifname: q.Options.Ifname}
 	if q.Interface.AddressIPv6 != "" {
 		return nil, fmt.Errorf("address %s: fastbr's networks have no IPv6 addresses yet", q.Interface.AddressIPv6)
 	}
@@ -94,7 +94,7 @@ func (d driver) join(ctx context.Context, q joinRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := joinResponse{InterfaceName: interfaceName{SrcName: v.Peer, DstPrefix: ifacePrefix(v.Options)}}
+	a := joinResponse{InterfaceName: interfaceName{SrcName: v.Peer, DstPrefix: ifacePrefix(v.Options), DstName: v.Ifname}}
 	if v.Gateway.IsValid() {
 		a.Gateway = v.Gateway.String()
 	}

@@ -23,6 +23,7 @@ const (
 	optMTU         = "com.docker.network.driver.mtu"
 	optIfacePrefix = "com.docker.network.container_iface_prefix"
 	optHostIPv4    = "com.docker.network.host_ipv4"
+	optHostIPv6    = "com.docker.network.host_ipv6"
 	optBridge      = "com.docker.network.bridge.name"
 	optICC         = "com.docker.network.bridge.enable_icc"
 	optMasquerade  = "com.docker.network.bridge.enable_ip_masquerade"
@@ -31,6 +32,7 @@ const (
 	optMode6       = "com.docker.network.bridge.gateway_mode_ipv6"
 	optInhibit4    = "com.docker.network.bridge.inhibit_ipv4"
 	optTrusted     = "com.docker.network.bridge.trusted_host_interfaces"
+	optDefault     = "com.docker.network.bridge.default_bridge"
 
 	optMapping    = "fastbr.nat-mapping"
 	optFiltering  = "fastbr.nat-filtering"
@@ -40,6 +42,11 @@ const (
 	auxGateway = "DefaultGatewayIPv4"
 
 	defaultIfacePrefix = "eth"
+)
+
+var (
+	errIPv6   = errors.New("fastbr's networks have no IPv6 addresses yet: create it without --ipv6")
+	errNoIPv4 = errors.New("fastbr's networks always have IPv4 addresses: create it without --ipv4=false")
 )
 
 // networkRequest translates `docker network create`. What would change who can
@@ -73,8 +80,10 @@ func networkRequest(q createNetworkRequest) (ctl.NetworkRequest, error) {
 func setPool(r *ctl.NetworkRequest, q createNetworkRequest) (err error) {
 	switch {
 	case len(q.IPv6Data) > 0 || isTrue(q.Options[optIPv6]):
-		return errors.New("fastbr's networks have no IPv6 addresses yet: create it without --ipv6")
-	case len(q.IPv4Data) != 1 || q.IPv4Data[0].Pool == "" || isFalse(q.Options[optIPv4]):
+		return errIPv6
+	case isFalse(q.Options[optIPv4]):
+		return errNoIPv4
+	case len(q.IPv4Data) != 1 || q.IPv4Data[0].Pool == "":
 		return fmt.Errorf("%d IPv4 subnets: fastbr's networks have one", len(q.IPv4Data))
 	}
 	d := q.IPv4Data[0]
@@ -119,7 +128,17 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 		return only(key, value, "false", "a bridge always has its gateway's address")
 	case optMode4:
 		return only(key, value, "nat", "see "+optMasquerade)
-	case optMode6: // there is no IPv6 to do it for
+	case optMode6, optHostIPv6: // there is no IPv6 to do it for
+	case optIPv6: // in old compose files
+		if !isFalse(value) {
+			return errIPv6
+		}
+	case optIPv4:
+		if !isTrue(value) {
+			return errNoIPv4
+		}
+	case optDefault:
+		return only(key, value, "false", "Docker's default bridge is its own")
 	case optTrusted:
 		return only(key, value, "", "no device may reach containers directly")
 	case optHostIPv4:

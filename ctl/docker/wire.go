@@ -21,6 +21,9 @@ type ipamData struct {
 type createEndpointRequest struct {
 	NetworkID, EndpointID string
 	Interface             endpointInterface
+	Options               struct {
+		Ifname string `json:"com.docker.network.endpoint.ifname"`
+	}
 }
 
 type endpointInterface struct {
@@ -45,9 +48,12 @@ type joinResponse struct {
 	Gateway string `json:",omitempty"`
 }
 
-// interfaceName tells dockerd which device to move, and what to call it: the
-// prefix and a number.
-type interfaceName struct{ SrcName, DstPrefix string }
+// interfaceName tells dockerd which device to move, and what to call it: DstName,
+// else the prefix and a number. Before 28 it does not know DstName.
+type interfaceName struct {
+	SrcName, DstPrefix string
+	DstName            string `json:",omitempty"`
+}
 
 type programRequest struct {
 	NetworkID, EndpointID string
