@@ -238,7 +238,16 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 
 	if (!u || !c)
 		return TCX_NEXT;
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+	if (l2 && skb->vlan_present) {
+		why = fbr_untag(skb);
+		if (why) {
+			fbr_count_rx(skb, u, FBR_SLOW);
+			return fbr_drop(u, why);
+		}
+		if (skb->vlan_present)
+			goto host;
+	}
+	if (skb->protocol != bpf_htons(ETH_P_IP))
 		goto host;
 	fbr_pull_headers(skb, l2);
 	data = (void *)(long)skb->data;

@@ -216,6 +216,7 @@ struct bpf_dynptr {
 #define ETH_P_IP         0x0800
 #define ETH_P_ARP        0x0806
 #define ETH_P_IPV6       0x86dd
+#define VLAN_VID_MASK    0x0fff /* of vlan_tci */
 
 #define IPPROTO_ICMP     1
 #define IPPROTO_TCP      6

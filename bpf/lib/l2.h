@@ -1,14 +1,41 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Devices without an L2 header (tun, WireGuard, ppp): their packets begin with
- * the IP header. A redirect to one takes the frame's header off by itself; a
- * packet from one needs a header to be sent to any other device.
- */
+/* What stands before the IP header: an Ethernet header, VLAN tags, or nothing. */
 #ifndef FBR_L2_H
 #define FBR_L2_H
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "reason.h"
+
+#define FBR_TAGS_MAX 8 /* tags taken off one frame */
+
+/* Whether the frame's outer tag is a priority tag (IEEE 802.1Q clause 6.9): it names
+ * no VLAN.
+ */
+static __always_inline bool fbr_priority_tagged(struct __sk_buff *skb)
+{
+	return skb->vlan_present && !(skb->vlan_tci & VLAN_VID_MASK);
+}
+
+/* Takes priority tags off, which the kernel would strip behind our back: the frame
+ * is untagged, or a VLAN's, afterwards. Packet pointers are void. Returns FBR_NONE
+ * or the reason to drop a frame that has too many.
+ */
+__fbr_global enum fbr_reason fbr_untag(struct __sk_buff *skb)
+{
+	int i;
+
+	for (i = 0; i < FBR_TAGS_MAX && fbr_priority_tagged(skb); i++)
+		if (bpf_skb_vlan_pop(skb))
+			return FBR_L2_PROTO;
+	return fbr_priority_tagged(skb) ? FBR_L2_PROTO : FBR_NONE;
+}
+
+/* Devices without an L2 header (tun, WireGuard, ppp): their packets begin with
+ * the IP header. A redirect to one takes the frame's header off by itself; a
+ * packet from one needs a header to be sent to any other device.
+ */
 
 /* Puts an Ethernet header, its addresses zero, before an IPv4 packet. Packet
  * pointers are void afterwards. Returns 0 or an error.
