@@ -198,11 +198,18 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 		return FBR_NONE;
 	if (pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT)
 		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
-	if (from)
-		fbr_lease_inbound(skb, &pkt, p);
-	else
+	if (!from) {
 		why = fbr_hairpin_from_host(skb, &pkt);
-	return why == FBR_FOREIGN ? FBR_NONE : why;
+		return why == FBR_FOREIGN ? FBR_NONE : why;
+	}
+	/* fbr_uplink_in has let it in, or it did not come past there as it should: so it
+	 * is judged again. A fragment without ports is nothing without its first, which
+	 * the kernel, having put them in order, has delivered just before.
+	 */
+	if (fbr_lease_inbound(skb, &pkt, p) || (p->flags & FBR_DEV_ROUTED) ||
+	    (pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb))
+		return FBR_NONE;
+	return FBR_DIRECT;
 }
 
 /* tcx egress, same device: what the kernel delivers to the container. */

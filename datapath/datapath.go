@@ -17,6 +17,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -152,7 +153,10 @@ func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpec
 			return nil, err
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		MapReplacements: shared,
+		Programs:        ebpf.ProgramOptions{ExtraRelocationTargets: moduleTypes()},
+	})
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		return nil, fmt.Errorf("loading the programs: %w: %w", ErrNotSupported, err)
 	}
@@ -160,6 +164,17 @@ func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpec
 		return nil, fmt.Errorf("loading the programs: %w", err)
 	}
 	return coll, nil
+}
+
+// moduleTypes are the types of the kernel's modules that the programs look into,
+// as far as they are loaded. Where they are no modules the kernel has the types.
+func moduleTypes() (specs []*btf.Spec) {
+	for _, module := range []string{"nf_conntrack"} {
+		if s, err := btf.LoadKernelModuleSpec(module); err == nil {
+			specs = append(specs, s)
+		}
+	}
+	return specs
 }
 
 // resize sets the max_entries that bpf/lib/maps.h leaves to Go.

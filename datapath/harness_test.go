@@ -342,12 +342,23 @@ func (h *harness) eport(t *testing.T, f testutil.Frame) uint16 {
 	fs, err := h.Flows()
 	check(t, err)
 	for _, x := range fs {
-		if x.Src.Port() == sourcePort(f) && x.Src.Addr() == f.Src {
+		if x.Proto == protoOf(f) && x.Src.Port() == sourcePort(f) && x.Src.Addr() == f.Src {
 			return x.NAT.Port()
 		}
 	}
 	t.Fatalf("no flow of %s:%d in %+v", f.Src, sourcePort(f), fs)
 	return 0
+}
+
+func protoOf(f testutil.Frame) string {
+	switch {
+	case f.TCP != nil:
+		return "tcp"
+	case f.UDP != nil:
+		return "udp"
+	default:
+		return "icmp"
+	}
 }
 
 func sourcePort(f testutil.Frame) uint16 {

@@ -177,6 +177,7 @@ func TestPortInKeepsNetworksApart(t *testing.T) {
 func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: server, Dst: c1Addr, UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}}
+	group := f.With(func(f *testutil.Frame) { f.Dst = mustAddr("239.1.2.3") })
 	outsiders := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: server, Dst: c1Addr,
 		ICMP: &testutil.ICMPError{Type: 5, Inner: h.fromC1().IP(t)}}
 	redirectMsg := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: netip.MustParseAddr("172.30.0.1"), Dst: c1Addr,
@@ -187,7 +188,8 @@ func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {
 		reason Reason
 	}{
 		"host":            {f, 0, ""},
-		"uplink":          {f, h.uplink.Ifindex, ""},
+		"uplink":          {f, h.uplink.Ifindex, "direct"},
+		"to a group":      {group, h.uplink.Ifindex, ""},
 		"port":            {f, h.c2.Ifindex, ""},
 		"own bridge":      {f, h.bridge, ""},
 		"other bridge":    {f, h.bridge2, "isolated"},

@@ -358,6 +358,10 @@ struct net_device {
 
 struct sk_buff {
 	struct net_device *dev;
+	unsigned char *head;
+	unsigned char *data;
+	__u16 csum_start; /* offset from head */
+	__u16 csum_offset;
 	unsigned long _nfct; /* only where the kernel has connection tracking */
 	__u8 ip_summed : 2;
 	__u32 hash;
@@ -383,6 +387,8 @@ struct bpf_nf_ctx {
 struct nf_conn {
 	unsigned long status;
 } __core;
+
+#define IPS_NAT_MASK         0x30 /* of nf_conn.status: source or destination is translated */
 
 struct sock_common {
 	__be32 skc_daddr;

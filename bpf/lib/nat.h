@@ -378,6 +378,20 @@ static __always_inline bool fbr_ct_knows(struct __sk_buff *skb)
 	return bpf_core_field_exists(k->_nfct) && (k->_nfct & NFCT_PTRMASK);
 }
 
+/* Whether connection tracking translates the packet's connection: by a rule that is
+ * none of ours.
+ */
+static __always_inline bool fbr_ct_translates(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	struct nf_conn *ct;
+
+	if (!fbr_ct_knows(skb))
+		return false;
+	ct = (struct nf_conn *)(k->_nfct & NFCT_PTRMASK);
+	return bpf_core_field_exists(ct->status) && (BPF_CORE_READ(ct, status) & IPS_NAT_MASK);
+}
+
 /* conntrack would forget an answered UDP flow long before we do, and a firewall
  * that accepts only ESTABLISHED would then cut it: give it our time.
  */
@@ -765,14 +779,39 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
-/* The kernel has delivered a packet from an uplink to its port: renew the lease
- * of the inbound direction.
+/* The outbound entry of the port's session to which a packet from outside belongs,
+ * its destination the container's, or NULL; fwd gets its key. An ICMP error belongs
+ * to the session of the packet that it quotes.
  */
-__fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *p,
-				   const struct fbr_dev *port)
+static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb,
+							   const struct fbr_pkt *p,
+							   const struct fbr_dev *port,
+							   struct fbr_flow_key *fwd)
+{
+	struct fbr_pkt in;
+	struct fbr_flow *f;
+
+	if (p->kind == FBR_L4_PORTS || p->kind == FBR_L4_ECHO_REP) {
+		fbr_answer_key(fwd, p);
+	} else if (p->kind == FBR_L4_ICMP_ERR) {
+		if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.saddr != p->daddr)
+			return NULL;
+		fbr_key(fwd, &in);
+	} else {
+		return NULL;
+	}
+	f = fbr_flow_get(fwd);
+	return f && (f->kind & FBR_OUT) && f->pif == port->ifindex ? f : NULL;
+}
+
+/* Whether a packet that the kernel delivers from an uplink to its port belongs to a
+ * session. If so it renews the lease of the inbound direction.
+ */
+__fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *p,
+				    const struct fbr_dev *port)
 {
 	if (!p || !port)
-		return 0;
+		return false;
 
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_flow_key fwd, rev;
@@ -782,19 +821,18 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 	__u8 macs[12];
 	__u32 secs;
 
-	if (!c || p->frag || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP))
-		return 0;
-	fbr_answer_key(&fwd, p);
-	f = fbr_flow_get(&fwd);
-	if (!f || !(f->kind & FBR_OUT) || f->pif != port->ifindex)
-		return 0;
+	f = fbr_delivered_flow(skb, p, port, &fwd);
+	if (!f || !c)
+		return false;
+	if (p->frag || p->kind == FBR_L4_ICMP_ERR)
+		return true;
 	s = fbr_sess_get(f->sess);
 	if (!s)
-		return 0;
+		return false;
 	fbr_reverse_key(&rev, &fwd, f->addr, f->port);
 	f = fbr_flow_get(&rev);
 	if (!f || !(f->kind & FBR_IN))
-		return 0;
+		return false;
 	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);
 	/* This packet does not keep alive what only outbound packets do. */
 	end = s->bits & FBR_S_OUT_ONLY ? fbr_sess_expires(f->sess) : now + (__u64)secs * cfg_hz;
@@ -803,7 +841,7 @@ __fbr_global int fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *
 	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, now, end - now);
 	fbr_ct_extend(skb, &fwd, secs);
-	return 0;
+	return true;
 }
 
 #endif
