@@ -36,21 +36,20 @@ static __always_inline int fbr_drop(const struct fbr_dev *d, __u32 reason)
 
 /* Between two ports of one bridge: the frame as it is, into the other container. */
 static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
-					  const struct fbr_conf *c, const struct ethhdr *eth)
+					  const struct fbr_conf *c, const struct fbr_dev *t)
 {
-	struct fbr_dev *t;
-
-	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH))
-		return TCX_NEXT;
-	t = fbr_mac_port(eth->h_dest, p->bridge);
-	if (!t || (t->flags & FBR_DEV_KERNEL_PATH) || t->bridge != p->bridge || t->mtu < p->mtu)
+	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH) || (t->flags & FBR_DEV_KERNEL_PATH) ||
+	    t->mtu < p->mtu)
 		return TCX_NEXT;
 	fbr_count_rx(skb, p, FBR_FAST);
 	fbr_count_tx(skb, t, FBR_FAST);
 	return bpf_redirect_peer(t->ifindex, 0);
 }
 
-/* A routed packet that is no hit: what the kernel must not even route. */
+/* A packet that is neither a hit nor for another port: what the kernel must not even
+ * have. It goes by the packet's address whatever the frame says: the kernel takes
+ * packets also out of frames to a group or to the port's own host end.
+ */
 __fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 daddr)
 {
 	if (!p)
@@ -60,7 +59,9 @@ __fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 d
 
 	if (n)
 		return n->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
-	return p->flags & FBR_DEV_INTERNAL ? FBR_ISOLATED : FBR_NONE;
+	if (!(p->flags & FBR_DEV_INTERNAL))
+		return FBR_NONE;
+	return fbr_multicast(daddr) || daddr == 0xffffffff ? FBR_NONE : FBR_ISOLATED;
 }
 
 /* What a port has sent takes the kernel's path. */
@@ -82,6 +83,7 @@ int fbr_port_in(struct __sk_buff *skb)
 	void *data, *data_end;
 	struct fbr_flow_key k;
 	struct ethhdr *eth;
+	enum fbr_pending sum;
 	struct fbr_flow *f;
 	struct iphdr *ip;
 	__u32 why, l4_len;
@@ -106,9 +108,10 @@ int fbr_port_in(struct __sk_buff *skb)
 		goto drop;
 	}
 	if (eth->h_proto != bpf_htons(ETH_P_IP)) {
-		why = eth->h_proto == bpf_htons(ETH_P_ARP)    ? fbr_check_arp(skb, p)
-		      : eth->h_proto == bpf_htons(ETH_P_IPV6) ? fbr_check_ip6(skb)
-							      : FBR_L2_PROTO;
+		why = eth->h_proto == bpf_htons(ETH_P_ARP) ? fbr_check_arp(skb, p)
+		      : eth->h_proto == bpf_htons(ETH_P_IPV6)
+			      ? fbr_ip6_stays(eth, data_end, p) ?: fbr_check_ip6(skb)
+			      : FBR_L2_PROTO;
 		if (why)
 			goto drop;
 		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast && !fbr_note_queue(skb, p) &&
@@ -129,13 +132,29 @@ int fbr_port_in(struct __sk_buff *skb)
 		goto drop;
 	}
 
+	sum = fbr_sum_pending(skb, ETH_HLEN + ip->ihl * 4, ip->protocol);
+	if (sum && (sum == FBR_SUM_BAD || (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))) {
+		why = FBR_BAD_CSUM;
+		goto drop;
+	}
+
 	if (!fbr_mac_equal(eth->h_dest, p->gw_mac)) {
-		int verdict = TCX_NEXT;
+		__be32 daddr = ip->daddr;
+		struct fbr_dev *t = NULL;
 
 		if (!(eth->h_dest[0] & 1))
-			verdict = fbr_forward_l2(skb, p, c, eth);
-		if (verdict != TCX_NEXT)
-			return verdict;
+			t = fbr_mac_port(eth->h_dest, p->bridge);
+		if (t && t->bridge == p->bridge &&
+		    (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr)) {
+			int verdict = fbr_forward_l2(skb, p, c, t);
+
+			if (verdict != TCX_NEXT)
+				return verdict;
+			goto kernel;
+		}
+		why = fbr_route_allowed(p, daddr);
+		if (why)
+			goto drop;
 		goto kernel;
 	}
 
@@ -144,7 +163,8 @@ int fbr_port_in(struct __sk_buff *skb)
 		f = fbr_flow_hit(&k);
 		now = fbr_now();
 		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
-		    !(p->flags & FBR_DEV_KERNEL_PATH) && fbr_fits(skb, ETH_HLEN, l4_len, f->mtu)) {
+		    !(p->flags & FBR_DEV_KERNEL_PATH) && sum <= FBR_SUM_OWN &&
+		    fbr_fits(skb, ETH_HLEN, k.proto, l4_len, f->mtu)) {
 			__u32 oif = f->oif;
 
 			fbr_count_rx(skb, p, FBR_FAST);
@@ -182,7 +202,9 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	struct fbr_pkt pkt;
 
 	if (iif && !from) /* another device of the host */
-		return p->flags & FBR_DEV_ROUTED ? FBR_NONE : FBR_DIRECT;
+		return (p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6)
+			       ? FBR_NONE
+			       : FBR_DIRECT;
 	if (from && !(from->flags & FBR_DEV_UPLINK)) {
 		if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
 			why = fbr_hairpin_deliver(skb);
@@ -194,6 +216,8 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	/* From an uplink, or the host itself. */
 	if (from && (p->flags & FBR_DEV_INTERNAL))
 		return FBR_ISOLATED;
+	if (from && skb->protocol == bpf_htons(ETH_P_IPV6))
+		return FBR_DIRECT; /* no network has any */
 	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
 		return FBR_NONE;
 	if (pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT)
@@ -264,7 +288,8 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	if (l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, c, now, &t);
-		if (f && fbr_fits(skb, l2, l4_len, f->mtu)) {
+		if (f && fbr_fits(skb, l2, k.proto, l4_len, f->mtu) &&
+		    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) <= FBR_SUM_OWN) {
 			__u32 oif = f->oif;
 
 			fbr_count_rx(skb, u, FBR_FAST);

@@ -50,7 +50,17 @@ func TestPortInDropsWhatIsNotThePorts(t *testing.T) {
 		"IPv6 redirect":        {ip6(h, 58, []byte{137, 0}), "spoof_ip"},
 		"IPv6 router, hidden":  {ip6(h, 60, []byte{58, 0, 0, 0, 0, 0, 0, 0, 134, 0}), "spoof_ip"},
 		"IPv6 router, twice":   {ip6(h, 60, []byte{60, 0, 0, 0, 0, 0, 0, 0, 58, 0, 0, 0, 0, 0, 0, 0, 134, 0}), "spoof_ip"},
-		"IPv6 ICMP fragment":   {ip6(h, 44, []byte{58, 0, 0, 1, 0, 0, 0, 0, 135, 0}), "spoof_ip"},
+		"IPv6 ND fragment":     {ip6(h, 44, []byte{58, 0, 0, 1, 0, 0, 0, 0, 135, 0}), "spoof_ip"},
+		"IPv6 ND, atomic":      {ip6(h, 44, []byte{58, 0, 0, 0, 0, 0, 0, 0, 136, 0}), "spoof_ip"},
+		"IPv6 ND, behind":      {ip6(h, 44, []byte{60, 0, 0, 1, 0, 0, 0, 0, 58, 0, 0, 0, 0, 0, 0, 0, 135, 0}), "spoof_ip"},
+		"IPv6 echo fragment":   {frame: ip6(h, 44, []byte{58, 0, 0, 1, 0, 0, 0, 0, 128, 0})},
+		"IPv6 later fragment":  {frame: ip6(h, 44, []byte{58, 0, 5, 0x98, 0, 0, 0, 0, 134, 0})},
+		"IPv6 tiny fragment":   {ip6(h, 44, []byte{58, 0, 0, 1, 0, 0, 0, 0}), "spoof_ip"},
+		"IPv6 to the gateway":  {to6(h, h.gateway), "isolated"},
+		"IPv6 to the host end": {to6(h, mustMAC("02:00:00:00:00:77")), "isolated"},
+		"IPv6 to another net":  {to6(h, h.other.MAC), "isolated"},
+		"IPv6 to a port":       {frame: to6(h, h.c2.MAC)},
+		"IPv6 host in a group": {func() []byte { f := ip6(h, 17, make([]byte, 8)); f[38] = 0xfd; return f }(), "isolated"},
 		"IPv6 without headers": {ip6(h, 60, nil), "l2_proto"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,7 +129,17 @@ func ether(h *harness, proto uint16) []byte {
 func ip6(h *harness, nextHeader byte, payload []byte) []byte {
 	f := append(append([]byte(nil), 0x33, 0x33, 0, 0, 0, 1), h.c1.MAC...)
 	f = append(f, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(payload)), nextHeader, 255)
-	return append(append(f, make([]byte, 32)...), payload...)
+	dst := make([]byte, 32)
+	dst[16] = 0xff // a group
+	return append(append(f, dst...), payload...)
+}
+
+// to6 is an IPv6 datagram of c1 in a frame to mac.
+func to6(h *harness, mac net.HardwareAddr) []byte {
+	f := ip6(h, 17, make([]byte, 8))
+	copy(f, mac)
+	f[38] = 0xfd
+	return f
 }
 
 func TestPortInForwardsBetweenPorts(t *testing.T) {
@@ -169,9 +189,7 @@ func TestPortInKeepsNetworksApart(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	h.misleadFDB(t, h.other.Ifindex)
 	f := h.fromC1().With(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.other.MAC, other }).Bytes(t)
-	if got := h.portIn(t, f); got.verdict != next {
-		t.Errorf("frame to a MAC of the other bridge: verdict %d, want the kernel's bridge, which does not know it", got.verdict)
-	}
+	h.wantDrop(t, h.c1.Ifindex, "isolated", func() result { return h.portIn(t, f) })
 }
 
 func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {

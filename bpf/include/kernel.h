@@ -225,6 +225,7 @@ struct bpf_dynptr {
 #define IPPROTO_ROUTING  43
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_ICMPV6   58
+#define IPPROTO_SCTP     132
 #define IPPROTO_DSTOPTS  60
 
 #define AF_INET          2
@@ -360,7 +361,8 @@ struct sk_buff {
 	struct net_device *dev;
 	unsigned char *head;
 	unsigned char *data;
-	__u16 csum_start; /* offset from head */
+	unsigned int end; /* of the linear part, where struct skb_shared_info stands; from head */
+	__u16 csum_start; /* from head */
 	__u16 csum_offset;
 	unsigned long _nfct; /* only where the kernel has connection tracking */
 	__u8 ip_summed : 2;
@@ -368,6 +370,15 @@ struct sk_buff {
 } __core;
 
 #define NFCT_PTRMASK         (~7UL) /* of skb->_nfct: the entry; below it what is known of the packet */
+
+struct skb_shared_info {
+	unsigned int gso_type;
+} __core;
+
+/* What a super-packet is, of skb_shared_info.gso_type; the other bits say how to cut it. */
+#define SKB_GSO_KINDS        0x3eff1
+#define SKB_GSO_TCPV4        (1 << 0)
+#define SKB_GSO_UDP_L4       (1 << 17)
 
 /* skb->ip_summed, include/linux/skbuff.h */
 #define CHECKSUM_NONE        0

@@ -18,7 +18,9 @@
 #define FBR_TCP_CSUM  16 /* offsets in the L4 headers */
 #define FBR_UDP_CSUM  6
 #define FBR_ICMP_CSUM 2
+#define FBR_SCTP_CSUM 8
 #define FBR_ICMP_ID   4
+#define FBR_L4_MIN    8 /* bytes: the shortest L4 header before the packet in a tunnel */
 
 /* The difference for a TTL that is one lower, in a word whose low byte it is. */
 #define FBR_TTL_DIFF  0xfffe
@@ -55,6 +57,46 @@ static __always_inline __u16 fbr_sum(const void *data, __u32 size, __u16 sum)
 	return fbr_fold(s);
 }
 
+static __always_inline __u32 fbr_ip_summed(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+
+	return BPF_CORE_READ_BITFIELD(k, ip_summed);
+}
+
+/* Where the device, or the stack, is to fill a checksum in (CHECKSUM_PARTIAL). The
+ * sender of a packet may have said so by itself (PACKET_VNET_HDR), and then it is
+ * filled in after everything that looks at the packet.
+ */
+enum fbr_pending {
+	FBR_SUM_DONE,  /* nowhere */
+	FBR_SUM_OWN,   /* the packet's own TCP or UDP checksum */
+	FBR_SUM_INNER, /* behind the L4 header: of a packet in a tunnel */
+	FBR_SUM_BAD,   /* anywhere else */
+};
+
+/* The same for a packet whose L4 header, of protocol proto, is at l4. */
+static __always_inline enum fbr_pending fbr_sum_pending(struct __sk_buff *skb, __u32 l4, __u8 proto)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	__u32 start, field;
+
+	if (BPF_CORE_READ_BITFIELD(k, ip_summed) != CHECKSUM_PARTIAL)
+		return FBR_SUM_DONE;
+	start = k->csum_start - (__u32)((__u64)k->data - (__u64)k->head);
+	field = k->csum_offset;
+	if (start == l4 && ((proto == IPPROTO_TCP && field == FBR_TCP_CSUM) ||
+			    (proto == IPPROTO_UDP && field == FBR_UDP_CSUM)))
+		return FBR_SUM_OWN;
+	if (proto == IPPROTO_TCP || proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6)
+		return FBR_SUM_BAD;
+	/* SCTP's is no other packet's, but it is not ours to translate either. */
+	if (proto == IPPROTO_SCTP && start == l4 && field == FBR_SCTP_CSUM)
+		return FBR_SUM_INNER;
+	/* start may be less than nothing */
+	return (__s32)start >= (__s32)(l4 + FBR_L4_MIN) ? FBR_SUM_INNER : FBR_SUM_BAD;
+}
+
 /* Rewrites the source (out) or destination of the IPv4 packet whose header is at
  * l3 to addr:port; for ICMP the port is the echo id. All in network byte order.
  * Packet pointers are void afterwards. Returns 0 or an error with the packet
@@ -64,6 +106,7 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 {
 	const __u32 a_off = l3 + (out ? 12 : 16);
 	__u32 l4, p_off, c_off, mangled = 0, store = 0;
+	enum fbr_pending pending;
 	__be32 old_addr;
 	__be16 old_port;
 	struct iphdr ip;
@@ -72,6 +115,9 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 	if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)))
 		return -1;
 	l4 = l3 + ip.ihl * 4;
+	pending = fbr_sum_pending(skb, l4, ip.protocol);
+	if (pending == FBR_SUM_BAD)
+		return -1;
 	old_addr = out ? ip.saddr : ip.daddr;
 	switch (ip.protocol) {
 	case IPPROTO_TCP:
@@ -86,6 +132,8 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 			return -1;
 		if (!csum) /* no checksum that would make up for the port in skb->csum */
 			store = BPF_F_RECOMPUTE_CSUM;
+		else if (pending == FBR_SUM_INNER && !skb->gso_size)
+			return -1; /* complete, which the helpers do not believe */
 		break;
 	case IPPROTO_ICMP:
 		p_off = l4 + FBR_ICMP_ID;
@@ -105,13 +153,6 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 	if (bpf_l3_csum_replace(skb, l3 + 10, old_addr, addr, 4))
 		return -1;
 	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
-}
-
-static __always_inline __u32 fbr_ip_summed(struct __sk_buff *skb)
-{
-	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
-
-	return BPF_CORE_READ_BITFIELD(k, ip_summed);
 }
 
 /* The L4 checksum after a rewrite by f. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* What a packet must look like to take the fast path: an unfragmented IPv4
- * packet without options, TTL above 1, TCP with ACK and without SYN, FIN and RST,
+ * packet without options, its header checksum right, TTL above 1, TCP with ACK and without SYN, FIN and RST,
  * UDP, or an ICMP echo, its length fields in agreement with the frame. Everything
  * else is the kernel's, which may trim or drop it, and whose connection tracking
  * calls such headers invalid.
@@ -10,7 +10,9 @@
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "kctx.h"
 #include "types.h"
 
 /* Makes the headers that are read directly linear as far as the packet has them:
@@ -60,6 +62,19 @@ static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const struct ip
 	half[1] = (__u64)ip->protocol << 32 | ports;
 }
 
+/* Whether the checksum of a header of 20 bytes is right. ip_rcv() drops the packet
+ * if not, and a rewrite would carry the error on.
+ */
+static __always_inline bool fbr_ip_sum_right(const struct iphdr *ip)
+{
+	const __u32 *w = (const __u32 *)ip;
+	__u64 sum = (__u64)w[0] + w[1] + w[2] + w[3] + w[4];
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ((sum & 0xffff) + (sum >> 16)) == 0xffff;
+}
+
 /* Fills the key of a packet on its way out of (out) or into the containers.
  * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
  * skb and frame as above.
@@ -73,7 +88,7 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 	__u32 room;
 
 	if (l4 > data_end || *(__u8 *)ip != 0x45 || ip->ttl <= 1 ||
-	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))
+	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)) || !fbr_ip_sum_right(ip))
 		return 0;
 	room = fbr_l4_room(skb, frame, ip, l2, out);
 
@@ -108,13 +123,29 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 	return 0;
 }
 
-/* Whether the packet, or each segment of a super-packet, fits the MTU (bytes, L3). */
-static __always_inline bool fbr_fits(struct __sk_buff *skb, const __u32 l2, __u32 l4_len, __u32 mtu)
+/* Whether a super-packet is to be cut as what its header says. Its sender may have
+ * said otherwise (PACKET_VNET_HDR), and what has a tunnel inside is cut as that.
+ */
+static __always_inline bool fbr_cut_as(struct __sk_buff *skb, __u8 proto)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	struct skb_shared_info *s = bpf_rdonly_cast(
+		(void *)k->head + k->end, bpf_core_type_id_kernel(struct skb_shared_info));
+
+	return (s->gso_type & SKB_GSO_KINDS) ==
+	       (proto == IPPROTO_TCP ? SKB_GSO_TCPV4 : SKB_GSO_UDP_L4);
+}
+
+/* Whether the packet of protocol proto, or each segment of a super-packet, fits the
+ * MTU (bytes, L3).
+ */
+static __always_inline bool fbr_fits(struct __sk_buff *skb, const __u32 l2, __u8 proto,
+				     __u32 l4_len, __u32 mtu)
 {
 	__u32 gso = skb->gso_size;
 
 	if (gso)
-		return gso + sizeof(struct iphdr) + l4_len <= mtu;
+		return gso + sizeof(struct iphdr) + l4_len <= mtu && fbr_cut_as(skb, proto);
 	return skb->len - l2 <= mtu;
 }
 

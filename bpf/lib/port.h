@@ -7,6 +7,7 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "csum.h"
 #include "maps.h"
 #include "reason.h"
 #include "types.h"
@@ -18,6 +19,8 @@
 
 #define ICMPV6_RA       134
 #define ICMPV6_REDIRECT 137
+/* Neighbour discovery: 133 to 137, and SEND's 148 and 149 */
+#define ICMPV6_ND(type) (((type) >= 133 && (type) <= 137) || (type) == 148 || (type) == 149)
 
 static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
 {
@@ -66,6 +69,8 @@ static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, cons
 {
 	struct arphdr arp;
 
+	if (fbr_ip_summed(skb) == CHECKSUM_PARTIAL)
+		return FBR_BAD_CSUM;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
 		return FBR_SPOOF_ARP;
 	if (arp.ar_hrd != bpf_htons(1) || arp.ar_pro != bpf_htons(ETH_P_IP) || arp.ar_hln != 6 ||
@@ -125,14 +130,33 @@ __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 	return !bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0);
 }
 
+/* Where an IPv6 frame of a port may go: to ports of its bridge and to groups. The
+ * host has no IPv6 there; should its bridge get an address all the same, nobody is
+ * to find a way out by it.
+ */
+static __always_inline enum fbr_reason fbr_ip6_stays(const struct ethhdr *eth, void *data_end,
+						     const struct fbr_dev *p)
+{
+	const __u8 *group = (const __u8 *)(eth + 1) + 24; /* of the destination address */
+	struct fbr_dev *t;
+
+	if ((void *)(group + 1) > data_end)
+		return FBR_L2_PROTO;
+	if (eth->h_dest[0] & 1)
+		return *group == 0xff ? FBR_NONE : FBR_ISOLATED;
+	t = fbr_mac_port(eth->h_dest, p->bridge);
+	return t && t->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
+}
+
 /* Router advertisements and redirects are a router's business (CVE-2020-13401),
- * also behind extension headers and in fragments (RFC 7113).
+ * also behind extension headers. A first fragment shows what it is (RFC 7112), and is
+ * no neighbour discovery (RFC 6980); the later ones are nothing without it.
  */
 __fbr_global enum fbr_reason fbr_check_ip6(struct __sk_buff *skb)
 {
 	__u32 off = ETH_HLEN + sizeof(struct ipv6hdr);
 	struct ipv6hdr ip6;
-	__u8 next, ext[8];
+	__u8 next, ext[8], type;
 	bool frag = false;
 	int i;
 
@@ -141,19 +165,25 @@ __fbr_global enum fbr_reason fbr_check_ip6(struct __sk_buff *skb)
 	next = ip6.nexthdr;
 	for (i = 0; i < FBR_IP6_EXT_MAX; i++) {
 		if (next == IPPROTO_ICMPV6) {
-			__u8 type;
-
-			if (frag || bpf_skb_load_bytes(skb, off, &type, 1))
-				return FBR_SPOOF_IP; /* cannot be seen whole */
-			return type == ICMPV6_RA || type == ICMPV6_REDIRECT ? FBR_SPOOF_IP
-									    : FBR_NONE;
+			if (bpf_skb_load_bytes(skb, off, &type, 1))
+				return FBR_SPOOF_IP; /* cannot be seen */
+			if (type == ICMPV6_RA || type == ICMPV6_REDIRECT ||
+			    (frag && ICMPV6_ND(type)))
+				return FBR_SPOOF_IP;
 		}
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
-			return FBR_NONE;
+		    next != IPPROTO_FRAGMENT) {
+			enum fbr_pending sum = fbr_sum_pending(skb, off, next);
+
+			return (frag ? sum != FBR_SUM_DONE : sum == FBR_SUM_BAD) ? FBR_BAD_CSUM
+										 : FBR_NONE;
+		}
 		if (bpf_skb_load_bytes(skb, off, ext, sizeof(ext)))
 			return FBR_L2_PROTO;
 		if (next == IPPROTO_FRAGMENT) {
+			if (ext[2] || ext[3] & 0xf8)
+				return fbr_ip_summed(skb) == CHECKSUM_PARTIAL ? FBR_BAD_CSUM
+									      : FBR_NONE;
 			frag = true;
 			off += 8;
 		} else {

@@ -22,7 +22,7 @@ enum fbr_reason {
 	FBR_QUOTA,       /* the container has used its share */
 	FBR_FRAGMENT,    /* a fragment whose first was not seen, or too many datagrams in pieces */
 	FBR_FILTERED,    /* unsolicited, to another container's external port */
-	FBR_BAD_CSUM,    /* an ICMP error whose checksum, or whose quoted header's, is wrong */
+	FBR_BAD_CSUM, /* an ICMP error's, or its quoted header's, is wrong; or one is to be filled in elsewhere */
 	FBR_REASON_MAX = 16,
 };
 

@@ -59,6 +59,16 @@ __fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struc
 	return u ? fbr_judge(skb, u, saddr, daddr) : FBR_MARTIAN;
 }
 
+/* Whether a checksum is to be filled in where it would change more than the packet's
+ * payload, after everything that looks at it.
+ */
+static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	enum fbr_pending sum = fbr_sum_pending(skb, p->l4, p->proto);
+
+	return p->frag ? sum != FBR_SUM_DONE : sum == FBR_SUM_BAD;
+}
+
 /* A packet leaving by an uplink with a container's source. */
 static __always_inline enum fbr_reason
 fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
@@ -72,6 +82,8 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_ISOLATED;
 	if (iif && iif != n->bridge)
 		return FBR_SPOOF_IP; /* from another bridge or device: not our container's */
+	if (fbr_sum_aimed(skb, p))
+		return FBR_BAD_CSUM;
 	if (!(n->flags & FBR_NET_MASQUERADE))
 		return FBR_NONE; /* asked for: routed, not translated */
 	*blame = fbr_host_port(ip);
