@@ -16,6 +16,9 @@ type PortView struct {
 	FastPackets uint64            `json:"fast_packets"` // fast + slow = rx + tx
 	SlowPackets uint64            `json:"slow_packets"`
 	Drops       map[string]uint64 `json:"drops"` // never nil
+	// Slow is why the port takes the kernel's path always: "asked", "bandwidth", "no
+	// carrier", "filter", or the kind of a queueing discipline. Ports fills it in, never nil; nil elsewhere.
+	Slow []string `json:"slow,omitzero"`
 	// Per direction and path, for the metrics; not part of the JSON.
 	Paths PortPaths `json:"-"`
 }

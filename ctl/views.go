@@ -247,10 +247,11 @@ func (c *Controller) Ports(ctx context.Context, networkName string) (out []PortV
 		out = []PortView{}
 		if networkName != "" {
 			n, err := r.upNetwork(networkName)
-			if err == nil {
-				out = r.ports(n)
+			if err != nil {
+				return err
 			}
-			return err
+			out = r.ports(n)
+			return r.explain(out)
 		}
 		if err := r.anyUp(); err != nil {
 			return err
@@ -259,7 +260,7 @@ func (c *Controller) Ports(ctx context.Context, networkName string) (out []PortV
 			out = append(out, r.ports(r.st.Networks[name])...)
 		}
 		out = append(out, r.uplinkPorts()...)
-		return nil
+		return r.explain(out)
 	})
 	return out, err
 }

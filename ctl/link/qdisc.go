@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -67,4 +68,23 @@ func (c *Conn) filtered(index int) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// Queueing says what a device has for which Queues reports true: the kinds of its
+// queueing disciplines ("tbf"), and "filter" for tc filters.
+func (c *Conn) Queueing(index int) (kinds []string, err error) {
+	list, err := dump(func() ([]netlink.Qdisc, error) { return c.h.QdiscList(ref(index)) })
+	if err != nil {
+		return nil, fmt.Errorf("listing queueing disciplines: %w", sentinel(err))
+	}
+	for _, q := range list {
+		if t := q.Type(); t != "noqueue" && t != "clsact" && t != "ingress" && !slices.Contains(kinds, t) {
+			kinds = append(kinds, t)
+		}
+	}
+	filtered, err := c.filtered(index)
+	if filtered {
+		kinds = append(kinds, "filter")
+	}
+	return kinds, err
 }
