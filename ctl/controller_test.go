@@ -532,7 +532,7 @@ func TestReconcileMends(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(h.ctl(t).Reconcile(h.ctx), writeSysctl(sysForward, "0"), h.conn.SetUp(d.Index, false)); err != nil {
+	if err := errors.Join(h.ctl(t).Reconcile(h.ctx), writeSysctl(forwardingOf("fastbr0"), "0"), h.conn.SetUp(d.Index, false)); err != nil {
 		t.Fatal(err)
 	}
 	if h.fake(t).Ports[d.Index].Slow {
@@ -541,8 +541,8 @@ func TestReconcileMends(t *testing.T) {
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if v, _ := readSysctl(sysForward); v != "1" || !h.fake(t).Ports[d.Index].Slow {
-		t.Errorf("ip_forward %s, port without carrier %+v", v, h.fake(t).Ports[d.Index])
+	if v, _ := readSysctl(forwardingOf("fastbr0")); v != "1" || !h.fake(t).Ports[d.Index].Slow {
+		t.Errorf("forwarding of fastbr0 %s, port without carrier %+v", v, h.fake(t).Ports[d.Index])
 	}
 	h.downAll(t)
 	if after := h.traces(t); after != before {

@@ -2,6 +2,8 @@ package ctl
 
 import (
 	"bytes"
+	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,6 +85,10 @@ func TestLostStateSaysWhatStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	index := h.addDevice(t, "wan0", "203.0.113.2/24", true)
+	if err := errors.Join(writeSysctl(sysForward, "0"), h.conn.AddDefault(index, netip.MustParseAddr("203.0.113.1"))); err != nil {
+		t.Fatal(err)
+	}
 	h.up(t)
 	if err := os.RemoveAll(h.opts.StateDir); err != nil {
 		t.Fatal(err)
@@ -94,7 +100,7 @@ func TestLostStateSaysWhatStays(t *testing.T) {
 	if after, err := readReserved(); err != nil || after != before {
 		t.Errorf("reserved ports %q, %v, want %q", after, err, before)
 	}
-	if !strings.Contains(h.messages.String(), "net.ipv4.ip_forward=1") {
+	if !strings.Contains(h.messages.String(), "net.ipv4.conf.wan0.forwarding=1") {
 		t.Errorf("nobody says what stays: %s", h.messages)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
@@ -128,7 +129,12 @@ func (s *session) restoreUnrecorded() error {
 		}
 	}
 	var stay []string
-	for _, path := range []string{sysForward, sysLiberal} {
+	paths := []string{sysForward, sysLiberal}
+	if router, err := readSysctl(sysForward); err == nil && router != "1" {
+		devices, _ := filepath.Glob(forwardingOf("*"))
+		paths = append(devices, sysLiberal)
+	}
+	for _, path := range paths {
 		if v, err := readSysctl(path); err == nil && v == "1" {
 			stay = append(stay, sysctlName(path)+"=1")
 		}

@@ -90,8 +90,8 @@ func (r *reading) notes() []string {
 		}
 	}
 	note(bridgeCallFinding())
-	if v, err := readSysctl(sysForward); err == nil && v != "1" {
-		notes = append(notes, sysctlName(sysForward)+" is 0 again: nothing is forwarded outside")
+	if closed := r.closedDevices(); len(closed) > 0 {
+		notes = append(notes, closedDetail(closed))
 	}
 	if v, err := readSysctl(sysLiberal); err == nil && v == "0" {
 		notes = append(notes, sysctlName(sysLiberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
@@ -153,7 +153,7 @@ func (c *Controller) bpffsFinding() FeatureView {
 }
 
 func (s *session) hostFindings() ([]FeatureView, error) {
-	out := []FeatureView{bridgeCallFinding(), forwardFinding(), s.liberalFinding()}
+	out := []FeatureView{bridgeCallFinding(), s.forwardFinding(), s.liberalFinding()}
 	out = append(out, s.firewallFindings()...)
 	for _, u := range s.currentUplinks() {
 		if conflict := s.uplinkConflict(u); conflict != "" {
@@ -177,16 +177,6 @@ func bridgeCallFinding() FeatureView {
 	if now, err := readSysctl(sysBridgeCall); err == nil && now == "1" {
 		v.State, v.Detail = "warning", sysctlName(sysBridgeCall)+
 			" is 1: the kernel would send frames between ports through the firewall; the fast path does not"
-	}
-	return v
-}
-
-func forwardFinding() FeatureView {
-	v := FeatureView{Name: "ip_forward", State: "ok", Detail: "1"}
-	if now, err := readSysctl(sysForward); err != nil {
-		v.State, v.Detail = "warning", err.Error()
-	} else if now != "1" {
-		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
 	}
 	return v
 }

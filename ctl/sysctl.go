@@ -63,7 +63,7 @@ func (s *session) setSysctls() error {
 	}
 	for _, c := range s.st.Sysctls {
 		if c.Path != sysForward && c.Path != sysLiberal {
-			continue // recorded because the kernel changes it with ip_forward
+			continue // of an uplink, or recorded because the kernel changes it with ip_forward
 		}
 		if now, err := readSysctl(c.Path); err == nil && now == c.New {
 			continue
@@ -84,10 +84,10 @@ func (s *session) recorded(path string) bool {
 	return false
 }
 
-// recordForwarding notes ip_forward and all that the kernel changes with it:
+// recordForwarding notes, for a network that is routed, ip_forward and all that the kernel changes with it:
 // writing it sets forwarding on every device and turns accept_redirects.
 func (s *session) recordForwarding() error {
-	if s.recorded(sysForward) {
+	if s.recorded(sysForward) || !s.routed() {
 		return nil
 	}
 	old, err := readSysctl(sysForward)
@@ -143,15 +143,7 @@ func (s *session) recordLiberal() error {
 func (s *session) restoreSysctls() error {
 	var errs []error
 	for _, c := range s.st.Sysctls {
-		now, err := readSysctl(c.Path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // the module or the device has gone
-		}
-		// Records with Old == New are those the kernel turned on our behalf.
-		if err == nil && now != c.Old && (now == c.New || c.Old == c.New) {
-			err = writeSysctl(c.Path, c.Old)
-		}
-		errs = append(errs, err)
+		errs = append(errs, c.restore())
 	}
 	errs = append(errs, s.unreserve())
 	if err := errors.Join(errs...); err != nil {

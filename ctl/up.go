@@ -142,7 +142,7 @@ func (s *session) refresh(quiet bool) error {
 	} else if err != nil {
 		s.say("%v", err) // no reason to refuse a container
 	}
-	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet)); err != nil {
+	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet), s.reopen()); err != nil {
 		return err
 	}
 	if err := errors.Join(s.syncXDP(quiet), s.syncBigTCP()); err != nil {
@@ -366,7 +366,7 @@ func (s *session) configureBridge(n *network) error {
 	if err := s.conn.SetForwardDelay(n.Index, 0); err != nil {
 		return fmt.Errorf("setting the forward delay of %s: %w", n.Bridge, err)
 	}
-	return quietIPv6(n.Bridge)
+	return errors.Join(quietIPv6(n.Bridge), open(n.Bridge))
 }
 
 // deleteBridge removes the device if it is ours: by its mark, or, where a kill

@@ -174,10 +174,14 @@ func (s *session) setUplinks(want []uplink) error {
 }
 
 func (s *session) attachUplink(u uplink) error {
-	if err := s.dp.AttachUplink(datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP}); err != nil {
+	closed, err := s.recordClosed(u.Name)
+	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
-	return nil
+	if err := s.dp.AttachUplink(datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP, Closed: closed}); err != nil {
+		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
+	}
+	return open(u.Name)
 }
 
 // detachUplink gives one up. Packets of containers that wait there for a
@@ -192,7 +196,7 @@ func (s *session) detachUplink(u uplink) error {
 	if err := s.dp.DetachUplink(u.Index); err != nil {
 		return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
 	}
-	return nil
+	return s.closeAgain(u)
 }
 
 // dropUnresolved drops the packets that wait at an uplink for a neighbour's address.

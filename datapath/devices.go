@@ -212,6 +212,9 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	if u.RawIP {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_RAW_IP
 	}
+	if u.Closed {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_CLOSED
+	}
 	err := d.attachDevice(dev)
 	if err == nil {
 		err = d.putDevice(dev)

@@ -64,6 +64,9 @@ type Uplink struct {
 	Addr    netip.Addr // primary address: the SNAT source where the kernel cannot choose per flow
 	MTU     int        // bytes, L3
 	RawIP   bool       // the device has no L2 header: packets begin with the IP header
+	// Closed: but for us nothing that comes in by the device would be forwarded, so
+	// it leaves by our bridges only, until the host's ip_forward is 1.
+	Closed bool
 }
 
 // Feature is one thing of the kernel that the datapath uses.

@@ -57,6 +57,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_RAW_IP   tcFbrDevFlags = 128
 	tcFbrDevFlagsFBR_DEV_XDP      tcFbrDevFlags = 256
 	tcFbrDevFlagsFBR_DEV_QUEUES   tcFbrDevFlags = 512
+	tcFbrDevFlagsFBR_DEV_CLOSED   tcFbrDevFlags = 1024
 )
 
 type tcFbrDrops struct {

@@ -364,12 +364,13 @@ struct sk_buff {
 	unsigned int end; /* of the linear part, where struct skb_shared_info stands; from head */
 	__u16 csum_start; /* from head */
 	__u16 csum_offset;
+	int skb_iif;         /* the device it came in by; 0: made here */
 	unsigned long _nfct; /* only where the kernel has connection tracking */
 	__u8 ip_summed : 2;
 	__u32 hash;
 } __core;
 
-#define NFCT_PTRMASK         (~7UL) /* of skb->_nfct: the entry; below it what is known of the packet */
+#define NFCT_PTRMASK (~7UL) /* of skb->_nfct: the entry; below it what is known of the packet */
 
 struct skb_shared_info {
 	unsigned int gso_type;
@@ -386,8 +387,21 @@ struct skb_shared_info {
 #define CHECKSUM_COMPLETE    2
 #define CHECKSUM_PARTIAL     3
 
+struct ipv4_devconf {
+	int data[1]; /* IPV4_DEVCONF_FORWARDING is 1, and the first has index 0 */
+} __core;
+
+struct netns_ipv4 {
+	struct ipv4_devconf *devconf_all;
+} __core;
+
+struct net {
+	struct netns_ipv4 ipv4;
+} __core;
+
 struct nf_hook_state {
 	struct net_device *out;
+	struct net *net;
 } __core;
 
 struct bpf_nf_ctx {
@@ -399,7 +413,7 @@ struct nf_conn {
 	unsigned long status;
 } __core;
 
-#define IPS_NAT_MASK         0x30 /* of nf_conn.status: source or destination is translated */
+#define IPS_NAT_MASK 0x30 /* of nf_conn.status: source or destination is translated */
 
 struct sock_common {
 	__be32 skc_daddr;

@@ -31,15 +31,38 @@ static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
 		fbr_count_drop(d, reason);
 }
 
+/* The uplink that a packet came in by, if the host forwards it to elsewhere than a
+ * bridge of ours only because we have opened that uplink: ip_forward is 0. Else
+ * NULL. Multicast routing has a setting of its own.
+ */
+static __always_inline struct fbr_dev *fbr_opened_by_us(struct bpf_nf_ctx *ctx,
+							const struct fbr_dev *out)
+{
+	struct fbr_dev *in = fbr_dev_get(ctx->skb->skb_iif);
+	struct bpf_dynptr pkt;
+	struct iphdr ip;
+
+	if (!in || !(in->flags & FBR_DEV_CLOSED) || (out && (out->flags & FBR_DEV_BRIDGE)) ||
+	    ctx->state->net->ipv4.devconf_all->data[0])
+		return NULL;
+	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
+		return NULL;
+	return fbr_multicast(ip.daddr) ? NULL : in;
+}
+
 static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 {
 	__u32 out = ctx->state->out ? ctx->state->out->ifindex : 0;
-	struct fbr_dev *d = fbr_dev_get(out);
+	struct fbr_dev *d = fbr_dev_get(out), *in = fbr_opened_by_us(ctx, d);
 	struct bpf_dynptr pkt;
 	struct iphdr ip, inner;
 	__u8 icmp_type;
 	__u32 off;
 
+	if (in) {
+		fbr_count_drop(in, FBR_ISOLATED);
+		return NF_DROP;
+	}
 	if (d && (d->flags & FBR_DEV_UPLINK))
 		return NF_ACCEPT;
 	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))

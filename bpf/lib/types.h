@@ -40,11 +40,12 @@ enum fbr_dev_flags {
 	FBR_DEV_BRIDGE = 4,
 	FBR_DEV_SLOW = 8, /* port: always the kernel path, by the control plane */
 	FBR_DEV_INTERNAL = 16,
-	FBR_DEV_ROUTED = 32,  /* port: its network is not translated */
-	FBR_DEV_FRAGS = 64,   /* to the namespace that puts inbound fragments in order */
-	FBR_DEV_RAW_IP = 128, /* uplink: no L2 header */
-	FBR_DEV_XDP = 256,    /* port: its container's end takes frames from XDP */
-	FBR_DEV_QUEUES = 512, /* port: the programs have seen a qdisc or filters on it (qdisc.h) */
+	FBR_DEV_ROUTED = 32,   /* port: its network is not translated */
+	FBR_DEV_FRAGS = 64,    /* to the namespace that puts inbound fragments in order */
+	FBR_DEV_RAW_IP = 128,  /* uplink: no L2 header */
+	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
+	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc or filters on it (qdisc.h) */
+	FBR_DEV_CLOSED = 1024, /* uplink: nobody but us opened it for forwarding (guard.h) */
 };
 
 /* Always the kernel path, whoever says so. */
