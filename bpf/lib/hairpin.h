@@ -143,18 +143,19 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 }
 
 /* The publication or the mapping that a packet to an address of the host's may
- * be for; false if none: it is the host's. pub stays NULL for a mapping.
+ * be for; false if none: it is the host's. pub stays NULL for a mapping, which is
+ * meant at its own external address only.
  */
 static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_pub **pub)
 {
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_nport *np;
 
-	np = fbr_nport_at(p->proto, p->dport);
-	if (np)
-		return np->refs && np->pif;
 	*pub = c && c->published ? fbr_pub_get(p->daddr, p->dport, p->proto) : NULL;
-	return *pub && fbr_pub_allows(*pub, p->saddr);
+	if (*pub)
+		return fbr_pub_allows(*pub, p->saddr);
+	np = fbr_nport_at(p->proto, p->dport);
+	return np && np->refs && np->pif && np->ext == p->daddr;
 }
 
 /* A container's packet for the host that is no hit. Returns FBR_FOREIGN if it is
@@ -183,8 +184,11 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	    !fbr_is_host(skb, port, p.daddr))
 		return FBR_FOREIGN;
 
-	/* Out: the sender's session. */
 	fbr_key(&k, &p);
+	if (!pub && fbr_host_receives(skb, &k))
+		return FBR_FOREIGN;
+
+	/* Out: the sender's session. */
 	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
 	if (!f) {
 		if (!fbr_first_packet(&p) || (pub && fbr_udp_awaited(skb, &k)))
@@ -202,8 +206,11 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	to = fbr_inbound_live(&in);
 	if (!to && fbr_admit_by(skb, &p, NULL, &in, pub))
 		to = fbr_inbound_live(&in);
+	/* To a mapping that has not asked for it: the host's, which may have a rule that
+	 * leads it elsewhere, and whose refusal fbr_hairpin_refused() keeps back.
+	 */
 	if (!to)
-		return FBR_FILTERED;
+		return pub ? FBR_FILTERED : FBR_FOREIGN;
 	fbr_sess_track(to->sess, &p, false);
 	if (!(p.tcp_flags & TCP_RST))
 		to->seen = fbr_now();
@@ -278,6 +285,27 @@ static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct
 	return true;
 }
 
+/* Whether the host refuses a packet, in, that was for another container's mapping,
+ * which may yet ask for it: as silent as at an uplink (RFC 5382 REQ-4).
+ */
+static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const struct fbr_pkt *p,
+						const struct fbr_pkt *in)
+{
+	struct fbr_nport *np = fbr_nport_at(in->proto, in->dport);
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+
+	if (!np || !np->refs || !np->pif || np->ext != in->daddr)
+		return false;
+	if (p->kind == FBR_L4_ICMP_ERR
+		    ? p->icmp_type != ICMP_DEST_UNREACH || p->icmp_code != ICMP_PORT_UNREACH
+		    : !fbr_answer_rst(skb, p))
+		return false;
+	fbr_key(&k, in);
+	f = fbr_flow_get(&k);
+	return f && f->kind == FBR_OUT && f->addr == in->daddr && !fbr_port_known(skb, &k);
+}
+
 /* What the host itself sends about a hairpinned packet to its sender p->daddr, an
  * ICMP error or a firewall's RST: makes it about the packet that the sender knows.
  * Returns as fbr_hairpin_deliver.
@@ -295,6 +323,8 @@ __fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const 
 
 	if (!fbr_hair_subject(skb, p, &in))
 		return FBR_FOREIGN;
+	if (fbr_hairpin_refused(skb, p, &in))
+		return FBR_FILTERED;
 	hint = fbr_hair_hint(&in, in.daddr, in.dport);
 	s = hint ? fbr_hair_sender(*hint, in.saddr) : NULL;
 	if (!s || s->fwd.sport != in.sport || s->fwd.proto != in.proto)

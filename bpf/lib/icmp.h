@@ -188,14 +188,8 @@ __fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_ke
 		return false;
 
 	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = k->saddr,
-			  .daddr = k->daddr,
-			  .sport = k->sport,
-			  .dport = k->dport },
-	};
 
-	return (np && fbr_port_noted(np, fbr_now())) || fbr_socket_exists(skb, k->proto, &t);
+	return (np && fbr_port_noted(np, fbr_now())) || fbr_host_receives(skb, k);
 }
 
 /* An ICMP error on its way out, made by a container or by the host: what it

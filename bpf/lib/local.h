@@ -10,8 +10,9 @@
 #include "../include/bpf/bpf_helpers.h"
 #include "maps.h"
 
-/* What bpf_fib_lookup() says to an address: BPF_FIB_LKUP_RET_NOT_FWDED is the
- * host's own, FWD_DISABLED no answer (the device's "forwarding" is 0).
+/* What bpf_fib_lookup() says to a packet for an address that comes in by a device:
+ * BPF_FIB_LKUP_RET_NOT_FWDED is the host's own, on whatever device it has it,
+ * FWD_DISABLED no answer (the device's "forwarding" is 0).
  */
 static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, __be32 addr)
 {
@@ -21,8 +22,7 @@ static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, __be32 addr)
 		.ipv4_dst = addr,
 	};
 
-	return bpf_fib_lookup(ctx, &fib, sizeof(fib),
-			      BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH);
+	return bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
 }
 
 __fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 addr)

@@ -138,8 +138,11 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	}
 	if (!fbr_port_ref(np))
 		return false;
-	if (np->ip == bk.ip && np->port == bk.port)
+	if (np->ip == bk.ip && np->port == bk.port) {
+		if (n->ext != n->fwd.daddr)
+			np->ext = n->ext;
 		return true;
+	}
 	/* Released and taken by somebody else since the binding was read. */
 	fbr_port_put(bk.proto, port);
 	return false;
@@ -703,6 +706,8 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 	if (!(n->net & FBR_NET_EIF) &&
 	    !((n->net & FBR_NET_ADF) && bpf_map_lookup_elem(&fbr_peer, &pk)))
 		return false;
+	if (fbr_host_receives(skb, k))
+		return false;
 	/* Hairpinned packets come from the very address they go to. */
 	if (k->saddr != k->daddr && fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
 		return false;
@@ -754,7 +759,7 @@ __fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, cons
 		return false;
 
 	struct fbr_conf *c = fbr_conf_get();
-	bool look = c && c->published && !fbr_in_range(c, k->dport);
+	bool look = c && c->published;
 
 	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
 		return false;

@@ -247,7 +247,7 @@ struct fbr_nport {
 	__be16 port;    /* owner's source port */
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
-	__be32 ext;     /* the address that it was taken for */
+	__be32 ext;     /* the address that it was last used with */
 	__u64 noted_at; /* jiffies: a neighbour was seen using it */
 	__u64 used_at; /* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
 };
