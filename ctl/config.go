@@ -259,10 +259,16 @@ func (s *settings) apply(r InstanceRequest) {
 	}
 }
 
-// firstSettings are those of an instance that comes up.
-func firstSettings(r InstanceRequest) settings {
-	s := settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, L2Fast: true,
-		NATFirst: 10000, NATLast: 29999, FlowsMax: r.FlowsMax}
+// firstSettings are those of an instance that comes up: the kept ones, or the
+// defaults, and what is asked for.
+func firstSettings(kept settings, r InstanceRequest) settings {
+	s := kept
+	if !kept.Kept {
+		s = settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, L2Fast: true, NATFirst: 10000, NATLast: 29999}
+	}
+	if r.FlowsMax != 0 {
+		s.FlowsMax = r.FlowsMax
+	}
 	if r.NATLast != 0 {
 		s.NATFirst, s.NATLast = r.NATFirst, r.NATLast
 	}

@@ -260,7 +260,7 @@ func (s *session) save() error { return s.st.save(s.statePath()) }
 
 // tidy removes the instance's files if nothing is left to remember.
 func (s *session) tidy(l *lock) {
-	if len(s.st.Networks) > 0 {
+	if len(s.st.Networks) > 0 || s.st.Settings.Kept {
 		return
 	}
 	os.Remove(s.statePath())

@@ -33,6 +33,7 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
 	err = c.mutateWith(ctx, mutation{evenStale: true}, func(s *session) error {
 		names = s.st.networkNames()
+		s.st.Settings.Kept = false
 		var errs []error
 		for _, name := range names {
 			errs = append(errs, s.downNetwork(s.st.Networks[name]))

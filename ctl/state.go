@@ -54,6 +54,9 @@ type settings struct {
 	NATFirst uint16        `json:"nat_first"`
 	NATLast  uint16        `json:"nat_last"`
 	FlowsMax uint32        `json:"flows_max"` // sessions, 0: the datapath's default
+	// Kept: they were made before any network, and stay after the last, until all is
+	// taken down.
+	Kept bool `json:"kept,omitempty"`
 }
 
 // network is one bridge that is up, or pending.

@@ -60,6 +60,34 @@ func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, 
 	return view, created, err
 }
 
+// Settle makes or changes the settings of the instance without a network of its
+// own: for engines, whose networks come up by themselves. They hold until DownAll.
+// The error wraps ErrInvalid, ErrUnfit or ErrExists.
+func (c *Controller) Settle(ctx context.Context, ir InstanceRequest) error {
+	if err := ir.check(); err != nil {
+		return firstLine(err)
+	}
+	return c.mutate(ctx, func(s *session) error {
+		if len(s.st.Networks) > 0 {
+			if err := s.applyInstance(ir); err != nil {
+				return err
+			}
+			s.st.Settings.Kept = true
+			return errors.Join(s.save(), s.refresh(false))
+		}
+		if err := s.fit(); err != nil {
+			return err
+		}
+		settings := firstSettings(s.st.Settings, ir)
+		if _, _, err := s.wantedUplinks(settings.Uplinks); err != nil {
+			return err
+		}
+		settings.Kept = true
+		s.st.Settings = settings
+		return errors.Join(s.writeIdentity(), s.save())
+	})
+}
+
 // firstLine keeps an error to one line.
 func firstLine(err error) error {
 	var joined interface{ Unwrap() []error }
@@ -162,7 +190,7 @@ func (s *session) upNew(name string, def *Definition, nr NetworkRequest, ir Inst
 		if err := s.fit(); err != nil {
 			return nil, err
 		}
-		s.st.Settings = firstSettings(ir)
+		s.st.Settings = firstSettings(s.st.Settings, ir)
 	} else if err := s.applyInstance(ir); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 func newUpCmd(e *env) *cobra.Command {
 	var nf networkFlags
 	var inf instanceFlags
+	var noNetwork bool
 	cmd := &cobra.Command{
 		Use:   "up [NETWORK]",
 		Short: "Bring a network up",
@@ -25,6 +26,7 @@ they need of the host. Without NETWORK it is "default", on bridge fastbr0 with
 172.30.0.0/16. A network made by 'fastbr network create' comes up from its
 definition. A second 'up' changes only --lease, --uplink, --xdp and --big-tcp.`,
 		Example: `  fastbr up
+  fastbr up --no-network --uplink eth1   # for engines' networks, which come up by themselves
   fastbr up --subnet 10.20.0.0/16 --uplink eth0 --uplink eth1
   fastbr up lab --internal`,
 		Args:              cobra.MaximumNArgs(1),
@@ -38,6 +40,12 @@ definition. A second 'up' changes only --lease, --uplink, --xdp and --big-tcp.`,
 			if err != nil {
 				return err
 			}
+			if noNetwork {
+				if err := onlyInstance(cmd, args); err != nil {
+					return err
+				}
+				return e.withController(func(ctx context.Context, c *ctl.Controller) error { return c.Settle(ctx, ir) })
+			}
 			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
 				v, created, err := c.Up(ctx, networkArg(args), nr, ir)
 				if err != nil {
@@ -49,9 +57,25 @@ definition. A second 'up' changes only --lease, --uplink, --xdp and --big-tcp.`,
 	}
 	nf.define(cmd.Flags())
 	inf.define(cmd.Flags())
+	cmd.Flags().BoolVar(&noNetwork, "no-network", false, "set only what holds for all networks, those of engines too; until 'fastbr down --all'")
 	complete(cmd, "big-tcp", cobra.FixedCompletions([]string{ctl.BigTCPOff, ctl.BigTCPAuto, ctl.BigTCPOn}, cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "xdp", cobra.FixedCompletions([]string{ctl.XDPOff, ctl.XDPAuto, ctl.XDPNative}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+// onlyInstance refuses what describes a network, beside --no-network.
+func onlyInstance(cmd *cobra.Command, args []string) (err error) {
+	if len(args) > 0 {
+		return usage("--no-network and network %q: one of them is wanted", args[0])
+	}
+	own := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(networkFlags).define(own)
+	own.VisitAll(func(f *pflag.Flag) {
+		if err == nil && cmd.Flags().Changed(f.Name) {
+			err = usage("--no-network and --%s, which is a network's: one of them is wanted", f.Name)
+		}
+	})
+	return err
 }
 
 func networkArg(args []string) string {
