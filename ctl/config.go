@@ -231,9 +231,6 @@ func (d Definition) differences(r NetworkRequest) []string {
 // differences lists the flags of an `up` that only a new datapath could follow.
 func (s settings) differences(r InstanceRequest) []string {
 	var out []string
-	if r.NATLast != 0 && (r.NATFirst != s.NATFirst || r.NATLast != s.NATLast) {
-		out = append(out, fmt.Sprintf("--nat-range (now %d-%d)", s.NATFirst, s.NATLast))
-	}
 	if r.FlowsMax != 0 && r.FlowsMax != s.FlowsMax {
 		out = append(out, fmt.Sprintf("--nat-flows (now %d)", s.FlowsMax))
 	}
@@ -250,6 +247,9 @@ func (s *settings) apply(r InstanceRequest) {
 	}
 	if r.BigTCP != "" {
 		s.BigTCP = r.BigTCP
+	}
+	if r.NATLast != 0 {
+		s.NATFirst, s.NATLast = r.NATFirst, r.NATLast
 	}
 	if r.Lease != nil {
 		s.Lease = *r.Lease
@@ -268,9 +268,6 @@ func firstSettings(kept settings, r InstanceRequest) settings {
 	}
 	if r.FlowsMax != 0 {
 		s.FlowsMax = r.FlowsMax
-	}
-	if r.NATLast != 0 {
-		s.NATFirst, s.NATLast = r.NATFirst, r.NATLast
 	}
 	s.apply(r)
 	return s

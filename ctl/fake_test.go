@@ -275,6 +275,11 @@ func (f *fakeFile) SetL2Fast(on bool) error {
 	return f.save()
 }
 
+func (f *fakeFile) SetNATRange(first, last uint16) error {
+	f.Conf.NATFirst, f.Conf.NATLast = first, last
+	return f.save()
+}
+
 func (f *fakeFile) Revoke() error { return nil }
 
 func (f *fakeFile) Stats(...int) (map[int]datapath.Counters, error) {

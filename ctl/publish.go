@@ -255,10 +255,6 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 // the others', or a socket's. A socket that the engine holds a port with is no
 // obstacle to the engine.
 func (s *session) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
-	if pub.First <= s.st.Settings.NATLast && pub.Last >= s.st.Settings.NATFirst {
-		return tagged(ErrInvalid, fmt.Sprintf("host ports %d-%d: %d-%d is the NAT range: choose others, or another --nat-range at 'up'",
-			pub.First, pub.Last, s.st.Settings.NATFirst, s.st.Settings.NATLast))
-	}
 	for _, x := range others {
 		if pub.overlaps(x) {
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is asked for twice", max(pub.First, x.First), pub.Proto))

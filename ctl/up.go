@@ -141,10 +141,32 @@ func (s *session) applyInstance(ir InstanceRequest) error {
 			return errors.Join(err, s.syncXDP(true))
 		}
 	}
+	if err := s.recordReserved(); err != nil {
+		return err
+	}
 	if err := s.save(); err != nil {
 		return err
 	}
-	return s.setSpeed()
+	return errors.Join(s.setNATRange(), s.setSpeed())
+}
+
+// setNATRange moves the datapath's NAT range to the one of the settings.
+func (s *session) setNATRange() error {
+	now, err := s.dp.Config()
+	if err != nil {
+		return fmt.Errorf("reading the NAT range: %w", err)
+	}
+	first, last := s.st.Settings.NATFirst, s.st.Settings.NATLast
+	if now.NATFirst == first && now.NATLast == last {
+		return nil
+	}
+	if err := s.reserve(); err != nil { // the kernel gives none of them out any more
+		return err
+	}
+	if err := s.dp.SetNATRange(first, last); err != nil {
+		return fmt.Errorf("moving the NAT range: %w", err)
+	}
+	return nil
 }
 
 // setSpeed tells the datapath how much of the fast path is wanted.

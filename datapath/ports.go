@@ -1,11 +1,22 @@
 package datapath
 
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
 // The port spaces, bits of FBR_OP_OPEN's and FBR_OP_SHUT's argument: 1 << FBR_CLASS_TCP
 // and so on, bpf/lib/types.h.
 const (
-	classes = 3 // TCP, UDP, ICMP
+	classTCP = 1 << iota
+	classUDP
+	classICMP
 
-	allClasses = 1<<classes - 1
+	allClasses = classTCP | classUDP | classICMP
+	classes    = 3
 )
 
 // setPorts lets mappings have the ports [from, to) of some port spaces, or not any
@@ -19,4 +30,113 @@ func (d *Datapath) setPorts(open bool, which uint64, from, to uint32) error {
 		_, err := request(d.progs.FbrControl, tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: which})
 		return err
 	})
+}
+
+func (p Publication) class() uint64 {
+	if p.UDP {
+		return classUDP
+	}
+	return classTCP
+}
+
+// inRange is the part [from, to) of a publication's ports that lies in the NAT range.
+func (d *Datapath) inRange(p Publication) (from, to uint32, any bool) {
+	from = max(uint32(p.First), d.meta.NatFirst)
+	to = min(uint32(p.Last)+1, d.meta.NatFirst+d.meta.NatCount)
+	return from, to, from < to
+}
+
+// shut takes a publication's ports out of the free ones.
+func (d *Datapath) shut(p Publication) error {
+	from, to, any := d.inRange(p)
+	if !any {
+		return nil
+	}
+	return d.setPorts(false, p.class(), from, to)
+}
+
+// openRange lets mappings have the ports of the NAT range, but for those that are
+// published: where publications are given, only the ports of these.
+func (d *Datapath) openRange(only ...Publication) error {
+	spans := only
+	if len(only) == 0 {
+		last := uint16(d.meta.NatFirst + d.meta.NatCount - 1) // Config has checked it
+		spans = []Publication{{First: uint16(d.meta.NatFirst), Last: last}, {First: uint16(d.meta.NatFirst), Last: last, UDP: true}}
+		if err := d.setPorts(true, classICMP, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount); err != nil {
+			return err
+		}
+	}
+	var published map[uint64]*[65536]bool // read once some port is concerned
+	for _, p := range spans {
+		from, to, any := d.inRange(p)
+		if !any {
+			continue
+		}
+		if published == nil {
+			var err error
+			if published, err = d.publishedPorts(); err != nil {
+				return err
+			}
+		}
+		taken := published[p.class()]
+		for from < to {
+			end := from
+			for end < to && !taken[end] {
+				end++
+			}
+			if err := d.setPorts(true, p.class(), from, end); err != nil {
+				return err
+			}
+			from = end + 1
+		}
+	}
+	return nil
+}
+
+// publishedPorts are the host's ports that are published, by port space.
+func (d *Datapath) publishedPorts() (map[uint64]*[65536]bool, error) {
+	out := map[uint64]*[65536]bool{classTCP: {}, classUDP: {}}
+	const atOnce = 4096
+	keys, values := make([]tcFbrBindKey, atOnce), make([]tcFbrPub, atOnce)
+	for cursor := new(ebpf.MapBatchCursor); ; {
+		n, err := d.maps.FbrPub.BatchLookup(cursor, keys, values, nil)
+		end := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !end {
+			return nil, fmt.Errorf("reading fbr_pub: %w", err)
+		}
+		for _, k := range keys[:n] {
+			class := uint64(classTCP)
+			if k.Proto == unix.IPPROTO_UDP {
+				class = classUDP
+			}
+			out[class][addrPort(0, k.Port).Port()] = true
+		}
+		if end {
+			return out, nil
+		}
+	}
+}
+
+// SetNATRange moves the NAT range for new mappings; existing ones keep their ports
+// until they end. Done again after a crash, it completes what was begun.
+func (d *Datapath) SetNATRange(first, last uint16) error {
+	if first == 0 || last < first {
+		return fmt.Errorf("NAT range %d-%d is empty", first, last)
+	}
+	meta := d.meta
+	meta.NatFirst, meta.NatCount = uint32(first), uint32(last-first)+1
+	err := d.changeConf(func(c *tcFbrConf) error {
+		end := max(c.NatFirst+c.NatCount, uint32(last)+1)
+		c.NatFirst = min(c.NatFirst, uint32(first))
+		c.NatCount = end - c.NatFirst
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.maps.FbrMeta.Put(uint32(0), &meta); err != nil {
+		return fmt.Errorf("writing fbr_meta: %w", err)
+	}
+	d.meta = meta
+	return errors.Join(d.setPorts(false, allClasses, 0, uint32(first)), d.setPorts(false, allClasses, uint32(last)+1, 65536), d.openRange())
 }

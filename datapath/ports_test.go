@@ -181,3 +181,49 @@ func TestReleasedPortsComeLast(t *testing.T) {
 		t.Errorf("%d ports are free, want none: full means full", n)
 	}
 }
+
+// TestPublishedPortsAreNoMappings publishes a port of the range twice, at two
+// addresses: it is no mapping's until both are taken back, nor does another range
+// open it.
+func TestPublishedPortsAreNoMappings(t *testing.T) {
+	const tcp, udp = 0, 1
+	h := newHarness(t, Config{FlowsMax: 64, NATFirst: 10000, NATLast: 10007}, nil)
+	want := func(when string, class uint32, n int) {
+		t.Helper()
+		if got := h.free(t, class); got != n {
+			t.Errorf("%s: %d ports of class %d are free, want %d", when, got, class, n)
+		}
+	}
+	one := Publication{HostAddr: extAddr, First: 9998, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 80}
+	two := Publication{HostAddr: mustAddr("198.51.100.9"), First: 10001, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 90}
+	for range 2 { // again changes nothing
+		check(t, h.Publish(one, two))
+	}
+	want("published", tcp, 6)
+	want("published", udp, 8)
+	check(t, h.SetNATRange(9999, 10004))
+	want("another range", tcp, 3)
+	want("another range", udp, 6)
+	f := h.udpFrom(c1Addr, 10003)
+	check(t, h.SetNATRange(20000, 20003))
+	want("a third range", tcp, 4)
+	if p := h.sentFrom(t, f); p < 20000 || p > 20003 {
+		t.Errorf("a new mapping has port %d", p)
+	}
+	check(t, h.SetNATRange(10000, 10007))
+	unpublish := func(p Publication) {
+		t.Helper()
+		h.ns.Do(t, func() { check(t, h.Unpublish(p)) })
+	}
+	unpublish(one)
+	want("one of two taken back", tcp, 7)
+	unpublish(two)
+	want("both taken back", tcp, 8)
+	// The old mapping lives on, and its port does not come back.
+	if p := h.sentFrom(t, f); p < 20000 || p > 20003 {
+		t.Errorf("the old mapping moved to port %d", p)
+	}
+	_, err := h.FlushFlows()
+	check(t, err)
+	want("after its end", udp, 8)
+}

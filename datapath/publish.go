@@ -14,7 +14,8 @@ import (
 type Publication struct {
 	// HostAddr is the address that clients come to; invalid: any of the host's.
 	HostAddr netip.Addr
-	// First and Last host port, inclusive. They must not lie in the NAT range.
+	// First and Last host port, inclusive. Those of the NAT range are no mapping's
+	// any more; one that is already keeps its port for the remotes it has.
 	First, Last uint16
 	// UDP instead of TCP.
 	UDP bool
@@ -84,6 +85,11 @@ func (d *Datapath) Publish(ps ...Publication) error {
 			return fmt.Errorf("publishing %d-%d: no such range", p.First, p.Last)
 		}
 	}
+	for _, p := range ps {
+		if err := d.shut(p); err != nil {
+			return err
+		}
+	}
 	host, to, inside := entries(ps...)
 	if _, err := d.maps.FbrPub.BatchUpdate(host, to, nil); err != nil {
 		return fmt.Errorf("writing fbr_pub: %w", err)
@@ -112,7 +118,7 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 	if err != nil {
 		return err
 	}
-	if err := d.endPublished(ps); err != nil {
+	if err := errors.Join(d.endPublished(ps), d.openRange(ps...)); err != nil {
 		return err
 	}
 	if err := d.endHost(); err != nil || any {

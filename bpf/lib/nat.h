@@ -222,12 +222,13 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 
 	struct fbr_pool *pool = fbr_pool_get(n->fwd.proto);
 	struct fbr_state *st = fbr_state_get();
-	struct fbr_conf *c = fbr_conf_get();
+	__u32 zero = 0;
+	struct fbr_meta *m = bpf_map_lookup_elem(&fbr_meta, &zero);
 	__u16 port;
 	int i;
 
-	for (i = 0; pool && c && i < FBR_OVERLOAD_TRIES; i++) {
-		port = c->nat_first + ((__u64)fbr_random() * c->nat_count >> 32);
+	for (i = 0; pool && m && i < FBR_OVERLOAD_TRIES; i++) {
+		port = m->nat_first + ((__u64)fbr_random() * m->nat_count >> 32);
 		n->eport = bpf_htons(port);
 		if (!(pool->state[port] & FBR_PORT_OPEN) ||
 		    !fbr_port_clear(skb, &n->fwd, n->ext, port))

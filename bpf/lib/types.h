@@ -322,7 +322,8 @@ struct fbr_state {
 	struct bpf_timer timer;
 };
 
-/* fbr_meta[0]: written once by Create, read by every later command; magic and
+/* fbr_meta[0]: written by Create, read by every later command; the NAT range may
+ * change, nat_first and nat_count are the one for new mappings; magic and
  * schema stand first in every layout
  */
 struct fbr_meta {

@@ -426,8 +426,6 @@ func TestE2ECNIRefuses(t *testing.T) {
 		"burst alone":    {plugin: ownNetwork, caps: map[string]any{"bandwidth": map[string]any{"egressBurst": 1}}, want: types.ErrInvalidNetworkConfig},
 		"address abroad": {plugin: ownNetwork, caps: map[string]any{"ips": []string{"192.0.2.9"}}, want: 100},
 		"no IPAM plugin": {plugin: strings.Replace(bridged("fastbr"), "host-local", "nosuch", 1), want: 100},
-		"NAT range": {plugin: strings.Replace(bridged("fastbr"), "{", `{"capabilities": {"portMappings": true}, `, 1),
-			caps: map[string]any{"portMappings": []map[string]any{{"hostPort": natFirst, "containerPort": 80, "protocol": "tcp"}}}, want: types.ErrInvalidNetworkConfig},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rt := attachment(c, x.caps)

@@ -239,3 +239,69 @@ func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 		}
 	})
 }
+
+// TestE2EPublishedPortOfTheRange publishes ports of the NAT range: one that is free,
+// and one that a container's mapping has, which goes on with its remote. No mapping
+// gets them until they are published no more.
+func TestE2EPublishedPortOfTheRange(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2}, "--nat-range", "27000-27063")
+		web, c2 := h.Containers[0], h.Containers[1]
+		far := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		defer far.Close()
+		conn, err := c2.DialTCP(h.ctx, on(c2.Addr, 27001), far.Addr) // has that port outside, too
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		tcp := h.serveTCP(t, web, on(web.Addr, 80))
+		defer tcp.Close()
+		h.must(t, "publish", "add", "27000-27003:80", "c1")
+		h.must(t, "publish", "rm", "27000-27003")
+		h.must(t, "publish", "add", "27000:80", "c1")
+		h.must(t, "publish", "add", "27001:80", "c1")
+		reach := func(when string, p uint16) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+			defer cancel()
+			for i := range 2 {
+				if err := h.Outside.EchoTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), p), fmt.Sprint("hello ", i)); err != nil {
+					t.Errorf("%s, port %d from outside: %v", when, p, err)
+				}
+				if err := c2.EchoTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), p), fmt.Sprint("hello ", i)); err != nil {
+					t.Errorf("%s, port %d from a container: %v", when, p, err)
+				}
+			}
+		}
+		reach("published", 27000)
+		reach("a mapping's", 27001)
+		if err := lab.Echo(h.ctx, conn, "still mine"); err != nil {
+			t.Errorf("the mapping that had the port: %v", err)
+		}
+		// Another range: what is published stays so, in either, and the connection, too.
+		h.must(t, "up", "--nat-range", "27001-27040")
+		reach("another range", 27000)
+		reach("another range", 27001)
+		if err := lab.Echo(h.ctx, conn, "still mine"); err != nil {
+			t.Errorf("the mapping of the old range: %v", err)
+		}
+		if v, err := h.Host.Sysctl("net.ipv4.ip_local_reserved_ports"); err != nil || v != "27000-27040" {
+			t.Errorf("reserved are %q (%v), want 27000-27040", v, err)
+		}
+		before := map[string]bool{}
+		for _, f := range h.flows(t) {
+			before[f.Proto+f.Src] = true
+		}
+		for i := range 6 {
+			_ = c2.EchoTCP(h.ctx, on(c2.Addr, 0), far.Addr, fmt.Sprint("new ", i))
+		}
+		for _, f := range h.flows(t) {
+			if p := netip.MustParseAddrPort(f.NAT).Port(); !before[f.Proto+f.Src] && (p < 27002 || p > 27040) {
+				t.Errorf("a new flow has port %d, want one of 27002-27040", p)
+			}
+		}
+		h.assertBytesEqual(t)
+	})
+}

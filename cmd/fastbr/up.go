@@ -165,7 +165,7 @@ func (f *instanceFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them as they are (default auto)")
 	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where it costs nothing else, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
-	flags.StringVar(&f.natRange, "nat-range", "", "external ports, `FIRST-LAST` (default 10000-29999)")
+	flags.StringVar(&f.natRange, "nat-range", "", "external ports of new mappings, `FIRST-LAST` (default 10000-29999); may be changed while up")
 	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default the datapath's)")
 	flags.BoolVar(&f.l2Fast, "l2-fast", true, "forward between ports by program")
 	_ = flags.MarkHidden("l2-fast")
