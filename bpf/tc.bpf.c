@@ -4,6 +4,7 @@
  * whatever it does not fully understand is left to the kernel (TCX_NEXT).
  * docs/ARCHITECTURE.md walks a packet through them.
  */
+#include "lib/brnf.h"
 #include "lib/clock.h"
 #include "lib/config.h"
 #include "lib/fast.h"
@@ -39,7 +40,7 @@ static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fb
 					  const struct fbr_conf *c, const struct fbr_dev *t)
 {
 	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH) || (t->flags & FBR_DEV_KERNEL_PATH) ||
-	    t->mtu < p->mtu)
+	    t->mtu < p->mtu || fbr_brnf_sees(skb, p->bridge))
 		return TCX_NEXT;
 	fbr_count_rx(skb, p, FBR_FAST);
 	fbr_count_tx(skb, t, FBR_FAST);

@@ -176,7 +176,7 @@ func bridgeCallFinding() FeatureView {
 	v := FeatureView{Name: "br_netfilter", State: "ok", Detail: "frames between ports do not meet iptables"}
 	if now, err := readSysctl(sysBridgeCall); err == nil && now == "1" {
 		v.State, v.Detail = "warning", sysctlName(sysBridgeCall)+
-			" is 1: the kernel would send frames between ports through the firewall; the fast path does not"
+			" is 1: frames between ports pass the host's firewall, on the kernel's path; with 0 they are fast"
 	}
 	return v
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
@@ -372,6 +373,8 @@ func (s *session) createDatapath() error {
 	if err := s.opts.planes.remove(s.pins); err != nil {
 		return fmt.Errorf("clearing %s: %w", s.pins, err)
 	}
+	// A module that is not loaded has no types, into which the programs look.
+	_ = exec.Command("modprobe", "-q", "bridge").Run()
 	set := s.st.Settings
 	dp, err := s.opts.planes.create(s.pins, datapath.Config{FlowsMax: set.FlowsMax, NATFirst: set.NATFirst, NATLast: set.NATLast})
 	if err != nil {
@@ -472,10 +475,10 @@ func (s *session) addUplinks(uplinks []uplink) error {
 }
 
 // warnBridgeCalls tells of the one setting under which frames between ports
-// would meet the host's firewall, which the fast path does not ask.
+// meet the host's firewall, and so are not fast.
 func (s *session) warnBridgeCalls() {
 	if v, err := os.ReadFile(sysBridgeCall); err == nil && strings.TrimSpace(string(v)) == "1" {
-		s.say("warning: %s is 1: the kernel would send frames between ports through the firewall; the fast path does not",
+		s.say("%s is 1: frames between ports pass the host's firewall, on the kernel's path; with 0 they are fast",
 			sysctlName(sysBridgeCall))
 	}
 }

@@ -169,7 +169,7 @@ func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpec
 // moduleTypes are the types of the kernel's modules that the programs look into,
 // as far as they are loaded. Where they are no modules the kernel has the types.
 func moduleTypes() (specs []*btf.Spec) {
-	for _, module := range []string{"nf_conntrack"} {
+	for _, module := range []string{"nf_conntrack", "bridge"} {
 		if s, err := btf.LoadKernelModuleSpec(module); err == nil {
 			specs = append(specs, s)
 		}

@@ -105,6 +105,11 @@ func newHarnessFrom(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error,
 	for _, which := range []string{"all", "default"} {
 		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0))
 	}
+	// New namespaces start with 1 where br_netfilter is built in.
+	err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
 	// bpf_fib_lookup says nothing where the kernel would not forward.
 	check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 	h.Datapath = newDatapath(t, cfg, tune, from)

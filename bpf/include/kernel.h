@@ -350,7 +350,62 @@ struct tcx_entry {
 	struct bpf_mprog_bundle bundle;
 } __core;
 
+struct rb_node {
+	struct rb_node *rb_right;
+	struct rb_node *rb_left;
+} __core;
+
+struct rb_root {
+	struct rb_node *rb_node;
+} __core;
+
+struct ctl_table {
+	const char *procname;
+	void *data;
+} __core;
+
+struct ctl_node;
+
+struct ctl_table_header {
+	const struct ctl_table *ctl_table;
+	struct ctl_node *node;
+} __core;
+
+struct ctl_node {
+	struct rb_node node;
+	struct ctl_table_header *header;
+} __core;
+
+struct ctl_dir {
+	struct ctl_table_header header;
+	struct rb_root root;
+} __core;
+
+struct ctl_table_set {
+	struct ctl_dir dir;
+} __core;
+
+struct net {
+	struct ctl_table_set sysctls;
+} __core;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_bridge {
+	unsigned long options;
+} __core;
+
+struct net_bridge_port {
+	struct net_bridge *br;
+} __core;
+
+enum net_bridge_opts { BROPT_NF_CALL_IPTABLES };
+
 struct net_device {
+	possible_net_t nd_net;
+	void *rx_handler_data; /* of a bridge's port: struct net_bridge_port */
 	int ifindex;
 	struct Qdisc *qdisc;
 	struct bpf_mprog_entry *tcx_ingress;
