@@ -385,7 +385,12 @@ struct ctl_table_set {
 	struct ctl_dir dir;
 } __core;
 
+struct netns_ipv4 {
+	struct ipv4_devconf *devconf_all;
+} __core;
+
 struct net {
+	struct netns_ipv4 ipv4;
 	struct ctl_table_set sysctls;
 } __core;
 
@@ -444,14 +449,6 @@ struct skb_shared_info {
 
 struct ipv4_devconf {
 	int data[1]; /* IPV4_DEVCONF_FORWARDING is 1, and the first has index 0 */
-} __core;
-
-struct netns_ipv4 {
-	struct ipv4_devconf *devconf_all;
-} __core;
-
-struct net {
-	struct netns_ipv4 ipv4;
 } __core;
 
 struct nf_hook_state {
