@@ -134,9 +134,14 @@ func (d *Datapath) SetNATRange(first, last uint16) error {
 	if err != nil {
 		return err
 	}
+	d.meta = meta
+	err = errors.Join(d.setPorts(false, allClasses, 0, uint32(first)), d.setPorts(false, allClasses, uint32(last)+1, 65536), d.openRange())
+	if err != nil {
+		return err
+	}
+	// Last: while it says the old range, the next command begins again.
 	if err := d.maps.FbrMeta.Put(uint32(0), &meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}
-	d.meta = meta
-	return errors.Join(d.setPorts(false, allClasses, 0, uint32(first)), d.setPorts(false, allClasses, uint32(last)+1, 65536), d.openRange())
+	return nil
 }
