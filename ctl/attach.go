@@ -123,9 +123,6 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 		if _, err := inside.ByName(p.Ifname); err == nil {
 			return tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
 		}
-		if err := s.refresh(true); err != nil {
-			return err
-		}
 		steps := s.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
 		if err := s.runner.run(ctx, steps); err != nil {
 			return err
@@ -502,6 +499,16 @@ func (s *session) joinBridge(n *network, p *port) error {
 	}
 	if err := s.conn.AddFDB(p.Index, mac); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
+	}
+	return s.joinNeighbour(n, p)
+}
+
+// joinNeighbour tells the kernel which MAC address a port's address has, so that it
+// never asks.
+func (s *session) joinNeighbour(n *network, p *port) error {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return fmt.Errorf("reading the state: %w", err)
 	}
 	return s.conn.AddNeighbour(n.Index, p.IP, mac)
 }

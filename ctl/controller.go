@@ -150,6 +150,9 @@ type session struct {
 	// uplinkDevices are those that wantedUplinks has looked at, by ifindex.
 	uplinkDevices map[int]link.Device
 	features      []datapath.Feature // see kernelFeatures
+	// members are the ports of all bridges; nil: see bridgePorts.
+	members  map[int]link.BridgePort
+	thorough bool // see mutation
 }
 
 // read runs f on the state as it is. f gets a session with an empty state if
@@ -177,17 +180,35 @@ func (c *Controller) read(ctx context.Context, f func(*session) error) error {
 	return f(s)
 }
 
-// mutate runs f alone, on a state that was made sound before.
+// mutate runs f alone, on a state that was made sound before, on a host that was
+// looked at again: whatever an operation changes, it also mends what other programs
+// have changed since the last.
 func (c *Controller) mutate(ctx context.Context, f func(*session) error) error {
 	return c.mutateWith(ctx, mutation{}, f)
 }
 
 // mutation is what is special about an operation.
 type mutation struct {
-	evenStale bool // go on with pins that cannot be used, and with what cannot be made sound
-	evenLost  bool // go on if there are pins that no state speaks of
-	thorough  bool // look at every device, whatever that takes
+	evenStale bool   // go on with pins that cannot be used, and with what cannot be made sound
+	evenLost  bool   // go on if there are pins that no state speaks of
+	thorough  bool   // look at every device, whatever that takes
+	looks     moment // when it looks at the host again
 }
+
+// moment is when an operation calls refresh.
+type moment int
+
+const (
+	// looksFirst: what it makes then stands on sound ground, and an error leaves
+	// nothing behind.
+	looksFirst moment = iota
+	// looksLast: it takes away, and what goes needs no mending; what stays does. By
+	// then it has done what was asked, so an error is a note.
+	looksLast
+	// looksItself: it calls refresh between its own steps, with settings that it has
+	// changed.
+	looksItself
+)
 
 func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session) error) error {
 	l, err := acquire(ctx, c.lockPath(), true)
@@ -223,7 +244,19 @@ func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session
 		}
 		s.say("%v", err)
 	}
-	return f(s)
+	s.thorough = m.thorough
+	if m.looks == looksFirst {
+		if err := s.refresh(true); err != nil {
+			return err
+		}
+	}
+	if err := f(s); err != nil || m.looks != looksLast {
+		return err
+	}
+	if err := s.refresh(true); err != nil {
+		s.say("%v", firstLine(err))
+	}
+	return nil
 }
 
 // begin opens what a state speaks of. evenStale is to call pins stale that

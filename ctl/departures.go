@@ -87,5 +87,5 @@ func (s *session) deleteEndpoints(all []*departure) error {
 	for n, ports := range leaving {
 		errs = append(errs, s.detachPorts(n, ports))
 	}
-	return errors.Join(append(errs, s.refresh(true))...)
+	return errors.Join(errs...)
 }

@@ -50,7 +50,7 @@ func (c *Controller) Detach(ctx context.Context, what, networkName string) (deta
 			}
 			detached = append(detached, p.Name)
 		}
-		return s.refresh(true)
+		return nil
 	})
 	return detached, err
 }

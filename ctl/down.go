@@ -17,7 +17,7 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 	if err := checkNetworkName(name); err != nil {
 		return false, err
 	}
-	err = c.mutate(ctx, func(s *session) error {
+	err = c.mutateWith(ctx, mutation{looks: looksLast}, func(s *session) error {
 		n := s.st.Networks[name]
 		if n == nil {
 			return nil
@@ -31,7 +31,7 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 // DownAll undoes every network, and the datapath whatever build pinned it.
 // Returns the names of those that were up.
 func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
-	err = c.mutateWith(ctx, mutation{evenStale: true}, func(s *session) error {
+	err = c.mutateWith(ctx, mutation{evenStale: true, looks: looksLast}, func(s *session) error {
 		names = s.st.networkNames()
 		s.st.Settings.Kept = false
 		var errs []error
@@ -52,7 +52,7 @@ func (c *Controller) NetworkRemove(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutateWith(ctx, mutation{evenLost: true}, func(s *session) error { return s.removeNetwork(name) })
+	return c.mutateWith(ctx, mutation{evenLost: true, looks: looksLast}, func(s *session) error { return s.removeNetwork(name) })
 }
 
 func (s *session) removeNetwork(name string) error {

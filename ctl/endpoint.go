@@ -65,9 +65,6 @@ func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v E
 			return err
 		}
 		p.Peer, p.Ifname, p.Touched = p.Port+"c", r.Ifname, sinceBoot()
-		if err := s.refresh(true); err != nil {
-			return err
-		}
 		v = endpointView(n, p)
 		return s.runner.run(ctx, s.portSteps(n, p, &plug{}))
 	})
@@ -147,7 +144,7 @@ func (c *Controller) NetworkDiscard(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutate(ctx, func(s *session) error {
+	return c.mutateWith(ctx, mutation{looks: looksLast}, func(s *session) error {
 		if n := s.st.Networks[name]; n != nil {
 			endpoints := slices.DeleteFunc(n.sortedPorts(), func(p *port) bool { return p.Peer == "" })
 			if err := s.detachPorts(n, endpoints); err != nil {

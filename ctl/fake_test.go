@@ -256,11 +256,21 @@ func (f *fakeFile) VerifyPort(p datapath.Port) error {
 	return nil
 }
 
-func (f *fakeFile) VerifyUplink(i int) error {
-	if _, ok := f.Uplinks[i]; !ok {
+func (f *fakeFile) VerifyUplink(u datapath.Uplink) error {
+	have := f.Uplinks[u.Ifindex]
+	if have.Closed = u.Closed; have != u {
 		return datapath.ErrDetached
 	}
 	return nil
+}
+
+func (f *fakeFile) Unpinned(ports []int) (out []int, _ error) {
+	for _, i := range ports {
+		if _, ok := f.Ports[i]; !ok {
+			out = append(out, i)
+		}
+	}
+	return out, nil
 }
 
 func (f *fakeFile) SetLease(l time.Duration) error {

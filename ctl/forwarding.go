@@ -57,25 +57,6 @@ func open(device string) error {
 	return writeSysctl(path, "1")
 }
 
-// reopen opens bridges and uplinks that somebody has closed: who sets ip_forward,
-// to whatever, sets all devices.
-func (s *session) reopen() error {
-	for _, u := range s.st.Uplinks {
-		if now, err := readSysctl(forwardingOf(u.Name)); err != nil || now == "1" {
-			continue
-		}
-		if err := s.attachUplink(u); err != nil {
-			return err
-		}
-	}
-	for _, n := range s.st.Networks {
-		if err := open(n.Bridge); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // closeAgain closes a device that is an uplink no more, unless the host is a router
 // by somebody else's will.
 func (s *session) closeAgain(u uplink) error {

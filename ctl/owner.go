@@ -117,7 +117,7 @@ func (c *Controller) AttachRaising(ctx context.Context, r AttachRequest, known b
 // lower takes a network down that has no ports and was never defined, and reports
 // whether it is down now.
 func (c *Controller) lower(ctx context.Context, name string) (down bool, err error) {
-	err = c.mutate(ctx, func(s *session) error {
+	err = c.mutateWith(ctx, mutation{looks: looksLast}, func(s *session) error {
 		n := s.st.Networks[name]
 		if n != nil && len(n.Ports) == 0 {
 			if err := s.downUndefined(n); err != nil {
@@ -190,7 +190,7 @@ func (c *Controller) DetachOwned(ctx context.Context, last bool, match func(Owne
 				errs = append(errs, s.downUndefined(n))
 			}
 		}
-		return errors.Join(append(errs, s.refresh(true))...)
+		return errors.Join(errs...)
 	})
 	return gone, err
 }

@@ -42,7 +42,8 @@ type plane interface {
 	VerifyFragments(ifindex int) error
 	AttachGuard() error
 	VerifyPort(datapath.Port) error
-	VerifyUplink(ifindex int) error
+	VerifyUplink(datapath.Uplink) error
+	Unpinned(ports []int) ([]int, error)
 	VerifyGuard() error
 	SetLease(time.Duration) error
 	Lease() (time.Duration, error)

@@ -18,21 +18,21 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 		return nil
 	}
 	return c.mutateWith(ctx, mutation{thorough: true}, func(s *session) error {
-		if len(s.st.Networks) == 0 {
-			return nil
+		if len(s.st.Networks) > 0 {
+			s.warnOfFilter()
 		}
-		err := errors.Join(s.setSysctls(), s.refresh(true))
-		s.warnOfFilter()
-		return err
+		return nil
 	})
 }
 
 // syncSlow tells the datapath which ports a redirect would do wrong by: those
-// with a qdisc or filters, and those without carrier. That a port has lost its
-// carrier shows only once the devices were listed; who sent to it meanwhile would
-// have lost the packets in either case.
+// with a qdisc or filters, and those without carrier.
 func (s *session) syncSlow() error {
 	queues, err := s.hostQueues()
+	if err != nil {
+		return err
+	}
+	members, err := s.bridgePorts()
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (s *session) syncSlow() error {
 	for _, name := range s.st.networkNames() {
 		n := s.st.Networks[name]
 		for _, p := range n.Ports {
-			slow := p.Slow || queues[p.Index] || !s.carrier(p)
+			slow := p.Slow || queues[p.Index] || !members[p.Index].Carrier
 			if slow == p.Slowed {
 				continue
 			}
@@ -54,18 +54,6 @@ func (s *session) syncSlow() error {
 		return nil
 	}
 	return s.save()
-}
-
-// carrier reports whether a port can get packets, as far as is known.
-func (s *session) carrier(p *port) bool {
-	switch {
-	case s.devices != nil:
-		return s.devices[p.Index].Carrier
-	case p.Slowed && !p.Slow:
-		d, err := s.conn.ByIndex(p.Index)
-		return err == nil && d.Carrier
-	}
-	return true
 }
 
 // hostQueues are the devices of the host and whether they are shaped, as when

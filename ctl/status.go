@@ -89,10 +89,8 @@ func (r *reading) notes() []string {
 			notes = append(notes, f.Detail)
 		}
 	}
+	notes = append(notes, r.driftNotes()...)
 	note(bridgeCallFinding())
-	if closed := r.closedDevices(); len(closed) > 0 {
-		notes = append(notes, closedDetail(closed))
-	}
 	if v, err := readSysctl(sysLiberal); err == nil && v == "0" {
 		notes = append(notes, sysctlName(sysLiberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
 	}
@@ -160,6 +158,7 @@ func (s *session) hostFindings() ([]FeatureView, error) {
 			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})
 		}
 	}
+	out = append(out, s.driftFindings()...)
 	uplink, err := s.uplinkFinding()
 	if err != nil {
 		return nil, err

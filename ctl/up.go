@@ -33,7 +33,7 @@ func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, 
 	if err := errors.Join(checkNetworkName(name), nr.check(), ir.check()); err != nil {
 		return view, false, firstLine(err)
 	}
-	err = c.mutateWith(ctx, mutation{thorough: true}, func(s *session) error {
+	err = c.mutateWith(ctx, mutation{thorough: true, looks: looksItself}, func(s *session) error {
 		n := s.st.Networks[name]
 		def, err := s.definition(name)
 		if durable && n == nil && errors.Is(err, errDamaged) {
@@ -115,12 +115,6 @@ func (s *session) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) err
 			return err
 		}
 	}
-	if err := s.dp.AttachGuard(); err != nil {
-		return fmt.Errorf("attaching the guard: %w", err)
-	}
-	if err := s.setSysctls(); err != nil {
-		return err
-	}
 	return s.refresh(false)
 }
 
@@ -183,17 +177,25 @@ func (s *session) setSpeed() error {
 	return nil
 }
 
-// refresh looks again at what other programs may have changed since `up`.
+// refresh looks again at what other programs may have changed since `up`, and mends
+// it. quiet: what need not keep a container from being served is a note.
 func (s *session) refresh(quiet bool) error {
-	if len(s.st.Networks) == 0 {
+	if len(s.st.Networks) == 0 || s.dp == nil {
 		return nil
+	}
+	if err := s.setSysctls(); err != nil {
+		return err
 	}
 	if err := s.ensureFragments(); err != nil && !quiet {
 		return err
 	} else if err != nil {
 		s.say("%v", err) // no reason to refuse a container
 	}
-	if err := errors.Join(s.syncSlow(), s.syncUplinks(quiet), s.reopen()); err != nil {
+	// What is attached again, or raised, is so before anything is decided by it.
+	if err := errors.Join(s.syncUplinks(quiet), s.mend(quiet)); err != nil {
+		return err
+	}
+	if err := s.syncSlow(); err != nil {
 		return err
 	}
 	if err := errors.Join(s.syncXDP(quiet), s.syncBigTCP()); err != nil {
@@ -214,7 +216,7 @@ func (s *session) upNew(name string, def *Definition, nr NetworkRequest, ir Inst
 			return nil, err
 		}
 		s.st.Settings = firstSettings(s.st.Settings, ir)
-	} else if err := s.applyInstance(ir); err != nil {
+	} else if err := errors.Join(s.applyInstance(ir), s.refresh(true)); err != nil {
 		return nil, err
 	}
 	n, err := s.resolve(name, def, nr)

@@ -136,10 +136,17 @@ func (s *session) syncUplinks(quiet bool) error {
 	if len(want) == 0 || slices.Equal(want, s.st.Uplinks) {
 		return nil // nothing better than what there is
 	}
-	return s.setUplinks(want)
+	if err := s.setUplinks(want); err != nil && !quiet {
+		return err
+	} else if err != nil {
+		s.say("%v", firstLine(err)) // no reason to refuse a container
+	}
+	return nil
 }
 
-// setUplinks attaches want and detaches what is not in it.
+// setUplinks attaches want and detaches what is not in it. What cannot be attached
+// is not recorded either, and what it was to replace stays. Killed in between, the
+// record says more than is attached: faults compares.
 func (s *session) setUplinks(want []uplink) error {
 	old := s.st.Uplinks
 	if slices.Equal(old, want) {
@@ -149,17 +156,27 @@ func (s *session) setUplinks(want []uplink) error {
 	if err := s.save(); err != nil {
 		return err
 	}
+	if err := s.runner.passed("uplinks-record"); err != nil {
+		return err
+	}
+	var failed []error
 	for _, u := range want {
 		if slices.Contains(old, u) {
 			continue
 		}
 		if err := s.attachUplink(u); err != nil {
-			return err
+			failed = append(failed, err)
+			gone := func(x uplink) bool { return x.Index == u.Index }
+			s.st.Uplinks = slices.DeleteFunc(s.st.Uplinks, gone)
+			continue
 		}
 		s.say("uplink %s (%s)", u.Name, u.Addr)
 		if conflict := s.uplinkConflict(u); conflict != "" {
 			s.say("warning: %s", conflict)
 		}
+	}
+	if err := errors.Join(failed...); err != nil {
+		return errors.Join(err, s.save())
 	}
 	for _, u := range old {
 		if slices.ContainsFunc(want, func(w uplink) bool { return w.Index == u.Index }) {
@@ -173,12 +190,19 @@ func (s *session) setUplinks(want []uplink) error {
 	return s.save()
 }
 
+// datapath is what the datapath knows of the uplink, but for Closed.
+func (u uplink) datapath() datapath.Uplink {
+	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP}
+}
+
 func (s *session) attachUplink(u uplink) error {
 	closed, err := s.recordClosed(u.Name)
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
-	if err := s.dp.AttachUplink(datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP, Closed: closed}); err != nil {
+	dp := u.datapath()
+	dp.Closed = closed
+	if err := s.dp.AttachUplink(dp); err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	return open(u.Name)

@@ -116,7 +116,7 @@ func (s *session) verifyDatapath() error {
 		if err != nil || d.Name != u.Name {
 			continue // it has gone; the next command looks for another
 		}
-		if err := s.dp.VerifyUplink(u.Index); err != nil {
+		if err := s.dp.VerifyUplink(u.datapath()); err != nil {
 			return broken("uplink %s: %v", u.Name, err)
 		}
 		if s.st.uplinkXDP(u.Index).On {

@@ -339,7 +339,7 @@ func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
 		if n, err = s.dp.FlushFlows(); err != nil {
 			return fmt.Errorf("flushing the flows: %w", err)
 		}
-		return s.refresh(true)
+		return nil
 	})
 	return n, err
 }

@@ -37,6 +37,11 @@ func mac6(m net.HardwareAddr) (out [6]uint8, err error) {
 
 func slot(ifindex int) uint32 { return uint32(ifindex) % MaxDevices }
 
+// elsewhere is fbr_dev_elsewhere of bpf/lib/maps.h: a device's second slot.
+func elsewhere(ifindex int) uint32 {
+	return MaxDevices + uint32(ifindex+ifindex/MaxDevices)%moreDevices
+}
+
 // SetNetwork adds a network or changes it. It must precede the network's ports.
 func (d *Datapath) SetNetwork(n Network) error {
 	if err := d.putDevice(tcFbrDev{
@@ -201,6 +206,19 @@ func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
 // program that translates them. Returns an error wrapping ErrSlotTaken or
 // ErrTooMany, and the device is no uplink then.
 func (d *Datapath) AttachUplink(u Uplink) error {
+	dev := u.device()
+	err := d.attachDevice(dev)
+	if err == nil {
+		err = d.putDevice(dev)
+	}
+	if err != nil {
+		return errors.Join(err, d.DetachUplink(u.Ifindex))
+	}
+	return d.Revoke()
+}
+
+// device is what the maps hold of an uplink.
+func (u Uplink) device() tcFbrDev {
 	dev := tcFbrDev{
 		Ifindex: uint32(u.Ifindex),
 		Flags:   tcFbrDevFlagsFBR_DEV_UPLINK,
@@ -215,14 +233,7 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	if u.Closed {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_CLOSED
 	}
-	err := d.attachDevice(dev)
-	if err == nil {
-		err = d.putDevice(dev)
-	}
-	if err != nil {
-		return errors.Join(err, d.DetachUplink(u.Ifindex))
-	}
-	return d.Revoke()
+	return dev
 }
 
 // CloseUplink makes a device an uplink no more: nothing of a container's leaves
@@ -266,7 +277,7 @@ func (d *Datapath) Devices() ([]int, error) {
 const devicesAtOnce = 1024
 
 // devices reads all occupied slots of fbr_devs.
-func (d *Datapath) devices() ([]tcFbrDev, error) { return d.devicesUpTo(MaxDevices - 1) }
+func (d *Datapath) devices() ([]tcFbrDev, error) { return d.devicesUpTo(MaxDevices + moreDevices - 1) }
 
 // devicesUpTo reads the occupied slots up to one.
 func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
@@ -282,39 +293,73 @@ func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
 }
 
 func (d *Datapath) device(ifindex int) (dev tcFbrDev, ok bool, err error) {
-	if err := d.maps.FbrDevs.Lookup(slot(ifindex), &dev); err != nil {
-		return dev, false, fmt.Errorf("reading fbr_devs: %w", err)
+	_, dev, ok, err = d.find(ifindex)
+	return dev, ok, err
+}
+
+// find returns the entry of a device and its slot. Where there is none, it is what
+// stands in the first slot.
+func (d *Datapath) find(ifindex int) (at uint32, dev tcFbrDev, ok bool, err error) {
+	var second tcFbrDev
+	err = errors.Join(d.maps.FbrDevs.Lookup(slot(ifindex), &dev), d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second))
+	switch {
+	case err != nil:
+		return 0, dev, false, fmt.Errorf("reading fbr_devs: %w", err)
+	case dev.Ifindex != uint32(ifindex) && second.Ifindex == uint32(ifindex):
+		return elsewhere(ifindex), second, true, nil
 	}
-	return dev, dev.Ifindex == uint32(ifindex), nil
+	return slot(ifindex), dev, dev.Ifindex == uint32(ifindex), nil
+}
+
+// place finds a slot for a device that has none. Ports have one at once, since
+// their ifindex can be chosen; nobody chooses an uplink's.
+func (d *Datapath) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
+	ifindex := int(dev.Ifindex)
+	if there.Ifindex == 0 {
+		return slot(ifindex), nil
+	}
+	taken := there.Ifindex
+	if dev.Flags&(tcFbrDevFlagsFBR_DEV_UPLINK|tcFbrDevFlagsFBR_DEV_BRIDGE) != 0 {
+		var second tcFbrDev
+		if err := d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second); err != nil {
+			return 0, fmt.Errorf("reading fbr_devs: %w", err)
+		}
+		if second.Ifindex == 0 {
+			return elsewhere(ifindex), nil
+		}
+		taken = second.Ifindex
+	}
+	return 0, fmt.Errorf("ifindex %d shares a slot with ifindex %d: %w", dev.Ifindex, taken, ErrSlotTaken)
 }
 
 // putDevice writes a device's entry. A new one gets counters of its own, at zero.
 func (d *Datapath) putDevice(dev tcFbrDev) error {
-	old, ok, err := d.device(int(dev.Ifindex))
+	at, old, ok, err := d.find(int(dev.Ifindex))
 	if err != nil {
 		return err
 	}
-	if !ok && old.Ifindex != 0 {
-		return fmt.Errorf("ifindex %d shares a slot with ifindex %d: %w", dev.Ifindex, old.Ifindex, ErrSlotTaken)
-	}
-	dev.Stats = old.Stats
 	if !ok {
+		if at, err = d.place(dev, old); err != nil {
+			return err
+		}
+	}
+	if dev.Stats = old.Stats; !ok {
 		if dev.Stats, err = d.newStats(); err != nil {
 			return err
 		}
 	}
-	if err := d.maps.FbrDevs.Put(slot(int(dev.Ifindex)), &dev); err != nil {
+	if err := d.maps.FbrDevs.Put(at, &dev); err != nil {
 		return fmt.Errorf("writing fbr_devs: %w", err)
 	}
 	return nil
 }
 
 func (d *Datapath) clearDevice(ifindex int) error {
-	_, ok, err := d.device(ifindex)
+	at, _, ok, err := d.find(ifindex)
 	if err != nil || !ok {
 		return err
 	}
-	if err := d.maps.FbrDevs.Put(slot(ifindex), &tcFbrDev{}); err != nil {
+	if err := d.maps.FbrDevs.Put(at, &tcFbrDev{}); err != nil {
 		return fmt.Errorf("writing fbr_devs: %w", err)
 	}
 	return nil

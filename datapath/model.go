@@ -11,6 +11,10 @@ import (
 // with one array access.
 const MaxDevices = 16384
 
+// moreDevices is the number of slots beyond those, for uplinks and bridges whose
+// slot another device has.
+const moreDevices = 1024
+
 // Limits of the lease (design: conntrack's shortest UDP timeout is 30 s).
 const (
 	MaxLease     = 15 * time.Second

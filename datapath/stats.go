@@ -48,7 +48,7 @@ const countersAtOnce = 512
 // others, or of all if none is named, which takes longer. Those that do not exist
 // are left out.
 func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
-	lastSlot := uint32(MaxDevices - 1)
+	lastSlot := uint32(MaxDevices + moreDevices - 1)
 	if len(ifindexes) > 0 {
 		lastSlot = 0
 		for _, index := range ifindexes {
@@ -58,6 +58,20 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	devs, err := d.devicesUpTo(lastSlot)
 	if err != nil {
 		return nil, err
+	}
+	inFirst := make(map[int]bool, len(devs))
+	for _, dev := range devs {
+		inFirst[int(dev.Ifindex)] = true
+	}
+	for _, index := range ifindexes {
+		if inFirst[index] {
+			continue
+		}
+		if dev, ok, err := d.device(index); err != nil {
+			return nil, err
+		} else if ok {
+			devs = append(devs, dev)
+		}
 	}
 	last := uint32(0)
 	for _, dev := range devs {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf/link"
 )
@@ -59,16 +60,41 @@ func (d *Datapath) VerifyPublication(p Publication) error {
 	return nil
 }
 
-// VerifyUplink says the same of an uplink.
-func (d *Datapath) VerifyUplink(ifindex int) error {
-	dev, ok, err := d.device(ifindex)
+// VerifyUplink says the same of an uplink, as AttachUplink left it, Closed or not.
+func (d *Datapath) VerifyUplink(u Uplink) error {
+	dev, ok, err := d.device(u.Ifindex)
 	if err != nil {
 		return err
 	}
-	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK == 0 {
-		return fmt.Errorf("uplink with ifindex %d: not in fbr_devs: %w", ifindex, ErrDetached)
+	want := u.device()
+	dev.Stats, dev.Flags, want.Flags = 0, dev.Flags&^tcFbrDevFlagsFBR_DEV_CLOSED, want.Flags&^tcFbrDevFlagsFBR_DEV_CLOSED
+	if !ok || dev != want {
+		return fmt.Errorf("uplink with ifindex %d: not in fbr_devs: %w", u.Ifindex, ErrDetached)
 	}
-	return d.verifyLinks(ifindex)
+	return d.verifyLinks(u.Ifindex)
+}
+
+// Unpinned returns those of the ports, by ifindex, that have lost the pin of a
+// program's link, and the program with it. It reads one directory for all of them;
+// VerifyPort sees more.
+func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
+	if len(ports) == 0 {
+		return nil, nil
+	}
+	pins, err := os.ReadDir(filepath.Join(d.dir, linksDir))
+	if err != nil {
+		return nil, fmt.Errorf("reading the links: %w", err)
+	}
+	there := make(map[string]bool, len(pins))
+	for _, pin := range pins {
+		there[pin.Name()] = true
+	}
+	for _, ifindex := range ports {
+		if !there[deviceLink(ifindex, "in")] || !there[deviceLink(ifindex, "out")] {
+			out = append(out, ifindex)
+		}
+	}
+	return out, nil
 }
 
 // VerifyGuard says whether the netfilter links are pinned; while they are, they

@@ -18,7 +18,7 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 		}
 	}
 	port := func() error { return h.VerifyPort(h.c1) }
-	uplink := func() error { return h.VerifyUplink(h.uplink.Ifindex) }
+	uplink := func() error { return h.VerifyUplink(h.uplink) }
 	mendPort := func() error { return h.AttachPort(h.c1) }
 	mendUplink := func() error { return h.AttachUplink(h.uplink) }
 	pub := h.publication(true)
@@ -41,6 +41,12 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 		{"port: MAC", port, mendPort, func(t *testing.T) { check(t, h.maps.FbrFdb.Delete(&fdb)) }},
 		{"port: device", port, mendPort, func(t *testing.T) { check(t, h.clearDevice(h.c1.Ifindex)) }},
 		{"uplink: detached", uplink, mendUplink, detachLink(h.uplink.Ifindex, "out")},
+		{"uplink: link unpinned", uplink, mendUplink, func(t *testing.T) {
+			check(t, detach(linkPath(h.dir, deviceLink(h.uplink.Ifindex, "out"))))
+		}},
+		{"uplink: another address", uplink, mendUplink, func(t *testing.T) {
+			check(t, h.AttachUplink(Uplink{Ifindex: h.uplink.Ifindex, Addr: server, MTU: h.uplink.MTU}))
+		}},
 		{"uplink: device", uplink, mendUplink, func(t *testing.T) { check(t, h.CloseUplink(h.uplink.Ifindex)) }},
 		{"publication: port", published, publish, func(t *testing.T) { check(t, h.maps.FbrPub.Delete(&host[3])) }},
 		{"publication: target", published, publish, func(t *testing.T) {

@@ -337,7 +337,22 @@ struct Qdisc {
 	__u32 handle;
 } __core;
 
+struct bpf_prog_aux {
+	char name[16];
+} __core;
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+} __core;
+
+struct bpf_mprog_fp {
+	struct bpf_prog *prog;
+} __core;
+
+#define BPF_MPROG_MAX 64
+
 struct bpf_mprog_entry {
+	struct bpf_mprog_fp fp_items[BPF_MPROG_MAX];
 	struct bpf_mprog_bundle *parent;
 } __core;
 

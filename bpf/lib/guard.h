@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The last line of defence: a container's address leaving by a device that is
- * neither an uplink (fbr_uplink_out looks there) nor its own bridge. A netfilter
- * link is no rule: "nft flush ruleset" does not remove it.
+ * neither an uplink (fbr_uplink_out looks there) nor its own bridge. An uplink is
+ * one as long as fbr_uplink_out is attached to it. A netfilter link is no rule:
+ * "nft flush ruleset" does not remove it.
  */
 #ifndef FBR_GUARD_H
 #define FBR_GUARD_H
 
+#include "../include/bpf/bpf_core_read.h"
 #include "hairpin.h"
+#include "kctx.h"
 #include "maps.h"
 #include "reason.h"
 #include "stats.h"
@@ -50,6 +53,35 @@ static __always_inline struct fbr_dev *fbr_opened_by_us(struct bpf_nf_ctx *ctx,
 	return fbr_multicast(ip.daddr) ? NULL : in;
 }
 
+/* Whether the last check on the way out is attached to a device, as the kernel has
+ * it: fbr_devs may list an uplink that has lost its program. It is known by its
+ * name, which an upgrade does not change.
+ */
+static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
+{
+	const char eth[16] = "fbr_uplink_out", raw[16] = "fbr_tun_out";
+	struct bpf_mprog_entry *e = dev->tcx_egress;
+	char name[16];
+
+	if (!e)
+		return false;
+	for (__u32 i = 0; i < BPF_MPROG_MAX; i++) {
+		struct bpf_mprog_fp *fp = bpf_rdonly_cast(
+			(void *)e + bpf_core_field_offset(struct bpf_mprog_entry, fp_items) +
+				i * sizeof(*fp),
+			bpf_core_type_id_kernel(struct bpf_mprog_fp));
+
+		if (!fp->prog)
+			return false;
+		if (bpf_probe_read_kernel(name, sizeof(name), fp->prog->aux->name))
+			return false;
+		if (!__builtin_memcmp(name, eth, sizeof(name)) ||
+		    !__builtin_memcmp(name, raw, sizeof(name)))
+			return true;
+	}
+	return false;
+}
+
 static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 {
 	__u32 out = ctx->state->out ? ctx->state->out->ifindex : 0;
@@ -63,8 +95,11 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 		fbr_count_drop(in, FBR_ISOLATED);
 		return NF_DROP;
 	}
-	if (d && (d->flags & FBR_DEV_UPLINK))
-		return NF_ACCEPT;
+	if (d && (d->flags & FBR_DEV_UPLINK)) {
+		if (fbr_has_uplink_out(ctx->state->out))
+			return NF_ACCEPT;
+		d = NULL;
+	}
 	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
 		return NF_ACCEPT;
 	/* To another network by a published port. */

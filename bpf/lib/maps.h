@@ -32,7 +32,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FBR_DEVS_MAX);
+	__uint(max_entries, FBR_DEVS_MAX + FBR_DEVS_MORE);
 	__type(key, __u32);
 	__type(value, struct fbr_dev);
 } fbr_devs SEC(".maps");
@@ -265,13 +265,25 @@ static __always_inline struct fbr_state *fbr_state_get(void)
 	return bpf_map_lookup_elem(&fbr_state, &zero);
 }
 
+/* The second slot of a device. Those that share the first differ in the quotient. */
+static __always_inline __u32 fbr_dev_elsewhere(__u32 ifindex)
+{
+	return FBR_DEVS_MAX + (ifindex + ifindex / FBR_DEVS_MAX) % FBR_DEVS_MORE;
+}
+
 /* The entry of a device, or NULL if it is not ours. */
 static __always_inline struct fbr_dev *fbr_dev_get(__u32 ifindex)
 {
 	__u32 slot = ifindex % FBR_DEVS_MAX;
 	struct fbr_dev *d = bpf_map_lookup_elem(&fbr_devs, &slot);
 
-	return d && d->ifindex == ifindex && ifindex ? d : NULL;
+	if (!d || !ifindex)
+		return NULL;
+	if (d->ifindex == ifindex)
+		return d;
+	slot = fbr_dev_elsewhere(ifindex);
+	d = bpf_map_lookup_elem(&fbr_devs, &slot);
+	return d && d->ifindex == ifindex ? d : NULL;
 }
 
 /* The port of the container that has an address, or NULL. */

@@ -16,6 +16,7 @@ enum fbr_schema {
 };
 
 #define FBR_DEVS_MAX  16384  /* slots: ifindex modulo this */
+#define FBR_DEVS_MORE 1024   /* and beyond them, for devices whose slot is taken */
 #define FBR_STATS_MAX 4096   /* devices that can exist at once */
 #define FBR_PUBS_MAX  262144 /* published ports */
 #define FBR_FDB_BITS  12     /* of a hash of a MAC address, for fbr_fdb_near */
@@ -51,7 +52,9 @@ enum fbr_dev_flags {
 /* Always the kernel path, whoever says so. */
 #define FBR_DEV_KERNEL_PATH (FBR_DEV_SLOW | FBR_DEV_QUEUES)
 
-/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS */
+/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. An
+ * uplink or a bridge whose slot another device has is at fbr_dev_elsewhere(ifindex).
+ */
 struct fbr_dev {
 	__u32 ifindex; /* 0: slot is free; else must equal the device's */
 	__be32 ip;     /* port: the container's; uplink: the primary address */

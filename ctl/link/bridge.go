@@ -1,6 +1,7 @@
 package link
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 
@@ -41,6 +42,44 @@ func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
 	req.AddData(info)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return sentinel(err)
+}
+
+// BridgePort is a device of some bridge.
+type BridgePort struct {
+	Master  int  // ifindex of the bridge
+	Up      bool // administratively
+	Carrier bool // operationally
+}
+
+// BridgePorts returns the ports of all bridges by ifindex. It takes a quarter of
+// the time of List.
+func (c *Conn) BridgePorts() (map[int]BridgePort, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
+	var out map[int]BridgePort
+	err := c.walk(req, func() { out = map[int]BridgePort{} }, func(m []byte) error {
+		if len(m) < unix.SizeofIfInfomsg {
+			return fmt.Errorf("a message of %d bytes", len(m))
+		}
+		info := nl.DeserializeIfInfomsg(m)
+		p := BridgePort{Up: info.Flags&unix.IFF_UP != 0}
+		for kind, value := range attributes(m[unix.SizeofIfInfomsg:]) {
+			switch kind {
+			case unix.IFLA_MASTER:
+				p.Master = int(binary.NativeEndian.Uint32(value))
+			case unix.IFLA_OPERSTATE:
+				p.Carrier = len(value) > 0 && value[0] == netlink.OperUp
+			}
+		}
+		if p.Master != 0 {
+			out[int(info.Index)] = p
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing bridge ports: %w", err)
+	}
+	return out, nil
 }
 
 // SetHairpin lets the bridge send a frame back to the port it came from.

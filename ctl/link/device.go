@@ -105,6 +105,11 @@ func (c *Conn) DeleteAll(indexes []int) error {
 	return err
 }
 
+// SetMAC gives a device another MAC address.
+func (c *Conn) SetMAC(index int, mac net.HardwareAddr) error {
+	return sentinel(c.h.LinkSetHardwareAddr(ref(index), mac))
+}
+
 // SetUp raises or lowers a device.
 func (c *Conn) SetUp(index int, up bool) error {
 	if up {

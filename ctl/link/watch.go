@@ -60,7 +60,7 @@ func Watch() (*Watcher, error) {
 		return nil, err
 	}
 	route, err := w.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_NEXTHOP)
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_NEXTHOP)
 	if err != nil {
 		w.Close()
 		return nil, fmt.Errorf("subscribing to routes and links: %w", err)
@@ -171,7 +171,12 @@ func (w *Watcher) routeChange(m syscall.NetlinkMessage) Change {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return LinkChange | w.carrierChange(m.Data, m.Header.Type == unix.RTM_DELLINK)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(m.Data) > 0 && m.Data[0] == unix.AF_INET6 {
+			return LinkChange
+		}
 		return AddressChange
+	case unix.RTM_NEWNETCONF: // conf.*.forwarding
+		return LinkChange
 	case unix.RTM_NEWROUTE:
 		w.learnGateway(m.Data)
 		return RouteChange

@@ -1,0 +1,278 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fastbr/fastbr/ctl/ipam"
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// fault is something of ours that is not as it was made: another program or an
+// admin has changed it since. The devices are ours like docker0 is Docker's:
+// whatever the reason, they are put right, and the user is told.
+type fault struct {
+	what string
+	mend func() error
+}
+
+// faults finds what is not as it was made. It changes nothing. With thorough,
+// each port is compared with what the datapath knows of it; else a lost pin is
+// seen, which takes one listing for all of them.
+func (s *session) faults(thorough bool) ([]fault, error) {
+	if s.dp == nil {
+		return nil, nil // recover loads it again, and all that was attached with it
+	}
+	if _, err := s.hostQueues(); err != nil {
+		return nil, err
+	}
+	var out []fault
+	if err := s.dp.VerifyGuard(); err != nil {
+		out = append(out, fault{err.Error(), s.dp.AttachGuard})
+	}
+	out = append(out, s.uplinkFaults()...)
+	members, err := s.bridgePorts()
+	if err != nil {
+		return nil, err
+	}
+	unpinned, err := s.dp.Unpinned(s.st.portIndexes())
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range s.st.networkNames() {
+		n := s.st.Networks[name]
+		if n.Pending {
+			continue
+		}
+		found, err := s.bridgeFaults(n)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+		for _, p := range n.sortedPorts() {
+			if !p.Pending {
+				out = append(out, s.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
+			}
+		}
+	}
+	return out, nil
+}
+
+// uplinkFaults looks at the uplinks that are there; syncUplinks replaces the others.
+func (s *session) uplinkFaults() (out []fault) {
+	for _, u := range s.st.Uplinks {
+		if d, err := s.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
+			continue
+		}
+		if err := s.dp.VerifyUplink(u.datapath()); err != nil {
+			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return s.attachUplink(u) }})
+		}
+		if what, is := closed(u.Name); is {
+			out = append(out, fault{what, func() error { return s.attachUplink(u) }})
+		}
+	}
+	return out
+}
+
+// bridgeFaults looks at the device of a network, the first of whose properties
+// everything else hangs on.
+func (s *session) bridgeFaults(n *network) (out []fault, err error) {
+	d, err := s.conn.ByIndex(n.Index)
+	if errors.Is(err, link.ErrNotFound) {
+		return nil, nil // recover makes it again
+	} else if err != nil {
+		return nil, err
+	}
+	note := func(mend func() error, format string, args ...any) {
+		out = append(out, fault{"bridge " + n.Bridge + " " + fmt.Sprintf(format, args...), mend})
+	}
+	// The kernel forgets the neighbours of a device that goes down, loses its last
+	// address or changes its MAC address.
+	anew := func(do func() error) func() error {
+		return func() error { return errors.Join(do(), s.addNeighbours(n)) }
+	}
+	if mac := ipam.MAC(n.Gateway); d.MAC.String() != mac.String() {
+		note(anew(func() error { return s.conn.SetMAC(n.Index, mac) }), "has the MAC address %s instead of %s", d.MAC, mac)
+	}
+	if !d.Up {
+		note(anew(func() error { return s.conn.SetUp(n.Index, true) }), "is down")
+	}
+	addrs, err := s.conn.Addrs(n.Index)
+	if err != nil {
+		return nil, err
+	}
+	if gateway := netip.PrefixFrom(n.Gateway, n.Subnet.Bits()); !slices.Contains(addrs, gateway) {
+		note(anew(func() error { return s.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
+	}
+	if v, err := readSysctl(sysNet + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
+		note(func() error { return s.quietNetwork(n) }, "has been given IPv6")
+	}
+	if what, is := closed(n.Bridge); is {
+		out = append(out, fault{what, func() error { return open(n.Bridge) }})
+	}
+	return out, nil
+}
+
+// quietNetwork takes IPv6 from a bridge again, and from its ports: it mostly comes
+// to all devices at once.
+func (s *session) quietNetwork(n *network) error {
+	errs := []error{quietIPv6(n.Bridge)}
+	for _, p := range n.Ports {
+		errs = append(errs, quietIPv6(p.Port))
+	}
+	return errors.Join(errs...)
+}
+
+// addNeighbours tells the kernel of every port's address again.
+func (s *session) addNeighbours(n *network) error {
+	for _, p := range n.sortedPorts() {
+		if err := s.joinNeighbour(n, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closed tells whether the kernel would not forward what comes in by a device.
+func closed(device string) (what string, is bool) {
+	path := forwardingOf(device)
+	v, err := readSysctl(path)
+	return fmt.Sprintf("%s is 0: nothing is forwarded from %s", sysctlName(path), device), err == nil && v == "0"
+}
+
+// portFaults looks at the host end of a port, and with programs at what the
+// datapath knows of it.
+func (s *session) portFaults(n *network, p *port, members map[int]link.BridgePort, programs bool) (out []fault) {
+	if _, there := s.queues[p.Index]; !there {
+		return nil // recover forgets it
+	}
+	m := members[p.Index]
+	if m.Master != n.Index {
+		// What has no master is not in the listing: up or not, it is raised.
+		return []fault{{fmt.Sprintf("%s is not a port of %s any more", p.Port, n.Bridge), func() error { return s.reattach(n, p) }}}
+	}
+	if !m.Up {
+		out = append(out, fault{p.Port + " is down", func() error { return s.conn.SetUp(p.Index, true) }})
+	}
+	if !programs {
+		return out
+	}
+	dp, err := p.datapath(n)
+	if err == nil {
+		err = s.dp.VerifyPort(dp)
+	}
+	if err != nil {
+		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return s.portPrograms(n, p) }})
+	}
+	return out
+}
+
+// mend puts right what is not as it was made. quiet: what cannot be is a note.
+func (s *session) mend(quiet bool) error {
+	faults, err := s.faults(s.thorough)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range faults {
+		if err := f.mend(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.what, err))
+			continue
+		}
+		s.say("%s: mended", f.what)
+	}
+	if len(faults) > 0 {
+		s.members = nil // have changed
+	}
+	if err := errors.Join(errs...); err != nil && quiet {
+		s.say("%v", firstLine(err))
+	} else {
+		return err
+	}
+	return nil
+}
+
+// bridgePorts lists the ports of all bridges, once in an operation.
+func (s *session) bridgePorts() (map[int]link.BridgePort, error) {
+	var err error
+	if s.members == nil {
+		s.members, err = s.conn.BridgePorts()
+	}
+	return s.members, err
+}
+
+// portIndexes are the ifindexes of all ports.
+func (st *state) portIndexes() (out []int) {
+	for _, n := range st.Networks {
+		for _, p := range n.Ports {
+			if !p.Pending {
+				out = append(out, p.Index)
+			}
+		}
+	}
+	return out
+}
+
+// driftFindings are what `check` says of it.
+func (s *session) driftFindings() []FeatureView {
+	if len(s.st.Networks) == 0 {
+		return nil
+	}
+	out := []FeatureView{}
+	for _, note := range s.driftNotes() {
+		out = append(out, FeatureView{Name: "as-made", State: "warning", Detail: note})
+	}
+	if len(out) == 0 {
+		out = append(out, FeatureView{Name: "as-made", State: "ok", Detail: "bridges, ports, uplinks and programs are as they should be"})
+	}
+	return out
+}
+
+// driftNotes are what `status` says of it.
+func (s *session) driftNotes() []string {
+	faults, err := s.faults(true)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var out []string
+	for _, f := range faults {
+		out = append(out, f.what+": the next command that changes something mends it")
+	}
+	return append(out, s.uplinkNotes()...)
+}
+
+// uplinkNotes tell of uplinks by which nothing leaves, for reasons that only the
+// user can mend, and of devices that have become uplinks without being seen.
+func (s *session) uplinkNotes() (out []string) {
+	note := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	attached := map[int]bool{}
+	for _, u := range s.st.Uplinks {
+		attached[u.Index] = true
+		d, err := s.conn.ByIndex(u.Index)
+		switch {
+		case err != nil || d.Name != u.Name:
+			note("uplink %s is gone: nothing leaves by it", u.Name)
+		case d.Master != 0:
+			note("uplink %s has become a port of another device, where its address is of no use: name that one ('fastbr up --uplink ...')", u.Name)
+		case !d.Up:
+			note("uplink %s is down: nothing leaves by it", u.Name)
+		case !d.Carrier:
+			note("uplink %s has no carrier: nothing leaves by it", u.Name)
+		}
+	}
+	want, notes, err := s.wantedUplinks(s.st.Settings.Uplinks)
+	if err != nil {
+		notes = append(notes, err.Error())
+	}
+	if len(s.st.Uplinks) > 0 {
+		out = append(out, notes...)
+	}
+	for _, u := range want {
+		if !attached[u.Index] {
+			note("%s is an uplink now (%s) and not attached yet: the next command that changes something does it", u.Name, u.Addr)
+		}
+	}
+	return out
+}
