@@ -55,6 +55,10 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		_, err := c.Unpublish(ctx, PublishRequest{First: 8000, Last: 8000})
 		return err
 	},
+	"SetPort": func(ctx context.Context, c *Controller, _ string) error {
+		slow := true
+		return c.SetPort(ctx, DefaultNetwork, "c1", PortSettings{Slow: &slow})
+	},
 	"EndpointCreate": func(ctx context.Context, c *Controller, _ string) error {
 		_, err := c.EndpointCreate(ctx, EndpointRequest{Network: DefaultNetwork, Name: "e2", IP: netip.MustParseAddr("172.30.0.99")})
 		return err
