@@ -28,7 +28,7 @@ func (c *Controller) SetPort(ctx context.Context, networkName, name string, want
 		if err := s.save(); err != nil {
 			return err
 		}
-		return s.refresh(true) // which tells the datapath
+		return s.syncSlow() // which tells the datapath
 	})
 }
 
