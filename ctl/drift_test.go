@@ -55,6 +55,7 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		_, err := c.Unpublish(ctx, PublishRequest{First: 8000, Last: 8000})
 		return err
 	},
+	"Settle": func(ctx context.Context, c *Controller, _ string) error { return c.Settle(ctx, InstanceRequest{}) },
 	"SetPort": func(ctx context.Context, c *Controller, _ string) error {
 		slow := true
 		return c.SetPort(ctx, DefaultNetwork, "c1", PortSettings{Slow: &slow})

@@ -68,7 +68,7 @@ func (c *Controller) Settle(ctx context.Context, ir InstanceRequest) error {
 	if err := ir.check(); err != nil {
 		return firstLine(err)
 	}
-	return c.mutate(ctx, func(s *session) error {
+	return c.mutateWith(ctx, mutation{looks: looksItself}, func(s *session) error {
 		if len(s.st.Networks) > 0 {
 			if err := s.applyInstance(ir); err != nil {
 				return err
