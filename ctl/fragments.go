@@ -42,7 +42,7 @@ func fragmentsMark() string { return ownerMark("(fragments)") }
 func (s *session) ensureFragments() error {
 	wanted := false
 	for _, n := range s.st.Networks {
-		wanted = wanted || n.Masquerade && !n.Internal
+		wanted = wanted || !n.Internal
 	}
 	f := s.st.Fragments
 	if !wanted || f != nil && s.fragmentsSound(f) {

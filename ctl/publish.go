@@ -94,8 +94,8 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 // newPublications are what the requests ask of the network, if it is free. o is
 // who asks, nil: a user.
 func (s *session) newPublications(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
-	if len(rs) > 0 && (n.Internal || !n.Masquerade) {
-		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is not translated: its ports cannot be published", n.Name))
+	if len(rs) > 0 && n.Internal {
+		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is internal: its ports cannot be published", n.Name))
 	}
 	there := s.publications()
 	for _, r := range rs {

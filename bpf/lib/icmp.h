@@ -210,15 +210,15 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
 		return outer ? FBR_UNSUPPORTED : FBR_NONE;
 	n = fbr_net_hidden(skb, in.daddr);
-	if (n && !(n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)))
-		return FBR_NONE; /* routed, not translated: as asked for */
-	if (n && (n->flags & FBR_NET_MASQUERADE)) {
+	if (n && !(n->flags & FBR_NET_INTERNAL)) {
+		bool routed = !(n->flags & FBR_NET_MASQUERADE);
+
 		if (outer && p->saddr != in.daddr)
-			return FBR_SPOOF_IP; /* about somebody else's packet */
+			return routed ? FBR_NONE : FBR_SPOOF_IP; /* about somebody else's packet */
 		fbr_answer_key(&k, &in);
 		f = fbr_flow_get(&k);
 		if (!f || f->kind != FBR_OUT || !fbr_sess_lasts(f))
-			return FBR_UNSUPPORTED;
+			return routed ? FBR_NONE : FBR_UNSUPPORTED; /* not to a published port */
 		if (!fbr_icmp_sound(skb, p, &in))
 			return FBR_BAD_CSUM;
 		/* Point of no return. */

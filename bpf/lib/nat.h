@@ -506,6 +506,10 @@ static __always_inline void fbr_out_seen(struct fbr_flow *f, const struct fbr_pk
 enum fbr_snat_mode {
 	FBR_SNAT_FORWARDED = 1, /* passed FORWARD from its own bridge: may create and lease */
 	FBR_SNAT_HOST = 2, /* the host's own packet with a container's source: existing flow only */
+	/* From a network that is not translated: only what answers a published port,
+	 * else FBR_FOREIGN and untouched.
+	 */
+	FBR_SNAT_ROUTED = 3,
 };
 
 /* Translates the source of a container's packet at the uplink's egress.
@@ -518,7 +522,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!p || !u || !port)
 		return FBR_UNSUPPORTED;
 
-	bool forwarded = mode == FBR_SNAT_FORWARDED;
+	bool routed = mode == FBR_SNAT_ROUTED;
+	bool forwarded = mode == FBR_SNAT_FORWARDED || (routed && skb->ingress_ifindex);
 	__u64 now = fbr_now();
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_session *s;
@@ -531,13 +536,17 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 
 	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
 		return FBR_UNSUPPORTED;
+	fbr_key(&k, p);
+	if (routed && !fbr_flow_exists(&k))
+		return FBR_FOREIGN;
 	if (forwarded) {
 		ext = fbr_route(skb, u, p->daddr, &mtu);
 		if (!ext)
 			return FBR_NO_UPLINK;
 	}
-	fbr_key(&k, p);
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
+	if (!f && routed)
+		return FBR_FOREIGN;
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST)))
 		return FBR_UNSUPPORTED;
 	if (!f) {

@@ -69,6 +69,33 @@ static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fb
 	return p->frag ? sum != FBR_SUM_DONE : sum == FBR_SUM_BAD;
 }
 
+/* The same of a container whose network is not translated: it leaves as it is,
+ * unless it answers a published port, which a client has reached by an address of
+ * the host's.
+ */
+static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
+						      const struct fbr_pkt *p,
+						      const struct fbr_dev *u, struct fbr_dev *port)
+{
+	struct fbr_conf *c = fbr_conf_get();
+	enum fbr_reason why;
+
+	if (!c || !c->published || !port)
+		return FBR_NONE;
+	if (p->kind == FBR_L4_ICMP_ERR)
+		return fbr_icmp_error_out(skb, p);
+	if (p->frag & FBR_FRAG_LATER) {
+		why = fbr_frag_later(skb, p, false);
+		return why == FBR_FRAGMENT ? FBR_NONE : why;
+	}
+	if (p->kind != FBR_L4_PORTS)
+		return FBR_NONE;
+	why = fbr_snat(skb, p, u, port, FBR_SNAT_ROUTED);
+	if (why == FBR_FOREIGN)
+		return FBR_NONE;
+	return why || !p->frag ? why : fbr_frag_first(skb, p, port, false);
+}
+
 /* A packet leaving by an uplink with a container's source. */
 static __always_inline enum fbr_reason
 fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
@@ -84,9 +111,9 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_SPOOF_IP; /* from another bridge or device: not our container's */
 	if (fbr_sum_aimed(skb, p))
 		return FBR_BAD_CSUM;
-	if (!(n->flags & FBR_NET_MASQUERADE))
-		return FBR_NONE; /* asked for: routed, not translated */
 	*blame = fbr_host_port(ip);
+	if (!(n->flags & FBR_NET_MASQUERADE))
+		return fbr_routed_out(skb, p, u, *blame);
 	if (!*blame)
 		return FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)

@@ -421,7 +421,7 @@ func TestE2ECNIRefuses(t *testing.T) {
 		"both":           {plugin: own("network", `"default"`), want: types.ErrInvalidNetworkConfig},
 		"own namespace":  {plugin: ownNetwork, netns: r.Host.Path(), want: types.ErrInvalidNetNS},
 		"no namespace":   {plugin: ownNetwork, netns: "/run/netns/nosuch", want: types.ErrInvalidEnvironmentVariables},
-		"sctp":           {plugin: ownNetwork, caps: map[string]any{"portMappings": []map[string]any{{"hostPort": 1, "containerPort": 1, "protocol": "sctp"}}}, want: types.ErrUnsupportedField},
+		"protocol":       {plugin: ownNetwork, caps: map[string]any{"portMappings": []map[string]any{{"hostPort": 1, "containerPort": 1, "protocol": "gre"}}}, want: types.ErrUnsupportedField},
 		"two addresses":  {plugin: ownNetwork, caps: map[string]any{"ips": []string{"172.30.0.9", "172.30.0.10"}}, want: types.ErrUnsupportedField},
 		"burst alone":    {plugin: ownNetwork, caps: map[string]any{"bandwidth": map[string]any{"egressBurst": 1}}, want: types.ErrInvalidNetworkConfig},
 		"address abroad": {plugin: ownNetwork, caps: map[string]any{"ips": []string{"192.0.2.9"}}, want: 100},

@@ -1,8 +1,10 @@
 package main_test
 
 import (
+	"net/netip"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
@@ -152,4 +154,77 @@ func TestE2EPublishedAddress(t *testing.T) {
 	}
 	h.must(t, "up", "--uplink", "eth0", "--uplink", "lan0")
 	h.must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
+}
+
+// TestE2EPublishedRouted publishes ports of a network that is not translated: what
+// answers a published port has the host's address, fragments and ICMP errors
+// included, which the lab's captures assert; what does not is left as it is.
+func TestE2EPublishedRouted(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2}, "--masquerade=false")
+		c1, c2 := h.Containers[0], h.Containers[1]
+		tcp, udp := h.serveTCP(t, c1, on(c1.Addr, 80)), h.serveUDP(t, c1, on(c1.Addr, 53))
+		defer tcp.Close()
+		defer udp.Close()
+		h.must(t, "publish", "add", "8080:80", "c1")
+		h.must(t, "publish", "add", "5300-5301:53/udp", "c1")
+		big := strings.Repeat("0123456789", 400)
+		for range 3 {
+			if err := h.Outside.EchoTCP(h.ctx, on(h.Outside.Addr, 0), on(h.Host.Addr, 8080), big); err != nil {
+				t.Error(err)
+			}
+			for _, text := range []string{"short", big} {
+				if err := h.Outside.EchoUDP(h.ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5300), text); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		assertPeers(t, tcp, h.Outside.Addr)
+		assertPeers(t, udp, h.Outside.Addr)
+		h.wantSocketError(t, h.Outside, on(h.Host.Addr, 5301), syscall.ECONNREFUSED) // c1's port unreachable
+		if err := c2.EchoTCP(h.ctx, netip.AddrPort{}, on(h.Host.Addr, 8080), "hairpin"); err != nil {
+			t.Error(err)
+		}
+		before := h.ports(t)["c1"]
+		h.must(t, "publish", "add", "5201:5201", "c1")
+		if _, err := lab.Iperf(h.ctx, h.Outside, c1, c1.Addr, lab.IperfOptions{Seconds: 1, Via: h.Host.Addr}); err != nil {
+			t.Fatal(err)
+		}
+		after := h.ports(t)["c1"]
+		if fast, slow := after.FastPackets-before.FastPackets, after.SlowPackets-before.SlowPackets; (fast > 10*slow) != (m.name == "fast") {
+			t.Errorf("%s: %d packets on the fast path, %d on the kernel's", m.name, fast, slow)
+		}
+	})
+}
+
+// TestE2ERoutedStaysRouted: beside published ports, a container of such a network
+// talks and is talked to by its own address.
+func TestE2ERoutedStaysRouted(t *testing.T) {
+	t.Parallel()
+	h := upE2E(t, e2eMode{name: "fast", leaky: true}, lab.Options{Containers: 1}, "--masquerade=false")
+	c1 := h.Containers[0]
+	if _, err := h.Outside.Run(h.ctx, "ip", "route", "add", "172.30.0.0/16", "via", h.Host.Addr.String()); err != nil {
+		t.Fatal(err)
+	}
+	h.must(t, "publish", "add", "8080:80", "c1")
+	in, out := h.serveTCP(t, c1, on(c1.Addr, 80)), h.serveTCP(t, h.Outside, on(h.Outside.Addr, 81))
+	defer in.Close()
+	defer out.Close()
+	for _, to := range []netip.AddrPort{on(h.Host.Addr, 8080), on(c1.Addr, 80), on(h.Host.Addr, 8080)} {
+		if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, to, "inwards"); err != nil {
+			t.Errorf("to %s: %v", to, err)
+		}
+	}
+	if err := c1.EchoTCP(h.ctx, netip.AddrPort{}, out.Addr, "outwards"); err != nil {
+		t.Error(err)
+	}
+	assertPeers(t, out, c1.Addr)
+	udp := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 82))
+	defer udp.Close()
+	if err := c1.EchoUDP(h.ctx, netip.AddrPort{}, udp.Addr, strings.Repeat("fragments ", 400)); err != nil {
+		t.Error(err)
+	}
+	assertPeers(t, udp, c1.Addr)
 }

@@ -3,6 +3,7 @@ package cni
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -210,13 +211,19 @@ func (c *config) ip() (a netip.Addr, err error) {
 }
 
 // publications are the port mappings as ranges, neighbours joined: a range of
-// thousands comes as as many entries. One that is given twice counts once.
-func (c *config) publications() (out []ctl.PublishRequest, err error) {
+// thousands comes as as many entries. One that is given twice counts once. One
+// that fastbr cannot publish yet is left out, with a note for the user: the pod is
+// more than that port.
+func (c *config) publications() (out []ctl.PublishRequest, notes []string, err error) {
 	seen := map[ctl.PublishRequest]bool{}
 	for _, m := range c.Runtime.PortMappings {
 		r, err := m.publication()
+		if errors.Is(err, errLater) {
+			notes = append(notes, err.Error())
+			continue
+		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if r.First == 0 || seen[r] {
 			continue
@@ -231,8 +238,11 @@ func (c *config) publications() (out []ctl.PublishRequest, err error) {
 		}
 		out = append(out, r)
 	}
-	return out, nil
+	return out, notes, nil
 }
+
+// errLater marks a port mapping that is right, and that fastbr cannot publish.
+var errLater = errors.New("fastbr publishes TCP and UDP on IPv4 addresses")
 
 // publication is zero for a mapping without a host port, which asks for nothing.
 func (m portMapping) publication() (r ctl.PublishRequest, err error) {
@@ -246,6 +256,10 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	if r.Proto == "" {
 		r.Proto = "tcp"
 	}
+	later := fmt.Errorf("port mapping %s:%d/%s is not there: %w", m.HostIP, m.HostPort, r.Proto, errLater)
+	if r.Proto == "sctp" {
+		return r, later
+	}
 	if r.Proto != "tcp" && r.Proto != "udp" {
 		return r, unsupported("portMappings.protocol", m.Protocol)
 	}
@@ -256,7 +270,7 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 		return r, invalid(fmt.Sprintf("port mapping: address %q is none", m.HostIP))
 	}
 	if !r.HostIP.Is4() {
-		return r, unsupported("portMappings.hostIP", m.HostIP)
+		return r, later
 	}
 	if r.HostIP.IsUnspecified() {
 		r.HostIP = netip.Addr{}

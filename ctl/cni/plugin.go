@@ -66,9 +66,12 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 	if err := errors.Join(conf.check(), checkNetns(args)); err != nil {
 		return err
 	}
-	r, err := conf.request(args)
+	r, notes, err := conf.request(args)
 	if err != nil {
 		return err
+	}
+	for _, note := range notes {
+		fmt.Fprintln(os.Stderr, "fastbr:", note)
 	}
 	var l lease
 	if !conf.own() {
@@ -107,20 +110,21 @@ func checkNetns(args *skel.CmdArgs) error {
 }
 
 // request is the attachment without what an IPAM plugin decides.
-func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, err error) {
+// notes are for the user.
+func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []string, err error) {
 	o := c.owner(args)
 	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
 		Slow: c.Slow, Hairpin: c.HairpinMode || c.PromiscMode, Bandwidth: c.bandwidth(), Owner: &o}
 	if r.MAC, err = c.mac(); err != nil {
-		return r, err
+		return r, nil, err
 	}
-	if r.Publish, err = c.publications(); err != nil {
-		return r, err
+	if r.Publish, notes, err = c.publications(); err != nil {
+		return r, nil, err
 	}
 	if c.own() {
 		r.IP, err = c.ip()
 	}
-	return r, err
+	return r, notes, err
 }
 
 // network is the fastbr network that a bridge's configuration describes. A
@@ -189,7 +193,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
 	}
 	want := ctl.Expectation{Target: args.Netns, Routes: destinations(prev.Routes), Bandwidth: conf.bandwidth()}
-	if want.Publish, err = conf.publications(); err != nil {
+	if want.Publish, _, err = conf.publications(); err != nil {
 		return err
 	}
 	res, err := c.Verify(p.ctx, conf.owner(args), want)
