@@ -71,7 +71,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	for _, note := range notes {
-		fmt.Fprintln(os.Stderr, "fastbr:", note)
+		fmt.Fprintln(p.opts.Messages, "fastbr:", note)
 	}
 	var l lease
 	if !conf.own() {
