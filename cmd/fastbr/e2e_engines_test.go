@@ -228,3 +228,28 @@ func TestE2ERoutedStaysRouted(t *testing.T) {
 	}
 	assertPeers(t, udp, c1.Addr)
 }
+
+// TestE2EDockerOrphan: serve is away while dockerd removes a container. The next
+// command finds the device that has come back, and the port is free.
+func TestE2EDockerOrphan(t *testing.T) {
+	t.Parallel()
+	r := newReplay(t, e2eModes()[0], 2)
+	r.createNetwork(t)
+	e, c := endpointID("1"), r.Containers[0]
+	src := r.join(t, e, c, "10.77.0.2/24", "")
+	r.call(t, "ProgramExternalConnectivity", r.with(e, portMap(fields{"Proto": 6, "Port": 80, "HostPort": 8080})))
+	r.join(t, endpointID("2"), r.Containers[1], "10.77.0.3/24", "")
+	_ = r.serve.Process.Kill()
+	_ = r.serve.Wait()
+	r.serve = nil
+	r.ip(t, c, "link", "set", "eth0", "down")
+	r.ip(t, c, "link", "set", "eth0", "name", src)
+	r.ip(t, c, "link", "set", src, "netns", r.Host.Name)
+	r.must(t, "flows", "flush")
+	if out := r.must(t, "publish", "ls", "-o", "json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("still published: %s", out)
+	}
+	if left := r.ports(t); len(left) != 2 { // the other container, and eth0
+		t.Errorf("ports %v", left)
+	}
+}
