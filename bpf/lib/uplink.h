@@ -69,9 +69,9 @@ static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fb
 	return p->frag ? sum != FBR_SUM_DONE : sum == FBR_SUM_BAD;
 }
 
-/* The same of a container whose network is not translated: it leaves as it is,
- * unless it answers a published port, which a client has reached by an address of
- * the host's.
+/* A packet leaving by an uplink from a container whose network is not translated: it
+ * leaves as it is, unless it answers a published port, which a client has reached by
+ * an address of the host's.
  */
 static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 						      const struct fbr_pkt *p,
