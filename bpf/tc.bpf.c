@@ -317,9 +317,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		   pkt.saddr != pkt.daddr && /* a hairpin's sessions are not for outside */
 		   (fbr_in_range(c, pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
-		why = fbr_unsnat(skb, &pkt, &k);
-		if (why == FBR_FOREIGN && fbr_admit(skb, &pkt, u, &k))
-			why = fbr_unsnat(skb, &pkt, &k);
+		why = fbr_unsnat_first(skb, &pkt, u, &k);
 	}
 	if (why == FBR_NONE)
 		goto host;
@@ -561,7 +559,8 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 	__u32 slot = w->slot++;
 	struct fbr_session *s = fbr_sess_get(slot);
 
-	if (s && (!w->ifindex || s->pif == w->ifindex) && fbr_sess_claim(s, fbr_sess_state(s))) {
+	if (s && (!w->ifindex || s->pif == w->ifindex || s->payer == w->ifindex) &&
+	    fbr_sess_claim(s, fbr_sess_state(s))) {
 		fbr_sess_free(slot);
 		w->n++;
 	}

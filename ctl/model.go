@@ -105,8 +105,8 @@ type Snapshot struct {
 
 // NATView is the instance-wide part of a Snapshot.
 type NATView struct {
-	Flows, FlowsMax                           uint32
-	PortOverloads, PortRemaps, PortsReclaimed uint64
+	Flows, FlowsMax                                       uint32
+	PortOverloads, PortRemaps, PortsReclaimed, EarlyDrops uint64
 	// PortTries[i] allocations looked at i+1 external ports; PortsNotFound at more,
 	// or found none.
 	PortTries     []uint64

@@ -284,7 +284,7 @@ func (c *Controller) Snapshot(ctx context.Context) (snap Snapshot, err error) {
 			return fmt.Errorf("reading the NAT figures: %w", err)
 		}
 		snap.NAT = NATView{Flows: nat.Flows, FlowsMax: nat.FlowsMax, PortOverloads: nat.PortOverloads,
-			PortRemaps: nat.PortRemaps, PortsReclaimed: nat.PortsReclaimed,
+			PortRemaps: nat.PortRemaps, PortsReclaimed: nat.PortsReclaimed, EarlyDrops: nat.EarlyDrops,
 			PortTries: nat.PortTries, PortsNotFound: nat.PortsNotFound, Refused: map[string]uint64{}}
 		for reason, v := range nat.Refused {
 			snap.NAT.Refused[string(reason)] = v

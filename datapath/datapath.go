@@ -28,7 +28,7 @@ const (
 	// schema orders the layouts of the pinned maps (layout.go).
 	schema = uint32(tcFbrSchemaFBR_SCHEMA)
 
-	// DefaultFlowsMax takes about 72 MB of kernel memory; FlowsMaxLimit what
+	// DefaultFlowsMax takes about 75 MB of kernel memory; FlowsMaxLimit what
 	// the slot numbers of the maps can count.
 	DefaultFlowsMax = 131072
 	FlowsMaxLimit   = 1 << 22
@@ -187,14 +187,16 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 // sizes are the max_entries that bpf/lib/maps.h leaves to Go.
 func sizes(meta tcFbrMeta) map[string]uint32 {
 	return map[string]uint32{
-		tcMapFbrFlow:   2 * meta.FlowsMax,
-		tcMapFbrFlowOf: 2 * meta.FlowsMax,
-		tcMapFbrNear:   nearSize(meta),
-		tcMapFbrSess:   meta.FlowsMax,
-		tcMapFbrFree:   meta.FlowsMax,
-		tcMapFbrClosed: meta.FlowsMax,
-		tcMapFbrPeer:   meta.FlowsMax,
-		tcMapFbrBind:   min(meta.FlowsMax, classes*65536),
+		tcMapFbrFlow:    2 * meta.FlowsMax,
+		tcMapFbrFlowOf:  2 * meta.FlowsMax,
+		tcMapFbrNear:    nearSize(meta),
+		tcMapFbrSess:    meta.FlowsMax,
+		tcMapFbrFree:    meta.FlowsMax,
+		tcMapFbrClosed:  meta.FlowsMax,
+		tcMapFbrDoubted: meta.FlowsMax,
+		tcMapFbrWaiting: meta.FlowsMax,
+		tcMapFbrPeer:    meta.FlowsMax,
+		tcMapFbrBind:    min(meta.FlowsMax, classes*65536),
 	}
 }
 
@@ -219,6 +221,7 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		// One container must leave a fifth to the others.
 		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
 		v.CfgHalfQuota.Set(max(1, (meta.FlowsMax-meta.FlowsMax/5)/4)),
+		v.CfgWaitingMax.Set(max(1, meta.FlowsMax/8)),
 		v.CfgFibSrc.Set(fib),
 		v.CfgConntrack.Set(probeConntrack() == nil),
 		v.CfgEpoch.Set(meta.Epoch),

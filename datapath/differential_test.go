@@ -91,6 +91,7 @@ func (e *encounters) add(w *walk) {
 	e.counters.Overloads += c.Overloads
 	e.counters.Remaps += c.Remaps
 	e.counters.Reclaimed += c.Reclaimed
+	e.counters.DroppedEarly += c.DroppedEarly
 	for i, n := range c.Tries {
 		e.counters.Tries[i] += n
 	}
@@ -109,11 +110,12 @@ func (e *encounters) check(t *testing.T) {
 			t.Errorf("no walk has met %q", what)
 		}
 	}
-	const every = nm.Replied | nm.Acked | nm.FinOut | nm.FinIn | nm.Reset | nm.Shared | nm.OfHost | nm.Inbound | nm.OutOnly | nm.Contacted | nm.HalfOpen
+	const every = nm.Replied | nm.Assured | nm.FinOut | nm.FinIn | nm.Reset | nm.Shared | nm.OfHost | nm.Inbound | nm.OutOnly | nm.Contacted | nm.HalfOpen |
+		nm.Waiting | nm.ResetIn
 	if e.bits != every {
 		t.Errorf("sessions had the bits %x, want %x", e.bits, every)
 	}
-	if e.counters.Overloads == 0 || e.counters.Remaps == 0 || e.counters.Reclaimed == 0 || e.counters.Tries[0] == 0 || e.counters.Tries[2] == 0 {
+	if e.counters.Overloads == 0 || e.counters.Remaps == 0 || e.counters.Reclaimed == 0 || e.counters.DroppedEarly == 0 || e.counters.Tries[0] == 0 || e.counters.Tries[2] == 0 {
 		t.Errorf("%+v", e.counters)
 	}
 	t.Logf("%v %+v", e.seen, e.counters)

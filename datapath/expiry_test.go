@@ -40,7 +40,7 @@ func TestSessionsEndOnTime(t *testing.T) {
 		"dns answered":    {dns, []testutil.Frame{dns}, 20},
 		"echo":            {s["echo"], []testutil.Frame{s["echo"]}, 60},
 		"tcp opening":     {back(tcp, syn), []testutil.Frame{back(tcp, synAck)}, 240},
-		"tcp established": {tcp, []testutil.Frame{back(tcp, plain)}, 86400},
+		"tcp established": {tcp, []testutil.Frame{back(tcp, plain)}, 432000},
 		"tcp half closed": {tcp, []testutil.Frame{back(tcp, fin)}, 7440},
 		"tcp reset":       {tcp, []testutil.Frame{back(tcp, plain), back(tcp, func(s *testutil.TCP) { s.RST = true })}, 240},
 	} {

@@ -3,6 +3,8 @@ package datapath
 import (
 	"encoding/binary"
 	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
 )
 
 // Offsets in an untagged frame without IP options.
@@ -13,9 +15,14 @@ const (
 	offFlags  = 47
 )
 
+// putLen changes a length field. The header's checksum stays right: it is not what
+// the packet is judged by.
 func putLen(off int, change int) func([]byte) []byte {
 	return func(b []byte) []byte {
 		binary.BigEndian.PutUint16(b[off:], uint16(int(binary.BigEndian.Uint16(b[off:]))+change))
+		ip := b[14:34]
+		copy(ip[10:], []byte{0, 0})
+		binary.BigEndian.PutUint16(ip[10:], ^testutil.Sum(0, ip))
 		return b
 	}
 }

@@ -203,7 +203,9 @@ type injectedFbrSession struct {
 	State   uint32
 	Bits    uint32
 	Pif     uint32
+	Payer   uint32
 	Queued  uint32
+	Isn     uint32
 	CheckAt uint64
 }
 
@@ -224,12 +226,14 @@ type injectedFbrSock struct {
 type injectedFbrState struct {
 	_            structs.HostLayout
 	Live         uint64
+	Waiting      uint64
 	Fresh        uint64
 	Hand         uint64
 	Tick         uint64
 	Overloads    uint64
 	Remaps       uint64
 	Reclaimed    uint64
+	DroppedEarly uint64
 	RefusedFull  uint64
 	RefusedQuota uint64
 	Tries        [9]uint64
@@ -255,6 +259,12 @@ type injectedFbrStats struct {
 	}
 }
 
+type injectedFbrWait struct {
+	_     structs.HostLayout
+	Slot  uint32
+	State uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -263,6 +273,7 @@ const (
 	injectedMapFbrClosed         = "fbr_closed"
 	injectedMapFbrConf           = "fbr_conf"
 	injectedMapFbrDevs           = "fbr_devs"
+	injectedMapFbrDoubted        = "fbr_doubted"
 	injectedMapFbrDrops          = "fbr_drops"
 	injectedMapFbrFdb            = "fbr_fdb"
 	injectedMapFbrFdbNear        = "fbr_fdb_near"
@@ -290,6 +301,7 @@ const (
 	injectedMapFbrState          = "fbr_state"
 	injectedMapFbrStats          = "fbr_stats"
 	injectedMapFbrTold           = "fbr_told"
+	injectedMapFbrWaiting        = "fbr_waiting"
 	injectedProgFbrBind4         = "fbr_bind4"
 	injectedProgFbrBind6         = "fbr_bind6"
 	injectedProgFbrConnect4      = "fbr_connect4"
@@ -330,9 +342,12 @@ const (
 	injectedVarCfgToTcpClosing   = "cfg_to_tcp_closing"
 	injectedVarCfgToTcpHalf      = "cfg_to_tcp_half"
 	injectedVarCfgToTcpOpen      = "cfg_to_tcp_open"
+	injectedVarCfgToTcpWaiting   = "cfg_to_tcp_waiting"
 	injectedVarCfgToUdp          = "cfg_to_udp"
+	injectedVarCfgToUdpDns       = "cfg_to_udp_dns"
 	injectedVarCfgToUdpOneway    = "cfg_to_udp_oneway"
-	injectedVarCfgToUdpWellknown = "cfg_to_udp_wellknown"
+	injectedVarCfgToUdpWaiting   = "cfg_to_udp_waiting"
+	injectedVarCfgWaitingMax     = "cfg_waiting_max"
 )
 
 // loadInjected returns the embedded CollectionSpec for injected.
@@ -410,6 +425,7 @@ type injectedMapSpecs struct {
 	FbrClosed   *ebpf.MapSpec `ebpf:"fbr_closed"`
 	FbrConf     *ebpf.MapSpec `ebpf:"fbr_conf"`
 	FbrDevs     *ebpf.MapSpec `ebpf:"fbr_devs"`
+	FbrDoubted  *ebpf.MapSpec `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
 	FbrFdbNear  *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
@@ -437,32 +453,36 @@ type injectedMapSpecs struct {
 	FbrState    *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
+	FbrWaiting  *ebpf.MapSpec `ebpf:"fbr_waiting"`
 }
 
 // injectedVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injectedVariableSpecs struct {
-	CfgConntrack      *ebpf.VariableSpec `ebpf:"cfg_conntrack"`
-	CfgEpoch          *ebpf.VariableSpec `ebpf:"cfg_epoch"`
-	CfgFibSrc         *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
-	CfgFlowsMax       *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
-	CfgFlowsQuota     *ebpf.VariableSpec `ebpf:"cfg_flows_quota"`
-	CfgHalfQuota      *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
-	CfgHz             *ebpf.VariableSpec `ebpf:"cfg_hz"`
-	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
-	CfgNearMask       *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
-	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
-	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
-	CfgToHold         *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
-	CfgToIcmp         *ebpf.VariableSpec `ebpf:"cfg_to_icmp"`
-	CfgToTcp          *ebpf.VariableSpec `ebpf:"cfg_to_tcp"`
-	CfgToTcpClosing   *ebpf.VariableSpec `ebpf:"cfg_to_tcp_closing"`
-	CfgToTcpHalf      *ebpf.VariableSpec `ebpf:"cfg_to_tcp_half"`
-	CfgToTcpOpen      *ebpf.VariableSpec `ebpf:"cfg_to_tcp_open"`
-	CfgToUdp          *ebpf.VariableSpec `ebpf:"cfg_to_udp"`
-	CfgToUdpOneway    *ebpf.VariableSpec `ebpf:"cfg_to_udp_oneway"`
-	CfgToUdpWellknown *ebpf.VariableSpec `ebpf:"cfg_to_udp_wellknown"`
+	CfgConntrack    *ebpf.VariableSpec `ebpf:"cfg_conntrack"`
+	CfgEpoch        *ebpf.VariableSpec `ebpf:"cfg_epoch"`
+	CfgFibSrc       *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
+	CfgFlowsMax     *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
+	CfgFlowsQuota   *ebpf.VariableSpec `ebpf:"cfg_flows_quota"`
+	CfgHalfQuota    *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
+	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgMark         *ebpf.VariableSpec `ebpf:"cfg_mark"`
+	CfgNearMask     *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
+	CfgNetns        *ebpf.VariableSpec `ebpf:"cfg_netns"`
+	CfgPortsQuota   *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
+	CfgToHold       *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
+	CfgToIcmp       *ebpf.VariableSpec `ebpf:"cfg_to_icmp"`
+	CfgToTcp        *ebpf.VariableSpec `ebpf:"cfg_to_tcp"`
+	CfgToTcpClosing *ebpf.VariableSpec `ebpf:"cfg_to_tcp_closing"`
+	CfgToTcpHalf    *ebpf.VariableSpec `ebpf:"cfg_to_tcp_half"`
+	CfgToTcpOpen    *ebpf.VariableSpec `ebpf:"cfg_to_tcp_open"`
+	CfgToTcpWaiting *ebpf.VariableSpec `ebpf:"cfg_to_tcp_waiting"`
+	CfgToUdp        *ebpf.VariableSpec `ebpf:"cfg_to_udp"`
+	CfgToUdpDns     *ebpf.VariableSpec `ebpf:"cfg_to_udp_dns"`
+	CfgToUdpOneway  *ebpf.VariableSpec `ebpf:"cfg_to_udp_oneway"`
+	CfgToUdpWaiting *ebpf.VariableSpec `ebpf:"cfg_to_udp_waiting"`
+	CfgWaitingMax   *ebpf.VariableSpec `ebpf:"cfg_waiting_max"`
 }
 
 // injectedObjects contains all objects after they have been loaded into the kernel.
@@ -489,6 +509,7 @@ type injectedMaps struct {
 	FbrClosed   *ebpf.Map `ebpf:"fbr_closed"`
 	FbrConf     *ebpf.Map `ebpf:"fbr_conf"`
 	FbrDevs     *ebpf.Map `ebpf:"fbr_devs"`
+	FbrDoubted  *ebpf.Map `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
 	FbrFdbNear  *ebpf.Map `ebpf:"fbr_fdb_near"`
@@ -516,6 +537,7 @@ type injectedMaps struct {
 	FbrState    *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
+	FbrWaiting  *ebpf.Map `ebpf:"fbr_waiting"`
 }
 
 func (m *injectedMaps) Close() error {
@@ -524,6 +546,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrClosed,
 		m.FbrConf,
 		m.FbrDevs,
+		m.FbrDoubted,
 		m.FbrDrops,
 		m.FbrFdb,
 		m.FbrFdbNear,
@@ -551,6 +574,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrState,
 		m.FbrStats,
 		m.FbrTold,
+		m.FbrWaiting,
 	)
 }
 
@@ -558,26 +582,29 @@ func (m *injectedMaps) Close() error {
 //
 // It can be passed to loadInjectedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type injectedVariables struct {
-	CfgConntrack      *ebpf.Variable `ebpf:"cfg_conntrack"`
-	CfgEpoch          *ebpf.Variable `ebpf:"cfg_epoch"`
-	CfgFibSrc         *ebpf.Variable `ebpf:"cfg_fib_src"`
-	CfgFlowsMax       *ebpf.Variable `ebpf:"cfg_flows_max"`
-	CfgFlowsQuota     *ebpf.Variable `ebpf:"cfg_flows_quota"`
-	CfgHalfQuota      *ebpf.Variable `ebpf:"cfg_half_quota"`
-	CfgHz             *ebpf.Variable `ebpf:"cfg_hz"`
-	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
-	CfgNearMask       *ebpf.Variable `ebpf:"cfg_near_mask"`
-	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
-	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`
-	CfgToHold         *ebpf.Variable `ebpf:"cfg_to_hold"`
-	CfgToIcmp         *ebpf.Variable `ebpf:"cfg_to_icmp"`
-	CfgToTcp          *ebpf.Variable `ebpf:"cfg_to_tcp"`
-	CfgToTcpClosing   *ebpf.Variable `ebpf:"cfg_to_tcp_closing"`
-	CfgToTcpHalf      *ebpf.Variable `ebpf:"cfg_to_tcp_half"`
-	CfgToTcpOpen      *ebpf.Variable `ebpf:"cfg_to_tcp_open"`
-	CfgToUdp          *ebpf.Variable `ebpf:"cfg_to_udp"`
-	CfgToUdpOneway    *ebpf.Variable `ebpf:"cfg_to_udp_oneway"`
-	CfgToUdpWellknown *ebpf.Variable `ebpf:"cfg_to_udp_wellknown"`
+	CfgConntrack    *ebpf.Variable `ebpf:"cfg_conntrack"`
+	CfgEpoch        *ebpf.Variable `ebpf:"cfg_epoch"`
+	CfgFibSrc       *ebpf.Variable `ebpf:"cfg_fib_src"`
+	CfgFlowsMax     *ebpf.Variable `ebpf:"cfg_flows_max"`
+	CfgFlowsQuota   *ebpf.Variable `ebpf:"cfg_flows_quota"`
+	CfgHalfQuota    *ebpf.Variable `ebpf:"cfg_half_quota"`
+	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgMark         *ebpf.Variable `ebpf:"cfg_mark"`
+	CfgNearMask     *ebpf.Variable `ebpf:"cfg_near_mask"`
+	CfgNetns        *ebpf.Variable `ebpf:"cfg_netns"`
+	CfgPortsQuota   *ebpf.Variable `ebpf:"cfg_ports_quota"`
+	CfgToHold       *ebpf.Variable `ebpf:"cfg_to_hold"`
+	CfgToIcmp       *ebpf.Variable `ebpf:"cfg_to_icmp"`
+	CfgToTcp        *ebpf.Variable `ebpf:"cfg_to_tcp"`
+	CfgToTcpClosing *ebpf.Variable `ebpf:"cfg_to_tcp_closing"`
+	CfgToTcpHalf    *ebpf.Variable `ebpf:"cfg_to_tcp_half"`
+	CfgToTcpOpen    *ebpf.Variable `ebpf:"cfg_to_tcp_open"`
+	CfgToTcpWaiting *ebpf.Variable `ebpf:"cfg_to_tcp_waiting"`
+	CfgToUdp        *ebpf.Variable `ebpf:"cfg_to_udp"`
+	CfgToUdpDns     *ebpf.Variable `ebpf:"cfg_to_udp_dns"`
+	CfgToUdpOneway  *ebpf.Variable `ebpf:"cfg_to_udp_oneway"`
+	CfgToUdpWaiting *ebpf.Variable `ebpf:"cfg_to_udp_waiting"`
+	CfgWaitingMax   *ebpf.Variable `ebpf:"cfg_waiting_max"`
 }
 
 // injectedPrograms contains all programs after they have been loaded into the kernel.

@@ -114,6 +114,7 @@ type NATStats struct {
 	PortOverloads   uint64 // external ports shared because none was free
 	PortRemaps      uint64 // flows that got another port because the host or a neighbour has theirs
 	PortsReclaimed  uint64 // closed mappings given up early because ports or slots ran short
+	EarlyDrops      uint64 // flows begun outside that were given up before they were assured
 	// PortTries[i] allocations looked at i+1 external ports until one would do;
 	// PortsNotFound looked at more, or found none.
 	PortTries     []uint64

@@ -24,6 +24,7 @@ func (d *Datapath) NATStats() (NATStats, error) {
 		PortOverloads:  st.Overloads,
 		PortRemaps:     st.Remaps,
 		PortsReclaimed: st.Reclaimed,
+		EarlyDrops:     st.DroppedEarly,
 		PortTries:      st.Tries[1:],
 		PortsNotFound:  st.Tries[0],
 		Refused:        map[Reason]uint64{"nat_full": st.RefusedFull, "quota": st.RefusedQuota},
@@ -154,7 +155,9 @@ const (
 const (
 	bothFIN  = tcFbrSessBitsFBR_S_FIN_IN | tcFbrSessBitsFBR_S_FIN_OUT
 	answered = tcFbrSessBitsFBR_S_REPLIED
-	open     = tcFbrSessBitsFBR_S_REPLIED | tcFbrSessBitsFBR_S_ACKED
+	assured  = tcFbrSessBitsFBR_S_ASSURED
+	open     = answered | assured
+	resets   = tcFbrSessBitsFBR_S_RST | tcFbrSessBitsFBR_S_RST_IN
 )
 
 func stateName(s tcFbrSession) string {
@@ -163,7 +166,7 @@ func stateName(s tcFbrSession) string {
 		return "replied"
 	case s.Fwd.Proto != unix.IPPROTO_TCP:
 		return "unreplied"
-	case s.Bits&tcFbrSessBitsFBR_S_RST != 0, s.Bits&bothFIN == bothFIN:
+	case s.Bits&resets != 0, s.Bits&bothFIN == bothFIN:
 		return "closed"
 	case s.Bits&bothFIN != 0:
 		return "closing"
@@ -177,9 +180,12 @@ func stateName(s tcFbrSession) string {
 // timeout is fbr_timeout of bpf/lib/session.h, in seconds.
 func timeout(s tcFbrSession) (uint32, error) {
 	name := ""
+	inbound := s.Bits&tcFbrSessBitsFBR_S_INBOUND != 0
 	switch state := stateName(s); {
 	case state == "closed":
 		name = tcVarCfgToTcpClosing
+	case s.Fwd.Proto == unix.IPPROTO_TCP && s.Bits&open != open && inbound:
+		name = tcVarCfgToTcpWaiting
 	case s.Fwd.Proto == unix.IPPROTO_TCP && s.Bits&open != open:
 		name = tcVarCfgToTcpOpen
 	case state == "closing":
@@ -188,10 +194,14 @@ func timeout(s tcFbrSession) (uint32, error) {
 		name = tcVarCfgToTcp
 	case s.Fwd.Proto == unix.IPPROTO_ICMP:
 		name = tcVarCfgToIcmp
-	case s.Bits&answered == 0:
+	case s.Bits&assured != 0:
+		name = tcVarCfgToUdp
+	case s.Bits&answered == 0 && inbound:
+		name = tcVarCfgToUdpWaiting
+	case s.Bits&answered == 0 || inbound:
 		name = tcVarCfgToUdpOneway
-	case addrPort(0, s.Fwd.Dport).Port() < 1024:
-		name = tcVarCfgToUdpWellknown
+	case addrPort(0, s.Fwd.Dport).Port() == 53:
+		name = tcVarCfgToUdpDns
 	default:
 		name = tcVarCfgToUdp
 	}

@@ -47,7 +47,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 		Sessions: map[int]nm.Session{}, Binds: map[nm.Tuple]int{}, Peers: map[nm.Tuple]int{}, Usage: map[int]nm.Usage{},
 		Counters: nm.Counters{
 			Overloads: st.Overloads, Remaps: st.Remaps, Reclaimed: st.Reclaimed, RefusedFull: st.RefusedFull, RefusedQuota: st.RefusedQuota,
-			Tries: st.Tries, Live: int(st.Live),
+			Tries: st.Tries, Live: int(st.Live), Waiting: int(st.Waiting), DroppedEarly: st.DroppedEarly,
 		},
 	}
 	entries := all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax)

@@ -268,7 +268,7 @@ type tcFbrSessBits uint32
 
 const (
 	tcFbrSessBitsFBR_S_REPLIED   tcFbrSessBits = 2
-	tcFbrSessBitsFBR_S_ACKED     tcFbrSessBits = 4
+	tcFbrSessBitsFBR_S_ASSURED   tcFbrSessBits = 4
 	tcFbrSessBitsFBR_S_FIN_OUT   tcFbrSessBits = 8
 	tcFbrSessBitsFBR_S_FIN_IN    tcFbrSessBits = 16
 	tcFbrSessBitsFBR_S_RST       tcFbrSessBits = 32
@@ -279,6 +279,8 @@ const (
 	tcFbrSessBitsFBR_S_PEER      tcFbrSessBits = 2048
 	tcFbrSessBitsFBR_S_HALF      tcFbrSessBits = 4096
 	tcFbrSessBitsFBR_S_PUBLISHED tcFbrSessBits = 8192
+	tcFbrSessBitsFBR_S_WAITING   tcFbrSessBits = 16384
+	tcFbrSessBitsFBR_S_RST_IN    tcFbrSessBits = 32768
 )
 
 type tcFbrSession struct {
@@ -290,7 +292,9 @@ type tcFbrSession struct {
 	State   uint32
 	Bits    tcFbrSessBits
 	Pif     uint32
+	Payer   uint32
 	Queued  uint32
+	Isn     uint32
 	CheckAt uint64
 }
 
@@ -311,12 +315,14 @@ type tcFbrSock struct {
 type tcFbrState struct {
 	_            structs.HostLayout
 	Live         uint64
+	Waiting      uint64
 	Fresh        uint64
 	Hand         uint64
 	Tick         uint64
 	Overloads    uint64
 	Remaps       uint64
 	Reclaimed    uint64
+	DroppedEarly uint64
 	RefusedFull  uint64
 	RefusedQuota uint64
 	Tries        [9]uint64
@@ -342,82 +348,93 @@ type tcFbrStats struct {
 	}
 }
 
+type tcFbrWait struct {
+	_     structs.HostLayout
+	Slot  uint32
+	State uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcMapFbrBind           = "fbr_bind"
-	tcMapFbrClosed         = "fbr_closed"
-	tcMapFbrConf           = "fbr_conf"
-	tcMapFbrDevs           = "fbr_devs"
-	tcMapFbrDrops          = "fbr_drops"
-	tcMapFbrFdb            = "fbr_fdb"
-	tcMapFbrFdbNear        = "fbr_fdb_near"
-	tcMapFbrFlow           = "fbr_flow"
-	tcMapFbrFlowOf         = "fbr_flow_of"
-	tcMapFbrFrag           = "fbr_frag"
-	tcMapFbrFragId         = "fbr_frag_id"
-	tcMapFbrFragSlot       = "fbr_frag_slot"
-	tcMapFbrFragVia        = "fbr_frag_via"
-	tcMapFbrFree           = "fbr_free"
-	tcMapFbrHair           = "fbr_hair"
-	tcMapFbrHosts          = "fbr_hosts"
-	tcMapFbrLocal          = "fbr_local"
-	tcMapFbrMeta           = "fbr_meta"
-	tcMapFbrNear           = "fbr_near"
-	tcMapFbrNets           = "fbr_nets"
-	tcMapFbrNport          = "fbr_nport"
-	tcMapFbrPeer           = "fbr_peer"
-	tcMapFbrPool           = "fbr_pool"
-	tcMapFbrPub            = "fbr_pub"
-	tcMapFbrPubOf          = "fbr_pub_of"
-	tcMapFbrQuota          = "fbr_quota"
-	tcMapFbrSess           = "fbr_sess"
-	tcMapFbrState          = "fbr_state"
-	tcMapFbrStats          = "fbr_stats"
-	tcMapFbrTold           = "fbr_told"
-	tcProgFbrBind4         = "fbr_bind4"
-	tcProgFbrBind6         = "fbr_bind6"
-	tcProgFbrConnect4      = "fbr_connect4"
-	tcProgFbrConnect6      = "fbr_connect6"
-	tcProgFbrControl       = "fbr_control"
-	tcProgFbrDefrag        = "fbr_defrag"
-	tcProgFbrEndTcp        = "fbr_end_tcp"
-	tcProgFbrEndUdp        = "fbr_end_udp"
-	tcProgFbrFragIn        = "fbr_frag_in"
-	tcProgFbrGetpeername4  = "fbr_getpeername4"
-	tcProgFbrGetpeername6  = "fbr_getpeername6"
-	tcProgFbrGuard         = "fbr_guard"
-	tcProgFbrPortIn        = "fbr_port_in"
-	tcProgFbrPortOut       = "fbr_port_out"
-	tcProgFbrRecvmsg4      = "fbr_recvmsg4"
-	tcProgFbrRecvmsg6      = "fbr_recvmsg6"
-	tcProgFbrSendmsg4      = "fbr_sendmsg4"
-	tcProgFbrTunIn         = "fbr_tun_in"
-	tcProgFbrTunOut        = "fbr_tun_out"
-	tcProgFbrUplinkIn      = "fbr_uplink_in"
-	tcProgFbrUplinkOut     = "fbr_uplink_out"
-	tcProgFbrUplinkXdp     = "fbr_uplink_xdp"
-	tcVarCfgConntrack      = "cfg_conntrack"
-	tcVarCfgEpoch          = "cfg_epoch"
-	tcVarCfgFibSrc         = "cfg_fib_src"
-	tcVarCfgFlowsMax       = "cfg_flows_max"
-	tcVarCfgFlowsQuota     = "cfg_flows_quota"
-	tcVarCfgHalfQuota      = "cfg_half_quota"
-	tcVarCfgHz             = "cfg_hz"
-	tcVarCfgMark           = "cfg_mark"
-	tcVarCfgNearMask       = "cfg_near_mask"
-	tcVarCfgNetns          = "cfg_netns"
-	tcVarCfgPortsQuota     = "cfg_ports_quota"
-	tcVarCfgToHold         = "cfg_to_hold"
-	tcVarCfgToIcmp         = "cfg_to_icmp"
-	tcVarCfgToTcp          = "cfg_to_tcp"
-	tcVarCfgToTcpClosing   = "cfg_to_tcp_closing"
-	tcVarCfgToTcpHalf      = "cfg_to_tcp_half"
-	tcVarCfgToTcpOpen      = "cfg_to_tcp_open"
-	tcVarCfgToUdp          = "cfg_to_udp"
-	tcVarCfgToUdpOneway    = "cfg_to_udp_oneway"
-	tcVarCfgToUdpWellknown = "cfg_to_udp_wellknown"
+	tcMapFbrBind          = "fbr_bind"
+	tcMapFbrClosed        = "fbr_closed"
+	tcMapFbrConf          = "fbr_conf"
+	tcMapFbrDevs          = "fbr_devs"
+	tcMapFbrDoubted       = "fbr_doubted"
+	tcMapFbrDrops         = "fbr_drops"
+	tcMapFbrFdb           = "fbr_fdb"
+	tcMapFbrFdbNear       = "fbr_fdb_near"
+	tcMapFbrFlow          = "fbr_flow"
+	tcMapFbrFlowOf        = "fbr_flow_of"
+	tcMapFbrFrag          = "fbr_frag"
+	tcMapFbrFragId        = "fbr_frag_id"
+	tcMapFbrFragSlot      = "fbr_frag_slot"
+	tcMapFbrFragVia       = "fbr_frag_via"
+	tcMapFbrFree          = "fbr_free"
+	tcMapFbrHair          = "fbr_hair"
+	tcMapFbrHosts         = "fbr_hosts"
+	tcMapFbrLocal         = "fbr_local"
+	tcMapFbrMeta          = "fbr_meta"
+	tcMapFbrNear          = "fbr_near"
+	tcMapFbrNets          = "fbr_nets"
+	tcMapFbrNport         = "fbr_nport"
+	tcMapFbrPeer          = "fbr_peer"
+	tcMapFbrPool          = "fbr_pool"
+	tcMapFbrPub           = "fbr_pub"
+	tcMapFbrPubOf         = "fbr_pub_of"
+	tcMapFbrQuota         = "fbr_quota"
+	tcMapFbrSess          = "fbr_sess"
+	tcMapFbrState         = "fbr_state"
+	tcMapFbrStats         = "fbr_stats"
+	tcMapFbrTold          = "fbr_told"
+	tcMapFbrWaiting       = "fbr_waiting"
+	tcProgFbrBind4        = "fbr_bind4"
+	tcProgFbrBind6        = "fbr_bind6"
+	tcProgFbrConnect4     = "fbr_connect4"
+	tcProgFbrConnect6     = "fbr_connect6"
+	tcProgFbrControl      = "fbr_control"
+	tcProgFbrDefrag       = "fbr_defrag"
+	tcProgFbrEndTcp       = "fbr_end_tcp"
+	tcProgFbrEndUdp       = "fbr_end_udp"
+	tcProgFbrFragIn       = "fbr_frag_in"
+	tcProgFbrGetpeername4 = "fbr_getpeername4"
+	tcProgFbrGetpeername6 = "fbr_getpeername6"
+	tcProgFbrGuard        = "fbr_guard"
+	tcProgFbrPortIn       = "fbr_port_in"
+	tcProgFbrPortOut      = "fbr_port_out"
+	tcProgFbrRecvmsg4     = "fbr_recvmsg4"
+	tcProgFbrRecvmsg6     = "fbr_recvmsg6"
+	tcProgFbrSendmsg4     = "fbr_sendmsg4"
+	tcProgFbrTunIn        = "fbr_tun_in"
+	tcProgFbrTunOut       = "fbr_tun_out"
+	tcProgFbrUplinkIn     = "fbr_uplink_in"
+	tcProgFbrUplinkOut    = "fbr_uplink_out"
+	tcProgFbrUplinkXdp    = "fbr_uplink_xdp"
+	tcVarCfgConntrack     = "cfg_conntrack"
+	tcVarCfgEpoch         = "cfg_epoch"
+	tcVarCfgFibSrc        = "cfg_fib_src"
+	tcVarCfgFlowsMax      = "cfg_flows_max"
+	tcVarCfgFlowsQuota    = "cfg_flows_quota"
+	tcVarCfgHalfQuota     = "cfg_half_quota"
+	tcVarCfgHz            = "cfg_hz"
+	tcVarCfgMark          = "cfg_mark"
+	tcVarCfgNearMask      = "cfg_near_mask"
+	tcVarCfgNetns         = "cfg_netns"
+	tcVarCfgPortsQuota    = "cfg_ports_quota"
+	tcVarCfgToHold        = "cfg_to_hold"
+	tcVarCfgToIcmp        = "cfg_to_icmp"
+	tcVarCfgToTcp         = "cfg_to_tcp"
+	tcVarCfgToTcpClosing  = "cfg_to_tcp_closing"
+	tcVarCfgToTcpHalf     = "cfg_to_tcp_half"
+	tcVarCfgToTcpOpen     = "cfg_to_tcp_open"
+	tcVarCfgToTcpWaiting  = "cfg_to_tcp_waiting"
+	tcVarCfgToUdp         = "cfg_to_udp"
+	tcVarCfgToUdpDns      = "cfg_to_udp_dns"
+	tcVarCfgToUdpOneway   = "cfg_to_udp_oneway"
+	tcVarCfgToUdpWaiting  = "cfg_to_udp_waiting"
+	tcVarCfgWaitingMax    = "cfg_waiting_max"
 )
 
 // loadTc returns the embedded CollectionSpec for tc.
@@ -494,6 +511,7 @@ type tcMapSpecs struct {
 	FbrClosed   *ebpf.MapSpec `ebpf:"fbr_closed"`
 	FbrConf     *ebpf.MapSpec `ebpf:"fbr_conf"`
 	FbrDevs     *ebpf.MapSpec `ebpf:"fbr_devs"`
+	FbrDoubted  *ebpf.MapSpec `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
 	FbrFdbNear  *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
@@ -520,32 +538,36 @@ type tcMapSpecs struct {
 	FbrState    *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
+	FbrWaiting  *ebpf.MapSpec `ebpf:"fbr_waiting"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcVariableSpecs struct {
-	CfgConntrack      *ebpf.VariableSpec `ebpf:"cfg_conntrack"`
-	CfgEpoch          *ebpf.VariableSpec `ebpf:"cfg_epoch"`
-	CfgFibSrc         *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
-	CfgFlowsMax       *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
-	CfgFlowsQuota     *ebpf.VariableSpec `ebpf:"cfg_flows_quota"`
-	CfgHalfQuota      *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
-	CfgHz             *ebpf.VariableSpec `ebpf:"cfg_hz"`
-	CfgMark           *ebpf.VariableSpec `ebpf:"cfg_mark"`
-	CfgNearMask       *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
-	CfgNetns          *ebpf.VariableSpec `ebpf:"cfg_netns"`
-	CfgPortsQuota     *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
-	CfgToHold         *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
-	CfgToIcmp         *ebpf.VariableSpec `ebpf:"cfg_to_icmp"`
-	CfgToTcp          *ebpf.VariableSpec `ebpf:"cfg_to_tcp"`
-	CfgToTcpClosing   *ebpf.VariableSpec `ebpf:"cfg_to_tcp_closing"`
-	CfgToTcpHalf      *ebpf.VariableSpec `ebpf:"cfg_to_tcp_half"`
-	CfgToTcpOpen      *ebpf.VariableSpec `ebpf:"cfg_to_tcp_open"`
-	CfgToUdp          *ebpf.VariableSpec `ebpf:"cfg_to_udp"`
-	CfgToUdpOneway    *ebpf.VariableSpec `ebpf:"cfg_to_udp_oneway"`
-	CfgToUdpWellknown *ebpf.VariableSpec `ebpf:"cfg_to_udp_wellknown"`
+	CfgConntrack    *ebpf.VariableSpec `ebpf:"cfg_conntrack"`
+	CfgEpoch        *ebpf.VariableSpec `ebpf:"cfg_epoch"`
+	CfgFibSrc       *ebpf.VariableSpec `ebpf:"cfg_fib_src"`
+	CfgFlowsMax     *ebpf.VariableSpec `ebpf:"cfg_flows_max"`
+	CfgFlowsQuota   *ebpf.VariableSpec `ebpf:"cfg_flows_quota"`
+	CfgHalfQuota    *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
+	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgMark         *ebpf.VariableSpec `ebpf:"cfg_mark"`
+	CfgNearMask     *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
+	CfgNetns        *ebpf.VariableSpec `ebpf:"cfg_netns"`
+	CfgPortsQuota   *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
+	CfgToHold       *ebpf.VariableSpec `ebpf:"cfg_to_hold"`
+	CfgToIcmp       *ebpf.VariableSpec `ebpf:"cfg_to_icmp"`
+	CfgToTcp        *ebpf.VariableSpec `ebpf:"cfg_to_tcp"`
+	CfgToTcpClosing *ebpf.VariableSpec `ebpf:"cfg_to_tcp_closing"`
+	CfgToTcpHalf    *ebpf.VariableSpec `ebpf:"cfg_to_tcp_half"`
+	CfgToTcpOpen    *ebpf.VariableSpec `ebpf:"cfg_to_tcp_open"`
+	CfgToTcpWaiting *ebpf.VariableSpec `ebpf:"cfg_to_tcp_waiting"`
+	CfgToUdp        *ebpf.VariableSpec `ebpf:"cfg_to_udp"`
+	CfgToUdpDns     *ebpf.VariableSpec `ebpf:"cfg_to_udp_dns"`
+	CfgToUdpOneway  *ebpf.VariableSpec `ebpf:"cfg_to_udp_oneway"`
+	CfgToUdpWaiting *ebpf.VariableSpec `ebpf:"cfg_to_udp_waiting"`
+	CfgWaitingMax   *ebpf.VariableSpec `ebpf:"cfg_waiting_max"`
 }
 
 // tcObjects contains all objects after they have been loaded into the kernel.
@@ -572,6 +594,7 @@ type tcMaps struct {
 	FbrClosed   *ebpf.Map `ebpf:"fbr_closed"`
 	FbrConf     *ebpf.Map `ebpf:"fbr_conf"`
 	FbrDevs     *ebpf.Map `ebpf:"fbr_devs"`
+	FbrDoubted  *ebpf.Map `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
 	FbrFdbNear  *ebpf.Map `ebpf:"fbr_fdb_near"`
@@ -598,6 +621,7 @@ type tcMaps struct {
 	FbrState    *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
+	FbrWaiting  *ebpf.Map `ebpf:"fbr_waiting"`
 }
 
 func (m *tcMaps) Close() error {
@@ -606,6 +630,7 @@ func (m *tcMaps) Close() error {
 		m.FbrClosed,
 		m.FbrConf,
 		m.FbrDevs,
+		m.FbrDoubted,
 		m.FbrDrops,
 		m.FbrFdb,
 		m.FbrFdbNear,
@@ -632,6 +657,7 @@ func (m *tcMaps) Close() error {
 		m.FbrState,
 		m.FbrStats,
 		m.FbrTold,
+		m.FbrWaiting,
 	)
 }
 
@@ -639,26 +665,29 @@ func (m *tcMaps) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcVariables struct {
-	CfgConntrack      *ebpf.Variable `ebpf:"cfg_conntrack"`
-	CfgEpoch          *ebpf.Variable `ebpf:"cfg_epoch"`
-	CfgFibSrc         *ebpf.Variable `ebpf:"cfg_fib_src"`
-	CfgFlowsMax       *ebpf.Variable `ebpf:"cfg_flows_max"`
-	CfgFlowsQuota     *ebpf.Variable `ebpf:"cfg_flows_quota"`
-	CfgHalfQuota      *ebpf.Variable `ebpf:"cfg_half_quota"`
-	CfgHz             *ebpf.Variable `ebpf:"cfg_hz"`
-	CfgMark           *ebpf.Variable `ebpf:"cfg_mark"`
-	CfgNearMask       *ebpf.Variable `ebpf:"cfg_near_mask"`
-	CfgNetns          *ebpf.Variable `ebpf:"cfg_netns"`
-	CfgPortsQuota     *ebpf.Variable `ebpf:"cfg_ports_quota"`
-	CfgToHold         *ebpf.Variable `ebpf:"cfg_to_hold"`
-	CfgToIcmp         *ebpf.Variable `ebpf:"cfg_to_icmp"`
-	CfgToTcp          *ebpf.Variable `ebpf:"cfg_to_tcp"`
-	CfgToTcpClosing   *ebpf.Variable `ebpf:"cfg_to_tcp_closing"`
-	CfgToTcpHalf      *ebpf.Variable `ebpf:"cfg_to_tcp_half"`
-	CfgToTcpOpen      *ebpf.Variable `ebpf:"cfg_to_tcp_open"`
-	CfgToUdp          *ebpf.Variable `ebpf:"cfg_to_udp"`
-	CfgToUdpOneway    *ebpf.Variable `ebpf:"cfg_to_udp_oneway"`
-	CfgToUdpWellknown *ebpf.Variable `ebpf:"cfg_to_udp_wellknown"`
+	CfgConntrack    *ebpf.Variable `ebpf:"cfg_conntrack"`
+	CfgEpoch        *ebpf.Variable `ebpf:"cfg_epoch"`
+	CfgFibSrc       *ebpf.Variable `ebpf:"cfg_fib_src"`
+	CfgFlowsMax     *ebpf.Variable `ebpf:"cfg_flows_max"`
+	CfgFlowsQuota   *ebpf.Variable `ebpf:"cfg_flows_quota"`
+	CfgHalfQuota    *ebpf.Variable `ebpf:"cfg_half_quota"`
+	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgMark         *ebpf.Variable `ebpf:"cfg_mark"`
+	CfgNearMask     *ebpf.Variable `ebpf:"cfg_near_mask"`
+	CfgNetns        *ebpf.Variable `ebpf:"cfg_netns"`
+	CfgPortsQuota   *ebpf.Variable `ebpf:"cfg_ports_quota"`
+	CfgToHold       *ebpf.Variable `ebpf:"cfg_to_hold"`
+	CfgToIcmp       *ebpf.Variable `ebpf:"cfg_to_icmp"`
+	CfgToTcp        *ebpf.Variable `ebpf:"cfg_to_tcp"`
+	CfgToTcpClosing *ebpf.Variable `ebpf:"cfg_to_tcp_closing"`
+	CfgToTcpHalf    *ebpf.Variable `ebpf:"cfg_to_tcp_half"`
+	CfgToTcpOpen    *ebpf.Variable `ebpf:"cfg_to_tcp_open"`
+	CfgToTcpWaiting *ebpf.Variable `ebpf:"cfg_to_tcp_waiting"`
+	CfgToUdp        *ebpf.Variable `ebpf:"cfg_to_udp"`
+	CfgToUdpDns     *ebpf.Variable `ebpf:"cfg_to_udp_dns"`
+	CfgToUdpOneway  *ebpf.Variable `ebpf:"cfg_to_udp_oneway"`
+	CfgToUdpWaiting *ebpf.Variable `ebpf:"cfg_to_udp_waiting"`
+	CfgWaitingMax   *ebpf.Variable `ebpf:"cfg_waiting_max"`
 }
 
 // tcPrograms contains all programs after they have been loaded into the kernel.

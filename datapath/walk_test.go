@@ -104,9 +104,10 @@ func (w *walk) modelConfig() nm.Config {
 	flows, ports := int(w.meta.FlowsMax), int(w.meta.NatCount)
 	return nm.Config{
 		HZ: uint64(w.meta.Hz), FlowsMax: flows, FlowsQuota: flows - flows/5, HalfQuota: max(1, (flows-flows/5)/4),
+		WaitingMax: max(1, flows/8), TCPWaiting: 60, UDPWaiting: 30,
 		PortsQuota: ports - ports/5, First: uint16(w.meta.NatFirst), Count: ports,
-		UDPOneway: 120, UDPTwoway: 300, UDPWellKnown: 20, ICMPQuery: 60,
-		TCPOpen: 240, TCPEstablished: 86400, TCPHalf: 7440, TCPClosing: 240, Hold: 120,
+		UDPOneway: 120, UDPTwoway: 300, UDPDNS: 20, ICMPQuery: 60,
+		TCPOpen: 240, TCPEstablished: 432000, TCPHalf: 7440, TCPClosing: 240, Hold: 120,
 	}
 }
 
@@ -204,7 +205,7 @@ func (w *walk) later() uint64 {
 	case x < 9999:
 		return pick(w, []uint64{20, 60, 120, 240, 300})*hz - 1 + uint64(w.rnd.IntN(3))
 	default:
-		return pick(w, []uint64{7440, 86400}) * hz
+		return pick(w, []uint64{7440, 432000}) * hz
 	}
 }
 

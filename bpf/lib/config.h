@@ -21,6 +21,8 @@ volatile const __u32 cfg_near_mask = 2047;
 volatile const __u32 cfg_flows_quota = 820;
 /* of these sessions, TCP ones that are not established */
 volatile const __u32 cfg_half_quota = 205;
+/* sessions that were begun outside and are not assured, of all ports together */
+volatile const __u32 cfg_waiting_max = 128;
 /* external ports that one port may hold; 0: four fifths of those there are */
 volatile const __u32 cfg_ports_quota = 0;
 /* the kernel knows BPF_FIB_LOOKUP_SRC (6.7) */
@@ -35,12 +37,19 @@ volatile const __u32 cfg_epoch = 0;
 /* Mapping timeouts in seconds (RFC 4787 REQ-5, 5382 REQ-5, 5508 REQ-2, 7857 section 2) */
 volatile const __u32 cfg_to_udp_oneway = 120;
 volatile const __u32 cfg_to_udp = 300;
-volatile const __u32 cfg_to_udp_wellknown = 20; /* answered, remote port < 1024: RFC 4787 REQ-5a */
+/* one question to port 53 and its answer (RFC 4787 REQ-5a) */
+volatile const __u32 cfg_to_udp_dns = 20;
 volatile const __u32 cfg_to_icmp = 60;
 volatile const __u32 cfg_to_tcp_open = 240;
-volatile const __u32 cfg_to_tcp = 86400;
+/* the kernel's nf_conntrack_tcp_timeout_established */
+volatile const __u32 cfg_to_tcp = 432000;
 volatile const __u32 cfg_to_tcp_half = 7440; /* one side has sent FIN */
 volatile const __u32 cfg_to_tcp_closing = 240;
+/* Begun outside, and nobody has proven yet to be there: as the kernel's
+ * nf_conntrack_tcp_timeout_syn_recv and nf_conntrack_udp_timeout.
+ */
+volatile const __u32 cfg_to_tcp_waiting = 60;
+volatile const __u32 cfg_to_udp_waiting = 30;
 /* how long a released external port, or a neighbour's note on one, keeps it from being taken first */
 volatile const __u32 cfg_to_hold = 120;
 

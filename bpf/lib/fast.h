@@ -124,7 +124,8 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 }
 
 /* Whether a super-packet is to be cut as what its header says. Its sender may have
- * said otherwise (PACKET_VNET_HDR), and what has a tunnel inside is cut as that.
+ * said otherwise (PACKET_VNET_HDR), and what has a tunnel inside is cut as that. A
+ * packet of BPF_PROG_TEST_RUN says nothing.
  */
 static __always_inline bool fbr_cut_as(struct __sk_buff *skb, __u8 proto)
 {
@@ -132,8 +133,9 @@ static __always_inline bool fbr_cut_as(struct __sk_buff *skb, __u8 proto)
 	struct skb_shared_info *s = bpf_rdonly_cast(
 		(void *)k->head + k->end, bpf_core_type_id_kernel(struct skb_shared_info));
 
-	return (s->gso_type & SKB_GSO_KINDS) ==
-	       (proto == IPPROTO_TCP ? SKB_GSO_TCPV4 : SKB_GSO_UDP_L4);
+	__u32 kind = s->gso_type & SKB_GSO_KINDS;
+
+	return !kind || kind == (proto == IPPROTO_TCP ? SKB_GSO_TCPV4 : SKB_GSO_UDP_L4);
 }
 
 /* Whether the packet of protocol proto, or each segment of a super-packet, fits the

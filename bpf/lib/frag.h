@@ -292,9 +292,7 @@ fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr
 	    !(fbr_in_range(c, p->dport) || c->published) || p->saddr == p->daddr)
 		return FBR_FOREIGN;
 	fbr_key(&k, p);
-	why = fbr_unsnat(skb, p, &k);
-	if (why == FBR_FOREIGN && fbr_admit(skb, p, u, &k))
-		why = fbr_unsnat(skb, p, &k);
+	why = fbr_unsnat_first(skb, p, u, &k);
 	return why ? why : fbr_frag_first_in(skb, p, &k);
 }
 

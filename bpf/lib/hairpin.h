@@ -198,20 +198,24 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
-	fbr_out_seen(f, &p, true);
+	fbr_out_seen(skb, f, &p, true);
 	slot = f->sess;
 
 	/* And in: the receiver's. */
 	fbr_hair_key(&in, p.daddr, f->port, p.dport, p.proto);
 	to = fbr_inbound_live(&in);
-	if (!to && fbr_admit_by(skb, &p, NULL, &in, pub))
+	if (!to) {
+		why = fbr_admit_by(skb, &p, NULL, &in, pub, port->ifindex);
+		if (why && why != FBR_FOREIGN)
+			return why;
 		to = fbr_inbound_live(&in);
+	}
 	/* To a mapping that has not asked for it: the host's, which may have a rule that
 	 * leads it elsewhere, and whose refusal fbr_hairpin_refused() keeps back.
 	 */
 	if (!to)
 		return pub ? FBR_FILTERED : FBR_FOREIGN;
-	fbr_sess_track(to->sess, &p, false);
+	fbr_sess_track(skb, to->sess, &p, false);
 	if (!(p.tcp_flags & TCP_RST))
 		to->seen = fbr_now();
 	hint = fbr_hair_hint(&p, to->addr, to->port);

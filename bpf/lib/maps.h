@@ -129,15 +129,28 @@ struct {
 	__type(value, __u32);
 } fbr_free SEC(".maps");
 
-/* Slots of TCP sessions that both ends have closed, longest first: the first to
- * be given up under pressure. A slot stands in it at most once (fbr_session.queued),
- * so it cannot overflow.
+/* Slots of TCP sessions that are over, longest first: the first to be given up
+ * under pressure. fbr_doubted has those of which only a RST from outside says so,
+ * which anybody can forge: the last ones. A slot stands in each at most once
+ * (fbr_session.queued), so they cannot overflow.
+ */
+struct fbr_slot_queue {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1024); /* sized by Go */
+	__type(value, __u32);
+};
+
+struct fbr_slot_queue fbr_closed SEC(".maps");
+struct fbr_slot_queue fbr_doubted SEC(".maps");
+
+/* Sessions that were begun outside, oldest first. Those that are over, or assured,
+ * are thrown out by whoever comes across them at the head.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, 1024); /* sized by Go */
-	__type(value, __u32);
-} fbr_closed SEC(".maps");
+	__type(value, struct fbr_wait);
+} fbr_waiting SEC(".maps");
 
 /* endpoint-independent mapping: source to external port */
 struct {

@@ -30,14 +30,16 @@
 struct fbr_new {
 	struct fbr_flow_key fwd;
 	__be32 ext;
-	__u32 pif; /* 0: the host's own */
+	__u32 pif;   /* 0: the host's own */
+	__u32 payer; /* the port in whose quota it counts: who causes it; 0: pif */
 	__u32 slot;
 	__be16 eport;           /* external port or id */
 	enum fbr_net_flags net; /* of the container's network; 0: the host */
 	bool owns;              /* the port is counted, not shared */
-	bool inbound;   /* wanted by a packet from outside: on a live mapping or not at all */
-	bool published; /* eport is a publication\'s, not one of the range */
-	bool moved;     /* the host or a neighbour has the port that it would have had */
+	bool inbound;           /* begun by the remote: on a live mapping or not at all */
+	bool outside;           /* which is none of the host's containers */
+	bool published;         /* eport is a publication's, not one of the range */
+	bool moved;             /* the host or a neighbour has the port that it would have had */
 };
 
 /* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
@@ -101,9 +103,9 @@ __fbr_global __u32 fbr_slot_take(void)
 			if (n < cfg_flows_max)
 				return n;
 		}
-		if (fbr_make_room(0, 0))
+		if (fbr_make_room(0, 0, false) || fbr_drop_early())
 			continue;
-		if (!fbr_sweep_slots(st, FBR_PROBES))
+		if (!fbr_sweep_slots(st, FBR_PROBES, true) && !fbr_make_room(0, 0, true))
 			break;
 	}
 	return bpf_map_pop_elem(&fbr_free, &slot) ? cfg_flows_max : slot;
@@ -197,7 +199,7 @@ __fbr_global int fbr_pair_claim(struct fbr_new *n)
 	if (err == -EEXIST) {
 		fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
 		i = bpf_map_lookup_elem(&fbr_flow_of, &rk);
-		if (i && fbr_sess_reap(*i / 2, 0))
+		if (i && fbr_sess_reap(*i / 2, 0, false))
 			err = fbr_pair_insert(n);
 	}
 	return err;
@@ -251,6 +253,8 @@ static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
 		bits |= FBR_S_HOST;
 	else if (n->fwd.proto == IPPROTO_TCP && !n->inbound)
 		bits |= FBR_S_HALF;
+	if (n->outside)
+		bits |= FBR_S_WAITING;
 	if (n->published)
 		bits |= FBR_S_PUBLISHED;
 	if (!n->owns)
@@ -262,7 +266,40 @@ static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
 	return bits;
 }
 
-/* Creates the session of n (fwd, ext, pif given). Returns FBR_NONE if there is
+static __always_inline __u32 fbr_new_payer(const struct fbr_new *n)
+{
+	return n->payer ? n->payer : n->pif;
+}
+
+/* Whether there is room for n: within the quota of whoever causes it; or, begun
+ * outside, where nobody can be held to a quota, beside so many that are not assured,
+ * of which the oldest gives way. The last eighths of the table and of its container's
+ * share are for what containers begin. Returns FBR_NONE or why not.
+ */
+__fbr_global enum fbr_reason fbr_room(const struct fbr_new *n)
+{
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_quota *q;
+	__u32 payer, share;
+
+	if (!n || !st)
+		return FBR_NAT_FULL;
+	payer = fbr_new_payer(n);
+	q = fbr_quota_get(payer);
+	if (n->outside && st->waiting >= cfg_waiting_max && !fbr_drop_early())
+		return FBR_NAT_FULL;
+	share = n->outside ? fbr_share_outside(cfg_flows_quota) : cfg_flows_quota;
+	if (q && q->sessions >= share && !fbr_make_room(payer, 0, true))
+		return FBR_QUOTA;
+	if (q && n->fwd.proto == IPPROTO_TCP && !n->inbound && q->half >= cfg_half_quota)
+		return FBR_QUOTA;
+	if (n->outside && st->live >= fbr_share_outside(cfg_flows_max) &&
+	    !fbr_make_room(0, 0, false) && !fbr_drop_early())
+		return FBR_NAT_FULL;
+	return FBR_NONE;
+}
+
+/* Creates the session of n (fwd, ext, pif, payer given). Returns FBR_NONE if there is
  * one now, made here or by another CPU, or why not; then nothing is left of it.
  */
 __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_new *n)
@@ -273,6 +310,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	struct fbr_pool *pool = fbr_pool_get(n->fwd.proto);
 	struct fbr_state *st = fbr_state_get();
 	struct fbr_session *s;
+	enum fbr_reason why;
 	struct fbr_quota *q;
 	__u32 quota;
 	long err;
@@ -281,11 +319,11 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 		return FBR_NAT_FULL;
 	fbr_sweep_ensure(st);
 
-	q = fbr_quota_get(n->pif);
-	if (q && q->sessions >= cfg_flows_quota && !fbr_make_room(n->pif, 0))
+	why = fbr_room(n);
+	if (why == FBR_QUOTA)
 		goto quota;
-	if (q && n->fwd.proto == IPPROTO_TCP && !n->inbound && q->half >= cfg_half_quota)
-		goto quota;
+	if (why)
+		goto full;
 	n->slot = fbr_slot_take();
 	s = fbr_sess_get(n->slot);
 	if (!s)
@@ -298,13 +336,14 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 		err = fbr_pair_owned(n);
 	if (err && !n->inbound && !n->published && !fbr_flow_exists(&n->fwd)) {
 		quota = fbr_ports_quota(pool);
-		if (q && q->ports >= quota && !fbr_make_room(n->pif, quota)) {
+		q = fbr_quota_get(n->pif);
+		if (q && q->ports >= quota && !fbr_make_room(n->pif, quota, true)) {
 			bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
 			goto quota;
 		}
 		/* Pressure: less than 1/8 of the range is free. */
 		if (pool->tail - pool->head <= pool->open / 8)
-			fbr_make_room(0, 0);
+			fbr_make_room(0, 0, pool->tail == pool->head);
 		err = fbr_bind_new(skb, n) ? fbr_pair_owned(n) : -ENOENT;
 		if (err && !(n->net & FBR_NET_STRICT) && !fbr_flow_exists(&n->fwd))
 			err = fbr_overload(skb, n);
@@ -321,17 +360,23 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	s->eport = n->eport;
 	s->bits = fbr_first_bits(n);
 	s->pif = n->pif;
+	s->payer = n->payer;
+	s->isn = 0;
 	s->check_at = 0;
 	__sync_fetch_and_add(&st->live, 1);
 	if (n->moved)
 		__sync_fetch_and_add(&st->remaps, 1);
-	if (q) {
+	q = fbr_quota_get(fbr_new_payer(n));
+	if (n->outside)
+		__sync_fetch_and_add(&st->waiting, 1);
+	else if (q)
 		__sync_fetch_and_add(&q->sessions, 1);
-		if (s->bits & FBR_S_HALF)
-			__sync_fetch_and_add(&q->half, 1);
-	}
+	if (q && (s->bits & FBR_S_HALF))
+		__sync_fetch_and_add(&q->half, 1);
 	barrier();
 	*(volatile __u32 *)&s->state = (s->state & ~FBR_STATE_MASK) | FBR_LIVE;
+	if (n->outside)
+		fbr_wait_push(n->slot, s);
 	return FBR_NONE;
 quota:
 	__sync_fetch_and_add(&st->refused_quota, 1);
@@ -480,19 +525,22 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, 
 	n.net = net ? net->flags : 0;
 	if (c && c->published)
 		fbr_pub_answer(&n);
+	/* An answer, to whoever has asked: the question's session has gone. */
+	n.outside = n.published && k->proto == IPPROTO_UDP && ext != k->daddr;
 	return fbr_sess_create(skb, &n);
 }
 
 /* Notes that a container has sent p through its flow f; keeps: and that the
  * mapping lives on.
  */
-static __always_inline void fbr_out_seen(struct fbr_flow *f, const struct fbr_pkt *p, bool keeps)
+static __always_inline void fbr_out_seen(struct __sk_buff *skb, struct fbr_flow *f,
+					 const struct fbr_pkt *p, bool keeps)
 {
 	__u64 now = fbr_now();
 	struct fbr_session *s;
 	struct fbr_nport *np;
 
-	fbr_sess_track(f->sess, p, true);
+	fbr_sess_track(skb, f->sess, p, true);
 	if (p->tcp_flags & TCP_RST)
 		return;
 	f->seen = now;
@@ -511,6 +559,11 @@ enum fbr_snat_mode {
 	 */
 	FBR_SNAT_ROUTED = 3,
 };
+
+static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
 
 /* Translates the source of a container's packet at the uplink's egress.
  * Returns FBR_NONE (translated) or the reason to drop it.
@@ -547,7 +600,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
 	if (!f && routed)
 		return FBR_FOREIGN;
-	if (!f && (!forwarded || (p->tcp_flags & TCP_RST)))
+	/* What answers a SYN begins nothing: whoever has asked asks again. */
+	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
 		return FBR_UNSUPPORTED;
 	if (!f) {
 		why = fbr_out_create(skb, &k, ext, port->ifindex);
@@ -556,7 +610,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
-	fbr_out_seen(f, p, forwarded);
+	fbr_out_seen(skb, f, p, forwarded);
 	s = fbr_sess_get(f->sess);
 	if (!s)
 		return FBR_NAT_FULL;
@@ -598,12 +652,11 @@ static __always_inline void fbr_flow_end(const struct fbr_flow_key *k)
  */
 static __always_inline bool fbr_gives_way(const struct fbr_session *s, const struct fbr_pkt *p)
 {
-	const __u32 open = FBR_S_REPLIED | FBR_S_ACKED;
 	__u32 bits = s->bits;
 
 	if ((bits & (FBR_S_HOST | FBR_S_PUBLISHED)) || (p->tcp_flags & TCP_RST))
 		return false;
-	return p->proto != IPPROTO_TCP || (bits & open) != open || fbr_closed_bits(bits);
+	return p->proto != IPPROTO_TCP || !fbr_established(bits) || fbr_closed_bits(bits);
 }
 
 /* Moves a container's session to another external port; n is room for that. One
@@ -613,12 +666,14 @@ static __always_inline void fbr_move(struct __sk_buff *skb, struct fbr_new *n, _
 				     struct fbr_session *s)
 {
 	__u32 state = fbr_sess_state(s);
-	bool over = fbr_closed_bits(s->bits);
+	/* Begun outside, it has no other port. */
+	bool over = fbr_closed_bits(s->bits) || (s->bits & FBR_S_INBOUND);
 	struct fbr_net *net;
 
 	n->fwd = s->fwd;
 	n->ext = s->ext;
 	n->pif = s->pif;
+	n->payer = s->payer;
 	if (!fbr_sess_claim(s, state))
 		return;
 	fbr_sess_free(slot);
@@ -673,7 +728,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 			return FBR_NONE;
 		}
 	}
-	fbr_sess_track(f->sess, p, true);
+	fbr_sess_track(skb, f->sess, p, true);
 	f->seen = now;
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
@@ -736,17 +791,21 @@ static __always_inline bool fbr_first_packet(const struct fbr_pkt *p)
 }
 
 /* Makes a session for a packet with the inbound key k that found none, if it is
- * a first packet and the publication pub, or else a filter, lets it in, within
- * the container's quota.
+ * a first packet and the publication pub, or else a filter, lets it in. payer is
+ * the container that sends it, 0 for outside. Returns FBR_FOREIGN if nobody is
+ * asked for, or why there is no room.
  */
-static __always_inline bool fbr_admit_by(struct __sk_buff *skb, const struct fbr_pkt *p,
-					 const struct fbr_dev *u, const struct fbr_flow_key *k,
-					 const struct fbr_pub *pub)
+static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const struct fbr_pkt *p,
+						    const struct fbr_dev *u,
+						    const struct fbr_flow_key *k,
+						    const struct fbr_pub *pub, __u32 payer)
 {
-	struct fbr_new n = { .ext = k->daddr, .eport = k->dport, .inbound = true };
+	struct fbr_new n = {
+		.ext = k->daddr, .eport = k->dport, .inbound = true, .outside = !payer
+	};
 
 	if (!fbr_first_packet(p))
-		return false;
+		return FBR_FOREIGN;
 	n.fwd.daddr = k->saddr;
 	n.fwd.dport = k->sport;
 	n.fwd.proto = k->proto;
@@ -756,24 +815,25 @@ static __always_inline bool fbr_admit_by(struct __sk_buff *skb, const struct fbr
 		n.fwd.sport = pub->port;
 		n.pif = pub->pif;
 	} else if (!fbr_filter_admits(skb, u, k, &n)) {
-		return false;
+		return FBR_FOREIGN;
 	}
-	return fbr_sess_create(skb, &n) == FBR_NONE;
+	n.payer = payer;
+	return fbr_sess_create(skb, &n);
 }
 
 /* The same for a packet from outside, whose address is none of a container's. */
-__fbr_global bool fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
-			    struct fbr_flow_key *k)
+__fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p,
+				       const struct fbr_dev *u, struct fbr_flow_key *k)
 {
 	if (!p || !u || !k)
-		return false;
+		return FBR_FOREIGN;
 
 	struct fbr_conf *c = fbr_conf_get();
 	bool look = c && c->published;
 
 	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
-		return false;
-	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL);
+		return FBR_FOREIGN;
+	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL, 0);
 }
 
 /* Translates the destination of a packet from outside whose flow is f, on the kernel path. */
@@ -787,7 +847,7 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 
 	if (!f)
 		return FBR_FOREIGN;
-	fbr_sess_track(f->sess, p, false);
+	fbr_sess_track(skb, f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
 		f->seen = fbr_now();
 	/* Point of no return. */
@@ -817,6 +877,22 @@ static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb
 	}
 	f = fbr_flow_get(fwd);
 	return f && (f->kind & FBR_OUT) && f->pif == port->ifindex ? f : NULL;
+}
+
+/* The same, where the packet may begin a flow. */
+static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
+							const struct fbr_pkt *p,
+							const struct fbr_dev *u,
+							struct fbr_flow_key *k)
+{
+	enum fbr_reason why = fbr_unsnat(skb, p, k);
+
+	if (why == FBR_FOREIGN) {
+		why = fbr_admit(skb, p, u, k);
+		if (!why)
+			why = fbr_unsnat(skb, p, k);
+	}
+	return why;
 }
 
 /* Whether a packet that the kernel delivers from an uplink to its port belongs to a

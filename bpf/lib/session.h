@@ -19,17 +19,42 @@
 #include "nport.h"
 #include "parse.h"
 
-#define FBR_GRACE       2        /* seconds between expiry and reclaim */
-#define FBR_SWEEP_SLOTS 256      /* per tick */
-#define FBR_SWEEP_NS    20000000 /* 20 ms */
-#define FBR_SWEEP_STALL 5  /* seconds without a tick before the kernel path restarts the timer */
-#define FBR_PROBES      64 /* slots looked at by one insert when none is free */
-#define FBR_ROOM_TRIES  64 /* closed sessions looked at to make room for one */
+#define FBR_GRACE        2        /* seconds between expiry and reclaim */
+#define FBR_SWEEP_SLOTS  256      /* per tick */
+#define FBR_SWEEP_NS     20000000 /* 20 ms */
+#define FBR_SWEEP_STALL  5  /* seconds without a tick before the kernel path restarts the timer */
+#define FBR_PROBES       64 /* slots looked at by one insert when none is free */
+#define FBR_ROOM_TRIES   64 /* queued sessions looked at to make room for one */
+#define FBR_TCP_SEQ      4  /* offsets in the TCP header */
+#define FBR_TCP_ACK_SEQ  8
+#define FBR_FIRST_WINDOW 65536 /* bytes that a container sends before it hears of its client */
+#define FBR_WAIT_TRIM    2     /* queued sessions thrown out by one that is queued */
+
+static __always_inline bool fbr_both_fins(__u32 bits)
+{
+	const __u32 both = FBR_S_FIN_OUT | FBR_S_FIN_IN;
+
+	return (bits & both) == both;
+}
 
 static __always_inline bool fbr_closed_bits(__u32 bits)
 {
-	return (bits & FBR_S_RST) ||
-	       (bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN)) == (FBR_S_FIN_OUT | FBR_S_FIN_IN);
+	return (bits & (FBR_S_RST | FBR_S_RST_IN)) || fbr_both_fins(bits);
+}
+
+/* Closed by nothing but a RST from outside, whose sequence number nobody here can
+ * judge: the connection may live.
+ */
+static __always_inline bool fbr_doubted_bits(__u32 bits)
+{
+	return (bits & FBR_S_RST_IN) && !(bits & FBR_S_RST) && !fbr_both_fins(bits);
+}
+
+static __always_inline bool fbr_established(__u32 bits)
+{
+	const __u32 both = FBR_S_REPLIED | FBR_S_ASSURED;
+
+	return (bits & both) == both;
 }
 
 /* Seconds a session lives after its last packet. */
@@ -39,13 +64,17 @@ static __always_inline __u32 fbr_timeout(__u8 proto, __be16 rport, __u32 bits)
 	case IPPROTO_TCP:
 		if (fbr_closed_bits(bits))
 			return cfg_to_tcp_closing;
-		if (!(bits & FBR_S_REPLIED) || !(bits & FBR_S_ACKED))
-			return cfg_to_tcp_open;
+		if (!fbr_established(bits))
+			return bits & FBR_S_INBOUND ? cfg_to_tcp_waiting : cfg_to_tcp_open;
 		return bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN) ? cfg_to_tcp_half : cfg_to_tcp;
 	case IPPROTO_UDP:
+		if (bits & FBR_S_ASSURED)
+			return cfg_to_udp;
+		if (bits & FBR_S_INBOUND)
+			return bits & FBR_S_REPLIED ? cfg_to_udp_oneway : cfg_to_udp_waiting;
 		if (!(bits & FBR_S_REPLIED))
 			return cfg_to_udp_oneway;
-		return bpf_ntohs(rport) < 1024 ? cfg_to_udp_wellknown : cfg_to_udp;
+		return rport == bpf_htons(53) ? cfg_to_udp_dns : cfg_to_udp;
 	default:
 		return cfg_to_icmp;
 	}
@@ -112,6 +141,12 @@ static __always_inline bool fbr_sess_claim(struct fbr_session *s, __u32 state)
 	return fbr_is_live(state) && __sync_val_compare_and_swap(&s->state, state, dying) == state;
 }
 
+/* The port in whose quota the session counts. */
+static __always_inline __u32 fbr_payer(const struct fbr_session *s)
+{
+	return s->payer ? s->payer : s->pif;
+}
+
 /* Deletes a session that the caller has claimed. */
 __fbr_global int fbr_sess_free(__u32 slot)
 {
@@ -127,12 +162,13 @@ __fbr_global int fbr_sess_free(__u32 slot)
 		fbr_peer_put(s->fwd.proto, bpf_ntohs(s->eport), s->fwd.daddr);
 	if (!(s->bits & FBR_S_OVERLOAD))
 		fbr_port_put(s->fwd.proto, bpf_ntohs(s->eport));
-	q = fbr_quota_get(s->pif);
-	if (q) {
+	q = fbr_quota_get(fbr_payer(s));
+	if (__sync_fetch_and_and(&s->bits, ~FBR_S_WAITING) & FBR_S_WAITING)
+		__sync_fetch_and_add(&st->waiting, -1);
+	else if (q)
 		fbr_atomic_dec(&q->sessions);
-		if (s->bits & FBR_S_HALF)
-			fbr_atomic_dec(&q->half);
-	}
+	if (q && (s->bits & FBR_S_HALF))
+		fbr_atomic_dec(&q->half);
 	__sync_fetch_and_add(&st->live, -1);
 	barrier();
 	*(volatile __u32 *)&s->state = ((s->state | FBR_STATE_MASK) + 1) | FBR_FREE;
@@ -140,8 +176,11 @@ __fbr_global int fbr_sess_free(__u32 slot)
 	return 0;
 }
 
-/* Frees the session if it has been dead for grace jiffies. */
-__fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace)
+/* Frees the session if it has been dead for grace jiffies. pressed: a slot is
+ * wanted, and a connection may be over that has been idle for the 2 hours and 4
+ * minutes that RFC 5382 REQ-5 gives it.
+ */
+__fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace, bool pressed)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
 	__u64 now = fbr_now(), end, check_at;
@@ -155,12 +194,16 @@ __fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace)
 		return false;
 	owned = (s->bits & FBR_S_HOST) || fbr_dev_get(s->pif);
 	check_at = s->check_at;
-	if (owned && check_at + grace > now)
+	if (owned && !pressed && check_at + grace > now)
 		return false;
 	end = fbr_sess_expires(slot);
+	if (pressed && s->fwd.proto == IPPROTO_TCP &&
+	    fbr_timeout(IPPROTO_TCP, 0, s->bits) == cfg_to_tcp)
+		end -= (__u64)(cfg_to_tcp - cfg_to_tcp_half) * cfg_hz;
 	if (owned && end + grace > now) {
 		/* Unless the timeout has become shorter meanwhile (fbr_sess_track). */
-		__sync_val_compare_and_swap(&s->check_at, check_at, end);
+		if (!pressed)
+			__sync_val_compare_and_swap(&s->check_at, check_at, end);
 		return false;
 	}
 	if (!fbr_sess_claim(s, state))
@@ -179,23 +222,128 @@ static __always_inline void fbr_sess_slow(struct fbr_flow *fwd, __u32 slot)
 		fbr_lease_end(rev);
 }
 
+/* Queues a session that is over, or is said to be. */
 static __always_inline void fbr_closed_push(__u32 slot, struct fbr_session *s)
 {
-	if (!__sync_val_compare_and_swap(&s->queued, 0, 1))
+	if (fbr_doubted_bits(s->bits)) {
+		if (!(__sync_fetch_and_or(&s->queued, FBR_Q_DOUBTED) & FBR_Q_DOUBTED))
+			bpf_map_push_elem(&fbr_doubted, &slot, BPF_ANY);
+		return;
+	}
+	if (!(__sync_fetch_and_or(&s->queued, FBR_Q_CLOSED) & FBR_Q_CLOSED))
 		bpf_map_push_elem(&fbr_closed, &slot, BPF_ANY);
+}
+
+/* Takes the slot at the head of fbr_closed, or of fbr_doubted; NULL if it is empty. */
+static __always_inline struct fbr_session *fbr_closed_pop(__u32 *slot, bool doubted)
+{
+	struct fbr_session *s;
+
+	if (doubted ? bpf_map_pop_elem(&fbr_doubted, slot) : bpf_map_pop_elem(&fbr_closed, slot))
+		return NULL;
+	s = fbr_sess_get(*slot);
+	if (s)
+		__sync_fetch_and_and(&s->queued, doubted ? ~FBR_Q_DOUBTED : ~FBR_Q_CLOSED);
+	return s;
+}
+
+/* Whether w is still the session that was queued, and waits. */
+static __always_inline bool fbr_still_waits(const struct fbr_wait *w)
+{
+	struct fbr_session *s = fbr_sess_get(w->slot);
+
+	return s && fbr_sess_state(s) == w->state && (s->bits & FBR_S_WAITING);
+}
+
+static long fbr_drop_early_one(__u64 i, bool *made)
+{
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_session *s;
+	struct fbr_wait w;
+
+	if (!st || bpf_map_pop_elem(&fbr_waiting, &w))
+		return 1;
+	if (!fbr_still_waits(&w))
+		return 0;
+	s = fbr_sess_get(w.slot);
+	if (!s || !fbr_sess_claim(s, w.state))
+		return 0;
+	fbr_sess_free(w.slot);
+	__sync_fetch_and_add(&st->dropped_early, 1);
+	*made = true;
+	return 1;
+}
+
+/* Gives up the oldest session that was begun outside and is not assured, as
+ * conntrack's early_drop does. False if none was found.
+ */
+__fbr_global bool fbr_drop_early(void)
+{
+	bool made = false;
+
+	bpf_loop(FBR_ROOM_TRIES, fbr_drop_early_one, &made, 0);
+	return made;
+}
+
+/* Queues a session that begins outside, and throws out more than one that need not
+ * stand in the queue any more.
+ */
+static __always_inline void fbr_wait_push(__u32 slot, const struct fbr_session *s)
+{
+	struct fbr_wait w = { .slot = slot, .state = fbr_sess_state(s) }, head;
+	int i;
+
+	for (i = 0; i < FBR_WAIT_TRIM; i++) {
+		if (bpf_map_peek_elem(&fbr_waiting, &head) || fbr_still_waits(&head))
+			break;
+		/* Another CPU may have taken the one just seen. */
+		if (bpf_map_pop_elem(&fbr_waiting, &head))
+			break;
+		if (fbr_still_waits(&head))
+			bpf_map_push_elem(&fbr_waiting, &head, BPF_ANY);
+	}
+	/* Full of those that need not: the oldest gives way, whatever it is. */
+	bpf_map_push_elem(&fbr_waiting, &w, BPF_EXIST);
+}
+
+/* The part of n sessions that those begun outside may take. */
+static __always_inline __u32 fbr_share_outside(__u32 n)
+{
+	return n - n / 8;
+}
+
+/* A connection that was begun outside is assured: from now on it counts like any
+ * other, unless there are too many. UDP goes on waiting: a datagram can be forged as
+ * easily as the one before, and the next one makes its session again.
+ */
+static __always_inline void fbr_wait_done(struct fbr_session *s)
+{
+	struct fbr_quota *q = fbr_quota_get(fbr_payer(s));
+	struct fbr_state *st = fbr_state_get();
+
+	if (s->fwd.proto != IPPROTO_TCP || !st)
+		return;
+	if ((q && q->sessions >= fbr_share_outside(cfg_flows_quota)) ||
+	    st->live - st->waiting >= fbr_share_outside(cfg_flows_max))
+		return;
+	if (q)
+		__sync_fetch_and_add(&q->sessions, 1);
+	if (__sync_fetch_and_and(&s->bits, ~FBR_S_WAITING) & FBR_S_WAITING)
+		__sync_fetch_and_add(&st->waiting, -1);
+	else if (q) /* another CPU was faster, or has freed it */
+		fbr_atomic_dec(&q->sessions);
 }
 
 /* A TCP session that has become established, or is over, is not half-open any more. */
 static __always_inline void fbr_half_done(struct fbr_session *s, __u32 bits)
 {
-	const __u32 both = FBR_S_REPLIED | FBR_S_ACKED;
 	struct fbr_quota *q;
 
-	if (!(bits & FBR_S_HALF) || ((bits & both) != both && !fbr_closed_bits(bits)))
+	if (!(bits & FBR_S_HALF) || (!fbr_established(bits) && !fbr_closed_bits(bits)))
 		return;
 	if (!(__sync_fetch_and_and(&s->bits, ~FBR_S_HALF) & FBR_S_HALF))
 		return;
-	q = fbr_quota_get(s->pif);
+	q = fbr_quota_get(fbr_payer(s));
 	if (q)
 		fbr_atomic_dec(&q->half);
 }
@@ -215,59 +363,126 @@ static __always_inline void fbr_closing(struct fbr_flow *f, __u64 end)
 		f->seen = end - closing;
 }
 
-/* Notes what a packet on the kernel path tells about the session. f is the
- * entry of the packet's own direction. RFC 6146 section 3.5.2, coarser: only
- * SYN, FIN and RST move a TCP session, and any segment after a RST takes that
- * back, since the RST may have been forged or out of window.
+/* What a packet tells about whether the two sides hear each other; answers: it is of
+ * the side that did not begin. A container's TCP needs no answer to be believed: its
+ * connections may be older than the session.
  */
-__fbr_global int fbr_sess_track(__u32 slot, const struct fbr_pkt *p, bool out)
+static __always_inline __u32 fbr_answer_bits(__u32 bits, const struct fbr_pkt *p, bool answers)
+{
+	bool tcp = p->proto == IPPROTO_TCP;
+
+	if (answers)
+		return FBR_S_REPLIED;
+	if (tcp && (p->tcp_flags & (TCP_SYN | TCP_RST)))
+		return 0;
+	return (bits & FBR_S_REPLIED) || (tcp && !(bits & FBR_S_INBOUND)) ? FBR_S_ASSURED : 0;
+}
+
+/* Whether the next packet of the side that began decides how long the session lives. */
+static __always_inline bool fbr_to_be_assured(const struct fbr_session *s, __u32 bits)
+{
+	if (bits & FBR_S_WAITING)
+		return true;
+	return s->fwd.proto == IPPROTO_UDP && s->fwd.dport == bpf_htons(53) &&
+	       !(bits & (FBR_S_INBOUND | FBR_S_ASSURED));
+}
+
+/* Whether a client acknowledges what the container has answered it, and so has got it.
+ * p is of the client, or the container's SYN-ACK, whose number is noted.
+ */
+static __always_inline bool fbr_acknowledges(struct __sk_buff *skb, const struct fbr_pkt *p,
+					     struct fbr_session *s, bool out)
+{
+	__be32 n = 0;
+
+	if (p->proto != IPPROTO_TCP || !(s->bits & FBR_S_INBOUND))
+		return true;
+	if (!out) {
+		bpf_skb_load_bytes(skb, p->l4 + FBR_TCP_ACK_SEQ, &n, sizeof(n));
+		return (p->tcp_flags & TCP_ACK) && bpf_ntohl(n) - s->isn <= FBR_FIRST_WINDOW;
+	}
+	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
+	    !bpf_skb_load_bytes(skb, p->l4 + FBR_TCP_SEQ, &n, sizeof(n)))
+		s->isn = bpf_ntohl(n);
+	return true;
+}
+
+/* A RST ends a connection. One from outside that nothing else speaks for is noted
+ * apart.
+ */
+static __always_inline __u32 fbr_rst_bits(__u32 bits, bool out)
+{
+	bool lives = fbr_established(bits) && !(bits & (FBR_S_FIN_OUT | FBR_S_FIN_IN));
+
+	return !out && lives ? FBR_S_RST_IN : FBR_S_RST;
+}
+
+/* Notes what a packet on the kernel path tells about the session. RFC 6146 section
+ * 3.5.2, coarser: only SYN, FIN and RST move a TCP session, and any segment after a
+ * RST takes that back, since the RST may have been forged or out of window.
+ */
+__fbr_global int fbr_sess_track(struct __sk_buff *skb, __u32 slot, const struct fbr_pkt *p,
+				bool out)
 {
 	if (!p)
 		return 0;
 
+	const __u32 resets = FBR_S_RST | FBR_S_RST_IN;
 	struct fbr_session *s = fbr_sess_get(slot);
 	struct fbr_flow *f;
-	__u32 set = 0, bits;
+	__u32 set, unset = 0, bits;
 	__u64 closes = 0;
-	bool closed;
+	bool closed, answers, fin = false;
 
 	if (!s)
 		return 0;
 	bits = s->bits;
-	if (out == !!(bits & FBR_S_INBOUND))
-		set = FBR_S_REPLIED;
+	answers = out == !!(bits & FBR_S_INBOUND);
+	set = fbr_answer_bits(bits, p, answers);
+	if (!(bits & FBR_S_ASSURED) && !fbr_acknowledges(skb, p, s, out))
+		set &= ~FBR_S_ASSURED;
 	if (p->proto == IPPROTO_TCP) {
 		if (p->tcp_flags & TCP_RST) {
-			set = FBR_S_RST;
+			set = fbr_rst_bits(bits, out);
 		} else if (p->tcp_flags & TCP_SYN) {
-			if (out && !(p->tcp_flags & TCP_ACK) && fbr_closed_bits(bits)) {
+			if (!answers && !(p->tcp_flags & TCP_ACK) && fbr_closed_bits(bits))
 				/* the 4-tuple is used again */
-				__sync_fetch_and_and(&s->bits,
-						     ~(FBR_S_RST | FBR_S_FIN_OUT | FBR_S_FIN_IN |
-						       FBR_S_REPLIED | FBR_S_ACKED));
-			}
+				unset = resets | FBR_S_FIN_OUT | FBR_S_FIN_IN | FBR_S_REPLIED |
+					FBR_S_ASSURED;
 		} else {
-			if (out)
-				set |= FBR_S_ACKED;
-			if (p->tcp_flags & TCP_FIN)
+			fin = p->tcp_flags & TCP_FIN;
+			if (fin)
 				set |= out ? FBR_S_FIN_OUT : FBR_S_FIN_IN;
 			/* Where inbound packets keep nothing alive, they revive nothing. */
-			if ((bits & FBR_S_RST) && (out || !(bits & FBR_S_OUT_ONLY)))
-				__sync_fetch_and_and(&s->bits, ~FBR_S_RST);
+			if (out || !(bits & FBR_S_OUT_ONLY))
+				unset = resets;
 		}
+	}
+	if (bits & unset) {
+		__sync_fetch_and_and(&s->bits, ~unset);
+		s->check_at = 0; /* the timeout may have become shorter */
 	}
 	bits = s->bits;
 	if (!fbr_closed_bits(bits) && fbr_closed_bits(bits | set))
 		closes = fbr_sess_expires(slot);
-	if ((bits & set) != set) {
+	set &= ~bits;
+	if (set) {
 		__sync_fetch_and_or(&s->bits, set);
 		bits |= set;
-		s->check_at = 0; /* the timeout may have become shorter */
+		s->check_at = 0;
 		fbr_half_done(s, bits);
+		/* So that packet has to be seen here. */
+		f = NULL;
+		if ((set & FBR_S_REPLIED) && fbr_to_be_assured(s, bits))
+			f = out ? fbr_flow_in(slot) : fbr_flow_out(slot);
+		if (f)
+			fbr_lease_end(f);
 	}
+	if ((bits & (FBR_S_ASSURED | FBR_S_WAITING)) == (FBR_S_ASSURED | FBR_S_WAITING))
+		fbr_wait_done(s);
 	closed = p->proto == IPPROTO_TCP && fbr_closed_bits(bits);
 	/* A FIN shortens the timeout as well, and no lease outlives its session. */
-	if (!closed && !(set & (FBR_S_FIN_OUT | FBR_S_FIN_IN)))
+	if (!closed && !fin)
 		return 0;
 	f = fbr_flow_out(slot);
 	if (f) {
@@ -286,28 +501,26 @@ enum fbr_reclaim {
 	FBR_RECLAIM_AGAIN, /* that one will not do */
 };
 
-/* Looks at the head of fbr_closed and gives that session up if it is the
- * device's (pif; 0: anybody's). One that closed less than 20 ms ago is left
- * alone: its last segments are still on the way.
+/* Looks at the head of fbr_closed, or of fbr_doubted, and gives that session up if
+ * it is the device's (pif; 0: anybody's). One that closed less than 20 ms ago is
+ * left alone: its last segments are still on the way.
  */
-__fbr_global enum fbr_reclaim fbr_reclaim_one(__u32 pif)
+static __always_inline enum fbr_reclaim fbr_reclaim_one(__u32 pif, bool doubted)
 {
 	struct fbr_state *st = fbr_state_get();
 	struct fbr_session *s;
 	__u32 slot, state;
 	__u64 last;
 
-	if (bpf_map_pop_elem(&fbr_closed, &slot))
-		return FBR_RECLAIM_NONE;
-	s = fbr_sess_get(slot);
+	s = fbr_closed_pop(&slot, doubted);
 	if (!s)
-		return FBR_RECLAIM_AGAIN;
-	s->queued = 0;
+		return FBR_RECLAIM_NONE;
 	state = fbr_sess_state(s);
 	if (!fbr_is_live(state) || !fbr_closed_bits(s->bits))
 		return FBR_RECLAIM_AGAIN; /* swept, or open again */
 	last = fbr_sess_expires(slot) - (__u64)cfg_to_tcp_closing * cfg_hz;
-	if ((pif && s->pif != pif) || fbr_now() - last < cfg_hz / 50) {
+	if ((pif && fbr_payer(s) != pif) || fbr_now() - last < cfg_hz / 50 ||
+	    (!doubted && fbr_doubted_bits(s->bits))) {
 		fbr_closed_push(slot, s);
 		return FBR_RECLAIM_AGAIN;
 	}
@@ -322,12 +535,13 @@ __fbr_global enum fbr_reclaim fbr_reclaim_one(__u32 pif)
 struct fbr_room {
 	__u32 pif;
 	__u32 ports; /* it has room for a port with fewer of them; 0: a session is wanted only */
+	bool doubted;
 	bool made;
 };
 
 static long fbr_room_one(__u64 i, struct fbr_room *r)
 {
-	enum fbr_reclaim got = fbr_reclaim_one(r->pif);
+	enum fbr_reclaim got = fbr_reclaim_one(r->pif, r->doubted);
 	struct fbr_quota *q;
 
 	if (got == FBR_RECLAIM_NONE)
@@ -342,20 +556,26 @@ static long fbr_room_one(__u64 i, struct fbr_room *r)
 
 /* Gives up closed sessions of a device (pif; 0: of anybody), the longest-closed
  * first, until there is room for one more session, or, where the device may have so
- * many ports (0: that does not matter), for one more port. False if there is none to give up.
+ * many ports (0: that does not matter), for one more port. doubted: those that only a
+ * RST from outside has closed, after all others. False if there is none to give up.
  */
-__fbr_global bool fbr_make_room(__u32 pif, __u32 ports)
+__fbr_global bool fbr_make_room(__u32 pif, __u32 ports, bool doubted)
 {
 	struct fbr_room r = { .pif = pif, .ports = ports };
 
+	bpf_loop(FBR_ROOM_TRIES, fbr_room_one, &r, 0);
+	if (r.made || !doubted)
+		return r.made;
+	r.doubted = true;
 	bpf_loop(FBR_ROOM_TRIES, fbr_room_one, &r, 0);
 	return r.made;
 }
 
 struct fbr_sweep {
-	__u64 slots; /* in use so far */
-	__u64 hand;
-	__u64 grace;
+	__u32 slots; /* in use so far */
+	__u32 hand;
+	__u32 grace;
+	bool pressed; /* a slot is wanted */
 	bool found;
 };
 
@@ -363,18 +583,19 @@ static long fbr_sweep_one(__u64 i, struct fbr_sweep *w)
 {
 	if (w->hand >= w->slots)
 		w->hand = 0;
-	if (fbr_sess_reap(w->hand++, w->grace))
+	if (fbr_sess_reap(w->hand++, w->grace, w->pressed))
 		w->found = true; /* not a count: that would keep the verifier counting, too */
 	return 0;
 }
 
 /* Looks at up to n slots from the hand on; returns whether one came free. */
-static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n)
+static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n, bool pressed)
 {
 	struct fbr_sweep w = {
 		.slots = st->fresh < cfg_flows_max ? st->fresh : cfg_flows_max,
 		.hand = st->hand,
-		.grace = (__u64)FBR_GRACE * cfg_hz,
+		.grace = FBR_GRACE * cfg_hz,
+		.pressed = pressed,
 	};
 
 	if (w.slots < n)
@@ -384,24 +605,24 @@ static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n)
 	return w.found;
 }
 
-/* Takes a slot that is no closed session any more off the head of fbr_closed. */
-static long fbr_closed_trim(__u64 i, void *unused)
+/* Takes a slot that is no closed session any more off the head of fbr_closed, or of
+ * fbr_doubted.
+ */
+static long fbr_closed_trim(__u64 i, const bool *doubted)
 {
+	bool from = *doubted;
 	struct fbr_session *s;
 	__u32 slot;
 
-	if (bpf_map_peek_elem(&fbr_closed, &slot))
+	if (from ? bpf_map_peek_elem(&fbr_doubted, &slot) : bpf_map_peek_elem(&fbr_closed, &slot))
 		return 1;
 	s = fbr_sess_get(slot);
 	if (s && fbr_is_live(fbr_sess_state(s)) && fbr_closed_bits(s->bits))
 		return 1;
 	/* Another CPU may have taken the one just seen. */
-	if (bpf_map_pop_elem(&fbr_closed, &slot))
-		return 1;
-	s = fbr_sess_get(slot);
+	s = fbr_closed_pop(&slot, from);
 	if (!s)
-		return 0;
-	s->queued = 0;
+		return 1;
 	if (fbr_is_live(fbr_sess_state(s)) && fbr_closed_bits(s->bits))
 		fbr_closed_push(slot, s);
 	return 0;
@@ -410,8 +631,12 @@ static long fbr_closed_trim(__u64 i, void *unused)
 /* One tick's work. */
 static __always_inline void fbr_sweep_pass(struct fbr_state *st)
 {
-	fbr_sweep_slots(st, FBR_SWEEP_SLOTS);
-	bpf_loop(FBR_SWEEP_SLOTS, fbr_closed_trim, NULL, 0);
+	bool doubted = false;
+
+	fbr_sweep_slots(st, FBR_SWEEP_SLOTS, false);
+	bpf_loop(FBR_SWEEP_SLOTS, fbr_closed_trim, &doubted, 0);
+	doubted = true;
+	bpf_loop(FBR_SWEEP_SLOTS, fbr_closed_trim, &doubted, 0);
 }
 
 static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)

@@ -174,18 +174,26 @@ enum fbr_sess_state {
 
 enum fbr_sess_bits {
 	FBR_S_REPLIED = 2, /* a packet came back */
-	FBR_S_ACKED = 4,   /* TCP: a segment other than SYN or RST went out */
+	/* Who began it has sent again after an answer (TCP: neither SYN nor RST), and so
+	 * has got the answer: conntrack's IPS_ASSURED. TCP of a container's: without one, too.
+	 */
+	FBR_S_ASSURED = 4,
 	FBR_S_FIN_OUT = 8,
 	FBR_S_FIN_IN = 16,
 	FBR_S_RST = 32,
 	FBR_S_OVERLOAD = 128, /* shares an external port it does not own */
 	FBR_S_HOST = 256,
-	FBR_S_INBOUND = 512, /* made by a packet from outside: EIF and ADF only */
+	FBR_S_INBOUND = 512, /* begun by the remote: on a published port, or let in by EIF or ADF */
 	/* Only outbound packets keep it alive, else an outsider could (RFC 7857 section 7). */
 	FBR_S_OUT_ONLY = 1024,
 	FBR_S_PEER = 2048,      /* counted in fbr_peer */
 	FBR_S_HALF = 4096,      /* counted in fbr_quota.half */
 	FBR_S_PUBLISHED = 8192, /* its external port is a publication's */
+	/* Anybody outside may have caused it, with any address: counted in fbr_state.waiting, in
+	 * nobody's quota. TCP: until it is assured.
+	 */
+	FBR_S_WAITING = 16384,
+	FBR_S_RST_IN = 32768, /* established, then ended by nothing but the remote's RST */
 };
 
 /* fbr_sess[slot]: what the two flow entries of a session share */
@@ -197,8 +205,24 @@ struct fbr_session {
 	__u32 state; /* enum fbr_sess_state and a count; changed by compare-and-swap only */
 	enum fbr_sess_bits bits; /* changed atomically */
 	__u32 pif;               /* the container's port */
-	__u32 queued;            /* the slot stands in fbr_closed */
-	__u64 check_at;          /* jiffies before which it cannot have expired */
+	__u32 payer;             /* the port in whose quota it counts; 0: pif */
+	__u32 queued;            /* enum fbr_queued; changed atomically */
+	__u32 isn;      /* begun outside: TCP sequence number of the SYN-ACK, host byte order */
+	__u64 check_at; /* jiffies before which it cannot have expired */
+};
+
+/* The queues that a slot stands in */
+enum fbr_queued {
+	FBR_Q_CLOSED = 1,
+	FBR_Q_DOUBTED = 2,
+};
+
+/* An entry of fbr_waiting. state is the session's of that time: a session is the one
+ * that was queued as long as it has it.
+ */
+struct fbr_wait {
+	__u32 slot;
+	__u32 state;
 };
 
 /* A remote address that a mapping has contacted: what address-dependent filtering lets in */
@@ -309,13 +333,15 @@ struct fbr_pool {
 
 /* fbr_state[0]: the datapath's own bookkeeping; user space only reads it */
 struct fbr_state {
-	__u64 live;  /* sessions */
-	__u64 fresh; /* slots never used so far start here */
-	__u64 hand;  /* next slot to sweep */
-	__u64 tick;  /* jiffies of the last sweep */
+	__u64 live;    /* sessions */
+	__u64 waiting; /* of these, with FBR_S_WAITING */
+	__u64 fresh;   /* slots never used so far start here */
+	__u64 hand;    /* next slot to sweep */
+	__u64 tick;    /* jiffies of the last sweep */
 	__u64 overloads;
 	__u64 remaps; /* flows beside the host's or a neighbour's that got another port */
 	__u64 reclaimed;
+	__u64 dropped_early; /* sessions begun outside that were given up before they were assured */
 	__u64 refused_full;
 	__u64 refused_quota;
 	__u64 tries[FBR_PORT_TRIES +
@@ -346,6 +372,6 @@ _Static_assert(sizeof(struct fbr_stats) == 64, "fbr_stats");
 _Static_assert(sizeof(struct fbr_flow_key) == 16, "fbr_flow_key");
 _Static_assert(sizeof(struct fbr_flow) == 72, "fbr_flow");
 _Static_assert(sizeof(struct fbr_near) == 8, "fbr_near");
-_Static_assert(sizeof(struct fbr_session) == 48, "fbr_session");
+_Static_assert(sizeof(struct fbr_session) == 56, "fbr_session");
 
 #endif

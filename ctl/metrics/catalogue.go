@@ -29,6 +29,7 @@ const (
 	nameOverloads      = "fastbr_nat_port_overloads_total"
 	nameRemaps         = "fastbr_nat_port_remaps_total"
 	nameReclaimed      = "fastbr_nat_ports_reclaimed_total"
+	nameEarlyDrops     = "fastbr_nat_early_drops_total"
 	namePortProbes     = "fastbr_nat_port_probes"
 	nameRefused        = "fastbr_nat_refused_total"
 )
@@ -70,6 +71,8 @@ func Catalogue() []Metric {
 			Help: "Flows that got another external port because the host or a neighbour NAT uses theirs, and flows of those that got another because an established connection of ours uses it."},
 		{Name: nameReclaimed, Type: counter,
 			Help: "Closed NAT mappings given up early because ports or flow entries ran short."},
+		{Name: nameEarlyDrops, Type: counter,
+			Help: "Flows begun outside that were given up, oldest first, before their sender had proven to be there: a flood of first packets to published ports."},
 		{Name: namePortProbes, Type: histogram,
 			Help: "External ports that one allocation looked at until one was free; those that looked at more, or found none, count in +Inf only."},
 		{Name: nameRefused, Type: counter, Labels: []string{"reason"},

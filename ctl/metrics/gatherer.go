@@ -175,6 +175,8 @@ func nat(m Metric, in room, n ctl.NATView) *dto.MetricFamily {
 		return single(m, n.PortRemaps)
 	case nameReclaimed:
 		return single(m, n.PortsReclaimed)
+	case nameEarlyDrops:
+		return single(m, n.EarlyDrops)
 	case namePortProbes:
 		return probes(m, n)
 	}

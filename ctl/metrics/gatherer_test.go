@@ -42,7 +42,7 @@ func busy() ctl.Snapshot {
 		}}}, {Name: "empty", Up: true}},
 		Uplinks: []ctl.PortView{{Name: "eth0", Port: "eth0", Drops: map[string]uint64{},
 			Paths: ctl.PortPaths{TXFastPackets: 5, TXFastBytes: 500}}},
-		NAT: ctl.NATView{Flows: 7, FlowsMax: 262144, PortOverloads: 8, PortRemaps: 11, PortsReclaimed: 9,
+		NAT: ctl.NATView{Flows: 7, FlowsMax: 262144, PortOverloads: 8, PortRemaps: 11, PortsReclaimed: 9, EarlyDrops: 12,
 			PortTries: []uint64{20, 2, 1}, PortsNotFound: 3, Refused: map[string]uint64{"nat_full": 10}},
 	}
 }
@@ -101,6 +101,7 @@ fastbr_nat_flows_max 262144
 fastbr_nat_port_overloads_total 8
 fastbr_nat_port_remaps_total 11
 fastbr_nat_ports_reclaimed_total 9
+fastbr_nat_early_drops_total 12
 fastbr_nat_port_probes_bucket{le="1"} 20
 fastbr_nat_port_probes_bucket{le="2"} 22
 fastbr_nat_port_probes_bucket{le="3"} 23

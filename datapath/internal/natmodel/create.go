@@ -17,13 +17,8 @@ type wish struct {
 // may be an older one with another external address: to an outsider who comes to
 // the new address it is in the way until its container sends again.
 func (n *NAT) create(w *wish) Reason {
-	if w.dev != nil {
-		if w.dev.Sessions >= n.FlowsQuota && !n.makeRoom(w.dev, false) {
-			return n.refuse("quota")
-		}
-		if w.fwd.Proto == TCP && !w.inbound && w.dev.Half >= n.HalfQuota {
-			return n.refuse("quota")
-		}
+	if why := n.room(w); why != "" {
+		return n.refuse(why)
 	}
 	slot, ok := n.takeSlot()
 	if !ok {
@@ -32,12 +27,12 @@ func (n *NAT) create(w *wish) Reason {
 	w.slot = slot
 	made := !w.policy.EDM && !(w.moved && w.dev != nil) && n.reuse(w) && n.insertOwned(w)
 	if !made && !w.inbound {
-		if w.dev != nil && w.dev.Ports >= n.PortsQuota && !n.makeRoom(w.dev, true) {
+		if w.dev != nil && w.dev.Ports >= n.PortsQuota && !n.makeRoom(w.dev, true, true) {
 			n.free.push(slot)
 			return n.refuse("quota")
 		}
-		if len(n.unused[w.fwd.Proto.class()].free) <= n.Count/8 {
-			n.makeRoom(nil, false)
+		if free := len(n.unused[w.fwd.Proto.class()].free); free <= n.Count/8 {
+			n.makeRoom(nil, false, free == 0)
 		}
 		made = n.bindNew(w) && n.insertOwned(w)
 		if !made && !w.policy.Strict {
@@ -52,6 +47,32 @@ func (n *NAT) create(w *wish) Reason {
 		return n.refuse("nat_full")
 	}
 	n.born(w)
+	return ""
+}
+
+// room says whether there is some for a session: within its container's quota, or,
+// begun outside, beside those that wait, and before the last eighths.
+func (n *NAT) room(w *wish) Reason {
+	switch {
+	case w.dev == nil:
+	case w.inbound:
+		if n.Waiting >= n.WaitingMax && !n.dropEarly() {
+			return "nat_full"
+		}
+		if w.dev.Sessions >= n.FlowsQuota-n.FlowsQuota/8 && !n.makeRoom(w.dev, false, true) {
+			return "quota"
+		}
+		if n.Live >= n.FlowsMax-n.FlowsMax/8 && !n.makeRoom(nil, false, false) && !n.dropEarly() {
+			return "nat_full"
+		}
+	default:
+		if w.dev.Sessions >= n.FlowsQuota && !n.makeRoom(w.dev, false, true) {
+			return "quota"
+		}
+		if w.fwd.Proto == TCP && w.dev.Half >= n.HalfQuota {
+			return "quota"
+		}
+	}
 	return ""
 }
 
@@ -107,7 +128,7 @@ func (n *NAT) bindNew(w *wish) bool {
 // port back. A dead session in the way is removed.
 func (n *NAT) insertOwned(w *wish) bool {
 	e := n.flows[reverse(w.fwd, w.ext, w.eport)]
-	if e != nil && !n.reap(e.s.slot, 0) || n.flows[w.fwd] != nil {
+	if e != nil && !n.reap(e.s.slot, 0, false) || n.flows[w.fwd] != nil {
 		n.putPort(w.fwd.Proto, n.offset(w.eport))
 		return false
 	}
@@ -133,7 +154,7 @@ func (n *NAT) born(w *wish) {
 	s := &session{slot: w.slot, fwd: w.fwd, ext: w.ext, eport: w.eport, dev: w.dev}
 	s.entry = [2]entry{{s: s, out: true, seen: n.Now}, {s: s, seen: n.Now}}
 	if w.inbound {
-		s.bits |= Inbound
+		s.bits |= Inbound | Waiting
 	}
 	switch {
 	case w.dev == nil:
@@ -158,10 +179,13 @@ func (n *NAT) born(w *wish) {
 	if w.moved {
 		n.Remaps++
 	}
-	if w.dev != nil {
+	if w.inbound {
+		n.Waiting++
+		n.wait(s)
+	} else if w.dev != nil {
 		w.dev.Sessions++
-		if s.bits&HalfOpen != 0 {
-			w.dev.Half++
-		}
+	}
+	if s.bits&HalfOpen != 0 {
+		w.dev.Half++
 	}
 }

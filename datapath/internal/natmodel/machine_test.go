@@ -126,7 +126,7 @@ func (m *machine) check(t *rapid.T) {
 
 // sessions: each stands under both its tuples, and the counts are right.
 func (m *machine) sessions() error {
-	live, usage := 0, map[*Device]Usage{}
+	live, waiting, usage := 0, 0, map[*Device]Usage{}
 	for i, slot := range m.slots {
 		s := slot.s
 		if s == nil {
@@ -140,11 +140,18 @@ func (m *machine) sessions() error {
 			continue
 		}
 		u := usage[s.dev]
-		u.Sessions++
+		if s.bits&Waiting != 0 {
+			waiting++
+		} else {
+			u.Sessions++
+		}
 		if s.bits&HalfOpen != 0 {
 			u.Half++
 		}
 		usage[s.dev] = u
+	}
+	if waiting != m.Waiting || waiting > m.WaitingMax {
+		return fmt.Errorf("%d sessions wait, counted %d of at most %d", waiting, m.Waiting, m.WaitingMax)
 	}
 	if live != m.Live || len(m.flows) != 2*live {
 		return fmt.Errorf("%d sessions, counted %d, %d entries", live, m.Live, len(m.flows))

@@ -93,16 +93,18 @@ func (t Tuple) Reversed() Tuple { return Tuple{t.Dst, t.Src, t.DPort, t.SPort, t
 
 // Config is fixed for the life of a NAT.
 type Config struct {
-	HZ                                 uint64
-	FlowsMax                           int
-	FlowsQuota, PortsQuota, HalfQuota  int
-	First                              uint16
-	Count                              int
-	UDPOneway, UDPTwoway, UDPWellKnown uint64 // seconds, as all below
-	ICMPQuery                          uint64
-	TCPOpen, TCPEstablished            uint64
-	TCPHalf, TCPClosing                uint64
-	Hold                               uint64
+	HZ                                uint64
+	FlowsMax                          int
+	FlowsQuota, PortsQuota, HalfQuota int
+	WaitingMax                        int
+	First                             uint16
+	Count                             int
+	UDPOneway, UDPTwoway, UDPDNS      uint64 // seconds, as all below
+	UDPWaiting, TCPWaiting            uint64
+	ICMPQuery                         uint64
+	TCPOpen, TCPEstablished           uint64
+	TCPHalf, TCPClosing               uint64
+	Hold                              uint64
 }
 
 // Policy is how a network is translated.
@@ -156,8 +158,9 @@ type Verdict struct {
 // Counters are totals since the beginning.
 type Counters struct {
 	Overloads, Remaps, Reclaimed, RefusedFull, RefusedQuota uint64
+	DroppedEarly                                            uint64
 	Tries                                                   [maxTries + 1]uint64 // [0]: none found
-	Live                                                    int
+	Live, Waiting                                           int
 }
 
 // NAT is the state of one instance.
@@ -176,10 +179,11 @@ type NAT struct {
 
 	flows  map[Tuple]*entry
 	slots  []slot
-	free   queue // slots given back
-	fresh  int   // slots never used start here
-	hand   int   // next slot to sweep
-	closed queue // slots of closed sessions, longest first
+	free   queue[int]      // slots given back
+	fresh  int             // slots never used start here
+	hand   int             // next slot to sweep
+	closed [2]queue[int]   // slots of sessions that are over, longest first
+	waits  queue[*session] // begun outside, oldest first
 	ports  [3][]port
 	unused [3]pool // free ports
 	binds  map[bind]int
@@ -212,18 +216,19 @@ func (n *NAT) network(a Addr) *Network {
 }
 
 // queue is first in, first out.
-type queue struct {
-	items []int
+type queue[T any] struct {
+	items []T
 	head  int
 }
 
-func (q *queue) push(x int) { q.items = append(q.items, x) }
+func (q *queue[T]) len() int { return len(q.items) - q.head }
 
-func (q *queue) pop() (int, bool) {
-	if q.head == len(q.items) {
-		return 0, false
+func (q *queue[T]) push(x T) { q.items = append(q.items, x) }
+
+func (q *queue[T]) pop() (x T, ok bool) {
+	if x, ok = q.peek(); !ok {
+		return x, false
 	}
-	x := q.items[q.head]
 	q.head++
 	if q.head > 1024 && 2*q.head > len(q.items) {
 		q.items, q.head = append(q.items[:0], q.items[q.head:]...), 0
@@ -231,9 +236,9 @@ func (q *queue) pop() (int, bool) {
 	return x, true
 }
 
-func (q *queue) peek() (int, bool) {
-	if q.head == len(q.items) {
-		return 0, false
+func (q *queue[T]) peek() (x T, ok bool) {
+	if q.len() == 0 {
+		return x, false
 	}
 	return q.items[q.head], true
 }

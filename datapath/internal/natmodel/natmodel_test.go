@@ -14,9 +14,9 @@ const (
 // small is a NAT of few ports and slots with two containers.
 func small(policy Policy) (*NAT, []*Device) {
 	cfg := Config{
-		HZ: 100, FlowsMax: 12, FlowsQuota: 9, PortsQuota: 6, HalfQuota: 3, First: 10000, Count: 8,
-		UDPOneway: 120, UDPTwoway: 300, UDPWellKnown: 20, ICMPQuery: 60,
-		TCPOpen: 240, TCPEstablished: 86400, TCPHalf: 7440, TCPClosing: 240, Hold: 120,
+		HZ: 100, FlowsMax: 12, FlowsQuota: 9, PortsQuota: 6, HalfQuota: 3, WaitingMax: 2, First: 10000, Count: 8,
+		UDPOneway: 120, UDPTwoway: 300, UDPDNS: 20, ICMPQuery: 60,
+		TCPOpen: 240, TCPEstablished: 86400, TCPHalf: 7440, TCPClosing: 240, TCPWaiting: 60, UDPWaiting: 30, Hold: 120,
 	}
 	n := New(cfg)
 	n.Now, n.Lease, n.Uplink, n.Route = 1<<20, 1000, public, public

@@ -149,7 +149,7 @@ func (n *NAT) snat(d *Device, p Packet, forwarded bool) Verdict {
 	rst := p.Flags&RST != 0
 	e := n.live(p.Tuple(), d, ext)
 	if e == nil {
-		if !forwarded || rst {
+		if !forwarded || rst || p.Proto == TCP && p.Flags&(SYN|ACK) == SYN|ACK {
 			return drop("unsupported")
 		}
 		if why := n.create(&wish{fwd: p.Tuple(), ext: ext, dev: d, policy: d.Net.Policy}); why != "" {
@@ -214,13 +214,12 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 // movable says whether a session goes on from another port: no host's, and no
 // established connection.
 func (s *session) movable() bool {
-	open := s.bits&(Replied|Acked) == Replied|Acked
-	return s.dev != nil && (s.fwd.Proto != TCP || !open || s.bits.closed())
+	return s.dev != nil && (s.fwd.Proto != TCP || !s.bits.established() || s.bits.closed())
 }
 
 // move gives a session another external port; one that is over only ends.
 func (n *NAT) move(s *session) {
-	over := s.bits.closed()
+	over := s.bits.closed() || s.bits&Inbound != 0
 	n.freeSession(s)
 	if !over && !n.gone(s) {
 		n.create(&wish{fwd: s.fwd, ext: s.ext, dev: s.dev, policy: s.dev.Net.Policy, moved: true})
@@ -255,7 +254,10 @@ func (n *NAT) UplinkIn(p Packet) Verdict {
 		}
 	} else if answer {
 		e := n.inbound(p.Tuple())
-		if e == nil && n.admit(p) {
+		if e == nil {
+			if why := n.admit(p); why != "" {
+				return drop(why)
+			}
 			e = n.inbound(p.Tuple())
 		}
 		if e != nil {
@@ -276,10 +278,10 @@ func (n *NAT) UplinkIn(p Packet) Verdict {
 }
 
 // admit makes a session for a first packet from outside if the filter of the
-// mapping on its port lets its sender in.
-func (n *NAT) admit(p Packet) bool {
+// mapping on its port lets its sender in; or says why there is no room for it.
+func (n *NAT) admit(p Packet) Reason {
 	if p.Kind != Ports || p.Proto == TCP && p.Flags&(SYN|ACK|FIN|RST) != SYN || n.network(p.Src) != nil {
-		return false
+		return ""
 	}
 	off := n.offset(p.DPort)
 	m := n.portOf(p.Proto, off)
@@ -288,14 +290,14 @@ func (n *NAT) admit(p Packet) bool {
 		lives = n.TCPEstablished
 	}
 	if !m.bound || m.dev == nil || n.Now-m.usedAt >= lives*n.HZ {
-		return false
+		return ""
 	}
 	net := n.network(m.owner.ip)
 	if net == nil || !net.EIF && !(net.ADF && n.peers[peer{p.Proto.class(), off, p.Src}] > 0) || n.Route != p.Dst {
-		return false
+		return ""
 	}
 	fwd := Tuple{m.owner.ip, p.Src, m.owner.port, p.SPort, p.Proto}
-	return n.create(&wish{fwd: fwd, ext: p.Dst, dev: m.dev, policy: net.Policy, inbound: true}) == ""
+	return n.create(&wish{fwd: fwd, ext: p.Dst, dev: m.dev, policy: net.Policy, inbound: true})
 }
 
 // PortOut is a packet from the uplink that the kernel delivers to a container:

@@ -6,25 +6,35 @@ type Bits uint32
 // The bits.
 const (
 	Replied   Bits = 2
-	Acked     Bits = 4
+	Assured   Bits = 4 // who began it has sent again after an answer
 	FinOut    Bits = 8
 	FinIn     Bits = 16
 	Reset     Bits = 32
 	Shared    Bits = 128 // on a port that it does not own
 	OfHost    Bits = 256
-	Inbound   Bits = 512  // made by a packet from outside
-	OutOnly   Bits = 1024 // only outbound packets keep it alive
-	Contacted Bits = 2048 // counted in peers
-	HalfOpen  Bits = 4096 // counted in its port's quota
+	Inbound   Bits = 512   // made by a packet from outside
+	OutOnly   Bits = 1024  // only outbound packets keep it alive
+	Contacted Bits = 2048  // counted in peers
+	HalfOpen  Bits = 4096  // counted in its port's quota
+	Waiting   Bits = 16384 // begun outside and not assured, in nobody's quota
+	ResetIn   Bits = 32768 // established, then ended by nothing but the remote's RST
 )
 
-func (b Bits) closed() bool { return b&Reset != 0 || b&(FinOut|FinIn) == FinOut|FinIn }
+func (b Bits) established() bool { return b&(Replied|Assured) == Replied|Assured }
+
+func (b Bits) bothFins() bool { return b&(FinOut|FinIn) == FinOut|FinIn }
+
+func (b Bits) closed() bool { return b&(Reset|ResetIn) != 0 || b.bothFins() }
+
+// doubted: only a RST from outside says that it is over.
+func (b Bits) doubted() bool { return b&ResetIn != 0 && b&Reset == 0 && !b.bothFins() }
 
 const (
 	grace      = 2   // seconds between expiry and reclaim by the sweep
 	sweepSlots = 256 // slots of one pass
 	probes     = 64  // slots looked at when none is free
-	roomTries  = 64  // closed sessions looked at to make room for one
+	roomTries  = 64  // queued sessions looked at to make room for one
+	waitTrim   = 2   // queued sessions thrown out by one that is queued
 )
 
 // entry is one direction of a session.
@@ -51,11 +61,11 @@ const (
 	inward
 )
 
-// slot is a place in the table. Its place in the queue of closed sessions
-// outlives its session.
+// slot is a place in the table. Its places in the queues of closed sessions
+// outlive its session.
 type slot struct {
 	s      *session
-	queued bool
+	queued [2]bool
 }
 
 func reverse(fwd Tuple, ext Addr, eport uint16) Tuple {
@@ -68,7 +78,9 @@ func (n *NAT) timeout(s *session) uint64 {
 		switch {
 		case s.bits.closed():
 			return n.TCPClosing
-		case s.bits&(Replied|Acked) != Replied|Acked:
+		case !s.bits.established() && s.bits&Inbound != 0:
+			return n.TCPWaiting
+		case !s.bits.established():
 			return n.TCPOpen
 		case s.bits&(FinOut|FinIn) != 0:
 			return n.TCPHalf
@@ -76,10 +88,14 @@ func (n *NAT) timeout(s *session) uint64 {
 		return n.TCPEstablished
 	case UDP:
 		switch {
-		case s.bits&Replied == 0:
+		case s.bits&Assured != 0:
+			return n.UDPTwoway
+		case s.bits&(Replied|Inbound) == Inbound:
+			return n.UDPWaiting
+		case s.bits&(Replied|Inbound) != Replied:
 			return n.UDPOneway
-		case s.fwd.DPort < 1024:
-			return n.UDPWellKnown
+		case s.fwd.DPort == 53:
+			return n.UDPDNS
 		}
 		return n.UDPTwoway
 	}
@@ -114,7 +130,11 @@ func (n *NAT) freeSession(s *session) {
 		n.putPort(s.fwd.Proto, off)
 	}
 	if s.dev != nil {
-		s.dev.Sessions--
+		if s.bits&Waiting != 0 {
+			n.Waiting--
+		} else {
+			s.dev.Sessions--
+		}
 		if s.bits&HalfOpen != 0 {
 			s.dev.Half--
 		}
@@ -124,10 +144,19 @@ func (n *NAT) freeSession(s *session) {
 	n.free.push(s.slot)
 }
 
-// reap frees a slot's session if it has been dead for so long.
-func (n *NAT) reap(i int, grace uint64) bool {
+// reap frees a slot's session if it has been dead for so long. pressed: an
+// established connection may be over that has been idle for as long as a half-closed
+// one may be.
+func (n *NAT) reap(i int, grace uint64, pressed bool) bool {
 	s := n.slots[i].s
-	if s == nil || !n.gone(s) && n.end(s)+grace > n.Now {
+	if s == nil {
+		return false
+	}
+	end := n.end(s)
+	if pressed && s.fwd.Proto == TCP && n.timeout(s) == n.TCPEstablished {
+		end -= (n.TCPEstablished - n.TCPHalf) * n.HZ
+	}
+	if !n.gone(s) && end+grace > n.Now {
 		return false
 	}
 	n.freeSession(s)
@@ -140,28 +169,32 @@ func (n *NAT) reap(i int, grace uint64) bool {
 // was idle, but no longer than it would have.
 func (n *NAT) track(s *session, p *Packet, out bool) {
 	var set Bits
-	if out == (s.bits&Inbound != 0) {
+	answers := out == (s.bits&Inbound != 0)
+	switch {
+	case answers:
 		set = Replied
+	case p.Proto == TCP && p.Flags&(SYN|RST) != 0:
+	case s.bits&Replied != 0, p.Proto == TCP && s.bits&Inbound == 0:
+		set = Assured
 	}
 	if p.Proto == TCP {
 		switch {
+		case p.Flags&RST != 0 && !out && s.bits.established() && s.bits&(FinOut|FinIn) == 0:
+			set = ResetIn
 		case p.Flags&RST != 0:
 			set = Reset
 		case p.Flags&SYN != 0:
-			if out && p.Flags&ACK == 0 && s.bits.closed() { // the tuple is used again
-				s.bits &^= Reset | FinOut | FinIn | Replied | Acked
+			if !answers && p.Flags&ACK == 0 && s.bits.closed() { // the tuple is used again
+				s.bits &^= Reset | ResetIn | FinOut | FinIn | Replied | Assured
 			}
 		default:
-			if out {
-				set |= Acked
-			}
 			if p.Flags&FIN != 0 && out {
 				set |= FinOut
 			} else if p.Flags&FIN != 0 {
 				set |= FinIn
 			}
 			if out || s.bits&OutOnly == 0 {
-				s.bits &^= Reset // the RST may have been forged
+				s.bits &^= Reset | ResetIn // the RST may have been forged
 			}
 		}
 	}
@@ -169,8 +202,22 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 		e, closing := &s.entry[outbound], n.TCPClosing*n.HZ
 		e.seen = max(e.seen, min(n.end(s), n.Now+closing)-closing)
 	}
+	brief := p.Proto == UDP && s.fwd.DPort == 53 && s.bits&(Inbound|Assured) == 0
+	if set&Replied != 0 && s.bits&Replied == 0 && (s.bits&Waiting != 0 || brief) { // the next packet of who began is to be seen
+		if out {
+			s.entry[inward].granted = 0
+		} else {
+			s.entry[outbound].granted = 0
+		}
+	}
 	s.bits |= set
-	if s.bits&HalfOpen != 0 && (s.bits&(Replied|Acked) == Replied|Acked || s.bits.closed()) {
+	if s.bits&(Assured|Waiting) == Assured|Waiting && s.fwd.Proto == TCP &&
+		s.dev.Sessions < n.FlowsQuota-n.FlowsQuota/8 && n.Live-n.Waiting < n.FlowsMax-n.FlowsMax/8 {
+		s.bits &^= Waiting
+		n.Waiting--
+		s.dev.Sessions++
+	}
+	if s.bits&HalfOpen != 0 && (s.bits.established() || s.bits.closed()) {
 		s.bits &^= HalfOpen
 		s.dev.Half--
 	}
@@ -183,29 +230,44 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 	}
 }
 
+// The queues of sessions that are over.
+const (
+	certain = iota
+	doubted
+)
+
 func (n *NAT) pushClosed(i int) {
-	if !n.slots[i].queued {
-		n.slots[i].queued = true
-		n.closed.push(i)
+	which := certain
+	if n.slots[i].s.bits.doubted() {
+		which = doubted
+	}
+	if !n.slots[i].queued[which] {
+		n.slots[i].queued[which] = true
+		n.closed[which].push(i)
 	}
 }
 
 // makeRoom gives up closed sessions of a device (nil: anybody's) until one more
-// session fits, or one more port. One that closed less than 20 ms ago rests.
-func (n *NAT) makeRoom(dev *Device, wantPort bool) bool {
+// session fits, or one more port; last: also those that may live.
+func (n *NAT) makeRoom(dev *Device, wantPort, last bool) bool {
+	return n.giveUp(dev, wantPort, certain) || last && n.giveUp(dev, wantPort, doubted)
+}
+
+// giveUp is makeRoom from one queue. A session that closed less than 20 ms ago rests.
+func (n *NAT) giveUp(dev *Device, wantPort bool, which int) bool {
 	made := false
 	for range roomTries {
-		i, ok := n.closed.pop()
+		i, ok := n.closed[which].pop()
 		if !ok {
 			break
 		}
-		n.slots[i].queued = false
+		n.slots[i].queued[which] = false
 		s := n.slots[i].s
 		if s == nil || !s.bits.closed() {
 			continue
 		}
 		last := n.end(s) - n.TCPClosing*n.HZ
-		if dev != nil && s.dev != dev || n.Now-last < n.HZ/50 {
+		if dev != nil && s.dev != dev || n.Now-last < n.HZ/50 || which == certain && s.bits.doubted() {
 			n.pushClosed(i)
 			continue
 		}
@@ -218,14 +280,46 @@ func (n *NAT) makeRoom(dev *Device, wantPort bool) bool {
 	return made
 }
 
+// dropEarly gives up the oldest session that waits.
+func (n *NAT) dropEarly() bool {
+	for range roomTries {
+		s, ok := n.waits.pop()
+		if !ok {
+			break
+		}
+		if n.stillWaits(s) {
+			n.freeSession(s)
+			n.DroppedEarly++
+			return true
+		}
+	}
+	return false
+}
+
+func (n *NAT) stillWaits(s *session) bool { return n.slots[s.slot].s == s && s.bits&Waiting != 0 }
+
+// wait queues a session that was begun outside.
+func (n *NAT) wait(s *session) {
+	for range waitTrim {
+		if head, ok := n.waits.peek(); !ok || n.stillWaits(head) {
+			break
+		}
+		n.waits.pop()
+	}
+	if n.waits.len() == n.FlowsMax {
+		n.waits.pop()
+	}
+	n.waits.push(s)
+}
+
 // sweep looks at so many slots from the hand on; says whether one came free.
-func (n *NAT) sweep(slots int) bool {
+func (n *NAT) sweep(slots int, pressed bool) bool {
 	found := false
 	for range min(slots, n.fresh) {
 		if n.hand >= n.fresh {
 			n.hand = 0
 		}
-		if n.reap(n.hand, grace*n.HZ) {
+		if n.reap(n.hand, grace*n.HZ, pressed) {
 			found = true
 		}
 		n.hand++
@@ -235,14 +329,16 @@ func (n *NAT) sweep(slots int) bool {
 
 // Sweep is one tick of the sweep timer.
 func (n *NAT) Sweep() {
-	n.sweep(sweepSlots)
-	for range sweepSlots {
-		i, ok := n.closed.peek()
-		if !ok || n.slots[i].s != nil && n.slots[i].s.bits.closed() {
-			return
+	n.sweep(sweepSlots, false)
+	for which := range n.closed {
+		for range sweepSlots {
+			i, ok := n.closed[which].peek()
+			if !ok || n.slots[i].s != nil && n.slots[i].s.bits.closed() {
+				break
+			}
+			n.closed[which].pop()
+			n.slots[i].queued[which] = false
 		}
-		n.closed.pop()
-		n.slots[i].queued = false
 	}
 }
 
@@ -256,7 +352,7 @@ func (n *NAT) takeSlot() (int, bool) {
 			n.fresh++
 			return n.fresh - 1, true
 		}
-		if !n.makeRoom(nil, false) && !n.sweep(probes) {
+		if !n.makeRoom(nil, false, false) && !n.dropEarly() && !n.sweep(probes, true) && !n.makeRoom(nil, false, true) {
 			break
 		}
 	}
