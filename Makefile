@@ -11,6 +11,7 @@ DEPS    := .ci/deps
 BIN     := bin/fastbr
 PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
+FIREWALLS := firewall-cmd dbus-daemon
 ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local
 CLANG_FORMAT ?= clang-format-19
 
@@ -51,7 +52,7 @@ demo: build ## a throw-away host with two containers: traffic, counters, fastbr 
 	@$(SUDO) $(BIN) demo
 
 test: build ## every test: vet, pure, programs, namespaces with real traffic, command line
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES)
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS)
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	$(GO) build $(RACE) ./...
@@ -127,7 +128,7 @@ score: build ## every check of the NAT requirements, waiting for timeouts (6 min
 	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run 'TestScore$$' ./cmd/fastbr
 
 deps: ## install the Debian packages that all targets together need, as far as missing
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) \
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) \
 		$(BENCH_TOOLS) clang-19 llvm-strip-19 $(CLANG_FORMAT)
 
 build: ## bin/fastbr

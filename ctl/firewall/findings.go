@@ -60,13 +60,17 @@ func Findings(h Host) ([]Finding, error) {
 	return out, rs.err
 }
 
-// Defaults names the chains that drop forwarded packets unless a rule accepts them.
+// Defaults names the chains that drop forwarded packets unless a rule accepts them,
+// and that Ensure adds rules to.
 func Defaults() (out []string, err error) {
 	rs, err := read()
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range rs.base(forwarding, false) {
+		if c.ofFirewalld() {
+			continue
+		}
 		if tail := rs.tail(c, jumpsDeep); tail != nil {
 			out = append(out, tail.String())
 		}
@@ -80,7 +84,7 @@ func (rs *ruleset) condemned(h Host) (out []Finding) {
 		if by == nil {
 			return false
 		}
-		out = append(out, Finding{"forward", fmt.Sprintf("%s drops %s%s", by, what, rs.remedy(*by, h))})
+		out = append(out, Finding{"forward", fmt.Sprintf("%s drops %s%s", by, what, remedy(*by, h))})
 		return true
 	}
 	for _, n := range h.Networks {
@@ -117,12 +121,4 @@ func (rs *ruleset) condemned(h Host) (out []Finding) {
 		}
 	}
 	return out
-}
-
-// remedy is what to do about a rule that drops, as the end of a sentence.
-func (rs *ruleset) remedy(by place, h Host) string {
-	if by.chain.ofFirewalld() {
-		return ": " + firewalldRemedy
-	}
-	return ": accept it before that rule"
 }
