@@ -5,6 +5,7 @@
  * docs/ARCHITECTURE.md walks a packet through them.
  */
 #include "lib/brnf.h"
+#include "lib/carry.h"
 #include "lib/clock.h"
 #include "lib/config.h"
 #include "lib/fast.h"
@@ -536,6 +537,8 @@ enum fbr_op {
 	FBR_OP_OPEN =
 		4, /* let mappings have the ports [from, to) of the classes whose bits arg has */
 	FBR_OP_SHUT = 5, /* or not any more */
+	FBR_OP_CARRY =
+		6, /* a struct fbr_carried follows; from: it may be made anew; arg = enum fbr_carry_result */
 };
 
 struct fbr_request {
@@ -603,6 +606,9 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 		if (r->to > r->from)
 			bpf_loop(r->to - r->from, fbr_flush_one, &w, 0);
 		r->arg = w.n;
+		return 0;
+	case FBR_OP_CARRY:
+		r->arg = fbr_carry(skb, sizeof(*r), r->from);
 		return 0;
 	case FBR_OP_OPEN:
 	case FBR_OP_SHUT:

@@ -138,8 +138,8 @@ type session struct {
 	st   *state
 	conn *link.Conn
 	dp   plane // nil: none is pinned
-	// stale is why the pinned datapath cannot be used: another schema. Only
-	// `down --all` goes on.
+	// stale is why the pinned datapath cannot be used: its maps have another layout.
+	// What changes something upgrades an older one first; `down --all` goes on with any.
 	stale error
 	// hostReached: reachFromHost has been called.
 	hostReached bool
@@ -226,6 +226,11 @@ func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session
 	}
 	defer s.end()
 	defer s.tidy(l)
+	if errors.Is(s.stale, datapath.ErrSchemaOlder) && !m.evenStale {
+		if err := s.upgrade(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case m.evenStale:
 	case s.stale != nil:
@@ -269,8 +274,10 @@ func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *s
 	s.dp, err = c.opts.planes.open(c.pins)
 	switch {
 	case err == nil, errors.Is(err, datapath.ErrNotLoaded):
-	case errors.Is(err, datapath.ErrSchemaNewer), errors.Is(err, datapath.ErrSchemaOlder):
-		s.stale = fmt.Errorf("%w: run 'fastbr down --all', then 'fastbr up' again", err)
+	case errors.Is(err, datapath.ErrSchemaNewer):
+		s.stale = fmt.Errorf("%w: use that, or end its networks with 'fastbr down --all'", err)
+	case errors.Is(err, datapath.ErrSchemaOlder):
+		s.stale = fmt.Errorf("%w: 'fastbr up' upgrades it, and so does every command that changes something; connections go on", err)
 	case len(st.Networks) == 0:
 		// A Create that was killed: Remove knows how to clear it.
 	case evenStale:

@@ -437,9 +437,9 @@ func TestDownAllRemovesPinsOfAnotherSchema(t *testing.T) {
 	h := newHost(t)
 	before := h.traces(t)
 	h.up(t)
-	h.planes.openErr = datapath.ErrSchemaOlder
-	if _, _, err := h.ctl(t).Up(h.ctx, DefaultNetwork, NetworkRequest{}, InstanceRequest{}); !errors.Is(err, datapath.ErrSchemaOlder) {
-		t.Errorf("up: %v, want ErrSchemaOlder", err)
+	h.planes.openErr = datapath.ErrSchemaNewer
+	if _, _, err := h.ctl(t).Up(h.ctx, DefaultNetwork, NetworkRequest{}, InstanceRequest{}); !errors.Is(err, datapath.ErrSchemaNewer) {
+		t.Errorf("up: %v, want ErrSchemaNewer", err)
 	}
 	h.downAll(t)
 	if after := h.traces(t); after != before {

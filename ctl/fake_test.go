@@ -62,7 +62,7 @@ func (p fakePlanes) create(dir string, cfg datapath.Config) (plane, error) {
 }
 
 func (p fakePlanes) open(dir string) (plane, error) {
-	if p.openErr != nil {
+	if _, err := os.Stat(filepath.Join(dir, "upgraded")); p.openErr != nil && err != nil {
 		return nil, p.openErr
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
@@ -74,6 +74,21 @@ func (p fakePlanes) open(dir string) (plane, error) {
 		err = json.Unmarshal(b, f)
 	}
 	return f, err
+}
+
+func (p fakePlanes) upgrade(dir string, passed func(string) error, settle func(plane) error) (bool, error) {
+	if p.openErr == nil {
+		return false, nil
+	}
+	if err := passed("upgrade-load"); err != nil {
+		return false, err
+	}
+	err := os.WriteFile(filepath.Join(dir, "upgraded"), nil, 0o600)
+	dp, openErr := p.open(dir)
+	if err = errors.Join(err, openErr); err == nil {
+		err = settle(dp)
+	}
+	return true, err
 }
 
 func (fakePlanes) remove(dir string) error {
@@ -95,7 +110,6 @@ func (f *fakeFile) save() error {
 }
 
 func (f *fakeFile) Close() error                     { return nil }
-func (f *fakeFile) Upgrade() (bool, error)           { return false, nil }
 func (f *fakeFile) Config() (datapath.Config, error) { return f.Conf, nil }
 
 func (f *fakeFile) SetNetwork(n datapath.Network) error {

@@ -17,7 +17,6 @@ import (
 // plane is what ctl uses of *datapath.Datapath; tests put a fake in its place.
 type plane interface {
 	Close() error
-	Upgrade() (bool, error)
 	Config() (datapath.Config, error)
 	SetNetwork(datapath.Network) error
 	DeleteNetwork(bridge int) error
@@ -61,6 +60,8 @@ type planes interface {
 	prepare(bpffs string) error // the place for pins; mounts it where that is safe
 	create(dir string, cfg datapath.Config) (plane, error)
 	open(dir string) (plane, error)
+	// upgrade makes the pins of an older build this one's, as datapath.Upgrade.
+	upgrade(dir string, passed func(string) error, settle func(plane) error) (bool, error)
 	remove(dir string) error
 	probe() []datapath.Feature
 }
@@ -92,6 +93,10 @@ func (kernel) open(dir string) (plane, error) {
 		return nil, err
 	}
 	return dp, nil
+}
+
+func (kernel) upgrade(dir string, passed func(string) error, settle func(plane) error) (bool, error) {
+	return datapath.Upgrade(dir, datapath.Hooks{Passed: passed, Settle: func(dp *datapath.Datapath) error { return settle(dp) }})
 }
 
 func (kernel) remove(dir string) error {

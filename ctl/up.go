@@ -107,13 +107,8 @@ func (s *session) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) err
 	if err := s.applyInstance(ir); err != nil {
 		return err
 	}
-	if upgraded, err := s.dp.Upgrade(); err != nil {
-		return fmt.Errorf("upgrading the datapath: %w", err)
-	} else if upgraded {
-		s.st.Features = s.kernelFindings()
-		if err := s.save(); err != nil {
-			return err
-		}
+	if err := s.upgrade(); err != nil {
+		return err
 	}
 	return s.refresh(false)
 }

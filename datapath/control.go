@@ -22,12 +22,14 @@ func inChunks(n uint32, f func(from, to uint32) error) error {
 	return nil
 }
 
-// request runs fbr_control, which sees the maps as the other programs do.
-func request(p *ebpf.Program, r tcFbrRequest) (uint64, error) {
+// request runs fbr_control, which sees the maps as the other programs do. The payload
+// is what some operations need besides.
+func request(p *ebpf.Program, r tcFbrRequest, payload ...byte) (uint64, error) {
 	var in bytes.Buffer
 	if err := binary.Write(&in, binary.NativeEndian, &r); err != nil {
 		return 0, err
 	}
+	in.Write(payload)
 	out := make([]byte, in.Len())
 	ret, err := p.Run(&ebpf.RunOptions{Data: in.Bytes(), DataOut: out})
 	if err != nil {

@@ -13,12 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,7 +43,7 @@ type Datapath struct {
 	meta  tcFbrMeta
 	maps  tcMaps
 	progs tcPrograms
-	named map[string]*ebpf.Map // the same maps by name, for Upgrade
+	named map[string]*ebpf.Map // the same maps by name
 }
 
 // Create loads the programs and pins everything below dir, whose parent must
@@ -74,8 +72,14 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from sour
 	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("creating the pin directory: %w", err)
 	}
-	d, err := build(tmp, meta, tune, from)
+	d, err := build(tmp, meta, nil, tune, from)
+	if err == nil {
+		err = d.fill()
+	}
 	if err != nil {
+		if d != nil {
+			err = errors.Join(err, d.Close())
+		}
 		return nil, errors.Join(err, removeTree(tmp))
 	}
 	if err := os.Rename(tmp, dir); err != nil {
@@ -88,16 +92,17 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from sour
 	return d, nil
 }
 
-// build loads, fills and pins maps and programs below dir.
-func build(dir string, meta tcFbrMeta, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
-	coll, err := load(meta, nil, tune, from)
+// build loads and pins maps and programs below dir. shared are maps of another
+// datapath that become this one's, too.
+func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
+	coll, err := load(meta, shared, tune, from)
 	if err != nil {
 		return nil, err
 	}
 	defer coll.Close()
 	d := &Datapath{dir: dir, meta: meta}
 	for name, m := range coll.Maps {
-		if name[0] == '.' { // .rodata lives as long as the programs
+		if !pinned(name) {
 			continue
 		}
 		if err := m.Pin(mapPath(dir, name)); err != nil {
@@ -115,16 +120,13 @@ func build(dir string, meta tcFbrMeta, tune func(*tcVariableSpecs) error, from s
 	if err := d.assign(coll); err != nil {
 		return nil, err
 	}
-	if err := d.fill(); err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
 	return d, nil
 }
 
 // assign takes the objects of coll over.
 func (d *Datapath) assign(coll *ebpf.Collection) error {
 	d.named = maps.Clone(coll.Maps)
-	maps.DeleteFunc(d.named, func(name string, _ *ebpf.Map) bool { return name[0] == '.' })
+	maps.DeleteFunc(d.named, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
 	if err := coll.Assign(&d.maps); err != nil {
 		return fmt.Errorf("assigning maps: %w", err)
 	}
@@ -280,9 +282,12 @@ func (d *Datapath) fill() error {
 }
 
 // Open opens what Create pinned. Returns an error wrapping ErrNotLoaded,
-// ErrSchemaNewer or ErrSchemaOlder. Programs of another build of the same
-// schema go on working until Upgrade.
+// ErrSchemaNewer, or ErrSchemaOlder if it takes an Upgrade first. Programs of
+// another build with the same maps go on working without.
 func Open(dir string) (*Datapath, error) {
+	if _, err := os.Stat(following(dir)); err == nil {
+		return nil, fmt.Errorf("%s: an upgrade was interrupted: %w", dir, ErrSchemaOlder)
+	}
 	d := &Datapath{dir: dir}
 	if err := d.readMeta(); err != nil {
 		return nil, err
@@ -337,7 +342,7 @@ func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
 	}
 	resize(spec, meta)
 	for name, ms := range spec.Maps {
-		if name[0] == '.' {
+		if !pinned(name) {
 			continue
 		}
 		m, err := openMap(dir, name)
@@ -348,8 +353,12 @@ func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
 			return err
 		}
 		coll.Maps[name] = m
-		if err := ms.Compatible(m); err != nil {
-			return fmt.Errorf("%w: map %s: %w", ErrSchemaOlder, name, err)
+		l, err := pinnedLayout(m, false)
+		if err != nil {
+			return err
+		}
+		if l != specLayout(ms, false) {
+			return fmt.Errorf("%w: map %s has another layout", ErrSchemaOlder, name)
 		}
 	}
 	for name := range spec.Programs {
@@ -406,28 +415,44 @@ func openPin(path string) (fd int, err error) {
 	return int(n), nil
 }
 
-func (d *Datapath) readMeta() error {
-	m, err := ebpf.LoadPinnedMap(mapPath(d.dir, tcMapFbrMeta), &ebpf.LoadPinOptions{ReadOnly: true})
+// openMeta opens fbr_meta of whatever build, unless it is a newer one.
+func openMeta(dir string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(mapPath(dir, tcMapFbrMeta), &ebpf.LoadPinOptions{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: %w", d.dir, ErrNotLoaded)
+		return nil, fmt.Errorf("%s: %w", dir, ErrNotLoaded)
 	}
 	if err != nil {
-		return fmt.Errorf("opening map fbr_meta: %w", err)
+		return nil, fmt.Errorf("opening map fbr_meta: %w", err)
 	}
-	defer m.Close()
-	// Only the first two words are certain in every schema.
+	if err := checkMeta(m, dir); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// checkMeta looks at the first two words, which are the same in every layout.
+func checkMeta(m *ebpf.Map, dir string) error {
 	raw, err := m.LookupBytes(uint32(0))
 	if err != nil {
 		return fmt.Errorf("reading fbr_meta: %w", err)
 	}
 	if len(raw) < 8 || binary.NativeEndian.Uint32(raw) != metaMagic {
-		return fmt.Errorf("%s is not a datapath of fastbr", d.dir)
+		return fmt.Errorf("%s is not a datapath of fastbr", dir)
 	}
-	switch s := binary.NativeEndian.Uint32(raw[4:]); {
-	case s > schema:
-		return fmt.Errorf("%s: schema %d, this build has %d: %w", d.dir, s, schema, ErrSchemaNewer)
-	case s < schema:
-		return fmt.Errorf("%s: schema %d, this build has %d: %w", d.dir, s, schema, ErrSchemaOlder)
+	if s := binary.NativeEndian.Uint32(raw[4:]); s > schema {
+		return fmt.Errorf("%w (schema %d, this one knows %d)", ErrSchemaNewer, s, schema)
+	}
+	return nil
+}
+
+func (d *Datapath) readMeta() error {
+	m, err := openMeta(d.dir)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if int(m.ValueSize()) != binary.Size(d.meta) {
+		return fmt.Errorf("%s: %w: map fbr_meta has another layout", d.dir, ErrSchemaOlder)
 	}
 	if err := m.Lookup(uint32(0), &d.meta); err != nil {
 		return fmt.Errorf("reading fbr_meta: %w", err)
@@ -450,9 +475,9 @@ func (d *Datapath) Config() (Config, error) {
 }
 
 // Remove detaches and unpins everything below dir. It succeeds when nothing is
-// there, and finishes what a killed Create or Remove left.
+// there, and finishes what a killed Create, Upgrade or Remove left.
 func Remove(dir string) error {
-	return errors.Join(removeTree(building(dir)), removeTree(dir))
+	return errors.Join(removeTree(building(dir)), removeTree(following(dir)), removeTree(dir), removeTree(previous(dir)))
 }
 
 // removeTree takes the links first, so that no program runs on half its maps.
@@ -470,73 +495,4 @@ func removeTree(root string) error {
 		return fmt.Errorf("unpinning: %w", err)
 	}
 	return nil
-}
-
-// Upgrade swaps this build's programs in on every attachment if the pinned ones
-// are of another build; maps, and with them all flows, stay. It reports whether
-// it did. Killed half-way, the next Upgrade starts over: until its end
-// the build recorded in fbr_meta is the old one.
-func (d *Datapath) Upgrade() (bool, error) {
-	if d.meta.Build == buildID() {
-		return false, nil
-	}
-	meta := d.meta
-	meta.Build = buildID()
-	meta.Epoch++
-
-	coll, err := load(meta, d.named, nil, loadTc)
-	if err != nil {
-		return false, err
-	}
-	defer coll.Close()
-	next := replaced(d.dir)
-	if err := os.RemoveAll(next); err != nil {
-		return false, fmt.Errorf("removing an unfinished upgrade: %w", err)
-	}
-	if err := os.Mkdir(next, 0o700); err != nil {
-		return false, fmt.Errorf("creating %s: %w", next, err)
-	}
-	for name, p := range coll.Programs {
-		if err := p.Pin(filepath.Join(next, name)); err != nil {
-			return false, fmt.Errorf("pinning program %s: %w", name, err)
-		}
-	}
-	names := slices.Collect(maps.Keys(coll.Programs))
-	var progs tcPrograms
-	if err := coll.Assign(&progs); err != nil {
-		return false, fmt.Errorf("assigning programs: %w", err)
-	}
-	old := d.progs
-	d.progs = progs
-	if err := errors.Join(old.Close(), d.reattach()); err != nil {
-		return false, err
-	}
-	for _, name := range names {
-		// rename(2) replaces the old pin.
-		if err := os.Rename(filepath.Join(next, name), progPath(d.dir, name)); err != nil {
-			return false, fmt.Errorf("publishing program %s: %w", name, err)
-		}
-	}
-	if err := os.Remove(next); err != nil {
-		return false, fmt.Errorf("removing %s: %w", next, err)
-	}
-	d.meta = meta
-	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
-		return false, fmt.Errorf("writing fbr_meta: %w", err)
-	}
-	return true, nil
-}
-
-// reattach puts the current programs on every device and netfilter hook.
-func (d *Datapath) reattach() error {
-	devs, err := d.devices()
-	if err != nil {
-		return err
-	}
-	for _, dev := range devs {
-		if err := errors.Join(d.attachDevice(dev), d.updateXDP(int(dev.Ifindex))); err != nil && !errors.Is(err, link.ErrNotSupported) {
-			return err
-		}
-	}
-	return errors.Join(d.updateHost(), d.attachGuard(true))
 }

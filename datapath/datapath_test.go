@@ -29,7 +29,7 @@ func TestCreateOpenRemove(t *testing.T) {
 	if _, err := Open(d.dir + "x"); !errors.Is(err, ErrNotLoaded) {
 		t.Errorf("Open of nothing: %v, want ErrNotLoaded", err)
 	}
-	if swapped, err := o.Upgrade(); swapped || err != nil {
+	if swapped, err := Upgrade(d.dir, Hooks{}); swapped || err != nil {
 		t.Errorf("Upgrade to the same build: %v, %v", swapped, err)
 	}
 }

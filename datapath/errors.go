@@ -10,9 +10,10 @@ var (
 	// ErrExists: a datapath is already pinned there.
 	ErrExists = errors.New("datapath is already loaded")
 	// ErrSchemaNewer: the pins were made by a newer build with another map layout.
-	ErrSchemaNewer = errors.New("pinned state is newer than this build")
-	// ErrSchemaOlder: the pins were made by an older build with another map layout.
-	ErrSchemaOlder = errors.New("pinned state is older than this build")
+	ErrSchemaNewer = errors.New("the datapath was made by a newer fastbr")
+	// ErrSchemaOlder: the pins were made by another build with another map layout, not
+	// a newer one: Upgrade makes them this build's.
+	ErrSchemaOlder = errors.New("the datapath was made by an older fastbr")
 	// ErrNotSupported: the running kernel lacks something the datapath needs.
 	ErrNotSupported = errors.New("not supported by this kernel")
 	// ErrSlotTaken: another device owns the slot that this ifindex falls on

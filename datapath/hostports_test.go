@@ -23,7 +23,7 @@ func TestHostHooks(t *testing.T) {
 	}
 	all := len(h.hostHooks())
 	check(t, h.DetachHost())
-	check(t, h.reattach())
+	check(t, h.updateHost())
 	links(0)
 	check(t, h.Publish(h.publication(false)))
 	check(t, h.Publish(h.publication(true)))
@@ -32,7 +32,7 @@ func TestHostHooks(t *testing.T) {
 	check(t, h.AttachHost(gone))
 	check(t, h.AttachHost(gone))
 	links(all)
-	check(t, h.reattach())
+	check(t, h.updateHost())
 	check(t, os.Remove(gone))
 	check(t, h.AttachHost(cgroup))
 	links(all)

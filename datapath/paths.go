@@ -16,12 +16,16 @@ const (
 
 // Names below bpffs must not contain dots.
 
-// building is where Create works before it renames; whatever a killed Create
-// leaves there is worthless.
+// building is where Create and Upgrade work before they rename; whatever a killed
+// one leaves there is worthless.
 func building(dir string) string { return dir + "-new" }
 
-// replaced holds the programs of Upgrade until the old ones are let go.
-func replaced(dir string) string { return filepath.Join(dir, progsDir+"-new") }
+// following holds what Upgrade has made from the moment at which it begins to swap
+// programs.
+func following(dir string) string { return dir + "-next" }
+
+// previous holds the old pins after an Upgrade, until they are removed.
+func previous(dir string) string { return dir + "-old" }
 
 func mapPath(dir, name string) string  { return filepath.Join(dir, name) }
 func progPath(dir, name string) string { return filepath.Join(dir, progsDir, name) }

@@ -7,9 +7,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// enum fbr_port_state of bpf/lib/types.h.
+// The others of enum fbr_port_state (carry.go).
 const (
-	portOpen  = 1
 	portFree  = 2
 	portTaken = 4
 )

@@ -9,15 +9,33 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// otherBuild makes the pins look like those of another build of the same schema.
-func (h *harness) otherBuild(t *testing.T) *Datapath {
+// otherBuild makes the pins look like those of another build with the same maps.
+func (h *harness) otherBuild(t *testing.T) {
 	t.Helper()
 	h.meta.Build++
 	check(t, h.maps.FbrMeta.Put(uint32(0), &h.meta))
+}
+
+// upgraded upgrades the pins, and opens them.
+func (h *harness) upgraded(t *testing.T) *harness {
+	t.Helper()
+	if changed, err := Upgrade(h.dir, Hooks{}); !changed || err != nil {
+		t.Fatalf("Upgrade = %v, %v", changed, err)
+	}
+	if changed, err := Upgrade(h.dir, Hooks{}); changed || err != nil {
+		t.Errorf("second Upgrade = %v, %v", changed, err)
+	}
 	d, err := Open(h.dir)
 	check(t, err)
 	t.Cleanup(func() { _ = d.Close() })
-	return d
+	for _, left := range []string{building(h.dir), following(h.dir), previous(h.dir)} {
+		if _, err := os.Stat(left); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", left, err)
+		}
+	}
+	n := *h
+	n.Datapath = d
+	return &n
 }
 
 func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
@@ -26,27 +44,18 @@ func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
 	eport := h.open(t, f)
 	before := h.of(t, h.c1.Ifindex)
 
-	d := h.otherBuild(t)
-	// A killed upgrade has left new programs behind.
-	check(t, os.Mkdir(replaced(h.dir), 0o700))
-	swapped, err := d.Upgrade()
-	if !swapped || err != nil {
-		t.Fatalf("Upgrade = %v, %v", swapped, err)
-	}
-	if swapped, err := d.Upgrade(); swapped || err != nil {
-		t.Errorf("second Upgrade = %v, %v", swapped, err)
-	}
-	if _, err := os.Stat(replaced(h.dir)); !os.IsNotExist(err) {
-		t.Errorf("the new programs' directory is left: %v", err)
-	}
+	h.otherBuild(t)
+	// A killed upgrade has left new pins behind.
+	check(t, os.Mkdir(building(h.dir), 0o700))
+	n := h.upgraded(t)
 	for _, hook := range []string{"in", "out"} {
 		l, err := link.LoadPinnedLink(linkPath(h.dir, deviceLink(h.c1.Ifindex, hook)), nil)
 		check(t, err)
 		info, err := l.Info()
 		check(t, err)
-		want := d.progs.FbrPortIn
+		want := n.progs.FbrPortIn
 		if hook == "out" {
-			want = d.progs.FbrPortOut
+			want = n.progs.FbrPortOut
 		}
 		pi, err := want.Info()
 		check(t, err)
@@ -55,8 +64,6 @@ func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
 		}
 		check(t, l.Close())
 	}
-	n := *h
-	n.Datapath = d
 	if got := n.portIn(t, f.Bytes(t)); got.verdict != redirect {
 		t.Errorf("the flow lost its lease: verdict %d", got.verdict)
 	}
@@ -67,7 +74,7 @@ func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
 		t.Errorf("counters were lost: %+v, then %+v", before, after)
 	}
 	// A detached port takes its links along, with the new programs, too.
-	check(t, d.DetachPort(h.c1.Ifindex))
+	check(t, n.DetachPort(h.c1.Ifindex))
 	if _, err := os.Stat(linkPath(h.dir, deviceLink(h.c1.Ifindex, "in"))); !os.IsNotExist(err) {
 		t.Errorf("link left: %v", err)
 	}
@@ -92,8 +99,7 @@ func TestGuardIsAttachedOnceAndSurvivesReattaching(t *testing.T) {
 	}
 }
 
-// Pins of a build that knew less are older ones, whatever is missing: `down` can
-// remove them.
+// Pins of a build that knew less are older ones, whatever is missing.
 func TestPinsOfLessAreOlder(t *testing.T) {
 	for _, missing := range []string{tcMapFbrHair, progsDir + "/" + tcProgFbrTunIn} {
 		h := newHarness(t, Config{FlowsMax: 64}, nil)

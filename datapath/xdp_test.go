@@ -319,10 +319,8 @@ func TestXDPIsAttachedOnceAndGoesWithTheUplink(t *testing.T) {
 	}
 	check(t, h.AttachXDP(up))
 
-	d := h.otherBuild(t)
-	if swapped, err := d.Upgrade(); !swapped || err != nil {
-		t.Fatalf("Upgrade = %v, %v", swapped, err)
-	}
+	h.otherBuild(t)
+	d := h.upgraded(t).Datapath
 	if got, want := programOn(t, up), idOf(t, d.progs.FbrUplinkXdp); got != want || got == ours {
 		t.Errorf("after the upgrade program %d is attached, want %d", got, want)
 	}

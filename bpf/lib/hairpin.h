@@ -191,6 +191,8 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	/* Out: the sender's session. */
 	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
 	if (!f) {
+		if (fbr_held())
+			return FBR_UNSUPPORTED;
 		if (!fbr_first_packet(&p) || (pub && fbr_udp_awaited(skb, &k)))
 			return FBR_FOREIGN;
 		why = fbr_out_create(skb, &k, p.daddr, port->ifindex);

@@ -26,6 +26,14 @@
 
 #define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
 
+/* Whether new sessions wait, since those of older maps are being brought over (carry.h). */
+static __always_inline bool fbr_held(void)
+{
+	struct fbr_conf *c = fbr_conf_get();
+
+	return c && c->hold_until > fbr_now();
+}
+
 /* A session to be created. */
 struct fbr_new {
 	struct fbr_flow_key fwd;
@@ -150,6 +158,29 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	return false;
 }
 
+/* Makes the source of fwd the owner of a taken port, for its first session. It
+ * becomes the binding's unless there is one.
+ */
+static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_flow_key *fwd,
+					 __u32 port, __be32 ext, __u32 pif, enum fbr_net_flags net)
+{
+	struct fbr_bind_key bk = { .ip = fwd->saddr, .port = fwd->sport, .proto = fwd->proto };
+	struct fbr_quota *q;
+
+	np->ip = bk.ip;
+	np->port = bk.port;
+	np->pif = pif;
+	np->ext = ext;
+	np->used_at = 0;
+	barrier();
+	*(volatile __u32 *)&np->refs = 1;
+	np->bound =
+		!(net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &port, BPF_NOEXIST);
+	q = fbr_quota_get(pif);
+	if (q)
+		__sync_fetch_and_add(&q->ports, 1);
+}
+
 /* A new external port, which becomes the binding's unless there is one. False
  * if no port is free.
  */
@@ -158,31 +189,16 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	if (!n)
 		return false;
 
-	struct fbr_bind_key bk = { .ip = n->fwd.saddr,
-				   .port = n->fwd.sport,
-				   .proto = n->fwd.proto };
 	__u32 port = fbr_port_take(skb, &n->fwd, n->ext, &n->moved);
 	struct fbr_nport *np;
-	struct fbr_quota *q;
 
 	if (port == FBR_NO_PORT)
 		return false;
-	np = fbr_nport_get(bk.proto, port);
+	np = fbr_nport_get(n->fwd.proto, port);
 	if (!np)
 		return false;
 	n->eport = bpf_htons(port);
-	np->ip = bk.ip;
-	np->port = bk.port;
-	np->pif = n->pif;
-	np->ext = n->ext;
-	np->used_at = 0;
-	barrier();
-	*(volatile __u32 *)&np->refs = 1;
-	np->bound =
-		!(n->net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &port, BPF_NOEXIST);
-	q = fbr_quota_get(n->pif);
-	if (q)
-		__sync_fetch_and_add(&q->ports, 1);
+	fbr_port_own(np, &n->fwd, port, n->ext, n->pif, n->net);
 	return true;
 }
 
@@ -299,6 +315,29 @@ __fbr_global enum fbr_reason fbr_room(const struct fbr_new *n)
 	return FBR_NONE;
 }
 
+/* The session in a slot of the caller's begins: its entries are there, and all of
+ * it that does not change with the slot's lives is written. It counts where it
+ * belongs.
+ */
+static __always_inline void fbr_sess_begin(struct fbr_session *s, __u32 slot, struct fbr_state *st)
+{
+	struct fbr_quota *q = fbr_quota_get(fbr_payer(s));
+	bool waits = s->bits & FBR_S_WAITING;
+
+	s->check_at = 0;
+	__sync_fetch_and_add(&st->live, 1);
+	if (waits)
+		__sync_fetch_and_add(&st->waiting, 1);
+	else if (q)
+		__sync_fetch_and_add(&q->sessions, 1);
+	if (q && (s->bits & FBR_S_HALF))
+		__sync_fetch_and_add(&q->half, 1);
+	barrier();
+	*(volatile __u32 *)&s->state = (s->state & ~FBR_STATE_MASK) | FBR_LIVE;
+	if (waits)
+		fbr_wait_push(slot, s);
+}
+
 /* Creates the session of n (fwd, ext, pif, payer given). Returns FBR_NONE if there is
  * one now, made here or by another CPU, or why not; then nothing is left of it.
  */
@@ -362,21 +401,9 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 	s->pif = n->pif;
 	s->payer = n->payer;
 	s->isn = 0;
-	s->check_at = 0;
-	__sync_fetch_and_add(&st->live, 1);
 	if (n->moved)
 		__sync_fetch_and_add(&st->remaps, 1);
-	q = fbr_quota_get(fbr_new_payer(n));
-	if (n->outside)
-		__sync_fetch_and_add(&st->waiting, 1);
-	else if (q)
-		__sync_fetch_and_add(&q->sessions, 1);
-	if (q && (s->bits & FBR_S_HALF))
-		__sync_fetch_and_add(&q->half, 1);
-	barrier();
-	*(volatile __u32 *)&s->state = (s->state & ~FBR_STATE_MASK) | FBR_LIVE;
-	if (n->outside)
-		fbr_wait_push(n->slot, s);
+	fbr_sess_begin(s, n->slot, st);
 	return FBR_NONE;
 quota:
 	__sync_fetch_and_add(&st->refused_quota, 1);
@@ -522,6 +549,8 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, 
 	struct fbr_net *net = fbr_net_get(k->saddr);
 	struct fbr_conf *c = fbr_conf_get();
 
+	if (fbr_held())
+		return FBR_UNSUPPORTED;
 	n.net = net ? net->flags : 0;
 	if (c && c->published)
 		fbr_pub_answer(&n);
@@ -804,7 +833,7 @@ static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const
 		.ext = k->daddr, .eport = k->dport, .inbound = true, .outside = !payer
 	};
 
-	if (!fbr_first_packet(p))
+	if (!fbr_first_packet(p) || fbr_held())
 		return FBR_FOREIGN;
 	n.fwd.daddr = k->saddr;
 	n.fwd.dport = k->sport;
@@ -834,6 +863,20 @@ __fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_p
 	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
 		return FBR_FOREIGN;
 	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL, 0);
+}
+
+/* Whether a packet from outside that belongs to no session may be of one that is
+ * still to be brought over: the host must not answer it.
+ */
+__fbr_global bool fbr_may_be_carried(struct __sk_buff *skb, const struct fbr_dev *u,
+				     const struct fbr_flow_key *k)
+{
+	if (!u || !k)
+		return false;
+
+	struct fbr_conf *c = fbr_conf_get();
+
+	return c && fbr_held() && (fbr_in_range(c, k->dport) || fbr_pub_find(skb, u, k));
 }
 
 /* Translates the destination of a packet from outside whose flow is f, on the kernel path. */
@@ -891,6 +934,8 @@ static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
 		why = fbr_admit(skb, p, u, k);
 		if (!why)
 			why = fbr_unsnat(skb, p, k);
+		else if (why == FBR_FOREIGN && fbr_may_be_carried(skb, u, k))
+			why = FBR_UNSUPPORTED;
 	}
 	return why;
 }

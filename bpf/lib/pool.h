@@ -122,6 +122,24 @@ __fbr_global bool fbr_pool_take(__u8 proto, __u32 number)
 	return free;
 }
 
+/* Takes this port for a mapping that began when mappings might have it. */
+__fbr_global bool fbr_pool_claim(__u8 proto, __u32 number)
+{
+	struct fbr_pool *pool = fbr_pool_get(proto);
+	__u16 port = number;
+	__u8 state;
+
+	if (!pool)
+		return false;
+	bpf_spin_lock(&pool->lock);
+	state = pool->state[port];
+	if (state & FBR_PORT_FREE)
+		fbr_pool_locked_remove(pool, pool->at[port]);
+	pool->state[port] |= FBR_PORT_TAKEN;
+	bpf_spin_unlock(&pool->lock);
+	return !(state & FBR_PORT_TAKEN);
+}
+
 /* Gives a taken port back; fresh: nobody has used it, so there is no hold. */
 static __always_inline void fbr_pool_put(__u8 proto, __u32 number, bool fresh)
 {

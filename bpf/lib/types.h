@@ -24,6 +24,7 @@ enum fbr_schema {
 /* fbr_conf[0]: what user space changes while the programs run */
 struct fbr_conf {
 	__u64 revoked_at; /* jiffies; leases granted up to then are void */
+	__u64 hold_until; /* jiffies; before, no session begins (carry.h) */
 	__u32 lease;      /* jiffies; 0: no routed fast path */
 	__u32 l2_fast;    /* 0: frames between ports take the kernel bridge */
 	__u32 published;  /* there are publications */
@@ -363,8 +364,9 @@ struct fbr_meta {
 	__u32 nat_count;
 	__u32 mark;
 	__u32 hz;
-	__u32 epoch; /* raised by each upgrade */
-	__u64 build; /* identifies the object file of the programs */
+	__u32 epoch;      /* raised by each upgrade */
+	__u64 build;      /* identifies the object file of the programs */
+	__u64 carried_at; /* jiffies when sessions of another layout's maps were read first; 0: never */
 };
 
 _Static_assert(sizeof(struct fbr_dev) == 32, "fbr_dev");

@@ -261,6 +261,7 @@ type stream struct {
 	stop chan struct{}
 	done chan struct{}
 	took []time.Duration // of each question
+	n    atomic.Int64    // of them, while it runs
 	err  error
 }
 
@@ -314,6 +315,7 @@ func (s *stream) run() {
 		began := time.Now()
 		s.err = s.ask(fmt.Sprint("question ", len(s.took)))
 		s.took = append(s.took, time.Since(began))
+		s.n.Add(1)
 	}
 }
 

@@ -112,6 +112,10 @@ func newGatherer(c *ctl.Controller) *metrics.Gatherer {
 func (s server) run(ctx context.Context, addr, driver string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// A package that was upgraded starts serve anew.
+	if err := s.controller.Upgrade(ctx); err != nil {
+		s.say("%v", err)
+	}
 	var group sync.WaitGroup
 	failed := make(chan error, 2)
 	serve := func(what string, srv *http.Server, ln net.Listener) {

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Sessions of another build's maps, when a layout has changed.
+ *
+ * Go reads them, gives them this build's layout and hands each one over, in the
+ * end while packets pass. So a session is brought over as it would begin: its slot,
+ * its port and its entries are taken as a packet would take them, and what the
+ * free slots and ports are, what each device holds and who is bound to which port
+ * follows from that. From the first program that is swapped to the last session
+ * brought over no session may begin (fbr_held), else a packet of one that is still
+ * missing would begin it again, from another port.
+ */
+#ifndef FBR_CARRY_H
+#define FBR_CARRY_H
+
+#include "clock.h"
+#include "flow.h"
+#include "maps.h"
+#include "nat.h"
+#include "nport.h"
+#include "session.h"
+
+/* A session as Go hands it over. Slots in it mean nothing. */
+struct fbr_carried {
+	struct fbr_session s;
+	struct fbr_flow out;
+	struct fbr_flow in;
+};
+
+enum fbr_carry_result {
+	FBR_CARRY_TOLD = 1, /* it was there: it knows now what its packets have told meanwhile */
+	FBR_CARRY_MADE,
+	FBR_CARRY_OTHER, /* another one has its addresses */
+	FBR_CARRY_FULL,
+	FBR_CARRY_LEFT, /* not there, and not to be made */
+};
+
+/* What packets tell about a session. */
+#define FBR_S_TOLD \
+	(FBR_S_REPLIED | FBR_S_ASSURED | FBR_S_FIN_OUT | FBR_S_FIN_IN | FBR_S_RST | FBR_S_RST_IN)
+
+/* Copies the entry at offset off of the request to index i, whose slot is the caller's,
+ * under the key k.
+ */
+__fbr_global long fbr_carry_entry(struct __sk_buff *skb, __u32 off, __u32 i,
+				  const struct fbr_flow_key *k)
+{
+	struct fbr_flow *f = fbr_flow_new(i), e;
+	__u64 granted;
+	long err;
+
+	if (!f || !k || bpf_skb_load_bytes(skb, off, &e, sizeof(e)))
+		return -ENOENT;
+	granted = e.granted;
+	e.granted = 0;
+	e.key = (struct fbr_flow_key){};
+	e.sess = i / 2;
+	*f = e;
+	err = fbr_flow_publish(f, i, k);
+	if (!err)
+		*(volatile __u64 *)&f->granted = granted;
+	return err;
+}
+
+/* Counts the session on its external port, whose owner has sent something at seen
+ * (jiffies). False if that is another's.
+ */
+__fbr_global bool fbr_carry_port(const struct fbr_session *s, __u64 seen)
+{
+	if (!s)
+		return false;
+
+	struct fbr_nport *np = fbr_nport_at(s->fwd.proto, s->eport);
+	struct fbr_net *net = fbr_net_get(s->fwd.saddr);
+	__u32 port = bpf_ntohs(s->eport);
+
+	if (!np)
+		return false;
+	if (fbr_pool_claim(s->fwd.proto, port))
+		fbr_port_own(np, &s->fwd, port, s->ext, s->pif,
+			     s->pif && net ? net->flags : (enum fbr_net_flags)0);
+	else if (np->ip != s->fwd.saddr || np->port != s->fwd.sport || np->pif != s->pif ||
+		 !fbr_port_ref(np))
+		return false;
+	if ((s->bits & FBR_S_OUT_ONLY) && np->used_at < seen)
+		np->used_at = seen;
+	return true;
+}
+
+/* Tells the session in slot what its packets have told elsewhere. */
+static __always_inline void fbr_carry_tell(struct fbr_session *have, __u32 slot, __u32 bits,
+					   __u64 out_seen, __u64 in_seen)
+{
+	struct fbr_flow *out = fbr_flow_out(slot), *in = fbr_flow_in(slot);
+
+	bits &= FBR_S_TOLD;
+	bits |= __sync_fetch_and_or(&have->bits, bits);
+	have->check_at = 0;
+	fbr_half_done(have, bits);
+	if ((bits & FBR_S_WAITING) && (bits & FBR_S_ASSURED))
+		fbr_wait_done(have);
+	if (out && out->seen < out_seen)
+		out->seen = out_seen;
+	if (in && in->seen < in_seen)
+		in->seen = in_seen;
+	if (have->fwd.proto != IPPROTO_TCP || !fbr_closed_bits(bits))
+		return;
+	if (out)
+		fbr_sess_slow(out, slot);
+	fbr_closed_push(slot, have);
+}
+
+/* Brings over the session at offset off of the request; anew: one that is not there
+ * is made.
+ */
+static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 off, bool anew)
+{
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_session c, *have;
+	__u64 out_seen, in_seen;
+	struct fbr_flow_key rk;
+	struct fbr_flow *f;
+	__u32 slot;
+
+	if (!st || bpf_skb_load_bytes(skb, off, &c, sizeof(c)) ||
+	    bpf_skb_load_bytes(skb, off + offsetof(struct fbr_carried, out.seen), &out_seen,
+			       sizeof(out_seen)) ||
+	    bpf_skb_load_bytes(skb, off + offsetof(struct fbr_carried, in.seen), &in_seen,
+			       sizeof(in_seen)))
+		return FBR_CARRY_FULL;
+	f = fbr_flow_get(&c.fwd);
+	if (f) {
+		slot = f->sess;
+		have = fbr_sess_get(slot);
+		if (!have || !(f->kind & FBR_OUT) || have->ext != c.ext || have->eport != c.eport)
+			return FBR_CARRY_OTHER;
+		fbr_carry_tell(have, slot, c.bits, out_seen, in_seen);
+		return FBR_CARRY_TOLD;
+	}
+	if (!anew)
+		return FBR_CARRY_LEFT;
+	fbr_sweep_ensure(st);
+	slot = fbr_slot_take();
+	have = fbr_sess_get(slot);
+	if (!have)
+		return FBR_CARRY_FULL;
+	fbr_reverse_key(&rk, &c.fwd, c.ext, c.eport);
+	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, in), 2 * slot + 1, &rk)) {
+		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
+		return FBR_CARRY_OTHER;
+	}
+	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, out), 2 * slot, &c.fwd)) {
+		fbr_flow_remove(2 * slot + 1);
+		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
+		return FBR_CARRY_OTHER;
+	}
+	if (!(c.bits & FBR_S_OVERLOAD) && !fbr_carry_port(&c, out_seen))
+		c.bits |= FBR_S_OVERLOAD;
+	if (c.bits & FBR_S_OVERLOAD)
+		c.bits &= ~FBR_S_PEER;
+	if ((c.bits & FBR_S_PEER) && !fbr_peer_ref(c.fwd.proto, bpf_ntohs(c.eport), c.fwd.daddr))
+		c.bits &= ~FBR_S_PEER;
+	/* What is the slot's, and not the session's, stays. */
+	c.state = have->state;
+	c.queued = have->queued;
+	*have = c;
+	fbr_sess_begin(have, slot, st);
+	fbr_carry_tell(have, slot, c.bits, out_seen, in_seen);
+	return FBR_CARRY_MADE;
+}
+
+#endif

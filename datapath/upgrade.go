@@ -1,0 +1,459 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// holdSeconds bounds how long no session may begin while programs are swapped:
+// a killed upgrade must not keep a host offline.
+const holdSeconds = 5
+
+// catchUps is how often an upgrade looks again at what has changed in the old maps
+// before it swaps the programs.
+const catchUps = 3
+
+// sessionMaps depend on each other: slots, ports, and what each device holds. If
+// the layout of one has changed, all are made anew, and sessions brought over one
+// by one (bpf/lib/carry.h).
+var sessionMaps = []string{
+	tcMapFbrFlow, tcMapFbrFlowOf, tcMapFbrNear, tcMapFbrSess, tcMapFbrFree, tcMapFbrClosed,
+	tcMapFbrDoubted, tcMapFbrWaiting,
+	tcMapFbrBind, tcMapFbrNport, tcMapFbrPeer, tcMapFbrPool,
+	tcMapFbrQuota, tcMapFbrState, tcMapFbrFrag, tcMapFbrFragSlot, tcMapFbrHair,
+}
+
+// notCopied are hints, and what belongs to sockets, which no other map's key names.
+var notCopied = []string{tcMapFbrMeta, tcMapFbrFdbNear, tcMapFbrTold}
+
+// counted are the fields of fbr_state that count events; the others describe maps.
+var counted = []string{"overloads", "remaps", "reclaimed", "dropped_early", "refused_full", "refused_quota", "tries"}
+
+// Hooks are what an upgrade calls.
+type Hooks struct {
+	// Passed is called after each step, with its name.
+	Passed func(step string) error
+	// Settle tells the datapath once more what its owner knows, so that what only
+	// the new layout has room for is there. Sessions and attachments are.
+	Settle func(*Datapath) error
+}
+
+// Upgrade makes the datapath below dir this build's, whatever build of an older or
+// equal schema pinned it, without a moment in which a packet of a session could
+// not be translated. It reports whether there was anything to do. Maps whose layout
+// is the same are kept, others are made beside the old ones and filled from them;
+// then the programs are swapped on every attachment, and the old pins go. Interrupted
+// before the first program is swapped it has changed nothing, and afterwards the
+// next one finishes it. Returns an error wrapping ErrNotLoaded or ErrSchemaNewer.
+func Upgrade(dir string, h Hooks) (bool, error) {
+	if h.Passed == nil {
+		h.Passed = func(string) error { return nil }
+	}
+	if h.Settle == nil {
+		h.Settle = func(*Datapath) error { return nil }
+	}
+	finished, err := finishUpgrade(dir, h)
+	if err != nil {
+		return false, fmt.Errorf("finishing an interrupted upgrade: %w", err)
+	}
+	// Here nothing is in use that a killed one has left.
+	if err := errors.Join(removeTree(building(dir)), os.RemoveAll(previous(dir))); err != nil {
+		return false, fmt.Errorf("removing the old pins: %w", err)
+	}
+	u, err := prepareUpgrade(dir)
+	if u == nil || err != nil {
+		return finished, err
+	}
+	defer u.close()
+	if err := u.run(h); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// upgrade is the way from the pins in dir to those of this build.
+type upgrade struct {
+	dir   string
+	old   map[string]*ebpf.Map
+	spec  *ebpf.CollectionSpec
+	next  *Datapath // on the new maps; its links are those of dir
+	carry *carrier  // nil: the sessions' maps are the same
+}
+
+func (u *upgrade) close() {
+	for _, m := range u.old {
+		_ = m.Close()
+	}
+	if u.next != nil {
+		_ = u.next.Close()
+	}
+}
+
+// prepareUpgrade makes and fills the new maps and loads the programs, below
+// building(dir). It returns nil if dir is this build's already.
+func prepareUpgrade(dir string) (*upgrade, error) {
+	raw, err := openMeta(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	var meta tcFbrMeta
+	if int(raw.ValueSize()) == binary.Size(meta) && raw.Lookup(uint32(0), &meta) == nil && meta.Build == buildID() {
+		return nil, nil // the usual case: the object file need not be read
+	}
+	spec, err := loadTc()
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded programs: %w", err)
+	}
+	if meta, err = convertedMeta(raw, spec.Maps[tcMapFbrMeta]); err != nil {
+		return nil, err
+	}
+	resize(spec, meta)
+	u := &upgrade{dir: dir, spec: spec}
+	if err := u.prepare(meta); err != nil {
+		u.close()
+		return nil, errors.Join(err, removeTree(building(dir)))
+	}
+	return u, nil
+}
+
+func (u *upgrade) prepare(meta tcFbrMeta) (err error) {
+	if u.old, err = openMaps(u.dir); err != nil {
+		return err
+	}
+	shared, err := u.sharedMaps()
+	if err != nil {
+		return err
+	}
+	meta.Schema, meta.Build, meta.CarriedAt = tcFbrSchemaFBR_SCHEMA, buildID(), 0
+	meta.Epoch++
+	tmp := building(u.dir)
+	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
+		return fmt.Errorf("creating the pin directory: %w", err)
+	}
+	if u.next, err = build(tmp, meta, shared, nil, loadTc); err != nil {
+		return err
+	}
+	u.next.dir = u.dir
+	return u.fill(shared)
+}
+
+// sharedMaps are the old ones whose layout has not changed.
+func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
+	shared := map[string]*ebpf.Map{}
+	for name, s := range u.spec.Maps {
+		m := u.old[name]
+		if !pinned(name) || name == tcMapFbrMeta || m == nil {
+			continue
+		}
+		l, err := pinnedLayout(m, false)
+		if err != nil {
+			return nil, err
+		}
+		if l == specLayout(s, false) {
+			shared[name] = m
+		}
+	}
+	for _, name := range sessionMaps {
+		if shared[name] == nil {
+			for _, name := range sessionMaps {
+				delete(shared, name)
+			}
+			break
+		}
+	}
+	return shared, nil
+}
+
+// fill gives the new maps the contents of the old ones.
+func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
+	d := u.next
+	carry := shared[tcMapFbrSess] == nil
+	if carry {
+		now, err := d.now()
+		if err != nil {
+			return err
+		}
+		d.meta.CarriedAt = now
+	}
+	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
+		return fmt.Errorf("writing fbr_meta: %w", err)
+	}
+	for name, m := range u.old {
+		to := d.named[name]
+		if to == nil || shared[name] != nil || slices.Contains(notCopied, name) || slices.Contains(sessionMaps, name) {
+			continue
+		}
+		if err := copyMap(to, m, u.spec.Maps[name]); err != nil {
+			return err
+		}
+	}
+	if err := d.rangeFromMeta(); err != nil || !carry {
+		return err
+	}
+	var err error
+	if u.carry, err = newCarrier(d, u.old, u.spec); err != nil {
+		return err
+	}
+	return errors.Join(u.carry.counters(), u.carry.notes(), u.carry.ports())
+}
+
+// rangeFromMeta is for the layout before schema 4, whose NAT range could not change
+// and stood in fbr_meta only.
+func (d *Datapath) rangeFromMeta() error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		if c.NatCount == 0 {
+			c.NatFirst, c.NatCount = d.meta.NatFirst, d.meta.NatCount
+		}
+		return nil
+	})
+}
+
+func (u *upgrade) run(h Hooks) error {
+	err := h.Passed("upgrade-load")
+	for range catchUps {
+		if err == nil && u.carry != nil {
+			err = u.carry.pass(true)
+		}
+	}
+	if err == nil {
+		err = h.Passed("upgrade-copy")
+	}
+	// A directory of links in the new place says that all programs are swapped.
+	if err == nil {
+		err = os.Remove(filepath.Join(building(u.dir), linksDir))
+	}
+	if err == nil && u.carry != nil {
+		err = u.next.hold()
+	}
+	if err == nil {
+		err = os.Rename(building(u.dir), following(u.dir))
+	}
+	if err != nil {
+		return errors.Join(err, removeTree(building(u.dir)))
+	}
+	return finish(u.next, u.carry, h)
+}
+
+// finishUpgrade goes on with an upgrade that was interrupted after it began to swap
+// programs. It reports whether there was one.
+func finishUpgrade(dir string, h Hooks) (bool, error) {
+	next := following(dir)
+	if _, err := os.Stat(next); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	if _, err := os.Stat(filepath.Join(next, linksDir)); err == nil {
+		return true, commit(dir, h.Passed)
+	}
+	if _, err := os.Stat(filepath.Join(dir, linksDir)); errors.Is(err, fs.ErrNotExist) {
+		return false, removeTree(next) // of what an older build has removed
+	}
+	d, err := Open(next)
+	if errors.Is(err, ErrSchemaNewer) {
+		return false, err
+	}
+	if err != nil || d.meta.Build != buildID() {
+		// A third build's, in between. Its maps are the newer ones: they take the place
+		// of the old ones, and are upgraded then.
+		if d != nil {
+			_ = d.Close()
+		}
+		return true, commit(dir, h.Passed)
+	}
+	defer d.Close()
+	d.dir = dir
+	old, err := openMaps(dir)
+	if err != nil {
+		return false, err
+	}
+	u := upgrade{dir: dir, old: old}
+	defer u.close()
+	var c *carrier
+	if d.meta.CarriedAt != 0 {
+		spec, err := loadTc()
+		if err != nil {
+			return false, fmt.Errorf("reading the embedded programs: %w", err)
+		}
+		if c, err = newCarrier(d, old, spec); err != nil {
+			return false, err
+		}
+		if err := d.hold(); err != nil {
+			return false, err
+		}
+	}
+	return true, finish(d, c, h)
+}
+
+// finish swaps the programs and brings over what sessions began or changed until
+// then. d has the new maps, and the links of the old.
+func finish(d *Datapath, c *carrier, h Hooks) error {
+	err := h.Passed("upgrade-publish")
+	if err == nil {
+		err = d.swapDevices(tcFbrDevFlagsFBR_DEV_UPLINK)
+	}
+	if err == nil {
+		err = h.Passed("upgrade-uplinks")
+	}
+	if err == nil {
+		err = d.swapDevices(tcFbrDevFlagsFBR_DEV_PORT | tcFbrDevFlagsFBR_DEV_FRAGS)
+	}
+	if err == nil {
+		err = h.Passed("upgrade-ports")
+	}
+	if c != nil {
+		if err == nil {
+			err = d.hold() // it may have taken long
+		}
+		if err == nil {
+			err = c.pass(false)
+		}
+		// Whatever has gone wrong, sessions may begin again.
+		err = errors.Join(err, d.release())
+	}
+	if err == nil {
+		err = h.Passed("upgrade-sessions")
+	}
+	if err == nil {
+		err = errors.Join(d.updateHost(), d.attachGuard(true))
+	}
+	if err == nil {
+		err = h.Passed("upgrade-guard")
+	}
+	if err == nil {
+		err = h.Settle(d)
+	}
+	if err == nil {
+		err = h.Passed("upgrade-settle")
+	}
+	if err != nil {
+		return err
+	}
+	return commit(d.dir, h.Passed)
+}
+
+// commit puts the new pins in the place of the old ones, and goes on where it was
+// interrupted. The links move first: without them nobody takes the old pins for
+// ones in use.
+func commit(dir string, passed func(string) error) error {
+	next := following(dir)
+	if _, err := os.Stat(filepath.Join(next, linksDir)); errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(filepath.Join(dir, linksDir), filepath.Join(next, linksDir)); err != nil {
+			return fmt.Errorf("moving the links: %w", err)
+		}
+		if err := passed("upgrade-links"); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(previous(dir)); err != nil {
+		return fmt.Errorf("removing the old pins: %w", err)
+	}
+	if err := os.Rename(dir, previous(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("putting the old pins aside: %w", err)
+	}
+	if err := passed("upgrade-aside"); err != nil {
+		return err
+	}
+	if err := os.Rename(next, dir); err != nil {
+		return fmt.Errorf("publishing the new pins: %w", err)
+	}
+	if err := passed("upgrade-commit"); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(previous(dir)); err != nil {
+		return fmt.Errorf("removing the old pins: %w", err)
+	}
+	return nil
+}
+
+// swapDevices puts the current programs on the devices of a kind. A device that is
+// gone is its owner's matter.
+func (d *Datapath) swapDevices(kind tcFbrDevFlags) error {
+	devs, err := d.devices()
+	if err != nil {
+		return err
+	}
+	for _, dev := range devs {
+		if dev.Flags&kind == 0 {
+			continue
+		}
+		err := errors.Join(d.attachDevice(dev), d.updateXDP(int(dev.Ifindex)))
+		if err != nil && !errors.Is(err, link.ErrNotSupported) && !errors.Is(err, unix.ENODEV) {
+			return err
+		}
+	}
+	return nil
+}
+
+// hold keeps sessions from beginning, for holdSeconds at most.
+func (d *Datapath) hold() error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		now, err := d.now()
+		c.HoldUntil = now + holdSeconds*uint64(d.meta.Hz)
+		return err
+	})
+}
+
+func (d *Datapath) release() error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		c.HoldUntil = 0
+		return nil
+	})
+}
+
+// openMaps opens all pinned maps of a datapath, of whatever build.
+func openMaps(dir string) (_ map[string]*ebpf.Map, err error) {
+	pins, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the pins: %w", err)
+	}
+	out := map[string]*ebpf.Map{}
+	for _, pin := range pins {
+		if pin.IsDir() {
+			continue
+		}
+		m, err := openMap(dir, pin.Name())
+		if err != nil {
+			for _, m := range out {
+				_ = m.Close()
+			}
+			return nil, err
+		}
+		out[pin.Name()] = m
+	}
+	return out, nil
+}
+
+// convertedMeta reads fbr_meta of whatever layout.
+func convertedMeta(m *ebpf.Map, spec *ebpf.MapSpec) (meta tcFbrMeta, err error) {
+	_, old, err := mapTypes(m)
+	if err != nil {
+		return meta, err
+	}
+	c, err := converting(old, spec.Value)
+	if err != nil {
+		return meta, fmt.Errorf("fbr_meta: %w", err)
+	}
+	raw, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return meta, fmt.Errorf("reading fbr_meta: %w", err)
+	}
+	return as[tcFbrMeta](c.apply(raw)), nil
+}
+
+// as reads a value of a map.
+func as[T any](b []byte) (v T) {
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&v)), unsafe.Sizeof(v)), b)
+	return v
+}
