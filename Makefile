@@ -30,7 +30,12 @@ PARALLEL ?= $(shell expr 2 '*' $$(nproc))
 BPF_SOURCES = $(shell find bpf -path bpf/include -prune -o -name '*.[ch]' -print)
 
 # A static binary without symbols: less to map and to fault in at each start.
-BUILD = CGO_ENABLED=0 $(GO) build -ldflags='-s -w'
+BUILD = CGO_ENABLED=0 $(GO) build -ldflags='-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+
+# A tarball has no history: git has written its commit into packaging/commit (export-subst).
+COMMIT  ?= $(shell git describe --always --abbrev=40 --match= --dirty 2>/dev/null || grep -v '\$$' packaging/commit)
+# The last tag, or 0 with the commit for what was never tagged.
+VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0+$(shell echo $(COMMIT) | cut -c1-7))
 
 # Where the manual pages are written.
 PAGES := bin/man
@@ -145,8 +150,6 @@ install: build man ## put fastbr, manual pages, completions and units under /usr
 uninstall: ## remove what install put there
 	$(SUDO) env DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/uninstall
 
-# The last tag, or 0 with the commit for what was never tagged.
-VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0+$$(git rev-parse --short HEAD))
 NFPM    := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.41.3
 
 deb: ## bin/fastbr_VERSION_ARCH.deb, checked; installed, rebooted, removed in a copy of this system

@@ -277,7 +277,7 @@ func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *s
 	case errors.Is(err, datapath.ErrSchemaNewer):
 		s.stale = fmt.Errorf("%w: use that, or end its networks with 'fastbr down --all'", err)
 	case errors.Is(err, datapath.ErrSchemaOlder):
-		s.stale = fmt.Errorf("%w: 'fastbr up' upgrades it, and so does every command that changes something; connections go on", err)
+		s.stale = fmt.Errorf("%w: 'fastbr up' upgrades it, and so does every command that changes something; connections go on", datapath.ErrSchemaOlder)
 	case len(st.Networks) == 0:
 		// A Create that was killed: Remove knows how to clear it.
 	case evenStale:

@@ -82,6 +82,7 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		return err
 	},
 	"Reconcile": func(ctx context.Context, c *Controller, _ string) error { return c.Reconcile(ctx) },
+	"Upgrade":   func(ctx context.Context, c *Controller, _ string) error { return c.Upgrade(ctx) },
 }
 
 // readings are all other operations, with the reason where one changes something.

@@ -42,11 +42,15 @@ type fakePlanes struct {
 	driver     error  // what the uplinks' driver says to XDP
 	takenSlots map[int]bool
 	openErr    error
+	createErr  error
 }
 
 func (fakePlanes) prepare(string) error { return nil }
 
 func (p fakePlanes) create(dir string, cfg datapath.Config) (plane, error) {
+	if p.createErr != nil {
+		return nil, p.createErr
+	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return nil, err
 	}

@@ -65,11 +65,15 @@ func (s *session) setSysctls() error {
 		if c.Path != sysForward && c.Path != sysLiberal {
 			continue // of an uplink, or recorded because the kernel changes it with ip_forward
 		}
-		if now, err := readSysctl(c.Path); err == nil && now == c.New {
+		now, err := readSysctl(c.Path)
+		if err == nil && now == c.New {
 			continue
 		}
 		if err := writeSysctl(c.Path, c.New); err != nil {
 			return err
+		}
+		if slices.Contains(before, c) {
+			s.say("somebody has set %s to %s: it is %s again, as long as networks are up", sysctlName(c.Path), now, c.New)
 		}
 	}
 	return s.reserve()

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -375,7 +377,7 @@ func (s *session) createDatapath() error {
 	set := s.st.Settings
 	dp, err := s.opts.planes.create(s.pins, datapath.Config{FlowsMax: set.FlowsMax, NATFirst: set.NATFirst, NATLast: set.NATLast})
 	if err != nil {
-		return fmt.Errorf("creating the datapath: %w", err)
+		return s.shortOfMemory(fmt.Errorf("creating the datapath: %w", err))
 	}
 	s.dp = dp
 	if cfg, err := dp.Config(); err == nil && set.FlowsMax == 0 {
@@ -383,6 +385,20 @@ func (s *session) createDatapath() error {
 	}
 	s.st.Features = s.kernelFindings()
 	return nil
+}
+
+// shortOfMemory says what can be done about a lack of memory for the maps, if that is
+// what err is.
+func (s *session) shortOfMemory(err error) error {
+	if !errors.Is(err, unix.ENOMEM) {
+		return err
+	}
+	flows := s.st.Settings.FlowsMax
+	if flows == 0 {
+		flows = datapath.DefaultFlowsMax
+	}
+	return fmt.Errorf("no memory for the maps: %d flows take some %d MB, all else %d MB: raise the memory limit that applies here, or ask for fewer with --nat-flows (%w)",
+		flows, (uint64(flows)*datapath.SessionBytes)>>20, datapath.RestBytes>>20, err)
 }
 
 func (s *session) removeDatapath() error {

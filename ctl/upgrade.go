@@ -32,7 +32,7 @@ func (s *session) upgrade() error {
 	done, err := s.opts.planes.upgrade(s.pins, s.runner.passed, s.retell)
 	s.dp = nil // the upgrade's own
 	if err != nil {
-		return fmt.Errorf("upgrading the datapath: %w", err)
+		return s.shortOfMemory(fmt.Errorf("upgrading the datapath: %w", err))
 	}
 	if s.dp, err = s.opts.planes.open(s.pins); err != nil {
 		return fmt.Errorf("opening the datapath: %w", err)

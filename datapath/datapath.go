@@ -29,7 +29,11 @@ const (
 	// DefaultFlowsMax takes about 75 MB of kernel memory; FlowsMaxLimit what
 	// the slot numbers of the maps can count.
 	DefaultFlowsMax = 131072
-	FlowsMaxLimit   = 1 << 22
+	// SessionBytes is what a session takes of the kernel's memory, RestBytes what all
+	// else does on two CPUs. A test compares the first with what the kernel says.
+	SessionBytes  = 552
+	RestBytes     = 23 << 20
+	FlowsMaxLimit = 1 << 22
 	// DefaultNATFirst and DefaultNATLast are clear of Linux's ephemeral ports
 	// (32768-60999) and of Kubernetes' NodePorts (30000-32767).
 	DefaultNATFirst = 10000

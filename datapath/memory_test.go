@@ -38,6 +38,9 @@ func TestMemoryOfASession(t *testing.T) {
 	large := newDatapath(t, Config{FlowsMax: many}, nil, loadTc).memory(t)
 	got := (large - small) / (many - few)
 	t.Logf("%d bytes a session, %d bytes of maps besides", got, small-few*got)
+	if want != SessionBytes {
+		t.Errorf("docs/ARCHITECTURE.md says %d bytes, SessionBytes is %d", want, SessionBytes)
+	}
 	if got < want-want/10 || got > want+want/10 {
 		t.Errorf("a session takes %d bytes, docs/ARCHITECTURE.md says %d", got, want)
 	}

@@ -72,17 +72,19 @@ __fbr_global bool fbr_carry_port(const struct fbr_session *s, __u64 seen)
 	struct fbr_nport *np = fbr_nport_at(s->fwd.proto, s->eport);
 	struct fbr_net *net = fbr_net_get(s->fwd.saddr);
 	__u32 port = bpf_ntohs(s->eport);
+	__u64 used_at;
 
 	if (!np)
 		return false;
+	used_at = np->used_at;
 	if (fbr_pool_claim(s->fwd.proto, port))
 		fbr_port_own(np, &s->fwd, port, s->ext, s->pif,
 			     s->pif && net ? net->flags : (enum fbr_net_flags)0);
 	else if (np->ip != s->fwd.saddr || np->port != s->fwd.sport || np->pif != s->pif ||
 		 !fbr_port_ref(np))
 		return false;
-	if ((s->bits & FBR_S_OUT_ONLY) && np->used_at < seen)
-		np->used_at = seen;
+	if (s->bits & FBR_S_OUT_ONLY)
+		np->used_at = used_at > seen ? used_at : seen;
 	return true;
 }
 

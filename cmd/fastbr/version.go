@@ -5,6 +5,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -29,8 +30,24 @@ func (v versionView) commit() string {
 	return c
 }
 
-// buildVersion reads what the Go toolchain stamped into the binary.
+// version and commit are set by the linker (Makefile): the toolchain knows neither in
+// a tarball. Empty: what it has stamped into the binary.
+var version, commit string
+
+// buildVersion says what was built, and from what.
 func buildVersion() versionView {
+	v := stampedVersion()
+	if version != "" {
+		v.Version = version
+	}
+	if commit != "" {
+		v.Revision, v.Modified = strings.CutSuffix(commit, "-dirty")
+	}
+	return v
+}
+
+// stampedVersion reads what the Go toolchain stamped into the binary.
+func stampedVersion() versionView {
 	v := versionView{Version: "(devel)", Schema: ctl.StateVersion, Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
