@@ -24,6 +24,7 @@ type injectedFbrBindKey struct {
 type injectedFbrConf struct {
 	_         structs.HostLayout
 	RevokedAt uint64
+	HoldUntil uint64
 	Lease     uint32
 	L2Fast    uint32
 	Published uint32
@@ -111,16 +112,17 @@ type injectedFbrInjected struct {
 }
 
 type injectedFbrMeta struct {
-	_        structs.HostLayout
-	Magic    uint32
-	Schema   uint32
-	FlowsMax uint32
-	NatFirst uint32
-	NatCount uint32
-	Mark     uint32
-	Hz       uint32
-	Epoch    uint32
-	Build    uint64
+	_         structs.HostLayout
+	Magic     uint32
+	Schema    uint32
+	FlowsMax  uint32
+	NatFirst  uint32
+	NatCount  uint32
+	Mark      uint32
+	Hz        uint32
+	Epoch     uint32
+	Build     uint64
+	CarriedAt uint64
 }
 
 type injectedFbrNear struct {

@@ -21,9 +21,20 @@ type tcFbrBindKey struct {
 	Pad   uint8
 }
 
+type tcFbrCarryResult uint32
+
+const (
+	tcFbrCarryResultFBR_CARRY_TOLD  tcFbrCarryResult = 1
+	tcFbrCarryResultFBR_CARRY_MADE  tcFbrCarryResult = 2
+	tcFbrCarryResultFBR_CARRY_OTHER tcFbrCarryResult = 3
+	tcFbrCarryResultFBR_CARRY_FULL  tcFbrCarryResult = 4
+	tcFbrCarryResultFBR_CARRY_LEFT  tcFbrCarryResult = 5
+)
+
 type tcFbrConf struct {
 	_         structs.HostLayout
 	RevokedAt uint64
+	HoldUntil uint64
 	Lease     uint32
 	L2Fast    uint32
 	Published uint32
@@ -121,16 +132,17 @@ type tcFbrFragKey struct {
 }
 
 type tcFbrMeta struct {
-	_        structs.HostLayout
-	Magic    uint32
-	Schema   tcFbrSchema
-	FlowsMax uint32
-	NatFirst uint32
-	NatCount uint32
-	Mark     uint32
-	Hz       uint32
-	Epoch    uint32
-	Build    uint64
+	_         structs.HostLayout
+	Magic     uint32
+	Schema    tcFbrSchema
+	FlowsMax  uint32
+	NatFirst  uint32
+	NatCount  uint32
+	Mark      uint32
+	Hz        uint32
+	Epoch     uint32
+	Build     uint64
+	CarriedAt uint64
 }
 
 type tcFbrNear struct {
@@ -182,6 +194,7 @@ const (
 	tcFbrOpFBR_OP_FIB   tcFbrOp = 3
 	tcFbrOpFBR_OP_OPEN  tcFbrOp = 4
 	tcFbrOpFBR_OP_SHUT  tcFbrOp = 5
+	tcFbrOpFBR_OP_CARRY tcFbrOp = 6
 )
 
 type tcFbrPeerKey struct {
