@@ -18,7 +18,7 @@ func TestTooLittleMemoryNamesTheSizes(t *testing.T) {
 	if !errors.Is(err, unix.ENOMEM) {
 		t.Fatalf("up: %v", err)
 	}
-	for _, want := range []string{"131072 flows take some 69 MB", "--nat-flows", "memory limit"} {
+	for _, want := range []string{"131072 flows take some 71 MB", "--nat-flows", "memory limit"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
