@@ -22,7 +22,7 @@ export FASTBR_REFUSE_NETNS := /proc/1/ns/net
 RACE    := $(if $(shell command -v gcc),-race)
 TESTS   ?= ./...
 # Above the slowest package by a factor of three; not a performance limit.
-TIMEOUT ?= 20m
+TIMEOUT ?= 45m
 # Tests at a time in a package, twice as many as CPUs: in their labs they wait for
 # timers, carriers and the kernel's readers more than they work.
 PARALLEL ?= $(shell expr 2 '*' $$(nproc))
