@@ -120,10 +120,12 @@ __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 		return true;
 	if (bpf_core_type_exists(struct net_bridge_port)) {
 		struct net_bridge_port *port = BPF_CORE_READ(dev, rx_handler_data);
+		/* Its number since Linux 4.20. The types of a module may lack the enum. */
+		__u32 flag = 2;
 
-		return BPF_CORE_READ(port, br, options) >>
-			       bpf_core_enum_value(enum net_bridge_opts, BROPT_NF_CALL_IPTABLES) &
-		       1;
+		if (bpf_core_enum_value_exists(enum net_bridge_opts, BROPT_NF_CALL_IPTABLES))
+			flag = bpf_core_enum_value(enum net_bridge_opts, BROPT_NF_CALL_IPTABLES);
+		return BPF_CORE_READ(port, br, options) >> flag & 1;
 	}
 	return false;
 }
