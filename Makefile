@@ -20,7 +20,8 @@ export FASTBR_REFUSE_NETNS := /proc/1/ns/net
 
 # The race detector needs cgo.
 RACE    := $(if $(shell command -v gcc),-race)
-TESTS   ?= ./...
+# The longest package starts first.
+TESTS   ?= ./test/... ./...
 # Above the slowest package by a factor of three; not a performance limit.
 TIMEOUT ?= 45m
 # Tests at a time in a package, twice as many as CPUs: in their labs they wait for
@@ -78,12 +79,12 @@ stress: build ## a million flows and connections, STEPS (ten million) of program
 		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestFifteenThousandConnectionsASecond|TestProgramsEqualModel)$$' ./datapath
 	@$(DEPS) iperf3 nft iptables conntrack ip
 	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
-		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|FifteenThousandConnectionsASecond|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts|AttachStorm|SweepBesideTraffic|KilledAtRandom)$$' ./cmd/fastbr
+		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|FifteenThousandConnectionsASecond|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts|AttachStorm|SweepBesideTraffic|KilledAtRandom)$$' ./test/e2e
 
 churn: build ## 200 containers come and go for CHURN (10m) beside traffic of others
 	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)
 	FASTBR_CHURN=$(CHURN) FASTBR_CHURN_CONTAINERS=200 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
-		-count=1 -timeout 60m -run '^TestE2EChurn$$' ./cmd/fastbr
+		-count=1 -timeout 60m -run '^TestE2EChurn$$' ./test/e2e
 
 kernels: build ## the programs and a lab with traffic on Debian's 6.12 and 6.1, emulated (some minutes)
 	@$(DEPS) qemu-system-x86_64 depmod cpio xz busybox iperf3 nft iptables ip nsenter
@@ -130,7 +131,7 @@ bench-start: build ## docker run on fastbr beside docker's own bridge, with up t
 
 score: build ## every check of the NAT requirements, waiting for timeouts (6 minutes); writes docs/NAT.md
 	@$(DEPS) iperf3 nft iptables conntrack ip
-	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run 'TestScore$$' ./cmd/fastbr
+	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run 'TestScore$$' ./test/e2e
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) \

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"strconv"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Bridge is the kernel's own bridge: docker0 without Docker, and without the

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // ConnRate opens short TCP connections to one server and makes DNS exchanges, each from a new source port, at a steady rate, and counts what

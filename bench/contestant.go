@@ -5,7 +5,7 @@ import (
 	"errors"
 	"os"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Contestant is one way to connect the containers of a lab.

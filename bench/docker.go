@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 	"golang.org/x/sys/unix"
 )
 

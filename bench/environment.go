@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 	"golang.org/x/sys/unix"
 )
 

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/fastbr/fastbr/ctl"
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Fastbr is fastbr with its defaults, driven by its own command line.

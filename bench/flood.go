@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Flood is small UDP packets from outside to a container's own address, which

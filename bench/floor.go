@@ -11,7 +11,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Floor is the limit of what redirecting in tc can give: the plain bridge's lab

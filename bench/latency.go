@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // RoundTrip is TCP request and response, one at a time, by sockperf.

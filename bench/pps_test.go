@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 func TestPPSNames(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Plan says what to measure.

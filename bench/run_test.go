@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // fakeLoad notes where it ran and measures nothing.

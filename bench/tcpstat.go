@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // tcpStat counts segments of all TCP senders of a namespace.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/lab"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // Workload is one thing to measure.

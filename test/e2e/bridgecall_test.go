@@ -1,0 +1,90 @@
+package e2e
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/fastbr/fastbr/internal/lab"
+)
+
+const bridgeCall = "net.bridge.bridge-nf-call-iptables"
+
+// TestE2EBridgeCalls: while the kernel's bridge asks netfilter, frames between
+// ports are the kernel's: a service address of the same network answers, a rule
+// between two containers holds, and a switch takes effect at once, by whatever is
+// asked first afterwards.
+func TestE2EBridgeCalls(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2, NFCall: true})
+		c1, c2 := h.Containers[0], h.Containers[1]
+		if _, err := h.Host.Sysctl(bridgeCall); err != nil {
+			t.Skipf("no br_netfilter here: %v", err)
+		}
+		tcp, udp := h.serveTCP(t, c2, on(c2.Addr, 8080)), h.serveUDP(t, c2, on(c2.Addr, 8080))
+		service := netip.MustParseAddr("10.96.0.10")
+		for _, proto := range []string{"tcp", "udp"} {
+			if err := h.Host.IPTables(h.ctx, "-t", "nat", "-A", "PREROUTING", "-d", service.String(), "-p", proto, "--dport", "80",
+				"-j", "DNAT", "--to-destination", tcp.Addr.String()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			if err := c1.EchoTCP(h.ctx, netip.AddrPort{}, on(service, 80), "by the service's address"); err != nil {
+				t.Error(err)
+			}
+			if err := c1.EchoUDP(h.ctx, netip.AddrPort{}, on(service, 80), "by the service's address"); err != nil {
+				t.Error(err)
+			}
+		}
+		assertPeers(t, tcp, c1.Addr)
+		assertPeers(t, udp, c1.Addr)
+
+		// A policy between two containers of one network.
+		if err := h.Host.IPTables(h.ctx, "-I", "FORWARD", "-s", c1.Addr.String(), "-d", c2.Addr.String(), "-p", "udp", "--dport", "9090", "-j", "DROP"); err != nil {
+			t.Fatal(err)
+		}
+		s := h.serveUDP(t, c2, on(c2.Addr, 9090))
+		sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = sock.Close() }()
+		passes := func(want bool, set func() error) {
+			t.Helper()
+			if err := set(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond) // two jiffies, however long they are
+			patience := e2eDeadline
+			if !want {
+				patience = 300 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(h.ctx, patience)
+			defer cancel()
+			if err := lab.EchoUDPOn(ctx, sock, s.Addr, "may it pass"); (err == nil) != want {
+				t.Errorf("a datagram that should pass: %v; %v", want, err)
+			}
+		}
+		sysctl := func(v string) func() error { return func() error { return h.Host.SetSysctl(bridgeCall, v) } }
+		own := func(v string) func() error {
+			return func() error {
+				_, err := h.Host.Run(h.ctx, "ip", "link", "set", "fastbr0", "type", "bridge", "nf_call_iptables", v)
+				return err
+			}
+		}
+		passes(false, func() error { return nil })
+		passes(true, sysctl("0"))
+		passes(false, sysctl("1"))
+		passes(true, sysctl("0"))
+		passes(false, own("1"))
+		passes(true, own("0"))
+		before := h.ports(t)["c1"].FastPackets
+		passes(true, sysctl("0"))
+		if h.ports(t)["c1"].FastPackets == before && m.name == "fast" {
+			t.Error("with the switches off nothing is fast")
+		}
+	})
+}

@@ -1,0 +1,311 @@
+package e2e
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv6"
+
+	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// aims are places at which a sender may have a checksum filled in that is none:
+// offsets in a frame with a UDP datagram, of where summing begins and of the field.
+func aims() (all []lab.VirtioHeader) {
+	for _, a := range [][2]uint16{
+		{20, 2}, {20, 4}, {20, 6}, {20, 8}, {20, 10}, {20, 12}, // TTL, checksum, addresses
+		{26, 0}, {30, 0}, {32, 0}, {33, 1}, {34, 0}, {34, 2}, {34, 4}, {34, 8}, {34, 16}, {35, 5}, {41, 1},
+	} {
+		all = append(all, lab.VirtioHeader{Flags: 1, CsumStart: a[0], CsumOff: a[1]})
+	}
+	return all
+}
+
+// TestE2EForgedChecksums lets c1 ask for checksums where there are none: whoever
+// fills them in, behind every check, would write addresses of c1's choice.
+func TestE2EForgedChecksums(t *testing.T) {
+	t.Parallel()
+	testutil.RequireCommand(t, "ethtool")
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		h.ethtool(t, h.Host, "-K", "eth0", "tx", "off") // the kernel fills in what leaves
+		v := h.victims(t, netip.Addr{})
+		c1, c2 := h.Containers[0], h.Containers[1]
+		s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), 5555))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = sock.Close() }()
+		for range 3 { // there is a session, with a lease
+			if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, "honest"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out := testutil.Frame{SrcMAC: v.mac1, DstMAC: v.gwMAC, Src: v.c1, Dst: h.Outside.Addr,
+			UDP: &testutil.UDP{SrcPort: 5555, DstPort: 7}, Payload: forgedMark}
+		between := out.With(func(f *testutil.Frame) { f.DstMAC, f.Dst = v.mac2, v.c2 })
+		echo := out.With(func(f *testutil.Frame) { f.UDP, f.Echo = nil, &testutil.Echo{ID: 9} })
+		first := out.With(func(f *testutil.Frame) { f.MF = true })
+		arp := testutil.ARP{SrcMAC: v.mac1, DstMAC: net.HardwareAddr{255, 255, 255, 255, 255, 255}, SenderMAC: v.mac1, SenderIP: v.c1, TargetIP: v.c2}
+		seen := []*witness{newWitness(t, c2, "eth0", hasMark), newWitness(t, h.Outside, "eth0", hasMark)}
+		inj, err := c1.NewVirtioInjector("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inj.Close()
+
+		before, sent := h.drops(t, "bad_csum"), uint64(0)
+		send := func(a lab.VirtioHeader, frame []byte) {
+			t.Helper()
+			if err := inj.SendVirtio(a, frame); err != nil {
+				t.Fatalf("%+v: %v", a, err)
+			}
+			sent++
+		}
+		for _, a := range aims() {
+			send(a, out.Bytes(t))
+			send(a, between.Bytes(t))
+		}
+		own := lab.VirtioHeader{Flags: 1, CsumStart: 34, CsumOff: 6}
+		send(own, echo.Bytes(t))
+		send(lab.VirtioHeader{Flags: 1, CsumStart: 34, CsumOff: 2}, echo.Bytes(t))
+		send(own, first.Bytes(t))
+		send(lab.VirtioHeader{Flags: 1, CsumStart: 20, CsumOff: 8}, arp.Bytes(t))
+		h.waitDrops(t, "bad_csum", before, sent)
+
+		// A wrong header checksum is not made right on the way.
+		wrong := out.Bytes(t)
+		wrong[24] ^= 0x10
+		if err := inj.SendVirtio(lab.VirtioHeader{}, wrong); err != nil {
+			t.Fatal(err)
+		}
+		h.sendClosing(t, c1, c2)
+		h.sendClosing(t, c1, h.Outside)
+		for _, w := range seen {
+			w.assertClean(t, h.ctx, isClosing)
+		}
+		assertPeers(t, s, h.HostAddr(0))
+		if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, "still honest"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestE2EChecksumsOfTunnels: a container may have the checksum of a packet filled
+// in that its packet carries, as VXLAN does.
+func TestE2EChecksumsOfTunnels(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		v := h.victims(t, netip.Addr{})
+		c1, c2 := h.Containers[0], h.Containers[1]
+		h.mustPing(t, c1, c2.Addr, lab.PingOptions{})
+		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{})
+		inj, err := c1.NewVirtioInjector("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inj.Close()
+		for _, to := range []struct {
+			ns  *lab.Namespace
+			mac net.HardwareAddr
+		}{{c2, v.mac2}, {h.Outside, v.gwMAC}} {
+			f := testutil.Frame{SrcMAC: v.mac1, DstMAC: to.mac, Src: v.c1, Dst: to.ns.Addr, UncheckedUDP: true,
+				UDP: &testutil.UDP{SrcPort: 4789, DstPort: 4789}, Payload: append(make([]byte, 40), forgedMark...)}
+			for range 3 {
+				w := newWitness(t, to.ns, "eth0", nil)
+				if err := inj.SendVirtio(lab.VirtioHeader{Flags: 1, CsumStart: 50, CsumOff: 6}, f.Bytes(t)); err != nil {
+					t.Fatal(err)
+				}
+				got, err := w.sniff.Next(h.ctx, hasMark)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got[40] != 0 || got[41] != 0 {
+					t.Errorf("to %s the absent checksum became %x", to.ns.Name, got[40:42])
+				}
+			}
+		}
+	})
+}
+
+// TestE2EInternalStaysInside sends from an internal network to addresses that are
+// not in it, in every frame that the kernel takes for itself.
+func TestE2EInternalStaysInside(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 1})
+		h.must(t, "up", "inner", "--bridge", "fastbr2", "--subnet", "172.28.0.0/24", "--internal")
+		inner, err := h.Add("inner")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := h.attach(t, inner, "inner1", "--network", "inner")
+		mac := func(n *lab.Namespace, dev string) net.HardwareAddr {
+			m, err := n.MAC(dev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		gateway := netip.MustParseAddr("172.28.0.1")
+		all := net.HardwareAddr{255, 255, 255, 255, 255, 255}
+		s := h.serveUDP(t, h.Host, on(netip.IPv4Unspecified(), 7))
+		f := testutil.Frame{SrcMAC: mac(inner, "eth0"), Src: inner.Addr,
+			UDP: &testutil.UDP{SrcPort: 1111, DstPort: 7}, Payload: forgedMark}
+		w := newWitness(t, inner, "eth0", func(b []byte) bool {
+			return len(b) > 34 && string(b[30:34]) == string(inner.Addr.AsSlice()) && hasMark(b)
+		})
+		before, sent := h.drops(t, "isolated"), uint64(0)
+		for _, dst := range []net.HardwareAddr{
+			all, {1, 0, 0x5e, 0, 0, 1}, {1, 0x80, 0xc2, 0, 0, 0x0e}, {3, 0, 0, 0, 0, 1},
+			mac(h.Host, r.Port), mac(h.Host, "fastbr2"), {2, 1, 2, 3, 4, 5},
+		} {
+			for _, to := range []netip.Addr{h.HostAddr(0), h.gateway(), h.Containers[0].Addr, h.Outside.Addr, netip.MustParseAddr("127.0.0.1")} {
+				b := f.With(func(f *testutil.Frame) { f.DstMAC, f.Dst = dst, to })
+				for _, b := range [][]byte{b.Bytes(t), b.With(func(f *testutil.Frame) { f.UDP, f.Echo = nil, &testutil.Echo{ID: 1} }).Bytes(t)} {
+					if err := inner.Inject("eth0", b); err != nil {
+						t.Fatal(err)
+					}
+					sent++
+				}
+			}
+		}
+		h.waitDrops(t, "isolated", before, sent)
+		for p := range s.Peers() {
+			t.Errorf("%v reached the host", p)
+		}
+		// From a network that is not internal, another network's gateway is as far away.
+		c1 := h.Containers[0]
+		before = h.drops(t, "isolated")
+		if err := c1.Inject("eth0", f.With(func(f *testutil.Frame) { f.SrcMAC, f.Src, f.DstMAC, f.Dst = mac(c1, "eth0"), c1.Addr, all, gateway }).Bytes(t)); err != nil {
+			t.Fatal(err)
+		}
+		h.waitDrops(t, "isolated", before, 1)
+
+		for _, to := range []netip.Addr{gateway, netip.MustParseAddr("172.28.0.255"), netip.MustParseAddr("224.0.0.1"), netip.MustParseAddr("255.255.255.255")} {
+			if err := inner.Inject("eth0", f.With(func(f *testutil.Frame) { f.DstMAC, f.Dst = all, to }).Bytes(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.sendClosing(t, h.Host, inner)
+		w.assertOnlyFrom(t, h, gateway)
+		h.mustPing(t, inner, gateway, lab.PingOptions{})
+	})
+}
+
+// assertOnlyFrom reads until the closing frame; whatever else came is from addr.
+func (w *witness) assertOnlyFrom(t *testing.T, h *e2e, addr netip.Addr) {
+	t.Helper()
+	for {
+		f, err := w.sniff.Next(h.ctx, func(f []byte) bool { return w.match(f) || isClosing(f) })
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if isClosing(f) {
+			return
+		}
+		if src := netip.AddrFrom4([4]byte(f[26:30])); src != addr {
+			t.Errorf("%s heard from %v: % x", w.where, src, f)
+		}
+	}
+}
+
+// TestE2EIPv6StaysInside gives the host and its bridge IPv6, as an admin's sysctl
+// may: containers speak it with each other, in fragments, too, and find no way out.
+func TestE2EIPv6StaysInside(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		run := func(n *lab.Namespace, args ...string) {
+			t.Helper()
+			if _, err := n.Run(h.ctx, args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		addrs := map[*lab.Namespace][]string{
+			h.Host:          {"fd01::1/64", "fastbr0", "fd02::1/64", "eth0"},
+			h.Outside:       {"fd02::2/64", "eth0"},
+			h.Containers[0]: {"fd01::2/64", "eth0"},
+			h.Containers[1]: {"fd01::3/64", "eth0"},
+		}
+		for n, list := range addrs {
+			for _, key := range []string{"all", "default"} {
+				if err := n.SetSysctl("net.ipv6.conf."+key+".disable_ipv6", "0"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := 0; i < len(list); i += 2 {
+				if err := n.SetSysctl("net.ipv6.conf."+list[i+1]+".disable_ipv6", "0"); err != nil {
+					t.Fatal(err)
+				}
+				run(n, "ip", "-6", "addr", "add", list[i], "dev", list[i+1], "nodad")
+			}
+		}
+		if err := h.Host.SetSysctl("net.ipv6.conf.all.forwarding", "1"); err != nil {
+			t.Fatal(err)
+		}
+		run(h.Outside, "ip", "-6", "route", "add", "fd01::/64", "via", "fd02::1")
+		c1 := h.Containers[0]
+		run(c1, "ip", "-6", "route", "add", "default", "via", "fd01::1")
+		for _, size := range []int{56, 1453, 8000} {
+			h.ping6(t, c1, "fd01::3", size, true)
+		}
+		v := h.victims(t, netip.Addr{})
+		run(c1, "ip", "-6", "neigh", "replace", "fd01::1", "lladdr", v.gwMAC.String(), "dev", "eth0")
+		run(h.Host, "ip", "-6", "neigh", "replace", "fd01::2", "lladdr", v.mac1.String(), "dev", "fastbr0")
+		before := h.drops(t, "isolated")
+		for _, to := range []string{"fd01::1", "fd02::1", "fd02::2"} {
+			h.ping6(t, c1, to, 56, false)
+		}
+		h.waitDrops(t, "isolated", before, 3)
+		before = h.drops(t, "direct")
+		h.ping6(t, h.Outside, "fd01::2", 56, false)
+		h.waitDrops(t, "direct", before, 1)
+	})
+}
+
+// ping6 sends an ICMPv6 echo with size bytes, and may wait for the answer.
+func (h *e2e) ping6(t *testing.T, from *lab.Namespace, to string, size int, answered bool) {
+	t.Helper()
+	var c *icmp.PacketConn
+	err := from.Do(func() (err error) {
+		c, err = icmp.ListenPacket("ip6:ipv6-icmp", "::")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	echo := icmp.Message{Type: ipv6.ICMPTypeEchoRequest, Body: &icmp.Echo{ID: 77, Seq: size, Data: make([]byte, size)}}
+	b, err := echo.Marshal(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteTo(b, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
+		t.Fatal(err)
+	}
+	if !answered {
+		return
+	}
+	if err := c.SetReadDeadline(time.Now().Add(pingPatience)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 1<<16); ; {
+		n, _, err := c.ReadFrom(buf)
+		if err != nil {
+			t.Errorf("ping of %d bytes to %s: %v", size, to, err)
+			return
+		}
+		m, err := icmp.ParseMessage(58, buf[:n])
+		if e, ok := m.Body.(*icmp.Echo); err == nil && ok && m.Type == ipv6.ICMPTypeEchoReply && e.Seq == size && len(e.Data) == size {
+			return
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// TestE2EInventedClientsCutNobodyOff sends first packets with invented addresses
+// to published ports, many times as many as the table holds, while containers, the
+// host and honest clients of the very port go on.
+func TestE2EInventedClientsCutNobodyOff(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2}, "--nat-flows", "4096")
+		web, other := h.Containers[0], h.Containers[1]
+		for _, proto := range []string{"tcp", "udp"} {
+			h.must(t, "publish", "add", "8080:80/"+proto, "c1")
+		}
+		defer h.serveTCP(t, web, on(web.Addr, 80)).Close()
+		defer h.serveUDP(t, web, on(web.Addr, 80)).Close()
+		outTCP := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 81))
+		defer outTCP.Close()
+		outUDP := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 81))
+		defer outUDP.Close()
+
+		stop := h.invent(t, 8080)
+		defer stop()
+		public := on(h.Host.Addr, 8080)
+		for range 5 {
+			for _, from := range []*lab.Namespace{web, other, h.Host} {
+				if err := from.EchoTCP(h.ctx, netip.AddrPort{}, outTCP.Addr, "outwards"); err != nil {
+					t.Errorf("TCP from %s: %v", from.Name, err)
+				}
+				if err := from.EchoUDP(h.ctx, netip.AddrPort{}, outUDP.Addr, "outwards"); err != nil {
+					t.Errorf("UDP from %s: %v", from.Name, err)
+				}
+			}
+			if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, public, "inwards"); err != nil {
+				t.Errorf("TCP to the flooded port: %v", err)
+			}
+			if err := h.Outside.EchoUDP(h.ctx, netip.AddrPort{}, public, "inwards"); err != nil {
+				t.Errorf("UDP to the flooded port: %v", err)
+			}
+		}
+		stop()
+		if n := value(t, h.must(t, "metrics"), "fastbr_nat_early_drops_total"); n == 0 {
+			t.Error("nobody was given up: the flood was too small to tell")
+		}
+	})
+}
+
+// invent sends SYNs and datagrams from invented addresses to a port of the host,
+// until stop is called; at least 8,192 are sent before it returns.
+func (h *e2e) invent(t *testing.T, port uint16) (stop func()) {
+	t.Helper()
+	in, err := h.Outside.NewInjector("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := h.Outside.MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dst, err := h.Host.MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := func(i uint32) []byte {
+		var a [4]byte
+		binary.BigEndian.PutUint32(a[:], 0xcb000000|i&0xffffff) // 203.0.0.0/8
+		f := testutil.Frame{SrcMAC: src, DstMAC: dst, Src: netip.AddrFrom4(a), Dst: h.Host.Addr, Payload: []byte("?")}
+		if i%2 == 0 {
+			f.Payload, f.TCP = nil, &testutil.TCP{SrcPort: 40000, DstPort: port, SYN: true}
+		} else {
+			f.UDP = &testutil.UDP{SrcPort: 40000, DstPort: port}
+		}
+		return f.Bytes(t)
+	}
+	const few = 8192
+	ctx, cancel := context.WithCancel(h.ctx)
+	begun := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		for i := uint32(0); ctx.Err() == nil; i++ {
+			if i == few {
+				close(begun)
+			}
+			if err := in.Send(frame(i)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	<-begun
+	return func() {
+		cancel()
+		all.Wait()
+		in.Close()
+	}
+}

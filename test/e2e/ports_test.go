@@ -1,0 +1,307 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// vip is an address of the host's that is on no device that packets come by.
+var vip = netip.MustParseAddr("192.0.2.99")
+
+// addVIP gives the host an address on lo, and the outside its route there.
+func (h *e2e) addVIP(t *testing.T) {
+	t.Helper()
+	p := netip.PrefixFrom(vip, 32)
+	if err := errors.Join(h.Host.AddAddr("lo", p), h.Outside.AddRoute(p, h.HostAddr(0))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// atHost is a frame from an outside for its host, as it is on their link.
+func (h *e2e) atHost(t *testing.T, i int, f testutil.Frame) []byte {
+	t.Helper()
+	dev := fmt.Sprintf("eth%d", i)
+	to, err := h.Host.MAC(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := h.Outsides[i].MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.SrcMAC, f.DstMAC = from, to
+	return f.Bytes(t)
+}
+
+// TestE2ESpoofedPacketsTakeNoPort sends packets from one remote's address and port
+// to every port of the NAT range, as anybody outside can: connection tracking has
+// an entry for each datagram then. The containers reach that remote all the same.
+func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 1}, "--nat-range", "10000-10031")
+		if err := h.Host.NFT(h.ctx, `table ip track { chain in { type filter hook input priority 0; ct state invalid counter; }; }`); err != nil {
+			t.Fatal(err)
+		}
+		udp, tcp := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 53)), h.serveTCP(t, h.Outside, on(h.Outside.Addr, 443))
+		defer udp.Close()
+		defer tcp.Close()
+		var frames [][]byte
+		for p := uint16(10000); p <= 10031; p++ {
+			to := testutil.Frame{Src: h.Outside.Addr, Dst: h.HostAddr(0)}
+			frames = append(frames,
+				h.atHost(t, 0, to.With(func(f *testutil.Frame) { f.UDP = &testutil.UDP{SrcPort: 53, DstPort: p} })),
+				h.atHost(t, 0, to.With(func(f *testutil.Frame) { f.TCP = &testutil.TCP{SrcPort: 443, DstPort: p, SYN: true} })))
+		}
+		if err := h.Outside.Inject("eth0", frames...); err != nil {
+			t.Fatal(err)
+		}
+		known := 0
+		ctx, cancel := context.WithTimeout(h.ctx, 20*time.Second)
+		defer cancel()
+		err := lab.Poll(ctx, func() (bool, error) {
+			n, err := h.Host.Sysctl("net.netfilter.nf_conntrack_count")
+			if err != nil {
+				return false, err
+			}
+			known, err = strconv.Atoi(n)
+			return known >= len(frames)/2, err // a RST ends the entries of TCP
+		})
+		if err != nil {
+			t.Fatalf("connection tracking knows %d of %d datagrams: %v", known, len(frames)/2, err)
+		}
+		for i := range 3 {
+			if err := h.Containers[0].EchoUDP(h.ctx, port(0), udp.Addr, fmt.Sprint("question ", i)); err != nil {
+				t.Errorf("UDP: %v", err)
+			}
+			if err := h.Containers[0].EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint("question ", i)); err != nil {
+				t.Errorf("TCP: %v", err)
+			}
+		}
+		if n := h.drops(t, "nat_full"); n != 0 {
+			t.Errorf("%d packets found no port", n)
+		}
+	})
+}
+
+// TestE2EServicesOfTheHostOnPortsOfTheRange lets a container have a mapping on the
+// very port on which the host serves: at addresses that are no mapping's, at the
+// mapping's own once the service is there, and by a rule of the admin's. The other
+// containers reach them all.
+func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 3})
+		h.addVIP(t)
+		c1, c2, c3 := h.Containers[0], h.Containers[1], h.Containers[2]
+		out, far := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7)), h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		defer out.Close()
+		defer far.Close()
+		const first = 15000
+		// c1 has the ports: its own source ports lie in the range.
+		for p := uint16(first); p < first+4; p++ {
+			if err := c1.EchoUDP(h.ctx, on(c1.Addr, p), out.Addr, "mine"); err != nil {
+				t.Fatal(err)
+			}
+			conn, err := c1.DialTCP(h.ctx, on(c1.Addr, p), far.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+		}
+		try := func(what string, c *lab.Namespace, to netip.AddrPort) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(h.ctx, 4*time.Second)
+			defer cancel()
+			for i := range 2 {
+				if err := c.EchoTCP(ctx, netip.AddrPort{}, to, fmt.Sprint(what, i)); err != nil {
+					t.Errorf("%s, TCP: %v", what, err)
+				}
+				if err := c.EchoUDP(ctx, port(0), to, fmt.Sprint(what, i)); err != nil {
+					t.Errorf("%s, UDP: %v", what, err)
+				}
+			}
+		}
+		serve := func(n *lab.Namespace, at netip.AddrPort) {
+			t.Helper()
+			s, u := h.serveTCP(t, n, at), h.serveUDP(t, n, at)
+			t.Cleanup(func() { s.Close(); u.Close() })
+		}
+		gateway := netip.MustParseAddr("172.30.0.1")
+		serve(h.Host, on(gateway, first))
+		try("at the gateway", c2, on(gateway, first))
+		serve(h.Host, on(vip, first))
+		try("at an address on lo", c2, on(vip, first))
+		serve(h.Host, on(h.HostAddr(0), first+1))
+		try("at the mapping's own address", c2, on(h.HostAddr(0), first+1))
+		serve(c3, on(c3.Addr, 80))
+		if err := h.Host.NFT(h.ctx, fmt.Sprintf(`table ip admin {
+			chain pre { type nat hook prerouting priority dstnat; ip daddr %s meta l4proto { tcp, udp } th dport %d dnat to %s:80; }
+			chain post { type nat hook postrouting priority srcnat; ct status dnat ip saddr 172.30.0.0/16 ip daddr %s masquerade; }
+		}`, h.HostAddr(0), first+2, c3.Addr, c3.Addr)); err != nil {
+			t.Fatal(err)
+		}
+		try("by a rule of the admin's", c2, on(h.HostAddr(0), first+2))
+		// What nobody has is as silent as ever: c1 might send to c2 next.
+		ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+		defer cancel()
+		if _, err := c2.DialTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), first+3)); err == nil || errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a mapping that has not asked: %v, want silence", err)
+		}
+		h.assertBytesEqual(t)
+	})
+}
+
+// TestE2EPublishedAtAnAddressElsewhere reaches a published port by an address of
+// the host's that is not on the device by which packets come.
+func TestE2EPublishedAtAnAddressElsewhere(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2})
+		h.addVIP(t)
+		web := h.Containers[0]
+		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
+		defer tcp.Close()
+		defer udp.Close()
+		h.must(t, "publish", "add", "8080:80", "c1")
+		h.must(t, "publish", "add", vip.String()+":5353:53/udp", "c1")
+		for i := range 4 {
+			if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(vip, 8080), fmt.Sprint("hello ", i)); err != nil {
+				t.Errorf("TCP: %v", err)
+			}
+			if err := h.Outside.EchoUDP(h.ctx, port(44000), on(vip, 5353), fmt.Sprint("hello ", i)); err != nil {
+				t.Errorf("UDP: %v", err)
+			}
+			if err := h.Containers[1].EchoTCP(h.ctx, netip.AddrPort{}, on(vip, 8080), fmt.Sprint("hello ", i)); err != nil {
+				t.Errorf("TCP from a container: %v", err)
+			}
+		}
+		h.assertBytesEqual(t)
+	})
+}
+
+// TestE2EPublishedAnswersByTheOtherUplink has clients whose packets come by one
+// uplink while the host's route to them leads by the other. The answers must have
+// the address that was asked.
+func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 1, Uplinks: 2}, "--uplink", "eth0", "--uplink", "eth1")
+		web := h.Containers[0]
+		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
+		defer tcp.Close()
+		defer udp.Close()
+		h.must(t, "publish", "add", "8080:80", "c1")
+		h.must(t, "publish", "add", "5353:53/udp", "c1")
+		client := h.Outsides[1].Addr // beyond eth1, as the host sees it
+		sniff, err := h.Outsides[1].NewSniffer("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sniff.Close()
+		ask := func(what string, i int, f testutil.Frame, sport uint16) {
+			t.Helper()
+			f.Src, f.Dst = client, h.HostAddr(0)
+			if err := h.Outside.Inject("eth0", h.atHost(t, 0, f)); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(h.ctx, 3*time.Second)
+			defer cancel()
+			got, err := sniff.Next(ctx, func(b []byte) bool {
+				return len(b) >= 38 && b[12] == 8 && b[13] == 0 && netip.AddrFrom4([4]byte(b[30:34])) == client &&
+					uint16(b[34])<<8|uint16(b[35]) == sport
+			})
+			if err != nil {
+				t.Errorf("%s %d: no answer: %v", what, i, err)
+				return
+			}
+			if src := netip.AddrFrom4([4]byte(got[26:30])); src != h.HostAddr(0) {
+				t.Errorf("%s %d: the answer comes from %s, %s was asked", what, i, src, h.HostAddr(0))
+			}
+		}
+		for i := range 6 {
+			ask("UDP", i, testutil.Frame{UDP: &testutil.UDP{SrcPort: 44000, DstPort: 5353}, Payload: []byte(fmt.Sprint("hello ", i))}, 5353)
+			ask("TCP", i, testutil.Frame{TCP: &testutil.TCP{SrcPort: uint16(44000 + i), DstPort: 8080, SYN: true, Seq: 1}}, 8080)
+		}
+	})
+}
+
+// TestE2EPublishedPortOfTheRange publishes ports of the NAT range: one that is free,
+// and one that a container's mapping has, which goes on with its remote. No mapping
+// gets them until they are published no more.
+func TestE2EPublishedPortOfTheRange(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		t.Parallel()
+		h := upE2E(t, m, lab.Options{Containers: 2}, "--nat-range", "27000-27063")
+		web, c2 := h.Containers[0], h.Containers[1]
+		far := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		defer far.Close()
+		conn, err := c2.DialTCP(h.ctx, on(c2.Addr, 27001), far.Addr) // has that port outside, too
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		tcp := h.serveTCP(t, web, on(web.Addr, 80))
+		defer tcp.Close()
+		h.must(t, "publish", "add", "27000-27003:80", "c1")
+		h.must(t, "publish", "rm", "27000-27003")
+		h.must(t, "publish", "add", "27000:80", "c1")
+		h.must(t, "publish", "add", "27001:80", "c1")
+		reach := func(when string, p uint16) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+			defer cancel()
+			for i := range 2 {
+				if err := h.Outside.EchoTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), p), fmt.Sprint("hello ", i)); err != nil {
+					t.Errorf("%s, port %d from outside: %v", when, p, err)
+				}
+				if err := c2.EchoTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), p), fmt.Sprint("hello ", i)); err != nil {
+					t.Errorf("%s, port %d from a container: %v", when, p, err)
+				}
+			}
+		}
+		reach("published", 27000)
+		reach("a mapping's", 27001)
+		if err := lab.Echo(h.ctx, conn, "still mine"); err != nil {
+			t.Errorf("the mapping that had the port: %v", err)
+		}
+		// Another range: what is published stays so, in either, and the connection, too.
+		h.must(t, "up", "--nat-range", "27001-27040")
+		reach("another range", 27000)
+		reach("another range", 27001)
+		if err := lab.Echo(h.ctx, conn, "still mine"); err != nil {
+			t.Errorf("the mapping of the old range: %v", err)
+		}
+		if v, err := h.Host.Sysctl("net.ipv4.ip_local_reserved_ports"); err != nil || v != "27000-27040" {
+			t.Errorf("reserved are %q (%v), want 27000-27040", v, err)
+		}
+		before := map[string]bool{}
+		for _, f := range h.flows(t) {
+			before[f.Proto+f.Src] = true
+		}
+		for i := range 6 {
+			_ = c2.EchoTCP(h.ctx, on(c2.Addr, 0), far.Addr, fmt.Sprint("new ", i))
+		}
+		for _, f := range h.flows(t) {
+			if p := netip.MustParseAddrPort(f.NAT).Port(); !before[f.Proto+f.Src] && (p < 27002 || p > 27040) {
+				t.Errorf("a new flow has port %d, want one of 27002-27040", p)
+			}
+		}
+		h.assertBytesEqual(t)
+	})
+}

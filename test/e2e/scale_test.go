@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fastbr/fastbr/internal/lab"
+)
+
+// mostPorts is what the kernel's bridge can have.
+const mostPorts = 1023
+
+// TestE2EManyPorts attaches dozens of containers to one network, or as many as are
+// possible: each is reached, by others, by far addresses and without asking
+// everybody. How long that takes is reported, not asserted.
+func TestE2EManyPorts(t *testing.T) {
+	t.Parallel()
+	n := sized(48, mostPorts)
+	h := newE2E(t, e2eModes()[0], lab.Options{Containers: n})
+	h.must(t, "up")
+	var first, last time.Duration
+	for i, c := range h.Containers {
+		h.renew()
+		var at []string
+		if i%5 == 4 { // all bytes of an address count
+			at = []string{"--ip", fmt.Sprintf("172.30.%d.%d", 255-i/5, i/5%2*255)}
+		}
+		start := time.Now()
+		h.attach(t, c, fmt.Sprintf("c%d", i+1), at...)
+		switch took := time.Since(start); {
+		case i < 5:
+			first += took / 5
+		case i >= n-5:
+			last += took / 5
+		}
+	}
+	start := time.Now()
+	if got := len(h.ports(t)); got != n+1 {
+		t.Errorf("port ls shows %d ports, want %d and the uplink", got, n)
+	}
+	t.Logf("attach: first five %v, last five %v on average; port ls %v", first, last, time.Since(start))
+	if n == mostPorts {
+		h.assertFull(t)
+	}
+	start = time.Now()
+	h.must(t, "metrics")
+	t.Logf("metrics: %v", time.Since(start))
+	bystander, err := h.Containers[n-1].NewSniffer("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bystander.Close()
+	h.pingAll(t, h.Containers[:n-1])
+	h.assertNotAsked(t, bystander)
+	h.renew() // `down` of them all
+}
+
+// pingAll pings from the first to every other, and from some to the outside.
+func (h *e2e) pingAll(t *testing.T, all []*lab.Namespace) {
+	t.Helper()
+	for i, c := range all[1:] {
+		h.renew()
+		h.mustPing(t, all[0], c.Addr, lab.PingOptions{Count: 1})
+		if i%10 == 0 {
+			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{Count: 1})
+		}
+		// The kernel's ARP table is one for all namespaces of the machine and
+		// ends at 1024 entries, whatever bridge lies between.
+		for _, n := range []*lab.Namespace{all[0], c} {
+			if _, err := n.Run(h.ctx, "ip", "neigh", "flush", "dev", "eth0"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// assertNotAsked wants that a bystander has seen no question about anybody's
+// address but the last: that of an address that nobody has, which goes to all.
+func (h *e2e) assertNotAsked(t *testing.T, bystander *lab.Sniffer) {
+	t.Helper()
+	nobody := h.gateway().As4()
+	nobody[2], nobody[3] = 100, 100
+	h.noPing(t, h.Containers[0], netip.AddrFrom4(nobody))
+	question, err := bystander.Next(h.ctx, func(f []byte) bool {
+		const arp, request = 0x0806, 1
+		return len(f) >= 42 && binary.BigEndian.Uint16(f[12:]) == arp && binary.BigEndian.Uint16(f[20:]) == request
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if [4]byte(question[38:]) != nobody {
+		t.Errorf("a bystander was asked who has %v", netip.AddrFrom4([4]byte(question[38:])))
+	}
+}
+
+// assertFull wants one more port refused in one line, and nothing left of it.
+func (h *e2e) assertFull(t *testing.T) {
+	t.Helper()
+	extra, err := h.Add("extra")
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := func(n *lab.Namespace) string {
+		out, err := n.Run(h.ctx, "ip", "-o", "link")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(strings.Count(out, "\n"))
+	}
+	before := links(h.Host) + " " + links(extra)
+	r := h.fastbr(t, "attach", extra.Path(), "--name", "extra")
+	if r.code != 1 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "the most a bridge can have") {
+		t.Errorf("a port too many: exit %d, %q; want 1 and one clear line", r.code, r.stderr)
+	}
+	if after := links(h.Host) + " " + links(extra); after != before {
+		t.Errorf("devices of the host and of the container refused: %s before, %s after", before, after)
+	}
+	if _, ok := h.ports(t)["extra"]; ok {
+		t.Error("the refused container has a port")
+	}
+}

@@ -1,0 +1,240 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// The scoreboard: every requirement of the NAT RFCs (testdata/nat/requirements.json)
+// has a check, the checks run against fastbr and against the kernel's bridge with
+// masquerade, and what came out is in testdata/nat/results.json, of which
+// docs/NAT.md is rendered.
+//
+//	go test ./test/e2e -run TestScore       compares: a check that says something
+//	                                          else than what is written is a failure
+//	make score                                runs the checks that wait for minutes
+//	                                          as well, writes results and page anew
+
+const (
+	requirementsFile = "testdata/nat/requirements.json"
+	resultsFile      = "testdata/nat/results.json"
+)
+
+// requirement is a row of the scoreboard, in the user's words.
+type requirement struct {
+	ID     string `json:"id"`
+	Level  string `json:"level"`
+	Demand string `json:"demand"`
+	// Deviation tells why fastbr does not do it by default, where that is accepted.
+	Deviation string `json:"deviation,omitempty"`
+}
+
+// outcome is what one check has said in one column.
+type outcome struct {
+	Met bool   `json:"met"`
+	Why string `json:"why,omitempty"` // not met
+	// Waited: not only what the implementation says of its timeouts was read, they
+	// were waited for.
+	Waited bool `json:"waited,omitempty"`
+}
+
+// results are outcomes by requirement and column.
+type results map[string]map[string]outcome
+
+func readRequirements(t *testing.T) (list []requirement) {
+	t.Helper()
+	readJSON(t, requirementsFile, &list)
+	return list
+}
+
+func readJSON(t *testing.T, path string, to any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, to); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// scoreBeds says in which columns the checks run, large beds and small ones.
+func scoreBeds(small bool) []string {
+	if small {
+		return []string{"default", "slow", "strict", "kernel"}
+	}
+	return []string{"default", "slow", "kernel"}
+}
+
+// fullScore is whether this is `make score`.
+func fullScore() bool { return os.Getenv("FASTBR_SCORE") == "write" }
+
+// scoring collects outcomes.
+type scoring struct {
+	mu  sync.Mutex
+	got results
+}
+
+func (s *scoring) add(id, column string, o outcome) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.got[id] == nil {
+		s.got[id] = map[string]outcome{}
+	}
+	if was, ok := s.got[id][column]; ok { // read and waited for: both must be right
+		o.Waited = o.Waited || was.Waited
+		if !was.Met {
+			o.Met, o.Why = false, was.Why
+		}
+	}
+	s.got[id][column] = o
+}
+
+func (s *scoring) of(id, column string) outcome {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got[id][column]
+}
+
+func TestScore(t *testing.T) {
+	testutil.RequireRoot(t)
+	t.Parallel()
+	s := &scoring{got: results{}}
+	t.Run("beds", func(t *testing.T) {
+		// All at once: they wait more than they work.
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for _, small := range []bool{false, true} {
+			for _, column := range scoreBeds(small) {
+				wg.Go(func() {
+					t.Run(fmt.Sprintf("%s/small=%v", column, small), func(t *testing.T) { s.run(t, column, small) })
+				})
+			}
+		}
+		if !fullScore() {
+			return
+		}
+		for _, column := range scoreBeds(false) {
+			wg.Go(func() { t.Run(column+"/long", func(t *testing.T) { s.runLong(t, column) }) })
+		}
+	})
+	if t.Failed() {
+		return
+	}
+	if fullScore() {
+		writeResults(t, s.got)
+		return
+	}
+	compareResults(t, s.got)
+}
+
+// run makes one bed and runs its checks, one after another.
+func (s *scoring) run(t *testing.T, column string, small bool) {
+	b := scoreBed(t, column, small)
+	checks := scoreChecks()
+	var written results
+	readJSON(t, resultsFile, &written)
+	var ids []string
+	for _, r := range readRequirements(t) {
+		if checks[r.ID].small == small && !slices.Contains(scoreLast(), r.ID) {
+			ids = append(ids, r.ID)
+		}
+	}
+	for _, id := range scoreLast() {
+		if checks[id].small == small {
+			ids = append(ids, id)
+		}
+	}
+	for _, id := range ids {
+		t.Run(strings.ReplaceAll(id, "/", "."), func(t *testing.T) {
+			c := *b
+			c.t = t
+			o := s.of(checks[id].like, column)
+			for tries := 0; checks[id].check != nil; tries++ {
+				o = judge(checks[id].check(&c))
+				t.Logf("met: %v %s", o.Met, o.Why)
+				// A packet may be late on a busy machine: what surprises is looked at twice.
+				if fullScore() || tries == 1 || o.Met == written[id][column].Met {
+					break
+				}
+			}
+			s.add(id, column, o)
+		})
+	}
+}
+
+func judge(err error) outcome {
+	if err == nil {
+		return outcome{Met: true}
+	}
+	return outcome{Why: strings.ReplaceAll(err.Error(), "\n", "; ")}
+}
+
+func scoreBed(t *testing.T, column string, small bool) *bed {
+	t.Helper()
+	if small {
+		args := []string{"--nat-range", fmt.Sprintf("%d-%d", smallFirst, smallLast), "--nat-flows", "512"}
+		if column == "kernel" {
+			args = nil
+		}
+		b := newBed(t, column, 3, args...)
+		if b.plain() {
+			b.masqueradeInRange()
+		}
+		return b
+	}
+	var args []string
+	if column != "kernel" {
+		args = []string{"--nat-flows", "8192"} // quicker to list
+	}
+	b := newBed(t, column, 2, args...)
+	if !b.plain() {
+		b.filters[0] = b.network("adf", "--nat-filtering", "adf")
+		b.filters[1] = b.network("eif", "--nat-filtering", "eif")
+		b.edm = b.network("edm", "--nat-mapping", "endpoint-dependent")
+	}
+	return b
+}
+
+// compareResults fails for each check that says something else than what is written.
+func compareResults(t *testing.T, got results) {
+	t.Helper()
+	var want results
+	readJSON(t, resultsFile, &want)
+	for id, columns := range got {
+		for column, o := range columns {
+			w, ok := want[id][column]
+			switch {
+			case !ok:
+				t.Errorf("%s, %s: no result is written down; run make score", id, column)
+			case w.Met && !o.Met:
+				t.Errorf("%s, %s: was met, now: %s", id, column, o.Why)
+			case !w.Met && o.Met:
+				t.Errorf("%s, %s: is met now, and docs/NAT.md does not say so; run make score", id, column)
+			}
+		}
+	}
+}
+
+func writeResults(t *testing.T, got results) {
+	t.Helper()
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "\t")
+	if err := errors.Join(enc.Encode(got), os.WriteFile(resultsFile, text.Bytes(), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(scorePage, []byte(renderScore(t)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,179 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/fastbr/fastbr/ctl"
+	"github.com/fastbr/fastbr/internal/lab"
+)
+
+// tunE2E brings fastbr up with a TUN device beside eth0 as uplinks.
+func tunE2E(t *testing.T, m e2eMode, upArgs ...string) (*e2e, *lab.Tunnel) {
+	t.Helper()
+	h := newE2E(t, m, lab.Options{Containers: 2})
+	tun, err := h.AddTunnel("tun0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.must(t, append(append([]string{"up", "--uplink", "tun0", "--uplink", "eth0"}, m.up...), upArgs...)...)
+	for i, c := range h.Containers {
+		h.attach(t, c, fmt.Sprintf("c%d", i+1))
+	}
+	return h, tun
+}
+
+// TestE2ERawIPUplink sends over an uplink without an Ethernet header what the
+// other tests send over one with it.
+func TestE2ERawIPUplink(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h, tun := tunE2E(t, m)
+		c1, far := h.Containers[0], tun.Outside
+		tcp, udp := h.serveTCP(t, far, on(far.Addr, 7)), h.serveUDP(t, far, on(far.Addr, 7))
+		for _, c := range h.Containers {
+			h.mustPing(t, c, far.Addr, lab.PingOptions{Count: 3})
+			h.mustPing(t, c, far.Addr, lab.PingOptions{Count: 3, Size: 3000}) // in pieces
+			for k := range 3 {
+				err := errors.Join(c.EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)),
+					c.EchoUDP(h.ctx, port(20000), udp.Addr, strings.Repeat("x", 1+700*k)))
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		for _, reverse := range []bool{false, true} {
+			if err := lab.Bulk(h.ctx, c1, far, far.Addr, 4<<20, reverse); err != nil {
+				t.Error(err)
+			}
+		}
+		assertPeers(t, tcp, tun.HostAddr())
+		assertPeers(t, udp, tun.HostAddr())
+		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{})     // and over the other uplink
+		h.mustPing(t, c1, far.Addr, lab.PingOptions{Size: 4000}) // in fragments
+		h.testTunFrames(t, tun)
+		h.assertBytesEqual(t)
+		if u := h.ports(t)["tun0"]; m.name == "fast" && u.FastPackets < u.SlowPackets {
+			t.Errorf("the fast path was hardly used: %+v", u)
+		}
+		var v ctl.StatusView
+		h.json(t, &v, "status")
+		for _, u := range v.Uplinks {
+			if want := map[string]string{"tun0": "raw ip", "eth0": "ethernet"}[u.Device]; u.Kind != want {
+				t.Errorf("status calls %s %q, want %q", u.Device, u.Kind, want)
+			}
+		}
+	})
+}
+
+// testTunFrames looks at the frames that a container receives: whole, though the
+// packets came without a frame.
+func (h *e2e) testTunFrames(t *testing.T, tun *lab.Tunnel) {
+	c1, far := h.Containers[0], tun.Outside
+	mac, err := c1.MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw, err := h.Host.MAC("fastbr0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sniff, err := c1.NewSniffer("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sniff.Close()
+	h.sendClosing(t, c1, far)
+	f, err := sniff.Next(h.ctx, func(f []byte) bool {
+		return isClosing(f) && netip.AddrFrom4([4]byte(f[26:30])) == far.Addr
+	})
+	want := append(append(append([]byte(nil), mac...), gw...), 8, 0)
+	if err != nil || string(f[:14]) != string(want) {
+		t.Errorf("the container received % x, %v; want a frame that begins with % x", f[:min(len(f), 14)], err, want)
+	}
+}
+
+// TestE2ERawIPUplinkErrors has ICMP errors in both directions on such an uplink.
+func TestE2ERawIPUplinkErrors(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h, tun := tunE2E(t, m, "--mtu", "1400")
+		if m.name == "fast" {
+			h.must(t, "up", "--lease", "1s")
+		}
+		h.Outside = tun.Outside // what the following talk to
+		t.Run("reject reply", h.testRejectReply)
+		t.Run("ttl of reply", h.testReplyTTL)
+		t.Run("reply too big", h.testReplyTooBig)
+		t.Run("tcp reset", h.testRejectTCP)
+		t.Run("port unreachable", func(t *testing.T) {
+			h.wantSocketError(t, h.Containers[0], on(tun.Outside.Addr, 9), syscall.ECONNREFUSED)
+		})
+	})
+}
+
+// TestE2ERawIPUplinkRefusal tells a container whose flow is refused for want of
+// a port.
+func TestE2ERawIPUplinkRefusal(t *testing.T) {
+	t.Parallel()
+	h, tun := tunE2E(t, e2eModes()[0], "--nat-range", "20000-20007", "--nat-on-exhaustion", "refuse")
+	s := h.serveUDP(t, tun.Outside, on(tun.Outside.Addr, 7))
+	c1 := h.Containers[0]
+	for i := range 7 { // a container may have four fifths of them
+		if err := c1.EchoUDP(h.ctx, port(uint16(30000+i)), s.Addr, "mine"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.wantSocketError(t, c1, s.Addr, syscall.EHOSTUNREACH)
+}
+
+// TestE2ERawIPUplinkIsGuarded lets those beyond the tunnel send to a container's
+// own address.
+func TestE2ERawIPUplinkIsGuarded(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h, tun := tunE2E(t, m)
+		c1, far := h.Containers[0], tun.Outside
+		if err := far.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), tun.HostAddr()); err != nil {
+			t.Fatal(err)
+		}
+		h.mustPing(t, c1, far.Addr, lab.PingOptions{})
+		before := h.drops(t, "direct")
+		h.noPing(t, far, c1.Addr)
+		h.waitDrops(t, "direct", before, 1)
+		// The host itself is reached, but not by ports of the range.
+		h.mustPing(t, far, tun.HostAddr(), lab.PingOptions{})
+		h.wantSocketError(t, far, on(tun.HostAddr(), 9), syscall.ECONNREFUSED)
+		before = h.drops(t, "foreign")
+		c, err := far.ListenUDP(on(netip.IPv4Unspecified(), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		if _, err := c.WriteToUDPAddrPort([]byte("?"), on(tun.HostAddr(), 20123)); err != nil {
+			t.Fatal(err)
+		}
+		h.waitDrops(t, "foreign", before, 1)
+	})
+}
+
+// wantSocketError sends datagrams until the socket is told of an ICMP error.
+func (h *e2e) wantSocketError(t *testing.T, from *lab.Namespace, to netip.AddrPort, want syscall.Errno) {
+	t.Helper()
+	c, err := from.DialUDP(netip.AddrPort{}, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	waitFor(t, h.ctx, fmt.Sprintf("%v at %s", want, from.Name), func() bool {
+		_, werr := c.Write([]byte("?"))
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, rerr := c.Read(make([]byte, 100))
+		return errors.Is(errors.Join(werr, rerr), want)
+	})
+}

@@ -1,0 +1,113 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/internal/testutil"
+)
+
+// TestE2ETwoUplinks routes to servers behind two uplinks: each must see the
+// address of its own.
+func TestE2ETwoUplinks(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2, Uplinks: 2}, "--uplink", "eth0", "--uplink", "eth1")
+		for i, out := range h.Outsides {
+			tcp := h.serveTCP(t, out, on(out.Addr, 7))
+			udp := h.serveUDP(t, out, on(out.Addr, 7))
+			for _, c := range h.Containers {
+				h.mustPing(t, c, out.Addr, lab.PingOptions{})
+				for k := range 3 {
+					if err := c.EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)); err != nil {
+						t.Error(err)
+					}
+					if err := c.EchoUDP(h.ctx, port(20000), udp.Addr, fmt.Sprint(k)); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if err := lab.Bulk(h.ctx, h.Containers[0], out, out.Addr, 16<<20, false); err != nil {
+				t.Error(err)
+			}
+			assertPeers(t, tcp, h.HostAddr(i))
+			assertPeers(t, udp, h.HostAddr(i))
+		}
+		h.assertBytesEqual(t)
+	})
+}
+
+// TestE2ENotAnUplink has a second NIC that fastbr was not given: nothing of a
+// container leaves by it, and nobody there reaches a container.
+func TestE2ENotAnUplink(t *testing.T) {
+	t.Parallel()
+	fastbrModes(t, func(t *testing.T, m e2eMode) {
+		h := upE2E(t, m, lab.Options{Containers: 2, Uplinks: 2}, "--uplink", "eth0")
+		c1, far := h.Containers[0], h.Outsides[1]
+		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{})
+		h.mustPing(t, h.Host, far.Addr, lab.PingOptions{}) // the host itself may
+
+		before := h.drops(t, "no_uplink")
+		h.noPing(t, c1, far.Addr)
+		h.waitDrops(t, "no_uplink", before, 1)
+
+		h.setForward(t, "1") // by somebody else: fastbr has opened only its own uplink
+		if err := far.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), h.HostAddr(1)); err != nil {
+			t.Fatal(err)
+		}
+		w := newWitness(t, c1, "eth0", hasMark)
+		mac, err := far.MAC("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hostMAC, err := h.Host.MAC("eth1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		before = h.drops(t, "direct")
+		f := testutil.Frame{
+			SrcMAC: mac, DstMAC: hostMAC, Src: h.OutsideAddr(1), Dst: c1.Addr,
+			UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}, Payload: forgedMark,
+		}.Bytes(t)
+		if err := far.Inject("eth0", f, f, f); err != nil {
+			t.Fatal(err)
+		}
+		h.waitDrops(t, "direct", before, 3)
+		h.noPing(t, far, c1.Addr)
+		h.sendClosing(t, h.Host, c1)
+		w.assertClean(t, h.ctx, isClosing)
+	})
+}
+
+// TestE2EUplinkAppearsLater brings fastbr up without a default route; it must
+// say so, and pick the uplink up with a later command. Super-packets are large as
+// long as there is no uplink that would have to cut them.
+func TestE2EUplinkAppearsLater(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	if _, err := h.Host.Run(h.ctx, "ip", "route", "del", "default"); err != nil {
+		t.Fatal(err)
+	}
+	r := h.fastbr(t, "up")
+	if r.code != 0 || r.stderr == "" {
+		t.Fatalf("up without a default route: exit %d, said %q; want 0 and a message", r.code, r.stderr)
+	}
+	size := func(want int) {
+		t.Helper()
+		if got, err := h.Containers[0].GSO("eth0"); err != nil || got != want {
+			t.Errorf("super-packets of %d bytes (%v), want %d", got, err, want)
+		}
+	}
+	h.attach(t, h.Containers[0], "c1")
+	size(lab.CableGSO)
+	h.mustPing(t, h.Containers[0], h.gateway(), lab.PingOptions{})
+	if err := errors.Join(h.Host.SetGSO("eth0", usualGSO), h.Host.AddRoute(netip.Prefix{}, h.OutsideAddr(0))); err != nil {
+		t.Fatal(err)
+	}
+	h.must(t, "up")
+	size(usualGSO)
+	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
+}
