@@ -35,7 +35,7 @@ type wall struct {
 }
 
 var walls = map[string]wall{
-	"cmd/fastbr":                 {ours: []string{"ctl", "ctl/...", "bench"}, never: []string{ebpf, netlinkLib}},
+	"cmd/fastbr":                 {ours: []string{"ctl", "ctl/...", "bench", "internal/lab"}, never: []string{ebpf, netlinkLib}},
 	"ctl":                        {ours: []string{"datapath", "ctl/link", "ctl/ipam", "ctl/firewall"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
 	"ctl/link":                   {never: []string{ebpf, cobra, prometheus}},
 	"ctl/ipam":                   {stdOnly: true},
@@ -52,6 +52,7 @@ var walls = map[string]wall{
 	"datapath/internal/natmodel": {stdOnly: true},
 	"bench":                      {ours: []string{"ctl", "ctl/link", "internal/lab"}, never: []string{netlinkLib, cobra}},
 	"internal/manual":            {never: []string{ebpf, netlinkLib, prometheus}},
+	"test/e2e":                   {},
 	"internal/testutil":          {never: []string{cobra, prometheus}},
 }
 
