@@ -20,8 +20,8 @@ export FASTBR_REFUSE_NETNS := /proc/1/ns/net
 
 # The race detector needs cgo.
 RACE    := $(if $(shell command -v gcc),-race)
-# The longest package starts first.
-TESTS   ?= ./test/... ./...
+# The longest packages start first.
+TESTS   ?= ./test/e2e ./datapath ./...
 # Above the slowest package by a factor of three; not a performance limit.
 TIMEOUT ?= 45m
 # Tests at a time in a package, twice as many as CPUs: in their labs they wait for
@@ -131,7 +131,7 @@ bench-start: build ## docker run on fastbr beside docker's own bridge, with up t
 
 score: build ## every check of the NAT requirements, waiting for timeouts (6 minutes); writes docs/NAT.md
 	@$(DEPS) iperf3 nft iptables conntrack ip
-	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run 'TestScore$$' ./test/e2e
+	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run '^TestScore$$' ./test/rfc
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) \

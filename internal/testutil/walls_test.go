@@ -53,6 +53,8 @@ var walls = map[string]wall{
 	"bench":                      {ours: []string{"ctl", "ctl/link", "internal/lab"}, never: []string{netlinkLib, cobra}},
 	"internal/manual":            {never: []string{ebpf, netlinkLib, prometheus}},
 	"test/e2e":                   {},
+	"test/rfc":                   {},
+	"test/harness":               {ours: []string{"ctl", "internal/lab", "internal/testutil"}, never: []string{netlinkLib, cobra, prometheus}},
 	"internal/testutil":          {never: []string{cobra, prometheus}},
 }
 

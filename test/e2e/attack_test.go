@@ -13,6 +13,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // forgedMark is in the payload of every forged packet, so that a witness knows
@@ -71,9 +72,9 @@ func (h *e2e) sendClosing(t *testing.T, from, to *lab.Namespace) {
 // sendHonest is sendClosing with a payload of the caller's.
 func (h *e2e) sendHonest(t *testing.T, from, to *lab.Namespace, payload []byte) {
 	t.Helper()
-	s := h.serveUDP(t, to, on(to.Addr, 0))
+	s := h.ServeUDP(t, to, on(to.Addr, 0))
 	defer s.Close()
-	if err := from.EchoUDP(h.ctx, netip.AddrPort{}, s.Addr, string(payload)); err != nil {
+	if err := from.EchoUDP(h.Ctx, netip.AddrPort{}, s.Addr, string(payload)); err != nil {
 		t.Errorf("honest datagram from %s to %s: %v", from.Name, to.Name, err)
 	}
 }
@@ -152,7 +153,7 @@ func (v victims) attacks(t *testing.T) []attack {
 // what c2 and the host believe afterwards tells.
 func TestE2ESpoofing(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		other := h.otherNetwork(t)
 		v := h.victims(t, other.Addr)
@@ -175,7 +176,7 @@ func TestE2ESpoofing(t *testing.T) {
 		h.sendClosing(t, c1, h.Outside)
 		h.sendClosing(t, h.Host, other)
 		for _, w := range seen {
-			w.assertClean(t, h.ctx, isClosing)
+			w.assertClean(t, h.Ctx, isClosing)
 		}
 		h.assertNeighbour(t, c2, v.gw, v.gwMAC)
 		h.assertNeighbour(t, h.Host, v.c2, v.mac2)
@@ -187,19 +188,19 @@ func TestE2ESpoofing(t *testing.T) {
 // otherNetwork brings a second network up, with one container.
 func (h *e2e) otherNetwork(t *testing.T) *lab.Namespace {
 	t.Helper()
-	h.must(t, "up", "other", "--bridge", "fastbr1", "--subnet", "172.29.0.0/24")
+	h.Must(t, "up", "other", "--bridge", "fastbr1", "--subnet", "172.29.0.0/24")
 	n, err := h.Add("other")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.attach(t, n, "other1", "--network", "other")
+	h.Attach(t, n, "other1", "--network", "other")
 	return n
 }
 
 // assertNeighbour fails if n believes that addr has another MAC than this one.
 func (h *e2e) assertNeighbour(t *testing.T, n *lab.Namespace, addr netip.Addr, mac net.HardwareAddr) {
 	t.Helper()
-	out, err := n.Run(h.ctx, "ip", "neigh", "show", addr.String())
+	out, err := n.Run(h.Ctx, "ip", "neigh", "show", addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +212,7 @@ func (h *e2e) assertNeighbour(t *testing.T, n *lab.Namespace, addr netip.Addr, m
 // TestE2ENetworksAreIsolated sends honestly from one network to another.
 func TestE2ENetworksAreIsolated(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		other := h.otherNetwork(t)
 		c1 := h.Containers[0]
@@ -231,9 +232,9 @@ func TestE2ENetworksAreIsolated(t *testing.T) {
 // not be forgeable, and marked traffic is translated like any other.
 func TestE2ESocketMark(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
-		s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		rnd := testutil.Rand(t)
 		for range 20 {
 			c, err := h.Containers[0].ListenUDP(on(netip.IPv4Unspecified(), 0))
@@ -254,7 +255,7 @@ func TestE2ESocketMark(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 3 {
-				if err := lab.EchoUDPOn(h.ctx, c, s.Addr, "marked"); err != nil {
+				if err := lab.EchoUDPOn(h.Ctx, c, s.Addr, "marked"); err != nil {
 					t.Errorf("mark %#x: %v", mark, err)
 				}
 			}
@@ -268,11 +269,11 @@ func TestE2ESocketMark(t *testing.T) {
 // send with c1's address.
 func TestE2ENeighbourSpoofs(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, Neighbour: true})
 		c1, c2, nb := h.Containers[0], h.Containers[1], h.Neighbour
 		// Without its masquerade nothing but fastbr stands in the way.
-		if err := h.Host.NFT(h.ctx, "flush table ip lab-docker0"); err != nil {
+		if err := h.Host.NFT(h.Ctx, "flush table ip lab-docker0"); err != nil {
 			t.Fatal(err)
 		}
 		nbMAC, err := nb.MAC("eth0")
@@ -295,7 +296,7 @@ func TestE2ENeighbourSpoofs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 		defer cancel()
 		err = lab.Poll(ctx, func() (bool, error) { return h.totalDrops(t) >= total+6, nil })
 		if err != nil {
@@ -304,9 +305,9 @@ func TestE2ENeighbourSpoofs(t *testing.T) {
 		h.sendClosing(t, c1, h.Outside)
 		h.sendClosing(t, c1, c2)
 		for _, w := range seen {
-			w.assertClean(t, h.ctx, isClosing)
+			w.assertClean(t, h.Ctx, isClosing)
 		}
-		for _, f := range h.flows(t) {
+		for _, f := range h.Flows(t) {
 			if f.Proto == "udp" && f.Src == on(c1.Addr, 1111).String() {
 				t.Errorf("the neighbour created a flow for c1: %+v", f)
 			}
@@ -328,7 +329,7 @@ func (h *e2e) totalDrops(t *testing.T) (n uint64) {
 // addresses that cannot come from there.
 func TestE2EDirectAccess(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		c1 := h.Containers[0]
 		if err := h.Outside.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), h.HostAddr(0)); err != nil {
@@ -362,7 +363,7 @@ func TestE2EDirectAccess(t *testing.T) {
 		}
 		h.waitDrops(t, "martian", before, 2) // the third is the kernel's own business as well
 		h.sendClosing(t, h.Host, c1)
-		w.assertClean(t, h.ctx, isClosing)
+		w.assertClean(t, h.Ctx, isClosing)
 	})
 }
 
@@ -371,10 +372,10 @@ func TestE2EDirectAccess(t *testing.T) {
 // outside of the range is the host's, which answers.
 func TestE2EUnsolicitedIsSilent(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		w := newWitness(t, h.Outside, "eth0", func(f []byte) bool { return isFrom(f, h.HostAddr(0), 20123) })
-		ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
 		defer cancel()
 		if c, err := h.Outside.DialTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), 20123)); err == nil {
 			t.Error("somebody answers on a port of the NAT range")
@@ -382,11 +383,11 @@ func TestE2EUnsolicitedIsSilent(t *testing.T) {
 		} else if errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("the SYN was answered: %v", err)
 		}
-		if _, err := h.Outside.DialTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), 9)); !errors.Is(err, unix.ECONNREFUSED) {
+		if _, err := h.Outside.DialTCP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), 9)); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("a port outside of the range: %v, want a refusal", err)
 		}
 		h.sendClosing(t, h.Containers[0], h.Outside)
-		w.assertClean(t, h.ctx, isClosing)
+		w.assertClean(t, h.Ctx, isClosing)
 	})
 }
 

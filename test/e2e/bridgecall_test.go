@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 const bridgeCall = "net.bridge.bridge-nf-call-iptables"
@@ -17,25 +18,25 @@ const bridgeCall = "net.bridge.bridge-nf-call-iptables"
 // asked first afterwards.
 func TestE2EBridgeCalls(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, NFCall: true})
 		c1, c2 := h.Containers[0], h.Containers[1]
 		if _, err := h.Host.Sysctl(bridgeCall); err != nil {
 			t.Skipf("no br_netfilter here: %v", err)
 		}
-		tcp, udp := h.serveTCP(t, c2, on(c2.Addr, 8080)), h.serveUDP(t, c2, on(c2.Addr, 8080))
+		tcp, udp := h.ServeTCP(t, c2, on(c2.Addr, 8080)), h.ServeUDP(t, c2, on(c2.Addr, 8080))
 		service := netip.MustParseAddr("10.96.0.10")
 		for _, proto := range []string{"tcp", "udp"} {
-			if err := h.Host.IPTables(h.ctx, "-t", "nat", "-A", "PREROUTING", "-d", service.String(), "-p", proto, "--dport", "80",
+			if err := h.Host.IPTables(h.Ctx, "-t", "nat", "-A", "PREROUTING", "-d", service.String(), "-p", proto, "--dport", "80",
 				"-j", "DNAT", "--to-destination", tcp.Addr.String()); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for range 3 {
-			if err := c1.EchoTCP(h.ctx, netip.AddrPort{}, on(service, 80), "by the service's address"); err != nil {
+			if err := c1.EchoTCP(h.Ctx, netip.AddrPort{}, on(service, 80), "by the service's address"); err != nil {
 				t.Error(err)
 			}
-			if err := c1.EchoUDP(h.ctx, netip.AddrPort{}, on(service, 80), "by the service's address"); err != nil {
+			if err := c1.EchoUDP(h.Ctx, netip.AddrPort{}, on(service, 80), "by the service's address"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -43,10 +44,10 @@ func TestE2EBridgeCalls(t *testing.T) {
 		assertPeers(t, udp, c1.Addr)
 
 		// A policy between two containers of one network.
-		if err := h.Host.IPTables(h.ctx, "-I", "FORWARD", "-s", c1.Addr.String(), "-d", c2.Addr.String(), "-p", "udp", "--dport", "9090", "-j", "DROP"); err != nil {
+		if err := h.Host.IPTables(h.Ctx, "-I", "FORWARD", "-s", c1.Addr.String(), "-d", c2.Addr.String(), "-p", "udp", "--dport", "9090", "-j", "DROP"); err != nil {
 			t.Fatal(err)
 		}
-		s := h.serveUDP(t, c2, on(c2.Addr, 9090))
+		s := h.ServeUDP(t, c2, on(c2.Addr, 9090))
 		sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), 0))
 		if err != nil {
 			t.Fatal(err)
@@ -58,11 +59,11 @@ func TestE2EBridgeCalls(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(20 * time.Millisecond) // two jiffies, however long they are
-			patience := e2eDeadline
+			patience := harness.Deadline
 			if !want {
 				patience = 300 * time.Millisecond
 			}
-			ctx, cancel := context.WithTimeout(h.ctx, patience)
+			ctx, cancel := context.WithTimeout(h.Ctx, patience)
 			defer cancel()
 			if err := lab.EchoUDPOn(ctx, sock, s.Addr, "may it pass"); (err == nil) != want {
 				t.Errorf("a datagram that should pass: %v; %v", want, err)
@@ -71,7 +72,7 @@ func TestE2EBridgeCalls(t *testing.T) {
 		sysctl := func(v string) func() error { return func() error { return h.Host.SetSysctl(bridgeCall, v) } }
 		own := func(v string) func() error {
 			return func() error {
-				_, err := h.Host.Run(h.ctx, "ip", "link", "set", "fastbr0", "type", "bridge", "nf_call_iptables", v)
+				_, err := h.Host.Run(h.Ctx, "ip", "link", "set", "fastbr0", "type", "bridge", "nf_call_iptables", v)
 				return err
 			}
 		}
@@ -83,7 +84,7 @@ func TestE2EBridgeCalls(t *testing.T) {
 		passes(true, own("0"))
 		before := h.ports(t)["c1"].FastPackets
 		passes(true, sysctl("0"))
-		if h.ports(t)["c1"].FastPackets == before && m.name == "fast" {
+		if h.ports(t)["c1"].FastPackets == before && m.Name == "fast" {
 			t.Error("with the switches off nothing is fast")
 		}
 	})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EManyFlowsInSmallTable opens far more connections, one after another,
@@ -22,7 +23,7 @@ func TestE2EManyFlowsInSmallTable(t *testing.T) {
 	if n := h.refused(t); n != 0 {
 		t.Errorf("%d flows were refused: %v", n, h.allDrops(t))
 	}
-	if n := len(h.flows(t)); n > 1024 {
+	if n := len(h.Flows(t)); n > 1024 {
 		t.Errorf("%d flows in a table for 1024", n)
 	}
 }
@@ -90,7 +91,7 @@ func (h *e2e) churn(t *testing.T, n, perSecond int, one func(ctx context.Context
 		if perSecond > 0 {
 			<-pace
 		}
-		ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 		err := one(ctx, i)
 		cancel()
 		if err != nil {
@@ -106,13 +107,13 @@ func (h *e2e) churn(t *testing.T, n, perSecond int, one func(ctx context.Context
 // the quotas are reached many times over.
 func TestE2EGreedyContainer(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		if !stress() { // else one after the other, for what they say of latency
 			t.Parallel()
 		}
 		small := []string{"--nat-flows", "4096", "--nat-range", "10000-13999"}
 		h := upE2E(t, m, lab.Options{Containers: 2}, sized(small, nil)...)
-		if _, err := h.Outside.Run(h.ctx, "iptables", "-A", "INPUT", "-p", "tcp", "--dport", "9:10", "-j", "DROP"); err != nil {
+		if _, err := h.Outside.Run(h.Ctx, "iptables", "-A", "INPUT", "-p", "tcp", "--dport", "9:10", "-j", "DROP"); err != nil {
 			t.Fatal(err)
 		}
 		b := h.newBystanders(t)

@@ -13,13 +13,14 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // shortLease lets what a lease hides for a while be seen soon.
 func (h *e2e) shortLease(t *testing.T) {
 	t.Helper()
-	if h.mode.name == "fast" {
-		h.must(t, "up", "--lease", "1s")
+	if h.Mode.Name == "fast" {
+		h.Must(t, "up", "--lease", "1s")
 	}
 }
 
@@ -60,7 +61,7 @@ func (f longFlow) answered() bool {
 // recovers waits until the flow goes both ways; then it does so for good.
 func (f longFlow) recovers(t *testing.T, what string) {
 	t.Helper()
-	waitFor(t, f.h.ctx, "the flow "+what, f.answered)
+	waitFor(t, f.h.Ctx, "the flow "+what, f.answered)
 }
 
 // moves waits until the flow, once its lease has run out, comes from addr.
@@ -75,14 +76,14 @@ func (f longFlow) moves(t *testing.T, s *lab.Server, addr netip.Addr) {
 		return n
 	}
 	before := sum()
-	waitFor(t, f.h.ctx, "the flow to move to "+addr.String(), func() bool { return f.answered() && sum() > before })
+	waitFor(t, f.h.Ctx, "the flow to move to "+addr.String(), func() bool { return f.answered() && sum() > before })
 }
 
 // newFlows expects flows that begin now to work, from the address addr.
 func (f longFlow) newFlows(t *testing.T, what string, s *lab.Server, addr netip.Addr) {
 	t.Helper()
 	before := s.Peers()
-	if err := f.h.Containers[0].EchoUDP(f.h.ctx, netip.AddrPort{}, f.to, what); err != nil {
+	if err := f.h.Containers[0].EchoUDP(f.h.Ctx, netip.AddrPort{}, f.to, what); err != nil {
 		t.Errorf("a new flow %s: %v", what, err)
 	}
 	for p := range s.Peers() {
@@ -103,32 +104,23 @@ func (f longFlow) nothingFrom(t *testing.T, out *lab.Namespace, old netip.Addr) 
 		f.recovers(t, "afterwards")
 	}
 	f.h.sendClosing(t, f.h.Containers[0], out)
-	w.assertClean(t, f.h.ctx, isClosing)
-}
-
-// readdress replaces the address of the host's eth0, and the route with it.
-func (h *e2e) readdress(t *testing.T, old, addr netip.Prefix, gw netip.Addr) {
-	t.Helper()
-	err := errors.Join(h.Host.DelAddr("eth0", old), h.Host.AddAddr("eth0", addr), h.Host.AddRoute(netip.Prefix{}, gw))
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.assertClean(t, f.h.Ctx, isClosing)
 }
 
 // TestE2EUplinkAddressChanges gives the uplink other addresses, takes its
 // address, link and gateway away and gives them back, with no process to notice.
 func TestE2EUplinkAddressChanges(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		h.shortLease(t)
-		s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		f := h.longFlow(t, s.Addr)
 		first := netip.PrefixFrom(h.HostAddr(0), 24)
 		gw := h.OutsideAddr(0)
 
 		second := netip.MustParsePrefix("198.51.100.77/24")
-		h.readdress(t, first, second, gw)
+		h.Readdress(t, first, second, gw)
 		f.newFlows(t, "with another address of the subnet", s, second.Addr())
 		f.moves(t, s, second.Addr())
 		f.nothingFrom(t, h.Outside, first.Addr())
@@ -137,7 +129,7 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 		if err := h.Outside.AddAddr("eth0", netip.MustParsePrefix("203.0.113.78/24")); err != nil {
 			t.Fatal(err)
 		}
-		h.readdress(t, second, third, netip.MustParseAddr("203.0.113.78"))
+		h.Readdress(t, second, third, netip.MustParseAddr("203.0.113.78"))
 		f.newFlows(t, "with an address of another subnet", s, third.Addr())
 		f.moves(t, s, third.Addr())
 		f.nothingFrom(t, h.Outside, second.Addr())
@@ -146,7 +138,7 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 		if err := h.Host.DelAddr("eth0", third); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, h.ctx, "the flow to stop without an address", func() bool { return !f.answered() })
+		waitFor(t, h.Ctx, "the flow to stop without an address", func() bool { return !f.answered() })
 		known := s.Peers()
 		if err := errors.Join(h.Host.AddAddr("eth0", third), h.Host.AddRoute(netip.Prefix{}, netip.MustParseAddr("203.0.113.78"))); err != nil {
 			t.Fatal(err)
@@ -173,7 +165,7 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 		if err := h.Outside.SetSysctl("net.ipv4.conf.eth0.arp_notify", "1"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := h.Outside.Run(h.ctx, "ip", "link", "set", "eth0", "address", "02:00:00:00:77:01"); err != nil {
+		if _, err := h.Outside.Run(h.Ctx, "ip", "link", "set", "eth0", "address", "02:00:00:00:77:01"); err != nil {
 			t.Fatal(err)
 		}
 		f.recovers(t, "with another gateway")
@@ -184,19 +176,19 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 // the route's MTU.
 func TestE2EUplinkRouteMoves(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, Uplinks: 2}, "--uplink", "eth0", "--uplink", "eth1")
 		h.shortLease(t)
 		// One address that is served beyond both.
 		if err := h.Outsides[1].AddAddr("eth0", netip.PrefixFrom(h.Outside.Addr, 32)); err != nil {
 			t.Fatal(err)
 		}
-		h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
-		s := h.serveUDP(t, h.Outsides[1], on(h.Outside.Addr, 7))
+		h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		s := h.ServeUDP(t, h.Outsides[1], on(h.Outside.Addr, 7))
 		f := h.longFlow(t, s.Addr)
 		ip := func(args ...string) {
 			t.Helper()
-			if _, err := h.Host.Run(h.ctx, append([]string{"ip", "route", "replace", "default", "via"}, args...)...); err != nil {
+			if _, err := h.Host.Run(h.Ctx, append([]string{"ip", "route", "replace", "default", "via"}, args...)...); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -230,7 +222,7 @@ func (h *e2e) wantPathMTU(t *testing.T, to netip.AddrPort) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, h.ctx, "the container to learn of the smaller MTU", func() bool {
+	waitFor(t, h.Ctx, "the container to learn of the smaller MTU", func() bool {
 		_, err := c.Write(make([]byte, 1400))
 		time.Sleep(10 * time.Millisecond)
 		return errors.Is(err, syscall.EMSGSIZE)
@@ -250,7 +242,7 @@ func TestE2EUplinkReplaced(t *testing.T) {
 	if err := far.AddAddr("lo", netip.PrefixFrom(server, 32)); err != nil {
 		t.Fatal(err)
 	}
-	s := h.serveUDP(t, far, on(server, 7))
+	s := h.ServeUDP(t, far, on(server, 7))
 	plug := func() {
 		t.Helper()
 		err := errors.Join(lab.Veth(h.Host, "wan0", far, "eth0", 1500),
@@ -264,7 +256,7 @@ func TestE2EUplinkReplaced(t *testing.T) {
 	}
 	unplug := func() {
 		t.Helper()
-		h.assertNoLeak(t)
+		h.AssertNoLeak(t)
 		last := len(h.Captures) - 1
 		h.Captures[last].Close()
 		h.Captures = h.Captures[:last]
@@ -273,22 +265,22 @@ func TestE2EUplinkReplaced(t *testing.T) {
 		}
 	}
 	plug()
-	h.must(t, "up", "--uplink", "eth0", "--uplink", "wan0")
-	h.attach(t, h.Containers[0], "c1")
+	h.Must(t, "up", "--uplink", "eth0", "--uplink", "wan0")
+	h.Attach(t, h.Containers[0], "c1")
 	to := on(server, 7)
 	f := h.longFlow(t, to)
 	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
 
 	unplug()
-	if r := h.fastbr(t, "up"); r.code != 1 || !strings.Contains(r.stderr, "wan0") {
-		t.Errorf("up without its uplink: exit %d, %q; want 1 and its name", r.code, r.stderr)
+	if r := h.Fastbr(t, "up"); r.Code != 1 || !strings.Contains(r.Stderr, "wan0") {
+		t.Errorf("up without its uplink: exit %d, %q; want 1 and its name", r.Code, r.Stderr)
 	}
 	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{}) // the other works
 	plug()
 	before := h.drops(t, "no_uplink")
 	h.noPing(t, h.Containers[0], server)
 	h.waitDrops(t, "no_uplink", before, 1)
-	h.must(t, "up")
+	h.Must(t, "up")
 	f.recovers(t, "after a command")
 	assertPeers(t, s, netip.MustParseAddr("203.0.113.1"))
 
@@ -308,13 +300,13 @@ func TestE2EServeFollowsUplink(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.serve(t)
-	h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
-	s := h.serveUDP(t, h.Outsides[1], on(h.Outside.Addr, 7))
+	h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
+	s := h.ServeUDP(t, h.Outsides[1], on(h.Outside.Addr, 7))
 	f := h.longFlow(t, s.Addr)
 	ip := func(args ...string) func() {
 		return func() {
 			t.Helper()
-			if _, err := h.Host.Run(h.ctx, append([]string{"ip"}, args...)...); err != nil {
+			if _, err := h.Host.Run(h.Ctx, append([]string{"ip"}, args...)...); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -342,7 +334,7 @@ func TestE2EServeFollowsUplink(t *testing.T) {
 func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) {
 	t.Helper()
 	lease := func() int64 {
-		for _, v := range h.flows(t) {
+		for _, v := range h.Flows(t) {
 			if strings.HasSuffix(v.Src, ":25000") && v.LeaseS > 0 {
 				return int64(v.LeaseS)
 			}
@@ -350,7 +342,7 @@ func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) 
 		return 0
 	}
 	var left int64
-	waitFor(t, h.ctx, "a lease before the change of the "+what, func() bool {
+	waitFor(t, h.Ctx, "a lease before the change of the "+what, func() bool {
 		f.answered()
 		left = lease()
 		return left > 8
@@ -370,16 +362,16 @@ func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) 
 // subnet: the conflict is told, and neither the host nor a container is cut off.
 func TestE2EUplinkAddressInSubnet(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, Private: []netip.Prefix{netip.MustParsePrefix("172.30.0.0/24")}})
 		h.shortLease(t)
-		s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		f := h.longFlow(t, s.Addr)
 		addr, gw := netip.MustParsePrefix("172.30.5.9/24"), netip.MustParseAddr("172.30.5.1")
 		if err := h.Outside.AddAddr("eth0", netip.PrefixFrom(gw, 24)); err != nil {
 			t.Fatal(err)
 		}
-		h.readdress(t, netip.PrefixFrom(h.HostAddr(0), 24), addr, gw)
+		h.Readdress(t, netip.PrefixFrom(h.HostAddr(0), 24), addr, gw)
 		everybody := func(when string) {
 			t.Helper()
 			f.recovers(t, when)
@@ -391,14 +383,14 @@ func TestE2EUplinkAddressInSubnet(t *testing.T) {
 		}
 		everybody("before a command has seen the address")
 		const told = "172.30.5.9 of uplink eth0 lies in subnet 172.30.0.0/16"
-		if r := h.fastbr(t, "check"); !strings.Contains(r.stdout, told) {
-			t.Errorf("check does not tell of the conflict: %q", r.stdout)
+		if r := h.Fastbr(t, "check"); !strings.Contains(r.Stdout, told) {
+			t.Errorf("check does not tell of the conflict: %q", r.Stdout)
 		}
-		if r := h.fastbr(t, "up"); r.code != 0 || !strings.Contains(r.stderr, told) {
-			t.Errorf("up: exit %d, %q; want 0 and the conflict", r.code, r.stderr)
+		if r := h.Fastbr(t, "up"); r.Code != 0 || !strings.Contains(r.Stderr, told) {
+			t.Errorf("up: exit %d, %q; want 0 and the conflict", r.Code, r.Stderr)
 		}
 		var v ctl.StatusView
-		h.json(t, &v, "status")
+		h.JSON(t, &v, "status")
 		if !strings.Contains(strings.Join(v.Notes, "\n"), told) {
 			t.Errorf("status does not tell of the conflict: %q", v.Notes)
 		}

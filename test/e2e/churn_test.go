@@ -24,6 +24,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // How long a churn lasts and how many containers come and go; `make churn` asks
@@ -65,10 +66,10 @@ func TestE2EChurn(t *testing.T) {
 	var comers []*comer
 	for i, ns := range c.Containers {
 		comers = append(comers, &comer{churn: c, ns: ns, number: i})
-		c.serveTCP(t, ns, on(netip.IPv4Unspecified(), 80))
-		c.serveUDP(t, ns, on(netip.IPv4Unspecified(), 53))
+		c.ServeTCP(t, ns, on(netip.IPv4Unspecified(), 80))
+		c.ServeUDP(t, ns, on(netip.IPv4Unspecified(), 53))
 	}
-	ctx, stop := context.WithTimeout(c.ctx, lasts)
+	ctx, stop := context.WithTimeout(c.Ctx, lasts)
 	defer stop()
 	traffic := c.traffic(t)
 	rnd := testutil.Rand(t)
@@ -97,7 +98,7 @@ func TestE2EChurn(t *testing.T) {
 	}
 	t.Logf("%d containers, %d starts and removals in %v", count, changes.Load(), lasts)
 	c.assertNothingLeft(t, before)
-	waitFor(t, c.ctx, "serve to have no more open files than before", func() bool { return c.openFiles(t) <= files })
+	waitFor(t, c.Ctx, "serve to have no more open files than before", func() bool { return c.openFiles(t) <= files })
 }
 
 func churnSize(t *testing.T) (lasts time.Duration, count int) {
@@ -121,21 +122,21 @@ func churnSize(t *testing.T) (lasts time.Duration, count int) {
 func newChurn(t *testing.T, lasts time.Duration, count int) *churn {
 	t.Helper()
 	c := &churn{runtime: newRuntime(t, e2eModes()[0], lab.Options{Containers: count})}
-	if lasts > e2eDeadline/2 {
-		c.ctx = context.WithoutCancel(c.ctx) // it ends with the test binary's own deadline
+	if lasts > harness.Deadline/2 {
+		c.Ctx = context.WithoutCancel(c.Ctx) // it ends with the test binary's own deadline
 	}
 	c.list = c.runtime.list(t, "1.0.0", "churn", ownNetwork)
-	c.must(t, "up")
+	c.Must(t, "up")
 	for i := range c.stay {
 		n, err := c.Add(fmt.Sprint("stay", i))
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.stay[i] = n
-		c.attach(t, n, fmt.Sprint("stay", i))
+		c.Attach(t, n, fmt.Sprint("stay", i))
 	}
-	c.must(t, "publish", "add", "8080:80", "stay0")
-	c.must(t, "publish", "add", "8080:53/udp", "stay0")
+	c.Must(t, "publish", "add", "8080:80", "stay0")
+	c.Must(t, "publish", "add", "8080:53/udp", "stay0")
 	c.docker = replayIn(t, c.e2e)
 	c.docker.createNetwork(t)
 	return c
@@ -162,7 +163,7 @@ func (k *comer) byDocker() bool { return k.number%2 == 1 }
 func (k *comer) port() uint16 { return churnPort + uint16(k.number) }
 
 func (k *comer) add() error {
-	raw, err := k.cni.AddNetworkList(k.ctx, k.list, k.attachment())
+	raw, err := k.cni.AddNetworkList(k.Ctx, k.list, k.attachment())
 	if err != nil {
 		return fmt.Errorf("ADD: %w", err)
 	}
@@ -199,11 +200,11 @@ func (k *comer) join() error {
 	}
 	name, _ := j["InterfaceName"].(fields)
 	k.src, _ = name["SrcName"].(string)
-	if _, err := k.Host.Run(k.ctx, "ip", "link", "set", k.src, "netns", k.ns.Name, "name", "eth0"); err != nil {
+	if _, err := k.Host.Run(k.Ctx, "ip", "link", "set", k.src, "netns", k.ns.Name, "name", "eth0"); err != nil {
 		return err
 	}
 	inside := fmt.Sprintf("addr add %s dev eth0\nlink set eth0 up\nroute add default via %s\n", ip, j["Gateway"])
-	if _, err := k.ns.RunInput(k.ctx, inside, "ip", "-batch", "-"); err != nil {
+	if _, err := k.ns.RunInput(k.Ctx, inside, "ip", "-batch", "-"); err != nil {
 		return err
 	}
 	_, err = call("ProgramExternalConnectivity", portMap(fields{"Proto": 6, "Port": 80, "HostPort": k.port()}, fields{"Proto": 17, "Port": 53, "HostPort": k.port()}))
@@ -213,7 +214,7 @@ func (k *comer) join() error {
 // use reaches the container by its published ports, and the outside from it. A
 // connection stays open.
 func (k *comer) use() (err error) {
-	ctx, cancel := context.WithTimeout(k.ctx, churnPatience)
+	ctx, cancel := context.WithTimeout(k.Ctx, churnPatience)
 	defer cancel()
 	if k.conn, err = k.Outside.DialTCP(ctx, netip.AddrPort{}, on(k.HostAddr(0), k.port())); err != nil {
 		return err
@@ -238,14 +239,14 @@ func (k *comer) remove(abrupt bool) error {
 		if abrupt {
 			rt.NetNS = ""
 		}
-		return k.cni.DelNetworkList(k.ctx, k.list, rt)
+		return k.cni.DelNetworkList(k.Ctx, k.list, rt)
 	}
 	d := k.docker
 	if !abrupt {
 		if _, err := d.try("/NetworkDriver.Leave", d.ids(k.endpoint())); err != nil {
 			return err
 		}
-		if _, err := k.ns.Run(k.ctx, "ip", "link", "set", "eth0", "netns", k.Host.Name, "name", k.src); err != nil {
+		if _, err := k.ns.Run(k.Ctx, "ip", "link", "set", "eth0", "netns", k.Host.Name, "name", k.src); err != nil {
 			return err
 		}
 	}
@@ -273,7 +274,7 @@ func (h *e2e) startStream(t *testing.T, name string, udp bool, from *lab.Namespa
 	if udp {
 		s.sock, err = from.DialUDP(netip.AddrPort{}, to)
 	} else {
-		s.sock, err = from.DialTCP(h.ctx, netip.AddrPort{}, to)
+		s.sock, err = from.DialTCP(h.Ctx, netip.AddrPort{}, to)
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -286,9 +287,9 @@ func (h *e2e) startStream(t *testing.T, name string, udp bool, from *lab.Namespa
 func (c *churn) traffic(t *testing.T) (all []*stream) {
 	t.Helper()
 	a, b, host := c.stay[0], c.stay[1], c.HostAddr(0)
-	c.serveTCP(t, a, on(a.Addr, 80))
-	c.serveUDP(t, a, on(a.Addr, 53))
-	c.serveTCP(t, c.Outside, on(c.Outside.Addr, 7))
+	c.ServeTCP(t, a, on(a.Addr, 80))
+	c.ServeUDP(t, a, on(a.Addr, 53))
+	c.ServeTCP(t, c.Outside, on(c.Outside.Addr, 7))
 	for name, x := range map[string]struct {
 		from *lab.Namespace
 		to   netip.AddrPort
@@ -356,9 +357,9 @@ func (s *stream) end(t *testing.T) {
 // owned is what fastbr has on the host, one text for each kind of thing.
 func (c *churn) owned(t *testing.T) snapshot {
 	t.Helper()
-	s := snapshot{"pins": tree(t, c.bpffs), "files": tree(t, c.stateDir)}
+	s := snapshot{"pins": tree(t, c.BPFFS), "files": tree(t, c.StateDir)}
 	for what, command := range map[string]string{"links": "ip -o link | cut -d: -f2", "neighbours": "ip neigh show nud permanent", "bridges": "bridge fdb show"} {
-		out, err := c.Host.Run(c.ctx, "sh", "-c", command)
+		out, err := c.Host.Run(c.Ctx, "sh", "-c", command)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +372,7 @@ func (c *churn) owned(t *testing.T) snapshot {
 func (c *churn) openFiles(t *testing.T) (n int) {
 	t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", c.docker.serve.Process.Pid)
-	waitFor(t, c.ctx, "serve to have no map open", func() bool {
+	waitFor(t, c.Ctx, "serve to have no map open", func() bool {
 		fds, err := os.ReadDir(dir)
 		n = len(fds)
 		return err == nil && !slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
@@ -395,17 +396,17 @@ func (c *churn) assertNothingLeft(t *testing.T, before snapshot) {
 		t.Errorf("%d ports are left, want %d: %v", n, len(c.stay), c.ports(t))
 	}
 	var pubs []ctl.PublicationView
-	if c.json(t, &pubs, "publish", "ls"); len(pubs) != 2 {
+	if c.JSON(t, &pubs, "publish", "ls"); len(pubs) != 2 {
 		t.Errorf("left published: %+v", pubs)
 	}
 	stay := []netip.Addr{c.stay[0].Addr, c.stay[1].Addr}
-	for _, f := range c.flows(t) {
+	for _, f := range c.Flows(t) {
 		if !slices.Contains(stay, netip.MustParseAddrPort(f.Src).Addr()) {
 			t.Errorf("a flow is left: %+v", f)
 		}
 	}
 	// The next container gets the lowest address that they had.
-	if a := c.attach(t, c.Containers[0], "next"); netip.MustParsePrefix(a.IP).Addr() != c.stay[1].Addr.Next() {
+	if a := c.Attach(t, c.Containers[0], "next"); netip.MustParsePrefix(a.IP).Addr() != c.stay[1].Addr.Next() {
 		t.Errorf("the next container has %s, those that stay %v", a.IP, stay)
 	}
 }

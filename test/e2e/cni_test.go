@@ -21,6 +21,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // debianCNI is where Debian keeps the reference plugins.
@@ -50,13 +51,13 @@ func (x *labExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	return out, err
 }
 
-func newRuntime(t *testing.T, m e2eMode, o lab.Options) *runtime {
+func newRuntime(t *testing.T, m harness.Mode, o lab.Options) *runtime {
 	t.Helper()
 	testutil.RequireCommand(t, filepath.Join(debianCNI, "host-local"))
 	r := &runtime{e2e: newE2E(t, m, o), leases: t.TempDir()}
 	bin := t.TempDir()
-	r.must(t, "cni", "install", "--bin-dir", bin, "--conf-dir", t.TempDir())
-	r.exec = &labExec{host: r.Host, env: r.pluginEnv(),
+	r.Must(t, "cni", "install", "--bin-dir", bin, "--conf-dir", t.TempDir())
+	r.exec = &labExec{host: r.Host, env: r.PluginEnv(),
 		DefaultExec: invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}}
 	r.cni = libcni.NewCNIConfigWithCacheDir([]string{bin, debianCNI}, t.TempDir(), r.exec)
 	return r
@@ -88,7 +89,7 @@ func containerID(c *lab.Namespace) string {
 // add attaches a container, which must succeed.
 func (r *runtime) add(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespace, rt *libcni.RuntimeConf) *current.Result {
 	t.Helper()
-	raw, err := r.cni.AddNetworkList(r.ctx, l, rt)
+	raw, err := r.cni.AddNetworkList(r.Ctx, l, rt)
 	if err != nil {
 		t.Fatalf("ADD of %s: %v", c.Name, err)
 	}
@@ -106,7 +107,7 @@ func (r *runtime) add(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespac
 
 func (r *runtime) del(t *testing.T, l *libcni.NetworkConfigList, rt *libcni.RuntimeConf) {
 	t.Helper()
-	if err := r.cni.DelNetworkList(r.ctx, l, rt); err != nil {
+	if err := r.cni.DelNetworkList(r.Ctx, l, rt); err != nil {
 		t.Errorf("DEL of %s: %v", rt.ContainerID, err)
 	}
 }
@@ -114,7 +115,7 @@ func (r *runtime) del(t *testing.T, l *libcni.NetworkConfigList, rt *libcni.Runt
 // containers are the ports that are no uplink.
 func (r *runtime) containers(t *testing.T) (n int) {
 	t.Helper()
-	if r.fastbr(t, "status").code == 3 {
+	if r.Fastbr(t, "status").Code == 3 {
 		return 0 // nothing is up
 	}
 	for _, p := range r.ports(t) {
@@ -167,16 +168,16 @@ func TestE2ECNILife(t *testing.T) {
 			r.mustPing(t, a, b.Addr, lab.PingOptions{Count: 1})
 			r.mustPing(t, a, r.Outside.Addr, lab.PingOptions{Count: 1})
 			if v != "0.3.1" {
-				if err := r.cni.CheckNetworkList(r.ctx, l, ra); err != nil {
+				if err := r.cni.CheckNetworkList(r.Ctx, l, ra); err != nil {
 					t.Errorf("CHECK: %v", err)
 				}
 			}
 			if v == "1.1.0" {
-				if err := r.cni.GetStatusNetworkList(r.ctx, l); err != nil {
+				if err := r.cni.GetStatusNetworkList(r.Ctx, l); err != nil {
 					t.Errorf("STATUS: %v", err)
 				}
 			}
-			if _, err := r.cni.AddNetworkList(r.ctx, l, ra); err == nil {
+			if _, err := r.cni.AddNetworkList(r.Ctx, l, ra); err == nil {
 				t.Error("the same ADD again succeeded")
 			}
 			r.del(t, l, ra)
@@ -209,13 +210,13 @@ func TestE2ECNIOnlyTheTypeChanged(t *testing.T) {
 			seen = append(seen, inside(t, r, a, res))
 			r.mustPing(t, a, b.Addr, lab.PingOptions{Count: 1})
 			r.mustPing(t, a, r.Outside.Addr, lab.PingOptions{Count: 1})
-			s := r.serveTCP(t, a, on(a.Addr, 80))
+			s := r.ServeTCP(t, a, on(a.Addr, 80))
 			defer s.Close()
-			if err := r.Outside.EchoTCP(r.ctx, netip.AddrPort{}, on(r.Host.Addr, 8080), "by the published port"); err != nil {
+			if err := r.Outside.EchoTCP(r.Ctx, netip.AddrPort{}, on(r.Host.Addr, 8080), "by the published port"); err != nil {
 				t.Error(err)
 			}
 			// The CHECK of this portmap wants rules for IPv6, which it has not made.
-			if err := r.cni.CheckNetworkList(r.ctx, r.list(t, "1.0.0", "podman", bridged(kind)+chain), ra); err != nil {
+			if err := r.cni.CheckNetworkList(r.Ctx, r.list(t, "1.0.0", "podman", bridged(kind)+chain), ra); err != nil {
 				t.Errorf("CHECK: %v", err)
 			}
 			r.del(t, l, ra)
@@ -233,7 +234,7 @@ func inside(t *testing.T, r *runtime, c *lab.Namespace, res *current.Result) str
 	t.Helper()
 	out := fmt.Sprintf("%d interfaces, the IP's %d, %s via %s\n", len(res.Interfaces), *res.IPs[0].Interface, res.IPs[0].Address.String(), res.IPs[0].Gateway)
 	for _, argv := range [][]string{{"ip", "-o", "-4", "addr", "show", "eth0"}, {"ip", "route"}, {"sysctl", "net.core.somaxconn"}} {
-		text, err := c.Run(r.ctx, argv...)
+		text, err := c.Run(r.Ctx, argv...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,7 +265,7 @@ func TestE2ECNICheckFindsADetachedProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pins, err := filepath.Glob(filepath.Join(r.bpffs, "fastbr", "*", "links", fmt.Sprintf("%d-in", index)))
+	pins, err := filepath.Glob(filepath.Join(r.BPFFS, "fastbr", "*", "links", fmt.Sprintf("%d-in", index)))
 	if err != nil || len(pins) != 1 {
 		t.Fatalf("pins of the port: %v, %v", pins, err)
 	}
@@ -276,10 +277,10 @@ func TestE2ECNICheckFindsADetachedProgram(t *testing.T) {
 	if err := pinned.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.cni.CheckNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "not attached any more") {
+	if err := r.cni.CheckNetworkList(r.Ctx, l, rt); err == nil || !strings.Contains(err.Error(), "not attached any more") {
 		t.Errorf("CHECK = %v", err)
 	}
-	if got := code(t, r.cni.GetStatusNetworkList(r.ctx, l)); got != types.ErrLimitedConnectivity {
+	if got := code(t, r.cni.GetStatusNetworkList(r.Ctx, l)); got != types.ErrLimitedConnectivity {
 		t.Errorf("STATUS = %d, want %d", got, types.ErrLimitedConnectivity)
 	}
 	r.del(t, l, rt)
@@ -290,7 +291,7 @@ func TestE2ECNICheckFindsADetachedProgram(t *testing.T) {
 func TestE2ECNIGarbage(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 5})
-	r.must(t, "up")
+	r.Must(t, "up")
 	l, other := r.list(t, "1.1.0", "net", ownNetwork), r.list(t, "1.1.0", "other", ownNetwork)
 	for i, c := range r.Containers[:4] {
 		if i == 3 {
@@ -299,11 +300,11 @@ func TestE2ECNIGarbage(t *testing.T) {
 			r.add(t, l, c, attachment(c, nil))
 		}
 	}
-	r.attach(t, r.Containers[4], "mine")
+	r.Attach(t, r.Containers[4], "mine")
 	// libcni would send a DEL for what it remembers itself: a runtime that has
 	// lost its memory is the case for GC.
 	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
-	err := forgetful.GCNetworkList(r.ctx, l, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: containerID(r.Containers[1]), IfName: "eth0"}}})
+	err := forgetful.GCNetworkList(r.Ctx, l, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: containerID(r.Containers[1]), IfName: "eth0"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +327,7 @@ func TestE2ECNIMany(t *testing.T) {
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: many + 1})
 	l := r.list(t, "1.0.0", "many", bridged("fastbr"))
 	all, user := r.Containers[:many], r.Containers[many]
-	r.must(t, "up")
+	r.Must(t, "up")
 	each := func(what string, f func(rt *libcni.RuntimeConf) error) {
 		var wg sync.WaitGroup
 		for _, c := range all {
@@ -338,14 +339,14 @@ func TestE2ECNIMany(t *testing.T) {
 		}
 		wg.Go(func() {
 			if what == "ADD" {
-				r.attach(t, user, "user")
-			} else if got := r.fastbr(t, "detach", "user"); got.code != 0 {
-				t.Errorf("detach: %s", got.stderr)
+				r.Attach(t, user, "user")
+			} else if got := r.Fastbr(t, "detach", "user"); got.Code != 0 {
+				t.Errorf("detach: %s", got.Stderr)
 			}
 		})
 		wg.Wait()
 	}
-	each("ADD", func(rt *libcni.RuntimeConf) error { _, err := r.cni.AddNetworkList(r.ctx, l, rt); return err })
+	each("ADD", func(rt *libcni.RuntimeConf) error { _, err := r.cni.AddNetworkList(r.Ctx, l, rt); return err })
 	addrs := map[string]bool{}
 	for _, p := range r.ports(t) {
 		if p.Network != "" {
@@ -356,7 +357,7 @@ func TestE2ECNIMany(t *testing.T) {
 		t.Errorf("%d different addresses, want %d", len(addrs), many+1)
 	}
 	r.mustPing(t, all[0], r.Outside.Addr, lab.PingOptions{Count: 1})
-	each("DEL", func(rt *libcni.RuntimeConf) error { return r.cni.DelNetworkList(r.ctx, l, rt) })
+	each("DEL", func(rt *libcni.RuntimeConf) error { return r.cni.DelNetworkList(r.Ctx, l, rt) })
 	if n := r.containers(t); n != 0 {
 		t.Errorf("%d ports are left", n)
 	}
@@ -376,7 +377,7 @@ func TestE2ECNIKilled(t *testing.T) {
 	env := r.exec.env
 	for _, step := range []string{"bridge", "port-record", "port-veth", "port-programs", "port-shape", "port-inside", "port-publish", "port-done"} {
 		r.exec.env = append(env[:len(env):len(env)], "FASTBR_KILL_AT="+step)
-		if _, err := r.cni.AddNetworkList(r.ctx, l, rt); err == nil {
+		if _, err := r.cni.AddNetworkList(r.Ctx, l, rt); err == nil {
 			t.Errorf("ADD was to die after %s", step)
 		}
 		r.exec.env = env
@@ -384,15 +385,15 @@ func TestE2ECNIKilled(t *testing.T) {
 		if n := r.containers(t); n != 0 {
 			t.Errorf("killed after %s: %d ports are left", step, n)
 		}
-		if out, err := r.Host.Run(r.ctx, "ip", "-br", "link"); err != nil || strings.Contains(out, "ifb") || strings.Contains(out, "veth") {
+		if out, err := r.Host.Run(r.Ctx, "ip", "-br", "link"); err != nil || strings.Contains(out, "ifb") || strings.Contains(out, "veth") {
 			t.Errorf("killed after %s: devices are left: %s, %v", step, out, err)
 		}
 		r.assertNoLeases(t, "killed")
 	}
 	r.add(t, l, r.Containers[0], rt)
-	s := r.serveTCP(t, r.Containers[0], on(r.Containers[0].Addr, 80))
+	s := r.ServeTCP(t, r.Containers[0], on(r.Containers[0].Addr, 80))
 	defer s.Close()
-	if err := r.Outside.EchoTCP(r.ctx, netip.AddrPort{}, on(r.Host.Addr, 8080), "at last"); err != nil {
+	if err := r.Outside.EchoTCP(r.Ctx, netip.AddrPort{}, on(r.Host.Addr, 8080), "at last"); err != nil {
 		t.Error(err)
 	}
 	r.del(t, l, rt)
@@ -433,15 +434,15 @@ func TestE2ECNIRefuses(t *testing.T) {
 				rt.NetNS = x.netns
 			}
 			l := r.list(t, "1.0.0", "wrong", x.plugin)
-			_, err := r.cni.AddNetworkList(r.ctx, l, rt)
+			_, err := r.cni.AddNetworkList(r.Ctx, l, rt)
 			if got := code(t, err); got != x.want {
 				t.Errorf("code %d, want %d: %v", got, x.want, err)
 			}
 			r.assertNoLeases(t, "wrong")
-			if out := r.must(t, "network", "ls"); strings.Contains(out, "cni7") {
+			if out := r.Must(t, "network", "ls"); strings.Contains(out, "cni7") {
 				t.Errorf("the network that was brought up for it is left: %s", out)
 			}
-			if out, err := c.Run(r.ctx, "ip", "-o", "link"); err != nil || strings.Contains(out, "eth0") {
+			if out, err := c.Run(r.Ctx, "ip", "-o", "link"); err != nil || strings.Contains(out, "eth0") {
 				t.Errorf("the container has %s, %v", out, err)
 			}
 		})
@@ -451,10 +452,10 @@ func TestE2ECNIRefuses(t *testing.T) {
 // TestE2ECNICapabilities: what a runtime asks of one attachment.
 func TestE2ECNICapabilities(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		r := newRuntime(t, m, lab.Options{Containers: 1})
-		r.must(t, append([]string{"up"}, m.up...)...)
+		r.Must(t, append([]string{"up"}, m.Up...)...)
 		l, c := r.list(t, "1.1.0", "net", ownNetwork), r.Containers[0]
 		rt := attachment(c, map[string]any{
 			"ips": []string{"172.30.7.7/16"}, "mac": "02:00:00:00:07:07",
@@ -472,26 +473,26 @@ func TestE2ECNICapabilities(t *testing.T) {
 			HostPortEnd int `json:"host_port_end"`
 			Name        string
 		}
-		if err := json.Unmarshal([]byte(r.must(t, "publish", "ls", "-o", "json")), &pubs); err != nil || len(pubs) != 2 || pubs[1].HostPortEnd != 8081 || pubs[0].Name != "web" {
+		if err := json.Unmarshal([]byte(r.Must(t, "publish", "ls", "-o", "json")), &pubs); err != nil || len(pubs) != 2 || pubs[1].HostPortEnd != 8081 || pubs[0].Name != "web" {
 			t.Errorf("publications = %+v, %v", pubs, err)
 		}
 		for _, p := range []uint16{80, 81} {
-			s := r.serveTCP(t, c, on(c.Addr, p))
+			s := r.ServeTCP(t, c, on(c.Addr, p))
 			defer s.Close()
-			if err := r.Outside.EchoTCP(r.ctx, on(r.Outside.Addr, 0), on(r.Host.Addr, 8000+p), "hello"); err != nil {
+			if err := r.Outside.EchoTCP(r.Ctx, on(r.Outside.Addr, 0), on(r.Host.Addr, 8000+p), "hello"); err != nil {
 				t.Error(err)
 			}
 			assertPeers(t, s, r.Outside.Addr)
 		}
-		if err := r.cni.CheckNetworkList(r.ctx, l, rt); err != nil {
+		if err := r.cni.CheckNetworkList(r.Ctx, l, rt); err != nil {
 			t.Errorf("CHECK: %v", err)
 		}
-		r.must(t, "publish", "rm", "8080-8081")
-		if err := r.cni.CheckNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080-8081/tcp is published no more") {
+		r.Must(t, "publish", "rm", "8080-8081")
+		if err := r.cni.CheckNetworkList(r.Ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080-8081/tcp is published no more") {
 			t.Errorf("CHECK of what is published no more = %v", err)
 		}
 		r.del(t, l, rt)
-		if out := r.must(t, "publish", "ls", "-o", "json"); strings.TrimSpace(out) != "[]" {
+		if out := r.Must(t, "publish", "ls", "-o", "json"); strings.TrimSpace(out) != "[]" {
 			t.Errorf("published after DEL: %s", out)
 		}
 	})
@@ -515,7 +516,7 @@ func (r *runtime) assertLimit(t *testing.T, other, shaped *lab.Namespace) {
 		if other == r.Outside { // which cannot begin
 			client, server, o.Reverse = shaped, other, !o.Reverse
 		}
-		got, err := lab.Iperf(r.ctx, client, server, server.Addr, o)
+		got, err := lab.Iperf(r.Ctx, client, server, server.Addr, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -533,7 +534,7 @@ func (r *runtime) assertLimit(t *testing.T, other, shaped *lab.Namespace) {
 func TestE2ECNIBandwidth(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
-	before, err := r.Host.Run(r.ctx, "ip", "-br", "link")
+	before, err := r.Host.Run(r.Ctx, "ip", "-br", "link")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -544,13 +545,13 @@ func TestE2ECNIBandwidth(t *testing.T) {
 	res := r.add(t, l, shaped, rt)
 	r.assertLimit(t, free, shaped)
 	r.assertLimit(t, r.Outside, shaped)
-	if err := r.cni.CheckNetworkList(r.ctx, l, rt); err != nil {
+	if err := r.cni.CheckNetworkList(r.Ctx, l, rt); err != nil {
 		t.Errorf("CHECK: %v", err)
 	}
-	if _, err := r.Host.Run(r.ctx, "tc", "qdisc", "del", "dev", res.Interfaces[1].Name, "root"); err != nil {
+	if _, err := r.Host.Run(r.Ctx, "tc", "qdisc", "del", "dev", res.Interfaces[1].Name, "root"); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.cni.CheckNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "limit") {
+	if err := r.cni.CheckNetworkList(r.Ctx, l, rt); err == nil || !strings.Contains(err.Error(), "limit") {
 		t.Errorf("CHECK without the limit = %v", err)
 	}
 	r.del(t, l, rt)
@@ -558,11 +559,11 @@ func TestE2ECNIBandwidth(t *testing.T) {
 	// GC, and a namespace that is gone, clean up as well.
 	r.add(t, l, shaped, rt)
 	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
-	if err := forgetful.GCNetworkList(r.ctx, l, &libcni.GCArgs{}); err != nil {
+	if err := forgetful.GCNetworkList(r.Ctx, l, &libcni.GCArgs{}); err != nil {
 		t.Error(err)
 	}
-	r.must(t, "down", "--all")
-	if after, err := r.Host.Run(r.ctx, "ip", "-br", "link"); err != nil || after != before {
+	r.Must(t, "down", "--all")
+	if after, err := r.Host.Run(r.Ctx, "ip", "-br", "link"); err != nil || after != before {
 		t.Errorf("devices before:\n%safter:\n%s%v", before, after, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // natFirst and natLast bound the default NAT range.
@@ -17,7 +18,7 @@ const natFirst, natLast = 10000, 29999
 // usePort opens a TCP connection to a server and a UDP socket, both from port p of n.
 func (h *e2e) usePort(t *testing.T, n *lab.Namespace, p uint16, to netip.AddrPort) (net.Conn, *net.UDPConn) {
 	t.Helper()
-	c, err := n.DialTCP(h.ctx, port(p), to)
+	c, err := n.DialTCP(h.Ctx, port(p), to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,18 +30,18 @@ func (h *e2e) usePort(t *testing.T, n *lab.Namespace, p uint16, to netip.AddrPor
 // container's ping has outside: each must get its own replies.
 func TestE2EHostPingsWithMappedID(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		c1 := h.Containers[0]
 		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{Count: 1, ID: 77})
 		var id uint16
-		for _, f := range h.flows(t) {
+		for _, f := range h.Flows(t) {
 			if f.Proto == "icmp" && f.Src == on(c1.Addr, 77).String() {
 				id = netip.MustParseAddrPort(f.NAT).Port()
 			}
 		}
 		if id < natFirst || id > natLast {
-			t.Fatalf("the container's id 77 is %d outside: %+v", id, h.flows(t))
+			t.Fatalf("the container's id 77 is %d outside: %+v", id, h.Flows(t))
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() { h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{Count: 5, ID: 77}) })
@@ -53,15 +54,15 @@ func TestE2EHostPingsWithMappedID(t *testing.T) {
 // has never sent when a container comes with its port.
 func TestE2EHostListenerIsSilent(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		const p = 20778
-		h.serveTCP(t, h.Host, on(netip.IPv4Unspecified(), p))
-		h.serveUDP(t, h.Host, on(h.HostAddr(0), p))
-		tcp, udp := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7)), h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		h.ServeTCP(t, h.Host, on(netip.IPv4Unspecified(), p))
+		h.ServeUDP(t, h.Host, on(h.HostAddr(0), p))
+		tcp, udp := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7)), h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		for what, echo := range map[string]func() error{
-			"container, TCP": func() error { return h.Containers[0].EchoTCP(h.ctx, port(p), tcp.Addr, "hello") },
-			"container, UDP": func() error { return h.Containers[0].EchoUDP(h.ctx, port(p), udp.Addr, "hello") },
+			"container, TCP": func() error { return h.Containers[0].EchoTCP(h.Ctx, port(p), tcp.Addr, "hello") },
+			"container, UDP": func() error { return h.Containers[0].EchoUDP(h.Ctx, port(p), udp.Addr, "hello") },
 		} {
 			if err := echo(); err != nil {
 				t.Errorf("%s: %v", what, err)
@@ -74,10 +75,10 @@ func TestE2EHostListenerIsSilent(t *testing.T) {
 				}
 			}
 		}
-		if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "first"); err != nil {
+		if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "first"); err != nil {
 			t.Error(err)
 		}
-		if err := h.Outside.EchoUDP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "first"); err != nil {
+		if err := h.Outside.EchoUDP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "first"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -98,12 +99,12 @@ func TestE2EHostPortRange(t *testing.T) {
 			if when == "before" {
 				widen()
 			}
-			h.must(t, "up")
-			h.attach(t, h.Containers[0], "c1")
+			h.Must(t, "up")
+			h.Attach(t, h.Containers[0], "c1")
 			if when == "after" {
 				widen()
 			}
-			s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+			s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 			for range 60 {
 				c, err := h.Host.ListenUDP(on(netip.IPv4Unspecified(), 0))
 				if err != nil {
@@ -112,11 +113,11 @@ func TestE2EHostPortRange(t *testing.T) {
 				if p := c.LocalAddr().(*net.UDPAddr).Port; p >= natFirst && p <= natLast {
 					t.Errorf("the kernel gave the host's socket port %d of the NAT range", p)
 				}
-				if err := lab.EchoUDPOn(h.ctx, c, s.Addr, "the host's"); err != nil {
+				if err := lab.EchoUDPOn(h.Ctx, c, s.Addr, "the host's"); err != nil {
 					t.Error(err)
 				}
 				_ = c.Close()
-				if err := h.Containers[0].EchoUDP(h.ctx, netip.AddrPort{}, s.Addr, "the container's"); err != nil {
+				if err := h.Containers[0].EchoUDP(h.Ctx, netip.AddrPort{}, s.Addr, "the container's"); err != nil {
 					t.Error(err)
 				}
 			}
@@ -129,32 +130,32 @@ func TestE2EHostPortRange(t *testing.T) {
 // uses that port.
 func TestE2ENeighbourPublishesInRange(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, Neighbour: true})
 		nb := h.Neighbour
 		const p = 20010
 		for _, proto := range []string{"tcp", "udp"} {
-			err := h.Host.IPTables(h.ctx, "-t", "nat", "-A", "PREROUTING", "-p", proto, "-d", h.HostAddr(0).String(),
+			err := h.Host.IPTables(h.Ctx, "-t", "nat", "-A", "PREROUTING", "-p", proto, "-d", h.HostAddr(0).String(),
 				"--dport", fmt.Sprint(p), "-j", "DNAT", "--to-destination", on(nb.Addr, 80).String())
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
-		h.serveTCP(t, nb, on(nb.Addr, 80))
-		h.serveUDP(t, nb, on(nb.Addr, 80))
-		tcp, udp := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7)), h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		h.ServeTCP(t, nb, on(nb.Addr, 80))
+		h.ServeUDP(t, nb, on(nb.Addr, 80))
+		tcp, udp := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7)), h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		c, u := h.usePort(t, h.Containers[0], p, tcp.Addr)
 		for range 3 {
-			if err := lab.Echo(h.ctx, c, "ours"); err != nil {
+			if err := lab.Echo(h.Ctx, c, "ours"); err != nil {
 				t.Error(err)
 			}
-			if err := lab.EchoUDPOn(h.ctx, u, udp.Addr, "ours"); err != nil {
+			if err := lab.EchoUDPOn(h.Ctx, u, udp.Addr, "ours"); err != nil {
 				t.Error(err)
 			}
-			if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "the neighbour's"); err != nil {
+			if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "the neighbour's"); err != nil {
 				t.Error(err)
 			}
-			if err := h.Outside.EchoUDP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "the neighbour's"); err != nil {
+			if err := h.Outside.EchoUDP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), p), "the neighbour's"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -168,7 +169,7 @@ func TestE2ENeighbourPublishesInRange(t *testing.T) {
 // NAT would give them one.
 func TestE2ENeighbourTakesTuple(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, Neighbour: true})
 		for i, them := range []*lab.Namespace{h.Neighbour, h.Host} {
 			p := uint16(20031 + i)
@@ -183,9 +184,9 @@ func TestE2ENeighbourTakesTuple(t *testing.T) {
 func (h *e2e) remapped(t *testing.T, do func()) {
 	t.Helper()
 	const name = "fastbr_nat_port_remaps_total"
-	before := value(t, h.must(t, "metrics"), name)
+	before := value(t, h.Must(t, "metrics"), name)
 	do()
-	if n := value(t, h.must(t, "metrics"), name) - before; n != 1 {
+	if n := value(t, h.Must(t, "metrics"), name) - before; n != 1 {
 		t.Errorf("%s has risen by %v, want 1", name, n)
 	}
 }
@@ -211,7 +212,7 @@ func (h *e2e) asSeen(t *testing.T, c, server *net.UDPConn, msg string) netip.Add
 		}
 	}()
 	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
-	if err := errors.Join(lab.EchoUDPOn(h.ctx, c, to, msg), <-answered); err != nil {
+	if err := errors.Join(lab.EchoUDPOn(h.Ctx, c, to, msg), <-answered); err != nil {
 		t.Fatalf("%s: %v", msg, err)
 	}
 	return from
@@ -243,7 +244,7 @@ func (h *e2e) takeUDP(t *testing.T, them *lab.Namespace, p uint16) {
 func (h *e2e) takeEcho(t *testing.T, them *lab.Namespace, id uint16) {
 	c1, pings := h.Containers[0], lab.PingOptions{ID: id}
 	outside := func() uint16 {
-		for _, f := range h.flows(t) {
+		for _, f := range h.Flows(t) {
 			if f.Proto == "icmp" && f.Src == on(c1.Addr, id).String() {
 				return netip.MustParseAddrPort(f.NAT).Port()
 			}
@@ -266,17 +267,17 @@ func (h *e2e) takeEcho(t *testing.T, them *lab.Namespace, id uint16) {
 }
 
 func (h *e2e) takeTCP(t *testing.T, them *lab.Namespace, p uint16) {
-	s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 0))
+	s := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 0))
 	defer s.Close()
 	var conns []net.Conn
 	dial := func(n *lab.Namespace) {
-		c, err := n.DialTCP(h.ctx, port(p), s.Addr)
+		c, err := n.DialTCP(h.Ctx, port(p), s.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		conns = append(conns, c)
 		for _, c := range conns {
-			if err := lab.Echo(h.ctx, c, "hello"); err != nil {
+			if err := lab.Echo(h.Ctx, c, "hello"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -300,15 +301,15 @@ func (h *e2e) takeTCP(t *testing.T, them *lab.Namespace, p uint16) {
 // kept by masquerade, is one that is published for ours gets its own answers.
 func TestE2ENeighbourSendsFromAPublishedPort(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, Neighbour: true})
-		web := h.serveUDP(t, h.Containers[0], on(h.Containers[0].Addr, 53))
+		web := h.ServeUDP(t, h.Containers[0], on(h.Containers[0].Addr, 53))
 		defer web.Close()
-		h.must(t, "publish", "add", "40000:53/udp", "c1")
-		out := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		h.Must(t, "publish", "add", "40000:53/udp", "c1")
+		out := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		defer out.Close()
 		for i := range 3 {
-			if err := h.Neighbour.EchoUDP(h.ctx, on(h.Neighbour.Addr, 40000), out.Addr, fmt.Sprint("the neighbour's ", i)); err != nil {
+			if err := h.Neighbour.EchoUDP(h.Ctx, on(h.Neighbour.Addr, 40000), out.Addr, fmt.Sprint("the neighbour's ", i)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -316,7 +317,7 @@ func TestE2ENeighbourSendsFromAPublishedPort(t *testing.T) {
 		if n := len(web.Peers()); n != 0 {
 			t.Errorf("our container has seen %d clients", n)
 		}
-		if err := h.Outside.EchoUDP(h.ctx, on(h.Outside.Addr, 0), on(h.HostAddr(0), 40000), "a client's"); err != nil {
+		if err := h.Outside.EchoUDP(h.Ctx, on(h.Outside.Addr, 0), on(h.HostAddr(0), 40000), "a client's"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -29,7 +29,7 @@ type chaos struct {
 func TestE2EKilledAtRandom(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 2})
-	if err := h.Host.IPTables(h.ctx, "-P", "FORWARD", "DROP"); err != nil { // accept rules, too
+	if err := h.Host.IPTables(h.Ctx, "-P", "FORWARD", "DROP"); err != nil { // accept rules, too
 		t.Fatal(err)
 	}
 	c := &chaos{e2e: h, rand: testutil.Rand(t), commands: []string{
@@ -45,7 +45,7 @@ func TestE2EKilledAtRandom(t *testing.T) {
 		}
 	}()
 	for begin := time.Now(); !t.Failed() && (round == 0 || time.Since(begin) < lasts); round++ {
-		c.renew()
+		c.Renew()
 		c.history = nil
 		c.round(t)
 		h.assertAsBefore(t, before)
@@ -57,8 +57,8 @@ func TestE2EKilledAtRandom(t *testing.T) {
 func (c *chaos) round(t *testing.T) {
 	t.Helper()
 	if c.chance(0.8) { // else from nothing
-		c.must(t, "up")
-		c.must(t, "attach", c.Containers[0].Path(), "--name", "c1")
+		c.Must(t, "up")
+		c.Must(t, "attach", c.Containers[0].Path(), "--name", "c1")
 	}
 	var pair sync.WaitGroup
 	for range 2 {
@@ -69,14 +69,14 @@ func (c *chaos) round(t *testing.T) {
 		})
 	}
 	pair.Wait()
-	c.must(t, "up")
+	c.Must(t, "up")
 	if _, there := c.ports(t)["c1"]; there {
-		c.must(t, "detach", "c1")
+		c.Must(t, "detach", "c1")
 	}
-	c.attach(t, c.Containers[0], "c1")
+	c.Attach(t, c.Containers[0], "c1")
 	c.mustPing(t, c.Containers[0], c.Outside.Addr, lab.PingOptions{Count: 1})
-	c.must(t, "down", "--all")
-	c.fastbr(t, "network", "rm", "blue") // its definition outlives `down`
+	c.Must(t, "down", "--all")
+	c.Fastbr(t, "network", "rm", "blue") // its definition outlives `down`
 }
 
 func (c *chaos) chance(p float64) bool {
@@ -102,7 +102,7 @@ func (c *chaos) one(t *testing.T) {
 			args[i] = c.Containers[1].Path()
 		}
 	}
-	cmd := c.cmd(args...)
+	cmd := c.Cmd(args...)
 	cmd.Env = append(cmd.Env, "FASTBR_TRACE_STEPS=1")
 	errs, err := cmd.StderrPipe()
 	if err == nil {

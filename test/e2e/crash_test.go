@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,11 +13,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // killed is a command that is killed with SIGKILL after each of its steps, in a
@@ -63,16 +60,16 @@ func newKilled(t *testing.T, command string) *killed {
 	}
 	k.killedCommand = killedCommands(k.Containers[0])[command]
 	for _, args := range k.setup {
-		k.must(t, args...)
+		k.Must(t, args...)
 	}
 	k.before = k.snapshot(t)
 	for _, args := range k.prepare {
-		k.must(t, args...)
+		k.Must(t, args...)
 	}
 	if k.steps = k.announced(t, k.args); len(k.steps) < 2 {
 		t.Fatalf("only these steps were announced: %v", k.steps)
 	}
-	k.fastbr(t, k.undo...)
+	k.Fastbr(t, k.undo...)
 	k.assertAsBefore(t, k.before)
 	return k
 }
@@ -92,25 +89,15 @@ func eachKill(t *testing.T, repair func(t *testing.T, k *killed), commands ...st
 }
 
 func (k *killed) at(t *testing.T, s string, repair func(t *testing.T, k *killed)) {
-	k.renew()
-	t.Cleanup(func() { k.fastbr(t, k.undo...) }) // a failure must not spoil the next
+	k.Renew()
+	t.Cleanup(func() { k.Fastbr(t, k.undo...) }) // a failure must not spoil the next
 	for _, args := range k.prepare {
-		k.must(t, args...)
+		k.Must(t, args...)
 	}
-	k.killAt(t, s, k.args...)
+	k.KillAt(t, s, k.args...)
 	repair(t, k)
-	k.fastbr(t, k.undo...)
+	k.Fastbr(t, k.undo...)
 	k.assertAsBefore(t, k.before)
-}
-
-// killAt runs a command with the order to die right after a step.
-func (h *e2e) killAt(t *testing.T, step string, args ...string) {
-	t.Helper()
-	c := h.cmd(args...)
-	c.Env = append(c.Env, "FASTBR_KILL_AT="+step)
-	if r := run(t, c); r.code != -1 {
-		t.Errorf("fastbr %v was to die after %s: exit %d: %s", args, step, r.code, r.stderr)
-	}
 }
 
 // TestE2EKilledThenUp goes on with `up` and the same command: they must finish the
@@ -118,17 +105,17 @@ func (h *e2e) killAt(t *testing.T, step string, args ...string) {
 func TestE2EKilledThenUp(t *testing.T) {
 	t.Parallel()
 	eachKill(t, func(t *testing.T, k *killed) {
-		k.must(t, "up", "--big-tcp", "on")
+		k.Must(t, "up", "--big-tcp", "on")
 		if _, there := k.ports(t)["c1"]; there && k.args[0] == "down" {
 			t.Error("down was killed, and has left a port")
 		}
 		if k.args[0] != "down" { // 1: it was killed after its last step
-			if r := k.fastbr(t, k.args...); r.code > 1 || strings.Count(r.stderr, "\n") > 1 {
-				t.Errorf("fastbr %v again: exit %d: %s", k.args, r.code, r.stderr)
+			if r := k.Fastbr(t, k.args...); r.Code > 1 || strings.Count(r.Stderr, "\n") > 1 {
+				t.Errorf("fastbr %v again: exit %d: %s", k.args, r.Code, r.Stderr)
 			}
 		}
 		if p, there := k.ports(t)["c1"]; !there {
-			k.attach(t, k.Containers[0], "c1")
+			k.Attach(t, k.Containers[0], "c1")
 		} else {
 			k.Containers[0].SetAddr(netip.MustParsePrefix(p.IP).Addr())
 		}
@@ -145,57 +132,19 @@ func TestE2EKilledThenDown(t *testing.T) {
 // announced runs a command to its end and lists the steps it tells of.
 func (h *e2e) announced(t *testing.T, args []string) (list []string) {
 	t.Helper()
-	c := h.cmd(args...)
+	c := h.Cmd(args...)
 	c.Env = append(c.Env, "FASTBR_TRACE_STEPS=1")
-	r := run(t, c)
-	if r.code != 0 {
-		t.Fatalf("fastbr %v: exit %d: %s", args, r.code, r.stderr)
+	r := harness.Run(t, c)
+	if r.Code != 0 {
+		t.Fatalf("fastbr %v: exit %d: %s", args, r.Code, r.Stderr)
 	}
-	for line := range strings.Lines(r.stderr) {
+	for line := range strings.Lines(r.Stderr) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "step: ")
 		if ok && !slices.Contains(list, name) {
 			list = append(list, name)
 		}
 	}
 	return list
-}
-
-// upgrade replaces the programs as a newer build would, by an `up` that is killed
-// on its way and another one.
-func (h *e2e) upgrade(t *testing.T) {
-	t.Helper()
-	const build = 32 // offset of struct fbr_meta's build, 8 bytes
-	pins, err := filepath.Glob(filepath.Join(h.bpffs, "fastbr", "*", "fbr_meta"))
-	if err != nil || len(pins) != 1 {
-		t.Fatalf("the pins of one instance: %v, %v", pins, err)
-	}
-	m, err := ebpf.LoadPinnedMap(pins[0], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = m.Close() }()
-	recorded := func() (v []byte) {
-		if err := m.Lookup(uint32(0), &v); err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	ours, other := recorded(), recorded()
-	other[build]++
-	if err := m.Put(uint32(0), other); err != nil {
-		t.Fatal(err)
-	}
-	c := h.cmd("up")
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(100 * time.Millisecond)
-	_ = c.Process.Kill() // wherever it is
-	_ = c.Wait()
-	h.must(t, "up")
-	if now := recorded(); !bytes.Equal(now[build:], ours[build:]) {
-		t.Errorf("after up the build is %x, want %x", now[build:], ours[build:])
-	}
 }
 
 // snapshot is what `down` must restore, one text per kind of thing.
@@ -219,7 +168,7 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 			{"ip", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"},
 			{"ip", "neigh", "show", "nud", "permanent"}, {"nft", "list", "ruleset"}, {"tc", "qdisc"},
 		} {
-			out, err := n.Run(h.ctx, argv...)
+			out, err := n.Run(h.Ctx, argv...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -232,8 +181,8 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 		s["super-packets in "+[]string{"host", "c1", "c2"}[i]] = fmt.Sprint(gso)
 		s["sysctls in "+[]string{"host", "c1", "c2"}[i]] = sysctls(t, n)
 	}
-	s["pins"] = tree(t, h.bpffs)
-	s["files"] = tree(t, h.stateDir)
+	s["pins"] = tree(t, h.BPFFS)
+	s["files"] = tree(t, h.StateDir)
 	return s
 }
 
@@ -329,19 +278,19 @@ func TestE2EDownLeavesHostAsBefore(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	before := h.snapshot(t)
-	h.must(t, "up")
+	h.Must(t, "up")
 	once := h.snapshot(t)
-	r := h.fastbr(t, "up")
-	if r.code != 0 || r.stderr == "" {
-		t.Errorf("second up: exit %d, said %q; want 0 and a word", r.code, r.stderr)
+	r := h.Fastbr(t, "up")
+	if r.Code != 0 || r.Stderr == "" {
+		t.Errorf("second up: exit %d, said %q; want 0 and a word", r.Code, r.Stderr)
 	}
 	h.assertAsBefore(t, once)
-	h.attach(t, h.Containers[0], "c1")
+	h.Attach(t, h.Containers[0], "c1")
 	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{Count: 1})
-	h.must(t, "detach", "c1")
-	h.must(t, "detach", "c1")
-	h.must(t, "down")
-	h.must(t, "down", "--all")
+	h.Must(t, "detach", "c1")
+	h.Must(t, "detach", "c1")
+	h.Must(t, "down")
+	h.Must(t, "down", "--all")
 	after := h.snapshot(t)
 	for kind, now := range after {
 		if now != before[kind] {
@@ -355,7 +304,7 @@ func TestE2EDownLeavesHostAsBefore(t *testing.T) {
 func TestE2EAttachTwiceAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 2})
-	h.must(t, "up")
+	h.Must(t, "up")
 	for round := range 50 {
 		same := round%2 == 1
 		names := []string{"a", "b"}
@@ -364,7 +313,7 @@ func TestE2EAttachTwiceAtOnce(t *testing.T) {
 		}
 		cmds := make([]*exec.Cmd, 2)
 		for i, c := range h.Containers {
-			cmds[i] = h.cmd("attach", c.Path(), "--name", names[i])
+			cmds[i] = h.Cmd("attach", c.Path(), "--name", names[i])
 			if err := cmds[i].Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -388,7 +337,7 @@ func TestE2EAttachTwiceAtOnce(t *testing.T) {
 			t.Fatalf("round %d: both got %s", round, ports["a"].IP)
 		}
 		for name := range ports {
-			h.must(t, "detach", name)
+			h.Must(t, "detach", name)
 		}
 	}
 }
@@ -399,14 +348,14 @@ func TestE2EAttachDuringDown(t *testing.T) {
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	before := h.snapshot(t)
 	for range 10 {
-		h.must(t, "up")
-		attach := h.cmd("attach", h.Containers[0].Path())
+		h.Must(t, "up")
+		attach := h.Cmd("attach", h.Containers[0].Path())
 		if err := attach.Start(); err != nil {
 			t.Fatal(err)
 		}
-		h.must(t, "down", "--all")
+		h.Must(t, "down", "--all")
 		_ = attach.Wait() // may have come too late
-		h.must(t, "down", "--all")
+		h.Must(t, "down", "--all")
 	}
 	h.assertAsBefore(t, before)
 }
@@ -416,7 +365,7 @@ func TestE2EContainerVanishes(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
 	h.Containers[1].Close()
-	ctx, cancel := context.WithCancel(h.ctx)
+	ctx, cancel := context.WithCancel(h.Ctx)
 	defer cancel()
 	err := lab.Poll(ctx, func() (bool, error) { // the kernel takes its time
 		_, gone := h.ports(t)["c2"]
@@ -429,7 +378,7 @@ func TestE2EContainerVanishes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.attach(t, c3, "c2")
+	h.Attach(t, c3, "c2")
 	h.mustPing(t, c3, h.Containers[0].Addr, lab.PingOptions{})
 	h.mustPing(t, c3, h.Outside.Addr, lab.PingOptions{})
 }

@@ -25,20 +25,20 @@ func TestE2ESameAsPlainBridge(t *testing.T) {
 	type view struct{ mode, out, in string }
 	views := map[string][]view{}
 	for _, m := range e2eModes() {
-		t.Run(m.name, func(t *testing.T) {
+		t.Run(m.Name, func(t *testing.T) {
 			h := upE2E(t, m, lab.Options{Containers: 2})
 			h.unlimitErrors(t)
 			// A server outside and in c2, so that some probes are answered. One for
 			// all probes: see lab.ListenUDP on opening a port again.
 			for _, n := range []*lab.Namespace{h.Outside, h.Containers[1]} {
-				h.serveUDP(t, n, on(n.Addr, 7))
+				h.ServeUDP(t, n, on(n.Addr, 7))
 			}
 			for _, p := range h.probes(t) {
 				out, in := h.observe(t, p)
 				p.assertComplete(t, out, in)
-				views[p.name] = append(views[p.name], view{m.name, out, in})
+				views[p.name] = append(views[p.name], view{m.Name, out, in})
 			}
-			if !m.plain {
+			if !m.Plain {
 				t.Logf("dropped: %v", h.allDrops(t))
 			}
 		})
@@ -103,7 +103,7 @@ func (h *e2e) probes(t *testing.T) []probe {
 	t.Helper()
 	c1, c2 := h.Containers[0], h.Containers[1]
 	bridge := "fastbr0"
-	if h.mode.plain {
+	if h.Mode.Plain {
 		bridge = "br0"
 	}
 	mac := func(n *lab.Namespace, dev string) net.HardwareAddr {
@@ -182,7 +182,7 @@ func (h *e2e) observe(t *testing.T, p probe) (out, in string) {
 	defer far.sniff.Close()
 	defer near.sniff.Close()
 
-	ctx, cancel := context.WithTimeout(h.ctx, probeDeadline)
+	ctx, cancel := context.WithTimeout(h.Ctx, probeDeadline)
 	defer cancel()
 	frame := p.frame.Bytes(t)
 	for sent := 1; sent <= probeCopies; sent++ {
@@ -198,7 +198,7 @@ func (h *e2e) observe(t *testing.T, p probe) (out, in string) {
 		near.await(ctx, sent)
 	}
 	h.sendHonest(t, c1, farNS, end)
-	out, in = far.describe(t, h.ctx), near.describe(t, h.ctx)
+	out, in = far.describe(t, h.Ctx), near.describe(t, h.Ctx)
 	if p.noNeighbour {
 		in = anySource.ReplaceAllString(in, "host>")
 	}

@@ -78,7 +78,7 @@ func TestE2EDNSFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	c1, c2, gw := h.Containers[0], h.Containers[1], h.gateway()
-	waitFor(t, h.ctx, "names to be answered", func() bool {
+	waitFor(t, h.Ctx, "names to be answered", func() bool {
 		reply, err := askDNS(t, c2, "udp", gw, "c1.default.")
 		return err == nil && len(reply.Answer) == 1
 	})

@@ -39,7 +39,7 @@ func (d *engine) assertReach(t *testing.T, c1, c2, far *lab.Namespace) {
 		}
 	}
 	for _, w := range ways {
-		tcp, udp := d.serveTCP(t, c1, on(c1.Addr, 80)), d.serveUDP(t, c1, on(c1.Addr, 53))
+		tcp, udp := d.ServeTCP(t, c1, on(c1.Addr, 80)), d.ServeUDP(t, c1, on(c1.Addr, 53))
 		d.ask(t, w, "tcp", w.to+":"+w.tcp)
 		d.ask(t, w, "udp", w.to+":"+w.udp)
 		for _, s := range []*lab.Server{tcp, udp} {
@@ -49,7 +49,7 @@ func (d *engine) assertReach(t *testing.T, c1, c2, far *lab.Namespace) {
 			s.Close()
 		}
 	}
-	tcp := d.serveTCP(t, c1, on(c1.Addr, 80))
+	tcp := d.ServeTCP(t, c1, on(c1.Addr, 80))
 	defer tcp.Close()
 	d.notLetIn(t, far, tcp.Addr, "from another network by the container's own address")
 	d.notLetIn(t, d.Outside, tcp.Addr, "from outside by the container's own address")
@@ -90,7 +90,7 @@ func (d *engine) assertMovesOut(t *testing.T, c1, far *lab.Namespace) {
 		t.Errorf("nslookup c1 from its second network: %s", out)
 	}
 	var pubs []ctl.PublicationView
-	d.json(t, &pubs, "publish", "ls")
+	d.JSON(t, &pubs, "publish", "ls")
 	for _, p := range pubs {
 		if p.IP != there.Addr.String() {
 			t.Errorf("published on a network that is not the way out any more: %+v", p)

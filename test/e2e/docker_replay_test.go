@@ -17,6 +17,7 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // replay is dockerd's side of the protocol, played by the test: what newer ones
@@ -29,7 +30,7 @@ type replay struct {
 	net    string
 }
 
-func newReplay(t *testing.T, m e2eMode, containers int) *replay {
+func newReplay(t *testing.T, m harness.Mode, containers int) *replay {
 	t.Helper()
 	return replayIn(t, newE2E(t, m, lab.Options{Containers: containers}))
 }
@@ -42,7 +43,7 @@ func replayIn(t *testing.T, h *e2e) *replay {
 	r.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
 	}}}
-	r.start(t, r.cmd("serve", "--metrics", "", "--docker="+r.socket))
+	r.start(t, r.Cmd("serve", "--metrics", "", "--docker="+r.socket))
 	return r
 }
 
@@ -54,7 +55,7 @@ func (r *replay) start(t *testing.T, c *exec.Cmd) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.stop(t) })
-	waitFor(t, r.ctx, "serve to answer", func() bool {
+	waitFor(t, r.Ctx, "serve to answer", func() bool {
 		_, err := r.try("/Plugin.Activate", nil)
 		return err == nil
 	})
@@ -83,7 +84,7 @@ func (r *replay) try(path string, body any) (answer map[string]any, err error) {
 		}
 		text = strings.NewReader(string(b))
 	}
-	q, err := http.NewRequestWithContext(r.ctx, http.MethodPost, "http://plugin.moby.localhost"+path, text)
+	q, err := http.NewRequestWithContext(r.Ctx, http.MethodPost, "http://plugin.moby.localhost"+path, text)
 	if err != nil {
 		return nil, err
 	}
@@ -154,8 +155,8 @@ func (r *replay) configure(t *testing.T, c *lab.Namespace, src, dst, ip, mac, ga
 	r.ip(t, c, "link", "set", dst, "up")
 	r.ip(t, c, "route", "add", "default", "via", gateway)
 	// The kernel's bridge learns of the carrier a little later.
-	waitFor(t, r.ctx, src+" to forward", func() bool {
-		out, err := r.Host.Run(r.ctx, "bridge", "link", "show", "dev", strings.TrimSuffix(src, "c"))
+	waitFor(t, r.Ctx, src+" to forward", func() bool {
+		out, err := r.Host.Run(r.Ctx, "bridge", "link", "show", "dev", strings.TrimSuffix(src, "c"))
 		return err == nil && strings.Contains(out, "state forwarding")
 	})
 	c.SetAddr(netip.MustParsePrefix(ip).Addr())
@@ -163,7 +164,7 @@ func (r *replay) configure(t *testing.T, c *lab.Namespace, src, dst, ip, mac, ga
 
 func (r *replay) ip(t *testing.T, n *lab.Namespace, args ...string) {
 	t.Helper()
-	if _, err := n.Run(r.ctx, append([]string{"ip"}, args...)...); err != nil {
+	if _, err := n.Run(r.Ctx, append([]string{"ip"}, args...)...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -185,11 +186,11 @@ func portMap(bindings ...fields) fields {
 // TestE2EDockerReplay plays the life of two containers, fast and slow.
 func TestE2EDockerReplay(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		r := newReplay(t, m, 2)
 		before := r.snapshot(t)
-		r.must(t, append([]string{"up"}, m.up...)...)
+		r.Must(t, append([]string{"up"}, m.Up...)...)
 		r.createNetwork(t)
 		e1, e2, c1, c2 := endpointID("1"), endpointID("2"), r.Containers[0], r.Containers[1]
 		src := r.join(t, e1, c1, "10.77.0.2/24", "")
@@ -198,8 +199,8 @@ func TestE2EDockerReplay(t *testing.T) {
 		r.join(t, e2, c2, "10.77.0.3/24", "02:00:00:00:00:03")
 		r.mustPing(t, c1, c2.Addr, lab.PingOptions{})
 
-		out := r.serveTCP(t, r.Outside, on(r.Outside.Addr, 7))
-		if err := c2.EchoTCP(r.ctx, netip.AddrPort{}, out.Addr, "hello, world"); err != nil {
+		out := r.ServeTCP(t, r.Outside, on(r.Outside.Addr, 7))
+		if err := c2.EchoTCP(r.Ctx, netip.AddrPort{}, out.Addr, "hello, world"); err != nil {
 			t.Error(err)
 		}
 		assertPeers(t, out, r.HostAddr(0))
@@ -208,7 +209,7 @@ func TestE2EDockerReplay(t *testing.T) {
 		r.assertForgotten(t, e2)
 		r.call(t, "DeleteNetwork", fields{"NetworkID": r.net})
 		r.call(t, "DeleteNetwork", fields{"NetworkID": r.net})
-		r.must(t, "down", "--all")
+		r.Must(t, "down", "--all")
 		r.stop(t) // it may be about to look whether anything is to be mended
 		r.assertAsBefore(t, before)
 		if _, err := os.Stat(r.socket); err == nil {
@@ -221,17 +222,17 @@ func TestE2EDockerReplay(t *testing.T) {
 func (r *replay) assertReached(t *testing.T, c *lab.Namespace) {
 	t.Helper()
 	var pubs []ctl.PublicationView
-	r.json(t, &pubs, "publish", "ls")
+	r.JSON(t, &pubs, "publish", "ls")
 	if len(pubs) != 2 || pubs[0].HostPort != 8080 || pubs[1].HostPort < 61000 {
 		t.Fatalf("publications %+v", pubs)
 	}
-	tcp, udp := r.serveTCP(t, c, on(c.Addr, 80)), r.serveUDP(t, c, on(c.Addr, 53))
+	tcp, udp := r.ServeTCP(t, c, on(c.Addr, 80)), r.ServeUDP(t, c, on(c.Addr, 53))
 	defer tcp.Close()
 	defer udp.Close()
-	if err := r.Outside.EchoTCP(r.ctx, on(r.Outside.Addr, 0), on(r.HostAddr(0), 8080), "hello"); err != nil {
+	if err := r.Outside.EchoTCP(r.Ctx, on(r.Outside.Addr, 0), on(r.HostAddr(0), 8080), "hello"); err != nil {
 		t.Error(err)
 	}
-	if err := r.Outside.EchoUDP(r.ctx, on(r.Outside.Addr, 0), on(r.HostAddr(0), uint16(pubs[1].HostPort)), "hello"); err != nil {
+	if err := r.Outside.EchoUDP(r.Ctx, on(r.Outside.Addr, 0), on(r.HostAddr(0), uint16(pubs[1].HostPort)), "hello"); err != nil {
 		t.Error(err)
 	}
 	assertPeers(t, tcp, r.Outside.Addr)
@@ -246,7 +247,7 @@ func (r *replay) replaceContainer(t *testing.T, e1, src string) {
 	r.mustPing(t, c2, c1.Addr, lab.PingOptions{})
 	r.call(t, "Leave", r.ids(e1)) // newer dockerds do not revoke after a restart
 	var pubs []ctl.PublicationView
-	if r.json(t, &pubs, "publish", "ls"); len(pubs) != 0 {
+	if r.JSON(t, &pubs, "publish", "ls"); len(pubs) != 0 {
 		t.Errorf("published after Leave: %+v", pubs)
 	}
 	r.ip(t, c1, "link", "set", "eth0", "down")
@@ -273,7 +274,7 @@ func (r *replay) assertForgotten(t *testing.T, e2 string) {
 	if _, ok := r.ports(t)[e2[:12]]; ok {
 		t.Error("the forgotten endpoint is still there")
 	}
-	r.must(t, "down", "--all")
+	r.Must(t, "down", "--all")
 	r.join(t, endpointID("5"), c1, "10.77.0.4/24", "")
 	r.join(t, endpointID("6"), c2, "10.77.0.5/24", "")
 	r.mustPing(t, c1, c2.Addr, lab.PingOptions{})
@@ -296,7 +297,7 @@ func TestE2EDockerActivated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	c := r.cmd("serve", "--metrics", "", "--docker")
+	c := r.Cmd("serve", "--metrics", "", "--docker")
 	c.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh", c.Path}, c.Args[1:]...)
 	if c.Path, err = exec.LookPath("sh"); err != nil {
 		t.Fatal(err)

@@ -91,13 +91,13 @@ func busyboxTree(t *testing.T) []byte {
 
 func (d *engine) startServe(t *testing.T) {
 	t.Helper()
-	d.serve = d.cmd("serve", "--metrics", "", "--docker="+d.driver)
+	d.serve = d.Cmd("serve", "--metrics", "", "--docker="+d.driver)
 	d.serve.Stderr = d.log
 	if err := d.serve.Start(); err != nil {
 		t.Fatal(err)
 	}
 	socket := "/run/docker/plugins/" + d.driver + ".sock"
-	waitFor(t, d.ctx, "the driver's socket", func() bool {
+	waitFor(t, d.Ctx, "the driver's socket", func() bool {
 		st, err := os.Stat(socket)
 		return err == nil && st.Mode().Perm() == 0o600
 	})
@@ -105,13 +105,13 @@ func (d *engine) startServe(t *testing.T) {
 
 func (d *engine) startDaemon(t *testing.T) {
 	t.Helper()
-	d.daemon = d.Host.Exec(d.ctx, "dockerd", "--data-root", d.dir+"/data", "--exec-root", d.dir+"/exec", "-H", "unix://"+d.dir+"/sock",
+	d.daemon = d.Host.Exec(d.Ctx, "dockerd", "--data-root", d.dir+"/data", "--exec-root", d.dir+"/exec", "-H", "unix://"+d.dir+"/sock",
 		"-p", d.dir+"/pid", "--storage-driver", "vfs", "--live-restore")
 	d.daemon.Stdout, d.daemon.Stderr = d.log, d.log
 	if err := d.daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(d.ctx, engineUp)
+	ctx, cancel := context.WithTimeout(d.Ctx, engineUp)
 	defer cancel()
 	err := lab.Poll(ctx, func() (bool, error) { return d.client("version").Run() == nil, nil })
 	if err != nil {
@@ -194,7 +194,7 @@ func (d *engine) client(args ...string) *exec.Cmd {
 	if _, err := os.Stat(program); err != nil {
 		program = "docker"
 	}
-	c := exec.CommandContext(d.ctx, program, append([]string{"-H", "unix://" + d.dir + "/sock"}, args...)...)
+	c := exec.CommandContext(d.Ctx, program, append([]string{"-H", "unix://" + d.dir + "/sock"}, args...)...)
 	c.Env = append(os.Environ(), "DOCKER_CONFIG="+d.dir, "DOCKER_CONTEXT=", "DOCKER_HOST=")
 	return c
 }
@@ -319,7 +319,7 @@ func (d *engine) assertInspect(t *testing.T) {
 	}
 	id := d.docker(t, "network", "inspect", "-f", "{{.ID}}", "web")
 	var n ctl.NetworkView
-	d.json(t, &n, "network", "inspect", id)
+	d.JSON(t, &n, "network", "inspect", id)
 	if n.ID != id || n.Bridge != "lab0" || n.MTU != 1450 || n.Gateway != "10.77.0.1" || len(n.Ports) != 2 || n.DNS {
 		t.Errorf("fastbr network inspect: %+v", n)
 	}
@@ -344,10 +344,10 @@ func (d *engine) assertWorld(t *testing.T, c1, c2 *lab.Namespace) {
 		t.Errorf("nslookup c2: %s", out)
 	}
 	d.mustPing(t, c1, c2.Addr, lab.PingOptions{})
-	out := d.serveTCP(t, d.Outside, on(d.Outside.Addr, 7))
+	out := d.ServeTCP(t, d.Outside, on(d.Outside.Addr, 7))
 	defer out.Close()
 	for _, c := range []*lab.Namespace{c1, c2} {
-		if err := c.EchoTCP(d.ctx, netip.AddrPort{}, out.Addr, "hello, world"); err != nil {
+		if err := c.EchoTCP(d.Ctx, netip.AddrPort{}, out.Addr, "hello, world"); err != nil {
 			t.Errorf("from %v: %v", c.Addr, err)
 		}
 	}
@@ -358,17 +358,17 @@ func (d *engine) assertWorld(t *testing.T, c1, c2 *lab.Namespace) {
 // client's own address.
 func (d *engine) assertPublished(t *testing.T, c *lab.Namespace) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(d.ctx, engineUp)
+	ctx, cancel := context.WithTimeout(d.Ctx, engineUp)
 	defer cancel()
 	for inside, outside := range map[uint16]uint16{80: 8080, 9007: 9007} {
-		s := d.serveTCP(t, c, on(c.Addr, inside))
+		s := d.ServeTCP(t, c, on(c.Addr, inside))
 		if err := d.Outside.EchoTCP(ctx, on(d.Outside.Addr, 0), on(d.HostAddr(0), outside), "hello"); err != nil {
 			t.Errorf("TCP port %d: %v", outside, err)
 		}
 		assertPeers(t, s, d.Outside.Addr)
 		s.Close()
 	}
-	s := d.serveUDP(t, c, on(c.Addr, 53))
+	s := d.ServeUDP(t, c, on(c.Addr, 53))
 	defer s.Close()
 	if err := d.Outside.EchoUDP(ctx, on(d.Outside.Addr, 0), on(d.HostAddr(0), 5300), "hello"); err != nil {
 		t.Errorf("UDP port 5300: %v", err)
@@ -389,7 +389,7 @@ func (d *engine) assertSecondNetwork(t *testing.T, c1 *lab.Namespace) {
 		t.Errorf("an internal network leads outside: %s", routes)
 	}
 	var pubs []ctl.PublicationView
-	d.json(t, &pubs, "publish", "ls")
+	d.JSON(t, &pubs, "publish", "ls")
 	if len(pubs) != 3 {
 		t.Errorf("publications %+v, want c1's three", pubs)
 	}
@@ -402,15 +402,15 @@ func (d *engine) assertSecondNetwork(t *testing.T, c1 *lab.Namespace) {
 // published port, which go on, and lets a new one take over from the stale socket.
 func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 	t.Helper()
-	s := d.serveTCP(t, d.Outside, on(d.Outside.Addr, 9))
+	s := d.ServeTCP(t, d.Outside, on(d.Outside.Addr, 9))
 	defer s.Close()
-	conn, err := c1.DialTCP(d.ctx, netip.AddrPort{}, s.Addr)
+	conn, err := c1.DialTCP(d.Ctx, netip.AddrPort{}, s.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	web := d.serveTCP(t, c1, on(c1.Addr, 80))
-	in, err := d.Outside.DialTCP(d.ctx, netip.AddrPort{}, on(d.HostAddr(0), 8080))
+	web := d.ServeTCP(t, c1, on(c1.Addr, 80))
+	in, err := d.Outside.DialTCP(d.Ctx, netip.AddrPort{}, on(d.HostAddr(0), 8080))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +418,7 @@ func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 	_ = d.serve.Wait()
 	for i := range 50 {
 		for _, c := range []*net.TCPConn{conn, in} {
-			if err := lab.Echo(d.ctx, c, fmt.Sprint("without serve ", i)); err != nil {
+			if err := lab.Echo(d.Ctx, c, fmt.Sprint("without serve ", i)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -435,7 +435,7 @@ func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 // dockerd's FORWARD policy asks for.
 func (d *engine) assertRules(t *testing.T) {
 	t.Helper()
-	out, err := d.Host.Run(d.ctx, "iptables-save")
+	out, err := d.Host.Run(d.Ctx, "iptables-save")
 	if err != nil {
 		t.Fatal(err)
 	}

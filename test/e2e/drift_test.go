@@ -11,15 +11,16 @@ import (
 	"testing"
 
 	"github.com/fastbr/fastbr/ctl"
-	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/datapath"
+	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // notes are those of `status`, in one text.
 func (h *e2e) notes(t *testing.T) string {
 	t.Helper()
 	var v ctl.StatusView
-	h.json(t, &v, "status")
+	h.JSON(t, &v, "status")
 	return strings.Join(v.Notes, "\n")
 }
 
@@ -27,7 +28,7 @@ func (h *e2e) notes(t *testing.T) string {
 func (h *e2e) onHost(t *testing.T, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
-		if _, err := h.Host.Run(h.ctx, strings.Fields(c)...); err != nil {
+		if _, err := h.Host.Run(h.Ctx, strings.Fields(c)...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -36,7 +37,7 @@ func (h *e2e) onHost(t *testing.T, commands ...string) {
 // index is the ifindex of a device of the host.
 func (h *e2e) index(t *testing.T, device string) int {
 	t.Helper()
-	out, err := h.Host.Run(h.ctx, "cat", "/proc/net/igmp") // lists every device that is up
+	out, err := h.Host.Run(h.Ctx, "cat", "/proc/net/igmp") // lists every device that is up
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func (h *e2e) index(t *testing.T, device string) int {
 // unpin removes the pins that match, as a careless rm does.
 func (h *e2e) unpin(t *testing.T, pattern string) {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(h.bpffs, "fastbr", "*", "links", pattern))
+	paths, err := filepath.Glob(filepath.Join(h.BPFFS, "fastbr", "*", "links", pattern))
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no pin %s (%v)", pattern, err)
 	}
@@ -72,7 +73,7 @@ func (h *e2e) unpin(t *testing.T, pattern string) {
 // watches); `status` says why, and the next command that changes something mends it.
 func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		c := h.Containers[1] // no flow of its has begun
 		h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
@@ -86,20 +87,20 @@ func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer out.Close()
-		waitFor(t, h.ctx, "the guard to see that the program is gone", func() bool {
+		waitFor(t, h.Ctx, "the guard to see that the program is gone", func() bool {
 			_, _ = out.Write([]byte("out"))
 			return h.drops(t, "no_uplink") > before
 		})
 		h.noPing(t, c, h.Outside.Addr)
 		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{}) // the host's own is no matter of the guard's
-		h.assertNoLeak(t)
+		h.AssertNoLeak(t)
 		if n := h.notes(t); !strings.Contains(n, "uplink eth0: link") {
 			t.Errorf("status says %q", n)
 		}
 
-		r := h.fastbr(t, "publish", "add", "8080:80", "c1")
-		if r.code != 0 || !strings.Contains(r.stderr, "uplink eth0") {
-			t.Errorf("publish add: exit %d, said %q; want the uplink's name", r.code, r.stderr)
+		r := h.Fastbr(t, "publish", "add", "8080:80", "c1")
+		if r.Code != 0 || !strings.Contains(r.Stderr, "uplink eth0") {
+			t.Errorf("publish add: exit %d, said %q; want the uplink's name", r.Code, r.Stderr)
 		}
 		if n := h.notes(t); strings.Contains(n, "uplink eth0") {
 			t.Errorf("status after mending: %q", n)
@@ -111,7 +112,7 @@ func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 // TestE2EUplinkOnATakenSlot has an uplink whose ifindex falls on the slot of a port.
 func TestE2EUplinkOnATakenSlot(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		far, err := h.Add("far")
 		if err != nil {
@@ -129,23 +130,23 @@ func TestE2EUplinkOnATakenSlot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := h.serveUDP(t, far, on(netip.MustParseAddr("203.0.113.2"), 7))
-		h.must(t, "up", "--uplink", "eth0", "--uplink", "wan0")
+		s := h.ServeUDP(t, far, on(netip.MustParseAddr("203.0.113.2"), 7))
+		h.Must(t, "up", "--uplink", "eth0", "--uplink", "wan0")
 		for _, what := range []string{"beside the port", "again"} {
 			for range 3 {
-				ctx, cancel := context.WithTimeout(h.ctx, pingPatience)
+				ctx, cancel := context.WithTimeout(h.Ctx, pingPatience)
 				if err := h.Containers[0].EchoUDP(ctx, port(20000), s.Addr, what); err != nil {
 					t.Errorf("%s: %v", what, err)
 				}
 				cancel()
 			}
-			h.must(t, "up")
+			h.Must(t, "up")
 		}
 		assertPeers(t, s, netip.MustParseAddr("203.0.113.1"))
 		if n := h.notes(t); strings.Contains(n, "wan0") {
 			t.Errorf("status says %q", n)
 		}
-		h.assertNoLeak(t)
+		h.AssertNoLeak(t)
 		last := len(h.Captures) - 1 // `down` gives the device back, with whatever it then carries
 		h.Captures[last].Close()
 		h.Captures = h.Captures[:last]
@@ -158,15 +159,15 @@ func TestE2EUplinkAttachKilled(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	h.onHost(t, "ip route del default")
-	h.must(t, "up")
-	h.attach(t, h.Containers[0], "c1")
+	h.Must(t, "up")
+	h.Attach(t, h.Containers[0], "c1")
 	h.onHost(t, "ip route add default via "+h.OutsideAddr(0).String())
-	h.killAt(t, "uplinks-record", "publish", "add", "8080:80", "c1")
+	h.KillAt(t, "uplinks-record", "publish", "add", "8080:80", "c1")
 	if n := h.notes(t); !strings.Contains(n, "uplink eth0") {
 		t.Errorf("status says %q", n)
 	}
 	h.noPing(t, h.Containers[0], h.Outside.Addr)
-	h.must(t, "publish", "add", "8081:80", "c1")
+	h.Must(t, "publish", "add", "8081:80", "c1")
 	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
 	if n := h.notes(t); strings.Contains(n, "uplink eth0") {
 		t.Errorf("status after mending: %q", n)
@@ -210,7 +211,7 @@ func drifts() []drift {
 // by itself puts it right.
 func TestE2EDriftIsMended(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		c1, c2 := h.Containers[0], h.Containers[1]
 		whole := func(t *testing.T, d drift, how string) {
@@ -222,7 +223,7 @@ func TestE2EDriftIsMended(t *testing.T) {
 			h.mustPing(t, c1, h.gateway(), lab.PingOptions{})
 			h.mustPing(t, c2, c1.Addr, lab.PingOptions{})
 		}
-		fast := m.name == e2eModes()[0].name
+		fast := m.Name == e2eModes()[0].Name
 		for i, d := range drifts() {
 			command := []string{"up"} // and in the other mode the other
 			if fast == (i%2 == 0) {
@@ -232,11 +233,11 @@ func TestE2EDriftIsMended(t *testing.T) {
 			if n := h.notes(t); !strings.Contains(n, d.says) {
 				t.Errorf("%s: status says %q, want %q", d.name, n, d.says)
 			}
-			if c := h.must(t, "check"); !strings.Contains(c, d.says) {
+			if c := h.Must(t, "check"); !strings.Contains(c, d.says) {
 				t.Errorf("%s: check says nothing of it:\n%s", d.name, c)
 			}
-			if r := h.fastbr(t, command...); r.code != 0 || !strings.Contains(r.stderr, d.says) || !strings.Contains(r.stderr, ": mended") {
-				t.Errorf("%s: %v: exit %d, said %q", d.name, command, r.code, r.stderr)
+			if r := h.Fastbr(t, command...); r.Code != 0 || !strings.Contains(r.Stderr, d.says) || !strings.Contains(r.Stderr, ": mended") {
+				t.Errorf("%s: %v: exit %d, said %q", d.name, command, r.Code, r.Stderr)
 			}
 			whole(t, d, command[0])
 		}
@@ -249,7 +250,7 @@ func TestE2EDriftIsMended(t *testing.T) {
 				continue
 			}
 			d.spoil(t, h)
-			waitFor(t, h.ctx, "serve to mend: "+d.name, func() bool { return !strings.Contains(h.notes(t), d.says) })
+			waitFor(t, h.Ctx, "serve to mend: "+d.name, func() bool { return !strings.Contains(h.notes(t), d.says) })
 			whole(t, d, "serve")
 		}
 	})
@@ -273,22 +274,22 @@ func TestE2EStatusTellsOfUplinks(t *testing.T) {
 		if n := h.notes(t); !strings.Contains(n, c.says) {
 			t.Errorf("%s: status says %q, want %q", c.name, n, c.says)
 		}
-		if out := h.must(t, "check"); !strings.Contains(out, c.says) {
+		if out := h.Must(t, "check"); !strings.Contains(out, c.says) {
 			t.Errorf("%s: check says nothing of it:\n%s", c.name, out)
 		}
 		h.onHost(t, c.mend)
-		h.must(t, "flows", "flush")
+		h.Must(t, "flows", "flush")
 		if n := h.notes(t); strings.Contains(n, c.says) {
 			t.Errorf("%s: status after mending: %q", c.name, n)
 		}
 	}
-	if err := h.Host.NFT(h.ctx, "table inet admin { chain strict { type filter hook forward priority 0; policy drop; }\n}"); err != nil {
+	if err := h.Host.NFT(h.Ctx, "table inet admin { chain strict { type filter hook forward priority 0; policy drop; }\n}"); err != nil {
 		t.Fatal(err)
 	}
 	if n := h.notes(t); !strings.Contains(n, "inet admin strict") {
 		t.Errorf("status says %q, want the chain that drops", n)
 	}
-	h.must(t, "flows", "flush")
+	h.Must(t, "flows", "flush")
 	if n := h.notes(t); strings.Contains(n, "inet admin strict") {
 		t.Errorf("status after mending: %q", n)
 	}

@@ -26,8 +26,8 @@ func TestE2EArgumentsCannotDrive(t *testing.T) {
 		{"publish", "rm", evil}, {"publish", "rm", evil, "c1"}, {"status", evil}, {"serve", "--metrics", evil}, {"serve", "--docker=" + evil, "--metrics", ""},
 		{"serve", "--dns-upstream", evil}, {"-o", evil, "status"}, {"-v", "detach", evil},
 	} {
-		r := h.fastbr(t, args...)
-		for _, text := range []string{r.stdout, r.stderr} {
+		r := h.Fastbr(t, args...)
+		for _, text := range []string{r.Stdout, r.Stderr} {
 			if i := strings.IndexFunc(text, func(c rune) bool {
 				return c != '\n' && c != '\t' && !unicode.IsPrint(c) || c == unicode.ReplacementChar
 			}); i >= 0 {

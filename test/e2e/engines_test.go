@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EHeldPorts: a port that the runtime holds for its container is given to
@@ -21,15 +22,15 @@ func TestE2EHeldPorts(t *testing.T) {
 	c := r.Containers[0]
 	rt := attachment(c, map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}})
 	l := r.list(t, "1.0.0", "net", ownNetwork)
-	r.must(t, "up")
+	r.Must(t, "up")
 
-	stranger := r.serveTCP(t, r.Host, on(r.Host.Addr, 8080)) // the test's own: not one that it has started for the container
-	if _, err := r.cni.AddNetworkList(r.ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080/tcp is in use by a socket of the host") {
+	stranger := r.ServeTCP(t, r.Host, on(r.Host.Addr, 8080)) // the test's own: not one that it has started for the container
+	if _, err := r.cni.AddNetworkList(r.Ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080/tcp is in use by a socket of the host") {
 		t.Errorf("ADD beside a stranger's listener: %v", err)
 	}
 	stranger.Close()
 
-	holder := r.Host.Exec(r.ctx, "busybox", "nc", "-ll", "-p", "8080", "-e", "/bin/true")
+	holder := r.Host.Exec(r.Ctx, "busybox", "nc", "-ll", "-p", "8080", "-e", "/bin/true")
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -37,14 +38,14 @@ func TestE2EHeldPorts(t *testing.T) {
 		_ = holder.Process.Kill()
 		_ = holder.Wait()
 	}()
-	waitFor(t, r.ctx, "the holder to listen", func() bool {
-		out, err := r.Host.Run(r.ctx, "ss", "-Hltn", "sport", "8080")
+	waitFor(t, r.Ctx, "the holder to listen", func() bool {
+		out, err := r.Host.Run(r.Ctx, "ss", "-Hltn", "sport", "8080")
 		return err == nil && out != ""
 	})
 	r.add(t, l, c, rt)
-	s := r.serveTCP(t, c, on(c.Addr, 80))
+	s := r.ServeTCP(t, c, on(c.Addr, 80))
 	defer s.Close()
-	if err := r.Outside.EchoTCP(r.ctx, on(r.Outside.Addr, 0), on(r.Host.Addr, 8080), "hello"); err != nil {
+	if err := r.Outside.EchoTCP(r.Ctx, on(r.Outside.Addr, 0), on(r.Host.Addr, 8080), "hello"); err != nil {
 		t.Error(err)
 	}
 	assertPeers(t, s, r.Outside.Addr)
@@ -60,7 +61,7 @@ func TestE2ECNIOldVersions(t *testing.T) {
 	for _, v := range []string{"", "0.1.0", "0.2.0", "0.3.0"} {
 		for kind, plugin := range map[string]string{"own": ownNetwork, "bridged": strings.Replace(bridged("fastbr"), `"hairpinMode"`, `"promiscMode"`, 1)} {
 			l, rt := r.list(t, v, "net", plugin), attachment(c, nil)
-			r.must(t, "up")
+			r.Must(t, "up")
 			res := r.add(t, l, c, rt)
 			if len(res.IPs) != 1 || len(res.Routes) != 1 {
 				t.Errorf("version %q, %s: %+v", v, kind, res)
@@ -82,7 +83,7 @@ func TestE2ECNIEmptyNetworkFollows(t *testing.T) {
 	before := r.list(t, "1.0.0", "pods", bridged("fastbr"))
 	moved := r.list(t, "1.0.0", "pods", strings.NewReplacer("10.88.", "10.99.", `"isGateway"`, `"mtu": 1400, "isGateway"`).Replace(bridged("fastbr")))
 	r.add(t, before, a, attachment(a, nil))
-	if _, err := r.cni.AddNetworkList(r.ctx, moved, attachment(b, nil)); code(t, err) != types.ErrInvalidNetworkConfig {
+	if _, err := r.cni.AddNetworkList(r.Ctx, moved, attachment(b, nil)); code(t, err) != types.ErrInvalidNetworkConfig {
 		t.Errorf("ADD of other settings beside a container: %v", err)
 	}
 	r.mustPing(t, a, r.Outside.Addr, lab.PingOptions{Count: 1})
@@ -102,15 +103,15 @@ func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
 	a, b := r.Containers[0], r.Containers[1]
-	if out, err := r.exec.RawExec.ExecPlugin(r.ctx, filepath.Join(debianCNI, "host-local"), []byte(`{"cniVersion": "1.1.0"}`), []string{"CNI_COMMAND=VERSION"}); err != nil || strings.Contains(string(out), "1.1.0") {
+	if out, err := r.exec.RawExec.ExecPlugin(r.Ctx, filepath.Join(debianCNI, "host-local"), []byte(`{"cniVersion": "1.1.0"}`), []string{"CNI_COMMAND=VERSION"}); err != nil || strings.Contains(string(out), "1.1.0") {
 		t.Skipf("host-local knows more than 1.0.0: %s, %v", out, err)
 	}
 	l := r.list(t, "1.1.0", "pods", bridged("fastbr"))
 	r.add(t, l, a, attachment(a, nil))
 	r.add(t, l, b, attachment(b, nil))
 	for what, err := range map[string]error{
-		"CHECK":  r.cni.CheckNetworkList(r.ctx, l, attachment(a, nil)),
-		"STATUS": r.cni.GetStatusNetworkList(r.ctx, l),
+		"CHECK":  r.cni.CheckNetworkList(r.Ctx, l, attachment(a, nil)),
+		"STATUS": r.cni.GetStatusNetworkList(r.Ctx, l),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
@@ -118,7 +119,7 @@ func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
 	}
 	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
 	valid := []types.GCAttachment{{ContainerID: containerID(b), IfName: "eth0"}}
-	if err := forgetful.GCNetworkList(r.ctx, l, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
+	if err := forgetful.GCNetworkList(r.Ctx, l, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
 		t.Errorf("GC: %v", err)
 	}
 	leases, err := filepath.Glob(filepath.Join(r.leases, "pods", "10.*"))
@@ -138,22 +139,22 @@ func TestE2EPublishedAddress(t *testing.T) {
 		{"ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"}, {"ip", "link", "set", "lan0", "up"},
 		{"ip", "addr", "add", "10.5.0.1/24", "dev", "lan0"}, {"ip", "addr", "add", "10.6.0.1/32", "dev", "lo"},
 	} {
-		if _, err := h.Host.Run(h.ctx, argv...); err != nil {
+		if _, err := h.Host.Run(h.Ctx, argv...); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, host := range []string{"127.0.0.1", "0.0.0.0", "10.6.0.1", h.Host.Addr.String(), "172.30.0.1"} {
-		h.must(t, "publish", "add", host+":8080:80", "c1")
-		h.must(t, "publish", "rm", host+":8080")
+		h.Must(t, "publish", "add", host+":8080:80", "c1")
+		h.Must(t, "publish", "rm", host+":8080")
 	}
-	r := h.fastbr(t, "publish", "add", "10.5.0.1:8080:80", "c1")
+	r := h.Fastbr(t, "publish", "add", "10.5.0.1:8080:80", "c1")
 	want := "fastbr: host address 10.5.0.1 is that of lan0, which is no uplink: nobody would reach the port by it: " +
 		"publish on another, or run 'fastbr up --uplink eth0 --uplink lan0'\n"
-	if r.code == 0 || r.stderr != want {
-		t.Errorf("exit %d: %q, want %q", r.code, r.stderr, want)
+	if r.Code == 0 || r.Stderr != want {
+		t.Errorf("exit %d: %q, want %q", r.Code, r.Stderr, want)
 	}
-	h.must(t, "up", "--uplink", "eth0", "--uplink", "lan0")
-	h.must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
+	h.Must(t, "up", "--uplink", "eth0", "--uplink", "lan0")
+	h.Must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
 }
 
 // TestE2EPublishedRouted publishes ports of a network that is not translated: what
@@ -161,22 +162,22 @@ func TestE2EPublishedAddress(t *testing.T) {
 // included, which the lab's captures assert; what does not is left as it is.
 func TestE2EPublishedRouted(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2}, "--masquerade=false")
 		c1, c2 := h.Containers[0], h.Containers[1]
-		tcp, udp := h.serveTCP(t, c1, on(c1.Addr, 80)), h.serveUDP(t, c1, on(c1.Addr, 53))
+		tcp, udp := h.ServeTCP(t, c1, on(c1.Addr, 80)), h.ServeUDP(t, c1, on(c1.Addr, 53))
 		defer tcp.Close()
 		defer udp.Close()
-		h.must(t, "publish", "add", "8080:80", "c1")
-		h.must(t, "publish", "add", "5300-5301:53/udp", "c1")
+		h.Must(t, "publish", "add", "8080:80", "c1")
+		h.Must(t, "publish", "add", "5300-5301:53/udp", "c1")
 		big := strings.Repeat("0123456789", 400)
 		for range 3 {
-			if err := h.Outside.EchoTCP(h.ctx, on(h.Outside.Addr, 0), on(h.Host.Addr, 8080), big); err != nil {
+			if err := h.Outside.EchoTCP(h.Ctx, on(h.Outside.Addr, 0), on(h.Host.Addr, 8080), big); err != nil {
 				t.Error(err)
 			}
 			for _, text := range []string{"short", big} {
-				if err := h.Outside.EchoUDP(h.ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5300), text); err != nil {
+				if err := h.Outside.EchoUDP(h.Ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5300), text); err != nil {
 					t.Error(err)
 				}
 			}
@@ -184,17 +185,17 @@ func TestE2EPublishedRouted(t *testing.T) {
 		assertPeers(t, tcp, h.Outside.Addr)
 		assertPeers(t, udp, h.Outside.Addr)
 		h.wantSocketError(t, h.Outside, on(h.Host.Addr, 5301), syscall.ECONNREFUSED) // c1's port unreachable
-		if err := c2.EchoTCP(h.ctx, netip.AddrPort{}, on(h.Host.Addr, 8080), "hairpin"); err != nil {
+		if err := c2.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.Host.Addr, 8080), "hairpin"); err != nil {
 			t.Error(err)
 		}
 		before := h.ports(t)["c1"]
-		h.must(t, "publish", "add", "5201:5201", "c1")
-		if _, err := lab.Iperf(h.ctx, h.Outside, c1, c1.Addr, lab.IperfOptions{Seconds: 1, Via: h.Host.Addr}); err != nil {
+		h.Must(t, "publish", "add", "5201:5201", "c1")
+		if _, err := lab.Iperf(h.Ctx, h.Outside, c1, c1.Addr, lab.IperfOptions{Seconds: 1, Via: h.Host.Addr}); err != nil {
 			t.Fatal(err)
 		}
 		after := h.ports(t)["c1"]
-		if fast, slow := after.FastPackets-before.FastPackets, after.SlowPackets-before.SlowPackets; (fast > 10*slow) != (m.name == "fast") {
-			t.Errorf("%s: %d packets on the fast path, %d on the kernel's", m.name, fast, slow)
+		if fast, slow := after.FastPackets-before.FastPackets, after.SlowPackets-before.SlowPackets; (fast > 10*slow) != (m.Name == "fast") {
+			t.Errorf("%s: %d packets on the fast path, %d on the kernel's", m.Name, fast, slow)
 		}
 	})
 }
@@ -203,27 +204,27 @@ func TestE2EPublishedRouted(t *testing.T) {
 // talks and is talked to by its own address.
 func TestE2ERoutedStaysRouted(t *testing.T) {
 	t.Parallel()
-	h := upE2E(t, e2eMode{name: "fast", leaky: true}, lab.Options{Containers: 1}, "--masquerade=false")
+	h := upE2E(t, harness.Mode{Name: "fast", Leaky: true}, lab.Options{Containers: 1}, "--masquerade=false")
 	c1 := h.Containers[0]
-	if _, err := h.Outside.Run(h.ctx, "ip", "route", "add", "172.30.0.0/16", "via", h.Host.Addr.String()); err != nil {
+	if _, err := h.Outside.Run(h.Ctx, "ip", "route", "add", "172.30.0.0/16", "via", h.Host.Addr.String()); err != nil {
 		t.Fatal(err)
 	}
-	h.must(t, "publish", "add", "8080:80", "c1")
-	in, out := h.serveTCP(t, c1, on(c1.Addr, 80)), h.serveTCP(t, h.Outside, on(h.Outside.Addr, 81))
+	h.Must(t, "publish", "add", "8080:80", "c1")
+	in, out := h.ServeTCP(t, c1, on(c1.Addr, 80)), h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 81))
 	defer in.Close()
 	defer out.Close()
 	for _, to := range []netip.AddrPort{on(h.Host.Addr, 8080), on(c1.Addr, 80), on(h.Host.Addr, 8080)} {
-		if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, to, "inwards"); err != nil {
+		if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, to, "inwards"); err != nil {
 			t.Errorf("to %s: %v", to, err)
 		}
 	}
-	if err := c1.EchoTCP(h.ctx, netip.AddrPort{}, out.Addr, "outwards"); err != nil {
+	if err := c1.EchoTCP(h.Ctx, netip.AddrPort{}, out.Addr, "outwards"); err != nil {
 		t.Error(err)
 	}
 	assertPeers(t, out, c1.Addr)
-	udp := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 82))
+	udp := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 82))
 	defer udp.Close()
-	if err := c1.EchoUDP(h.ctx, netip.AddrPort{}, udp.Addr, strings.Repeat("fragments ", 400)); err != nil {
+	if err := c1.EchoUDP(h.Ctx, netip.AddrPort{}, udp.Addr, strings.Repeat("fragments ", 400)); err != nil {
 		t.Error(err)
 	}
 	assertPeers(t, udp, c1.Addr)
@@ -245,8 +246,8 @@ func TestE2EDockerOrphan(t *testing.T) {
 	r.ip(t, c, "link", "set", "eth0", "down")
 	r.ip(t, c, "link", "set", "eth0", "name", src)
 	r.ip(t, c, "link", "set", src, "netns", r.Host.Name)
-	r.must(t, "flows", "flush")
-	if out := r.must(t, "publish", "ls", "-o", "json"); strings.TrimSpace(out) != "[]" {
+	r.Must(t, "flows", "flush")
+	if out := r.Must(t, "publish", "ls", "-o", "json"); strings.TrimSpace(out) != "[]" {
 		t.Errorf("still published: %s", out)
 	}
 	if left := r.ports(t); len(left) != 2 { // the other container, and eth0

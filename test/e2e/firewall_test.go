@@ -16,6 +16,7 @@ import (
 	"net"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // strictForward is the FORWARD chain of a careful administrator. Every rule counts.
@@ -36,19 +37,19 @@ func strictForward(bridge string) string {
 // only a few of the packets, and must not find any of them invalid.
 func TestE2EStrictForward(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		lease := "1s" // many renewals
-		if m.name == "slow" {
+		if m.Name == "slow" {
 			lease = "0"
 		}
 		h := newE2E(t, m, lab.Options{Containers: 2})
 		// Conntrack judges super-packets without a length, too.
-		if err := errors.Join(h.Host.NFT(h.ctx, strictForward("fastbr0")), h.Outside.SetGSO("eth0", lab.CableGSO)); err != nil {
+		if err := errors.Join(h.Host.NFT(h.Ctx, strictForward("fastbr0")), h.Outside.SetGSO("eth0", lab.CableGSO)); err != nil {
 			t.Fatal(err)
 		}
-		h.must(t, append(append([]string{"up"}, m.up...), "--lease", lease)...)
+		h.Must(t, append(append([]string{"up"}, m.Up...), "--lease", lease)...)
 		c1 := h.Containers[0]
-		h.attach(t, c1, "c1")
+		h.Attach(t, c1, "c1")
 		for _, reverse := range []bool{false, true} {
 			ct := &conntrackWatch{h: h, sport: 33333}
 			if err := ct.transfer(c1, reverse); err != nil {
@@ -61,10 +62,10 @@ func TestE2EStrictForward(t *testing.T) {
 				t.Errorf("reverse %v: conntrack does not know that the connection has ended: %s", reverse, ct.last)
 			}
 		}
-		if n, err := h.Host.RuleCounter(h.ctx, "invalid"); err != nil || n != 0 {
+		if n, err := h.Host.RuleCounter(h.Ctx, "invalid"); err != nil || n != 0 {
 			t.Errorf("%d packets were INVALID (%v), want none", n, err)
 		}
-		if n, err := h.Host.RuleCounter(h.ctx, "new"); err != nil || n == 0 {
+		if n, err := h.Host.RuleCounter(h.Ctx, "new"); err != nil || n == 0 {
 			t.Errorf("%d packets were NEW (%v), want some", n, err)
 		}
 	})
@@ -99,7 +100,7 @@ func (w *conntrackWatch) transfer(c1 *lab.Namespace, reverse bool) error {
 		return err
 	}
 	defer s.Close()
-	c, err := c1.DialTCP(w.h.ctx, port(w.sport), s.Addr)
+	c, err := c1.DialTCP(w.h.Ctx, port(w.sport), s.Addr)
 	if err != nil {
 		return err
 	}
@@ -114,7 +115,7 @@ func (w *conntrackWatch) transfer(c1 *lab.Namespace, reverse bool) error {
 		done <- err
 	}()
 	for range 30 {
-		if err := w.look(w.h.ctx); err != nil {
+		if err := w.look(w.h.Ctx); err != nil {
 			return err
 		}
 		select {
@@ -125,8 +126,8 @@ func (w *conntrackWatch) transfer(c1 *lab.Namespace, reverse bool) error {
 	}
 	_ = c.Close()
 	<-done
-	return lab.Poll(w.h.ctx, func() (bool, error) {
-		err := w.look(w.h.ctx)
+	return lab.Poll(w.h.Ctx, func() (bool, error) {
+		err := w.look(w.h.Ctx)
 		return !strings.Contains(w.last, "ESTABLISHED"), err
 	})
 }
@@ -139,19 +140,19 @@ func (endless) Read(p []byte) (int, error) { return len(p), nil }
 // connections end at once, and the running one does when its lease has.
 func TestE2EDropRuleReachesFlow(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		lease := "1s"
-		if m.name == "slow" {
+		if m.Name == "slow" {
 			lease = "0"
 		}
 		h := upE2E(t, m, lab.Options{Containers: 1}, "--lease", lease)
 		c1 := h.Containers[0]
 		st := h.startUpload(t, c1)
 
-		if err := h.Host.IPTables(h.ctx, "-I", "FORWARD", "-d", h.Outside.Addr.String(), "-j", "DROP"); err != nil {
+		if err := h.Host.IPTables(h.Ctx, "-I", "FORWARD", "-d", h.Outside.Addr.String(), "-j", "DROP"); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, time.Second)
 		defer cancel()
 		if c, err := c1.DialTCP(ctx, netip.AddrPort{}, st.server); err == nil {
 			_ = c.Close()
@@ -159,7 +160,7 @@ func TestE2EDropRuleReachesFlow(t *testing.T) {
 		}
 		// Standing still means: nothing within a second, at whatever speed before.
 		last, since := st.got.Load(), time.Now()
-		waitFor(t, h.ctx, "the running transfer to stop", func() bool {
+		waitFor(t, h.Ctx, "the running transfer to stop", func() bool {
 			if now := st.got.Load(); now != last {
 				last, since = now, time.Now()
 			}
@@ -193,7 +194,7 @@ func (h *e2e) startUpload(t *testing.T, from *lab.Namespace) *upload {
 		t.Fatal(err)
 	}
 	st.server = s.Addr
-	c, err := from.DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
+	c, err := from.DialTCP(h.Ctx, netip.AddrPort{}, s.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +203,7 @@ func (h *e2e) startUpload(t *testing.T, from *lab.Namespace) *upload {
 		_, err := io.Copy(c, endless{})
 		st.ended <- err
 	}()
-	st.goesOn(t, h.ctx, "at all")
+	st.goesOn(t, h.Ctx, "at all")
 	return st
 }
 
@@ -232,30 +233,30 @@ func waitFor(t *testing.T, ctx context.Context, what string, cond func() bool) {
 // during a transfer, which goes on. How fast is reported, not asserted.
 func TestE2ESurvivesFlushAndKill(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
-		if err := h.Host.NFT(h.ctx, strings.Replace(strictForward("fastbr0"), "policy drop", "policy accept", 1)); err != nil {
+		if err := h.Host.NFT(h.Ctx, strings.Replace(strictForward("fastbr0"), "policy drop", "policy accept", 1)); err != nil {
 			t.Fatal(err)
 		}
-		serve := h.cmd("serve", "--metrics", "127.0.0.1:9469")
+		serve := h.Cmd("serve", "--metrics", "127.0.0.1:9469")
 		serve.Stderr = os.Stderr
 		if err := serve.Start(); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = serve.Process.Kill() })
-		if err := h.Host.WaitListen(h.ctx, netip.MustParseAddrPort("127.0.0.1:9469")); err != nil {
+		if err := h.Host.WaitListen(h.Ctx, netip.MustParseAddrPort("127.0.0.1:9469")); err != nil {
 			t.Fatal(err)
 		}
 		st := h.startUpload(t, h.Containers[0])
-		if err := h.Host.NFT(h.ctx, "flush ruleset"); err != nil {
+		if err := h.Host.NFT(h.Ctx, "flush ruleset"); err != nil {
 			t.Fatal(err)
 		}
-		st.goesOn(t, h.ctx, "after the flush")
+		st.goesOn(t, h.Ctx, "after the flush")
 		if err := serve.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		_ = serve.Wait()
-		st.goesOn(t, h.ctx, "after the kill")
+		st.goesOn(t, h.Ctx, "after the kill")
 	})
 }
 
@@ -263,30 +264,30 @@ func TestE2ESurvivesFlushAndKill(t *testing.T) {
 // next mutating command repairs, says so, and `down` takes the rules away.
 func TestE2EForwardTurnsToDrop(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
-		if err := h.Host.IPTables(h.ctx, "-P", "FORWARD", "DROP"); err != nil {
+		if err := h.Host.IPTables(h.Ctx, "-P", "FORWARD", "DROP"); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, time.Second)
 		defer cancel()
-		s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		s := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
 		if c, err := h.Containers[0].DialTCP(ctx, netip.AddrPort{}, s.Addr); err == nil {
 			_ = c.Close()
 			t.Fatal("FORWARD DROP lets a new connection pass: nothing to repair")
 		}
 		before := h.forwardRules(t)
-		r := h.fastbr(t, "detach", "c2")
-		if r.code != 0 || !strings.Contains(strings.ToLower(r.stderr), "forward") {
-			t.Errorf("detach: exit %d, said %q; want 0 and a word about FORWARD", r.code, r.stderr)
+		r := h.Fastbr(t, "detach", "c2")
+		if r.Code != 0 || !strings.Contains(strings.ToLower(r.Stderr), "forward") {
+			t.Errorf("detach: exit %d, said %q; want 0 and a word about FORWARD", r.Code, r.Stderr)
 		}
-		if err := h.Containers[0].EchoTCP(h.ctx, netip.AddrPort{}, s.Addr, "after the repair"); err != nil {
+		if err := h.Containers[0].EchoTCP(h.Ctx, netip.AddrPort{}, s.Addr, "after the repair"); err != nil {
 			t.Error(err)
 		}
 		if rules := h.forwardRules(t); !strings.Contains(rules, "fastbr") {
 			t.Errorf("no tagged rule in FORWARD:\n%s", rules)
 		}
-		h.must(t, "down", "--all")
+		h.Must(t, "down", "--all")
 		if after := h.forwardRules(t); after != before {
 			t.Errorf("FORWARD after down:\n%s\nbefore the repair:\n%s", after, before)
 		}
@@ -295,7 +296,7 @@ func TestE2EForwardTurnsToDrop(t *testing.T) {
 
 func (h *e2e) forwardRules(t *testing.T) string {
 	t.Helper()
-	out, err := h.Host.Run(h.ctx, "iptables", "-w", "-S", "FORWARD")
+	out, err := h.Host.Run(h.Ctx, "iptables", "-w", "-S", "FORWARD")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,14 +313,14 @@ func TestE2EConntrackKeepsUDP(t *testing.T) {
 		atNAT = 300 // seconds: ours
 		atCT  = 120 // and conntrack's for an answered flow
 	)
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := newE2E(t, m, lab.Options{Containers: 1})
-		if err := h.Host.NFT(h.ctx, strictForward("fastbr0")); err != nil {
+		if err := h.Host.NFT(h.Ctx, strictForward("fastbr0")); err != nil {
 			t.Fatal(err)
 		}
-		h.must(t, append([]string{"up"}, m.up...)...)
+		h.Must(t, append([]string{"up"}, m.Up...)...)
 		c1 := h.Containers[0]
-		h.attach(t, c1, "c1")
+		h.Attach(t, c1, "c1")
 		at := on(h.Outside.Addr, 5000)
 		server, err := h.Outside.ServeUDPEcho(at)
 		if err != nil {
@@ -332,11 +333,11 @@ func TestE2EConntrackKeepsUDP(t *testing.T) {
 		}
 		defer func() { _ = c.Close() }()
 		for range 3 {
-			if err := lab.EchoUDPOn(h.ctx, c, at, "hello"); err != nil {
+			if err := lab.EchoUDPOn(h.Ctx, c, at, "hello"); err != nil {
 				t.Fatal(err)
 			}
 		}
-		out, err := h.Host.Run(h.ctx, "conntrack", "-L", "-p", "udp", "--sport", fmt.Sprint(sport))
+		out, err := h.Host.Run(h.Ctx, "conntrack", "-L", "-p", "udp", "--sport", fmt.Sprint(sport))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // busConfig is a D-Bus on which everybody may do everything.
@@ -39,16 +40,16 @@ func (h *e2e) firewalld(t *testing.T) (env string) {
 	env = "DBUS_SYSTEM_BUS_ADDRESS=unix:path=" + bus
 	for _, argv := range [][]string{{"dbus-daemon", "--config-file=" + conf, "--nofork", "--nosyslog"},
 		{"firewalld", "--nofork", "--nopid", "--system-config", etc, "--log-file", filepath.Join(dir, "log")}} {
-		c := h.Host.Exec(h.ctx, argv...)
+		c := h.Host.Exec(h.Ctx, argv...)
 		c.Env = append(os.Environ(), env)
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
 		go func() { _ = c.Wait() }() // killed with the lab
-		waitFor(t, h.ctx, "the bus", func() bool { _, err := os.Stat(bus); return err == nil })
+		waitFor(t, h.Ctx, "the bus", func() bool { _, err := os.Stat(bus); return err == nil })
 	}
-	waitFor(t, h.ctx, "firewalld", func() bool {
-		_, err := h.Host.Run(h.ctx, "env", env, "firewall-cmd", "--state")
+	waitFor(t, h.Ctx, "firewalld", func() bool {
+		_, err := h.Host.Run(h.Ctx, "env", env, "firewall-cmd", "--state")
 		return err == nil
 	})
 	return env
@@ -58,37 +59,37 @@ func (h *e2e) firewalld(t *testing.T) (env string) {
 // looks says so, and what they say to run lets containers out and clients in.
 func TestE2EFirewalld(t *testing.T) {
 	t.Parallel()
-	h := newE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1})
+	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
 	env := h.firewalld(t)
-	if out := h.fastbr(t, "check").stdout; strings.Contains(out, "adds tagged accept rules") {
+	if out := h.Fastbr(t, "check").Stdout; strings.Contains(out, "adds tagged accept rules") {
 		t.Errorf("check promises rules that firewalld would throw away: %s", out)
 	}
-	up := h.fastbr(t, "up")
+	up := h.Fastbr(t, "up")
 	const said = "nft inet firewalld filter_FWD_public"
-	_, commands, ok := strings.Cut(up.stderr, "give firewalld a zone for it: ")
+	_, commands, ok := strings.Cut(up.Stderr, "give firewalld a zone for it: ")
 	commands, _, _ = strings.Cut(commands, "\n")
-	if up.code != 0 || !ok {
-		t.Fatalf("up: exit %d, %q, want commands for firewalld", up.code, up.stderr)
+	if up.Code != 0 || !ok {
+		t.Fatalf("up: exit %d, %q, want commands for firewalld", up.Code, up.Stderr)
 	}
 	c1 := h.Containers[0]
-	h.attach(t, c1, "c1")
-	h.must(t, "publish", "add", "8080:80", "c1")
+	h.Attach(t, c1, "c1")
+	h.Must(t, "publish", "add", "8080:80", "c1")
 	for _, command := range []string{"check", "status"} {
-		if out := h.fastbr(t, command).stdout; !strings.Contains(out, said) {
+		if out := h.Fastbr(t, command).Stdout; !strings.Contains(out, said) {
 			t.Errorf("%s: %s, want %q", command, out, said)
 		}
 	}
-	server := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
-	h.serveTCP(t, c1, on(c1.Addr, 80))
+	server := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
+	h.ServeTCP(t, c1, on(c1.Addr, 80))
 	try := func(from *lab.Namespace, to netip.AddrPort) error {
-		ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
 		defer cancel()
 		return from.EchoTCP(ctx, netip.AddrPort{}, to, "zone?")
 	}
 	if try(c1, server.Addr) == nil || try(h.Outside, on(h.Host.Addr, 8080)) == nil {
 		t.Fatal("firewalld lets containers through: nothing to mend")
 	}
-	if _, err := h.Host.Run(h.ctx, "env", env, "sh", "-ec", commands); err != nil {
+	if _, err := h.Host.Run(h.Ctx, "env", env, "sh", "-ec", commands); err != nil {
 		t.Fatal(err)
 	}
 	if err := try(c1, server.Addr); err != nil {
@@ -97,7 +98,7 @@ func TestE2EFirewalld(t *testing.T) {
 	if err := try(h.Outside, on(h.Host.Addr, 8080)); err != nil {
 		t.Errorf("to the published port: %v", err)
 	}
-	if out := h.must(t, "status"); strings.Contains(out, said) {
+	if out := h.Must(t, "status"); strings.Contains(out, said) {
 		t.Errorf("status still: %s", out)
 	}
 }

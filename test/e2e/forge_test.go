@@ -11,6 +11,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // aims are places at which a sender may have a checksum filled in that is none:
@@ -30,19 +31,19 @@ func aims() (all []lab.VirtioHeader) {
 func TestE2EForgedChecksums(t *testing.T) {
 	t.Parallel()
 	testutil.RequireCommand(t, "ethtool")
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		h.ethtool(t, h.Host, "-K", "eth0", "tx", "off") // the kernel fills in what leaves
 		v := h.victims(t, netip.Addr{})
 		c1, c2 := h.Containers[0], h.Containers[1]
-		s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), 5555))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = sock.Close() }()
 		for range 3 { // there is a session, with a lease
-			if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, "honest"); err != nil {
+			if err := lab.EchoUDPOn(h.Ctx, sock, s.Addr, "honest"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -87,10 +88,10 @@ func TestE2EForgedChecksums(t *testing.T) {
 		h.sendClosing(t, c1, c2)
 		h.sendClosing(t, c1, h.Outside)
 		for _, w := range seen {
-			w.assertClean(t, h.ctx, isClosing)
+			w.assertClean(t, h.Ctx, isClosing)
 		}
 		assertPeers(t, s, h.HostAddr(0))
-		if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, "still honest"); err != nil {
+		if err := lab.EchoUDPOn(h.Ctx, sock, s.Addr, "still honest"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -100,7 +101,7 @@ func TestE2EForgedChecksums(t *testing.T) {
 // in that its packet carries, as VXLAN does.
 func TestE2EChecksumsOfTunnels(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		v := h.victims(t, netip.Addr{})
 		c1, c2 := h.Containers[0], h.Containers[1]
@@ -122,7 +123,7 @@ func TestE2EChecksumsOfTunnels(t *testing.T) {
 				if err := inj.SendVirtio(lab.VirtioHeader{Flags: 1, CsumStart: 50, CsumOff: 6}, f.Bytes(t)); err != nil {
 					t.Fatal(err)
 				}
-				got, err := w.sniff.Next(h.ctx, hasMark)
+				got, err := w.sniff.Next(h.Ctx, hasMark)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -138,14 +139,14 @@ func TestE2EChecksumsOfTunnels(t *testing.T) {
 // not in it, in every frame that the kernel takes for itself.
 func TestE2EInternalStaysInside(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
-		h.must(t, "up", "inner", "--bridge", "fastbr2", "--subnet", "172.28.0.0/24", "--internal")
+		h.Must(t, "up", "inner", "--bridge", "fastbr2", "--subnet", "172.28.0.0/24", "--internal")
 		inner, err := h.Add("inner")
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := h.attach(t, inner, "inner1", "--network", "inner")
+		r := h.Attach(t, inner, "inner1", "--network", "inner")
 		mac := func(n *lab.Namespace, dev string) net.HardwareAddr {
 			m, err := n.MAC(dev)
 			if err != nil {
@@ -155,7 +156,7 @@ func TestE2EInternalStaysInside(t *testing.T) {
 		}
 		gateway := netip.MustParseAddr("172.28.0.1")
 		all := net.HardwareAddr{255, 255, 255, 255, 255, 255}
-		s := h.serveUDP(t, h.Host, on(netip.IPv4Unspecified(), 7))
+		s := h.ServeUDP(t, h.Host, on(netip.IPv4Unspecified(), 7))
 		f := testutil.Frame{SrcMAC: mac(inner, "eth0"), Src: inner.Addr,
 			UDP: &testutil.UDP{SrcPort: 1111, DstPort: 7}, Payload: forgedMark}
 		w := newWitness(t, inner, "eth0", func(b []byte) bool {
@@ -203,7 +204,7 @@ func TestE2EInternalStaysInside(t *testing.T) {
 func (w *witness) assertOnlyFrom(t *testing.T, h *e2e, addr netip.Addr) {
 	t.Helper()
 	for {
-		f, err := w.sniff.Next(h.ctx, func(f []byte) bool { return w.match(f) || isClosing(f) })
+		f, err := w.sniff.Next(h.Ctx, func(f []byte) bool { return w.match(f) || isClosing(f) })
 		if err != nil {
 			t.Error(err)
 			return
@@ -221,11 +222,11 @@ func (w *witness) assertOnlyFrom(t *testing.T, h *e2e, addr netip.Addr) {
 // may: containers speak it with each other, in fragments, too, and find no way out.
 func TestE2EIPv6StaysInside(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		run := func(n *lab.Namespace, args ...string) {
 			t.Helper()
-			if _, err := n.Run(h.ctx, args...); err != nil {
+			if _, err := n.Run(h.Ctx, args...); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // bigPayload makes three fragments on a link of 1500 bytes.
@@ -123,7 +124,7 @@ func (h *e2e) toOutside(t *testing.T, c *lab.Namespace, source uint16) testutil.
 // TestE2EFragmentsOut sends datagrams in pieces from containers, in every order.
 func TestE2EFragmentsOut(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		server := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000))
 		f, ids := h.toOutside(t, h.Containers[0], 40000), &fragmentIDs{}
@@ -160,7 +161,7 @@ func TestE2EFragmentsOut(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.sendClosing(t, h.Containers[0], h.Outside)
-			w.assertClean(t, h.ctx, isClosing)
+			w.assertClean(t, h.Ctx, isClosing)
 		})
 	})
 }
@@ -198,7 +199,7 @@ func (h *e2e) toHost(t *testing.T, to netip.AddrPort) testutil.Frame {
 // to the host, in every order.
 func TestE2EFragmentsIn(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		server, ids := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000)), &fragmentIDs{}
 		c1, f1 := h.fromOutside(t, h.Containers[0], 40000, server)
@@ -225,7 +226,7 @@ func TestE2EFragmentsIn(t *testing.T) {
 // containers, two of them with one id at once, and from outside to the host.
 func TestE2EBigPings(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		o := lab.PingOptions{Size: 3000, Count: 5, ID: 20000}
 		var wg sync.WaitGroup
@@ -247,7 +248,7 @@ func TestE2EBigPings(t *testing.T) {
 // the kernel has given up what was incomplete.
 func TestE2EFragmentFlood(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		if !stress() { // else one after the other, for what they say of latency
 			t.Parallel()
 		}
@@ -263,7 +264,7 @@ func TestE2EFragmentFlood(t *testing.T) {
 			b.round(t)
 		}
 		b.tell(t, "before")
-		ctx, stop := context.WithCancel(h.ctx)
+		ctx, stop := context.WithCancel(h.Ctx)
 		defer stop()
 		var flood, begun sync.WaitGroup
 		for _, f := range []bench.FragmentFlood{
@@ -289,8 +290,8 @@ func TestE2EFragmentFlood(t *testing.T) {
 		flood.Wait()
 		b.tell(t, "meanwhile")
 		for _, ns := range []*lab.Namespace{h.Containers[1], h.Host} {
-			err := lab.Poll(h.ctx, func() (bool, error) {
-				r, err := ns.Ping(h.ctx, h.Outside.Addr, lab.PingOptions{Size: 3000, Count: 1})
+			err := lab.Poll(h.Ctx, func() (bool, error) {
+				r, err := ns.Ping(h.Ctx, h.Outside.Addr, lab.PingOptions{Size: 3000, Count: 1})
 				return r.Received == 1, err
 			})
 			if err != nil {
@@ -305,8 +306,8 @@ func TestE2EFragmentFlood(t *testing.T) {
 func TestE2EFragmentsOfTwoUplinks(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
-	h.must(t, "up", "--uplink", "eth0", "--uplink", "eth1")
-	h.attach(t, h.Containers[0], "c1")
+	h.Must(t, "up", "--uplink", "eth0", "--uplink", "eth1")
+	h.Attach(t, h.Containers[0], "c1")
 	for _, dev := range []string{"all", "eth0", "eth1"} {
 		if err := h.Host.SetSysctl("net.ipv4.conf."+dev+".rp_filter", "1"); err != nil {
 			t.Fatal(err)
@@ -322,10 +323,10 @@ func TestE2EFragmentsOfTwoUplinks(t *testing.T) {
 // TestE2EFragmentsToPublishedPort begins flows with datagrams in pieces, from outside.
 func TestE2EFragmentsToPublishedPort(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		c1, ids := h.Containers[0], &fragmentIDs{}
-		h.must(t, "publish", "add", "5000:53/udp", "c1")
+		h.Must(t, "publish", "add", "5000:53/udp", "c1")
 		s := h.listenUDP(t, c1, on(c1.Addr, 53))
 		source := uint16(4000)
 		for name, seq := range sequences() {
@@ -355,7 +356,7 @@ func TestE2EFragmentsToPublishedPort(t *testing.T) {
 // fragmented, the host fragments on its way (RFC 4787 REQ-13a).
 func TestE2EHostFragmentsForContainers(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, MTU: 1280}, "--mtu", "1500")
 		server := h.listenUDP(t, h.Outside, on(h.Outside.Addr, 4000))
 		for range 3 {

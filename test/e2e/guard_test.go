@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EGuardOfPublishedPort: a rule that guards a published port behind a kernel
@@ -24,42 +25,42 @@ func TestE2EGuardOfPublishedPort(t *testing.T) {
 		{"raw", "iptables-nft", []string{"-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "8080", "-j", "DROP"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			h := upE2E(t, e2eMode{name: "slow", up: []string{"--lease", "0"}}, lab.Options{Containers: 1})
+			h := upE2E(t, harness.Mode{Name: "slow", Up: []string{"--lease", "0"}}, lab.Options{Containers: 1})
 			tool := func(args ...string) {
 				t.Helper()
-				if _, err := h.Host.Run(h.ctx, append([]string{c.tool, "-w"}, args...)...); err != nil {
+				if _, err := h.Host.Run(h.Ctx, append([]string{c.tool, "-w"}, args...)...); err != nil {
 					t.Fatal(err)
 				}
 			}
 			tool("-N", "DOCKER-USER")
 			tool("-A", "FORWARD", "-j", "DOCKER-USER")
 			tool(c.rule...)
-			s := h.serveTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
-			r := h.fastbr(t, "publish", "add", "8080:80", "c1")
+			s := h.ServeTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
+			r := h.Fastbr(t, "publish", "add", "8080:80", "c1")
 			said := strings.Join(c.rule[len(c.rule)-2:], " ") + ") does not match what comes to published ports"
-			if r.code != 0 || !strings.Contains(r.stderr, said) {
-				t.Errorf("publish add: exit %d, %q, want %q", r.code, r.stderr, said)
+			if r.Code != 0 || !strings.Contains(r.Stderr, said) {
+				t.Errorf("publish add: exit %d, %q, want %q", r.Code, r.Stderr, said)
 			}
 			reach := func() error {
-				ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+				ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
 				defer cancel()
 				return h.Outside.EchoTCP(ctx, netip.AddrPort{}, on(h.Host.Addr, 8080), "guarded?")
 			}
 			if err := reach(); err != nil {
 				t.Fatalf("the rule does match (%v): nothing to warn of; %v", err, s.Addr)
 			}
-			check := h.fastbr(t, "check")
-			for what, out := range map[string]string{"check": check.stdout, "status": h.must(t, "status"), "up": h.fastbr(t, "up").stderr} {
+			check := h.Fastbr(t, "check")
+			for what, out := range map[string]string{"check": check.Stdout, "status": h.Must(t, "status"), "up": h.Fastbr(t, "up").Stderr} {
 				if !strings.Contains(out, said) {
 					t.Errorf("%s: %s, want %q", what, out, said)
 				}
 			}
-			_, instead, ok := strings.Cut(r.stderr, "write instead, for port 8080/tcp: ")
+			_, instead, ok := strings.Cut(r.Stderr, "write instead, for port 8080/tcp: ")
 			instead, _, _ = strings.Cut(instead, "\n")
 			if !ok {
-				t.Fatalf("no rule to write instead: %s", r.stderr)
+				t.Fatalf("no rule to write instead: %s", r.Stderr)
 			}
-			if _, err := h.Host.Run(h.ctx, strings.Fields(instead)...); err != nil {
+			if _, err := h.Host.Run(h.Ctx, strings.Fields(instead)...); err != nil {
 				t.Fatal(err)
 			}
 			if err := reach(); err == nil {

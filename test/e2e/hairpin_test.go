@@ -13,13 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EHairpin lets containers reach each other by the host's address, each
 // seeing the other's external ip:port (RFC 4787 REQ-9, RFC 5382 REQ-8).
 func TestE2EHairpin(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		t.Run("UDP", h.testHairpinUDP)
@@ -33,7 +34,7 @@ func TestE2EHairpin(t *testing.T) {
 // external is what a server outside sees of a container's socket.
 func (h *e2e) external(t *testing.T, proto string, src netip.AddrPort) netip.AddrPort {
 	t.Helper()
-	for _, f := range h.flows(t) {
+	for _, f := range h.Flows(t) {
 		if f.Proto == proto && f.Src == src.String() {
 			return netip.MustParseAddrPort(f.NAT)
 		}
@@ -50,7 +51,7 @@ func (h *e2e) mapped(t *testing.T, c *lab.Namespace, server netip.AddrPort) (*ne
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = sock.Close() })
-	if err := lab.EchoUDPOn(h.ctx, sock, server, "here I am"); err != nil {
+	if err := lab.EchoUDPOn(h.Ctx, sock, server, "here I am"); err != nil {
 		t.Fatal(err)
 	}
 	src := on(c.Addr, sock.LocalAddr().(*net.UDPAddr).AddrPort().Port())
@@ -58,7 +59,7 @@ func (h *e2e) mapped(t *testing.T, c *lab.Namespace, server netip.AddrPort) (*ne
 }
 
 func (h *e2e) testHairpinUDP(t *testing.T) {
-	s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+	s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 	defer s.Close()
 	a, aExt := h.mapped(t, h.Containers[0], s.Addr)
 	b, bExt := h.mapped(t, h.Containers[1], s.Addr)
@@ -116,22 +117,22 @@ func (h *e2e) testHairpinUDP(t *testing.T) {
 // testHairpinTCP opens one connection from both ends at once, by external
 // addresses: neither listens.
 func (h *e2e) testHairpinTCP(t *testing.T) {
-	s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 80))
+	s := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 80))
 	defer s.Close()
 	var ext [2]netip.AddrPort
 	for i, c := range h.Containers {
 		src := on(c.Addr, uint16(43210+i))
-		conn, err := c.DialTCP(h.ctx, src, s.Addr)
+		conn, err := c.DialTCP(h.Ctx, src, s.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
-		if err := lab.Echo(h.ctx, conn, "here I am"); err != nil {
+		if err := lab.Echo(h.Ctx, conn, "here I am"); err != nil {
 			t.Fatal(err)
 		}
 		ext[i] = h.external(t, "tcp", src)
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.Ctx, 30*time.Second)
 	defer cancel()
 	conns := make(chan *net.TCPConn, 2)
 	for i, c := range h.Containers {
@@ -163,9 +164,9 @@ func (h *e2e) testHairpinTCP(t *testing.T) {
 
 // A port of the range that is nobody's is the host's, as it always was.
 func (h *e2e) testHairpinNobody(t *testing.T) {
-	s := h.serveTCP(t, h.Host, on(h.HostAddr(0), 12345))
+	s := h.ServeTCP(t, h.Host, on(h.HostAddr(0), 12345))
 	defer s.Close()
-	if err := h.Containers[0].EchoTCP(h.ctx, netip.AddrPort{}, s.Addr, "hello, host"); err != nil {
+	if err := h.Containers[0].EchoTCP(h.Ctx, netip.AddrPort{}, s.Addr, "hello, host"); err != nil {
 		t.Error(err)
 	}
 	assertPeers(t, s, h.Containers[0].Addr)
@@ -173,9 +174,9 @@ func (h *e2e) testHairpinNobody(t *testing.T) {
 
 // A firewall's RST reaches who has connected by the host's address.
 func (h *e2e) testHairpinReset(t *testing.T) {
-	h.must(t, "publish", "add", "8080:80", "c1")
+	h.Must(t, "publish", "add", "8080:80", "c1")
 	h.withRule(t, []string{"FORWARD", "-d", h.Containers[0].Addr.String(), "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"})
-	ctx, cancel := context.WithTimeout(h.ctx, pingPatience)
+	ctx, cancel := context.WithTimeout(h.Ctx, pingPatience)
 	defer cancel()
 	c, err := h.Containers[1].DialTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), 8080))
 	if c != nil {

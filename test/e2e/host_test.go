@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/ipv4"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EHostUsesRange lets the host, a masqueraded neighbour and containers
@@ -20,10 +21,10 @@ import (
 // whoever comes first.
 func TestE2EHostUsesRange(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, Neighbour: true})
-		tcp := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
-		udp := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		tcp := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		udp := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		c1, c2 := h.Containers[0], h.Containers[1]
 		for i, order := range [][]*lab.Namespace{
 			{h.Host, h.Neighbour, c1, c2},
@@ -43,7 +44,7 @@ func TestE2EHostUsesRange(t *testing.T) {
 func (h *e2e) sharePort(t *testing.T, order []*lab.Namespace, p uint16, to netip.AddrPort) {
 	conns := make([]net.Conn, len(order))
 	for i, n := range order {
-		ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 		defer cancel()
 		c, err := n.DialTCP(ctx, port(p), to)
 		if err != nil {
@@ -54,7 +55,7 @@ func (h *e2e) sharePort(t *testing.T, order []*lab.Namespace, p uint16, to netip
 	}
 	for round := range 3 {
 		for i, n := range order {
-			ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+			ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 			defer cancel()
 			if err := lab.Echo(ctx, conns[i], fmt.Sprintf("%s round %d", n.Name, round)); err != nil {
 				t.Errorf("%s, round %d: %v", n.Name, round, err)
@@ -75,7 +76,7 @@ func (h *e2e) sharePortUDP(t *testing.T, order []*lab.Namespace, p uint16, to ne
 	}
 	for round := range 3 {
 		for i, n := range order {
-			ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+			ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 			defer cancel()
 			if err := lab.EchoUDPOn(ctx, socks[i], to, fmt.Sprintf("%s round %d", n.Name, round)); err != nil {
 				t.Errorf("%s is number %d on port %d, round %d: %v", n.Name, i+1, p, round, err)
@@ -88,18 +89,18 @@ func (h *e2e) sharePortUDP(t *testing.T, order []*lab.Namespace, p uint16, to ne
 // container that uses the same port must not take it from them.
 func TestE2EHostListensInRange(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		const p = 20777
-		hostTCP := h.serveTCP(t, h.Host, on(netip.IPv4Unspecified(), p))
-		hostUDP := h.serveUDP(t, h.Host, on(h.HostAddr(0), p))
-		out := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
-		outUDP := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+		hostTCP := h.ServeTCP(t, h.Host, on(netip.IPv4Unspecified(), p))
+		hostUDP := h.ServeUDP(t, h.Host, on(h.HostAddr(0), p))
+		out := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		outUDP := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 		both := func(when string) {
 			t.Helper()
 			err := errors.Join(
-				h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), p), when),
-				h.Outside.EchoUDP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), p), when),
+				h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), p), when),
+				h.Outside.EchoUDP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), p), when),
 			)
 			if err != nil {
 				t.Errorf("%s: %v", when, err)
@@ -108,7 +109,7 @@ func TestE2EHostListensInRange(t *testing.T) {
 		both("before the container uses the port")
 		c, u := h.usePort(t, h.Containers[0], p, out.Addr)
 		for range 3 {
-			if err := errors.Join(lab.Echo(h.ctx, c, "hello"), lab.EchoUDPOn(h.ctx, u, outUDP.Addr, "hello")); err != nil {
+			if err := errors.Join(lab.Echo(h.Ctx, c, "hello"), lab.EchoUDPOn(h.Ctx, u, outUDP.Addr, "hello")); err != nil {
 				t.Error(err)
 			}
 			both("while the container uses the port")
@@ -131,17 +132,17 @@ func TestE2EHostListensInRange(t *testing.T) {
 // capture of the lab looks into them.
 func TestE2EHostErrorsDoNotLeak(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1}, "--mtu", "1400")
-		if m.name == "fast" {
-			h.must(t, "up", "--lease", "1s")
+		if m.Name == "fast" {
+			h.Must(t, "up", "--lease", "1s")
 		}
 		t.Run("reject reply", h.testRejectReply)
 		t.Run("ttl of reply", h.testReplyTTL)
 		t.Run("reply too big", h.testReplyTooBig)
 		t.Run("tcp reset", h.testRejectTCP)
 		t.Run("own ttl", func(t *testing.T) {
-			r, err := h.Containers[0].Ping(h.ctx, h.Outside.Addr, lab.PingOptions{TTL: 1, Count: 1})
+			r, err := h.Containers[0].Ping(h.Ctx, h.Outside.Addr, lab.PingOptions{TTL: 1, Count: 1})
 			if err != nil || len(r.Errors) != 1 || r.Errors[0] != h.gateway() {
 				t.Errorf("ping with TTL 1: %+v, %v; want one error from the gateway", r, err)
 			}
@@ -214,7 +215,7 @@ func (e exchange) assertRefused(t *testing.T, h *e2e, size int, want syscall.Err
 		}
 	}
 	var last error
-	waitFor(t, h.ctx, fmt.Sprintf("%v at the server", want), func() bool {
+	waitFor(t, h.Ctx, fmt.Sprintf("%v at the server", want), func() bool {
 		_, werr := c.Write(make([]byte, size))
 		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		_, rerr := c.Read(make([]byte, 100))
@@ -233,11 +234,11 @@ func (h *e2e) testRejectReply(t *testing.T) {
 
 func (h *e2e) withRule(t *testing.T, rule []string) {
 	t.Helper()
-	if err := h.Host.IPTables(h.ctx, append([]string{"-I"}, rule...)...); err != nil {
+	if err := h.Host.IPTables(h.Ctx, append([]string{"-I"}, rule...)...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := h.Host.IPTables(h.ctx, append([]string{"-D"}, rule...)...); err != nil {
+		if err := h.Host.IPTables(h.Ctx, append([]string{"-D"}, rule...)...); err != nil {
 			t.Error(err)
 		}
 	})
@@ -254,23 +255,23 @@ func (h *e2e) testReplyTooBig(t *testing.T) {
 // testRejectTCP lets the host answer the container's data with an RST to the
 // container, and the server's data with an RST to the server.
 func (h *e2e) testRejectTCP(t *testing.T) {
-	s := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
-	c, err := h.Containers[0].DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
+	s := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
+	c, err := h.Containers[0].DialTCP(h.Ctx, netip.AddrPort{}, s.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	if err := lab.Echo(h.ctx, c, "before the rule"); err != nil {
+	if err := lab.Echo(h.Ctx, c, "before the rule"); err != nil {
 		t.Fatal(err)
 	}
 	h.withRule(t, []string{"FORWARD", "-d", h.Containers[0].Addr.String(), "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"})
-	waitFor(t, h.ctx, "the lease of the inbound direction to end", func() bool {
-		ctx, cancel := context.WithTimeout(h.ctx, 500*time.Millisecond)
+	waitFor(t, h.Ctx, "the lease of the inbound direction to end", func() bool {
+		ctx, cancel := context.WithTimeout(h.Ctx, 500*time.Millisecond)
 		defer cancel()
 		return lab.Echo(ctx, c, "after the rule") != nil
 	})
 	// A new connection: its SYN/ACK is rejected, and an RST goes to the server.
-	short, cancel := context.WithTimeout(h.ctx, time.Second)
+	short, cancel := context.WithTimeout(h.Ctx, time.Second)
 	defer cancel()
 	if c, err := h.Containers[0].DialTCP(short, netip.AddrPort{}, s.Addr); err == nil {
 		_ = c.Close()

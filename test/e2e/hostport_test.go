@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // seen is what a socket of the host was told (hostclient_test.go).
@@ -37,7 +38,7 @@ func (h *e2e) hostClient(t *testing.T, ns *lab.Namespace, args ...string) *lab.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := ns.Exec(h.ctx, append([]string{self}, args...)...)
+	c := ns.Exec(h.Ctx, append([]string{self}, args...)...)
 	c.Args[0] = "hostclient"
 	h.inCgroup(t, c.Cmd)
 	return c
@@ -96,7 +97,7 @@ func (s *staying) again(t *testing.T) seen {
 // inCgroup makes a command one of the host's processes, that fastbr hooks.
 func (h *e2e) inCgroup(t *testing.T, c *exec.Cmd) {
 	t.Helper()
-	dir, err := os.Open(h.cgroup)
+	dir, err := os.Open(h.Cgroup)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,9 +110,9 @@ func hostPortLab(t *testing.T) (h *e2e, tcp, udp *lab.Server) {
 	t.Helper()
 	h = upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
 	web := h.Containers[0]
-	tcp, udp = h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
-	h.must(t, "publish", "add", "8080:80", "c1")
-	h.must(t, "publish", "add", "8080:53/udp", "c1")
+	tcp, udp = h.ServeTCP(t, web, on(web.Addr, 80)), h.ServeUDP(t, web, on(web.Addr, 53))
+	h.Must(t, "publish", "add", "8080:80", "c1")
+	h.Must(t, "publish", "add", "8080:53/udp", "c1")
 	return h, tcp, udp
 }
 
@@ -176,7 +177,7 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 		}
 	}
 	// Somebody else's port of that number, and other namespaces, are not ours.
-	outside := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 8080))
+	outside := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 8080))
 	defer outside.Close()
 	if s := h.hostSocket(t, h.Host, "tcp", "4", "connect", "-", outside.Addr.String()); s.Echo != "hello" || len(outside.Peers()) != 1 {
 		t.Errorf("an address outside: %+v, its server saw %v", s, outside.Peers())
@@ -185,7 +186,7 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 		t.Errorf("a container's own loopback: %+v", s)
 	}
 
-	h.must(t, "publish", "rm", "8080")
+	h.Must(t, "publish", "rm", "8080")
 	if s := h.hostSocket(t, h.Host, "tcp", "4", "connect", "-", "127.0.0.1:8080"); !strings.Contains(s.Err, "refused") {
 		t.Errorf("published no more: %+v", s)
 	}
@@ -197,7 +198,7 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 // hostPrograms are the links pinned for sockets of the host.
 func (h *e2e) hostPrograms(t *testing.T) string {
 	t.Helper()
-	out, err := exec.Command("find", h.bpffs, "-path", "*/links/host-*").Output()
+	out, err := exec.Command("find", h.BPFFS, "-path", "*/links/host-*").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,9 +211,9 @@ func TestE2EPublishedOnLoopback(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
 	web := h.Containers[0]
-	tcp := h.serveTCP(t, web, on(web.Addr, 80))
+	tcp := h.ServeTCP(t, web, on(web.Addr, 80))
 	defer tcp.Close()
-	h.must(t, "publish", "add", "127.0.0.1:8080:80", "c1")
+	h.Must(t, "publish", "add", "127.0.0.1:8080:80", "c1")
 	for _, to := range []string{"127.0.0.1:8080", "[::1]:8080"} {
 		family := "4"
 		if strings.HasPrefix(to, "[") {
@@ -238,7 +239,7 @@ func TestE2EPublishedOnLoopback(t *testing.T) {
 		if c != h.Outside {
 			via = h.gateway()
 		}
-		cmd := c.Exec(h.ctx, "sh", "-c", "ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1/32 via "+via.String())
+		cmd := c.Exec(h.Ctx, "sh", "-c", "ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1/32 via "+via.String())
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -254,11 +255,11 @@ func TestE2EListenerOfTheHostGoesFirst(t *testing.T) {
 	if err := h.Host.SetSysctl("net.ipv6.conf.lo.disable_ipv6", "0"); err != nil {
 		t.Fatal(err)
 	}
-	listener := h.serveTCP(t, h.Host, netip.MustParseAddrPort("[::1]:8080"))
+	listener := h.ServeTCP(t, h.Host, netip.MustParseAddrPort("[::1]:8080"))
 	defer listener.Close()
-	web := h.serveTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
+	web := h.ServeTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
 	defer web.Close()
-	h.must(t, "publish", "add", "8080:80", "c1")
+	h.Must(t, "publish", "add", "8080:80", "c1")
 	for args, reached := range map[string]*lab.Server{"tcp 6 connect - [::1]:8080": listener, "tcp 4 connect - 127.0.0.1:8080": web} {
 		before := len(reached.Peers())
 		if s := h.hostSocket(t, h.Host, strings.Fields(args)...); s.Echo != "hello" {
@@ -276,7 +277,7 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 	h, tcp, udp := hostPortLab(t)
 	defer tcp.Close()
 	defer udp.Close()
-	h.must(t, "publish", "add", h.HostAddr(0).String()+":8090:80", "c1")
+	h.Must(t, "publish", "add", h.HostAddr(0).String()+":8090:80", "c1")
 	for args, taken := range map[string]bool{
 		"tcp 4 bind 0.0.0.0:8080 -":                        true,
 		"tcp 4 bind 127.0.0.1:8080 -":                      true,
@@ -299,7 +300,7 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 	if s := h.hostSocket(t, h.Containers[1], "tcp", "4", "bind", "0.0.0.0:8080", "-"); s.Err != "" {
 		t.Errorf("a container's own port: %+v", s)
 	}
-	h.must(t, "publish", "rm", "8080/tcp")
+	h.Must(t, "publish", "rm", "8080/tcp")
 	if s := h.hostSocket(t, h.Host, "tcp", "4", "bind", "0.0.0.0:8080", "-"); s.Err != "" {
 		t.Errorf("published no more: %+v", s)
 	}
@@ -309,24 +310,24 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 // of the host that lets it choose, in whose place the container would be answered.
 func TestE2EPublishedPortIsNotChosen(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		if err := h.Host.SetSysctl("net.ipv4.ip_local_port_range", "40000 40003"); err != nil {
 			t.Fatal(err)
 		}
 		web := h.Containers[0]
-		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 80))
+		tcp, udp := h.ServeTCP(t, web, on(web.Addr, 80)), h.ServeUDP(t, web, on(web.Addr, 80))
 		defer tcp.Close()
 		defer udp.Close()
 		for _, ports := range []string{"40000:80", "40001:80", "40003:80"} {
-			h.must(t, "publish", "add", ports, "c1")
-			h.must(t, "publish", "add", ports+"/udp", "c1")
+			h.Must(t, "publish", "add", ports, "c1")
+			h.Must(t, "publish", "add", ports+"/udp", "c1")
 		}
 		for i := range uint16(4) {
-			outside := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 9000+i))
+			outside := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 9000+i))
 			defer outside.Close()
-			dns := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 9000+i))
+			dns := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 9000+i))
 			defer dns.Close()
 			for _, args := range []string{"tcp 4 connect", "udp 4 connect", "udp 4 sendto"} {
 				s := h.hostSocket(t, h.Host, append(strings.Fields(args), "-", outside.Addr.String())...)
@@ -338,7 +339,7 @@ func TestE2EPublishedPortIsNotChosen(t *testing.T) {
 		if n := len(tcp.Peers()) + len(udp.Peers()); n != 0 {
 			t.Errorf("the container has seen %d clients", n)
 		}
-		if err := h.Outside.EchoTCP(h.ctx, on(h.Outside.Addr, 0), on(h.HostAddr(0), 40001), "hello"); err != nil {
+		if err := h.Outside.EchoTCP(h.Ctx, on(h.Outside.Addr, 0), on(h.HostAddr(0), 40001), "hello"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -350,7 +351,7 @@ func TestE2EPublishedPortIsNotChosen(t *testing.T) {
 func TestE2EPublishedNoMoreEndsTheHostsSockets(t *testing.T) {
 	t.Parallel()
 	h, tcp, udp := hostPortLab(t)
-	h.must(t, "publish", "add", "8081:80", "c1")
+	h.Must(t, "publish", "add", "8081:80", "c1")
 	web, own := h.Containers[0], h.HostAddr(0).String()
 	var ended, kept []*staying
 	for _, args := range []string{"tcp 4 stay - 127.0.0.1:8080", "tcp 6 stay - [::1]:8080", "tcp 4 stay - " + own + ":8080",
@@ -360,7 +361,7 @@ func TestE2EPublishedNoMoreEndsTheHostsSockets(t *testing.T) {
 	for _, args := range []string{"tcp 4 stay - 127.0.0.1:8081", "tcp 4 stay - " + on(web.Addr, 80).String(), "udp 4 stay - " + on(web.Addr, 53).String()} {
 		kept = append(kept, h.stay(t, args))
 	}
-	h.must(t, "publish", "rm", "8080")
+	h.Must(t, "publish", "rm", "8080")
 	for _, s := range kept {
 		if got := s.again(t); got.Echo != "hello" {
 			t.Errorf("%s, not by what was published: %+v", s.args, got)
@@ -368,15 +369,15 @@ func TestE2EPublishedNoMoreEndsTheHostsSockets(t *testing.T) {
 	}
 	tcp.Close()
 	udp.Close()
-	h.must(t, "detach", "c1")
+	h.Must(t, "detach", "c1")
 	heir := h.Containers[1]
-	h.must(t, "detach", "c2")
-	h.attach(t, heir, "c3", "--ip", web.Addr.String())
-	tcp, udp = h.serveTCP(t, heir, on(heir.Addr, 80)), h.serveUDP(t, heir, on(heir.Addr, 53))
+	h.Must(t, "detach", "c2")
+	h.Attach(t, heir, "c3", "--ip", web.Addr.String())
+	tcp, udp = h.ServeTCP(t, heir, on(heir.Addr, 80)), h.ServeUDP(t, heir, on(heir.Addr, 53))
 	defer tcp.Close()
 	defer udp.Close()
-	h.must(t, "publish", "add", "8080:80", "c3")
-	h.must(t, "publish", "add", "8080:53/udp", "c3")
+	h.Must(t, "publish", "add", "8080:80", "c3")
+	h.Must(t, "publish", "add", "8080:53/udp", "c3")
 	for _, s := range ended {
 		if got := s.again(t); got.Err == "" || strings.Contains(got.Err, "temporarily unavailable") {
 			t.Errorf("%s, published no more: %+v", s.args, got)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EInventedClientsCutNobodyOff sends first packets with invented addresses
@@ -16,18 +17,18 @@ import (
 // host and honest clients of the very port go on.
 func TestE2EInventedClientsCutNobodyOff(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2}, "--nat-flows", "4096")
 		web, other := h.Containers[0], h.Containers[1]
 		for _, proto := range []string{"tcp", "udp"} {
-			h.must(t, "publish", "add", "8080:80/"+proto, "c1")
+			h.Must(t, "publish", "add", "8080:80/"+proto, "c1")
 		}
-		defer h.serveTCP(t, web, on(web.Addr, 80)).Close()
-		defer h.serveUDP(t, web, on(web.Addr, 80)).Close()
-		outTCP := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 81))
+		defer h.ServeTCP(t, web, on(web.Addr, 80)).Close()
+		defer h.ServeUDP(t, web, on(web.Addr, 80)).Close()
+		outTCP := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 81))
 		defer outTCP.Close()
-		outUDP := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 81))
+		outUDP := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 81))
 		defer outUDP.Close()
 
 		stop := h.invent(t, 8080)
@@ -35,22 +36,22 @@ func TestE2EInventedClientsCutNobodyOff(t *testing.T) {
 		public := on(h.Host.Addr, 8080)
 		for range 5 {
 			for _, from := range []*lab.Namespace{web, other, h.Host} {
-				if err := from.EchoTCP(h.ctx, netip.AddrPort{}, outTCP.Addr, "outwards"); err != nil {
+				if err := from.EchoTCP(h.Ctx, netip.AddrPort{}, outTCP.Addr, "outwards"); err != nil {
 					t.Errorf("TCP from %s: %v", from.Name, err)
 				}
-				if err := from.EchoUDP(h.ctx, netip.AddrPort{}, outUDP.Addr, "outwards"); err != nil {
+				if err := from.EchoUDP(h.Ctx, netip.AddrPort{}, outUDP.Addr, "outwards"); err != nil {
 					t.Errorf("UDP from %s: %v", from.Name, err)
 				}
 			}
-			if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, public, "inwards"); err != nil {
+			if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, public, "inwards"); err != nil {
 				t.Errorf("TCP to the flooded port: %v", err)
 			}
-			if err := h.Outside.EchoUDP(h.ctx, netip.AddrPort{}, public, "inwards"); err != nil {
+			if err := h.Outside.EchoUDP(h.Ctx, netip.AddrPort{}, public, "inwards"); err != nil {
 				t.Errorf("UDP to the flooded port: %v", err)
 			}
 		}
 		stop()
-		if n := value(t, h.must(t, "metrics"), "fastbr_nat_early_drops_total"); n == 0 {
+		if n := value(t, h.Must(t, "metrics"), "fastbr_nat_early_drops_total"); n == 0 {
 			t.Error("nobody was given up: the flood was too small to tell")
 		}
 	})
@@ -84,7 +85,7 @@ func (h *e2e) invent(t *testing.T, port uint16) (stop func()) {
 		return f.Bytes(t)
 	}
 	const few = 8192
-	ctx, cancel := context.WithCancel(h.ctx)
+	ctx, cancel := context.WithCancel(h.Ctx)
 	begun := make(chan struct{})
 	var all sync.WaitGroup
 	all.Go(func() {

@@ -21,13 +21,14 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // serve starts `fastbr serve` on the lab's host, on a port of the kernel's
 // choice, and returns where its metrics are.
 func (h *e2e) serve(t *testing.T, args ...string) (*exec.Cmd, netip.AddrPort) {
 	t.Helper()
-	c := h.cmd(append([]string{"serve", "--metrics", "127.0.0.1:0"}, args...)...)
+	c := h.Cmd(append([]string{"serve", "--metrics", "127.0.0.1:0"}, args...)...)
 	errs, err := c.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -94,9 +95,9 @@ func requirePrometheus(t *testing.T) {
 func TestServeIsScrapedByPrometheus(t *testing.T) {
 	t.Parallel()
 	requirePrometheus(t)
-	h := upE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1})
+	h := upE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
 	_, at := h.serve(t)
-	if r, err := h.Containers[0].Ping(h.ctx, h.Outside.Addr, lab.PingOptions{}); err != nil || r.Received == 0 {
+	if r, err := h.Containers[0].Ping(h.Ctx, h.Outside.Addr, lab.PingOptions{}); err != nil || r.Received == 0 {
 		t.Fatalf("ping: %+v %v", r, err)
 	}
 	dir := t.TempDir()
@@ -109,7 +110,7 @@ scrape_configs:
 `, at), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	prom := h.Host.Exec(h.ctx, "prometheus", "--config.file="+config, "--storage.tsdb.path="+dir,
+	prom := h.Host.Exec(h.Ctx, "prometheus", "--config.file="+config, "--storage.tsdb.path="+dir,
 		"--web.listen-address=127.0.0.1:9090", "--log.level=error")
 	prom.Stderr = os.Stderr
 	if err := prom.Start(); err != nil {
@@ -123,7 +124,7 @@ scrape_configs:
 		Value  [2]any
 	}
 	var found []sample
-	err := lab.Poll(h.ctx, func() (bool, error) {
+	err := lab.Poll(h.Ctx, func() (bool, error) {
 		_, body, err := h.httpGet(h.Host, query)
 		if err != nil {
 			return false, nil // prometheus is not listening yet
@@ -151,16 +152,16 @@ scrape_configs:
 // What is scraped is what `port ls` shows, and what `fastbr metrics` prints.
 func TestMetricsAgreeWithPorts(t *testing.T) {
 	t.Parallel()
-	h := upE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 2})
-	if r, err := h.Containers[0].Ping(h.ctx, h.Containers[1].Addr, lab.PingOptions{}); err != nil || r.Received == 0 {
+	h := upE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 2})
+	if r, err := h.Containers[0].Ping(h.Ctx, h.Containers[1].Addr, lab.PingOptions{}); err != nil || r.Received == 0 {
 		t.Fatalf("ping: %+v %v", r, err)
 	}
 	_, at := h.serve(t)
 	var text, once string
 	var p ctl.PortView
-	waitFor(t, h.ctx, "a while without a packet", func() bool { // the kernel asks for an address again, too
+	waitFor(t, h.Ctx, "a while without a packet", func() bool { // the kernel asks for an address again, too
 		before := h.ports(t)["c1"].RXBytes
-		text, once = h.scrape(t, at), h.must(t, "metrics")
+		text, once = h.scrape(t, at), h.Must(t, "metrics")
 		p = h.ports(t)["c1"]
 		return p.RXBytes == before
 	})
@@ -197,19 +198,19 @@ func value(t *testing.T, text, series string) (v float64) {
 
 func TestServeWhenNothingIsUp(t *testing.T) {
 	t.Parallel()
-	h := newE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1})
-	if up := value(t, h.must(t, "metrics"), "fastbr_up"); up != 0 {
+	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
+	if up := value(t, h.Must(t, "metrics"), "fastbr_up"); up != 0 {
 		t.Errorf("metrics: fastbr_up %v before up", up)
 	}
 	c, at := h.serve(t)
 	if up := value(t, h.scrape(t, at), "fastbr_up"); up != 0 {
 		t.Errorf("fastbr_up %v before up", up)
 	}
-	h.must(t, "up")
+	h.Must(t, "up")
 	if up := value(t, h.scrape(t, at), "fastbr_up"); up != 1 {
 		t.Errorf("fastbr_up %v after up", up)
 	}
-	h.must(t, "down", "--all")
+	h.Must(t, "down", "--all")
 	if up := value(t, h.scrape(t, at), "fastbr_up"); up != 0 {
 		t.Errorf("fastbr_up %v after down", up)
 	}
@@ -223,15 +224,15 @@ func TestServeWhenNothingIsUp(t *testing.T) {
 
 func TestServePortTaken(t *testing.T) {
 	t.Parallel()
-	h := newE2E(t, e2eMode{name: "fast"}, lab.Options{})
+	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{})
 	ln, err := h.Host.ListenTCP(netip.MustParseAddrPort("127.0.0.1:9469"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = ln.Close() }()
-	r := h.fastbr(t, "serve")
-	if r.code != 1 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "127.0.0.1:9469 is taken") {
-		t.Errorf("exit %d: %q, want 1 and one clear line", r.code, r.stderr)
+	r := h.Fastbr(t, "serve")
+	if r.Code != 1 || strings.Count(r.Stderr, "\n") != 1 || !strings.Contains(r.Stderr, "127.0.0.1:9469 is taken") {
+		t.Errorf("exit %d: %q, want 1 and one clear line", r.Code, r.Stderr)
 	}
 }
 
@@ -239,20 +240,20 @@ func TestServePortTaken(t *testing.T) {
 // the lease is long.
 func TestServeRevokesOnRuleChange(t *testing.T) {
 	t.Parallel()
-	h := upE2E(t, e2eMode{name: "fast"}, lab.Options{Containers: 1}, "--lease", "15s")
+	h := upE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1}, "--lease", "15s")
 	h.serve(t)
-	s := h.serveTCP(t, h.Outside, netip.AddrPortFrom(h.Outside.Addr, 7))
-	c, err := h.Containers[0].DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
+	s := h.ServeTCP(t, h.Outside, netip.AddrPortFrom(h.Outside.Addr, 7))
+	c, err := h.Containers[0].DialTCP(h.Ctx, netip.AddrPort{}, s.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
 	for range 20 { // until both directions have a lease
-		if err := lab.Echo(h.ctx, c, "warm"); err != nil {
+		if err := lab.Echo(h.Ctx, c, "warm"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := h.Host.NFT(h.ctx, `table ip block { chain judge {
+	if err := h.Host.NFT(h.Ctx, `table ip block { chain judge {
 		type filter hook forward priority filter; policy accept;
 		ip daddr `+s.Addr.Addr().String()+` drop
 	}
@@ -260,7 +261,7 @@ func TestServeRevokesOnRuleChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	for begin := time.Now(); ; {
-		ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
 		err := lab.Echo(ctx, c, "blocked?")
 		cancel()
 		if err != nil {
@@ -274,8 +275,8 @@ func TestServeRevokesOnRuleChange(t *testing.T) {
 
 // A demo that is interrupted removes its lab.
 func TestDemoInterrupted(t *testing.T) {
-	h := newE2E(t, e2eMode{name: "fast"}, lab.Options{})
-	c := exec.CommandContext(h.ctx, h.bin, "--bpffs", h.bpffs, "--state-dir", h.stateDir, "demo")
+	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{})
+	c := exec.CommandContext(h.Ctx, h.Bin, "--bpffs", h.BPFFS, "--state-dir", h.StateDir, "demo")
 	c.Env = append(os.Environ(), "FASTBR_REFUSE_NETNS=/proc/1/ns/net")
 	out, err := c.StdoutPipe()
 	if err != nil {
@@ -309,7 +310,7 @@ func TestDemoInterrupted(t *testing.T) {
 			t.Errorf("left behind: %v", left)
 		}
 	}
-	for _, dir := range []string{h.stateDir, filepath.Join(h.bpffs, "fastbr")} {
+	for _, dir := range []string{h.StateDir, filepath.Join(h.BPFFS, "fastbr")} {
 		if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}

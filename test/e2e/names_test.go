@@ -42,14 +42,14 @@ func TestE2ENames(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	h.serve(t, "--dns-upstream", h.nameServer(t).String())
-	h.must(t, "network", "create", "quiet", "--dns=false")
+	h.Must(t, "network", "create", "quiet", "--dns=false")
 	hosts := func(network, name string) string {
-		return strings.Fields(h.must(t, "run", "--network", network, "--", "getent", "ahostsv4", name) + " none")[0]
+		return strings.Fields(h.Must(t, "run", "--network", network, "--", "getent", "ahostsv4", name) + " none")[0]
 	}
 	c1 := h.Containers[0].Addr.String()
 	// The first answer tells that serve has found the network.
-	waitFor(t, h.ctx, "names to be answered", func() bool {
-		return h.fastbr(t, "run", "--", "getent", "ahostsv4", "c1").code == 0
+	waitFor(t, h.Ctx, "names to be answered", func() bool {
+		return h.Fastbr(t, "run", "--", "getent", "ahostsv4", "c1").Code == 0
 	})
 	for name, want := range map[string]string{
 		"c1": c1, "c1.default": c1, "C1": c1, "www.example.org": h.Outside.Addr.String(),
@@ -58,16 +58,16 @@ func TestE2ENames(t *testing.T) {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
 	}
-	if r := h.fastbr(t, "run", "--", "getent", "ahostsv4", "nobody.default"); r.code == 0 {
-		t.Errorf("a name that nobody has is %s", r.stdout)
+	if r := h.Fastbr(t, "run", "--", "getent", "ahostsv4", "nobody.default"); r.Code == 0 {
+		t.Errorf("a name that nobody has is %s", r.Stdout)
 	}
 	// A run has the name that was asked for, and its own /etc/resolv.conf.
-	own := h.must(t, "run", "--name", "job", "--", "sh", "-c", "getent ahostsv4 job.default; cat /etc/resolv.conf")
+	own := h.Must(t, "run", "--name", "job", "--", "sh", "-c", "getent ahostsv4 job.default; cat /etc/resolv.conf")
 	if !strings.HasPrefix(own, "172.30.0.") || !strings.Contains(own, "nameserver "+h.gateway().String()+"\n") {
 		t.Errorf("inside a run named job: %s", own)
 	}
-	host := h.must(t, "run", "--network", "host", "--", "cat", "/etc/resolv.conf")
-	if quiet := h.must(t, "run", "--network", "quiet", "--", "cat", "/etc/resolv.conf"); quiet != host {
+	host := h.Must(t, "run", "--network", "host", "--", "cat", "/etc/resolv.conf")
+	if quiet := h.Must(t, "run", "--network", "quiet", "--", "cat", "/etc/resolv.conf"); quiet != host {
 		t.Errorf("without names /etc/resolv.conf is %q, want the host's %q", quiet, host)
 	}
 	if strings.Contains(host, h.gateway().String()) {

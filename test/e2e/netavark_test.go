@@ -15,8 +15,8 @@ import (
 // and out. The answer is decoded into to, unless that is nil.
 func (h *e2e) netavark(t *testing.T, stdin string, to any, args ...string) error {
 	t.Helper()
-	c := h.Host.Exec(h.ctx, append([]string{h.bin}, args...)...)
-	c.Env = append(os.Environ(), h.pluginEnv()...)
+	c := h.Host.Exec(h.Ctx, append([]string{h.Bin}, args...)...)
+	c.Env = append(os.Environ(), h.PluginEnv()...)
 	c.Stdin = strings.NewReader(stdin)
 	out, err := c.Output()
 	if err != nil {
@@ -97,9 +97,9 @@ func TestE2ENetavark(t *testing.T) {
 	}
 	c.SetAddr(addr.Addr())
 	h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{Count: 1})
-	s := h.serveTCP(t, c, on(c.Addr, 82))
+	s := h.ServeTCP(t, c, on(c.Addr, 82))
 	defer s.Close()
-	if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(h.Host.Addr, 8082), "the last of the range"); err != nil {
+	if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.Host.Addr, 8082), "the last of the range"); err != nil {
 		t.Error(err)
 	}
 	// A second network of the same container; Podman asks it for the same ports.

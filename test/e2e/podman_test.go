@@ -84,7 +84,7 @@ func (p *podman) write(t *testing.T, name, text string) {
 func (p *podman) must(t *testing.T, args ...string) string {
 	t.Helper()
 	store := filepath.Join(p.dir, "store")
-	c := p.Host.Exec(p.ctx, append([]string{"podman", "--root", store + "/root", "--runroot", store + "/run", "--tmpdir", store + "/tmp",
+	c := p.Host.Exec(p.Ctx, append([]string{"podman", "--root", store + "/root", "--runroot", store + "/run", "--tmpdir", store + "/tmp",
 		"--storage-driver", "vfs"}, args...)...)
 	c.Env = append(os.Environ(), append(p.exec.env, "CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"))...)
 	p.inCgroup(t, c.Cmd)
@@ -111,8 +111,8 @@ func TestE2EPodman(t *testing.T) {
 			}
 			if kind == "fastbr" {
 				p.publishes(t, "podman") // by portmap, as in the list
-				p.runtime.must(t, "up")
-				p.runtime.must(t, "cni", "install", "--bin-dir", p.cni.Path[0], "--conf-dir", filepath.Join(p.dir, "net.d"))
+				p.runtime.Must(t, "up")
+				p.runtime.Must(t, "cni", "install", "--bin-dir", p.cni.Path[0], "--conf-dir", filepath.Join(p.dir, "net.d"))
 				p.publishes(t, "fastbr") // by fastbr itself
 			}
 			p.assertNoLeases(t, "podman")
@@ -152,7 +152,7 @@ func (p *podman) publishes(t *testing.T, network string) {
 // assertReached reaches the server from outside and from the host.
 func (p *podman) assertReached(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, podmanPatience)
+	ctx, cancel := context.WithTimeout(p.Ctx, podmanPatience)
 	defer cancel()
 	err := lab.Poll(ctx, func() (bool, error) { // until it listens
 		return p.Outside.EchoTCP(ctx, netip.AddrPort{}, on(p.Host.Addr, 8080), "hello") == nil, nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // vip is an address of the host's that is on no device that packets come by.
@@ -48,13 +49,13 @@ func (h *e2e) atHost(t *testing.T, i int, f testutil.Frame) []byte {
 // an entry for each datagram then. The containers reach that remote all the same.
 func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 1}, "--nat-range", "10000-10031")
-		if err := h.Host.NFT(h.ctx, `table ip track { chain in { type filter hook input priority 0; ct state invalid counter; }; }`); err != nil {
+		if err := h.Host.NFT(h.Ctx, `table ip track { chain in { type filter hook input priority 0; ct state invalid counter; }; }`); err != nil {
 			t.Fatal(err)
 		}
-		udp, tcp := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 53)), h.serveTCP(t, h.Outside, on(h.Outside.Addr, 443))
+		udp, tcp := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 53)), h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 443))
 		defer udp.Close()
 		defer tcp.Close()
 		var frames [][]byte
@@ -68,7 +69,7 @@ func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		known := 0
-		ctx, cancel := context.WithTimeout(h.ctx, 20*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 20*time.Second)
 		defer cancel()
 		err := lab.Poll(ctx, func() (bool, error) {
 			n, err := h.Host.Sysctl("net.netfilter.nf_conntrack_count")
@@ -82,10 +83,10 @@ func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 			t.Fatalf("connection tracking knows %d of %d datagrams: %v", known, len(frames)/2, err)
 		}
 		for i := range 3 {
-			if err := h.Containers[0].EchoUDP(h.ctx, port(0), udp.Addr, fmt.Sprint("question ", i)); err != nil {
+			if err := h.Containers[0].EchoUDP(h.Ctx, port(0), udp.Addr, fmt.Sprint("question ", i)); err != nil {
 				t.Errorf("UDP: %v", err)
 			}
-			if err := h.Containers[0].EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint("question ", i)); err != nil {
+			if err := h.Containers[0].EchoTCP(h.Ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint("question ", i)); err != nil {
 				t.Errorf("TCP: %v", err)
 			}
 		}
@@ -101,21 +102,21 @@ func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 // containers reach them all.
 func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 3})
 		h.addVIP(t)
 		c1, c2, c3 := h.Containers[0], h.Containers[1], h.Containers[2]
-		out, far := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7)), h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		out, far := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7)), h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
 		defer out.Close()
 		defer far.Close()
 		const first = 15000
 		// c1 has the ports: its own source ports lie in the range.
 		for p := uint16(first); p < first+4; p++ {
-			if err := c1.EchoUDP(h.ctx, on(c1.Addr, p), out.Addr, "mine"); err != nil {
+			if err := c1.EchoUDP(h.Ctx, on(c1.Addr, p), out.Addr, "mine"); err != nil {
 				t.Fatal(err)
 			}
-			conn, err := c1.DialTCP(h.ctx, on(c1.Addr, p), far.Addr)
+			conn, err := c1.DialTCP(h.Ctx, on(c1.Addr, p), far.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -123,7 +124,7 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 		}
 		try := func(what string, c *lab.Namespace, to netip.AddrPort) {
 			t.Helper()
-			ctx, cancel := context.WithTimeout(h.ctx, 4*time.Second)
+			ctx, cancel := context.WithTimeout(h.Ctx, 4*time.Second)
 			defer cancel()
 			for i := range 2 {
 				if err := c.EchoTCP(ctx, netip.AddrPort{}, to, fmt.Sprint(what, i)); err != nil {
@@ -136,7 +137,7 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 		}
 		serve := func(n *lab.Namespace, at netip.AddrPort) {
 			t.Helper()
-			s, u := h.serveTCP(t, n, at), h.serveUDP(t, n, at)
+			s, u := h.ServeTCP(t, n, at), h.ServeUDP(t, n, at)
 			t.Cleanup(func() { s.Close(); u.Close() })
 		}
 		gateway := netip.MustParseAddr("172.30.0.1")
@@ -147,7 +148,7 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 		serve(h.Host, on(h.HostAddr(0), first+1))
 		try("at the mapping's own address", c2, on(h.HostAddr(0), first+1))
 		serve(c3, on(c3.Addr, 80))
-		if err := h.Host.NFT(h.ctx, fmt.Sprintf(`table ip admin {
+		if err := h.Host.NFT(h.Ctx, fmt.Sprintf(`table ip admin {
 			chain pre { type nat hook prerouting priority dstnat; ip daddr %s meta l4proto { tcp, udp } th dport %d dnat to %s:80; }
 			chain post { type nat hook postrouting priority srcnat; ct status dnat ip saddr 172.30.0.0/16 ip daddr %s masquerade; }
 		}`, h.HostAddr(0), first+2, c3.Addr, c3.Addr)); err != nil {
@@ -155,7 +156,7 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 		}
 		try("by a rule of the admin's", c2, on(h.HostAddr(0), first+2))
 		// What nobody has is as silent as ever: c1 might send to c2 next.
-		ctx, cancel := context.WithTimeout(h.ctx, 2*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
 		defer cancel()
 		if _, err := c2.DialTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), first+3)); err == nil || errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("a mapping that has not asked: %v, want silence", err)
@@ -168,24 +169,24 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 // the host's that is not on the device by which packets come.
 func TestE2EPublishedAtAnAddressElsewhere(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		h.addVIP(t)
 		web := h.Containers[0]
-		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
+		tcp, udp := h.ServeTCP(t, web, on(web.Addr, 80)), h.ServeUDP(t, web, on(web.Addr, 53))
 		defer tcp.Close()
 		defer udp.Close()
-		h.must(t, "publish", "add", "8080:80", "c1")
-		h.must(t, "publish", "add", vip.String()+":5353:53/udp", "c1")
+		h.Must(t, "publish", "add", "8080:80", "c1")
+		h.Must(t, "publish", "add", vip.String()+":5353:53/udp", "c1")
 		for i := range 4 {
-			if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(vip, 8080), fmt.Sprint("hello ", i)); err != nil {
+			if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(vip, 8080), fmt.Sprint("hello ", i)); err != nil {
 				t.Errorf("TCP: %v", err)
 			}
-			if err := h.Outside.EchoUDP(h.ctx, port(44000), on(vip, 5353), fmt.Sprint("hello ", i)); err != nil {
+			if err := h.Outside.EchoUDP(h.Ctx, port(44000), on(vip, 5353), fmt.Sprint("hello ", i)); err != nil {
 				t.Errorf("UDP: %v", err)
 			}
-			if err := h.Containers[1].EchoTCP(h.ctx, netip.AddrPort{}, on(vip, 8080), fmt.Sprint("hello ", i)); err != nil {
+			if err := h.Containers[1].EchoTCP(h.Ctx, netip.AddrPort{}, on(vip, 8080), fmt.Sprint("hello ", i)); err != nil {
 				t.Errorf("TCP from a container: %v", err)
 			}
 		}
@@ -198,15 +199,15 @@ func TestE2EPublishedAtAnAddressElsewhere(t *testing.T) {
 // the address that was asked.
 func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 1, Uplinks: 2}, "--uplink", "eth0", "--uplink", "eth1")
 		web := h.Containers[0]
-		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
+		tcp, udp := h.ServeTCP(t, web, on(web.Addr, 80)), h.ServeUDP(t, web, on(web.Addr, 53))
 		defer tcp.Close()
 		defer udp.Close()
-		h.must(t, "publish", "add", "8080:80", "c1")
-		h.must(t, "publish", "add", "5353:53/udp", "c1")
+		h.Must(t, "publish", "add", "8080:80", "c1")
+		h.Must(t, "publish", "add", "5353:53/udp", "c1")
 		client := h.Outsides[1].Addr // beyond eth1, as the host sees it
 		sniff, err := h.Outsides[1].NewSniffer("eth0")
 		if err != nil {
@@ -219,7 +220,7 @@ func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 			if err := h.Outside.Inject("eth0", h.atHost(t, 0, f)); err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(h.ctx, 3*time.Second)
+			ctx, cancel := context.WithTimeout(h.Ctx, 3*time.Second)
 			defer cancel()
 			got, err := sniff.Next(ctx, func(b []byte) bool {
 				return len(b) >= 38 && b[12] == 8 && b[13] == 0 && netip.AddrFrom4([4]byte(b[30:34])) == client &&
@@ -245,26 +246,26 @@ func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 // gets them until they are published no more.
 func TestE2EPublishedPortOfTheRange(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2}, "--nat-range", "27000-27063")
 		web, c2 := h.Containers[0], h.Containers[1]
-		far := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
+		far := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
 		defer far.Close()
-		conn, err := c2.DialTCP(h.ctx, on(c2.Addr, 27001), far.Addr) // has that port outside, too
+		conn, err := c2.DialTCP(h.Ctx, on(c2.Addr, 27001), far.Addr) // has that port outside, too
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
-		tcp := h.serveTCP(t, web, on(web.Addr, 80))
+		tcp := h.ServeTCP(t, web, on(web.Addr, 80))
 		defer tcp.Close()
-		h.must(t, "publish", "add", "27000-27003:80", "c1")
-		h.must(t, "publish", "rm", "27000-27003")
-		h.must(t, "publish", "add", "27000:80", "c1")
-		h.must(t, "publish", "add", "27001:80", "c1")
+		h.Must(t, "publish", "add", "27000-27003:80", "c1")
+		h.Must(t, "publish", "rm", "27000-27003")
+		h.Must(t, "publish", "add", "27000:80", "c1")
+		h.Must(t, "publish", "add", "27001:80", "c1")
 		reach := func(when string, p uint16) {
 			t.Helper()
-			ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+			ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 			defer cancel()
 			for i := range 2 {
 				if err := h.Outside.EchoTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), p), fmt.Sprint("hello ", i)); err != nil {
@@ -277,27 +278,27 @@ func TestE2EPublishedPortOfTheRange(t *testing.T) {
 		}
 		reach("published", 27000)
 		reach("a mapping's", 27001)
-		if err := lab.Echo(h.ctx, conn, "still mine"); err != nil {
+		if err := lab.Echo(h.Ctx, conn, "still mine"); err != nil {
 			t.Errorf("the mapping that had the port: %v", err)
 		}
 		// Another range: what is published stays so, in either, and the connection, too.
-		h.must(t, "up", "--nat-range", "27001-27040")
+		h.Must(t, "up", "--nat-range", "27001-27040")
 		reach("another range", 27000)
 		reach("another range", 27001)
-		if err := lab.Echo(h.ctx, conn, "still mine"); err != nil {
+		if err := lab.Echo(h.Ctx, conn, "still mine"); err != nil {
 			t.Errorf("the mapping of the old range: %v", err)
 		}
 		if v, err := h.Host.Sysctl("net.ipv4.ip_local_reserved_ports"); err != nil || v != "27000-27040" {
 			t.Errorf("reserved are %q (%v), want 27000-27040", v, err)
 		}
 		before := map[string]bool{}
-		for _, f := range h.flows(t) {
+		for _, f := range h.Flows(t) {
 			before[f.Proto+f.Src] = true
 		}
 		for i := range 6 {
-			_ = c2.EchoTCP(h.ctx, on(c2.Addr, 0), far.Addr, fmt.Sprint("new ", i))
+			_ = c2.EchoTCP(h.Ctx, on(c2.Addr, 0), far.Addr, fmt.Sprint("new ", i))
 		}
-		for _, f := range h.flows(t) {
+		for _, f := range h.Flows(t) {
 			if p := netip.MustParseAddrPort(f.NAT).Port(); !before[f.Proto+f.Src] && (p < 27002 || p > 27040) {
 				t.Errorf("a new flow has port %d, want one of 27002-27040", p)
 			}

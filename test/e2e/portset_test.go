@@ -29,22 +29,22 @@ func TestE2EPortSet(t *testing.T) {
 	if why(); !grows() {
 		t.Error("nothing is fast")
 	}
-	h.must(t, "port", "set", "c1", "--slow")
+	h.Must(t, "port", "set", "c1", "--slow")
 	if why("asked"); grows() {
 		t.Error("c1 was made slow, and is fast")
 	}
-	if out := h.must(t, "port", "ls", "--network", "default"); !strings.Contains(out, "asked") {
+	if out := h.Must(t, "port", "ls", "--network", "default"); !strings.Contains(out, "asked") {
 		t.Errorf("port ls says\n%s", out)
 	}
-	h.must(t, "port", "set", h.ports(t)["c1"].Port, "--slow=false")
+	h.Must(t, "port", "set", h.ports(t)["c1"].Port, "--slow=false")
 	if why(); !grows() {
 		t.Error("c1 was made fast again, and is slow")
 	}
 	dev := h.ports(t)["c1"].Port
-	if _, err := h.Host.Run(h.ctx, "tc", "qdisc", "add", "dev", dev, "root", "tbf", "rate", "100mbit", "burst", "100kb", "latency", "50ms"); err != nil {
+	if _, err := h.Host.Run(h.Ctx, "tc", "qdisc", "add", "dev", dev, "root", "tbf", "rate", "100mbit", "burst", "100kb", "latency", "50ms"); err != nil {
 		t.Fatal(err)
 	}
-	h.must(t, "port", "set", "c1", "--slow=false") // it is slow all the same
+	h.Must(t, "port", "set", "c1", "--slow=false") // it is slow all the same
 	if why("tbf"); grows() {
 		t.Error("c1 has a queueing discipline, and is fast")
 	}
@@ -53,8 +53,8 @@ func TestE2EPortSet(t *testing.T) {
 		"nothing to set":     {"port", "set", "c1"},
 		"no network nowhere": {"port", "set", "c1", "--slow", "--network", "nowhere"},
 	} {
-		if r := h.fastbr(t, args...); r.code == 0 || !strings.Contains(r.stderr, want) {
-			t.Errorf("%v: exit %d: %s", args, r.code, r.stderr)
+		if r := h.Fastbr(t, args...); r.Code == 0 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("%v: exit %d: %s", args, r.Code, r.Stderr)
 		}
 	}
 }

@@ -8,28 +8,29 @@ import (
 	"time"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2EPublish reaches a container from outside by ports of the host: the
 // container sees the client's own address, and the client the host's.
 func TestE2EPublish(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		web := h.Containers[0]
-		tcp := h.serveTCP(t, web, on(web.Addr, 80))
+		tcp := h.ServeTCP(t, web, on(web.Addr, 80))
 		defer tcp.Close()
-		udp := h.serveUDP(t, web, on(web.Addr, 53))
+		udp := h.ServeUDP(t, web, on(web.Addr, 53))
 		defer udp.Close()
-		h.must(t, "publish", "add", "8080:80", "c1")
-		h.must(t, "publish", "add", h.Host.Addr.String()+":5000-5999:53/udp", "c1", "--allow", h.Outside.Addr.String()+"/32")
+		h.Must(t, "publish", "add", "8080:80", "c1")
+		h.Must(t, "publish", "add", h.Host.Addr.String()+":5000-5999:53/udp", "c1", "--allow", h.Outside.Addr.String()+"/32")
 
 		for i := range 5 {
-			if err := h.Outside.EchoTCP(h.ctx, on(h.Outside.Addr, 0), on(h.Host.Addr, 8080), fmt.Sprint("hello ", i)); err != nil {
+			if err := h.Outside.EchoTCP(h.Ctx, on(h.Outside.Addr, 0), on(h.Host.Addr, 8080), fmt.Sprint("hello ", i)); err != nil {
 				t.Errorf("TCP to the published port: %v", err)
 			}
-			if err := h.Outside.EchoUDP(h.ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5000), fmt.Sprint("hello ", i)); err != nil {
+			if err := h.Outside.EchoUDP(h.Ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5000), fmt.Sprint("hello ", i)); err != nil {
 				t.Errorf("UDP to the published port: %v", err)
 			}
 		}
@@ -43,16 +44,16 @@ func TestE2EPublish(t *testing.T) {
 		h.assertBytesEqual(t)
 
 		// What is published no more is closed at once, for running flows too.
-		h.must(t, "publish", "rm", "5000-5999")
-		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+		h.Must(t, "publish", "rm", "5000-5999")
+		ctx, cancel := context.WithTimeout(h.Ctx, time.Second)
 		defer cancel()
 		if err := h.Outside.EchoUDP(ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5000), "still there?"); err == nil {
 			t.Error("a port that is published no more still answers")
 		}
 		// The container's own way out is untouched by all this.
-		out := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 81))
+		out := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 81))
 		defer out.Close()
-		if err := web.EchoTCP(h.ctx, netip.AddrPort{}, out.Addr, "outwards"); err != nil {
+		if err := web.EchoTCP(h.Ctx, netip.AddrPort{}, out.Addr, "outwards"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -62,12 +63,12 @@ func TestE2EPublish(t *testing.T) {
 // take the fast path.
 func TestE2EPublishedBulk(t *testing.T) {
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
-	h.must(t, "publish", "add", "5201:5201", "c1")
+	h.Must(t, "publish", "add", "5201:5201", "c1")
 	if err := h.Outside.SetGSO("eth0", lab.CableGSO); err != nil {
 		t.Fatal(err)
 	}
 	before, own := h.ports(t)["c1"], h.counters(t, h.Containers[0])
-	if _, err := lab.Iperf(h.ctx, h.Outside, h.Containers[0], h.Containers[0].Addr, lab.IperfOptions{Seconds: 2, Via: h.Host.Addr}); err != nil {
+	if _, err := lab.Iperf(h.Ctx, h.Outside, h.Containers[0], h.Containers[0].Addr, lab.IperfOptions{Seconds: 2, Via: h.Host.Addr}); err != nil {
 		t.Fatal(err)
 	}
 	after := h.ports(t)["c1"]
@@ -85,13 +86,13 @@ func TestE2EPublishedBulk(t *testing.T) {
 func TestE2EPublishRefusesAPortInUse(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
-	s := h.serveTCP(t, h.Host, on(netip.IPv4Unspecified(), 8085))
+	s := h.ServeTCP(t, h.Host, on(netip.IPv4Unspecified(), 8085))
 	defer s.Close()
-	r := h.fastbr(t, "publish", "add", "8080-8089:80", "c1")
-	if want := "fastbr: host port 8085/tcp is in use by a socket of the host\n"; r.code != 1 || r.stderr != want {
-		t.Errorf("exit %d: %q, want %q", r.code, r.stderr, want)
+	r := h.Fastbr(t, "publish", "add", "8080-8089:80", "c1")
+	if want := "fastbr: host port 8085/tcp is in use by a socket of the host\n"; r.Code != 1 || r.Stderr != want {
+		t.Errorf("exit %d: %q, want %q", r.Code, r.Stderr, want)
 	}
-	if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(h.Host.Addr, 8085), "hello, host"); err != nil {
+	if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.Host.Addr, 8085), "hello, host"); err != nil {
 		t.Error(err)
 	}
 }
@@ -102,37 +103,37 @@ func TestE2EPublishRefusesAPortInUse(t *testing.T) {
 // asked for, never a container's own.
 func TestE2EPublishedToContainers(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		second, err := h.Add("c3")
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.must(t, "network", "create", "second", "--subnet", "172.29.0.0/24")
-		h.attach(t, second, "c3", "--network", "second")
+		h.Must(t, "network", "create", "second", "--subnet", "172.29.0.0/24")
+		h.Attach(t, second, "c3", "--network", "second")
 		shut, err := h.Add("c4")
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.must(t, "network", "create", "shut", "--subnet", "172.28.0.0/24", "--internal")
-		h.attach(t, shut, "c4", "--network", "shut")
+		h.Must(t, "network", "create", "shut", "--subnet", "172.28.0.0/24", "--internal")
+		h.Attach(t, shut, "c4", "--network", "shut")
 
 		web := h.Containers[0]
-		tcp, udp := h.serveTCP(t, web, on(web.Addr, 80)), h.serveUDP(t, web, on(web.Addr, 53))
+		tcp, udp := h.ServeTCP(t, web, on(web.Addr, 80)), h.ServeUDP(t, web, on(web.Addr, 53))
 		defer tcp.Close()
 		defer udp.Close()
-		h.must(t, "publish", "add", "8080:80", "c1")
-		h.must(t, "publish", "add", "5353:53/udp", "c1")
+		h.Must(t, "publish", "add", "8080:80", "c1")
+		h.Must(t, "publish", "add", "5353:53/udp", "c1")
 		hosts := []netip.Addr{h.HostAddr(0), h.gateway(), netip.MustParseAddr("172.29.0.1")}
 		clients := map[string]*lab.Namespace{"the same network": h.Containers[1], "another network": second, "itself": web}
 		for where, c := range clients {
 			for _, host := range hosts {
 				for i := range 2 {
-					if err := c.EchoTCP(h.ctx, netip.AddrPort{}, on(host, 8080), fmt.Sprint("hello ", i)); err != nil {
+					if err := c.EchoTCP(h.Ctx, netip.AddrPort{}, on(host, 8080), fmt.Sprint("hello ", i)); err != nil {
 						t.Errorf("TCP from %s by %s: %v", where, host, err)
 					}
-					if err := c.EchoUDP(h.ctx, netip.AddrPort{}, on(host, 5353), fmt.Sprint("hello ", i)); err != nil {
+					if err := c.EchoUDP(h.Ctx, netip.AddrPort{}, on(host, 5353), fmt.Sprint("hello ", i)); err != nil {
 						t.Errorf("UDP from %s by %s: %v", where, host, err)
 					}
 				}
@@ -140,20 +141,20 @@ func TestE2EPublishedToContainers(t *testing.T) {
 		}
 		assertPeers(t, tcp, hosts...)
 		assertPeers(t, udp, hosts...)
-		if err := lab.EchoBulk(h.ctx, second, on(h.HostAddr(0), 8080), 4<<20); err != nil {
+		if err := lab.EchoBulk(h.Ctx, second, on(h.HostAddr(0), 8080), 4<<20); err != nil {
 			t.Errorf("bulk from another network: %v", err)
 		}
 		h.assertBytesEqual(t)
 
 		h.notLetIn(t, shut, on(netip.MustParseAddr("172.28.0.1"), 8080), "from an internal network")
 		h.notLetIn(t, second, on(web.Addr, 80), "from another network by the container's own address")
-		h.must(t, "publish", "rm", "8080")
-		h.must(t, "publish", "add", "8080:80", "c1", "--allow", h.Containers[1].Addr.String()+"/32")
+		h.Must(t, "publish", "rm", "8080")
+		h.Must(t, "publish", "add", "8080:80", "c1", "--allow", h.Containers[1].Addr.String()+"/32")
 		h.notLetIn(t, second, on(h.HostAddr(0), 8080), "without being allowed")
-		if err := h.Containers[1].EchoTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), 8080), "allowed"); err != nil {
+		if err := h.Containers[1].EchoTCP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), 8080), "allowed"); err != nil {
 			t.Error(err)
 		}
-		h.must(t, "publish", "rm", "8080")
+		h.Must(t, "publish", "rm", "8080")
 		h.notLetIn(t, h.Containers[1], on(h.HostAddr(0), 8080), "published no more")
 	})
 }
@@ -161,7 +162,7 @@ func TestE2EPublishedToContainers(t *testing.T) {
 // notLetIn expects that a connection does not come about, by RST or by silence.
 func (h *e2e) notLetIn(t *testing.T, from *lab.Namespace, to netip.AddrPort, what string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+	ctx, cancel := context.WithTimeout(h.Ctx, time.Second)
 	defer cancel()
 	if err := from.EchoTCP(ctx, netip.AddrPort{}, to, "let me in"); err == nil {
 		t.Errorf("%s is let in %s", to, what)

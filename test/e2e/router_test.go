@@ -12,7 +12,7 @@ import (
 // forwarding reads net.ipv4.conf.DEVICE.forwarding of the lab's host.
 func (h *e2e) forwarding(t *testing.T, device string) (v string) {
 	t.Helper()
-	out, err := h.Host.Run(h.ctx, "sysctl", "-n", "net/ipv4/conf/"+device+"/forwarding")
+	out, err := h.Host.Run(h.Ctx, "sysctl", "-n", "net/ipv4/conf/"+device+"/forwarding")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,40 +46,40 @@ func TestE2EHostIsNoRouter(t *testing.T) {
 	t.Parallel()
 	for i, uplinks := range [][]string{{"--uplink", "eth0"}, {"--uplink", "eth0", "--uplink", "eth1"}} {
 		m := e2eModes()[i]
-		t.Run(m.name, func(t *testing.T) {
+		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
 			h := newE2E(t, m, lab.Options{Containers: 1, Uplinks: 2})
 			h.setForward(t, "0")
 			near, far := h.routesThrough(t)
 			h.noPing(t, near, far)
-			h.must(t, append(append([]string{"up"}, m.up...), uplinks...)...)
+			h.Must(t, append(append([]string{"up"}, m.Up...), uplinks...)...)
 			c := h.Containers[0]
-			h.attach(t, c, "c1")
+			h.Attach(t, c, "c1")
 			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{})
 			before := h.drops(t, "isolated")
 			h.noPing(t, near, far)
 			h.waitDrops(t, "isolated", before, 1)
-			if r := h.fastbr(t, "check"); !strings.Contains(r.stdout, "only containers' packets are forwarded, by fastbr0, eth0") {
-				t.Errorf("check says %s", r.stdout)
+			if r := h.Fastbr(t, "check"); !strings.Contains(r.Stdout, "only containers' packets are forwarded, by fastbr0, eth0") {
+				t.Errorf("check says %s", r.Stdout)
 			}
 			// Somebody else wants a router: dockerd, which finds 0.
 			h.setForward(t, "1")
 			h.mustPing(t, near, far, lab.PingOptions{})
 			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{})
-			if r := h.fastbr(t, "check"); !strings.Contains(r.stdout, "this host is a router") {
-				t.Errorf("check says %s", r.stdout)
+			if r := h.Fastbr(t, "check"); !strings.Contains(r.Stdout, "this host is a router") {
+				t.Errorf("check says %s", r.Stdout)
 			}
 			// And no more: all devices are closed then, ours too.
 			h.setForward(t, "0")
 			for _, device := range []string{"fastbr0", "eth0"} {
-				if r := h.fastbr(t, "status"); !strings.Contains(r.stdout, "net.ipv4.conf."+device+".forwarding is 0") {
-					t.Errorf("status says %s", r.stdout)
+				if r := h.Fastbr(t, "status"); !strings.Contains(r.Stdout, "net.ipv4.conf."+device+".forwarding is 0") {
+					t.Errorf("status says %s", r.Stdout)
 				}
 			}
-			h.must(t, "up")
+			h.Must(t, "up")
 			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{})
 			h.noPing(t, near, far)
-			h.must(t, "down", "--all")
+			h.Must(t, "down", "--all")
 			if got := h.forwarding(t, "all") + h.forwarding(t, "eth0") + h.forwarding(t, "eth1"); got != "000" {
 				t.Errorf("forwarding of all, eth0, eth1 after down: %s", got)
 			}
@@ -108,11 +108,11 @@ func TestE2EHostIsARouter(t *testing.T) {
 				}
 			}
 			near, far := h.routesThrough(t)
-			h.must(t, "up", "--uplink", "eth0")
-			h.attach(t, h.Containers[0], "c1")
+			h.Must(t, "up", "--uplink", "eth0")
+			h.Attach(t, h.Containers[0], "c1")
 			h.mustPing(t, near, far, lab.PingOptions{})
 			h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
-			h.must(t, "down", "--all")
+			h.Must(t, "down", "--all")
 			h.mustPing(t, near, far, lab.PingOptions{})
 		})
 	}
@@ -125,17 +125,17 @@ func TestE2ERouterBesideUs(t *testing.T) {
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
 	h.setForward(t, "0")
 	near, far := h.routesThrough(t)
-	h.must(t, "up", "--uplink", "eth0")
+	h.Must(t, "up", "--uplink", "eth0")
 	h.setForward(t, "1")
-	h.must(t, "down", "--all")
+	h.Must(t, "down", "--all")
 	h.mustPing(t, near, far, lab.PingOptions{})
 	// A network that is routed needs a router, and it ends with it.
 	h.setForward(t, "0")
-	h.must(t, "up", "--uplink", "eth0", "--masquerade=false")
+	h.Must(t, "up", "--uplink", "eth0", "--masquerade=false")
 	if v := h.forwarding(t, "all"); v != "1" {
 		t.Errorf("ip_forward is %s for a network that is not translated", v)
 	}
-	h.must(t, "down", "--all")
+	h.Must(t, "down", "--all")
 	if got := h.forwarding(t, "all") + h.forwarding(t, "eth0"); got != "00" {
 		t.Errorf("forwarding of all, eth0 after down: %s", got)
 	}

@@ -21,16 +21,16 @@ func TestE2EManyPorts(t *testing.T) {
 	t.Parallel()
 	n := sized(48, mostPorts)
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: n})
-	h.must(t, "up")
+	h.Must(t, "up")
 	var first, last time.Duration
 	for i, c := range h.Containers {
-		h.renew()
+		h.Renew()
 		var at []string
 		if i%5 == 4 { // all bytes of an address count
 			at = []string{"--ip", fmt.Sprintf("172.30.%d.%d", 255-i/5, i/5%2*255)}
 		}
 		start := time.Now()
-		h.attach(t, c, fmt.Sprintf("c%d", i+1), at...)
+		h.Attach(t, c, fmt.Sprintf("c%d", i+1), at...)
 		switch took := time.Since(start); {
 		case i < 5:
 			first += took / 5
@@ -47,7 +47,7 @@ func TestE2EManyPorts(t *testing.T) {
 		h.assertFull(t)
 	}
 	start = time.Now()
-	h.must(t, "metrics")
+	h.Must(t, "metrics")
 	t.Logf("metrics: %v", time.Since(start))
 	bystander, err := h.Containers[n-1].NewSniffer("eth0")
 	if err != nil {
@@ -56,14 +56,14 @@ func TestE2EManyPorts(t *testing.T) {
 	defer bystander.Close()
 	h.pingAll(t, h.Containers[:n-1])
 	h.assertNotAsked(t, bystander)
-	h.renew() // `down` of them all
+	h.Renew() // `down` of them all
 }
 
 // pingAll pings from the first to every other, and from some to the outside.
 func (h *e2e) pingAll(t *testing.T, all []*lab.Namespace) {
 	t.Helper()
 	for i, c := range all[1:] {
-		h.renew()
+		h.Renew()
 		h.mustPing(t, all[0], c.Addr, lab.PingOptions{Count: 1})
 		if i%10 == 0 {
 			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{Count: 1})
@@ -71,7 +71,7 @@ func (h *e2e) pingAll(t *testing.T, all []*lab.Namespace) {
 		// The kernel's ARP table is one for all namespaces of the machine and
 		// ends at 1024 entries, whatever bridge lies between.
 		for _, n := range []*lab.Namespace{all[0], c} {
-			if _, err := n.Run(h.ctx, "ip", "neigh", "flush", "dev", "eth0"); err != nil {
+			if _, err := n.Run(h.Ctx, "ip", "neigh", "flush", "dev", "eth0"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,7 +88,7 @@ func (h *e2e) assertNotAsked(t *testing.T, bystander *lab.Sniffer) {
 	nobody := h.gateway().As4()
 	nobody[2], nobody[3] = 100, 100
 	h.noPing(t, h.Containers[0], netip.AddrFrom4(nobody))
-	question, err := bystander.Next(h.ctx, func(f []byte) bool {
+	question, err := bystander.Next(h.Ctx, func(f []byte) bool {
 		const arp, request = 0x0806, 1
 		return len(f) >= 42 && binary.BigEndian.Uint16(f[12:]) == arp && binary.BigEndian.Uint16(f[20:]) == request
 	})
@@ -108,16 +108,16 @@ func (h *e2e) assertFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	links := func(n *lab.Namespace) string {
-		out, err := n.Run(h.ctx, "ip", "-o", "link")
+		out, err := n.Run(h.Ctx, "ip", "-o", "link")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return fmt.Sprint(strings.Count(out, "\n"))
 	}
 	before := links(h.Host) + " " + links(extra)
-	r := h.fastbr(t, "attach", extra.Path(), "--name", "extra")
-	if r.code != 1 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "the most a bridge can have") {
-		t.Errorf("a port too many: exit %d, %q; want 1 and one clear line", r.code, r.stderr)
+	r := h.Fastbr(t, "attach", extra.Path(), "--name", "extra")
+	if r.Code != 1 || strings.Count(r.Stderr, "\n") != 1 || !strings.Contains(r.Stderr, "the most a bridge can have") {
+		t.Errorf("a port too many: exit %d, %q; want 1 and one clear line", r.Code, r.Stderr)
 	}
 	if after := links(h.Host) + " " + links(extra); after != before {
 		t.Errorf("devices of the host and of the container refused: %s before, %s after", before, after)

@@ -23,7 +23,7 @@ func TestE2EAttachStorm(t *testing.T) {
 	lasts := sized(2*time.Second, 30*time.Second)
 	t.Run("driver", func(t *testing.T) {
 		r := newReplay(t, e2eModes()[0], 2)
-		r.must(t, "up")
+		r.Must(t, "up")
 		r.createNetwork(t)
 		for i, c := range r.Containers {
 			r.join(t, endpointID(fmt.Sprint(i)), c, fmt.Sprintf("10.77.0.%d/24", i+2), "")
@@ -48,9 +48,9 @@ func TestE2EAttachStorm(t *testing.T) {
 		}
 		h.storm(t, lasts, func(worker int, attach bool) error {
 			name := comers[worker].Name
-			c := h.cmd("detach", name)
+			c := h.Cmd("detach", name)
 			if attach {
-				c = h.cmd("attach", comers[worker].Path(), "--name", name)
+				c = h.Cmd("attach", comers[worker].Path(), "--name", name)
 			}
 			if out, err := c.CombinedOutput(); err != nil {
 				return fmt.Errorf("%w: %s", err, out)
@@ -98,7 +98,7 @@ func (h *e2e) storm(t *testing.T, lasts time.Duration, change func(worker int, a
 // a single one that is lost is an error.
 func (h *e2e) bystanders(t *testing.T, when string, from, other *lab.Namespace) []*stream {
 	t.Helper()
-	in, out := h.serveUDP(t, other, on(other.Addr, 0)), h.serveUDP(t, h.Outside, on(h.Outside.Addr, 0))
+	in, out := h.ServeUDP(t, other, on(other.Addr, 0)), h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 0))
 	return []*stream{
 		h.startStream(t, when+", bridge", true, from, in.Addr),
 		h.startStream(t, when+", outwards", true, from, out.Addr),
@@ -113,18 +113,18 @@ func TestE2ESweepBesideTraffic(t *testing.T) {
 	sources, dests := sized(1000, 5000), sized(10, 100)
 	flows := 2 * sources * dests
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 4}, "--nat-flows", fmt.Sprint(flows+flows/4))
-	if _, err := h.Outside.Run(h.ctx, "iptables", "-A", "INPUT", "-p", "udp", "--dport", fmt.Sprintf("%d:%d", sweepPort, sweepPort+dests), "-j", "DROP"); err != nil {
+	if _, err := h.Outside.Run(h.Ctx, "iptables", "-A", "INPUT", "-p", "udp", "--dport", fmt.Sprintf("%d:%d", sweepPort, sweepPort+dests), "-j", "DROP"); err != nil {
 		t.Fatal(err)
 	}
 	during := func(what string, f func()) {
-		h.renew()
+		h.Renew()
 		traffic := h.bystanders(t, what, h.Containers[2], h.Containers[3])
 		f()
 		for _, s := range traffic {
 			s.end(t)
 		}
 	}
-	live := func() float64 { return value(t, h.must(t, "metrics"), "fastbr_nat_flows") }
+	live := func() float64 { return value(t, h.Must(t, "metrics"), "fastbr_nat_flows") }
 	look := sized(time.Second, 20*time.Second)
 	during("before", func() { time.Sleep(look) })
 	during("opening", func() {
@@ -141,11 +141,11 @@ func TestE2ESweepBesideTraffic(t *testing.T) {
 	}
 	during("all live", func() { time.Sleep(look) })
 	if !stress() { // they live for two minutes
-		h.must(t, "flows", "flush")
+		h.Must(t, "flows", "flush")
 		return
 	}
 	during("expiring", func() {
-		for live() > float64(flows/100) && h.ctx.Err() == nil {
+		for live() > float64(flows/100) && h.Ctx.Err() == nil {
 			time.Sleep(time.Second)
 		}
 	})

@@ -36,11 +36,11 @@ func TestE2EConnectionRate(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	d := sized(time.Second, time.Minute)
-	s, err := bench.ConnMax{}.Run(h.ctx, h.Lab, d, func() error { return nil })
+	s, err := bench.ConnMax{}.Run(h.Ctx, h.Lab, d, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := h.must(t, "metrics")
+	text := h.Must(t, "metrics")
 	reclaimed := value(t, text, "fastbr_nat_ports_reclaimed_total")
 	t.Logf("%.0f connections/s for %v, %.1f ms at most for 99 %%; %.0f ports reclaimed, %.0f shared",
 		s.Value, d, s.P99, reclaimed, value(t, text, "fastbr_nat_port_overloads_total"))
@@ -65,11 +65,11 @@ func TestE2EFifteenThousandConnectionsASecond(t *testing.T) {
 	const perSecond = 15_000
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	n := sized(2, 60) * perSecond
-	r, err := bench.Handshakes{Client: h.Containers[0], Server: h.Outside, PerSecond: perSecond}.Run(h.ctx, n)
+	r, err := bench.Handshakes{Client: h.Containers[0], Server: h.Outside, PerSecond: perSecond}.Run(h.Ctx, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := h.must(t, "metrics")
+	text := h.Must(t, "metrics")
 	reclaimed := value(t, text, "fastbr_nat_ports_reclaimed_total")
 	t.Logf("%d connections, %.0f a second, %d segments sent again; %.0f ports reclaimed, %.0f shared",
 		r.Begun, float64(r.Begun)/r.Took.Seconds(), r.Repeated, reclaimed, value(t, text, "fastbr_nat_port_overloads_total"))
@@ -107,12 +107,12 @@ func TestE2ERangeAt95Percent(t *testing.T) {
 		}
 	}
 	var text string
-	waitFor(t, h.ctx, "all flows", func() bool {
-		text = h.must(t, "metrics")
+	waitFor(t, h.Ctx, "all flows", func() bool {
+		text = h.Must(t, "metrics")
 		return value(t, text, "fastbr_nat_flows") == 2*each
 	})
 	ports := map[uint16]bool{}
-	for _, f := range h.flows(t) {
+	for _, f := range h.Flows(t) {
 		ports[netip.MustParseAddrPort(f.NAT).Port()] = true
 	}
 	if len(ports) != 2*each {
@@ -144,12 +144,12 @@ type bystanders struct {
 func (h *e2e) newBystanders(t *testing.T) *bystanders {
 	t.Helper()
 	b := &bystanders{h: h, echo: on(h.Outside.Addr, 80), took: map[string][]time.Duration{}}
-	h.serveTCP(t, h.Outside, b.echo)
-	h.serveUDP(t, h.Outside, b.echo)
+	h.ServeTCP(t, h.Outside, b.echo)
+	h.ServeUDP(t, h.Outside, b.echo)
 	b.flow = h.listenUDP(t, h.Containers[1], on(netip.IPv4Unspecified(), 0))
-	ssh := h.serveTCP(t, h.Host, on(h.HostAddr(0), 22))
+	ssh := h.ServeTCP(t, h.Host, on(h.HostAddr(0), 22))
 	var err error
-	if b.ssh, err = h.Outside.DialTCP(h.ctx, netip.AddrPort{}, ssh.Addr); err != nil {
+	if b.ssh, err = h.Outside.DialTCP(h.Ctx, netip.AddrPort{}, ssh.Addr); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.ssh.Close() })
@@ -170,7 +170,7 @@ func (b *bystanders) round(t *testing.T) {
 		"datagrams of c2":        func(ctx context.Context) error { return lab.EchoUDPOn(ctx, b.flow, b.echo, msg) },
 		"keystrokes at the host": func(ctx context.Context) error { return lab.Echo(ctx, b.ssh, msg) },
 	} {
-		ctx, cancel := context.WithTimeout(b.h.ctx, pingPatience)
+		ctx, cancel := context.WithTimeout(b.h.Ctx, pingPatience)
 		begin := time.Now()
 		if err := do(ctx); err != nil {
 			t.Errorf("%s, number %d: %v", who, len(b.took[who]), err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // A tag of a frame, outermost first.
@@ -85,7 +86,7 @@ func priorityTags() map[string][]tag {
 func TestE2EPriorityTags(t *testing.T) {
 	t.Parallel()
 	for _, m := range append(e2eModes()[:2], native()) {
-		t.Run(m.name, func(t *testing.T) {
+		t.Run(m.Name, func(t *testing.T) {
 			h := upE2E(t, m, lab.Options{Containers: 1})
 			if err := h.Outside.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), h.HostAddr(0)); err != nil {
 				t.Fatal(err)
@@ -142,7 +143,7 @@ func (h *e2e) testTagsOpenNoDoor(t *testing.T) {
 		h.waitDrops(t, reason, before[reason], n)
 	}
 	h.sendClosing(t, c1, h.Outside)
-	w.assertClean(t, h.ctx, isClosing)
+	w.assertClean(t, h.Ctx, isClosing)
 }
 
 // forgedOutside is a forged datagram from outside to an address behind the host.
@@ -171,10 +172,10 @@ func (h *e2e) testTaggedTraffic(t *testing.T) {
 	fast := h.ports(t)["c1"].FastPackets
 	h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{Count: 3})
 	h.echoes(t, 5)
-	if err := lab.Bulk(h.ctx, c1, h.Outside, h.Outside.Addr, 1<<20, true); err != nil {
+	if err := lab.Bulk(h.Ctx, c1, h.Outside, h.Outside.Addr, 1<<20, true); err != nil {
 		t.Error(err)
 	}
-	if now := h.ports(t)["c1"].FastPackets; now == fast && h.mode.name != "slow" {
+	if now := h.ports(t)["c1"].FastPackets; now == fast && h.Mode.Name != "slow" {
 		t.Error("no packet was fast")
 	}
 }
@@ -184,13 +185,13 @@ func (h *e2e) testTaggedTraffic(t *testing.T) {
 // the host's own, by which conntrack translates, still lead there.
 func TestE2ESecondDoor(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1})
 		c1 := h.Containers[0]
 		if err := h.Outside.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), h.HostAddr(0)); err != nil {
 			t.Fatal(err)
 		}
-		err := h.Host.NFT(h.ctx, `table ip admin {
+		err := h.Host.NFT(h.Ctx, `table ip admin {
 			chain pre {
 				type nat hook prerouting priority dstnat;
 				iifname "eth0" tcp dport 9999 dnat to `+on(c1.Addr, 80).String()+`
@@ -200,13 +201,13 @@ func TestE2ESecondDoor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tcp, udp := h.serveTCP(t, c1, on(c1.Addr, 80)), h.serveUDP(t, c1, on(c1.Addr, 81))
+		tcp, udp := h.ServeTCP(t, c1, on(c1.Addr, 80)), h.ServeUDP(t, c1, on(c1.Addr, 81))
 		dnat := func() {
 			t.Helper()
-			if err := h.Outside.EchoTCP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), 9999), "by the admin's rule"); err != nil {
+			if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), 9999), "by the admin's rule"); err != nil {
 				t.Error(err)
 			}
-			if err := h.Outside.EchoUDP(h.ctx, netip.AddrPort{}, on(h.HostAddr(0), 9999), "by the admin's rule"); err != nil {
+			if err := h.Outside.EchoUDP(h.Ctx, netip.AddrPort{}, on(h.HostAddr(0), 9999), "by the admin's rule"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -219,7 +220,7 @@ func TestE2ESecondDoor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pins, err := filepath.Glob(filepath.Join(h.bpffs, "fastbr", "*", "links", strconv.Itoa(idx)+"-in"))
+		pins, err := filepath.Glob(filepath.Join(h.BPFFS, "fastbr", "*", "links", strconv.Itoa(idx)+"-in"))
 		if err != nil || len(pins) != 1 {
 			t.Fatalf("pins %q: %v", pins, err)
 		}
@@ -240,7 +241,7 @@ func TestE2ESecondDoor(t *testing.T) {
 		}
 		h.waitDrops(t, "direct", before, 4)
 		h.sendClosing(t, h.Host, c1)
-		w.assertClean(t, h.ctx, isClosing)
+		w.assertClean(t, h.Ctx, isClosing)
 		dnat()
 	})
 }

@@ -11,17 +11,18 @@ import (
 	"time"
 
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 func TestE2ETraffic(t *testing.T) {
-	eachMode(t, func(t *testing.T, m e2eMode) {
+	eachMode(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		t.Run("ping", h.testPing)
 		t.Run("bulk", h.testBulk)
 		t.Run("udp", h.testUDP)
 		t.Run("parallel", h.testParallel)
 		t.Run("same source port", h.testSameSourcePort)
-		if !m.plain {
+		if !m.Plain {
 			h.assertBytesEqual(t)
 		}
 	})
@@ -49,7 +50,7 @@ func (h *e2e) testBulk(t *testing.T) {
 	const size = 64 << 20
 	for _, to := range []*lab.Namespace{c2, h.Outside} {
 		for _, reverse := range []bool{false, true} {
-			if err := lab.Bulk(h.ctx, c1, to, to.Addr, size, reverse); err != nil {
+			if err := lab.Bulk(h.Ctx, c1, to, to.Addr, size, reverse); err != nil {
 				t.Errorf("c1 and %s, reverse %v: %v", to.Name, reverse, err)
 			}
 		}
@@ -59,14 +60,14 @@ func (h *e2e) testBulk(t *testing.T) {
 func (h *e2e) testUDP(t *testing.T) {
 	c1, c2 := h.Containers[0], h.Containers[1]
 	for _, to := range []*lab.Namespace{c2, h.Outside} {
-		s := h.serveUDP(t, to, on(to.Addr, 7))
+		s := h.ServeUDP(t, to, on(to.Addr, 7))
 		for _, size := range []int{1, 1400} {
 			sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), 0))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for range 50 { // enough for both directions to use a lease
-				if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, string(make([]byte, size))); err != nil {
+				if err := lab.EchoUDPOn(h.Ctx, sock, s.Addr, string(make([]byte, size))); err != nil {
 					t.Error(err)
 					break
 				}
@@ -86,10 +87,10 @@ func (h *e2e) testUDP(t *testing.T) {
 func (h *e2e) testParallel(t *testing.T) {
 	c1, c2 := h.Containers[0], h.Containers[1]
 	for _, to := range []*lab.Namespace{c2, h.Outside} {
-		s := h.serveTCP(t, to, on(to.Addr, 7))
+		s := h.ServeTCP(t, to, on(to.Addr, 7))
 		conns := make([]*net.TCPConn, 200)
 		for i := range conns {
-			c, err := c1.DialTCP(h.ctx, netip.AddrPort{}, s.Addr)
+			c, err := c1.DialTCP(h.Ctx, netip.AddrPort{}, s.Addr)
 			if err != nil {
 				t.Fatalf("connection %d: %v", i, err)
 			}
@@ -100,7 +101,7 @@ func (h *e2e) testParallel(t *testing.T) {
 		for i, c := range conns {
 			wg.Go(func() {
 				for round := range 3 {
-					if err := lab.Echo(h.ctx, c, fmt.Sprintf("connection %d round %d", i, round)); err != nil {
+					if err := lab.Echo(h.Ctx, c, fmt.Sprintf("connection %d round %d", i, round)); err != nil {
 						t.Error(err)
 						return
 					}
@@ -121,15 +122,15 @@ func (h *e2e) testParallel(t *testing.T) {
 // testSameSourcePort uses one source port in both containers to one server at
 // the same time: inside the NAT range and outside of it.
 func (h *e2e) testSameSourcePort(t *testing.T) {
-	tcp := h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
-	udp := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+	tcp := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
+	udp := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 	defer tcp.Close()
 	defer udp.Close()
 	for _, p := range []uint16{20000, 40000} {
 		var conns []*net.TCPConn
 		var socks []*net.UDPConn
 		for _, c := range h.Containers {
-			conn, err := c.DialTCP(h.ctx, port(p), tcp.Addr)
+			conn, err := c.DialTCP(h.Ctx, port(p), tcp.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,7 +143,7 @@ func (h *e2e) testSameSourcePort(t *testing.T) {
 		for range 5 {
 			for i := range h.Containers {
 				msg := fmt.Sprintf("c%d from port %d", i+1, p)
-				if err := errors.Join(lab.Echo(h.ctx, conns[i], msg), lab.EchoUDPOn(h.ctx, socks[i], udp.Addr, msg)); err != nil {
+				if err := errors.Join(lab.Echo(h.Ctx, conns[i], msg), lab.EchoUDPOn(h.Ctx, socks[i], udp.Addr, msg)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -159,7 +160,7 @@ func (h *e2e) testSameSourcePort(t *testing.T) {
 // devices counted themselves, once the last packets have passed.
 func (h *e2e) assertBytesEqual(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 	defer cancel()
 	for i, c := range h.Containers {
 		name := fmt.Sprintf("c%d", i+1)
@@ -200,7 +201,7 @@ func meanSize(before, after lab.Counters) (sent, received float64) {
 // path, and none does when it is switched off; and that super-packets of more than
 // 64 KiB, whose headers have no length, travel whole either way.
 func TestE2EFastShare(t *testing.T) {
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
 		c1, c2 := h.Containers[0], h.Containers[1]
 		if err := h.Outside.SetGSO("eth0", lab.CableGSO); err != nil {
@@ -212,7 +213,7 @@ func TestE2EFastShare(t *testing.T) {
 			reverse bool
 		}{{"c1 to c2", c2, false}, {"c1 to outside", h.Outside, false}, {"outside to c1", h.Outside, true}} {
 			before, own := h.ports(t)["c1"], h.counters(t, c1)
-			r, err := lab.Iperf(h.ctx, c1, c.to, c.to.Addr, lab.IperfOptions{Seconds: 2, Reverse: c.reverse})
+			r, err := lab.Iperf(h.Ctx, c1, c.to, c.to.Addr, lab.IperfOptions{Seconds: 2, Reverse: c.reverse})
 			if err != nil {
 				t.Fatalf("%s: %v", c.name, err)
 			}
@@ -228,10 +229,10 @@ func TestE2EFastShare(t *testing.T) {
 			share := float64(fast) / float64(fast+slow)
 			t.Logf("%s: %.1f Gbit/s, %d retransmits, super-packets of %.0f bytes, fast share %.5f (%d slow)",
 				c.name, r.BitsPerSecond/1e9, r.Retransmits, size, share, slow)
-			if m.name == "fast" && share < 0.999 {
+			if m.Name == "fast" && share < 0.999 {
 				t.Errorf("%s: fast share %.5f (%d fast, %d slow), want 0.999", c.name, share, fast, slow)
 			}
-			if m.name == "slow" && fast > 0 {
+			if m.Name == "slow" && fast > 0 {
 				t.Errorf("%s: %d packets took the fast path that is switched off", c.name, fast)
 			}
 		}
@@ -257,10 +258,10 @@ func TestE2EInsideNamespace(t *testing.T) {
 	for _, noun := range []string{"network", "port"} {
 		// Until nothing is counted between the two: the gratuitous ARP may still be on its way.
 		var inside, with string
-		ctx, cancel := context.WithTimeout(h.ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 		err := lab.Poll(ctx, func() (same bool, err error) {
-			inside, err = h.Host.Run(h.ctx, h.bin, "--bpffs", h.bpffs, "--state-dir", h.stateDir, noun, "ls", "-o", "json")
-			with = h.must(t, noun, "ls", "-o", "json")
+			inside, err = h.Host.Run(h.Ctx, h.Bin, "--bpffs", h.BPFFS, "--state-dir", h.StateDir, noun, "ls", "-o", "json")
+			with = h.Must(t, noun, "ls", "-o", "json")
 			return inside == with, err
 		})
 		cancel()

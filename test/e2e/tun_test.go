@@ -11,19 +11,20 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // tunE2E brings fastbr up with a TUN device beside eth0 as uplinks.
-func tunE2E(t *testing.T, m e2eMode, upArgs ...string) (*e2e, *lab.Tunnel) {
+func tunE2E(t *testing.T, m harness.Mode, upArgs ...string) (*e2e, *lab.Tunnel) {
 	t.Helper()
 	h := newE2E(t, m, lab.Options{Containers: 2})
 	tun, err := h.AddTunnel("tun0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.must(t, append(append([]string{"up", "--uplink", "tun0", "--uplink", "eth0"}, m.up...), upArgs...)...)
+	h.Must(t, append(append([]string{"up", "--uplink", "tun0", "--uplink", "eth0"}, m.Up...), upArgs...)...)
 	for i, c := range h.Containers {
-		h.attach(t, c, fmt.Sprintf("c%d", i+1))
+		h.Attach(t, c, fmt.Sprintf("c%d", i+1))
 	}
 	return h, tun
 }
@@ -32,23 +33,23 @@ func tunE2E(t *testing.T, m e2eMode, upArgs ...string) (*e2e, *lab.Tunnel) {
 // other tests send over one with it.
 func TestE2ERawIPUplink(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h, tun := tunE2E(t, m)
 		c1, far := h.Containers[0], tun.Outside
-		tcp, udp := h.serveTCP(t, far, on(far.Addr, 7)), h.serveUDP(t, far, on(far.Addr, 7))
+		tcp, udp := h.ServeTCP(t, far, on(far.Addr, 7)), h.ServeUDP(t, far, on(far.Addr, 7))
 		for _, c := range h.Containers {
 			h.mustPing(t, c, far.Addr, lab.PingOptions{Count: 3})
 			h.mustPing(t, c, far.Addr, lab.PingOptions{Count: 3, Size: 3000}) // in pieces
 			for k := range 3 {
-				err := errors.Join(c.EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)),
-					c.EchoUDP(h.ctx, port(20000), udp.Addr, strings.Repeat("x", 1+700*k)))
+				err := errors.Join(c.EchoTCP(h.Ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)),
+					c.EchoUDP(h.Ctx, port(20000), udp.Addr, strings.Repeat("x", 1+700*k)))
 				if err != nil {
 					t.Error(err)
 				}
 			}
 		}
 		for _, reverse := range []bool{false, true} {
-			if err := lab.Bulk(h.ctx, c1, far, far.Addr, 4<<20, reverse); err != nil {
+			if err := lab.Bulk(h.Ctx, c1, far, far.Addr, 4<<20, reverse); err != nil {
 				t.Error(err)
 			}
 		}
@@ -58,11 +59,11 @@ func TestE2ERawIPUplink(t *testing.T) {
 		h.mustPing(t, c1, far.Addr, lab.PingOptions{Size: 4000}) // in fragments
 		h.testTunFrames(t, tun)
 		h.assertBytesEqual(t)
-		if u := h.ports(t)["tun0"]; m.name == "fast" && u.FastPackets < u.SlowPackets {
+		if u := h.ports(t)["tun0"]; m.Name == "fast" && u.FastPackets < u.SlowPackets {
 			t.Errorf("the fast path was hardly used: %+v", u)
 		}
 		var v ctl.StatusView
-		h.json(t, &v, "status")
+		h.JSON(t, &v, "status")
 		for _, u := range v.Uplinks {
 			if want := map[string]string{"tun0": "raw ip", "eth0": "ethernet"}[u.Device]; u.Kind != want {
 				t.Errorf("status calls %s %q, want %q", u.Device, u.Kind, want)
@@ -89,7 +90,7 @@ func (h *e2e) testTunFrames(t *testing.T, tun *lab.Tunnel) {
 	}
 	defer sniff.Close()
 	h.sendClosing(t, c1, far)
-	f, err := sniff.Next(h.ctx, func(f []byte) bool {
+	f, err := sniff.Next(h.Ctx, func(f []byte) bool {
 		return isClosing(f) && netip.AddrFrom4([4]byte(f[26:30])) == far.Addr
 	})
 	want := append(append(append([]byte(nil), mac...), gw...), 8, 0)
@@ -101,10 +102,10 @@ func (h *e2e) testTunFrames(t *testing.T, tun *lab.Tunnel) {
 // TestE2ERawIPUplinkErrors has ICMP errors in both directions on such an uplink.
 func TestE2ERawIPUplinkErrors(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h, tun := tunE2E(t, m, "--mtu", "1400")
-		if m.name == "fast" {
-			h.must(t, "up", "--lease", "1s")
+		if m.Name == "fast" {
+			h.Must(t, "up", "--lease", "1s")
 		}
 		h.Outside = tun.Outside // what the following talk to
 		t.Run("reject reply", h.testRejectReply)
@@ -122,10 +123,10 @@ func TestE2ERawIPUplinkErrors(t *testing.T) {
 func TestE2ERawIPUplinkRefusal(t *testing.T) {
 	t.Parallel()
 	h, tun := tunE2E(t, e2eModes()[0], "--nat-range", "20000-20007", "--nat-on-exhaustion", "refuse")
-	s := h.serveUDP(t, tun.Outside, on(tun.Outside.Addr, 7))
+	s := h.ServeUDP(t, tun.Outside, on(tun.Outside.Addr, 7))
 	c1 := h.Containers[0]
 	for i := range 7 { // a container may have four fifths of them
-		if err := c1.EchoUDP(h.ctx, port(uint16(30000+i)), s.Addr, "mine"); err != nil {
+		if err := c1.EchoUDP(h.Ctx, port(uint16(30000+i)), s.Addr, "mine"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -136,7 +137,7 @@ func TestE2ERawIPUplinkRefusal(t *testing.T) {
 // own address.
 func TestE2ERawIPUplinkIsGuarded(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h, tun := tunE2E(t, m)
 		c1, far := h.Containers[0], tun.Outside
 		if err := far.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), tun.HostAddr()); err != nil {
@@ -170,7 +171,7 @@ func (h *e2e) wantSocketError(t *testing.T, from *lab.Namespace, to netip.AddrPo
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	waitFor(t, h.ctx, fmt.Sprintf("%v at %s", want, from.Name), func() bool {
+	waitFor(t, h.Ctx, fmt.Sprintf("%v at %s", want, from.Name), func() bool {
 		_, werr := c.Write([]byte("?"))
 		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		_, rerr := c.Read(make([]byte, 100))

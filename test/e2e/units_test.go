@@ -9,6 +9,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // unitSetting is the value of a setting in one of our systemd units.
@@ -42,15 +43,15 @@ func TestE2EUnitsHaveWhatTheyNeed(t *testing.T) {
 		for _, c := range strings.Fields(unitSetting(t, unit, "CapabilityBoundingSet")) {
 			set += ",+" + strings.ToLower(strings.TrimPrefix(c, "CAP_"))
 		}
-		c := h.cmd(args...)
+		c := h.Cmd(args...)
 		c.Args = append([]string{"setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=" + set, "--"}, c.Args...)
 		path, err := exec.LookPath("setpriv")
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.Path = path
-		if r := run(t, c); r.code != 0 {
-			t.Fatalf("%s: %v: exit %d: %s", unit, args, r.code, r.stderr)
+		if r := harness.Run(t, c); r.Code != 0 {
+			t.Fatalf("%s: %v: exit %d: %s", unit, args, r.Code, r.Stderr)
 		}
 	}
 	confined("fastbr.service", "up")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // lastLayout is the commit of the last release whose maps had another layout.
@@ -51,7 +52,7 @@ type upgradable struct {
 	streams  []*stream
 }
 
-func newUpgradable(t *testing.T, m e2eMode, containers int) *upgradable {
+func newUpgradable(t *testing.T, m harness.Mode, containers int) *upgradable {
 	t.Helper()
 	if out, err := exec.Command("git", "-C", "../..", "-c", "safe.directory=*", "cat-file", "-t", lastLayout).CombinedOutput(); err != nil {
 		t.Skipf("### NOT TESTED: no upgrade from the last layout: commit %s is not in the history of this tree: %s", lastLayout, out)
@@ -61,18 +62,18 @@ func newUpgradable(t *testing.T, m e2eMode, containers int) *upgradable {
 		t.Fatal(err)
 	}
 	h := newE2E(t, m, lab.Options{Containers: containers})
-	u := &upgradable{e2e: h, old: old, new: h.bin}
-	h.bin = old
-	h.must(t, append([]string{"up"}, m.up...)...)
+	u := &upgradable{e2e: h, old: old, new: h.Bin}
+	h.Bin = old
+	h.Must(t, append([]string{"up"}, m.Up...)...)
 	for i, c := range h.Containers[:2] {
-		h.attach(t, c, fmt.Sprintf("c%d", i+1))
+		h.Attach(t, c, fmt.Sprintf("c%d", i+1))
 	}
-	h.must(t, "publish", "add", "8080:80", "c1")
-	h.must(t, "publish", "add", "8080:53/udp", "c1")
-	h.serveTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
-	h.serveUDP(t, h.Containers[0], on(h.Containers[0].Addr, 53))
-	h.serveTCP(t, h.Outside, on(h.Outside.Addr, 7))
-	h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+	h.Must(t, "publish", "add", "8080:80", "c1")
+	h.Must(t, "publish", "add", "8080:53/udp", "c1")
+	h.ServeTCP(t, h.Containers[0], on(h.Containers[0].Addr, 80))
+	h.ServeUDP(t, h.Containers[0], on(h.Containers[0].Addr, 53))
+	h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
+	h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 	u.startTraffic(t)
 	return u
 }
@@ -100,7 +101,7 @@ func (u *upgradable) goOn(t *testing.T, when string) {
 	t.Helper()
 	for _, s := range u.streams {
 		from := s.n.Load()
-		waitFor(t, u.ctx, s.name+" to go on "+when, func() bool {
+		waitFor(t, u.Ctx, s.name+" to go on "+when, func() bool {
 			select {
 			case <-s.done:
 				t.Fatalf("%s: %s has ended: %v", when, s.name, s.err)
@@ -140,7 +141,7 @@ func (u *upgradable) connect(from *lab.Namespace, to netip.AddrPort) *connection
 
 // ask opens a connection, asks twice and closes it.
 func (u *upgradable) ask(from *lab.Namespace, to netip.AddrPort, text string) error {
-	sock, err := from.DialTCP(u.ctx, netip.AddrPort{}, to)
+	sock, err := from.DialTCP(u.Ctx, netip.AddrPort{}, to)
 	if err != nil {
 		return err
 	}
@@ -174,20 +175,20 @@ func (c *connections) end(t *testing.T, what string) {
 // every connection that begins meanwhile; nothing has to be detached.
 func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		u := newUpgradable(t, m, 3)
-		before := u.flows(t)
+		before := u.Flows(t)
 		beforePorts := u.ports(t)
 		out := u.connect(u.Containers[1], on(u.Outside.Addr, 7))
 		in := u.connect(u.Outside, on(u.HostAddr(0), 8080))
 		u.goOn(t, "before")
 
-		u.bin = u.new
-		if r := u.fastbr(t, "status"); r.code == 0 || !strings.Contains(r.stderr, "made by an older fastbr: 'fastbr up' upgrades it") {
-			t.Errorf("status before the upgrade: %d, %s", r.code, r.stderr)
+		u.Bin = u.new
+		if r := u.Fastbr(t, "status"); r.Code == 0 || !strings.Contains(r.Stderr, "made by an older fastbr: 'fastbr up' upgrades it") {
+			t.Errorf("status before the upgrade: %d, %s", r.Code, r.Stderr)
 		}
-		u.attach(t, u.Containers[2], "c3")
+		u.Attach(t, u.Containers[2], "c3")
 		u.goOn(t, "after")
 		out.end(t, "from a container")
 		in.end(t, "to a published port")
@@ -195,7 +196,7 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 			s.end(t)
 		}
 
-		after := u.flows(t)
+		after := u.Flows(t)
 		for _, f := range before {
 			if f.Proto == "tcp" && f.State != "established" {
 				continue // one of the short ones
@@ -212,13 +213,13 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 			}
 		}
 		u.mustPing(t, u.Containers[2], u.Outside.Addr, lab.PingOptions{})
-		u.must(t, "up")
+		u.Must(t, "up")
 		// The old one sees that it is too old, and changes nothing.
-		u.bin = u.old
-		if r := u.fastbr(t, "up"); r.code == 0 || !strings.Contains(r.stderr, "newer") {
-			t.Errorf("the old build's up: %d, %s", r.code, r.stderr)
+		u.Bin = u.old
+		if r := u.Fastbr(t, "up"); r.Code == 0 || !strings.Contains(r.Stderr, "newer") {
+			t.Errorf("the old build's up: %d, %s", r.Code, r.Stderr)
 		}
-		u.bin = u.new
+		u.Bin = u.new
 	})
 }
 
@@ -228,13 +229,13 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 func TestE2EUpgradeKilled(t *testing.T) {
 	t.Parallel()
 	u := newUpgradable(t, e2eModes()[0], 2)
-	u.bin = u.new
+	u.Bin = u.new
 	for _, step := range []string{"upgrade-load", "upgrade-copy", "upgrade-publish", "upgrade-uplinks", "upgrade-ports", "upgrade-sessions",
 		"upgrade-guard", "upgrade-settle", "upgrade-links", "upgrade-aside", "upgrade-commit"} {
-		u.killAt(t, step, "up")
+		u.KillAt(t, step, "up")
 		u.goOn(t, "killed at "+step)
 	}
-	u.must(t, "up")
+	u.Must(t, "up")
 	u.goOn(t, "in the end")
 	if err := u.ask(u.Containers[1], on(u.Outside.Addr, 7), "a new connection"); err != nil {
 		t.Error(err)
@@ -242,7 +243,7 @@ func TestE2EUpgradeKilled(t *testing.T) {
 	for _, s := range u.streams {
 		s.end(t)
 	}
-	if left, _ := filepath.Glob(filepath.Join(u.bpffs, "fastbr", "*-*")); left != nil {
+	if left, _ := filepath.Glob(filepath.Join(u.BPFFS, "fastbr", "*-*")); left != nil {
 		t.Errorf("left: %v", left)
 	}
 }

@@ -8,29 +8,30 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // TestE2ETwoUplinks routes to servers behind two uplinks: each must see the
 // address of its own.
 func TestE2ETwoUplinks(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, Uplinks: 2}, "--uplink", "eth0", "--uplink", "eth1")
 		for i, out := range h.Outsides {
-			tcp := h.serveTCP(t, out, on(out.Addr, 7))
-			udp := h.serveUDP(t, out, on(out.Addr, 7))
+			tcp := h.ServeTCP(t, out, on(out.Addr, 7))
+			udp := h.ServeUDP(t, out, on(out.Addr, 7))
 			for _, c := range h.Containers {
 				h.mustPing(t, c, out.Addr, lab.PingOptions{})
 				for k := range 3 {
-					if err := c.EchoTCP(h.ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)); err != nil {
+					if err := c.EchoTCP(h.Ctx, netip.AddrPort{}, tcp.Addr, fmt.Sprint(k)); err != nil {
 						t.Error(err)
 					}
-					if err := c.EchoUDP(h.ctx, port(20000), udp.Addr, fmt.Sprint(k)); err != nil {
+					if err := c.EchoUDP(h.Ctx, port(20000), udp.Addr, fmt.Sprint(k)); err != nil {
 						t.Error(err)
 					}
 				}
 			}
-			if err := lab.Bulk(h.ctx, h.Containers[0], out, out.Addr, 16<<20, false); err != nil {
+			if err := lab.Bulk(h.Ctx, h.Containers[0], out, out.Addr, 16<<20, false); err != nil {
 				t.Error(err)
 			}
 			assertPeers(t, tcp, h.HostAddr(i))
@@ -44,7 +45,7 @@ func TestE2ETwoUplinks(t *testing.T) {
 // container leaves by it, and nobody there reaches a container.
 func TestE2ENotAnUplink(t *testing.T) {
 	t.Parallel()
-	fastbrModes(t, func(t *testing.T, m e2eMode) {
+	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, Uplinks: 2}, "--uplink", "eth0")
 		c1, far := h.Containers[0], h.Outsides[1]
 		h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{})
@@ -78,7 +79,7 @@ func TestE2ENotAnUplink(t *testing.T) {
 		h.waitDrops(t, "direct", before, 3)
 		h.noPing(t, far, c1.Addr)
 		h.sendClosing(t, h.Host, c1)
-		w.assertClean(t, h.ctx, isClosing)
+		w.assertClean(t, h.Ctx, isClosing)
 	})
 }
 
@@ -88,12 +89,12 @@ func TestE2ENotAnUplink(t *testing.T) {
 func TestE2EUplinkAppearsLater(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
-	if _, err := h.Host.Run(h.ctx, "ip", "route", "del", "default"); err != nil {
+	if _, err := h.Host.Run(h.Ctx, "ip", "route", "del", "default"); err != nil {
 		t.Fatal(err)
 	}
-	r := h.fastbr(t, "up")
-	if r.code != 0 || r.stderr == "" {
-		t.Fatalf("up without a default route: exit %d, said %q; want 0 and a message", r.code, r.stderr)
+	r := h.Fastbr(t, "up")
+	if r.Code != 0 || r.Stderr == "" {
+		t.Fatalf("up without a default route: exit %d, said %q; want 0 and a message", r.Code, r.Stderr)
 	}
 	size := func(want int) {
 		t.Helper()
@@ -101,13 +102,13 @@ func TestE2EUplinkAppearsLater(t *testing.T) {
 			t.Errorf("super-packets of %d bytes (%v), want %d", got, err, want)
 		}
 	}
-	h.attach(t, h.Containers[0], "c1")
+	h.Attach(t, h.Containers[0], "c1")
 	size(lab.CableGSO)
 	h.mustPing(t, h.Containers[0], h.gateway(), lab.PingOptions{})
 	if err := errors.Join(h.Host.SetGSO("eth0", usualGSO), h.Host.AddRoute(netip.Prefix{}, h.OutsideAddr(0))); err != nil {
 		t.Fatal(err)
 	}
-	h.must(t, "up")
+	h.Must(t, "up")
 	size(usualGSO)
 	h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
 }

@@ -17,30 +17,31 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // native is the fast mode with XDP on the uplink.
-func native() e2eMode {
-	return e2eMode{name: "xdp", up: []string{"--xdp", "native"}}
+func native() harness.Mode {
+	return harness.Mode{Name: "xdp", Up: []string{"--xdp", "native"}}
 }
 
 // upXDP builds a lab with XDP on the uplink, whose other end leaves whole
 // checksums: what comes off a wire has them, too.
-func upXDP(t *testing.T, m e2eMode, containers int) *e2e {
+func upXDP(t *testing.T, m harness.Mode, containers int) *e2e {
 	t.Helper()
 	testutil.RequireCommand(t, "ethtool")
 	h := newE2E(t, m, lab.Options{Containers: containers})
 	h.ethtool(t, h.Outside, "-K", "eth0", "tx", "off")
-	h.must(t, append([]string{"up"}, m.up...)...)
+	h.Must(t, append([]string{"up"}, m.Up...)...)
 	for i, c := range h.Containers {
-		h.attach(t, c, fmt.Sprintf("c%d", i+1))
+		h.Attach(t, c, fmt.Sprintf("c%d", i+1))
 	}
 	return h
 }
 
 func (h *e2e) ethtool(t *testing.T, n *lab.Namespace, args ...string) string {
 	t.Helper()
-	out, err := n.Run(h.ctx, append([]string{"ethtool"}, args...)...)
+	out, err := n.Run(h.Ctx, append([]string{"ethtool"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func (h *e2e) xdpCount(t *testing.T, what string) (sum int) {
 func (h *e2e) uplinkXDP(t *testing.T) ctl.UplinkView {
 	t.Helper()
 	var v ctl.StatusView
-	h.json(t, &v, "status")
+	h.JSON(t, &v, "status")
 	if len(v.Uplinks) != 1 {
 		t.Fatalf("uplinks: %+v", v.Uplinks)
 	}
@@ -112,7 +113,7 @@ func TestE2EXDP(t *testing.T) {
 // echoes sends n datagrams from c1 to a server and back, one after the other.
 func (h *e2e) echoes(t *testing.T, n int) {
 	t.Helper()
-	s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+	s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 	defer s.Close()
 	sock, err := h.Containers[0].ListenUDP(on(netip.IPv4Unspecified(), 0))
 	if err != nil {
@@ -120,7 +121,7 @@ func (h *e2e) echoes(t *testing.T, n int) {
 	}
 	defer func() { _ = sock.Close() }()
 	for i := range n {
-		if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, fmt.Sprint("datagram ", i)); err != nil {
+		if err := lab.EchoUDPOn(h.Ctx, sock, s.Addr, fmt.Sprint("datagram ", i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -132,28 +133,28 @@ func (h *e2e) echoes(t *testing.T, n int) {
 func TestE2EXDPLeases(t *testing.T) {
 	t.Parallel()
 	m := native()
-	m.up = append(m.up, "--lease", "0")
+	m.Up = append(m.Up, "--lease", "0")
 	h := upXDP(t, m, 1)
 	h.echoes(t, 20)
 	if n := h.xdpCount(t, "redirect"); n != 0 {
 		t.Errorf("XDP sent %d packets without a lease", n)
 	}
-	h.must(t, "up", "--lease", "1")
+	h.Must(t, "up", "--lease", "1")
 	h.echoes(t, 20)
 	if n := h.xdpCount(t, "redirect"); n == 0 {
 		t.Error("XDP sent nothing")
 	}
 
-	s := h.serveUDP(t, h.Outside, on(h.Outside.Addr, 7))
+	s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
 	sock, err := h.Containers[0].ListenUDP(on(netip.IPv4Unspecified(), 0))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = sock.Close() }()
-	if err := lab.EchoUDPOn(h.ctx, sock, s.Addr, "before"); err != nil {
+	if err := lab.EchoUDPOn(h.Ctx, sock, s.Addr, "before"); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Host.NFT(h.ctx, `
+	if err := h.Host.NFT(h.Ctx, `
 		table ip stop {
 			chain f {
 				type filter hook forward priority 0; policy accept;
@@ -163,7 +164,7 @@ func TestE2EXDPLeases(t *testing.T) {
 		`); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.Ctx, 30*time.Second)
 	defer cancel()
 	buf := make([]byte, 64)
 	err = lab.Poll(ctx, func() (bool, error) {
@@ -187,17 +188,17 @@ func TestE2EXDPLife(t *testing.T) {
 	testutil.RequireCommand(t, "ethtool")
 	h.ethtool(t, h.Outside, "-K", "eth0", "tx", "off")
 	before := h.snapshot(t)
-	h.killAt(t, "xdp", "up", "--xdp", "native")
-	h.must(t, "down", "--all")
+	h.KillAt(t, "xdp", "up", "--xdp", "native")
+	h.Must(t, "down", "--all")
 	h.assertAsBefore(t, before)
 
-	h.killAt(t, "xdp", "up", "--xdp", "native")
-	h.must(t, "up")
+	h.KillAt(t, "xdp", "up", "--xdp", "native")
+	h.Must(t, "up")
 	if v := h.uplinkXDP(t); v.XDP != "off" || !strings.Contains(v.XDPWhy, "veth") {
 		t.Errorf("auto on a veth: %+v", v)
 	}
 	c1 := h.Containers[0]
-	h.attach(t, c1, "c1")
+	h.Attach(t, c1, "c1")
 	gro := func(want string) {
 		t.Helper()
 		if out := h.ethtool(t, c1, "-k", "eth0"); !strings.Contains(out, "generic-receive-offload: "+want) {
@@ -206,7 +207,7 @@ func TestE2EXDPLife(t *testing.T) {
 	}
 	gro("off")
 	for range 2 {
-		h.must(t, "up", "--xdp", "native")
+		h.Must(t, "up", "--xdp", "native")
 		gro("on")
 		h.echoes(t, 20)
 		if h.xdpCount(t, "redirect") == 0 {
@@ -215,23 +216,23 @@ func TestE2EXDPLife(t *testing.T) {
 	}
 	// A container that turns GRO off is served by tc from the next command on.
 	h.ethtool(t, c1, "-K", "eth0", "gro", "off")
-	h.must(t, "flows", "flush")
+	h.Must(t, "flows", "flush")
 	sent := h.xdpCount(t, "redirect")
 	h.echoes(t, 20)
 	if got := h.xdpCount(t, "redirect"); got != sent {
 		t.Errorf("XDP sent %d packets to a container that takes none", got-sent)
 	}
-	h.must(t, "up")
+	h.Must(t, "up")
 	gro("on")
 	h.testDirectInXDP(t)
-	r := h.fastbr(t, "up", "--xdp", "auto")
-	if v := h.uplinkXDP(t); v.XDP != "off" || r.code != 0 || !strings.Contains(r.stderr, "uplink eth0: XDP off: on a veth") {
-		t.Errorf("auto: %+v, exit %d: %s", v, r.code, r.stderr)
+	r := h.Fastbr(t, "up", "--xdp", "auto")
+	if v := h.uplinkXDP(t); v.XDP != "off" || r.Code != 0 || !strings.Contains(r.Stderr, "uplink eth0: XDP off: on a veth") {
+		t.Errorf("auto: %+v, exit %d: %s", v, r.Code, r.Stderr)
 	}
 	gro("off")
 	h.echoes(t, 5)
-	h.must(t, "up", "--xdp", "native")
-	h.must(t, "down", "--all")
+	h.Must(t, "up", "--xdp", "native")
+	h.Must(t, "down", "--all")
 	h.assertAsBefore(t, before)
 	h.testForeignXDP(t)
 }
@@ -258,20 +259,20 @@ func (h *e2e) testForeignXDP(t *testing.T) {
 	detach := foreignXDP(t, h.Host, "eth0")
 	defer detach()
 	before := h.snapshot(t)
-	r := h.fastbr(t, "up", "--xdp", "native")
+	r := h.Fastbr(t, "up", "--xdp", "native")
 	const want = "fastbr: uplink eth0: no native XDP: another XDP program is on it"
-	if r.code != 1 || !strings.Contains(r.stderr, want) {
-		t.Errorf("exit %d: %s", r.code, r.stderr)
+	if r.Code != 1 || !strings.Contains(r.Stderr, want) {
+		t.Errorf("exit %d: %s", r.Code, r.Stderr)
 	}
 	h.assertAsBefore(t, before)
-	h.must(t, "up")
-	if r := h.fastbr(t, "up", "--xdp", "native"); r.code != 1 || !strings.Contains(r.stderr, want) {
-		t.Errorf("a second up: exit %d: %s", r.code, r.stderr)
+	h.Must(t, "up")
+	if r := h.Fastbr(t, "up", "--xdp", "native"); r.Code != 1 || !strings.Contains(r.Stderr, want) {
+		t.Errorf("a second up: exit %d: %s", r.Code, r.Stderr)
 	}
 	if v := h.uplinkXDP(t); v.XDP != "off" {
 		t.Errorf("%+v", v)
 	}
-	h.must(t, "down", "--all")
+	h.Must(t, "down", "--all")
 	h.assertAsBefore(t, before)
 }
 
@@ -283,7 +284,7 @@ func TestE2EXDPAuto(t *testing.T) {
 	h := newE2E(t, e2eModes()[0], lab.Options{})
 	sh := func(script string) {
 		t.Helper()
-		if _, err := h.Host.Run(h.ctx, "sh", "-ec", script); err != nil {
+		if _, err := h.Host.Run(h.Ctx, "sh", "-ec", script); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -291,7 +292,7 @@ func TestE2EXDPAuto(t *testing.T) {
 	want := func(mode, eth0, tap0 string) {
 		t.Helper()
 		var v ctl.StatusView
-		h.json(t, &v, "status")
+		h.JSON(t, &v, "status")
 		got := map[string]string{}
 		for _, u := range v.Uplinks {
 			got[u.Device] = u.XDP
@@ -299,7 +300,7 @@ func TestE2EXDPAuto(t *testing.T) {
 		if v.XDP != mode || got["eth0"] != eth0 || got["tap0"] != tap0 {
 			t.Errorf("XDP %s: %+v, want %s on eth0, %s on tap0", v.XDP, v.Uplinks, eth0, tap0)
 		}
-		out := h.must(t, "check")
+		out := h.Must(t, "check")
 		for device, x := range got {
 			if x = map[string]string{"native": "on", "off": "off"}[x]; !strings.Contains(out, x+" on "+device) {
 				t.Errorf("check does not say %s on %s: %s", x, device, out)
@@ -307,20 +308,20 @@ func TestE2EXDPAuto(t *testing.T) {
 		}
 	}
 	sh(plug)
-	r := h.fastbr(t, "up", "--uplink", "eth0", "--uplink", "tap0")
-	if r.code != 0 || !strings.Contains(r.stderr, "uplink tap0: XDP on") || strings.Contains(r.stderr, "eth0: XDP") {
-		t.Errorf("exit %d: %s", r.code, r.stderr)
+	r := h.Fastbr(t, "up", "--uplink", "eth0", "--uplink", "tap0")
+	if r.Code != 0 || !strings.Contains(r.Stderr, "uplink tap0: XDP on") || strings.Contains(r.Stderr, "eth0: XDP") {
+		t.Errorf("exit %d: %s", r.Code, r.Stderr)
 	}
 	want("auto", "off", "native")
 	sh("ip link del tap0;" + plug)
-	h.must(t, "up")
+	h.Must(t, "up")
 	want("auto", "off", "native")
-	h.must(t, "up", "--xdp", "off")
+	h.Must(t, "up", "--xdp", "off")
 	want("off", "off", "off")
-	h.must(t, "up", "--xdp", "auto")
+	h.Must(t, "up", "--xdp", "auto")
 	want("auto", "off", "native")
-	h.must(t, "up", "--uplink", "eth0")
-	if out, err := h.Host.Run(h.ctx, "ip", "link", "show", "tap0"); err != nil || strings.Contains(out, "xdp") {
+	h.Must(t, "up", "--uplink", "eth0")
+	if out, err := h.Host.Run(h.Ctx, "ip", "link", "show", "tap0"); err != nil || strings.Contains(out, "xdp") {
 		t.Errorf("tap0 is no uplink any more: %v, %s", err, out)
 	}
 }

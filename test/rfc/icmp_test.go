@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"bytes"
@@ -194,7 +194,7 @@ func checkQueries(b *bed) error {
 	for _, c := range []*lab.Namespace{b.c1, b.c2} {
 		for _, to := range []netip.Addr{b.a, b.b} {
 			wg.Go(func() {
-				r, err := c.Ping(b.ctx, to, lab.PingOptions{Count: 5, ID: id, Wait: scorePatience})
+				r, err := c.Ping(b.Ctx, to, lab.PingOptions{Count: 5, ID: id, Wait: scorePatience})
 				if err == nil && r.Received != r.Sent {
 					err = fmt.Errorf("%s has %d of %d replies of %v", role(b, c), r.Received, r.Sent, to)
 				}
@@ -351,9 +351,9 @@ func checkHostPolicy(b *bed) error {
 		return err
 	}
 	rule := []string{"FORWARD", "-d", f.c.Addr.String(), "-p", "icmp", "--icmp-type", "destination-unreachable", "-j", "DROP"}
-	b.ok(b.Host.IPTables(b.ctx, append([]string{"-I"}, rule...)...))
+	b.ok(b.Host.IPTables(b.Ctx, append([]string{"-I"}, rule...)...))
 	err = b.blocked(b.Router, e, f.c, aboutFlow(f))
-	b.ok(b.Host.IPTables(b.ctx, append([]string{"-D"}, rule...)...))
+	b.ok(b.Host.IPTables(b.Ctx, append([]string{"-D"}, rule...)...))
 	return err
 }
 

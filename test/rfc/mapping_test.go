@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"errors"
@@ -430,15 +430,15 @@ func checkBodies(b *bed) error {
 	ctx, cancel := b.within(10 * time.Second)
 	defer cancel()
 	for p, body := range udp {
-		s := b.serveUDP(b.t, b.sv, on(b.a, p))
-		err := b.c1.EchoUDP(ctx, port(0), s.Addr, body)
+		s := b.ServeUDP(b.t, b.sv, on(b.a, p))
+		err := b.c1.EchoUDP(ctx, netip.AddrPort{}, s.Addr, body)
 		s.Close()
 		if err != nil {
 			return fmt.Errorf("UDP port %d: %w", p, err)
 		}
 	}
 	for p, body := range tcp {
-		s := b.serveTCP(b.t, b.sv, on(b.a, p))
+		s := b.ServeTCP(b.t, b.sv, on(b.a, p))
 		err := b.c1.EchoTCP(ctx, netip.AddrPort{}, s.Addr, body)
 		s.Close()
 		if err != nil {
@@ -479,7 +479,7 @@ func checkNewAddress(b *bed) error {
 		return err
 	}
 	if b.column == "default" {
-		b.must(b.t, "up", "--lease", "1")
+		b.Must(b.t, "up", "--lease", "1")
 	}
 	beyond := netip.MustParsePrefix("203.0.113.78/24") // of the gateway in the other subnet
 	b.ok(b.sv.AddAddr("eth0", beyond))
@@ -493,7 +493,7 @@ func checkNewAddress(b *bed) error {
 		{netip.MustParsePrefix("203.0.113.77/24"), beyond.Addr()},
 		{now, b.OutsideAddr(0)},
 	} {
-		b.readdress(b.t, now, step.fresh, step.via)
+		b.Readdress(b.t, now, step.fresh, step.via)
 		now = step.fresh
 		if err := b.follows(f, now.Addr()); err != nil {
 			return err

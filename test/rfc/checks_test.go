@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 // scoreCheck is how a requirement is checked, and where.
 type scoreCheck struct {

@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"bytes"
@@ -14,19 +14,19 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// The scoreboard: every requirement of the NAT RFCs (testdata/nat/requirements.json)
+// The scoreboard: every requirement of the NAT RFCs (testdata/requirements.json)
 // has a check, the checks run against fastbr and against the kernel's bridge with
-// masquerade, and what came out is in testdata/nat/results.json, of which
+// masquerade, and what came out is in testdata/results.json, of which
 // docs/NAT.md is rendered.
 //
-//	go test ./test/e2e -run TestScore       compares: a check that says something
+//	go test ./test/rfc -run TestScore       compares: a check that says something
 //	                                          else than what is written is a failure
 //	make score                                runs the checks that wait for minutes
 //	                                          as well, writes results and page anew
 
 const (
-	requirementsFile = "testdata/nat/requirements.json"
-	resultsFile      = "testdata/nat/results.json"
+	requirementsFile = "testdata/requirements.json"
+	resultsFile      = "testdata/results.json"
 )
 
 // requirement is a row of the scoreboard, in the user's words.

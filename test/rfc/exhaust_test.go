@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"errors"
@@ -20,17 +20,17 @@ const smallRange = smallLast - smallFirst + 1
 func (b *bed) clear() {
 	b.t.Helper()
 	if b.plain() {
-		_, err := b.Host.Run(b.ctx, "conntrack", "-F")
+		_, err := b.Host.Run(b.Ctx, "conntrack", "-F")
 		b.ok(err)
 		return
 	}
-	b.must(b.t, "flows", "flush")
+	b.Must(b.t, "flows", "flush")
 }
 
 // masqueradeInRange lets the kernel's bridge use the small range, too.
 func (b *bed) masqueradeInRange() {
 	b.t.Helper()
-	b.ok(b.Host.NFT(b.ctx, fmt.Sprintf(`
+	b.ok(b.Host.NFT(b.Ctx, fmt.Sprintf(`
 		table ip lab-br0 {
 			chain small {
 				type nat hook postrouting priority srcnat - 1; policy accept;
@@ -124,16 +124,16 @@ func checkSameClass(b *bed) error {
 		return err
 	}
 	if !b.plain() {
-		b.upgrade(b.t)
+		b.Upgrade(b.t)
 		if err := same("after an upgrade", on(b.mute, 5005)); err != nil {
 			return err
 		}
-		b.must(b.t, "up", "--lease", "0")
+		b.Must(b.t, "up", "--lease", "0")
 		if err := same("with the fast path off", on(b.mute, 5006)); err != nil {
 			return err
 		}
 		if b.column != "slow" {
-			b.must(b.t, "up", "--lease", "10")
+			b.Must(b.t, "up", "--lease", "10")
 		}
 	}
 	b.fill("udp", smallRange*9/10, on(b.mute, 5001), b.Containers...)
@@ -258,11 +258,11 @@ func checkStateShare(b *bed) error {
 func (b *bed) sessions(c *lab.Namespace) (n int) {
 	b.t.Helper()
 	if b.plain() {
-		out, err := b.Host.Run(b.ctx, "conntrack", "-L", "-s", c.Addr.String())
+		out, err := b.Host.Run(b.Ctx, "conntrack", "-L", "-s", c.Addr.String())
 		b.ok(err)
 		return strings.Count(out, "\n")
 	}
-	for _, f := range b.flows(b.t) {
+	for _, f := range b.Flows(b.t) {
 		if strings.HasPrefix(f.Src, c.Addr.String()+":") {
 			n++
 		}
@@ -340,7 +340,7 @@ func checkExhaustion(b *bed) error {
 	if b.plain() {
 		return errors.New("nobody is told")
 	}
-	text := b.must(b.t, "metrics")
+	text := b.Must(b.t, "metrics")
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "fastbr_nat_refused") && !strings.HasSuffix(strings.TrimSpace(line), " 0") {
 			return nil
@@ -358,8 +358,8 @@ func checkNoDestinations(b *bed) error {
 		return nil // masquerade logs nothing by itself
 	}
 	for _, args := range [][]string{{"metrics"}, {"status", "-v"}, {"stats"}} {
-		r := b.fastbr(b.t, args...)
-		if strings.Contains(r.stdout+r.stderr, b.mute.String()) {
+		r := b.Fastbr(b.t, args...)
+		if strings.Contains(r.Stdout+r.Stderr, b.mute.String()) {
 			return fmt.Errorf("fastbr %s tells destinations", args[0])
 		}
 	}
@@ -388,9 +388,9 @@ func checkUntranslated(b *bed) error {
 	const exempt = "192.0.2.12/32"
 	if b.plain() {
 		for _, chain := range []string{"small", "post"} {
-			b.ok(b.Host.NFT(b.ctx, "insert rule ip lab-br0 "+chain+" ip daddr "+exempt+" accept"))
+			b.ok(b.Host.NFT(b.Ctx, "insert rule ip lab-br0 "+chain+" ip daddr "+exempt+" accept"))
 		}
-	} else if r := b.fastbr(b.t, "up", "--nat-exempt", exempt); r.code != 0 {
+	} else if r := b.Fastbr(b.t, "up", "--nat-exempt", exempt); r.Code != 0 {
 		return errors.New("only a whole network can be left untranslated (--masquerade=false)")
 	}
 	f := b.frame(b.c1, testutil.Frame{Dst: b.b, UDP: &testutil.UDP{SrcPort: b.rawPort(), DstPort: 1}, Payload: b.tag()})

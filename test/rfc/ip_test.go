@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"errors"
@@ -283,7 +283,7 @@ func checkTooBig(b *bed) error {
 
 func (b *bed) setMTU(mtu int) {
 	b.t.Helper()
-	_, err := b.Host.Run(b.ctx, "ip", "link", "set", "eth0", "mtu", strconv.Itoa(mtu))
+	_, err := b.Host.Run(b.Ctx, "ip", "link", "set", "eth0", "mtu", strconv.Itoa(mtu))
 	b.ok(err)
 }
 
@@ -340,7 +340,7 @@ func checkFragments(b *bed) error {
 	}
 	for _, n := range []*lab.Namespace{b.c1, b.sv} {
 		to := map[*lab.Namespace]netip.Addr{b.c1: b.a, b.sv: b.HostAddr(0)}[n]
-		r, err := n.Ping(b.ctx, to, lab.PingOptions{Count: 3, Size: 3000, Wait: scorePatience})
+		r, err := n.Ping(b.Ctx, to, lab.PingOptions{Count: 3, Size: 3000, Wait: scorePatience})
 		b.ok(err)
 		if r.Received != r.Sent {
 			return fmt.Errorf("%d of %d pings of 3000 bytes from %s", r.Received, r.Sent, role(b, n))

@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"errors"
@@ -202,7 +202,7 @@ func checkTCPOptions(b *bed) error {
 func checkUnsolicitedSYN(b *bed) error {
 	const wait = 6 * time.Second
 	if !b.plain() {
-		b.must(b.t, "flows", "flush")
+		b.Must(b.t, "flows", "flush")
 	}
 	p := uint16(23456)
 	syn := b.frame(b.LAN, testutil.Frame{Dst: b.HostAddr(0), TCP: &testutil.TCP{SrcPort: b.rawPort(), DstPort: p, SYN: true, Seq: 1}})
@@ -293,7 +293,7 @@ func checkTCPStates(b *bed) error {
 
 func (f *flow) state() string {
 	f.b.t.Helper()
-	for _, v := range f.b.flows(f.b.t) {
+	for _, v := range f.b.Flows(f.b.t) {
 		if v.Proto == f.proto && v.Src == netip.AddrPortFrom(f.c.Addr, f.sport).String() && v.Dst == f.dst.String() {
 			return v.State
 		}
@@ -303,7 +303,7 @@ func (f *flow) state() string {
 
 // checkRefusedConnection connects to a port whose owner answers with an ICMP error.
 func checkRefusedConnection(b *bed) error {
-	b.ok(b.sv.NFT(b.ctx, "table ip refuse {\nchain in {\ntype filter hook input priority filter;\ntcp dport 9 reject with icmp type port-unreachable\n}\n}\n"))
+	b.ok(b.sv.NFT(b.Ctx, "table ip refuse {\nchain in {\ntype filter hook input priority filter;\ntcp dport 9 reject with icmp type port-unreachable\n}\n}\n"))
 	ctx, cancel := b.within(10 * time.Second)
 	defer cancel()
 	c, err := b.c1.DialTCP(ctx, netip.AddrPort{}, on(b.a, 9))
@@ -326,7 +326,7 @@ func checkErrorsOnLiveTCP(b *bed) error {
 	if err := f.attackWithErrors(); err != nil {
 		return err
 	}
-	s := b.serveTCP(b.t, b.sv, on(b.a, 7010))
+	s := b.ServeTCP(b.t, b.sv, on(b.a, 7010))
 	defer s.Close()
 	ctx, cancel := b.within(20 * time.Second)
 	defer cancel()

@@ -1,4 +1,4 @@
-package e2e
+package rfc
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 const (
@@ -29,18 +30,20 @@ const (
 	smallFirst, smallLast = 20000, 20063
 )
 
+var on = netip.AddrPortFrom
+
 // scoreMode is a column of the scoreboard.
 type scoreMode struct {
 	name string
-	e2eMode
+	harness.Mode
 }
 
 func scoreModes() map[string]scoreMode {
 	return map[string]scoreMode{
 		"default": {name: "default"},
-		"slow":    {name: "slow", e2eMode: e2eMode{up: []string{"--lease", "0"}}},
-		"strict":  {name: "strict", e2eMode: e2eMode{up: []string{"--nat-on-exhaustion", "refuse"}}},
-		"kernel":  {name: "kernel", e2eMode: e2eMode{plain: true, leaky: true}},
+		"slow":    {name: "slow", Mode: harness.Mode{Up: []string{"--lease", "0"}}},
+		"strict":  {name: "strict", Mode: harness.Mode{Up: []string{"--nat-on-exhaustion", "refuse"}}},
+		"kernel":  {name: "kernel", Mode: harness.Mode{Plain: true, Leaky: true}},
 	}
 }
 
@@ -48,7 +51,7 @@ func scoreModes() map[string]scoreMode {
 // behind a kernel bridge with masquerade; outside a server (A, B and the silent
 // address), a router with another server beyond it, and a neighbour of the host.
 type bed struct {
-	*e2e
+	*harness.Rig
 	t      *testing.T // of the running check
 	column string
 	c1, c2 *lab.Namespace
@@ -76,10 +79,10 @@ type bedState struct {
 func newBed(t *testing.T, column string, containers int, upArgs ...string) *bed {
 	t.Helper()
 	m := scoreModes()[column]
-	h := upE2E(t, m.e2eMode, lab.Options{Containers: containers, Router: true}, upArgs...)
+	h := harness.Up(t, m.Mode, lab.Options{Containers: containers, Router: true}, upArgs...)
 	s := h.Servers()
 	b := &bed{
-		e2e: h, t: t, column: column, c1: h.Containers[0], c2: h.Containers[1],
+		Rig: h, t: t, column: column, c1: h.Containers[0], c2: h.Containers[1],
 		sv: h.Outside, a: s[0], b: s[1], mute: netip.MustParseAddr("192.0.2.13"), mute2: netip.MustParseAddr("192.0.2.14"),
 		shared: &bedState{port: rawFirst, macs: map[*lab.Namespace][2]net.HardwareAddr{}, bridge: map[*lab.Namespace]string{}, inject: map[*lab.Namespace]*lab.Injector{}},
 	}
@@ -87,7 +90,7 @@ func newBed(t *testing.T, column string, containers int, upArgs ...string) *bed 
 	for _, a := range []netip.Addr{b.mute, b.mute2} {
 		b.ok(b.sv.AddAddr("eth0", netip.PrefixFrom(a, 32)))
 	}
-	b.ok(b.sv.NFT(h.ctx, fmt.Sprintf("table ip quiet {\nchain in {\ntype filter hook input priority filter;\nip daddr { %v, %v } drop\n}\n}\n", b.mute, b.mute2)))
+	b.ok(b.sv.NFT(h.Ctx, fmt.Sprintf("table ip quiet {\nchain in {\ntype filter hook input priority filter;\nip daddr { %v, %v } drop\n}\n}\n", b.mute, b.mute2)))
 	for _, n := range []*lab.Namespace{h.Host, h.Router, h.Far, b.sv} { // several checks share the allowance of one address
 		b.ok(n.SetSysctl("net.ipv4.icmp_ratelimit", "0"))
 	}
@@ -122,7 +125,7 @@ func (b *bed) send(from *lab.Namespace, frames ...[]byte) {
 // quiet keeps the container's own kernel from answering to raw ports.
 func (b *bed) quiet(c *lab.Namespace) {
 	b.t.Helper()
-	b.ok(c.NFT(b.ctx, fmt.Sprintf("table ip quiet {\nchain in {\ntype filter hook input priority filter;\ntcp dport %[1]d-%[2]d drop\nudp dport %[1]d-%[2]d drop\n}\n}\n", rawFirst, rawLast)))
+	b.ok(c.NFT(b.Ctx, fmt.Sprintf("table ip quiet {\nchain in {\ntype filter hook input priority filter;\ntcp dport %[1]d-%[2]d drop\nudp dport %[1]d-%[2]d drop\n}\n}\n", rawFirst, rawLast)))
 }
 
 // network makes one more network, with one container, c<n>; on the kernel's
@@ -132,8 +135,8 @@ func (b *bed) network(name string, flags ...string) *lab.Namespace {
 	c, err := b.Add(name)
 	b.ok(err)
 	bridge := "br-" + name
-	b.must(b.t, append([]string{"network", "create", name, "--bridge", bridge}, flags...)...)
-	b.attach(b.t, c, name, "--network", name)
+	b.Must(b.t, append([]string{"network", "create", name, "--bridge", bridge}, flags...)...)
+	b.Attach(b.t, c, name, "--network", name)
 	b.shared.bridge[c] = bridge
 	b.quiet(c)
 	return c
@@ -150,7 +153,7 @@ func (b *bed) ok(err error) {
 }
 
 func (b *bed) within(d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(b.ctx, d)
+	return context.WithTimeout(b.Ctx, d)
 }
 
 func (b *bed) rawPort() uint16 {
@@ -236,7 +239,7 @@ func (w *tap) close() { w.b.shared.taps.Go(w.sniff.Close) }
 // next is the next packet that match is true for, within d.
 func (w *tap) next(d time.Duration, match func(packet) bool) (packet, bool) {
 	w.b.t.Helper()
-	ctx, cancel := context.WithTimeout(w.b.ctx, d)
+	ctx, cancel := context.WithTimeout(w.b.Ctx, d)
 	defer cancel()
 	f, err := w.sniff.Next(ctx, func(f []byte) bool {
 		p, ok := parsePacket(f)
@@ -450,7 +453,7 @@ func (b *bed) expiry(proto string, src netip.AddrPort) (time.Duration, bool) {
 	if b.plain() {
 		return b.conntrackExpiry(proto, src)
 	}
-	for _, f := range b.flows(b.t) {
+	for _, f := range b.Flows(b.t) {
 		if f.Proto == proto && f.Src == src.String() {
 			return time.Duration(f.ExpiresS) * time.Second, true
 		}
@@ -460,7 +463,7 @@ func (b *bed) expiry(proto string, src netip.AddrPort) (time.Duration, bool) {
 
 func (b *bed) conntrackExpiry(proto string, src netip.AddrPort) (time.Duration, bool) {
 	b.t.Helper()
-	out, err := b.Host.Run(b.ctx, "conntrack", "-L", "-p", proto)
+	out, err := b.Host.Run(b.Ctx, "conntrack", "-L", "-p", proto)
 	b.ok(err)
 	name := "sport"
 	if proto == "icmp" {
