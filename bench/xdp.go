@@ -11,8 +11,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/fastbr/fastbr/internal/lab"
 	netdev "github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // XDPFloor is the floor with XDP on the uplink: what of UDP comes from outside is

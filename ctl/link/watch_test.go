@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/internal/lab"
 )
 
 // watchIn subscribes inside a namespace, though the test runs elsewhere.
