@@ -98,8 +98,8 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 	if ns.ID() == c.netns {
 		return res, tagged(ErrInvalid, fmt.Sprintf("%s is the namespace that the bridge is in", r.Target))
 	}
-	err = c.mutate(ctx, func(s *session) error {
-		n, err := s.upNetwork(r.Network)
+	err = c.mutate(ctx, func(op *operation) error {
+		n, err := op.upNetwork(r.Network)
 		if err != nil {
 			return err
 		}
@@ -107,11 +107,11 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 			return tagged(ErrDiffers, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
 				n.Name, strings.Join(d, ", "), n.Name))
 		}
-		p, err := s.newPort(n, r, ns.ID())
+		p, err := op.newPort(n, r, ns.ID())
 		if err != nil {
 			return err
 		}
-		publish, err := s.newPublications(n, r.Owner, s.notYetPublished(r.Owner, r.Publish))
+		publish, err := op.newPublications(n, r.Owner, op.notYetPublished(r.Owner, r.Publish))
 		if err != nil {
 			return err
 		}
@@ -123,18 +123,18 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 		if _, err := inside.ByName(p.Ifname); err == nil {
 			return tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
 		}
-		steps := s.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
-		if err := s.runner.run(ctx, steps); err != nil {
+		steps := op.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
+		if err := op.runner.run(ctx, steps); err != nil {
 			return err
 		}
-		res, err = s.attachResult(n, p)
+		res, err = op.attachResult(n, p)
 		return err
 	})
 	return res, err
 }
 
-func (s *session) attachResult(n *network, p *port) (AttachResult, error) {
-	d, err := s.conn.ByIndex(p.Index)
+func (op *operation) attachResult(n *network, p *port) (AttachResult, error) {
+	d, err := op.conn.ByIndex(p.Index)
 	if err != nil {
 		return AttachResult{}, err
 	}
@@ -144,11 +144,11 @@ func (s *session) attachResult(n *network, p *port) (AttachResult, error) {
 }
 
 // upNetwork finds a network that is up. The error wraps ErrNotUp or ErrNoNetwork.
-func (s *session) upNetwork(name string) (*network, error) {
-	if n := s.st.Networks[name]; n != nil && !n.Pending {
+func (op *operation) upNetwork(name string) (*network, error) {
+	if n := op.st.Networks[name]; n != nil && !n.Pending {
 		return n, nil
 	}
-	def, err := s.definition(name)
+	def, err := op.definition(name)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (s *session) upNetwork(name string) (*network, error) {
 
 // newPort decides names and addresses from the state alone. A zero netns is not
 // known yet.
-func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*port, error) {
+func (op *operation) newPort(n *network, r AttachRequest, netns link.NetnsID) (*port, error) {
 	if len(n.Ports) >= maxPorts {
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
@@ -172,7 +172,7 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: slow, Slowed: slow, Hairpin: r.Hairpin,
 		Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}
 	if r.Owner != nil {
-		if _, lost := s.owned(*r.Owner); lost != nil {
+		if _, lost := op.owned(*r.Owner); lost != nil {
 			return nil, tagged(ErrExists, fmt.Sprintf("container %s has %s on network %s already", r.Owner.Container, r.Owner.Ifname, r.Owner.Network))
 		}
 	}
@@ -193,14 +193,14 @@ func (s *session) newPort(n *network, r AttachRequest, netns link.NetnsID) (*por
 	if r.MAC != nil && r.MAC.String() == ipam.MAC(n.Gateway).String() {
 		return nil, tagged(ErrExists, fmt.Sprintf("MAC address %s is the bridge's", r.MAC))
 	}
-	if err := s.choosePort(n, p, r); err != nil {
+	if err := op.choosePort(n, p, r); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
-func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
-	taken, err := s.takenAddrs(n)
+func (op *operation) choosePort(n *network, p *port, r AttachRequest) (err error) {
+	taken, err := op.takenAddrs(n)
 	if err != nil {
 		return err
 	}
@@ -208,13 +208,13 @@ func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
 		if err := ipam.Check(n.Subnet, n.Gateway, r.IP, taken); err != nil {
 			return fmt.Errorf("address %w", err)
 		}
-	} else if p.IP, err = s.freeAddr(n, taken); err != nil {
+	} else if p.IP, err = op.freeAddr(n, taken); err != nil {
 		return err
 	}
 	if p.MAC = r.MAC.String(); r.MAC == nil {
 		p.MAC = ipam.MAC(p.IP).String()
 	}
-	if p.Port, err = s.freeName(); err != nil {
+	if p.Port, err = op.freeName(); err != nil {
 		return err
 	}
 	if p.Name == "" {
@@ -225,8 +225,8 @@ func (s *session) choosePort(n *network, p *port, r AttachRequest) (err error) {
 
 // takenAddrs are those that no new port of the network can have: another's, and
 // the host's own, which a subnet that the user has chosen may contain.
-func (s *session) takenAddrs(n *network) (func(netip.Addr) bool, error) {
-	own, err := s.conn.AllAddrs()
+func (op *operation) takenAddrs(n *network) (func(netip.Addr) bool, error) {
+	own, err := op.conn.AllAddrs()
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +241,7 @@ func (s *session) takenAddrs(n *network) (func(netip.Addr) bool, error) {
 }
 
 // freeAddr is the lowest free address whose MAC address nobody asked for.
-func (s *session) freeAddr(n *network, taken func(netip.Addr) bool) (netip.Addr, error) {
+func (op *operation) freeAddr(n *network, taken func(netip.Addr) bool) (netip.Addr, error) {
 	ip, err := ipam.Allocate(n.Subnet, n.Gateway, func(a netip.Addr) bool { return taken(a) || n.hasMAC(ipam.MAC(a)) })
 	if err != nil {
 		return ip, fmt.Errorf("network %s: %w", n.Name, err)
@@ -260,12 +260,12 @@ func (n *network) hasMAC(mac net.HardwareAddr) bool {
 }
 
 // freeName is a random name as docker's that no device has.
-func (s *session) freeName() (string, error) {
+func (op *operation) freeName() (string, error) {
 	for range nameTries {
 		var b [4]byte
 		rand.Read(b[:]) // never fails
 		name := "veth" + hex.EncodeToString(b[:])[:7]
-		_, err := s.conn.ByName(name)
+		_, err := op.conn.ByName(name)
 		if errors.Is(err, link.ErrNotFound) {
 			return name, nil
 		} else if err != nil {
@@ -285,78 +285,78 @@ type plug struct {
 
 // portSteps is what `attach` does, in order. The programs are on the device
 // before it joins the bridge: no frame ever passes unchecked.
-func (s *session) portSteps(n *network, p *port, at *plug) []step {
-	steps := s.unplugSteps(n, []*port{p})
+func (op *operation) portSteps(n *network, p *port, at *plug) []step {
+	steps := op.unplugSteps(n, []*port{p})
 	for i, do := range []func() error{
-		func() error { n.Ports[p.Port] = p; return s.save() },
-		func() error { return s.createVeth(n, p, at, 0) },
-		func() error { return s.attachPrograms(n, p, at) },
-		func() error { return s.shapePort(n, p) },
-		func() error { return s.joinBridge(n, p) },
+		func() error { n.Ports[p.Port] = p; return op.save() },
+		func() error { return op.createVeth(n, p, at, 0) },
+		func() error { return op.attachPrograms(n, p, at) },
+		func() error { return op.shapePort(n, p) },
+		func() error { return op.joinBridge(n, p) },
 	} {
 		steps[i].do = do
 	}
 	return append(steps,
-		step{"port-up", func() error { return s.conn.SetUp(p.Index, true) }, nil},
-		step{"port-xdp", func() error { return s.newPortToXDP(n, p) }, nil},
-		step{"port-inside", func() error { return s.configureInside(n, p, at) }, nil},
-		step{"port-publish", func() error { return s.publishAll(p, at.publish) }, nil}, // port-programs takes it back
-		step{"port-done", func() error { p.Pending = false; return s.save() }, nil})
+		step{"port-up", func() error { return op.conn.SetUp(p.Index, true) }, nil},
+		step{"port-xdp", func() error { return op.newPortToXDP(n, p) }, nil},
+		step{"port-inside", func() error { return op.configureInside(n, p, at) }, nil},
+		step{"port-publish", func() error { return op.publishAll(p, at.publish) }, nil}, // port-programs takes it back
+		step{"port-done", func() error { p.Pending = false; return op.save() }, nil})
 }
 
 // unplugSteps are the steps of portSteps that are undone, in reverse, by
 // `detach`, and for many ports at once by `down`.
-func (s *session) unplugSteps(n *network, ports []*port) []step {
+func (op *operation) unplugSteps(n *network, ports []*port) []step {
 	return []step{
-		{"port-record", nil, func() error { return s.forgetPorts(n, ports) }},
-		{"port-veth", nil, func() error { return s.deleteVeths(n, ports) }},
-		{"port-programs", nil, func() error { return s.detachPrograms(n, ports) }},
-		{"port-shape", nil, func() error { return s.unshapePorts(n, ports) }},
-		{"port-join", nil, func() error { return s.leaveBridge(n, ports) }},
+		{"port-record", nil, func() error { return op.forgetPorts(n, ports) }},
+		{"port-veth", nil, func() error { return op.deleteVeths(n, ports) }},
+		{"port-programs", nil, func() error { return op.detachPrograms(n, ports) }},
+		{"port-shape", nil, func() error { return op.unshapePorts(n, ports) }},
+		{"port-join", nil, func() error { return op.leaveBridge(n, ports) }},
 	}
 }
 
 // forgetPorts ends the records, and the reservation of what the ports published.
-func (s *session) forgetPorts(n *network, ports []*port) error {
+func (op *operation) forgetPorts(n *network, ports []*port) error {
 	published := false
 	for _, p := range ports {
 		delete(n.Ports, p.Port)
 		published = published || len(p.Publications) > 0
 	}
 	if published {
-		if err := s.reserve(); err != nil {
+		if err := op.reserve(); err != nil {
 			return err
 		}
 	}
-	return s.save()
+	return op.save()
 }
 
-func (s *session) createVeth(n *network, p *port, at *plug, index int) error {
+func (op *operation) createVeth(n *network, p *port, at *plug, index int) error {
 	mac, err := net.ParseMAC(p.MAC)
 	if err != nil {
 		return fmt.Errorf("reading the state: %w", err)
 	}
-	p.GSO = s.wantedGSO(n, p)
-	index, peer, err := s.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
+	p.GSO = op.wantedGSO(n, p)
+	index, peer, err := op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
 		PeerName: cmp.Or(p.Peer, p.Ifname), PeerMAC: mac, PeerNS: at.ns, MTU: n.MTU, GSO: p.GSO})
 	if err != nil {
 		return err
 	}
 	p.Index = index // written down when the port is done: see detachFromDatapath
 	if p.GSO != 0 {
-		_ = cmp.Or(at.conn, s.conn).SetGSO(peer, p.GSO) // else TCP goes on as everywhere
+		_ = cmp.Or(at.conn, op.conn).SetGSO(peer, p.GSO) // else TCP goes on as everywhere
 	}
-	if p.XDP, p.GRO = false, false; s.st.xdpOn() {
-		_ = s.openToXDP(p, at.ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
+	if p.XDP, p.GRO = false, false; op.st.xdpOn() {
+		_ = op.openToXDP(p, at.ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
 	}
 	return quietIPv6(p.Port)
 }
 
 // deleteVeths removes the pairs.
-func (s *session) deleteVeths(n *network, ports []*port) error {
+func (op *operation) deleteVeths(n *network, ports []*port) error {
 	var ours []int
 	for _, p := range ports {
-		d, err := s.conn.ByName(p.Port)
+		d, err := op.conn.ByName(p.Port)
 		if errors.Is(err, link.ErrNotFound) {
 			continue
 		} else if err != nil {
@@ -366,7 +366,7 @@ func (s *session) deleteVeths(n *network, ports []*port) error {
 			ours = append(ours, d.Index)
 		}
 	}
-	if err := s.conn.DeleteAll(ours); err != nil {
+	if err := op.conn.DeleteAll(ours); err != nil {
 		return fmt.Errorf("deleting ports of %s: %w", n.Bridge, err)
 	}
 	return nil
@@ -380,31 +380,31 @@ func (n *network) owns(p *port, d link.Device, kind string) bool {
 
 // attachPrograms puts the programs on the host end. If its ifindex falls on a
 // slot that another device has, the pair is made again with one that is free.
-func (s *session) attachPrograms(n *network, p *port, at *plug) error {
-	err := s.portPrograms(n, p)
+func (op *operation) attachPrograms(n *network, p *port, at *plug) error {
+	err := op.portPrograms(n, p)
 	if !errors.Is(err, datapath.ErrSlotTaken) {
 		return err
 	}
-	index, err := s.freeIndex()
+	index, err := op.freeIndex()
 	if err != nil {
 		return err
 	}
-	if err := s.conn.Delete(p.Index); err != nil {
+	if err := op.conn.Delete(p.Index); err != nil {
 		return fmt.Errorf("deleting %s: %w", p.Port, err)
 	}
-	if err := s.createVeth(n, p, at, index); err != nil {
+	if err := op.createVeth(n, p, at, index); err != nil {
 		return err
 	}
-	return s.portPrograms(n, p)
+	return op.portPrograms(n, p)
 }
 
 // freeIndex is an ifindex that no device has and whose slot is free.
-func (s *session) freeIndex() (int, error) {
-	known, err := s.dp.Devices()
+func (op *operation) freeIndex() (int, error) {
+	known, err := op.dp.Devices()
 	if err != nil {
 		return 0, fmt.Errorf("listing the datapath's devices: %w", err)
 	}
-	entries, err := s.conn.List()
+	entries, err := op.conn.List()
 	if err != nil {
 		return 0, err
 	}
@@ -423,12 +423,12 @@ func (s *session) freeIndex() (int, error) {
 	return 0, fmt.Errorf("no free device slot: %w", datapath.ErrTooMany)
 }
 
-func (s *session) portPrograms(n *network, p *port) error {
+func (op *operation) portPrograms(n *network, p *port) error {
 	dp, err := p.datapath(n)
 	if err != nil {
 		return err
 	}
-	if err := s.dp.AttachPort(dp); err != nil {
+	if err := op.dp.AttachPort(dp); err != nil {
 		return fmt.Errorf("attaching the programs to %s: %w", p.Port, err)
 	}
 	return nil
@@ -447,19 +447,19 @@ func (p *port) datapath(n *network) (datapath.Port, error) {
 // detachPrograms makes the datapath forget ports. The devices go first, and the
 // programs with them: there is no moment without them, and the kernel waits for
 // its readers less often.
-func (s *session) detachPrograms(n *network, ports []*port) error {
-	if err := s.deleteVeths(n, ports); err != nil || s.dp == nil {
+func (op *operation) detachPrograms(n *network, ports []*port) error {
+	if err := op.deleteVeths(n, ports); err != nil || op.dp == nil {
 		return err
 	}
 	var pubs []datapath.Publication
 	for _, p := range ports {
 		pubs = append(pubs, p.toDatapath(p.Publications)...)
 	}
-	if err := s.dp.Unpublish(pubs...); err != nil {
+	if err := op.dp.Unpublish(pubs...); err != nil {
 		return fmt.Errorf("unpublishing ports: %w", err)
 	}
 	for _, p := range ports {
-		if err := s.detachFromDatapath(p); err != nil {
+		if err := op.detachFromDatapath(p); err != nil {
 			return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)
 		}
 	}
@@ -468,58 +468,58 @@ func (s *session) detachPrograms(n *network, ports []*port) error {
 
 // detachFromDatapath makes the datapath forget a port. A kill may have come before
 // the port's index was written down; then the datapath finds it by its address.
-func (s *session) detachFromDatapath(p *port) error {
+func (op *operation) detachFromDatapath(p *port) error {
 	index := p.Index
 	if index == 0 {
 		var err error
-		if index, err = s.dp.PortAt(p.IP); err != nil || index == 0 {
+		if index, err = op.dp.PortAt(p.IP); err != nil || index == 0 {
 			return err
 		}
 	}
-	return s.dp.DetachPort(index)
+	return op.dp.DetachPort(index)
 }
 
 // joinBridge makes the host end a port whose address is known before the first
 // frame, to the bridge and to the host.
-func (s *session) joinBridge(n *network, p *port) error {
+func (op *operation) joinBridge(n *network, p *port) error {
 	mac, err := net.ParseMAC(p.MAC)
 	if err != nil {
 		return fmt.Errorf("reading the state: %w", err)
 	}
-	if err := s.conn.SetMaster(p.Index, n.Index); err != nil {
+	if err := op.conn.SetMaster(p.Index, n.Index); err != nil {
 		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
 	}
 	if p.GSO != 0 {
-		s.setBridgeGSO(n, p.GSO)
+		op.setBridgeGSO(n, p.GSO)
 	}
 	if p.Hairpin {
-		if err := s.conn.SetHairpin(p.Index); err != nil {
+		if err := op.conn.SetHairpin(p.Index); err != nil {
 			return fmt.Errorf("setting hairpin mode of %s: %w", p.Port, err)
 		}
 	}
-	if err := s.conn.AddFDB(p.Index, mac); err != nil {
+	if err := op.conn.AddFDB(p.Index, mac); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
-	return s.joinNeighbour(n, p)
+	return op.joinNeighbour(n, p)
 }
 
 // joinNeighbour tells the kernel which MAC address a port's address has, so that it
 // never asks.
-func (s *session) joinNeighbour(n *network, p *port) error {
+func (op *operation) joinNeighbour(n *network, p *port) error {
 	mac, err := net.ParseMAC(p.MAC)
 	if err != nil {
 		return fmt.Errorf("reading the state: %w", err)
 	}
-	return s.conn.AddNeighbour(n.Index, p.IP, mac)
+	return op.conn.AddNeighbour(n.Index, p.IP, mac)
 }
 
 // leaveBridge takes the neighbours away. The forwarding entries go with the devices.
-func (s *session) leaveBridge(n *network, ports []*port) error {
+func (op *operation) leaveBridge(n *network, ports []*port) error {
 	if n.Index == 0 {
 		return nil
 	}
 	for _, p := range ports {
-		if err := s.conn.DeleteNeighbour(n.Index, p.IP); err != nil {
+		if err := op.conn.DeleteNeighbour(n.Index, p.IP); err != nil {
 			return err
 		}
 	}
@@ -528,7 +528,7 @@ func (s *session) leaveBridge(n *network, ports []*port) error {
 
 // configureInside gives the container's end its address and routes, as a
 // container expects them, and announces the address.
-func (s *session) configureInside(n *network, p *port, at *plug) error {
+func (op *operation) configureInside(n *network, p *port, at *plug) error {
 	ns, inside := at.ns, at.conn
 	if ns == nil {
 		return nil
@@ -548,17 +548,17 @@ func (s *session) configureInside(n *network, p *port, at *plug) error {
 	if err := inside.SetUp(d.Index, true); err != nil {
 		return fmt.Errorf("raising %s in %s: %w", p.Ifname, ns, err)
 	}
-	if err := s.routeInside(n, at, d.Index); err != nil {
+	if err := op.routeInside(n, at, d.Index); err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)
 	}
 	// The bridge comes up with its first port; until then it swallows what the host answers.
-	if !s.conn.WaitCarrier(p.Index, carrierLimit) || !s.conn.WaitCarrier(n.Index, carrierLimit) {
-		s.say("%s has no carrier yet", p.Port)
+	if !op.conn.WaitCarrier(p.Index, carrierLimit) || !op.conn.WaitCarrier(n.Index, carrierLimit) {
+		op.say("%s has no carrier yet", p.Port)
 	}
 	return ns.Do(func() error { return link.AnnounceARP(d.Index, p.IP, d.MAC) })
 }
 
-func (s *session) routeInside(n *network, at *plug, index int) error {
+func (op *operation) routeInside(n *network, at *plug, index int) error {
 	if at.routes != nil {
 		return addRoutes(at.conn, index, n.Gateway, at.routes)
 	}
@@ -570,7 +570,7 @@ func (s *session) routeInside(n *network, at *plug, index int) error {
 		return err
 	}
 	if len(have) > 0 {
-		s.say("%s has a default route already: kept", at.ns)
+		op.say("%s has a default route already: kept", at.ns)
 		return nil
 	}
 	return at.conn.AddDefault(index, n.Gateway)

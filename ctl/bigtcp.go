@@ -85,21 +85,21 @@ func takenBy(d link.Device) (int, string) {
 // wantedGSO is what a port's ends should be set to, 0: the kernel's own. A port
 // with a limit gets nothing: it is not to be faster, and large packets would be
 // let through in bursts.
-func (s *session) wantedGSO(n *network, p *port) int {
+func (op *operation) wantedGSO(n *network, p *port) int {
 	switch {
-	case p.Bandwidth != Bandwidth{}, s.st.Settings.BigTCP == BigTCPOff:
+	case p.Bandwidth != Bandwidth{}, op.st.Settings.BigTCP == BigTCPOff:
 		return 0
 	case n.Internal:
 		return bigGSO
 	}
-	return s.st.BigTCP.Size
+	return op.st.BigTCP.Size
 }
 
 // syncBigTCP decides anew and makes uplinks and ports what that asks for.
-func (s *session) syncBigTCP() error {
+func (op *operation) syncBigTCP() error {
 	var devices []link.Device
-	for _, u := range s.st.Uplinks {
-		d, err := s.uplinkDevice(u)
+	for _, u := range op.st.Uplinks {
+		d, err := op.uplinkDevice(u)
 		if errors.Is(err, link.ErrNotFound) {
 			continue // until another takes its place
 		} else if err != nil {
@@ -107,28 +107,28 @@ func (s *session) syncBigTCP() error {
 		}
 		devices = append(devices, d)
 	}
-	if now := decideBigTCP(s.st.Settings.BigTCP, s.asFound(devices)); now != s.st.BigTCP {
-		s.st.BigTCP = now
-		if err := s.save(); err != nil {
+	if now := decideBigTCP(op.st.Settings.BigTCP, op.asFound(devices)); now != op.st.BigTCP {
+		op.st.BigTCP = now
+		if err := op.save(); err != nil {
 			return err
 		}
 	}
-	if err := s.raiseUplinks(devices); err != nil {
+	if err := op.raiseUplinks(devices); err != nil {
 		return err
 	}
-	return s.eachPort(func(n *network, p *port) error {
-		if want := s.wantedGSO(n, p); want != p.GSO {
-			return s.setPortGSO(n, p, want)
+	return op.eachPort(func(n *network, p *port) error {
+		if want := op.wantedGSO(n, p); want != p.GSO {
+			return op.setPortGSO(n, p, want)
 		}
 		return nil
 	})
 }
 
 // asFound are uplinks as they were set before raiseUplinks.
-func (s *session) asFound(devices []link.Device) []link.Device {
+func (op *operation) asFound(devices []link.Device) []link.Device {
 	found := slices.Clone(devices)
 	for i, d := range found {
-		for _, r := range s.st.Raised {
+		for _, r := range op.st.Raised {
 			if r.Index == d.Index && r.New == d.GSO {
 				found[i].GSO = r.Old
 			}
@@ -137,11 +137,11 @@ func (s *session) asFound(devices []link.Device) []link.Device {
 	return found
 }
 
-func (s *session) uplinkDevice(u uplink) (link.Device, error) {
-	if d, ok := s.uplinkDevices[u.Index]; ok {
+func (op *operation) uplinkDevice(u uplink) (link.Device, error) {
+	if d, ok := op.uplinkDevices[u.Index]; ok {
 		return d, nil
 	}
-	d, err := s.conn.ByIndex(u.Index)
+	d, err := op.conn.ByIndex(u.Index)
 	if err == nil && d.Name != u.Name {
 		err = fmt.Errorf("uplink %s: %w", u.Name, link.ErrNotFound)
 	}
@@ -150,14 +150,14 @@ func (s *session) uplinkDevice(u uplink) (link.Device, error) {
 
 // raiseUplinks lets the uplinks take what the ports build, and puts those back
 // that need not any more. Old values are on disk before the first write.
-func (s *session) raiseUplinks(devices []link.Device) error {
-	size := s.st.BigTCP.Size
-	for _, r := range slices.Clone(s.st.Raised) {
+func (op *operation) raiseUplinks(devices []link.Device) error {
+	size := op.st.BigTCP.Size
+	for _, r := range slices.Clone(op.st.Raised) {
 		needed := func(d link.Device) bool { return d.Index == r.Index && min(size, d.GSOMax) == r.New }
 		if slices.ContainsFunc(devices, needed) {
 			continue
 		}
-		if err := s.restoreUplink(r); err != nil {
+		if err := op.restoreUplink(r); err != nil {
 			return err
 		}
 	}
@@ -166,52 +166,52 @@ func (s *session) raiseUplinks(devices []link.Device) error {
 		if d.GSO >= want || want <= link.DefaultGSO {
 			continue
 		}
-		if !slices.ContainsFunc(s.st.Raised, func(r raisedUplink) bool { return r.Index == d.Index }) {
-			s.st.Raised = append(s.st.Raised, raisedUplink{d.Name, d.Index, d.GSO, want})
-			if err := s.save(); err != nil {
+		if !slices.ContainsFunc(op.st.Raised, func(r raisedUplink) bool { return r.Index == d.Index }) {
+			op.st.Raised = append(op.st.Raised, raisedUplink{d.Name, d.Index, d.GSO, want})
+			if err := op.save(); err != nil {
 				return err
 			}
 		}
-		if err := s.conn.SetGSO(d.Index, want); err != nil {
-			s.say("uplink %s: %v", d.Name, err) // slower, and right all the same
+		if err := op.conn.SetGSO(d.Index, want); err != nil {
+			op.say("uplink %s: %v", d.Name, err) // slower, and right all the same
 			continue
 		}
-		s.say("uplink %s takes super-packets of %d bytes now, as its driver can (before: %d)", d.Name, want, d.GSO)
-		delete(s.uplinkDevices, d.Index) // has changed
+		op.say("uplink %s takes super-packets of %d bytes now, as its driver can (before: %d)", d.Name, want, d.GSO)
+		delete(op.uplinkDevices, d.Index) // has changed
 	}
 	return nil
 }
 
 // restoreUplink puts an uplink back unless it has gone or somebody changed it
 // again meanwhile.
-func (s *session) restoreUplink(r raisedUplink) error {
-	d, err := s.conn.ByIndex(r.Index)
+func (op *operation) restoreUplink(r raisedUplink) error {
+	d, err := op.conn.ByIndex(r.Index)
 	if err == nil && d.Name == r.Name && d.GSO == r.New {
-		err = s.conn.SetGSO(r.Index, r.Old)
+		err = op.conn.SetGSO(r.Index, r.Old)
 	}
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return fmt.Errorf("uplink %s: %w", r.Name, err)
 	}
-	delete(s.uplinkDevices, r.Index)
-	s.st.Raised = slices.DeleteFunc(s.st.Raised, func(x raisedUplink) bool { return x == r })
-	return s.save()
+	delete(op.uplinkDevices, r.Index)
+	op.st.Raised = slices.DeleteFunc(op.st.Raised, func(x raisedUplink) bool { return x == r })
+	return op.save()
 }
 
 // restoreBigTCP puts the uplinks back; ports and bridges go with their network.
-func (s *session) restoreBigTCP() error {
-	s.st.BigTCP = bigTCP{}
-	return s.raiseUplinks(nil)
+func (op *operation) restoreBigTCP() error {
+	op.st.BigTCP = bigTCP{}
+	return op.raiseUplinks(nil)
 }
 
 // setPortGSO sets both ends of a port that is up, and its bridge. A container
 // that is not found keeps what it has: slower or not as fast, but right.
-func (s *session) setPortGSO(n *network, p *port, want int) error {
+func (op *operation) setPortGSO(n *network, p *port, want int) error {
 	size := cmp.Or(want, link.DefaultGSO)
-	s.setBridgeGSO(n, size)
-	if err := s.conn.SetGSO(p.Index, size); err != nil && !errors.Is(err, link.ErrNotFound) {
-		s.say("%s: %v", p.Port, err)
+	op.setBridgeGSO(n, size)
+	if err := op.conn.SetGSO(p.Index, size); err != nil && !errors.Is(err, link.ErrNotFound) {
+		op.say("%s: %v", p.Port, err)
 	}
-	if ns, d, err := s.inside(p); err == nil {
+	if ns, d, err := op.inside(p); err == nil {
 		if conn, err := link.OpenIn(ns); err == nil {
 			_ = conn.SetGSO(d.Index, size)
 			conn.Close()
@@ -219,24 +219,24 @@ func (s *session) setPortGSO(n *network, p *port, want int) error {
 		ns.Close()
 	}
 	p.GSO = want
-	return s.save()
+	return op.save()
 }
 
 // setBridgeGSO lets a bridge that has a port take what its ports build: what it
 // does not take, it would cut on the kernel's path. It cannot if a foreign device
 // on it takes less.
-func (s *session) setBridgeGSO(n *network, size int) { _ = s.conn.SetGSO(n.Index, size) }
+func (op *operation) setBridgeGSO(n *network, size int) { _ = op.conn.SetGSO(n.Index, size) }
 
-func (s *session) bigTCPView() BigTCPView {
-	return BigTCPView{Mode: cmp.Or(s.st.Settings.BigTCP, BigTCPAuto), Size: cmp.Or(s.st.BigTCP.Size, link.DefaultGSO), Why: s.st.BigTCP.Why}
+func (op *operation) bigTCPView() BigTCPView {
+	return BigTCPView{Mode: cmp.Or(op.st.Settings.BigTCP, BigTCPAuto), Size: cmp.Or(op.st.BigTCP.Size, link.DefaultGSO), Why: op.st.BigTCP.Why}
 }
 
 // bigTCPFinding says what was decided, or where nothing is up what would be.
-func (s *session) bigTCPFinding() (FeatureView, error) {
+func (op *operation) bigTCPFinding() (FeatureView, error) {
 	v := FeatureView{Name: "big-tcp", State: "ok", Minimum: "6.3"}
-	b, would := s.st.BigTCP, ""
-	if len(s.st.Networks) == 0 {
-		devices, _, err := s.autoUplinks()
+	b, would := op.st.BigTCP, ""
+	if len(op.st.Networks) == 0 {
+		devices, _, err := op.autoUplinks()
 		if err != nil {
 			return v, err
 		}

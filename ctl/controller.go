@@ -131,8 +131,8 @@ func (c *Controller) say(format string, args ...any) {
 	fmt.Fprintf(c.opts.Messages, "fastbr: %s\n", Line(fmt.Sprintf(format, args...)))
 }
 
-// session is one operation: what is true while the lock is held.
-type session struct {
+// operation is what is true while the lock is held: the state, and what was looked up.
+type operation struct {
 	*Controller
 	ctx  context.Context
 	st   *state
@@ -155,9 +155,9 @@ type session struct {
 	thorough bool // see mutation
 }
 
-// read runs f on the state as it is. f gets a session with an empty state if
+// read runs f on the state as it is. f gets an operation with an empty state if
 // nothing is up.
-func (c *Controller) read(ctx context.Context, f func(*session) error) error {
+func (c *Controller) read(ctx context.Context, f func(*operation) error) error {
 	l, err := acquire(ctx, c.lockPath(), false)
 	if err != nil {
 		return err
@@ -169,21 +169,21 @@ func (c *Controller) read(ctx context.Context, f func(*session) error) error {
 	} else if err != nil {
 		return err
 	}
-	s, err := c.begin(ctx, st, false)
+	op, err := c.begin(ctx, st, false)
 	if err != nil {
 		return err
 	}
-	defer s.end()
-	if s.stale != nil {
-		return s.stale
+	defer op.end()
+	if op.stale != nil {
+		return op.stale
 	}
-	return f(s)
+	return f(op)
 }
 
 // mutate runs f alone, on a state that was made sound before, on a host that was
 // looked at again: whatever an operation changes, it also mends what other programs
 // have changed since the last.
-func (c *Controller) mutate(ctx context.Context, f func(*session) error) error {
+func (c *Controller) mutate(ctx context.Context, f func(*operation) error) error {
 	return c.mutateWith(ctx, mutation{}, f)
 }
 
@@ -210,7 +210,7 @@ const (
 	looksItself
 )
 
-func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session) error) error {
+func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*operation) error) error {
 	l, err := acquire(ctx, c.lockPath(), true)
 	if err != nil {
 		return err
@@ -220,98 +220,98 @@ func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*session
 	if err != nil {
 		return err
 	}
-	s, err := c.begin(ctx, st, m.evenStale)
+	op, err := c.begin(ctx, st, m.evenStale)
 	if err != nil {
 		return err
 	}
-	defer s.end()
-	defer s.tidy(l)
-	if errors.Is(s.stale, datapath.ErrSchemaOlder) && !m.evenStale {
-		if err := s.upgrade(); err != nil {
+	defer op.end()
+	defer op.tidy(l)
+	if errors.Is(op.stale, datapath.ErrSchemaOlder) && !m.evenStale {
+		if err := op.upgrade(); err != nil {
 			return err
 		}
 	}
 	switch {
 	case m.evenStale:
-	case s.stale != nil:
-		return s.stale
-	case s.dp != nil && len(st.Networks) == 0 && !m.evenLost:
+	case op.stale != nil:
+		return op.stale
+	case op.dp != nil && len(st.Networks) == 0 && !m.evenLost:
 		return tagged(ErrExists, "networks are up that "+c.statePath()+" should tell of, and it is lost: run 'fastbr down --all', which removes what is left of them")
 	}
 	c.sweepLeftovers()
 	if salvaged {
-		s.settle()
+		op.settle()
 	}
-	if err := s.recover(m.thorough); err != nil {
+	if err := op.recover(m.thorough); err != nil {
 		err = fmt.Errorf("recovering from an interrupted command: %w", err)
 		if !m.evenStale {
 			return err
 		}
-		s.say("%v", err)
+		op.say("%v", err)
 	}
-	s.thorough = m.thorough
+	op.thorough = m.thorough
 	if m.looks == looksFirst {
-		if err := s.refresh(true); err != nil {
+		if err := op.refresh(true); err != nil {
 			return err
 		}
 	}
-	if err := f(s); err != nil || m.looks != looksLast {
+	if err := f(op); err != nil || m.looks != looksLast {
 		return err
 	}
-	if err := s.refresh(true); err != nil {
-		s.say("%v", firstLine(err))
+	if err := op.refresh(true); err != nil {
+		op.say("%v", firstLine(err))
 	}
 	return nil
 }
 
 // begin opens what a state speaks of. evenStale is to call pins stale that
 // cannot be opened.
-func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *session, err error) {
-	s := &session{Controller: c, ctx: ctx, st: st, uplinkDevices: map[int]link.Device{}}
-	if s.conn, err = link.Open(); err != nil {
+func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *operation, err error) {
+	op := &operation{Controller: c, ctx: ctx, st: st, uplinkDevices: map[int]link.Device{}}
+	if op.conn, err = link.Open(); err != nil {
 		return nil, err
 	}
-	s.dp, err = c.opts.planes.open(c.pins)
+	op.dp, err = c.opts.planes.open(c.pins)
 	switch {
 	case err == nil, errors.Is(err, datapath.ErrNotLoaded):
 	case errors.Is(err, datapath.ErrSchemaNewer):
-		s.stale = fmt.Errorf("%w: use that, or end its networks with 'fastbr down --all'", err)
+		op.stale = fmt.Errorf("%w: use that, or end its networks with 'fastbr down --all'", err)
 	case errors.Is(err, datapath.ErrSchemaOlder):
-		s.stale = fmt.Errorf("%w: 'fastbr up' upgrades it, and so does every command that changes something; connections go on", datapath.ErrSchemaOlder)
+		op.stale = fmt.Errorf("%w: 'fastbr up' upgrades it, and so does every command that changes something; connections go on", datapath.ErrSchemaOlder)
 	case len(st.Networks) == 0:
 		// A Create that was killed: Remove knows how to clear it.
 	case evenStale:
-		s.stale = err
+		op.stale = err
 	default:
-		s.conn.Close()
+		op.conn.Close()
 		return nil, fmt.Errorf("opening the datapath: %w", err)
 	}
-	return s, nil
+	return op, nil
 }
 
-func (s *session) end() {
-	if s.dp != nil {
-		s.dp.Close()
+func (op *operation) end() {
+	if op.dp != nil {
+		op.dp.Close()
 	}
-	s.conn.Close()
+	op.conn.Close()
 }
 
-func (s *session) save() error { return s.st.save(s.statePath()) }
+func (op *operation) save() error { return op.st.save(op.statePath()) }
 
 // tidy removes the instance's files if nothing is left to remember.
-func (s *session) tidy(l *lock) {
-	if len(s.st.Networks) > 0 || s.st.Settings.Kept {
+func (op *operation) tidy(l *lock) {
+	if len(op.st.Networks) > 0 || op.st.Settings.Kept {
 		return
 	}
-	os.Remove(s.statePath())
-	os.Remove(unfinished(s.statePath())) // of a killed command
-	os.Remove(former(s.statePath()))
-	if _, err := os.Stat(filepath.Join(s.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
-		os.Remove(s.identityPath())
-		os.Remove(s.dir())
+	os.Remove(op.statePath())
+	os.Remove(unfinished(op.statePath())) // of a killed command
+	os.Remove(former(op.statePath()))
+	if _, err := os.Stat(filepath.Join(op.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
+		os.Remove(op.identityPath())
+		os.Remove(op.dir())
 	}
 	l.remove()
-	if s.root == DefaultStateDir {
-		os.Remove(s.root) // only if it is empty
+	if op.root == DefaultStateDir {
+		os.Remove(op.root) // only if it is empty
 	}
 }

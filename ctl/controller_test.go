@@ -580,7 +580,7 @@ func TestAttachRefusesMoreThanABridgeHolds(t *testing.T) {
 	for i := range maxPorts {
 		n.Ports[fmt.Sprint("veth", i)] = &port{}
 	}
-	_, err := (&session{}).newPort(n, AttachRequest{}, link.NetnsID{})
+	_, err := (&operation{}).newPort(n, AttachRequest{}, link.NetnsID{})
 	if err == nil || !strings.Contains(err.Error(), "network lab has 1023 ports, the most a bridge can have") {
 		t.Errorf("one port too many: %v", err)
 	}

@@ -12,17 +12,17 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// operations are those that have steps, with what must be there before.
-type operation struct {
+// crash is an operation that has steps, with what must be there before.
+type crash struct {
 	name    string
 	prepare func(t *testing.T, h *host, target string)
 	do      func(c *Controller, h *host, target string) error
 }
 
-func operations() []operation {
+func crashes() []crash {
 	up := func(t *testing.T, h *host, _ string) { h.up(t) }
 	plugged := func(t *testing.T, h *host, target string) { h.up(t); h.attach(t, target, "c1") }
-	return []operation{
+	return []crash{
 		{"up", func(*testing.T, *host, string) {}, func(c *Controller, h *host, _ string) error {
 			_, _, err := c.Up(h.ctx, DefaultNetwork, NetworkRequest{}, InstanceRequest{})
 			return err
@@ -78,7 +78,7 @@ func (h *host) clear(t *testing.T) {
 }
 
 func TestBreakMidwayUndoes(t *testing.T) {
-	for _, op := range operations() {
+	for _, op := range crashes() {
 		t.Run(op.name, func(t *testing.T) {
 			h := newHost(t)
 			target := testutil.NewNetns(t).Path()
@@ -110,7 +110,7 @@ func TestBreakMidwayUndoes(t *testing.T) {
 }
 
 func TestKillAnywhereIsSound(t *testing.T) {
-	for _, op := range operations() {
+	for _, op := range crashes() {
 		t.Run(op.name, func(t *testing.T) {
 			h := newHost(t)
 			target := testutil.NewNetns(t).Path()

@@ -48,21 +48,21 @@ func (c *Controller) usableState() (st *state, salvaged bool, err error) {
 
 // settle ends the doubt about what a salvaged state calls unfinished, which may
 // have been finished since: what is there in full is.
-func (s *session) settle() {
-	if s.dp == nil {
+func (op *operation) settle() {
+	if op.dp == nil {
 		return
 	}
-	for _, n := range s.st.Networks {
-		if d, err := s.conn.ByName(n.Bridge); n.Pending && err == nil && d.Alias == ownerMark(n.Name) && d.Up {
+	for _, n := range op.st.Networks {
+		if d, err := op.conn.ByName(n.Bridge); n.Pending && err == nil && d.Alias == ownerMark(n.Name) && d.Up {
 			n.Index, n.Pending, n.Defining = d.Index, false, false
 		}
 		for _, p := range n.Ports {
-			d, err := s.conn.ByName(p.Port)
-			if at, errAt := s.dp.PortAt(p.IP); p.Pending && errors.Join(err, errAt) == nil && at == d.Index && d.Master == n.Index && d.Up {
+			d, err := op.conn.ByName(p.Port)
+			if at, errAt := op.dp.PortAt(p.IP); p.Pending && errors.Join(err, errAt) == nil && at == d.Index && d.Master == n.Index && d.Up {
 				p.Index, p.Pending = d.Index, false
 			}
 			for _, pub := range p.Publications {
-				if pub.Pending && !slices.ContainsFunc(p.toDatapath([]*publication{pub}), func(to datapath.Publication) bool { return s.dp.VerifyPublication(to) != nil }) {
+				if pub.Pending && !slices.ContainsFunc(p.toDatapath([]*publication{pub}), func(to datapath.Publication) bool { return op.dp.VerifyPublication(to) != nil }) {
 					pub.Pending = false
 				}
 			}
@@ -136,27 +136,27 @@ func (d Definition) sane() error {
 // definition reads a network's definition; nil if there is none. One that is
 // damaged is set aside, and written again if the network is up; else the error
 // wraps errDamaged.
-func (s *session) definition(name string) (*Definition, error) {
-	def, err := s.defs.get(name)
+func (op *operation) definition(name string) (*Definition, error) {
+	def, err := op.defs.get(name)
 	if !errors.Is(err, errDamaged) {
 		return def, err
 	}
-	n := s.st.Networks[name]
+	n := op.st.Networks[name]
 	if n == nil || n.Pending {
 		return nil, fmt.Errorf("%w: run 'fastbr network rm %s'", err, name)
 	}
-	if err := s.discardDefinition(name, err); err != nil {
+	if err := op.discardDefinition(name, err); err != nil {
 		return nil, err
 	}
-	return &n.Definition, s.defs.put(n.Definition)
+	return &n.Definition, op.defs.put(n.Definition)
 }
 
 // discardDefinition sets a damaged definition aside.
-func (s *session) discardDefinition(name string, why error) error {
-	path := s.defs.path(name)
-	if err := s.setAside(path); err != nil {
+func (op *operation) discardDefinition(name string, why error) error {
+	path := op.defs.path(name)
+	if err := op.setAside(path); err != nil {
 		return err
 	}
-	s.say("%v: kept as %s", why, aside(path))
+	op.say("%v: kept as %s", why, aside(path))
 	return nil
 }

@@ -55,9 +55,9 @@ func (c *Controller) EndpointDelete(ctx context.Context, networkName, name strin
 // seeOff deletes all that wait for it, and tells them.
 func (c *Controller) seeOff(ctx context.Context) {
 	var all []*departure
-	err := c.mutate(ctx, func(s *session) error {
+	err := c.mutate(ctx, func(op *operation) error {
 		all = c.departures.take()
-		return s.deleteEndpoints(all)
+		return op.deleteEndpoints(all)
 	})
 	if all == nil {
 		all = c.departures.take() // they, too, would have met what kept us from it
@@ -67,10 +67,10 @@ func (c *Controller) seeOff(ctx context.Context) {
 	}
 }
 
-func (s *session) deleteEndpoints(all []*departure) error {
+func (op *operation) deleteEndpoints(all []*departure) error {
 	leaving := map[*network][]*port{}
 	for _, x := range all {
-		n, p, err := s.portNamed(x.network, x.name)
+		n, p, err := op.portNamed(x.network, x.name)
 		if errors.Is(err, ErrNotUp) || errors.Is(err, ErrNoNetwork) || errors.Is(err, ErrNoPort) {
 			continue // gone
 		} else if err != nil {
@@ -85,7 +85,7 @@ func (s *session) deleteEndpoints(all []*departure) error {
 	}
 	var errs []error
 	for n, ports := range leaving {
-		errs = append(errs, s.detachPorts(n, ports))
+		errs = append(errs, op.detachPorts(n, ports))
 	}
 	return errors.Join(errs...)
 }

@@ -27,14 +27,14 @@ func (c *Controller) Detach(ctx context.Context, what, networkName string) (deta
 			return nil, tagged(ErrInvalid, err.Error())
 		}
 	}
-	err = c.mutate(ctx, func(s *session) error {
+	err = c.mutate(ctx, func(op *operation) error {
 		if networkName != "" {
-			if _, err := s.upNetwork(networkName); err != nil && !errors.Is(err, ErrNotUp) {
+			if _, err := op.upNetwork(networkName); err != nil && !errors.Is(err, ErrNotUp) {
 				return err
 			}
 		}
 		found := map[*port]*network{}
-		for _, n := range s.st.Networks {
+		for _, n := range op.st.Networks {
 			for _, p := range n.Ports {
 				if match(n, p) && (networkName == "" || n.Name == networkName) {
 					found[p] = n
@@ -45,7 +45,7 @@ func (c *Controller) Detach(ctx context.Context, what, networkName string) (deta
 			return fmt.Errorf("several networks have a port %s: say which with --network", what)
 		}
 		for p, n := range found {
-			if err := s.detachPort(n, p); err != nil {
+			if err := op.detachPort(n, p); err != nil {
 				return err
 			}
 			detached = append(detached, p.Name)
@@ -65,13 +65,13 @@ func isTarget(s string) bool {
 const detachBatch = 32
 
 // detachPort undoes the steps of attach, wherever they stopped.
-func (s *session) detachPort(n *network, p *port) error {
-	return s.detachPorts(n, []*port{p})
+func (op *operation) detachPort(n *network, p *port) error {
+	return op.detachPorts(n, []*port{p})
 }
 
 // detachPorts is detachPort for any number of ports. An error does not keep the
 // other batches from being removed.
-func (s *session) detachPorts(n *network, ports []*port) error {
+func (op *operation) detachPorts(n *network, ports []*port) error {
 	begun := false
 	for _, p := range ports {
 		if !p.Pending {
@@ -80,13 +80,13 @@ func (s *session) detachPorts(n *network, ports []*port) error {
 	}
 	// Whoever finds the network pending detaches all of its ports anyway.
 	if begun && !n.Pending {
-		if err := s.save(); err != nil {
+		if err := op.save(); err != nil {
 			return err
 		}
 	}
 	var errs []error
 	for batch := range slices.Chunk(ports, detachBatch) {
-		errs = append(errs, s.runner.undo(s.unplugSteps(n, batch)))
+		errs = append(errs, op.runner.undo(op.unplugSteps(n, batch)))
 	}
 	return errors.Join(errs...)
 }

@@ -17,13 +17,13 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 	if err := checkNetworkName(name); err != nil {
 		return false, err
 	}
-	err = c.mutateWith(ctx, mutation{looks: looksLast}, func(s *session) error {
-		n := s.st.Networks[name]
+	err = c.mutateWith(ctx, mutation{looks: looksLast}, func(op *operation) error {
+		n := op.st.Networks[name]
 		if n == nil {
 			return nil
 		}
 		was = true
-		return s.downNetwork(n)
+		return op.downNetwork(n)
 	})
 	return was, err
 }
@@ -31,15 +31,15 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 // DownAll undoes every network, and the datapath whatever build pinned it.
 // Returns the names of those that were up.
 func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
-	err = c.mutateWith(ctx, mutation{evenStale: true, looks: looksLast}, func(s *session) error {
-		names = s.st.networkNames()
-		s.st.Settings.Kept = false
+	err = c.mutateWith(ctx, mutation{evenStale: true, looks: looksLast}, func(op *operation) error {
+		names = op.st.networkNames()
+		op.st.Settings.Kept = false
 		var errs []error
 		for _, name := range names {
-			errs = append(errs, s.downNetwork(s.st.Networks[name]))
+			errs = append(errs, op.downNetwork(op.st.Networks[name]))
 		}
 		if len(names) == 0 {
-			errs = append(errs, s.removeStray())
+			errs = append(errs, op.removeStray())
 		}
 		return errors.Join(errs...)
 	})
@@ -52,12 +52,12 @@ func (c *Controller) NetworkRemove(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutateWith(ctx, mutation{evenLost: true, looks: looksLast}, func(s *session) error { return s.removeNetwork(name) })
+	return c.mutateWith(ctx, mutation{evenLost: true, looks: looksLast}, func(op *operation) error { return op.removeNetwork(name) })
 }
 
-func (s *session) removeNetwork(name string) error {
-	n := s.st.Networks[name]
-	def, err := s.defs.get(name)
+func (op *operation) removeNetwork(name string) error {
+	n := op.st.Networks[name]
+	def, err := op.defs.get(name)
 	damaged := errors.Is(err, errDamaged)
 	if err != nil && !damaged {
 		return err
@@ -68,34 +68,34 @@ func (s *session) removeNetwork(name string) error {
 	case n != nil && len(n.Ports) > 0:
 		return tagged(ErrInUse, fmt.Sprintf("network %s has %d port(s): detach them first", name, len(n.Ports)))
 	case n != nil:
-		if err := s.downNetwork(n); err != nil {
+		if err := op.downNetwork(n); err != nil {
 			return err
 		}
 	}
-	return s.defs.remove(name)
+	return op.defs.remove(name)
 }
 
 // downNetwork undoes the steps of `up`. Killed in between, the next command
 // finds the network pending and goes on.
-func (s *session) downNetwork(n *network) error {
+func (op *operation) downNetwork(n *network) error {
 	n.Pending = true
-	if err := s.save(); err != nil {
+	if err := op.save(); err != nil {
 		return err
 	}
-	if err := s.detachPorts(n, n.sortedPorts()); err != nil {
+	if err := op.detachPorts(n, n.sortedPorts()); err != nil {
 		return err
 	}
-	return s.runner.undo(s.networkSteps(n, nil))
+	return op.runner.undo(op.networkSteps(n, nil))
 }
 
 // removeStray removes pins without a state: what is left when somebody deleted
 // the state directory while things were up. The devices are known by their
 // marks, and only by the pins we know that the marks are this instance's.
-func (s *session) removeStray() error {
-	if _, err := os.Stat(s.pins); errors.Is(err, os.ErrNotExist) {
+func (op *operation) removeStray() error {
+	if _, err := os.Stat(op.pins); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	entries, err := s.conn.List()
+	entries, err := op.conn.List()
 	if err != nil {
 		return err
 	}
@@ -105,17 +105,17 @@ func (s *session) removeStray() error {
 		if !ours || e.Kind != "veth" && e.Kind != "bridge" && e.Kind != "ifb" {
 			continue
 		}
-		s.say("removing %s, left from a network whose state is lost", e.Name)
-		errs = append(errs, s.conn.Delete(e.Index), firewall.Remove(ownerMark(network)))
+		op.say("removing %s, left from a network whose state is lost", e.Name)
+		errs = append(errs, op.conn.Delete(e.Index), firewall.Remove(ownerMark(network)))
 	}
-	return errors.Join(append(errs, s.restoreUnrecorded(), s.removeDatapath())...)
+	return errors.Join(append(errs, op.restoreUnrecorded(), op.removeDatapath())...)
 }
 
 // restoreUnrecorded takes back what can be told of the host's settings without a
 // record of what they were, and says what stays.
-func (s *session) restoreUnrecorded() error {
-	if s.dp != nil {
-		cfg, err := s.dp.Config()
+func (op *operation) restoreUnrecorded() error {
+	if op.dp != nil {
+		cfg, err := op.dp.Config()
 		if err != nil {
 			return fmt.Errorf("reading the datapath's configuration: %w", err)
 		}
@@ -144,7 +144,7 @@ func (s *session) restoreUnrecorded() error {
 		stay = append(stay, sysctlName(sysReserved)+"="+v)
 	}
 	if len(stay) > 0 {
-		s.say("what these were before 'fastbr up' is not known, so they stay: %s", strings.Join(stay, ", "))
+		op.say("what these were before 'fastbr up' is not known, so they stay: %s", strings.Join(stay, ", "))
 	}
 	return nil
 }

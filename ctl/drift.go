@@ -21,39 +21,39 @@ type fault struct {
 // faults finds what is not as it was made. It changes nothing. With thorough,
 // each port is compared with what the datapath knows of it; else a lost pin is
 // seen, which takes one listing for all of them.
-func (s *session) faults(thorough bool) ([]fault, error) {
-	if s.dp == nil {
+func (op *operation) faults(thorough bool) ([]fault, error) {
+	if op.dp == nil {
 		return nil, nil // recover loads it again, and all that was attached with it
 	}
-	if _, err := s.hostQueues(); err != nil {
+	if _, err := op.hostQueues(); err != nil {
 		return nil, err
 	}
 	var out []fault
-	if err := s.dp.VerifyGuard(); err != nil {
-		out = append(out, fault{err.Error(), s.dp.AttachGuard})
+	if err := op.dp.VerifyGuard(); err != nil {
+		out = append(out, fault{err.Error(), op.dp.AttachGuard})
 	}
-	out = append(out, s.uplinkFaults()...)
-	members, err := s.bridgePorts()
+	out = append(out, op.uplinkFaults()...)
+	members, err := op.bridgePorts()
 	if err != nil {
 		return nil, err
 	}
-	unpinned, err := s.dp.Unpinned(s.st.portIndexes())
+	unpinned, err := op.dp.Unpinned(op.st.portIndexes())
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
 		if n.Pending {
 			continue
 		}
-		found, err := s.bridgeFaults(n)
+		found, err := op.bridgeFaults(n)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, found...)
 		for _, p := range n.sortedPorts() {
 			if !p.Pending {
-				out = append(out, s.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
+				out = append(out, op.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
 			}
 		}
 	}
@@ -61,16 +61,16 @@ func (s *session) faults(thorough bool) ([]fault, error) {
 }
 
 // uplinkFaults looks at the uplinks that are there; syncUplinks replaces the others.
-func (s *session) uplinkFaults() (out []fault) {
-	for _, u := range s.st.Uplinks {
-		if d, err := s.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
+func (op *operation) uplinkFaults() (out []fault) {
+	for _, u := range op.st.Uplinks {
+		if d, err := op.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
 			continue
 		}
-		if err := s.dp.VerifyUplink(u.datapath()); err != nil {
-			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return s.attachUplink(u) }})
+		if err := op.dp.VerifyUplink(u.datapath()); err != nil {
+			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return op.attachUplink(u) }})
 		}
 		if what, is := closed(u.Name); is {
-			out = append(out, fault{what, func() error { return s.attachUplink(u) }})
+			out = append(out, fault{what, func() error { return op.attachUplink(u) }})
 		}
 	}
 	return out
@@ -78,8 +78,8 @@ func (s *session) uplinkFaults() (out []fault) {
 
 // bridgeFaults looks at the device of a network, the first of whose properties
 // everything else hangs on.
-func (s *session) bridgeFaults(n *network) (out []fault, err error) {
-	d, err := s.conn.ByIndex(n.Index)
+func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
+	d, err := op.conn.ByIndex(n.Index)
 	if errors.Is(err, link.ErrNotFound) {
 		return nil, nil // recover makes it again
 	} else if err != nil {
@@ -91,23 +91,23 @@ func (s *session) bridgeFaults(n *network) (out []fault, err error) {
 	// The kernel forgets the neighbours of a device that goes down, loses its last
 	// address or changes its MAC address.
 	anew := func(do func() error) func() error {
-		return func() error { return errors.Join(do(), s.addNeighbours(n)) }
+		return func() error { return errors.Join(do(), op.addNeighbours(n)) }
 	}
 	if mac := ipam.MAC(n.Gateway); d.MAC.String() != mac.String() {
-		note(anew(func() error { return s.conn.SetMAC(n.Index, mac) }), "has the MAC address %s instead of %s", d.MAC, mac)
+		note(anew(func() error { return op.conn.SetMAC(n.Index, mac) }), "has the MAC address %s instead of %s", d.MAC, mac)
 	}
 	if !d.Up {
-		note(anew(func() error { return s.conn.SetUp(n.Index, true) }), "is down")
+		note(anew(func() error { return op.conn.SetUp(n.Index, true) }), "is down")
 	}
-	addrs, err := s.conn.Addrs(n.Index)
+	addrs, err := op.conn.Addrs(n.Index)
 	if err != nil {
 		return nil, err
 	}
 	if gateway := netip.PrefixFrom(n.Gateway, n.Subnet.Bits()); !slices.Contains(addrs, gateway) {
-		note(anew(func() error { return s.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
+		note(anew(func() error { return op.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
 	}
 	if v, err := readSysctl(sysNet + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
-		note(func() error { return s.quietNetwork(n) }, "has been given IPv6")
+		note(func() error { return op.quietNetwork(n) }, "has been given IPv6")
 	}
 	if what, is := closed(n.Bridge); is {
 		out = append(out, fault{what, func() error { return open(n.Bridge) }})
@@ -117,7 +117,7 @@ func (s *session) bridgeFaults(n *network) (out []fault, err error) {
 
 // quietNetwork takes IPv6 from a bridge again, and from its ports: it mostly comes
 // to all devices at once.
-func (s *session) quietNetwork(n *network) error {
+func (op *operation) quietNetwork(n *network) error {
 	errs := []error{quietIPv6(n.Bridge)}
 	for _, p := range n.Ports {
 		errs = append(errs, quietIPv6(p.Port))
@@ -126,9 +126,9 @@ func (s *session) quietNetwork(n *network) error {
 }
 
 // addNeighbours tells the kernel of every port's address again.
-func (s *session) addNeighbours(n *network) error {
+func (op *operation) addNeighbours(n *network) error {
 	for _, p := range n.sortedPorts() {
-		if err := s.joinNeighbour(n, p); err != nil {
+		if err := op.joinNeighbour(n, p); err != nil {
 			return err
 		}
 	}
@@ -144,34 +144,34 @@ func closed(device string) (what string, is bool) {
 
 // portFaults looks at the host end of a port, and with programs at what the
 // datapath knows of it.
-func (s *session) portFaults(n *network, p *port, members map[int]link.BridgePort, programs bool) (out []fault) {
-	if _, there := s.queues[p.Index]; !there {
+func (op *operation) portFaults(n *network, p *port, members map[int]link.BridgePort, programs bool) (out []fault) {
+	if _, there := op.queues[p.Index]; !there {
 		return nil // recover forgets it
 	}
 	m := members[p.Index]
 	if m.Master != n.Index {
 		// What has no master is not in the listing: up or not, it is raised.
-		return []fault{{fmt.Sprintf("%s is not a port of %s any more", p.Port, n.Bridge), func() error { return s.reattach(n, p) }}}
+		return []fault{{fmt.Sprintf("%s is not a port of %s any more", p.Port, n.Bridge), func() error { return op.reattach(n, p) }}}
 	}
 	if !m.Up {
-		out = append(out, fault{p.Port + " is down", func() error { return s.conn.SetUp(p.Index, true) }})
+		out = append(out, fault{p.Port + " is down", func() error { return op.conn.SetUp(p.Index, true) }})
 	}
 	if !programs {
 		return out
 	}
 	dp, err := p.datapath(n)
 	if err == nil {
-		err = s.dp.VerifyPort(dp)
+		err = op.dp.VerifyPort(dp)
 	}
 	if err != nil {
-		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return s.portPrograms(n, p) }})
+		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return op.portPrograms(n, p) }})
 	}
 	return out
 }
 
 // mend puts right what is not as it was made. quiet: what cannot be is a note.
-func (s *session) mend(quiet bool) error {
-	faults, err := s.faults(s.thorough)
+func (op *operation) mend(quiet bool) error {
+	faults, err := op.faults(op.thorough)
 	if err != nil {
 		return err
 	}
@@ -181,13 +181,13 @@ func (s *session) mend(quiet bool) error {
 			errs = append(errs, fmt.Errorf("%s: %w", f.what, err))
 			continue
 		}
-		s.say("%s: mended", f.what)
+		op.say("%s: mended", f.what)
 	}
 	if len(faults) > 0 {
-		s.members = nil // have changed
+		op.members = nil // have changed
 	}
 	if err := errors.Join(errs...); err != nil && quiet {
-		s.say("%v", firstLine(err))
+		op.say("%v", firstLine(err))
 	} else {
 		return err
 	}
@@ -195,12 +195,12 @@ func (s *session) mend(quiet bool) error {
 }
 
 // bridgePorts lists the ports of all bridges, once in an operation.
-func (s *session) bridgePorts() (map[int]link.BridgePort, error) {
+func (op *operation) bridgePorts() (map[int]link.BridgePort, error) {
 	var err error
-	if s.members == nil {
-		s.members, err = s.conn.BridgePorts()
+	if op.members == nil {
+		op.members, err = op.conn.BridgePorts()
 	}
-	return s.members, err
+	return op.members, err
 }
 
 // portIndexes are the ifindexes of all ports.
@@ -216,12 +216,12 @@ func (st *state) portIndexes() (out []int) {
 }
 
 // driftFindings are what `check` says of it.
-func (s *session) driftFindings() []FeatureView {
-	if len(s.st.Networks) == 0 {
+func (op *operation) driftFindings() []FeatureView {
+	if len(op.st.Networks) == 0 {
 		return nil
 	}
 	out := []FeatureView{}
-	for _, note := range s.driftNotes() {
+	for _, note := range op.driftNotes() {
 		out = append(out, FeatureView{Name: "as-made", State: "warning", Detail: note})
 	}
 	if len(out) == 0 {
@@ -231,8 +231,8 @@ func (s *session) driftFindings() []FeatureView {
 }
 
 // driftNotes are what `status` says of it.
-func (s *session) driftNotes() []string {
-	faults, err := s.faults(true)
+func (op *operation) driftNotes() []string {
+	faults, err := op.faults(true)
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -240,17 +240,17 @@ func (s *session) driftNotes() []string {
 	for _, f := range faults {
 		out = append(out, f.what+": the next command that changes something mends it")
 	}
-	return append(out, s.uplinkNotes()...)
+	return append(out, op.uplinkNotes()...)
 }
 
 // uplinkNotes tell of uplinks by which nothing leaves, for reasons that only the
 // user can mend, and of devices that have become uplinks without being seen.
-func (s *session) uplinkNotes() (out []string) {
+func (op *operation) uplinkNotes() (out []string) {
 	note := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	attached := map[int]bool{}
-	for _, u := range s.st.Uplinks {
+	for _, u := range op.st.Uplinks {
 		attached[u.Index] = true
-		d, err := s.conn.ByIndex(u.Index)
+		d, err := op.conn.ByIndex(u.Index)
 		switch {
 		case err != nil || d.Name != u.Name:
 			note("uplink %s is gone: nothing leaves by it", u.Name)
@@ -262,11 +262,11 @@ func (s *session) uplinkNotes() (out []string) {
 			note("uplink %s has no carrier: nothing leaves by it", u.Name)
 		}
 	}
-	want, notes, err := s.wantedUplinks(s.st.Settings.Uplinks)
+	want, notes, err := op.wantedUplinks(op.st.Settings.Uplinks)
 	if err != nil {
 		notes = append(notes, err.Error())
 	}
-	if len(s.st.Uplinks) > 0 {
+	if len(op.st.Uplinks) > 0 {
 		out = append(out, notes...)
 	}
 	for _, u := range want {

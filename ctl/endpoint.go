@@ -52,21 +52,21 @@ func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v E
 	if err := a.check(); err != nil {
 		return v, err
 	}
-	err = c.mutate(ctx, func(s *session) error {
-		n, err := s.raised(r.Network)
+	err = c.mutate(ctx, func(op *operation) error {
+		n, err := op.raised(r.Network)
 		if err != nil {
 			return err
 		}
-		if err := s.evict(n, r.IP); err != nil {
+		if err := op.evict(n, r.IP); err != nil {
 			return err
 		}
-		p, err := s.newPort(n, a, link.NetnsID{})
+		p, err := op.newPort(n, a, link.NetnsID{})
 		if err != nil {
 			return err
 		}
 		p.Peer, p.Ifname, p.Touched = p.Port+"c", r.Ifname, sinceBoot()
 		v = endpointView(n, p)
-		return s.runner.run(ctx, s.portSteps(n, p, &plug{}))
+		return op.runner.run(ctx, op.portSteps(n, p, &plug{}))
 	})
 	return v, err
 }
@@ -76,8 +76,8 @@ func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v E
 // MAC learns the new one. The namespace may not exist yet. The error wraps
 // ErrNotUp, ErrNoNetwork or ErrNoPort.
 func (c *Controller) EndpointJoin(ctx context.Context, networkName, name, netns string) (v EndpointView, err error) {
-	err = c.mutate(ctx, func(s *session) error {
-		n, p, err := s.portNamed(networkName, name)
+	err = c.mutate(ctx, func(op *operation) error {
+		n, p, err := op.portNamed(networkName, name)
 		if err != nil {
 			return err
 		}
@@ -94,7 +94,7 @@ func (c *Controller) EndpointJoin(ctx context.Context, networkName, name, netns 
 		if err := link.AnnounceARP(n.Index, p.IP, mac); err != nil {
 			return err
 		}
-		return s.save()
+		return op.save()
 	})
 	return v, err
 }
@@ -108,31 +108,31 @@ func (c *Controller) EndpointPublish(ctx context.Context, networkName, name stri
 			return err
 		}
 	}
-	return c.mutate(ctx, func(s *session) error {
-		n, p, err := s.portNamed(networkName, name)
+	return c.mutate(ctx, func(op *operation) error {
+		n, p, err := op.portNamed(networkName, name)
 		if err != nil {
 			return err
 		}
-		if err := s.unpublish(p, slices.Clone(p.Publications)...); err != nil || len(rs) == 0 {
+		if err := op.unpublish(p, slices.Clone(p.Publications)...); err != nil || len(rs) == 0 {
 			return err
 		}
-		pubs, err := s.newPublications(n, nil, rs)
+		pubs, err := op.newPublications(n, nil, rs)
 		if err != nil {
 			return err
 		}
-		return s.runner.run(ctx, s.publishSteps(p, pubs))
+		return op.runner.run(ctx, op.publishSteps(p, pubs))
 	})
 }
 
 // EndpointLeave takes an endpoint's published ports back: its engine is about to
 // take it out of the container. One that is gone is no error.
 func (c *Controller) EndpointLeave(ctx context.Context, networkName, name string) error {
-	return c.onEndpoint(ctx, networkName, name, func(s *session, _ *network, p *port) error {
+	return c.onEndpoint(ctx, networkName, name, func(op *operation, _ *network, p *port) error {
 		p.Netns, p.Touched = link.NetnsID{}, sinceBoot()
-		if err := s.unpublish(p, slices.Clone(p.Publications)...); err != nil {
+		if err := op.unpublish(p, slices.Clone(p.Publications)...); err != nil {
 			return err
 		}
-		return s.save()
+		return op.save()
 	})
 }
 
@@ -144,14 +144,14 @@ func (c *Controller) NetworkDiscard(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutateWith(ctx, mutation{looks: looksLast}, func(s *session) error {
-		if n := s.st.Networks[name]; n != nil {
+	return c.mutateWith(ctx, mutation{looks: looksLast}, func(op *operation) error {
+		if n := op.st.Networks[name]; n != nil {
 			endpoints := slices.DeleteFunc(n.sortedPorts(), func(p *port) bool { return p.Peer == "" })
-			if err := s.detachPorts(n, endpoints); err != nil {
+			if err := op.detachPorts(n, endpoints); err != nil {
 				return err
 			}
 		}
-		if err := s.removeNetwork(name); !errors.Is(err, ErrNoNetwork) {
+		if err := op.removeNetwork(name); !errors.Is(err, ErrNoNetwork) {
 			return err
 		}
 		return nil
@@ -159,40 +159,40 @@ func (c *Controller) NetworkDiscard(ctx context.Context, name string) error {
 }
 
 // onEndpoint runs f on an endpoint if there is one.
-func (c *Controller) onEndpoint(ctx context.Context, networkName, name string, f func(*session, *network, *port) error) error {
-	return c.mutate(ctx, func(s *session) error {
-		n, p, err := s.portNamed(networkName, name)
+func (c *Controller) onEndpoint(ctx context.Context, networkName, name string, f func(*operation, *network, *port) error) error {
+	return c.mutate(ctx, func(op *operation) error {
+		n, p, err := op.portNamed(networkName, name)
 		if errors.Is(err, ErrNotUp) || errors.Is(err, ErrNoNetwork) || errors.Is(err, ErrNoPort) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		return f(s, n, p)
+		return f(op, n, p)
 	})
 }
 
 // raised is a network that is up, brought up from its definition if need be.
-func (s *session) raised(name string) (*network, error) {
-	n, notUp := s.upNetwork(name)
+func (op *operation) raised(name string) (*network, error) {
+	n, notUp := op.upNetwork(name)
 	if !errors.Is(notUp, ErrNotUp) {
 		return n, notUp
 	}
-	def, err := s.definition(name)
+	def, err := op.definition(name)
 	if err != nil {
 		return nil, err
 	}
 	if def == nil {
 		return nil, notUp
 	}
-	return s.upNew(name, def, NetworkRequest{}, InstanceRequest{}, false)
+	return op.upNew(name, def, NetworkRequest{}, InstanceRequest{}, false)
 }
 
 // evict removes the endpoint that has an address. The engine chooses addresses
 // itself and gives none to two: it was killed, and has forgotten the first.
-func (s *session) evict(n *network, ip netip.Addr) error {
+func (op *operation) evict(n *network, ip netip.Addr) error {
 	for _, p := range n.sortedPorts() {
 		if p.Peer != "" && p.IP == ip {
-			return s.detachPort(n, p)
+			return op.detachPort(n, p)
 		}
 	}
 	return nil
@@ -201,17 +201,17 @@ func (s *session) evict(n *network, ip netip.Addr) error {
 // abandoned tells of an endpoint that nobody will come for its container end:
 // given back, whether or not the engine still says so, or never taken. It notes
 // those that are taken. here are the names of the host's devices.
-func (s *session) abandoned(p *port, here map[string]bool) (bool, error) {
+func (op *operation) abandoned(p *port, here map[string]bool) (bool, error) {
 	switch {
 	case p.Peer == "":
 		return false, nil
 	case here[p.Peer]:
-		return p.Taken || time.Duration(sinceBoot()-p.Touched)*time.Second >= s.opts.patience, nil
+		return p.Taken || time.Duration(sinceBoot()-p.Touched)*time.Second >= op.opts.patience, nil
 	case p.Taken:
 		return false, nil
 	}
 	p.Taken = true
-	return false, s.save()
+	return false, op.save()
 }
 
 func endpointView(n *network, p *port) EndpointView {

@@ -14,16 +14,16 @@ type AcceptRule struct {
 }
 
 // filtered is what the host's packet filter has to do with.
-func (s *session) filtered() (h firewall.Host) {
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
+func (op *operation) filtered() (h firewall.Host) {
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
 		h.Networks = append(h.Networks, firewall.Network{Name: name, Mark: ownerMark(name), Bridge: n.bridge(),
 			Subnet: n.Subnet, Internal: n.Internal, Masquerade: n.Masquerade})
 	}
-	for _, u := range s.st.Uplinks {
+	for _, u := range op.st.Uplinks {
 		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
 	}
-	for _, x := range s.publications() {
+	for _, x := range op.publications() {
 		h.Published = append(h.Published, firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First,
 			Last: x.pub.Last, Port: x.pub.Port, Proto: x.pub.Proto, Container: x.port.IP, Name: x.port.Name})
 	}
@@ -35,11 +35,11 @@ func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Brid
 // allowForwarding lets the networks' packets through where the host drops what it
 // forwards, after the user's own rules. dockerd and ufw set that whenever they
 // start, so every mutating command looks.
-func (s *session) allowForwarding() error { return firewall.Ensure(s.filtered().Networks, s.say) }
+func (op *operation) allowForwarding() error { return firewall.Ensure(op.filtered().Networks, op.say) }
 
 // acceptRules lists the rules that are there now.
-func (s *session) acceptRules() ([]AcceptRule, error) {
-	rules, err := firewall.Rules(s.filtered().Networks)
+func (op *operation) acceptRules() ([]AcceptRule, error) {
+	rules, err := firewall.Rules(op.filtered().Networks)
 	out := []AcceptRule{}
 	for _, r := range rules {
 		out = append(out, AcceptRule(r))
@@ -48,7 +48,7 @@ func (s *session) acceptRules() ([]AcceptRule, error) {
 }
 
 // firewallFindings say what the host's packet filter does to containers' traffic.
-func (s *session) firewallFindings() []FeatureView {
+func (op *operation) firewallFindings() []FeatureView {
 	policy := FeatureView{Name: "forward-policy", State: "ok", Detail: "nothing drops what is forwarded by default"}
 	defaults, err := firewall.Defaults()
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *session) firewallFindings() []FeatureView {
 		policy.Detail = "dropped by default in " + strings.Join(defaults, ", ") + ": 'fastbr up' adds tagged accept rules"
 	}
 	out := []FeatureView{policy}
-	found, err := s.inTheWay()
+	found, err := op.inTheWay()
 	if err != nil {
 		out = append(out, FeatureView{Name: "forward", State: "warning", Detail: err.Error()})
 	}
@@ -69,19 +69,19 @@ func (s *session) firewallFindings() []FeatureView {
 
 // inTheWay is what the host's packet filter does to containers' traffic that
 // somebody may not want.
-func (s *session) inTheWay() ([]firewall.Finding, error) { return firewall.Findings(s.filtered()) }
+func (op *operation) inTheWay() ([]firewall.Finding, error) { return firewall.Findings(op.filtered()) }
 
 // warnOfFilter says what is in the way, once for as long as it is so.
-func (s *session) warnOfFilter() {
-	found, err := s.inTheWay()
+func (op *operation) warnOfFilter() {
+	found, err := op.inTheWay()
 	if err != nil {
 		found = append(found, firewall.Finding{Detail: err.Error()})
 	}
 	said := map[string]bool{}
 	for _, f := range found {
-		if said[f.Detail] = true; !s.warned[f.Detail] {
-			s.say("warning: %s", f.Detail)
+		if said[f.Detail] = true; !op.warned[f.Detail] {
+			op.say("warning: %s", f.Detail)
 		}
 	}
-	s.Controller.warned = said
+	op.Controller.warned = said
 }

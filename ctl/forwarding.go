@@ -24,8 +24,8 @@ import (
 func forwardingOf(device string) string { return sysConf + device + "/forwarding" }
 
 // routed reports whether a network wants the host to be a router.
-func (s *session) routed() bool {
-	for _, n := range s.st.Networks {
+func (op *operation) routed() bool {
+	for _, n := range op.st.Networks {
 		if !n.Masquerade && !n.Internal {
 			return true
 		}
@@ -35,17 +35,17 @@ func (s *session) routed() bool {
 
 // recordClosed notes that an uplink forwards nothing by itself, if that is so,
 // before it is opened, and reports whether it was so.
-func (s *session) recordClosed(device string) (bool, error) {
+func (op *operation) recordClosed(device string) (bool, error) {
 	path := forwardingOf(device)
-	if s.recorded(path) {
+	if op.recorded(path) {
 		return true, nil
 	}
 	now, err := readSysctl(path)
 	if err != nil || now != "0" {
 		return false, ignoreMissing(err)
 	}
-	s.st.Sysctls = append(s.st.Sysctls, sysctl{path, now, "1"})
-	return true, s.save()
+	op.st.Sysctls = append(op.st.Sysctls, sysctl{path, now, "1"})
+	return true, op.save()
 }
 
 // open lets the kernel forward what comes in by a device.
@@ -59,19 +59,19 @@ func open(device string) error {
 
 // closeAgain closes a device that is an uplink no more, unless the host is a router
 // by somebody else's will.
-func (s *session) closeAgain(u uplink) error {
-	i := slices.IndexFunc(s.st.Sysctls, func(c sysctl) bool { return c.Path == forwardingOf(u.Name) })
+func (op *operation) closeAgain(u uplink) error {
+	i := slices.IndexFunc(op.st.Sysctls, func(c sysctl) bool { return c.Path == forwardingOf(u.Name) })
 	if i < 0 {
 		return nil
 	}
-	if d, err := s.conn.ByName(u.Name); err == nil && d.Index != u.Index {
+	if d, err := op.conn.ByName(u.Name); err == nil && d.Index != u.Index {
 		return nil // another device of that name, which may be the next uplink
 	}
-	if err := s.st.Sysctls[i].restore(); err != nil {
+	if err := op.st.Sysctls[i].restore(); err != nil {
 		return err
 	}
-	s.st.Sysctls = slices.Delete(s.st.Sysctls, i, i+1)
-	return s.save()
+	op.st.Sysctls = slices.Delete(op.st.Sysctls, i, i+1)
+	return op.save()
 }
 
 // restore puts the old value back, unless somebody has changed it meanwhile.
@@ -100,20 +100,20 @@ func ignoreMissing(err error) error {
 }
 
 // forwardFinding says who wants this host to forward, and what.
-func (s *session) forwardFinding() FeatureView {
+func (op *operation) forwardFinding() FeatureView {
 	v := FeatureView{Name: "ip_forward", State: "ok", Detail: "1: this host is a router, between all its networks"}
 	now, err := readSysctl(sysForward)
 	switch {
 	case err != nil:
 		v.State, v.Detail = "warning", err.Error()
-	case now == "1" && s.recorded(sysForward):
+	case now == "1" && op.recorded(sysForward):
 		v.Detail += "; fastbr has set it for a network that is not translated"
 	case now == "1":
-	case len(s.st.Networks) == 0:
+	case len(op.st.Networks) == 0:
 		v.Detail = now + ": 'fastbr up' opens only its bridges and uplinks, the last 'fastbr down' closes them"
 	default:
-		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(s.opened(), ", ")
-		if closed := s.closedDevices(); len(closed) > 0 {
+		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(op.opened(), ", ")
+		if closed := op.closedDevices(); len(closed) > 0 {
 			v.State, v.Detail = "warning", closedDetail(closed)
 		}
 	}
@@ -121,19 +121,19 @@ func (s *session) forwardFinding() FeatureView {
 }
 
 // opened are our bridges and uplinks.
-func (s *session) opened() (out []string) {
-	for _, name := range s.st.networkNames() {
-		out = append(out, s.st.Networks[name].Bridge)
+func (op *operation) opened() (out []string) {
+	for _, name := range op.st.networkNames() {
+		out = append(out, op.st.Networks[name].Bridge)
 	}
-	for _, u := range s.st.Uplinks {
+	for _, u := range op.st.Uplinks {
 		out = append(out, u.Name)
 	}
 	return out
 }
 
 // closedDevices are those of them by which the kernel forwards nothing.
-func (s *session) closedDevices() (out []string) {
-	for _, device := range s.opened() {
+func (op *operation) closedDevices() (out []string) {
+	for _, device := range op.opened() {
 		if now, err := readSysctl(forwardingOf(device)); err == nil && now != "1" {
 			out = append(out, device)
 		}

@@ -39,55 +39,55 @@ var fragmentsGateway = netip.MustParseAddr("192.0.0.8")
 func fragmentsMark() string { return ownerMark("(fragments)") }
 
 // ensureFragments makes the namespace if a network needs it and it is not as it should be.
-func (s *session) ensureFragments() error {
+func (op *operation) ensureFragments() error {
 	wanted := false
-	for _, n := range s.st.Networks {
+	for _, n := range op.st.Networks {
 		wanted = wanted || !n.Internal
 	}
-	f := s.st.Fragments
-	if !wanted || f != nil && s.fragmentsSound(f) {
+	f := op.st.Fragments
+	if !wanted || f != nil && op.fragmentsSound(f) {
 		return nil
 	}
 	if f != nil {
-		s.say("the namespace for fragments is gone: making it again")
+		op.say("the namespace for fragments is gone: making it again")
 	}
-	if err := s.removeFragments(); err != nil {
+	if err := op.removeFragments(); err != nil {
 		return err
 	}
-	if _, err := s.conn.ByName(fragmentsDevice); err == nil {
+	if _, err := op.conn.ByName(fragmentsDevice); err == nil {
 		return tagged(ErrExists, fmt.Sprintf("device %s, which fastbr uses for fragments, exists and is not fastbr's: remove or rename it", fragmentsDevice))
 	} else if !errors.Is(err, link.ErrNotFound) {
 		return err
 	}
-	s.st.Fragments = &fragments{}
-	if err := s.save(); err != nil {
+	op.st.Fragments = &fragments{}
+	if err := op.save(); err != nil {
 		return err
 	}
-	if err := s.makeFragments(s.st.Fragments); err != nil {
+	if err := op.makeFragments(op.st.Fragments); err != nil {
 		return fmt.Errorf("making the namespace for fragments: %w", err)
 	}
-	return s.save()
+	return op.save()
 }
 
 // fragmentsSound says whether everything is in place. A namespace that has died
 // has taken the pair with it.
-func (s *session) fragmentsSound(f *fragments) bool {
-	d, err := s.conn.ByIndex(f.Index)
-	return err == nil && s.dp != nil && d.Name == fragmentsDevice && d.Alias == fragmentsMark() && d.Carrier &&
-		s.dp.VerifyFragments(f.Index) == nil
+func (op *operation) fragmentsSound(f *fragments) bool {
+	d, err := op.conn.ByIndex(f.Index)
+	return err == nil && op.dp != nil && d.Name == fragmentsDevice && d.Alias == fragmentsMark() && d.Carrier &&
+		op.dp.VerifyFragments(f.Index) == nil
 }
 
-func (s *session) makeFragments(f *fragments) error {
+func (op *operation) makeFragments(f *fragments) error {
 	ns, err := link.NewNetns("the namespace for fragments")
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 	// First of all what will keep the namespace alive.
-	if err := ns.Do(s.dp.AttachDefrag); err != nil {
+	if err := ns.Do(op.dp.AttachDefrag); err != nil {
 		return err
 	}
-	if err := s.runner.passed("fragments-link"); err != nil {
+	if err := op.runner.passed("fragments-link"); err != nil {
 		return err
 	}
 	inside, err := link.OpenIn(ns)
@@ -95,57 +95,57 @@ func (s *session) makeFragments(f *fragments) error {
 		return err
 	}
 	defer inside.Close()
-	d, err := s.pairFragments(f, ns, inside, 0)
+	d, err := op.pairFragments(f, ns, inside, 0)
 	if errors.Is(err, datapath.ErrSlotTaken) {
-		d, err = s.pairFragmentsAgain(f, ns, inside)
+		d, err = op.pairFragmentsAgain(f, ns, inside)
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.runner.passed("fragments-pair"); err != nil {
+	if err := op.runner.passed("fragments-pair"); err != nil {
 		return err
 	}
-	if err := s.configureFragments(ns, inside, d); err != nil {
+	if err := op.configureFragments(ns, inside, d); err != nil {
 		return err
 	}
-	return s.conn.SetUp(f.Index, true)
+	return op.conn.SetUp(f.Index, true)
 }
 
 // pairFragments makes the pair, index of our end 0: the kernel's choice, and
 // puts the program on it; nothing uses it before it is up. Returns the
 // namespace's end.
-func (s *session) pairFragments(f *fragments, ns *link.Netns, inside *link.Conn, index int) (link.Device, error) {
-	index, _, err := s.conn.CreateVeth(link.Veth{Name: fragmentsDevice, Alias: fragmentsMark(), Index: index,
+func (op *operation) pairFragments(f *fragments, ns *link.Netns, inside *link.Conn, index int) (link.Device, error) {
+	index, _, err := op.conn.CreateVeth(link.Veth{Name: fragmentsDevice, Alias: fragmentsMark(), Index: index,
 		PeerName: fragmentsPeer, PeerNS: ns, MTU: fragmentsMTU})
 	if err != nil {
 		return link.Device{}, err
 	}
 	f.Index = index
-	if err := errors.Join(s.save(), quietIPv6(fragmentsDevice)); err != nil {
+	if err := errors.Join(op.save(), quietIPv6(fragmentsDevice)); err != nil {
 		return link.Device{}, err
 	}
 	d, err := inside.ByName(fragmentsPeer)
 	if err != nil {
 		return d, err
 	}
-	return d, s.dp.AttachFragments(index, d.MAC)
+	return d, op.dp.AttachFragments(index, d.MAC)
 }
 
 // pairFragmentsAgain is for an ifindex that falls on the slot of another device.
-func (s *session) pairFragmentsAgain(f *fragments, ns *link.Netns, inside *link.Conn) (link.Device, error) {
-	index, err := s.freeIndex()
+func (op *operation) pairFragmentsAgain(f *fragments, ns *link.Netns, inside *link.Conn) (link.Device, error) {
+	index, err := op.freeIndex()
 	if err != nil {
 		return link.Device{}, err
 	}
-	if err := s.conn.Delete(f.Index); err != nil {
+	if err := op.conn.Delete(f.Index); err != nil {
 		return link.Device{}, fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
 	}
-	return s.pairFragments(f, ns, inside, index)
+	return op.pairFragments(f, ns, inside, index)
 }
 
 // configureFragments makes the namespace forward, whatever it gets, back to us.
-func (s *session) configureFragments(ns *link.Netns, inside *link.Conn, d link.Device) error {
-	us, err := s.conn.ByName(fragmentsDevice)
+func (op *operation) configureFragments(ns *link.Netns, inside *link.Conn, d link.Device) error {
+	us, err := op.conn.ByName(fragmentsDevice)
 	if err != nil {
 		return err
 	}
@@ -189,26 +189,26 @@ func fragmentsSysctls() error {
 
 // removeFragments takes everything away; the namespace goes with the last
 // thing that refers to it.
-func (s *session) removeFragments() error {
-	f := s.st.Fragments
+func (op *operation) removeFragments() error {
+	f := op.st.Fragments
 	if f == nil {
 		return nil
 	}
-	if s.dp != nil {
-		if err := s.dp.DetachFragments(f.Index); err != nil {
+	if op.dp != nil {
+		if err := op.dp.DetachFragments(f.Index); err != nil {
 			return fmt.Errorf("detaching %s from the datapath: %w", fragmentsDevice, err)
 		}
 	}
-	d, err := s.conn.ByName(fragmentsDevice)
+	d, err := op.conn.ByName(fragmentsDevice)
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return err
 	}
 	// A kill may have come before the mark.
 	if err == nil && d.Kind == "veth" && (d.Alias == fragmentsMark() || d.Alias == "" && f.Index == 0) {
-		if err := s.conn.Delete(d.Index); err != nil {
+		if err := op.conn.Delete(d.Index); err != nil {
 			return fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
 		}
 	}
-	s.st.Fragments = nil
-	return s.save()
+	op.st.Fragments = nil
+	return op.save()
 }

@@ -10,31 +10,31 @@ import (
 
 // reachFromHost makes published ports reachable for the host's own processes.
 // Where that cannot be, they are reached from everywhere else, and the user is told.
-func (s *session) reachFromHost() error {
-	if s.hostReached {
+func (op *operation) reachFromHost() error {
+	if op.hostReached {
 		return nil
 	}
-	s.hostReached = true
-	if err := s.syncLocal(); err != nil {
+	op.hostReached = true
+	if err := op.syncLocal(); err != nil {
 		return err
 	}
 	cgroup, err := hostCgroup()
 	if err == nil {
-		err = s.dp.AttachHost(cgroup)
+		err = op.dp.AttachHost(cgroup)
 	}
 	if err != nil {
-		s.say("published ports are not reached from the host itself: %v", err)
+		op.say("published ports are not reached from the host itself: %v", err)
 	}
 	return nil
 }
 
 // syncLocal tells the datapath which addresses the host has.
-func (s *session) syncLocal() error {
-	addrs, err := s.conn.AllAddrs()
+func (op *operation) syncLocal() error {
+	addrs, err := op.conn.AllAddrs()
 	if err != nil {
 		return err
 	}
-	if err := s.dp.SetLocal(append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))); err != nil {
+	if err := op.dp.SetLocal(append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))); err != nil {
 		return fmt.Errorf("noting the host's addresses: %w", err)
 	}
 	return nil

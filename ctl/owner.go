@@ -32,8 +32,8 @@ type Route struct {
 }
 
 // owned finds the port that an engine knows by this name; nil if there is none.
-func (s *session) owned(o Owner) (*network, *port) {
-	for _, n := range s.st.Networks {
+func (op *operation) owned(o Owner) (*network, *port) {
+	for _, n := range op.st.Networks {
 		for _, p := range n.Ports {
 			if p.Owner != nil && *p.Owner == o {
 				return n, p
@@ -45,12 +45,12 @@ func (s *session) owned(o Owner) (*network, *port) {
 
 // notYetPublished leaves out what another port of the same container leads to
 // already: an engine asks it of each network that a container joins.
-func (s *session) notYetPublished(o *Owner, rs []PublishRequest) []PublishRequest {
+func (op *operation) notYetPublished(o *Owner, rs []PublishRequest) []PublishRequest {
 	if o == nil {
 		return rs
 	}
 	return slices.DeleteFunc(slices.Clone(rs), func(r PublishRequest) bool {
-		return slices.ContainsFunc(s.publications(), func(x published) bool { return r.madeFor(*o, x) })
+		return slices.ContainsFunc(op.publications(), func(x published) bool { return r.madeFor(*o, x) })
 	})
 }
 
@@ -117,14 +117,14 @@ func (c *Controller) AttachRaising(ctx context.Context, r AttachRequest, known b
 // lower takes a network down that has no ports and was never defined, and reports
 // whether it is down now.
 func (c *Controller) lower(ctx context.Context, name string) (down bool, err error) {
-	err = c.mutateWith(ctx, mutation{looks: looksLast}, func(s *session) error {
-		n := s.st.Networks[name]
+	err = c.mutateWith(ctx, mutation{looks: looksLast}, func(op *operation) error {
+		n := op.st.Networks[name]
 		if n != nil && len(n.Ports) == 0 {
-			if err := s.downUndefined(n); err != nil {
+			if err := op.downUndefined(n); err != nil {
 				return err
 			}
 		}
-		down = s.st.Networks[name] == nil
+		down = op.st.Networks[name] == nil
 		return nil
 	})
 	return down, err
@@ -146,8 +146,8 @@ func (c *Controller) Propose(ctx context.Context, name string, r NetworkRequest)
 	if err := errors.Join(checkNetworkName(name), r.check()); err != nil {
 		return def, firstLine(err)
 	}
-	err = c.read(ctx, func(s *session) error {
-		used, err := s.usedAddrs(name)
+	err = c.read(ctx, func(op *operation) error {
+		used, err := op.usedAddrs(name)
 		if err != nil {
 			return err
 		}
@@ -170,24 +170,24 @@ func (c *Controller) Propose(ctx context.Context, name string, r NetworkRequest)
 // unplugged. It goes on past errors. With last, a network that loses its last
 // port by this goes down, if no `network create` made it.
 func (c *Controller) DetachOwned(ctx context.Context, last bool, match func(Owner) bool) (gone []Owner, err error) {
-	err = c.mutate(ctx, func(s *session) error {
+	err = c.mutate(ctx, func(op *operation) error {
 		var errs []error
-		for _, name := range s.st.networkNames() {
-			n := s.st.Networks[name]
+		for _, name := range op.st.networkNames() {
+			n := op.st.Networks[name]
 			found := false
 			for _, p := range n.sortedPorts() {
 				if p.Owner == nil || !match(*p.Owner) {
 					continue
 				}
 				found = true
-				if err := s.detachPort(n, p); err != nil {
+				if err := op.detachPort(n, p); err != nil {
 					errs = append(errs, err)
 					continue
 				}
 				gone = append(gone, *p.Owner)
 			}
 			if last && found && len(n.Ports) == 0 {
-				errs = append(errs, s.downUndefined(n))
+				errs = append(errs, op.downUndefined(n))
 			}
 		}
 		return errors.Join(errs...)
@@ -196,10 +196,10 @@ func (c *Controller) DetachOwned(ctx context.Context, last bool, match func(Owne
 }
 
 // downUndefined takes a network down that nobody has defined to stay.
-func (s *session) downUndefined(n *network) error {
-	def, err := s.definition(n.Name)
+func (op *operation) downUndefined(n *network) error {
+	def, err := op.definition(n.Name)
 	if err != nil || def != nil || n.Name == DefaultNetwork {
 		return err
 	}
-	return s.downNetwork(n)
+	return op.downNetwork(n)
 }

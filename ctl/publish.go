@@ -76,30 +76,30 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 	if err := r.check(); err != nil {
 		return v, err
 	}
-	err = c.mutate(ctx, func(s *session) error {
-		n, p, err := s.portNamed(r.Network, r.Name)
+	err = c.mutate(ctx, func(op *operation) error {
+		n, p, err := op.portNamed(r.Network, r.Name)
 		if err != nil {
 			return err
 		}
-		pubs, err := s.newPublications(n, nil, []PublishRequest{r})
+		pubs, err := op.newPublications(n, nil, []PublishRequest{r})
 		if err != nil {
 			return err
 		}
 		v = pubs[0].view(n, p)
-		return s.runner.run(ctx, s.publishSteps(p, pubs))
+		return op.runner.run(ctx, op.publishSteps(p, pubs))
 	})
 	return v, err
 }
 
 // newPublications are what the requests ask of the network, if it is free. o is
 // who asks, nil: a user.
-func (s *session) newPublications(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
+func (op *operation) newPublications(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
 	if len(rs) > 0 && n.Internal {
 		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is internal: its ports cannot be published", n.Name))
 	}
-	there := s.publications()
+	there := op.publications()
 	for _, r := range rs {
-		pub, err := s.freePorts(o, r, there, out)
+		pub, err := op.freePorts(o, r, there, out)
 		if err != nil {
 			return nil, err
 		}
@@ -110,15 +110,15 @@ func (s *session) newPublications(n *network, o *Owner, rs []PublishRequest) (ou
 
 // freePorts decides which host ports a request gets; there are those published,
 // others are being asked for with it.
-func (s *session) freePorts(o *Owner, r PublishRequest, there []published, others []*publication) (*publication, error) {
+func (op *operation) freePorts(o *Owner, r PublishRequest, there []published, others []*publication) (*publication, error) {
 	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Held: r.Held, Pending: true}
 	if !r.Any {
-		return pub, s.checkFree(o, pub, there, others)
+		return pub, op.checkFree(o, pub, there, others)
 	}
 	var err error
 	for host := int(r.First); host <= int(r.Last); host++ {
 		pub.First, pub.Last = uint16(host), uint16(host)
-		if err = s.checkFree(o, pub, there, others); err == nil {
+		if err = op.checkFree(o, pub, there, others); err == nil {
 			return pub, nil
 		}
 	}
@@ -126,40 +126,40 @@ func (s *session) freePorts(o *Owner, r PublishRequest, there []published, other
 }
 
 // publishAll publishes what comes with a new port, which is still pending.
-func (s *session) publishAll(p *port, pubs []*publication) error {
+func (op *operation) publishAll(p *port, pubs []*publication) error {
 	for _, pub := range pubs {
 		pub.Pending = false
 	}
 	if p.Publications = pubs; len(pubs) == 0 {
 		return nil
 	}
-	if err := s.recordPublications(); err != nil {
+	if err := op.recordPublications(); err != nil {
 		return err
 	}
-	return s.setPublications(p, pubs)
+	return op.setPublications(p, pubs)
 }
 
 // recordPublications saves what has been added, and what it will reserve.
-func (s *session) recordPublications() error {
-	if err := s.recordReserved(); err != nil {
+func (op *operation) recordPublications() error {
+	if err := op.recordReserved(); err != nil {
 		return err
 	}
-	return s.save()
+	return op.save()
 }
 
 // Unpublish takes back what Publish did and ends the flows of those ports. Zero
 // fields of r match anything. Returns what is published no more; an error
 // wrapping ErrNotUp if nothing is up, ErrNoPort if nothing matches.
 func (c *Controller) Unpublish(ctx context.Context, r PublishRequest) (gone []PublicationView, err error) {
-	err = c.mutate(ctx, func(s *session) error {
-		if err := s.needNetwork(); err != nil {
+	err = c.mutate(ctx, func(op *operation) error {
+		if err := op.needNetwork(); err != nil {
 			return err
 		}
-		for _, x := range s.publications() {
+		for _, x := range op.publications() {
 			if !r.matches(x) {
 				continue
 			}
-			if err := s.unpublish(x.port, x.pub); err != nil {
+			if err := op.unpublish(x.port, x.pub); err != nil {
 				return err
 			}
 			gone = append(gone, x.pub.view(x.net, x.port))
@@ -224,8 +224,8 @@ func (r PublishRequest) matches(x published) bool {
 }
 
 // publications are all of the instance, by host port.
-func (s *session) publications() (out []published) {
-	for _, n := range s.st.Networks {
+func (op *operation) publications() (out []published) {
+	for _, n := range op.st.Networks {
 		for _, p := range n.Ports {
 			for _, pub := range p.Publications {
 				out = append(out, published{n, p, pub})
@@ -254,7 +254,7 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 // checkFree says whether the host ports are anybody's: published there, one of
 // the others', or a socket's. A socket that the engine holds a port with is no
 // obstacle to the engine.
-func (s *session) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
+func (op *operation) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
 	for _, x := range others {
 		if pub.overlaps(x) {
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is asked for twice", max(pub.First, x.First), pub.Proto))
@@ -265,7 +265,7 @@ func (s *session) checkFree(o *Owner, pub *publication, there []published, other
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
 	}
-	if err := s.leadsHere(pub.HostIP); err != nil {
+	if err := op.leadsHere(pub.HostIP); err != nil {
 		return err
 	}
 	var holders func() map[uint32]bool
@@ -282,22 +282,22 @@ func (s *session) checkFree(o *Owner, pub *publication, there []published, other
 // leadsHere refuses a host address by which nobody outside would reach what is
 // published on it: that of a device whose packets the programs do not see.
 // An address of no network, such as one of loopback, comes by any device.
-func (s *session) leadsHere(host netip.Addr) error {
-	if !host.IsValid() || host.IsLoopback() || len(s.st.Uplinks) == 0 {
+func (op *operation) leadsHere(host netip.Addr) error {
+	if !host.IsValid() || host.IsLoopback() || len(op.st.Uplinks) == 0 {
 		return nil
 	}
-	devices, err := s.conn.WithAddr(host)
+	devices, err := op.conn.WithAddr(host)
 	if err != nil || len(devices) == 0 {
 		return err // to be no address of the host's is found by trying
 	}
 	for _, d := range devices {
-		uplink := slices.ContainsFunc(s.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })
+		uplink := slices.ContainsFunc(op.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })
 		if uplink || d.Loopback || d.Kind == "dummy" || strings.HasPrefix(d.Alias, ownerMark("")) {
 			return nil
 		}
 	}
 	var names []string
-	for _, u := range s.st.Uplinks {
+	for _, u := range op.st.Uplinks {
 		names = append(names, "--uplink "+u.Name)
 	}
 	return tagged(ErrInvalid, fmt.Sprintf("host address %s is that of %s, which is no uplink: nobody would reach the port by it: publish on another, or run 'fastbr up %s --uplink %s'",
@@ -309,12 +309,12 @@ func (pub *publication) overlaps(x *publication) bool {
 	return sameIP && x.Proto == pub.Proto && x.First <= pub.Last && pub.First <= x.Last
 }
 
-func (s *session) publishSteps(p *port, pubs []*publication) []step {
+func (op *operation) publishSteps(p *port, pubs []*publication) []step {
 	return []step{
-		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return s.recordPublications() },
-			func() error { p.forget(pubs); return errors.Join(s.reserve(), s.save()) }},
-		{"publish-ports", func() error { return s.setPublications(p, pubs) }, func() error { return s.unsetPublications(p, pubs) }},
-		{"publish-done", func() error { setPending(pubs, false); return s.save() }, nil},
+		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return op.recordPublications() },
+			func() error { p.forget(pubs); return errors.Join(op.reserve(), op.save()) }},
+		{"publish-ports", func() error { return op.setPublications(p, pubs) }, func() error { return op.unsetPublications(p, pubs) }},
+		{"publish-done", func() error { setPending(pubs, false); return op.save() }, nil},
 	}
 }
 
@@ -328,40 +328,40 @@ func (p *port) forget(pubs []*publication) {
 	p.Publications = slices.DeleteFunc(p.Publications, func(x *publication) bool { return slices.Contains(pubs, x) })
 }
 
-func (s *session) unpublish(p *port, pubs ...*publication) error {
+func (op *operation) unpublish(p *port, pubs ...*publication) error {
 	if len(pubs) == 0 {
 		return nil
 	}
 	setPending(pubs, true)
-	if err := s.save(); err != nil {
+	if err := op.save(); err != nil {
 		return err
 	}
-	return s.runner.undo(s.publishSteps(p, pubs))
+	return op.runner.undo(op.publishSteps(p, pubs))
 }
 
 // setPublications makes host ports lead to a port. They are the kernel's to give
 // out no more before they are.
-func (s *session) setPublications(p *port, pubs []*publication) error {
+func (op *operation) setPublications(p *port, pubs []*publication) error {
 	if len(pubs) == 0 {
 		return nil
 	}
-	if err := s.reserve(); err != nil {
+	if err := op.reserve(); err != nil {
 		return err
 	}
-	if err := s.dp.Publish(p.toDatapath(pubs)...); err != nil {
+	if err := op.dp.Publish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
 	}
-	s.warnOfFilter()
-	return s.reachFromHost()
+	op.warnOfFilter()
+	return op.reachFromHost()
 }
 
 // unsetPublications undoes setPublications, but for the reservation, which goes
 // with the record.
-func (s *session) unsetPublications(p *port, pubs []*publication) error {
-	if s.dp == nil {
+func (op *operation) unsetPublications(p *port, pubs []*publication) error {
+	if op.dp == nil {
 		return nil
 	}
-	if err := s.dp.Unpublish(p.toDatapath(pubs)...); err != nil {
+	if err := op.dp.Unpublish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("unpublishing ports of %s: %w", p.Name, err)
 	}
 	return nil
@@ -378,17 +378,17 @@ func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 
 // portNamed finds a port by its name or its device; in one network, or with ""
 // in whichever has it. The error wraps ErrNotUp, ErrNoNetwork or ErrNoPort.
-func (s *session) portNamed(networkName, name string) (*network, *port, error) {
-	if err := s.needNetwork(); err != nil {
+func (op *operation) portNamed(networkName, name string) (*network, *port, error) {
+	if err := op.needNetwork(); err != nil {
 		return nil, nil, err
 	}
 	if networkName != "" {
-		if _, err := s.upNetwork(networkName); err != nil {
+		if _, err := op.upNetwork(networkName); err != nil {
 			return nil, nil, err
 		}
 	}
 	var found []published
-	for _, n := range s.st.Networks {
+	for _, n := range op.st.Networks {
 		for _, p := range n.Ports {
 			if (p.Name == name || p.Port == name) && (networkName == "" || n.Name == networkName) {
 				found = append(found, published{net: n, port: p})

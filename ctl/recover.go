@@ -17,9 +17,9 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 	if _, err := os.Stat(c.statePath()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return c.mutateWith(ctx, mutation{thorough: true}, func(s *session) error {
-		if len(s.st.Networks) > 0 {
-			s.warnOfFilter()
+	return c.mutateWith(ctx, mutation{thorough: true}, func(op *operation) error {
+		if len(op.st.Networks) > 0 {
+			op.warnOfFilter()
 		}
 		return nil
 	})
@@ -27,25 +27,25 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 
 // syncSlow tells the datapath which ports a redirect would do wrong by: those
 // with a qdisc or filters, and those without carrier.
-func (s *session) syncSlow() error {
-	queues, err := s.hostQueues()
+func (op *operation) syncSlow() error {
+	queues, err := op.hostQueues()
 	if err != nil {
 		return err
 	}
-	members, err := s.bridgePorts()
+	members, err := op.bridgePorts()
 	if err != nil {
 		return err
 	}
 	changed := false
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
 		for _, p := range n.Ports {
 			slow := p.Slow || queues[p.Index] || !members[p.Index].Carrier
 			if slow == p.Slowed {
 				continue
 			}
 			p.Slowed, changed = slow, true
-			if err := s.portPrograms(n, p); err != nil {
+			if err := op.portPrograms(n, p); err != nil {
 				return err
 			}
 		}
@@ -53,74 +53,74 @@ func (s *session) syncSlow() error {
 	if !changed {
 		return nil
 	}
-	return s.save()
+	return op.save()
 }
 
 // hostQueues are the devices of the host and whether they are shaped, as when
 // they were first asked for in this operation.
-func (s *session) hostQueues() (map[int]bool, error) {
+func (op *operation) hostQueues() (map[int]bool, error) {
 	var err error
-	if s.queues == nil {
-		s.queues, err = s.conn.Queues()
+	if op.queues == nil {
+		op.queues, err = op.conn.Queues()
 	}
-	return s.queues, err
+	return op.queues, err
 }
 
 // hostDevices lists all devices, once in an operation.
-func (s *session) hostDevices() (map[int]link.Entry, error) {
-	if s.devices != nil {
-		return s.devices, nil
+func (op *operation) hostDevices() (map[int]link.Entry, error) {
+	if op.devices != nil {
+		return op.devices, nil
 	}
-	entries, err := s.conn.List()
+	entries, err := op.conn.List()
 	if err != nil {
 		return nil, err
 	}
-	s.devices = make(map[int]link.Entry, len(entries))
+	op.devices = make(map[int]link.Entry, len(entries))
 	for _, e := range entries {
-		s.devices[e.Index] = e
+		op.devices[e.Index] = e
 	}
-	return s.devices, nil
+	return op.devices, nil
 }
 
 // recover brings the instance to a sound state: what a killed command left is
 // undone, what has vanished from the kernel is forgotten or made again. thorough
 // is to list all devices even if none seems to be missing.
-func (s *session) recover(thorough bool) error {
-	if err := s.finishPending(); err != nil {
+func (op *operation) recover(thorough bool) error {
+	if err := op.finishPending(); err != nil {
 		return err
 	}
-	if len(s.st.Networks) == 0 || s.stale != nil {
+	if len(op.st.Networks) == 0 || op.stale != nil {
 		return nil
 	}
-	lost := s.dp == nil
+	lost := op.dp == nil
 	if !lost && !thorough {
-		if there, err := s.allThere(); err != nil || there {
+		if there, err := op.allThere(); err != nil || there {
 			return err
 		}
 	}
-	devices, err := s.hostDevices()
+	devices, err := op.hostDevices()
 	if err != nil {
 		return err
 	}
 	if lost {
-		s.say("the pinned datapath is gone: loading it again")
-		if err := s.createDatapath(); err != nil {
+		op.say("the pinned datapath is gone: loading it again")
+		if err := op.createDatapath(); err != nil {
 			return err
 		}
 	}
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
-		if err := s.dropVanished(n, devices); err != nil {
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
+		if err := op.dropVanished(n, devices); err != nil {
 			return err
 		}
 		if lost || devices[n.Index].Name != n.Bridge {
-			if err := s.rebuild(n, devices[n.Index].Name == n.Bridge); err != nil {
+			if err := op.rebuild(n, devices[n.Index].Name == n.Bridge); err != nil {
 				return err
 			}
 		}
 	}
 	if lost {
-		return s.reattachUplinks()
+		return op.reattachUplinks()
 	}
 	return nil
 }
@@ -128,12 +128,12 @@ func (s *session) recover(thorough bool) error {
 // allThere says whether every bridge and every port has a device, in the
 // shortest way: their indexes, which the kernel gives to no other so soon, are
 // among those with a queue. An endpoint needs a closer look.
-func (s *session) allThere() (bool, error) {
-	queues, err := s.hostQueues()
+func (op *operation) allThere() (bool, error) {
+	queues, err := op.hostQueues()
 	if err != nil {
 		return false, err
 	}
-	for _, n := range s.st.Networks {
+	for _, n := range op.st.Networks {
 		if _, ok := queues[n.Index]; !ok {
 			return false, nil
 		}
@@ -147,22 +147,22 @@ func (s *session) allThere() (bool, error) {
 }
 
 // finishPending undoes networks and ports that are between two states.
-func (s *session) finishPending() error {
+func (op *operation) finishPending() error {
 	var errs []error
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
 		if n.Pending {
-			errs = append(errs, s.downNetwork(n))
+			errs = append(errs, op.downNetwork(n))
 			continue
 		}
 		for _, p := range n.Ports {
 			if p.Pending {
-				errs = append(errs, s.detachPort(n, p))
+				errs = append(errs, op.detachPort(n, p))
 				continue
 			}
 			for _, pub := range slices.Clone(p.Publications) {
 				if pub.Pending {
-					errs = append(errs, s.unpublish(p, pub))
+					errs = append(errs, op.unpublish(p, pub))
 				}
 			}
 		}
@@ -172,7 +172,7 @@ func (s *session) finishPending() error {
 
 // dropVanished forgets ports whose device went with the container's namespace,
 // and endpoints that their engine gave back and then forgot.
-func (s *session) dropVanished(n *network, devices map[int]link.Entry) error {
+func (op *operation) dropVanished(n *network, devices map[int]link.Entry) error {
 	var (
 		vanished []*port
 		names    map[string]bool
@@ -182,7 +182,7 @@ func (s *session) dropVanished(n *network, devices map[int]link.Entry) error {
 			names = namesOf(devices)
 		}
 		e, ok := devices[p.Index]
-		abandoned, err := s.abandoned(p, names)
+		abandoned, err := op.abandoned(p, names)
 		if err != nil {
 			return err
 		}
@@ -190,7 +190,7 @@ func (s *session) dropVanished(n *network, devices map[int]link.Entry) error {
 			vanished = append(vanished, p)
 		}
 	}
-	return s.detachPorts(n, vanished)
+	return op.detachPorts(n, vanished)
 }
 
 func namesOf(devices map[int]link.Entry) map[string]bool {
@@ -202,14 +202,14 @@ func namesOf(devices map[int]link.Entry) map[string]bool {
 }
 
 // rebuild makes a network again whose bridge or pins somebody removed.
-func (s *session) rebuild(n *network, bridgeThere bool) error {
+func (op *operation) rebuild(n *network, bridgeThere bool) error {
 	if !bridgeThere {
-		s.say("bridge %s is gone: making it again", n.Bridge)
-		if err := s.unsetNetwork(n); err != nil {
+		op.say("bridge %s is gone: making it again", n.Bridge)
+		if err := op.unsetNetwork(n); err != nil {
 			return err
 		}
 	}
-	for _, st := range s.networkSteps(n, nil) {
+	for _, st := range op.networkSteps(n, nil) {
 		switch st.name {
 		case "record", "sysctls", "datapath", "uplinks", "xdp", "big-tcp", "forward", "done":
 			continue
@@ -223,7 +223,7 @@ func (s *session) rebuild(n *network, bridgeThere bool) error {
 		}
 	}
 	for _, p := range n.sortedPorts() {
-		if err := s.reattach(n, p); err != nil {
+		if err := op.reattach(n, p); err != nil {
 			return fmt.Errorf("rebuilding network %s: %w", n.Name, err)
 		}
 	}
@@ -231,25 +231,25 @@ func (s *session) rebuild(n *network, bridgeThere bool) error {
 }
 
 // reattach gives a port whose device still exists its bridge and programs back.
-func (s *session) reattach(n *network, p *port) error {
-	if err := s.portPrograms(n, p); err != nil {
+func (op *operation) reattach(n *network, p *port) error {
+	if err := op.portPrograms(n, p); err != nil {
 		return err
 	}
-	if err := s.setPublications(p, p.Publications); err != nil {
+	if err := op.setPublications(p, p.Publications); err != nil {
 		return err
 	}
-	if err := s.joinBridge(n, p); err != nil {
+	if err := op.joinBridge(n, p); err != nil {
 		return err
 	}
-	return s.conn.SetUp(p.Index, true)
+	return op.conn.SetUp(p.Index, true)
 }
 
-func (s *session) reattachUplinks() error {
-	for _, u := range s.st.Uplinks {
-		if d, err := s.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
+func (op *operation) reattachUplinks() error {
+	for _, u := range op.st.Uplinks {
+		if d, err := op.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
 			continue // refresh finds what took its place
 		}
-		if err := s.attachUplink(u); err != nil {
+		if err := op.attachUplink(u); err != nil {
 			return err
 		}
 	}

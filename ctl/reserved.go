@@ -15,9 +15,9 @@ type reservation struct {
 }
 
 // wantReserved are the ports to be reserved, pending publications included.
-func (s *session) wantReserved() portSet {
-	set := portRange(s.st.Settings.NATFirst, s.st.Settings.NATLast)
-	for _, n := range s.st.Networks {
+func (op *operation) wantReserved() portSet {
+	set := portRange(op.st.Settings.NATFirst, op.st.Settings.NATLast)
+	for _, n := range op.st.Networks {
 		for _, p := range n.Ports {
 			for _, pub := range p.Publications {
 				set.addRange(pub.First, pub.Last)
@@ -53,53 +53,53 @@ func readReserved() (string, error) {
 }
 
 // reserved reads the kernel's list, and the part of it that is recorded as ours.
-func (s *session) reserved() (have, ours portSet, err error) {
-	if have, err = reservedNow(); err != nil || s.st.Reserved == nil {
+func (op *operation) reserved() (have, ours portSet, err error) {
+	if have, err = reservedNow(); err != nil || op.st.Reserved == nil {
 		return have, ours, err
 	}
-	if ours, err = parsePorts(s.st.Reserved.Added); err != nil {
+	if ours, err = parsePorts(op.st.Reserved.Added); err != nil {
 		err = fmt.Errorf("reading the state: %w", err)
 	}
 	return have, ours, err
 }
 
 // recordReserved notes what reserve is about to add. The caller saves.
-func (s *session) recordReserved() error {
-	have, ours, err := s.reserved()
+func (op *operation) recordReserved() error {
+	have, ours, err := op.reserved()
 	if err != nil {
 		return err
 	}
-	added := ours.plus(s.wantReserved().minus(have))
-	if s.st.Reserved == nil || added != ours {
-		s.st.Reserved = &reservation{added.String()}
+	added := ours.plus(op.wantReserved().minus(have))
+	if op.st.Reserved == nil || added != ours {
+		op.st.Reserved = &reservation{added.String()}
 	}
 	return nil
 }
 
 // reserve brings the kernel's list to what is wanted: adds what was recorded, and
 // takes back what is not wanted any more, which is forgotten with the next save.
-func (s *session) reserve() error {
-	have, ours, err := s.reserved()
+func (op *operation) reserve() error {
+	have, ours, err := op.reserved()
 	if err != nil {
 		return err
 	}
-	idle := ours.minus(s.wantReserved())
+	idle := ours.minus(op.wantReserved())
 	kept := ours.minus(idle)
 	if list := have.minus(idle).plus(kept); list != have {
 		if err := writeSysctl(sysReserved, list.String()); err != nil {
 			return err
 		}
 	}
-	s.st.Reserved = &reservation{kept.String()}
+	op.st.Reserved = &reservation{kept.String()}
 	return nil
 }
 
 // unreserve takes back all that is ours.
-func (s *session) unreserve() error {
-	if s.st.Reserved == nil {
+func (op *operation) unreserve() error {
+	if op.st.Reserved == nil {
 		return nil
 	}
-	have, ours, err := s.reserved()
+	have, ours, err := op.reserved()
 	if err != nil || ours == (portSet{}) {
 		return err
 	}

@@ -51,41 +51,41 @@ func (l Limit) link() link.Limit {
 func (p *port) ifb() string { return "ifb" + strings.TrimPrefix(p.Port, "veth") }
 
 // shapePort puts the limits on a port that is not up yet.
-func (s *session) shapePort(n *network, p *port) error {
+func (op *operation) shapePort(n *network, p *port) error {
 	if in := p.Bandwidth.In; in.Rate != 0 {
-		if err := s.conn.Shape(p.Index, n.MTU, in.link()); err != nil {
+		if err := op.conn.Shape(p.Index, n.MTU, in.link()); err != nil {
 			return fmt.Errorf("%s: %w", p.Port, err)
 		}
 	}
 	if p.Bandwidth.Out.Rate == 0 {
 		return nil
 	}
-	index, err := s.conn.CreateIFB(p.ifb(), ownerMark(n.Name), n.MTU)
+	index, err := op.conn.CreateIFB(p.ifb(), ownerMark(n.Name), n.MTU)
 	if err != nil {
 		return err
 	}
 	if err := quietIPv6(p.ifb()); err != nil {
 		return err
 	}
-	if err := s.conn.Shape(index, n.MTU, p.Bandwidth.Out.link()); err != nil {
+	if err := op.conn.Shape(index, n.MTU, p.Bandwidth.Out.link()); err != nil {
 		return fmt.Errorf("%s: %w", p.ifb(), err)
 	}
-	if err := s.conn.SetUp(index, true); err != nil {
+	if err := op.conn.SetUp(index, true); err != nil {
 		return fmt.Errorf("raising %s: %w", p.ifb(), err)
 	}
-	if err := s.conn.RedirectReceived(p.Index, index); err != nil {
+	if err := op.conn.RedirectReceived(p.Index, index); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
 	return nil
 }
 
 // unshapePorts removes what does not go with the pairs.
-func (s *session) unshapePorts(n *network, ports []*port) error {
+func (op *operation) unshapePorts(n *network, ports []*port) error {
 	for _, p := range ports {
 		if p.Bandwidth.Out.Rate == 0 {
 			continue
 		}
-		d, err := s.conn.ByName(p.ifb())
+		d, err := op.conn.ByName(p.ifb())
 		if errors.Is(err, link.ErrNotFound) {
 			continue
 		} else if err != nil {
@@ -94,7 +94,7 @@ func (s *session) unshapePorts(n *network, ports []*port) error {
 		if !n.owns(p, d, "ifb") {
 			continue
 		}
-		if err := s.conn.Delete(d.Index); err != nil {
+		if err := op.conn.Delete(d.Index); err != nil {
 			return fmt.Errorf("deleting %s: %w", p.ifb(), err)
 		}
 	}
@@ -102,7 +102,7 @@ func (s *session) unshapePorts(n *network, ports []*port) error {
 }
 
 // verifyShape wants the limits as shapePort made them.
-func (s *session) verifyShape(n *network, p *port) error {
+func (op *operation) verifyShape(n *network, p *port) error {
 	gone := func(what string, ok bool, err error) error {
 		if err == nil && !ok {
 			err = broken("the limit on what %s %s is gone", p.Name, what)
@@ -110,7 +110,7 @@ func (s *session) verifyShape(n *network, p *port) error {
 		return err
 	}
 	if in := p.Bandwidth.In; in.Rate != 0 {
-		ok, err := s.conn.ShapedBy(p.Index, n.MTU, in.link())
+		ok, err := op.conn.ShapedBy(p.Index, n.MTU, in.link())
 		if err := gone("receives", ok, err); err != nil {
 			return err
 		}
@@ -119,16 +119,16 @@ func (s *session) verifyShape(n *network, p *port) error {
 	if out.Rate == 0 {
 		return nil
 	}
-	d, err := s.conn.ByName(p.ifb())
+	d, err := op.conn.ByName(p.ifb())
 	if errors.Is(err, link.ErrNotFound) || err == nil && !d.Up {
 		return gone("sends", false, nil)
 	} else if err != nil {
 		return err
 	}
-	ok, err := s.conn.ShapedBy(d.Index, n.MTU, out.link())
+	ok, err := op.conn.ShapedBy(d.Index, n.MTU, out.link())
 	if err := gone("sends", ok, err); err != nil {
 		return err
 	}
-	ok, err = s.conn.RedirectsReceived(p.Index, d.Index)
+	ok, err = op.conn.RedirectsReceived(p.Index, d.Index)
 	return gone("sends", ok, err)
 }

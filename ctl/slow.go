@@ -14,8 +14,8 @@ type PortSettings struct {
 // SetPort changes a port, named by its name or its device; networkName "" is
 // whichever it is in. The error wraps ErrNoPort, ErrNotUp, ErrNoNetwork or ErrInvalid.
 func (c *Controller) SetPort(ctx context.Context, networkName, name string, want PortSettings) error {
-	return c.mutate(ctx, func(s *session) error {
-		p, err := s.onePort(networkName, name)
+	return c.mutate(ctx, func(op *operation) error {
+		p, err := op.onePort(networkName, name)
 		if err != nil {
 			return err
 		}
@@ -25,24 +25,24 @@ func (c *Controller) SetPort(ctx context.Context, networkName, name string, want
 			}
 			p.Slow = *want.Slow
 		}
-		if err := s.save(); err != nil {
+		if err := op.save(); err != nil {
 			return err
 		}
-		return s.syncSlow() // which tells the datapath
+		return op.syncSlow() // which tells the datapath
 	})
 }
 
 // onePort finds the only port of that name, or with that device.
-func (s *session) onePort(networkName, name string) (p *port, err error) {
-	if err := s.needNetwork(); err != nil {
+func (op *operation) onePort(networkName, name string) (p *port, err error) {
+	if err := op.needNetwork(); err != nil {
 		return nil, err
 	}
 	if networkName != "" {
-		if _, err := s.upNetwork(networkName); err != nil {
+		if _, err := op.upNetwork(networkName); err != nil {
 			return nil, err
 		}
 	}
-	for _, in := range s.st.Networks {
+	for _, in := range op.st.Networks {
 		for _, q := range in.Ports {
 			if networkName != "" && in.Name != networkName || q.Name != name && q.Port != name {
 				continue
@@ -60,7 +60,7 @@ func (s *session) onePort(networkName, name string) (p *port, err error) {
 }
 
 // whySlow says for each reason why a port takes the kernel's path; empty: it does not.
-func (s *session) whySlow(p *port) ([]string, error) {
+func (op *operation) whySlow(p *port) ([]string, error) {
 	why := []string{}
 	switch {
 	case p.Bandwidth != Bandwidth{}:
@@ -68,18 +68,18 @@ func (s *session) whySlow(p *port) ([]string, error) {
 	case p.Slow:
 		why = append(why, "asked")
 	}
-	queues, err := s.hostQueues()
+	queues, err := op.hostQueues()
 	if err != nil {
 		return nil, err
 	}
 	if queues[p.Index] && p.Bandwidth == (Bandwidth{}) {
-		kinds, err := s.conn.Queueing(p.Index)
+		kinds, err := op.conn.Queueing(p.Index)
 		if err != nil {
 			return nil, err
 		}
 		why = append(why, kinds...)
 	}
-	devices, err := s.hostDevices()
+	devices, err := op.hostDevices()
 	if err != nil {
 		return nil, err
 	}

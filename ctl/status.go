@@ -100,9 +100,9 @@ func (r *reading) notes() []string {
 // Check says whether this host can run fastbr and what would be in the way.
 // able is false if something required is missing.
 func (c *Controller) Check(ctx context.Context) (out []FeatureView, able bool, err error) {
-	err = c.read(ctx, func(s *session) error {
-		out = append(s.kernelFindings(), c.bpffsFinding())
-		host, err := s.hostFindings()
+	err = c.read(ctx, func(op *operation) error {
+		out = append(op.kernelFindings(), c.bpffsFinding())
+		host, err := op.hostFindings()
 		out = append(out, host...)
 		return err
 	})
@@ -115,16 +115,16 @@ func (c *Controller) Check(ctx context.Context) (out []FeatureView, able bool, e
 
 // kernelFeatures are what the kernel offers, looked for once in a command: it takes
 // a tenth of a second.
-func (s *session) kernelFeatures() []datapath.Feature {
-	if s.features == nil {
-		s.features = s.opts.planes.probe()
+func (op *operation) kernelFeatures() []datapath.Feature {
+	if op.features == nil {
+		op.features = op.opts.planes.probe()
 	}
-	return s.features
+	return op.features
 }
 
-func (s *session) kernelFindings() []FeatureView {
+func (op *operation) kernelFindings() []FeatureView {
 	out := []FeatureView{}
-	for _, f := range s.kernelFeatures() {
+	for _, f := range op.kernelFeatures() {
 		v := FeatureView{Name: f.Name, State: "ok", Required: f.Required, Minimum: f.Minimum}
 		if f.Err != nil {
 			v.Detail = f.Err.Error()
@@ -150,24 +150,24 @@ func (c *Controller) bpffsFinding() FeatureView {
 	return v
 }
 
-func (s *session) hostFindings() ([]FeatureView, error) {
-	out := []FeatureView{bridgeCallFinding(), s.forwardFinding(), s.liberalFinding()}
-	out = append(out, s.firewallFindings()...)
-	for _, u := range s.currentUplinks() {
-		if conflict := s.uplinkConflict(u); conflict != "" {
+func (op *operation) hostFindings() ([]FeatureView, error) {
+	out := []FeatureView{bridgeCallFinding(), op.forwardFinding(), op.liberalFinding()}
+	out = append(out, op.firewallFindings()...)
+	for _, u := range op.currentUplinks() {
+		if conflict := op.uplinkConflict(u); conflict != "" {
 			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})
 		}
 	}
-	out = append(out, s.driftFindings()...)
-	uplink, err := s.uplinkFinding()
+	out = append(out, op.driftFindings()...)
+	uplink, err := op.uplinkFinding()
 	if err != nil {
 		return nil, err
 	}
-	xdp, err := s.xdpFindings()
+	xdp, err := op.xdpFindings()
 	if err != nil {
 		return nil, err
 	}
-	big, err := s.bigTCPFinding()
+	big, err := op.bigTCPFinding()
 	return append(append(append(out, uplink), xdp...), big), err
 }
 
@@ -180,7 +180,7 @@ func bridgeCallFinding() FeatureView {
 	return v
 }
 
-func (s *session) liberalFinding() FeatureView {
+func (op *operation) liberalFinding() FeatureView {
 	v := FeatureView{Name: "conntrack-be-liberal", State: "ok", Detail: "1"}
 	now, err := readSysctl(sysLiberal)
 	switch {
@@ -188,7 +188,7 @@ func (s *session) liberalFinding() FeatureView {
 		v.Detail = "connection tracking is not loaded; 'fastbr up' tries to load it"
 	case err != nil:
 		v.State, v.Detail = "warning", err.Error()
-	case now != "1" && len(s.st.Networks) > 0:
+	case now != "1" && len(op.st.Networks) > 0:
 		v.State, v.Detail = "warning", sysctlName(sysLiberal)+" is 0 again: connections will break; set it to 1"
 	case now != "1":
 		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
@@ -196,9 +196,9 @@ func (s *session) liberalFinding() FeatureView {
 	return v
 }
 
-func (s *session) uplinkFinding() (FeatureView, error) {
+func (op *operation) uplinkFinding() (FeatureView, error) {
 	v := FeatureView{Name: "default-route", State: "ok"}
-	devices, notes, err := s.autoUplinks()
+	devices, notes, err := op.autoUplinks()
 	if err != nil {
 		return v, err
 	}
@@ -215,8 +215,8 @@ func (s *session) uplinkFinding() (FeatureView, error) {
 // RunTarget checks that a network can take a port before a command is started
 // for it. The error wraps ErrNotUp or ErrNoNetwork.
 func (c *Controller) RunTarget(ctx context.Context, network string) error {
-	return c.read(ctx, func(s *session) error {
-		_, err := s.upNetwork(network)
+	return c.read(ctx, func(op *operation) error {
+		_, err := op.upNetwork(network)
 		return err
 	})
 }

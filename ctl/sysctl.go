@@ -45,23 +45,23 @@ func sysctlName(path string) string {
 
 // setSysctls brings the host's settings to what the datapath needs. Old values
 // are on disk before the first write and never overwritten.
-func (s *session) setSysctls() error {
-	before, reserved := slices.Clone(s.st.Sysctls), s.st.Reserved
-	if err := s.recordForwarding(); err != nil {
+func (op *operation) setSysctls() error {
+	before, reserved := slices.Clone(op.st.Sysctls), op.st.Reserved
+	if err := op.recordForwarding(); err != nil {
 		return err
 	}
-	if err := s.recordLiberal(); err != nil {
+	if err := op.recordLiberal(); err != nil {
 		return err
 	}
-	if err := s.recordReserved(); err != nil {
+	if err := op.recordReserved(); err != nil {
 		return err
 	}
-	if !slices.Equal(before, s.st.Sysctls) || reserved != s.st.Reserved {
-		if err := s.save(); err != nil {
+	if !slices.Equal(before, op.st.Sysctls) || reserved != op.st.Reserved {
+		if err := op.save(); err != nil {
 			return err
 		}
 	}
-	for _, c := range s.st.Sysctls {
+	for _, c := range op.st.Sysctls {
 		if c.Path != sysForward && c.Path != sysLiberal {
 			continue // of an uplink, or recorded because the kernel changes it with ip_forward
 		}
@@ -73,14 +73,14 @@ func (s *session) setSysctls() error {
 			return err
 		}
 		if slices.Contains(before, c) {
-			s.say("somebody has set %s to %s: it is %s again, as long as networks are up", sysctlName(c.Path), now, c.New)
+			op.say("somebody has set %s to %s: it is %s again, as long as networks are up", sysctlName(c.Path), now, c.New)
 		}
 	}
-	return s.reserve()
+	return op.reserve()
 }
 
-func (s *session) recorded(path string) bool {
-	for _, c := range s.st.Sysctls {
+func (op *operation) recorded(path string) bool {
+	for _, c := range op.st.Sysctls {
 		if c.Path == path {
 			return true
 		}
@@ -90,15 +90,15 @@ func (s *session) recorded(path string) bool {
 
 // recordForwarding notes, for a network that is routed, ip_forward and all that the kernel changes with it:
 // writing it sets forwarding on every device and turns accept_redirects.
-func (s *session) recordForwarding() error {
-	if s.recorded(sysForward) || !s.routed() {
+func (op *operation) recordForwarding() error {
+	if op.recorded(sysForward) || !op.routed() {
 		return nil
 	}
 	old, err := readSysctl(sysForward)
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", sysctlName(sysForward), err)
 	}
-	s.st.Sysctls = append(s.st.Sysctls, sysctl{sysForward, old, "1"})
+	op.st.Sysctls = append(op.st.Sysctls, sysctl{sysForward, old, "1"})
 	if old == "1" {
 		return nil
 	}
@@ -113,7 +113,7 @@ func (s *session) recordForwarding() error {
 			byItself = "1"
 		}
 		if v, err := readSysctl(p); err == nil && v != byItself {
-			s.st.Sysctls = append(s.st.Sysctls, sysctl{p, v, v})
+			op.st.Sysctls = append(op.st.Sysctls, sysctl{p, v, v})
 		}
 	}
 	return nil
@@ -121,8 +121,8 @@ func (s *session) recordForwarding() error {
 
 // recordLiberal notes conntrack's TCP strictness. Conntrack does not see every
 // segment of a flow on the fast path; strict, it calls the rest invalid.
-func (s *session) recordLiberal() error {
-	if s.recorded(sysLiberal) {
+func (op *operation) recordLiberal() error {
+	if op.recorded(sysLiberal) {
 		return nil
 	}
 	old, err := readSysctl(sysLiberal)
@@ -132,29 +132,29 @@ func (s *session) recordLiberal() error {
 		old, err = readSysctl(sysLiberal)
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		s.say("connection tracking is not available: %s stays unset; if it is loaded later, set it to 1", sysctlName(sysLiberal))
+		op.say("connection tracking is not available: %s stays unset; if it is loaded later, set it to 1", sysctlName(sysLiberal))
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", sysctlName(sysLiberal), err)
 	}
-	s.st.Sysctls = append(s.st.Sysctls, sysctl{sysLiberal, old, "1"})
+	op.st.Sysctls = append(op.st.Sysctls, sysctl{sysLiberal, old, "1"})
 	return nil
 }
 
 // restoreSysctls puts back what setSysctls changed, unless somebody changed it
 // again meanwhile.
-func (s *session) restoreSysctls() error {
+func (op *operation) restoreSysctls() error {
 	var errs []error
-	for _, c := range s.st.Sysctls {
+	for _, c := range op.st.Sysctls {
 		errs = append(errs, c.restore())
 	}
-	errs = append(errs, s.unreserve())
+	errs = append(errs, op.unreserve())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	s.st.Sysctls, s.st.Reserved = nil, nil
-	return s.save()
+	op.st.Sysctls, op.st.Reserved = nil, nil
+	return op.save()
 }
 
 // quietIPv6 keeps the kernel from giving the device a link-local address and

@@ -13,68 +13,68 @@ func (c *Controller) Upgrade(ctx context.Context) error {
 	if _, err := os.Stat(c.statePath()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return c.mutate(ctx, func(s *session) error {
-		if s.dp == nil {
+	return c.mutate(ctx, func(op *operation) error {
+		if op.dp == nil {
 			return nil
 		}
-		return s.upgrade()
+		return op.upgrade()
 	})
 }
 
 // upgrade makes the pinned datapath this build's, with everything in it.
-func (s *session) upgrade() error {
-	if s.dp != nil {
-		if err := s.dp.Close(); err != nil {
+func (op *operation) upgrade() error {
+	if op.dp != nil {
+		if err := op.dp.Close(); err != nil {
 			return fmt.Errorf("closing the datapath: %w", err)
 		}
-		s.dp = nil
+		op.dp = nil
 	}
-	done, err := s.opts.planes.upgrade(s.pins, s.runner.passed, s.retell)
-	s.dp = nil // the upgrade's own
+	done, err := op.opts.planes.upgrade(op.pins, op.runner.passed, op.retell)
+	op.dp = nil // the upgrade's own
 	if err != nil {
-		return s.shortOfMemory(fmt.Errorf("upgrading the datapath: %w", err))
+		return op.shortOfMemory(fmt.Errorf("upgrading the datapath: %w", err))
 	}
-	if s.dp, err = s.opts.planes.open(s.pins); err != nil {
+	if op.dp, err = op.opts.planes.open(op.pins); err != nil {
 		return fmt.Errorf("opening the datapath: %w", err)
 	}
-	s.stale = nil
+	op.stale = nil
 	if !done {
 		return nil
 	}
-	s.st.Features = s.kernelFindings()
-	return s.save()
+	op.st.Features = op.kernelFindings()
+	return op.save()
 }
 
 // retell tells a datapath that is being upgraded what the state says, for what only
 // the new layout has room for. What has vanished meanwhile is recover's.
-func (s *session) retell(dp plane) error {
-	s.dp = dp
-	there, err := s.hostQueues()
+func (op *operation) retell(dp plane) error {
+	op.dp = dp
+	there, err := op.hostQueues()
 	if err != nil {
 		return err
 	}
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
 		if _, ok := there[n.Index]; !ok || n.Pending {
 			continue
 		}
-		if err := s.setNetwork(n); err != nil {
+		if err := op.setNetwork(n); err != nil {
 			return err
 		}
 		for _, p := range n.sortedPorts() {
 			if _, ok := there[p.Index]; !ok || p.Pending {
 				continue
 			}
-			if err := errors.Join(s.portPrograms(n, p), s.setPublications(p, p.Publications)); err != nil {
+			if err := errors.Join(op.portPrograms(n, p), op.setPublications(p, p.Publications)); err != nil {
 				return err
 			}
 		}
 	}
-	for _, u := range s.st.Uplinks {
+	for _, u := range op.st.Uplinks {
 		if _, ok := there[u.Index]; !ok {
 			continue
 		}
-		if err := s.attachUplink(u); err != nil {
+		if err := op.attachUplink(u); err != nil {
 			return err
 		}
 	}

@@ -14,18 +14,18 @@ import (
 // device without an IPv4 address is left out with a note: a later command
 // picks it up. A named device that cannot be an uplink is an error, the first
 // of which comes with all the others; one that was an uplink stays it.
-func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, broken error) {
+func (op *operation) wantedUplinks(names []string) (want []uplink, notes []string, broken error) {
 	var devices []link.Device
 	for _, name := range names {
 		if name == AutoUplink {
-			auto, autoNotes, err := s.autoUplinks()
+			auto, autoNotes, err := op.autoUplinks()
 			if err != nil {
 				return nil, nil, err
 			}
 			devices, notes = append(devices, auto...), append(notes, autoNotes...)
 			continue
 		}
-		d, err := s.namedUplink(name)
+		d, err := op.namedUplink(name)
 		if err == nil {
 			devices = append(devices, d)
 			continue
@@ -33,15 +33,15 @@ func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, 
 		if broken == nil {
 			broken = err
 		}
-		for _, u := range s.st.Uplinks {
+		for _, u := range op.st.Uplinks {
 			if u.Name == name && u.Index == d.Index {
 				want = append(want, u)
 			}
 		}
 	}
 	for _, d := range devices {
-		s.uplinkDevices[d.Index] = d
-		addrs, err := s.conn.Addrs(d.Index)
+		op.uplinkDevices[d.Index] = d
+		addrs, err := op.conn.Addrs(d.Index)
 		if err != nil {
 			return nil, nil, fmt.Errorf("uplink %s: %w", d.Name, err)
 		}
@@ -56,22 +56,22 @@ func (s *session) wantedUplinks(names []string) (want []uplink, notes []string, 
 
 // namedUplink looks a device up that was asked for by name; an unfit one is
 // returned with the error.
-func (s *session) namedUplink(name string) (link.Device, error) {
-	d, err := s.conn.ByName(name)
+func (op *operation) namedUplink(name string) (link.Device, error) {
+	d, err := op.conn.ByName(name)
 	if errors.Is(err, link.ErrNotFound) {
 		return d, fmt.Errorf("uplink %s: %w", name, link.ErrNotFound)
 	} else if err != nil {
 		return d, fmt.Errorf("uplink %w", err)
 	}
-	if reason := s.unfitUplink(d); reason != "" {
+	if reason := op.unfitUplink(d); reason != "" {
 		return d, fmt.Errorf("uplink %s: %s", name, reason)
 	}
 	return d, nil
 }
 
 // autoUplinks are the devices of the default route.
-func (s *session) autoUplinks() (devices []link.Device, notes []string, err error) {
-	indexes, err := s.conn.DefaultDevices()
+func (op *operation) autoUplinks() (devices []link.Device, notes []string, err error) {
+	indexes, err := op.conn.DefaultDevices()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -79,13 +79,13 @@ func (s *session) autoUplinks() (devices []link.Device, notes []string, err erro
 		return nil, []string{"no default route: nothing leads outside until there is one and another command runs"}, nil
 	}
 	for _, index := range indexes {
-		d, err := s.conn.ByIndex(index)
+		d, err := op.conn.ByIndex(index)
 		if errors.Is(err, link.ErrNotFound) {
 			continue
 		} else if err != nil {
 			return nil, nil, err
 		}
-		if reason := s.unfitUplink(d); reason != "" {
+		if reason := op.unfitUplink(d); reason != "" {
 			notes = append(notes, fmt.Sprintf("the default route's device %s is not used as uplink: %s", d.Name, reason))
 			continue
 		}
@@ -95,7 +95,7 @@ func (s *session) autoUplinks() (devices []link.Device, notes []string, err erro
 }
 
 // unfitUplink says why a device cannot be an uplink, "" if it can.
-func (s *session) unfitUplink(d link.Device) string {
+func (op *operation) unfitUplink(d link.Device) string {
 	switch {
 	case d.Loopback:
 		return "the loopback device leads nowhere"
@@ -111,35 +111,35 @@ func (s *session) unfitUplink(d link.Device) string {
 
 // uplinkDue tells whether there is an uplink now where none was: its route or
 // its address has come later than the network.
-func (s *session) uplinkDue() bool {
-	if len(s.st.Networks) == 0 || len(s.st.Uplinks) > 0 {
+func (op *operation) uplinkDue() bool {
+	if len(op.st.Networks) == 0 || len(op.st.Uplinks) > 0 {
 		return false
 	}
-	want, _, err := s.wantedUplinks(s.st.Settings.Uplinks)
+	want, _, err := op.wantedUplinks(op.st.Settings.Uplinks)
 	return err == nil && len(want) > 0
 }
 
 // syncUplinks makes the attached uplinks those that are wanted now. quiet: an
 // uplink that is gone or has become unfit since `up` is a note.
-func (s *session) syncUplinks(quiet bool) error {
-	want, notes, err := s.wantedUplinks(s.st.Settings.Uplinks)
+func (op *operation) syncUplinks(quiet bool) error {
+	want, notes, err := op.wantedUplinks(op.st.Settings.Uplinks)
 	if err != nil && !quiet {
 		return err
 	} else if err != nil {
-		s.say("%v", err)
+		op.say("%v", err)
 	}
 	if !quiet {
 		for _, n := range notes {
-			s.say("%s", n)
+			op.say("%s", n)
 		}
 	}
-	if len(want) == 0 || slices.Equal(want, s.st.Uplinks) {
+	if len(want) == 0 || slices.Equal(want, op.st.Uplinks) {
 		return nil // nothing better than what there is
 	}
-	if err := s.setUplinks(want); err != nil && !quiet {
+	if err := op.setUplinks(want); err != nil && !quiet {
 		return err
 	} else if err != nil {
-		s.say("%v", firstLine(err)) // no reason to refuse a container
+		op.say("%v", firstLine(err)) // no reason to refuse a container
 	}
 	return nil
 }
@@ -147,16 +147,16 @@ func (s *session) syncUplinks(quiet bool) error {
 // setUplinks attaches want and detaches what is not in it. What cannot be attached
 // is not recorded either, and what it was to replace stays. Killed in between, the
 // record says more than is attached: faults compares.
-func (s *session) setUplinks(want []uplink) error {
-	old := s.st.Uplinks
+func (op *operation) setUplinks(want []uplink) error {
+	old := op.st.Uplinks
 	if slices.Equal(old, want) {
 		return nil
 	}
-	s.st.Uplinks = append(slices.Clone(old), want...) // both are ours while we work
-	if err := s.save(); err != nil {
+	op.st.Uplinks = append(slices.Clone(old), want...) // both are ours while we work
+	if err := op.save(); err != nil {
 		return err
 	}
-	if err := s.runner.passed("uplinks-record"); err != nil {
+	if err := op.runner.passed("uplinks-record"); err != nil {
 		return err
 	}
 	var failed []error
@@ -164,30 +164,30 @@ func (s *session) setUplinks(want []uplink) error {
 		if slices.Contains(old, u) {
 			continue
 		}
-		if err := s.attachUplink(u); err != nil {
+		if err := op.attachUplink(u); err != nil {
 			failed = append(failed, err)
 			gone := func(x uplink) bool { return x.Index == u.Index }
-			s.st.Uplinks = slices.DeleteFunc(s.st.Uplinks, gone)
+			op.st.Uplinks = slices.DeleteFunc(op.st.Uplinks, gone)
 			continue
 		}
-		s.say("uplink %s (%s)", u.Name, u.Addr)
-		if conflict := s.uplinkConflict(u); conflict != "" {
-			s.say("warning: %s", conflict)
+		op.say("uplink %s (%s)", u.Name, u.Addr)
+		if conflict := op.uplinkConflict(u); conflict != "" {
+			op.say("warning: %s", conflict)
 		}
 	}
 	if err := errors.Join(failed...); err != nil {
-		return errors.Join(err, s.save())
+		return errors.Join(err, op.save())
 	}
 	for _, u := range old {
 		if slices.ContainsFunc(want, func(w uplink) bool { return w.Index == u.Index }) {
 			continue
 		}
-		if err := s.detachUplink(u); err != nil {
+		if err := op.detachUplink(u); err != nil {
 			return err
 		}
 	}
-	s.st.Uplinks = want
-	return s.save()
+	op.st.Uplinks = want
+	return op.save()
 }
 
 // datapath is what the datapath knows of the uplink, but for Closed.
@@ -195,14 +195,14 @@ func (u uplink) datapath() datapath.Uplink {
 	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP}
 }
 
-func (s *session) attachUplink(u uplink) error {
-	closed, err := s.recordClosed(u.Name)
+func (op *operation) attachUplink(u uplink) error {
+	closed, err := op.recordClosed(u.Name)
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	dp := u.datapath()
 	dp.Closed = closed
-	if err := s.dp.AttachUplink(dp); err != nil {
+	if err := op.dp.AttachUplink(dp); err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	return open(u.Name)
@@ -210,22 +210,22 @@ func (s *session) attachUplink(u uplink) error {
 
 // detachUplink gives one up. Packets of containers that wait there for a
 // neighbour's address would leave untranslated once the programs are gone.
-func (s *session) detachUplink(u uplink) error {
-	if err := s.dp.CloseUplink(u.Index); err != nil {
+func (op *operation) detachUplink(u uplink) error {
+	if err := op.dp.CloseUplink(u.Index); err != nil {
 		return fmt.Errorf("closing uplink %s: %w", u.Name, err)
 	}
-	if err := s.dropUnresolved(u); err != nil {
+	if err := op.dropUnresolved(u); err != nil {
 		return err
 	}
-	if err := s.dp.DetachUplink(u.Index); err != nil {
+	if err := op.dp.DetachUplink(u.Index); err != nil {
 		return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
 	}
-	return s.closeAgain(u)
+	return op.closeAgain(u)
 }
 
 // dropUnresolved drops the packets that wait at an uplink for a neighbour's address.
-func (s *session) dropUnresolved(u uplink) error {
-	err := s.conn.DropUnresolved(u.Index)
+func (op *operation) dropUnresolved(u uplink) error {
+	err := op.conn.DropUnresolved(u.Index)
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return fmt.Errorf("uplink %s: %w", u.Name, err)
 	}
@@ -233,11 +233,11 @@ func (s *session) dropUnresolved(u uplink) error {
 }
 
 // detachUplinks gives all of them up.
-func (s *session) detachUplinks() error {
+func (op *operation) detachUplinks() error {
 	var errs []error
-	if s.dp != nil {
-		for _, u := range s.st.Uplinks {
-			if err := s.detachUplink(u); err != nil {
+	if op.dp != nil {
+		for _, u := range op.st.Uplinks {
+			if err := op.detachUplink(u); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -245,16 +245,16 @@ func (s *session) detachUplinks() error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	s.st.Uplinks, s.st.XDP = nil, nil
-	return s.save()
+	op.st.Uplinks, op.st.XDP = nil, nil
+	return op.save()
 }
 
 // currentUplinks are the attached uplinks with the addresses they have now,
 // which no command may have seen yet.
-func (s *session) currentUplinks() []uplink {
-	uplinks := slices.Clone(s.st.Uplinks)
+func (op *operation) currentUplinks() []uplink {
+	uplinks := slices.Clone(op.st.Uplinks)
 	for i, u := range uplinks {
-		if addrs, err := s.conn.Addrs(u.Index); err == nil && len(addrs) > 0 {
+		if addrs, err := op.conn.Addrs(u.Index); err == nil && len(addrs) > 0 {
 			uplinks[i].Addr = addrs[0].Addr()
 		}
 	}
@@ -264,9 +264,9 @@ func (s *session) currentUplinks() []uplink {
 // uplinkConflict says that an uplink's address has come to lie in a network's
 // subnet, "" if it has not. The host and the other containers' flows are served
 // all the same.
-func (s *session) uplinkConflict(u uplink) string {
-	for _, name := range s.st.networkNames() {
-		if n := s.st.Networks[name]; n.Subnet.Contains(u.Addr) {
+func (op *operation) uplinkConflict(u uplink) string {
+	for _, name := range op.st.networkNames() {
+		if n := op.st.Networks[name]; n.Subnet.Contains(u.Addr) {
 			return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+
 				"give the network another subnet ('fastbr down %s', 'fastbr up %s --subnet ...')", u.Addr, u.Name, n.Subnet, name, name, name)
 		}

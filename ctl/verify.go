@@ -22,27 +22,27 @@ type Expectation struct {
 // inside the target the device, its address and the routes. It changes nothing.
 // The error wraps ErrNoPort, or ErrBroken with what is wrong.
 func (c *Controller) Verify(ctx context.Context, o Owner, want Expectation) (res AttachResult, err error) {
-	err = c.read(ctx, func(s *session) error {
-		n, p := s.owned(o)
+	err = c.read(ctx, func(op *operation) error {
+		n, p := op.owned(o)
 		if p == nil {
 			return tagged(ErrNoPort, fmt.Sprintf("container %s has no %s on network %s", o.Container, o.Ifname, o.Network))
 		}
-		if err := s.verifyPort(n, p); err != nil {
+		if err := op.verifyPort(n, p); err != nil {
 			return err
 		}
 		if p.Bandwidth != want.Bandwidth {
 			return broken("%s has other bandwidth limits than asked for", p.Name)
 		}
-		if err := s.verifyShape(n, p); err != nil {
+		if err := op.verifyShape(n, p); err != nil {
 			return err
 		}
-		if err := s.verifyPublications(o, want.Publish); err != nil {
+		if err := op.verifyPublications(o, want.Publish); err != nil {
 			return err
 		}
-		if err := s.verifyInside(n, p, want.Target, want.Routes); err != nil {
+		if err := op.verifyInside(n, p, want.Target, want.Routes); err != nil {
 			return err
 		}
-		res, err = s.attachResult(n, p)
+		res, err = op.attachResult(n, p)
 		return err
 	})
 	return res, err
@@ -53,34 +53,34 @@ func (c *Controller) Verify(ctx context.Context, o Owner, want Expectation) (res
 // not; any other means that no port can be attached. A container that has lost
 // its own device, which it can delete, is nobody else's trouble. It changes nothing.
 func (c *Controller) Healthy(ctx context.Context, network string) error {
-	return c.read(ctx, func(s *session) error {
-		if len(s.st.Networks) == 0 {
-			return s.fitNow()
+	return c.read(ctx, func(op *operation) error {
+		if len(op.st.Networks) == 0 {
+			return op.fitNow()
 		}
-		if err := s.verifyDatapath(); err != nil {
+		if err := op.verifyDatapath(); err != nil {
 			return err
 		}
-		for _, name := range s.st.networkNames() {
-			n := s.st.Networks[name]
+		for _, name := range op.st.networkNames() {
+			n := op.st.Networks[name]
 			for _, p := range n.sortedPorts() {
-				if _, there := s.deviceOf(n, p); !there || p.Pending {
+				if _, there := op.deviceOf(n, p); !there || p.Pending {
 					continue // gone with the container's end: its own affair
 				}
-				if err := s.verifyPort(n, p); err != nil {
+				if err := op.verifyPort(n, p); err != nil {
 					return err
 				}
 			}
 		}
-		if n := s.st.Networks[network]; n != nil {
-			return s.roomFor(n)
+		if n := op.st.Networks[network]; n != nil {
+			return op.roomFor(n)
 		}
 		return nil
 	})
 }
 
 // fitNow is fit without mending anything.
-func (s *session) fitNow() error {
-	for _, f := range append(s.kernelFindings(), s.bpffsFinding()) {
+func (op *operation) fitNow() error {
+	for _, f := range append(op.kernelFindings(), op.bpffsFinding()) {
 		if f.State == "missing" {
 			return tagged(ErrUnfit, fmt.Sprintf("%v: %s is missing: %s", ErrUnfit, f.Name, f.Detail))
 		}
@@ -88,39 +88,39 @@ func (s *session) fitNow() error {
 	return nil
 }
 
-func (s *session) roomFor(n *network) error {
+func (op *operation) roomFor(n *network) error {
 	if len(n.Ports) >= maxPorts {
 		return fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
-	taken, err := s.takenAddrs(n)
+	taken, err := op.takenAddrs(n)
 	if err == nil {
-		_, err = s.freeAddr(n, taken)
+		_, err = op.freeAddr(n, taken)
 	}
 	return err
 }
 
 func broken(format string, args ...any) error { return tagged(ErrBroken, fmt.Sprintf(format, args...)) }
 
-func (s *session) verifyDatapath() error {
-	if s.dp == nil {
+func (op *operation) verifyDatapath() error {
+	if op.dp == nil {
 		return broken("the pinned datapath is gone: run 'fastbr up' to load it again")
 	}
-	if err := s.dp.VerifyGuard(); err != nil {
+	if err := op.dp.VerifyGuard(); err != nil {
 		return broken("%v", err)
 	}
-	if f := s.st.Fragments; f != nil && !s.fragmentsSound(f) {
+	if f := op.st.Fragments; f != nil && !op.fragmentsSound(f) {
 		return broken("the namespace that puts fragments in order is gone: run 'fastbr up' to make it again")
 	}
-	for _, u := range s.st.Uplinks {
-		d, err := s.conn.ByIndex(u.Index)
+	for _, u := range op.st.Uplinks {
+		d, err := op.conn.ByIndex(u.Index)
 		if err != nil || d.Name != u.Name {
 			continue // it has gone; the next command looks for another
 		}
-		if err := s.dp.VerifyUplink(u.datapath()); err != nil {
+		if err := op.dp.VerifyUplink(u.datapath()); err != nil {
 			return broken("uplink %s: %v", u.Name, err)
 		}
-		if s.st.uplinkXDP(u.Index).On {
-			if err := s.dp.VerifyXDP(u.Index); err != nil {
+		if op.st.uplinkXDP(u.Index).On {
+			if err := op.dp.VerifyXDP(u.Index); err != nil {
 				return broken("uplink %s: %v", u.Name, err)
 			}
 		}
@@ -129,13 +129,13 @@ func (s *session) verifyDatapath() error {
 }
 
 // deviceOf is the host end of a port, if it is there.
-func (s *session) deviceOf(n *network, p *port) (d link.Device, there bool) {
-	d, err := s.conn.ByIndex(p.Index)
+func (op *operation) deviceOf(n *network, p *port) (d link.Device, there bool) {
+	d, err := op.conn.ByIndex(p.Index)
 	return d, err == nil && d.Name == p.Port && d.Alias == ownerMark(n.Name)
 }
 
-func (s *session) verifyPort(n *network, p *port) error {
-	d, there := s.deviceOf(n, p)
+func (op *operation) verifyPort(n *network, p *port) error {
+	d, there := op.deviceOf(n, p)
 	switch {
 	case !there:
 		return broken("device %s is gone", p.Port)
@@ -143,14 +143,14 @@ func (s *session) verifyPort(n *network, p *port) error {
 		return broken("device %s is not a port of %s any more", p.Port, n.Bridge)
 	case !d.Up:
 		return broken("device %s is down", p.Port)
-	case s.dp == nil:
-		return s.verifyDatapath()
+	case op.dp == nil:
+		return op.verifyDatapath()
 	}
 	dp, err := p.datapath(n)
 	if err != nil {
 		return err
 	}
-	if err := s.dp.VerifyPort(dp); err != nil {
+	if err := op.dp.VerifyPort(dp); err != nil {
 		return broken("%s: %v", p.Port, err)
 	}
 	return nil
@@ -158,15 +158,15 @@ func (s *session) verifyPort(n *network, p *port) error {
 
 // verifyPublications wants what a container asked for to be recorded, of
 // whichever port of its, and known to the programs.
-func (s *session) verifyPublications(o Owner, rs []PublishRequest) error {
-	all := s.publications()
+func (op *operation) verifyPublications(o Owner, rs []PublishRequest) error {
+	all := op.publications()
 	for _, r := range rs {
 		at := slices.IndexFunc(all, func(x published) bool { return r.madeFor(o, x) })
 		if at < 0 {
 			return broken("%s is published no more", r)
 		}
 		for _, pub := range all[at].port.toDatapath([]*publication{all[at].pub}) {
-			if err := s.dp.VerifyPublication(pub); err != nil {
+			if err := op.dp.VerifyPublication(pub); err != nil {
 				return broken("%s: %v", r, err)
 			}
 		}
@@ -174,7 +174,7 @@ func (s *session) verifyPublications(o Owner, rs []PublishRequest) error {
 	return nil
 }
 
-func (s *session) verifyInside(n *network, p *port, target string, routes []Route) error {
+func (op *operation) verifyInside(n *network, p *port, target string, routes []Route) error {
 	ns, err := link.OpenTarget(target)
 	if err != nil {
 		return broken("%v", err)

@@ -15,26 +15,26 @@ import (
 	"github.com/fastbr/fastbr/datapath"
 )
 
-// reading is a session with the counters. Which devices there are tells
+// reading is an operation with the counters. Which devices there are tells
 // hostQueues: for those that are ours, an index is enough.
 type reading struct {
-	*session
+	*operation
 	stats map[int]datapath.Counters
 }
 
 // look reads everything that views are made of. The error wraps ErrNotUp if
 // nothing is up.
-func (s *session) look() (*reading, error) {
-	s.queues = nil // those of before a change
-	if _, err := s.hostQueues(); err != nil {
+func (op *operation) look() (*reading, error) {
+	op.queues = nil // those of before a change
+	if _, err := op.hostQueues(); err != nil {
 		return nil, err
 	}
-	r := &reading{session: s}
-	if s.dp == nil {
+	r := &reading{operation: op}
+	if op.dp == nil {
 		return r, nil
 	}
 	var err error
-	if r.stats, err = s.dp.Stats(s.st.indexes()...); err != nil {
+	if r.stats, err = op.dp.Stats(op.st.indexes()...); err != nil {
 		return nil, fmt.Errorf("reading the counters: %w", err)
 	}
 	return r, nil
@@ -52,8 +52,8 @@ func (r *reading) up(n *network) bool {
 }
 
 // needNetwork is ErrNotUp if there is no network.
-func (s *session) needNetwork() error {
-	if len(s.st.Networks) == 0 {
+func (op *operation) needNetwork() error {
+	if len(op.st.Networks) == 0 {
 		return errNothingUp()
 	}
 	return nil
@@ -162,8 +162,8 @@ func builtIn() []NetworkView {
 }
 
 // networkView is the view of one network inside a mutating operation.
-func (s *session) networkView(n *network) (NetworkView, error) {
-	r, err := s.look()
+func (op *operation) networkView(n *network) (NetworkView, error) {
+	r, err := op.look()
 	if err != nil {
 		return NetworkView{}, err
 	}
@@ -174,18 +174,18 @@ func (s *session) networkView(n *network) (NetworkView, error) {
 // is taken up before: so much does every command for an instance.
 func (c *Controller) looking(ctx context.Context, f func(*reading) error) error {
 	due := false
-	look := func(s *session) error {
-		r, err := s.look()
+	look := func(op *operation) error {
+		r, err := op.look()
 		if err != nil {
 			return err
 		}
 		return f(r)
 	}
-	err := c.read(ctx, func(s *session) error {
-		if due = s.uplinkDue(); due {
+	err := c.read(ctx, func(op *operation) error {
+		if due = op.uplinkDue(); due {
 			return nil
 		}
-		return look(s)
+		return look(op)
 	})
 	if err != nil || !due {
 		return err
@@ -332,11 +332,11 @@ func (r *reading) loaded() error {
 // FlushFlows ends all NAT flows and returns how many there were. The error
 // wraps ErrNotUp.
 func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
-	err = c.mutate(ctx, func(s *session) error {
-		if err := s.needNetwork(); err != nil {
+	err = c.mutate(ctx, func(op *operation) error {
+		if err := op.needNetwork(); err != nil {
 			return err
 		}
-		if n, err = s.dp.FlushFlows(); err != nil {
+		if n, err = op.dp.FlushFlows(); err != nil {
 			return fmt.Errorf("flushing the flows: %w", err)
 		}
 		return nil
@@ -347,11 +347,11 @@ func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
 // Revoke ends every lease now: each flow's next packet is judged by the host's
 // firewall and routes again. Nothing happens when nothing is up.
 func (c *Controller) Revoke(ctx context.Context) error {
-	return c.read(ctx, func(s *session) error {
-		if s.dp == nil {
+	return c.read(ctx, func(op *operation) error {
+		if op.dp == nil {
 			return nil
 		}
-		return s.dp.Revoke()
+		return op.dp.Revoke()
 	})
 }
 

@@ -45,51 +45,51 @@ func (st *state) xdpOn() bool {
 // syncXDP makes XDP on the uplinks what is wanted now, and then prepares the
 // ports. quiet: an uplink on which it cannot run is a note, and a port that was
 // not ready before is not looked for.
-func (s *session) syncXDP(quiet bool) error {
-	mode := s.st.Settings.XDP
+func (op *operation) syncXDP(quiet bool) error {
+	mode := op.st.Settings.XDP
 	var now []uplinkXDP
-	for _, u := range s.st.Uplinks {
-		x, err := s.uplinkToXDP(u, mode)
+	for _, u := range op.st.Uplinks {
+		x, err := op.uplinkToXDP(u, mode)
 		if err != nil && !quiet {
 			return err
 		} else if err != nil {
 			x = uplinkXDP{u.Index, mode, false, err.Error()}
 		}
 		// What nobody asked for is news only where it is on.
-		if old := s.st.uplinkXDP(u.Index); x != old && (x.On || old.On || mode != "" && mode != XDPOff) {
-			s.say("uplink %s: XDP %s: %s", u.Name, onOff(x.On), x.Why)
+		if old := op.st.uplinkXDP(u.Index); x != old && (x.On || old.On || mode != "" && mode != XDPOff) {
+			op.say("uplink %s: XDP %s: %s", u.Name, onOff(x.On), x.Why)
 		}
 		now = append(now, x)
 	}
-	if !slices.Equal(now, s.st.XDP) {
-		s.st.XDP = now
-		if err := s.save(); err != nil {
+	if !slices.Equal(now, op.st.XDP) {
+		op.st.XDP = now
+		if err := op.save(); err != nil {
 			return err
 		}
 	}
-	return s.syncPortsXDP(quiet)
+	return op.syncPortsXDP(quiet)
 }
 
 // uplinkToXDP attaches XDP to an uplink or detaches it, and says why. What
 // `auto` has decided about a device stands until it is another device.
-func (s *session) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
-	old, auto := s.st.uplinkXDP(u.Index), mode == "" || mode == XDPAuto
+func (op *operation) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
+	old, auto := op.st.uplinkXDP(u.Index), mode == "" || mode == XDPAuto
 	switch {
 	case mode == XDPOff:
-		return uplinkXDP{u.Index, mode, false, "not wanted"}, s.detachXDP(u)
-	case old.Mode == mode && old.On && s.dp.VerifyXDP(u.Index) == nil:
+		return uplinkXDP{u.Index, mode, false, "not wanted"}, op.detachXDP(u)
+	case old.Mode == mode && old.On && op.dp.VerifyXDP(u.Index) == nil:
 		return old, nil
 	case auto && old.Index == u.Index && old.Mode == mode && !old.On:
 		return old, nil
 	}
-	doubt, err := s.uncertainXDP(u, auto)
+	doubt, err := op.uncertainXDP(u, auto)
 	if errors.Is(err, link.ErrNotFound) { // until another takes its place
 		return uplinkXDP{u.Index, mode, false, "the device is gone"}, nil
 	} else if err != nil {
 		return uplinkXDP{}, err
 	}
 	if doubt == "" {
-		doubt, err = s.attachXDP(u, auto)
+		doubt, err = op.attachXDP(u, auto)
 	}
 	switch {
 	case err != nil:
@@ -99,19 +99,19 @@ func (s *session) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
 	case doubt == "":
 		return uplinkXDP{u.Index, mode, true, "asked for"}, nil
 	case !auto:
-		return uplinkXDP{}, errors.Join(fmt.Errorf("uplink %s: no native XDP: %s", u.Name, doubt), s.detachXDP(u))
+		return uplinkXDP{}, errors.Join(fmt.Errorf("uplink %s: no native XDP: %s", u.Name, doubt), op.detachXDP(u))
 	}
-	return uplinkXDP{u.Index, mode, false, doubt}, s.detachXDP(u)
+	return uplinkXDP{u.Index, mode, false, doubt}, op.detachXDP(u)
 }
 
 // uncertainXDP says, without touching the device, why XDP must not run on an
 // uplink, or under `auto` should not; "" if nothing speaks against it.
-func (s *session) uncertainXDP(u uplink, auto bool) (string, error) {
-	d, err := s.conn.ByIndex(u.Index)
+func (op *operation) uncertainXDP(u uplink, auto bool) (string, error) {
+	d, err := op.conn.ByIndex(u.Index)
 	if err != nil {
 		return "", fmt.Errorf("uplink %s: %w", u.Name, err)
 	}
-	entries, err := s.conn.List()
+	entries, err := op.conn.List()
 	if err != nil {
 		return "", err
 	}
@@ -135,9 +135,9 @@ func doubtXDP(d link.Device, entries []link.Entry, auto bool) string {
 
 // attachXDP attaches, and says what stands against it: the driver, another
 // program or, under `auto`, offloads that the driver gives up for it.
-func (s *session) attachXDP(u uplink, auto bool) (doubt string, err error) {
+func (op *operation) attachXDP(u uplink, auto bool) (doubt string, err error) {
 	before, beforeErr := link.Offloads(u.Name)
-	err = s.dp.AttachXDP(u.Index)
+	err = op.dp.AttachXDP(u.Index)
 	switch {
 	case errors.Is(err, datapath.ErrXDPTaken):
 		return "another XDP program is on it", nil
@@ -175,8 +175,8 @@ func lostOffloads(before, after map[string]bool) string {
 	return "its driver would give up " + strings.Join(lost, ", ")
 }
 
-func (s *session) detachXDP(u uplink) error {
-	if err := s.dp.DetachXDP(u.Index); err != nil {
+func (op *operation) detachXDP(u uplink) error {
+	if err := op.dp.DetachXDP(u.Index); err != nil {
 		return fmt.Errorf("detaching XDP from uplink %s: %w", u.Name, err)
 	}
 	return nil
@@ -191,20 +191,20 @@ func onOff(on bool) string {
 
 // xdpFindings says of each uplink, or where nothing is up of each that would be
 // one, whether XDP runs on it, or could.
-func (s *session) xdpFindings() ([]FeatureView, error) {
-	if len(s.st.Uplinks) > 0 {
+func (op *operation) xdpFindings() ([]FeatureView, error) {
+	if len(op.st.Uplinks) > 0 {
 		var out []FeatureView
-		for _, u := range s.st.Uplinks {
-			x := s.st.uplinkXDP(u.Index)
+		for _, u := range op.st.Uplinks {
+			x := op.st.uplinkXDP(u.Index)
 			out = append(out, FeatureView{Name: "xdp", State: "ok", Detail: fmt.Sprintf("%s on %s: %s", onOff(x.On), u.Name, x.Why)})
 		}
 		return out, nil
 	}
-	devices, _, err := s.autoUplinks()
+	devices, _, err := op.autoUplinks()
 	if err != nil {
 		return nil, err
 	}
-	entries, err := s.conn.List()
+	entries, err := op.conn.List()
 	if err != nil {
 		return nil, err
 	}

@@ -10,33 +10,33 @@ import (
 
 // syncPortsXDP makes the ports ready for what XDP sends them as long as an uplink
 // has it, and puts back what that changed in them afterwards.
-func (s *session) syncPortsXDP(quiet bool) error {
-	if !s.st.xdpOn() {
-		return s.eachPort(s.closeToXDP)
+func (op *operation) syncPortsXDP(quiet bool) error {
+	if !op.st.xdpOn() {
+		return op.eachPort(op.closeToXDP)
 	}
 	var indexes []int
-	_ = s.eachPort(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
+	_ = op.eachPort(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
 	features, err := link.XDP(indexes...)
 	if err != nil {
-		s.say("no port gets packets from XDP: %v", err)
+		op.say("no port gets packets from XDP: %v", err)
 		return nil
 	}
-	return s.eachPort(func(n *network, p *port) error {
+	return op.eachPort(func(n *network, p *port) error {
 		ready := features[p.Index]&link.XDPTakes != 0
 		if !ready && !quiet {
-			ready = s.openPortToXDP(p)
+			ready = op.openPortToXDP(p)
 		}
 		if ready == p.XDP {
 			return nil
 		}
 		p.XDP = ready
-		return errors.Join(s.save(), s.portPrograms(n, p))
+		return errors.Join(op.save(), op.portPrograms(n, p))
 	})
 }
 
-func (s *session) eachPort(f func(*network, *port) error) error {
-	for _, name := range s.st.networkNames() {
-		n := s.st.Networks[name]
+func (op *operation) eachPort(f func(*network, *port) error) error {
+	for _, name := range op.st.networkNames() {
+		n := op.st.Networks[name]
 		for _, p := range n.Ports {
 			if p.Pending {
 				continue
@@ -51,14 +51,14 @@ func (s *session) eachPort(f func(*network, *port) error) error {
 
 // openToXDP lets the container's end, device name of namespace ns (nil: the
 // host's), take frames from XDP: GRO makes it poll for them.
-func (s *session) openToXDP(p *port, ns *link.Netns, name string) error {
+func (op *operation) openToXDP(p *port, ns *link.Netns, name string) error {
 	return doIn(ns, func() error {
 		on, err := link.Offloads(name)
 		if err != nil || on[link.GRO] {
 			return err
 		}
 		p.GRO = true // ours to undo
-		if err := s.save(); err != nil {
+		if err := op.save(); err != nil {
 			return err
 		}
 		return link.SetOffload(name, link.GRO, true)
@@ -67,13 +67,13 @@ func (s *session) openToXDP(p *port, ns *link.Netns, name string) error {
 
 // openPortToXDP is openToXDP for a port that was there before, whose container
 // has to be found. It reports whether the host's end says that it takes frames.
-func (s *session) openPortToXDP(p *port) bool {
-	ns, d, err := s.inside(p)
+func (op *operation) openPortToXDP(p *port) bool {
+	ns, d, err := op.inside(p)
 	if err != nil {
 		return false
 	}
 	defer ns.Close()
-	return s.openToXDP(p, ns, d.Name) == nil && takesXDP(p)
+	return op.openToXDP(p, ns, d.Name) == nil && takesXDP(p)
 }
 
 func takesXDP(p *port) bool {
@@ -83,19 +83,19 @@ func takesXDP(p *port) bool {
 
 // newPortToXDP tells the datapath that a new port takes frames from XDP. That its
 // end does shows when it is up; where it does not, tc sends them.
-func (s *session) newPortToXDP(n *network, p *port) error {
-	if !s.st.xdpOn() || !takesXDP(p) {
+func (op *operation) newPortToXDP(n *network, p *port) error {
+	if !op.st.xdpOn() || !takesXDP(p) {
 		return nil
 	}
 	p.XDP = true
-	return s.portPrograms(n, p)
+	return op.portPrograms(n, p)
 }
 
 // closeToXDP undoes openToXDP. A container that is not found keeps its GRO: it is
 // about to go.
-func (s *session) closeToXDP(n *network, p *port) error {
+func (op *operation) closeToXDP(n *network, p *port) error {
 	if p.GRO {
-		if ns, d, err := s.inside(p); err == nil {
+		if ns, d, err := op.inside(p); err == nil {
 			_ = doIn(ns, func() error { return link.SetOffload(d.Name, link.GRO, false) })
 			ns.Close()
 		}
@@ -104,12 +104,12 @@ func (s *session) closeToXDP(n *network, p *port) error {
 		return nil
 	}
 	p.XDP, p.GRO = false, false
-	return errors.Join(s.save(), s.portPrograms(n, p))
+	return errors.Join(op.save(), op.portPrograms(n, p))
 }
 
 // inside finds the container's end of a port, whatever it is called now.
-func (s *session) inside(p *port) (ns *link.Netns, d link.Device, err error) {
-	entries, err := s.conn.List()
+func (op *operation) inside(p *port) (ns *link.Netns, d link.Device, err error) {
+	entries, err := op.conn.List()
 	if err != nil {
 		return nil, d, err
 	}
