@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -19,11 +18,29 @@ func (h *Rig) KillAt(t *testing.T, step string, args ...string) {
 	}
 }
 
-// Upgrade replaces the programs as a newer build would, by an `up` that is killed
-// on its way and another one.
+// Upgrade replaces the programs as a newer build would: the pins say that another
+// build made them, an `up` is killed when half of the programs are swapped, and
+// the next `up` finishes.
 func (h *Rig) Upgrade(t *testing.T) {
 	t.Helper()
 	const build = 32 // offset of struct fbr_meta's build, 8 bytes
+	meta := h.meta(t)
+	ours := lookup(t, meta)
+	other := bytes.Clone(ours)
+	other[build]++
+	if err := meta.Put(uint32(0), other); err != nil {
+		t.Fatal(err)
+	}
+	h.KillAt(t, "upgrade-uplinks", "up")
+	h.Must(t, "up")
+	if now := lookup(t, h.meta(t)); !bytes.Equal(now[build:build+8], ours[build:build+8]) {
+		t.Errorf("after up the build is %x, want %x", now[build:build+8], ours[build:build+8])
+	}
+}
+
+// meta opens the map fbr_meta as it is pinned now: each upgrade makes a new one.
+func (h *Rig) meta(t *testing.T) *ebpf.Map {
+	t.Helper()
 	pins, err := filepath.Glob(filepath.Join(h.BPFFS, "fastbr", "*", "fbr_meta"))
 	if err != nil || len(pins) != 1 {
 		t.Fatalf("the pins of one instance: %v, %v", pins, err)
@@ -32,27 +49,14 @@ func (h *Rig) Upgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = m.Close() }()
-	recorded := func() (v []byte) {
-		if err := m.Lookup(uint32(0), &v); err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	ours, other := recorded(), recorded()
-	other[build]++
-	if err := m.Put(uint32(0), other); err != nil {
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+func lookup(t *testing.T, m *ebpf.Map) (v []byte) {
+	t.Helper()
+	if err := m.Lookup(uint32(0), &v); err != nil {
 		t.Fatal(err)
 	}
-	c := h.Cmd("up")
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(100 * time.Millisecond)
-	_ = c.Process.Kill() // wherever it is
-	_ = c.Wait()
-	h.Must(t, "up")
-	if now := recorded(); !bytes.Equal(now[build:], ours[build:]) {
-		t.Errorf("after up the build is %x, want %x", now[build:], ours[build:])
-	}
+	return v
 }
