@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"fastbr": main, "hostclient": hostClient})
+	testscript.Main(m, map[string]func(){"fastbr": main})
 }
 
 // TestScripts runs testdata/script, each file in a namespace of its own, on the

@@ -43,6 +43,8 @@ func TestE2EHostPingsWithMappedID(t *testing.T) {
 		if id < natFirst || id > natLast {
 			t.Fatalf("the container's id 77 is %d outside: %+v", id, h.Flows(t))
 		}
+		// The host takes the id; a reply that is on its way just then would be the host's.
+		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{Count: 1, ID: id})
 		var wg sync.WaitGroup
 		wg.Go(func() { h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{Count: 5, ID: 77}) })
 		wg.Go(func() { h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{Count: 5, ID: id}) })

@@ -13,11 +13,6 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// seen is what a socket of the host was told (hostclient_test.go).
-type seen struct {
-	Err, Local, Peer, From, Echo string
-}
-
 // hostSocket runs hostclient as a process of the lab's host, or of c's namespace.
 func (h *e2e) hostSocket(t *testing.T, ns *lab.Namespace, args ...string) (s seen) {
 	t.Helper()

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"bufio"
@@ -6,16 +6,25 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// hostSeen is what a socket of the host was told.
-type hostSeen struct {
-	Err               string
-	Local, Peer, From string
-	Echo              string
+// TestMain is where hostClient starts.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "hostclient" {
+		hostClient()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// seen is what a socket of the host was told.
+type seen struct {
+	Err, Local, Peer, From, Echo string
 }
 
 // hostClient is a process of the host with one socket: which cgroup a socket is
@@ -27,19 +36,19 @@ type hostSeen struct {
 // stay connects, and after a line on standard input does the same again; bind
 // listens, for TCP.
 func hostClient() {
-	var seen hostSeen
-	seen.tell(seen.ask(os.Args[1:]))
+	var s seen
+	s.tell(s.ask(os.Args[1:]))
 }
 
 // tell prints what was seen so far, as one line.
-func (s *hostSeen) tell(err error) {
+func (s *seen) tell(err error) {
 	if err != nil {
 		s.Err = err.Error()
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(s)
 }
 
-func (s *hostSeen) ask(args []string) error {
+func (s *seen) ask(args []string) error {
 	if len(args) != 5 {
 		return fmt.Errorf("%d arguments", len(args))
 	}
@@ -99,14 +108,14 @@ func (s *hostSeen) ask(args []string) error {
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
 		return err
 	}
-	*s = hostSeen{}
+	*s = seen{}
 	if _, err := unix.Write(fd, []byte("hello")); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
 	return s.answer(fd, kind)
 }
 
-func (s *hostSeen) answer(fd, kind int) error {
+func (s *seen) answer(fd, kind int) error {
 	buf := make([]byte, 100)
 	n, from, err := unix.Recvfrom(fd, buf, 0)
 	if err != nil {
