@@ -184,6 +184,8 @@ int fbr_port_in(struct __sk_buff *skb)
 		why = fbr_hairpin(skb, p);
 		if (why == FBR_FOREIGN)
 			why = fbr_route_allowed(p, daddr);
+		if (why == FBR_ISOLATED && fbr_ct_answers(skb))
+			why = FBR_NONE;
 	} else {
 		why = fbr_route_allowed(p, ip->daddr);
 	}
@@ -196,6 +198,14 @@ drop:
 	return fbr_drop(p, why);
 }
 
+/* Whether a rule of the host leads what the kernel delivers to a port there, from another
+ * network. An internal network is closed to that, too.
+ */
+static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	return !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_led(bpf_cast_to_kern_ctx(skb));
+}
+
 /* Why what the kernel delivers to a port must not reach it, or FBR_NONE. */
 static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr_dev *p)
 {
@@ -204,7 +214,8 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	struct fbr_pkt pkt;
 
 	if (iif && !from) /* another device of the host */
-		return (p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6)
+		return ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+				       fbr_led_in(skb, p)
 			       ? FBR_NONE
 			       : FBR_DIRECT;
 	if (from && !(from->flags & FBR_DEV_UPLINK)) {
@@ -212,7 +223,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 			why = fbr_hairpin_deliver(skb);
 		if (why != FBR_FOREIGN)
 			return why;
-		return from->bridge != p->bridge ? FBR_ISOLATED : FBR_NONE;
+		return from->bridge == p->bridge || fbr_led_in(skb, p) ? FBR_NONE : FBR_ISOLATED;
 	}
 
 	/* From an uplink, or the host itself. */

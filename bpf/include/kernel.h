@@ -481,6 +481,7 @@ struct nf_conn {
 } __core;
 
 #define IPS_NAT_MASK 0x30 /* of nf_conn.status: source or destination is translated */
+#define IPS_DST_NAT  0x20 /* the destination alone: a DNAT rule */
 
 struct sock_common {
 	__be32 skc_daddr;

@@ -16,14 +16,16 @@
 
 extern int bpf_dynptr_from_skb(struct sk_buff *skb, __u64 flags, struct bpf_dynptr *ptr) __ksym;
 
-/* Whether the network of addr forbids it to leave by device out (ifindex). */
-static __always_inline bool fbr_guarded(__be32 addr, __u32 out)
+/* Whether the network of addr forbids it to leave by device out (ifindex). led: the
+ * device is another network's bridge, and a rule of the host leads the packet there.
+ */
+static __always_inline bool fbr_guarded(__be32 addr, __u32 out, bool led)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 
 	if (!n || n->bridge == out)
 		return false;
-	return (n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) != 0;
+	return (n->flags & (led ? FBR_NET_INTERNAL : FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) != 0;
 }
 
 static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
@@ -105,7 +107,7 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	/* To another network by a published port. */
 	if (d && (d->flags & FBR_DEV_BRIDGE) && fbr_hair_session(ctx->skb->hash, ip.saddr))
 		return NF_ACCEPT;
-	if (fbr_guarded(ip.saddr, out)) {
+	if (fbr_guarded(ip.saddr, out, d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
 		fbr_guard_count(ip.saddr, d ? FBR_ISOLATED : FBR_NO_UPLINK);
 		return NF_DROP;
 	}
@@ -128,7 +130,7 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	}
 	if (bpf_dynptr_read(&inner, sizeof(inner), &pkt, off + sizeof(struct icmphdr), 0))
 		return NF_ACCEPT;
-	if (fbr_guarded(inner.daddr, out) || fbr_guarded(inner.saddr, out)) {
+	if (fbr_guarded(inner.daddr, out, false) || fbr_guarded(inner.saddr, out, false)) {
 		fbr_guard_count(inner.daddr, FBR_NO_UPLINK);
 		return NF_DROP;
 	}

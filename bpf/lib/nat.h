@@ -454,18 +454,75 @@ static __always_inline bool fbr_ct_knows(struct __sk_buff *skb)
 	return bpf_core_field_exists(k->_nfct) && (k->_nfct & NFCT_PTRMASK);
 }
 
+/* What connection tracking says of the packet's connection: bits IPS_*, 0 if it has not
+ * looked at the packet.
+ */
+static __always_inline __u32 fbr_ct_status(struct sk_buff *k)
+{
+	struct nf_conn *ct;
+
+	if (!bpf_core_field_exists(k->_nfct) || !(k->_nfct & NFCT_PTRMASK))
+		return 0;
+	ct = (struct nf_conn *)(k->_nfct & NFCT_PTRMASK);
+	return bpf_core_field_exists(ct->status) ? BPF_CORE_READ(ct, status) : 0;
+}
+
 /* Whether connection tracking translates the packet's connection: by a rule that is
  * none of ours.
  */
 static __always_inline bool fbr_ct_translates(struct __sk_buff *skb)
 {
-	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
-	struct nf_conn *ct;
+	return fbr_ct_status(bpf_cast_to_kern_ctx(skb)) & IPS_NAT_MASK;
+}
 
-	if (!fbr_ct_knows(skb))
+/* Whether a rule of the host gives the packet's connection another destination (DNAT):
+ * a port that somebody else publishes, such as CNI's portmap.
+ */
+static __always_inline bool fbr_ct_led(struct sk_buff *k)
+{
+	return fbr_ct_status(k) & IPS_DST_NAT;
+}
+
+/* Whether a container's packet answers a connection that a rule of the host leads to the
+ * container (DNAT), or is an ICMP error about one. Connection tracking has not seen the
+ * packet yet. A later fragment has no ports: the kernel drops it unless the first one
+ * came, and fbr_guard sees the reassembled packet.
+ */
+__fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
+{
+	struct bpf_ct_opts___12 o = { .netns_id = -1 };
+	struct bpf_sock_tuple t = {};
+	struct fbr_flow_key k;
+	struct fbr_pkt p, in;
+	struct nf_conn *ct;
+	bool led;
+
+	if (!cfg_conntrack || fbr_parse(skb, &p))
 		return false;
-	ct = (struct nf_conn *)(k->_nfct & NFCT_PTRMASK);
-	return bpf_core_field_exists(ct->status) && (BPF_CORE_READ(ct, status) & IPS_NAT_MASK);
+	if (p.frag & FBR_FRAG_LATER)
+		return true;
+	if (p.kind == FBR_L4_ICMP_ERR) {
+		if (p.frag || fbr_parse_at(skb, p.l4 + sizeof(struct icmphdr), &in) ||
+		    in.kind != FBR_L4_PORTS)
+			return false;
+		fbr_answer_key(&k, &in);
+	} else if (p.kind == FBR_L4_PORTS) {
+		fbr_key(&k, &p);
+	} else {
+		return false;
+	}
+	t.ipv4.saddr = k.saddr;
+	t.ipv4.daddr = k.daddr;
+	t.ipv4.sport = k.sport;
+	t.ipv4.dport = k.dport;
+	o.l4proto = k.proto;
+	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	if (!ct)
+		return false;
+	led = o.dir == FBR_CT_REPLY && bpf_core_field_exists(ct->status) &&
+	      (ct->status & IPS_DST_NAT);
+	bpf_ct_release(ct);
+	return led;
 }
 
 /* conntrack would forget an answered UDP flow long before we do, and a firewall
