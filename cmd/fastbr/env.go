@@ -87,6 +87,19 @@ type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
+// detail returns what an error in err's chain has to say beyond one line: the
+// verifier's log. It is empty for most errors.
+func detail(err error) string {
+	var long interface {
+		error
+		fmt.Formatter
+	}
+	if !errors.As(err, &long) {
+		return ""
+	}
+	return fmt.Sprintf("%+v", long)
+}
+
 // exitCode translates an error. The error is printed, unless it is only a code.
 func (e *env) exitCode(err error) int {
 	var exit exitError
@@ -97,8 +110,8 @@ func (e *env) exitCode(err error) int {
 		return exit.code
 	}
 	text := ctl.Line(strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " "))
-	if e.flags.verbose {
-		text = ctl.Plain(strings.ReplaceAll(fmt.Sprintf("%+v", err), "\t", "    ")) // a verifier log has many lines
+	if long := detail(err); e.flags.verbose && long != "" {
+		text += "\n" + ctl.Plain(strings.ReplaceAll(long, "\t", "    "))
 	}
 	fmt.Fprintf(e.stderr, "fastbr: %s\n", text)
 	var coded codedError

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -72,6 +73,33 @@ func TestHumanNumbers(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// longError says more when it is asked for everything, as a verifier's error does.
+type longError struct{}
+
+func (longError) Error() string { return "refused" }
+
+func (e longError) Format(f fmt.State, verb rune) {
+	fmt.Fprint(f, e.Error())
+	if f.Flag('+') {
+		fmt.Fprint(f, ":\n\tR0 unbounded memory access")
+	}
+}
+
+// With -v, errors are shown in full however deep they are wrapped.
+func TestVerboseShowsWrappedErrorsInFull(t *testing.T) {
+	err := fmt.Errorf("creating the datapath: %w", fmt.Errorf("loading: %w", longError{}))
+	for verbose, want := range map[bool]string{
+		false: "fastbr: creating the datapath: loading: refused\n",
+		true:  "fastbr: creating the datapath: loading: refused\nrefused:\n    R0 unbounded memory access\n",
+	} {
+		e, _, stderr := testEnv(t)
+		e.started, e.flags.verbose = true, verbose
+		if code := e.exitCode(err); code != exitFailed || stderr.String() != want {
+			t.Errorf("verbose %v: exit code %d, stderr %q, want %q", verbose, code, stderr, want)
 		}
 	}
 }
