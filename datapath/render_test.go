@@ -45,8 +45,8 @@ func renderIP(b []byte, p *nm.Packet) []byte {
 		sumAt = 2
 	case p.Kind == nm.Ports && p.Proto == nm.TCP:
 		b = be.AppendUint16(be.AppendUint16(b, p.SPort), p.DPort)
-		b = be.AppendUint32(b, uint32(p.Body.ID)|1<<31) // never 0, which a RST of the host's would mean
-		b = append(b, 0, 0, 0, 0, 5<<4, byte(p.Flags), 1, 2, 0, 0, 0, 0)
+		b = be.AppendUint32(be.AppendUint32(b, p.Body.Seq()), p.Body.Ack)
+		b = append(b, 5<<4, byte(p.Flags), 1, 2, 0, 0, 0, 0)
 		sumAt = 16
 	case p.Kind == nm.Ports:
 		b = be.AppendUint16(be.AppendUint16(b, p.SPort), p.DPort)

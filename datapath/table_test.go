@@ -105,7 +105,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 // session is one with its two entries, which it removes from flows.
 func (h *harness) session(t testing.TB, flows map[tcFbrFlowKey]tcFbrFlow, slot uint32, s tcFbrSession) nm.Session {
 	t.Helper()
-	out := nm.Session{Fwd: fromKey(s.Fwd), Ext: fromBE32(s.Ext), EPort: fromBE16(s.Eport), Bits: nm.Bits(s.Bits), Ifindex: int(s.Pif)}
+	out := nm.Session{Fwd: fromKey(s.Fwd), Ext: fromBE32(s.Ext), EPort: fromBE16(s.Eport), Bits: nm.Bits(s.Bits), Ifindex: int(s.Pif), ISN: s.Isn}
 	for i, k := range []tcFbrFlowKey{s.Fwd, reverseKey(s)} {
 		f, ok := flows[k]
 		if !ok || f.Sess != slot {

@@ -330,6 +330,8 @@ func (w *walk) outsideSends() {
 	proto := w.anyProto()
 	if s, ok := w.known(); ok && !w.chance(8) {
 		p.Src, p.Dst, p.SPort, p.DPort, proto = s.Fwd.Dst, s.Ext, s.Fwd.DPort, s.EPort, s.Fwd.Proto
+		// What the container has sent first, the end of its first window, or what nobody has sent.
+		p.Body.Ack = pick(w, []uint32{s.ISN + 1, s.ISN + 1, s.ISN + 1, s.ISN + 65536, s.ISN + 65537, 0})
 		switch w.rnd.IntN(12) { // somebody else
 		case 0:
 			p.SPort = 4242
@@ -570,7 +572,8 @@ func (w *walk) misdirect() {
 	near := all[uint32, tcFbrNear](w.t, w.maps.FbrNear, nearSize(w.meta))
 	var keys []uint32
 	var values []tcFbrNear
-	for k, v := range near {
+	for k := range uint32(len(near)) { // in the same order each time, so that a seed repeats a walk
+		v := near[k]
 		if v == (tcFbrNear{}) || w.rnd.IntN(2) == 0 {
 			continue
 		}

@@ -73,10 +73,14 @@ type Packet struct {
 type Body struct {
 	TOS     uint8
 	ID      uint16
-	Payload int  // bytes
-	NoSum   bool // UDP without a checksum
-	Cut     int  // bytes of the IPv4 packet that an Error quotes
+	Ack     uint32 // TCP: the acknowledgement number
+	Payload int    // bytes
+	NoSum   bool   // UDP without a checksum
+	Cut     int    // bytes of the IPv4 packet that an Error quotes
 }
+
+// Seq is a TCP packet's sequence number: never 0, which a RST of the host's would mean.
+func (b Body) Seq() uint32 { return uint32(b.ID) | 1<<31 }
 
 // Tuple is what a packet is found by.
 type Tuple struct {

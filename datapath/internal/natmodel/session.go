@@ -35,6 +35,8 @@ const (
 	probes     = 64  // slots looked at when none is free
 	roomTries  = 64  // queued sessions looked at to make room for one
 	waitTrim   = 2   // queued sessions thrown out by one that is queued
+
+	firstWindow = 65536 // bytes that a container sends before it hears of its client
 )
 
 // entry is one direction of a session.
@@ -52,6 +54,7 @@ type session struct {
 	ext   Addr
 	eport uint16
 	bits  Bits
+	isn   uint32  // begun outside: sequence number of the SYN-ACK
 	dev   *Device // nil: the host's
 	entry [2]entry
 }
@@ -163,6 +166,19 @@ func (n *NAT) reap(i int, grace uint64, pressed bool) bool {
 	return true
 }
 
+// acknowledged says whether p, if it is of a client from outside, acknowledges what the
+// container has answered it; the container's SYN-ACK is noted.
+func (s *session) acknowledged(p *Packet, out bool) bool {
+	switch {
+	case p.Proto != TCP || s.bits&Inbound == 0:
+	case !out:
+		return p.Flags&ACK != 0 && p.Body.Ack-s.isn <= firstWindow
+	case p.Flags&(SYN|ACK) == SYN|ACK:
+		s.isn = p.Body.Seq()
+	}
+	return true
+}
+
 // track notes what a packet tells about its session.
 //
 // A session that closes lives for the closing time from then on, however long it
@@ -176,6 +192,9 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 	case p.Proto == TCP && p.Flags&(SYN|RST) != 0:
 	case s.bits&Replied != 0, p.Proto == TCP && s.bits&Inbound == 0:
 		set = Assured
+	}
+	if s.bits&Assured == 0 && !s.acknowledged(p, out) {
+		set &^= Assured
 	}
 	if p.Proto == TCP {
 		switch {

@@ -7,6 +7,7 @@ type Session struct {
 	EPort   uint16
 	Bits    Bits
 	Ifindex int       // of its port; 0: the host's
+	ISN     uint32    // begun outside: sequence number of the SYN-ACK
 	Seen    [2]uint64 // outbound, inbound
 	Granted [2]uint64 // 0: no lease
 	Lease   [2]uint64 // of a granted one
@@ -67,7 +68,7 @@ func (n *NAT) Table() Table {
 }
 
 func (s *session) view() Session {
-	v := Session{Fwd: s.fwd, Ext: s.ext, EPort: s.eport, Bits: s.bits}
+	v := Session{Fwd: s.fwd, Ext: s.ext, EPort: s.eport, Bits: s.bits, ISN: s.isn}
 	if s.dev != nil {
 		v.Ifindex = s.dev.Ifindex
 	}
