@@ -226,7 +226,7 @@ func (op *operation) choosePort(n *network, p *port, r AttachRequest) (err error
 // takenAddrs are those that no new port of the network can have: another's, and
 // the host's own, which a subnet that the user has chosen may contain.
 func (op *operation) takenAddrs(n *network) (func(netip.Addr) bool, error) {
-	own, err := op.conn.AllAddrs()
+	own, err := op.host.allAddrs()
 	if err != nil {
 		return nil, err
 	}

@@ -137,11 +137,10 @@ func (op *operation) asFound(devices []link.Device) []link.Device {
 	return found
 }
 
+// uplinkDevice is an uplink's device. The error wraps link.ErrNotFound if another has
+// its name by now, or none.
 func (op *operation) uplinkDevice(u uplink) (link.Device, error) {
-	if d, ok := op.uplinkDevices[u.Index]; ok {
-		return d, nil
-	}
-	d, err := op.conn.ByIndex(u.Index)
+	d, err := op.host.device(u.Index)
 	if err == nil && d.Name != u.Name {
 		err = fmt.Errorf("uplink %s: %w", u.Name, link.ErrNotFound)
 	}
@@ -177,7 +176,7 @@ func (op *operation) raiseUplinks(devices []link.Device) error {
 			continue
 		}
 		op.say("uplink %s takes super-packets of %d bytes now, as its driver can (before: %d)", d.Name, want, d.GSO)
-		delete(op.uplinkDevices, d.Index) // has changed
+		op.host.forget()
 	}
 	return nil
 }
@@ -185,14 +184,14 @@ func (op *operation) raiseUplinks(devices []link.Device) error {
 // restoreUplink puts an uplink back unless it has gone or somebody changed it
 // again meanwhile.
 func (op *operation) restoreUplink(r raisedUplink) error {
-	d, err := op.conn.ByIndex(r.Index)
+	d, err := op.host.device(r.Index)
 	if err == nil && d.Name == r.Name && d.GSO == r.New {
 		err = op.conn.SetGSO(r.Index, r.Old)
 	}
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return fmt.Errorf("uplink %s: %w", r.Name, err)
 	}
-	delete(op.uplinkDevices, r.Index)
+	op.host.forget()
 	op.st.Raised = slices.DeleteFunc(op.st.Raised, func(x raisedUplink) bool { return x == r })
 	return op.save()
 }

@@ -143,16 +143,9 @@ type operation struct {
 	stale error
 	// hostReached: reachFromHost has been called.
 	hostReached bool
-	// devices and queues are the host's, by ifindex, as this operation found them;
-	// nil: it has not looked.
-	devices map[int]link.Entry
-	queues  map[int]bool
-	// uplinkDevices are those that wantedUplinks has looked at, by ifindex.
-	uplinkDevices map[int]link.Device
-	features      []datapath.Feature // see kernelFeatures
-	// members are the ports of all bridges; nil: see bridgePorts.
-	members  map[int]link.BridgePort
-	thorough bool // see mutation
+	host        hostCache
+	features    []datapath.Feature // see kernelFeatures
+	thorough    bool               // see mutation
 }
 
 // read runs f on the state as it is. f gets an operation with an empty state if
@@ -267,10 +260,11 @@ func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*operati
 // begin opens what a state speaks of. evenStale is to call pins stale that
 // cannot be opened.
 func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *operation, err error) {
-	op := &operation{Controller: c, ctx: ctx, st: st, uplinkDevices: map[int]link.Device{}}
+	op := &operation{Controller: c, ctx: ctx, st: st}
 	if op.conn, err = link.Open(); err != nil {
 		return nil, err
 	}
+	op.host.conn = op.conn
 	op.dp, err = c.opts.planes.open(c.pins)
 	switch {
 	case err == nil, errors.Is(err, datapath.ErrNotLoaded):

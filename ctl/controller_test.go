@@ -66,7 +66,7 @@ func assertInside(t *testing.T, n *testutil.Netns, res AttachResult) {
 	if lo, err := c.ByName("lo"); err != nil || !lo.Up {
 		t.Errorf("lo = %+v, %v", lo, err)
 	}
-	if addrs, err := c.Addrs(d.Index); err != nil || len(addrs) != 1 || addrs[0].String() != res.IP {
+	if addrs, err := c.Addrs(); err != nil || len(addrs[d.Index]) != 1 || addrs[d.Index][0].String() != res.IP {
 		t.Errorf("addresses = %v, %v", addrs, err)
 	}
 	if devs, err := c.DefaultDevices(); err != nil || len(devs) != 1 || devs[0] != d.Index {

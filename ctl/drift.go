@@ -25,7 +25,8 @@ func (op *operation) faults(thorough bool) ([]fault, error) {
 	if op.dp == nil {
 		return nil, nil // recover loads it again, and all that was attached with it
 	}
-	if _, err := op.hostQueues(); err != nil {
+	devices, err := op.host.shaped()
+	if err != nil {
 		return nil, err
 	}
 	var out []fault
@@ -33,7 +34,7 @@ func (op *operation) faults(thorough bool) ([]fault, error) {
 		out = append(out, fault{err.Error(), op.dp.AttachGuard})
 	}
 	out = append(out, op.uplinkFaults()...)
-	members, err := op.bridgePorts()
+	members, err := op.host.bridgePorts()
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +53,7 @@ func (op *operation) faults(thorough bool) ([]fault, error) {
 		}
 		out = append(out, found...)
 		for _, p := range n.sortedPorts() {
-			if !p.Pending {
+			if _, there := devices[p.Index]; there && !p.Pending { // recover forgets what is gone
 				out = append(out, op.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
 			}
 		}
@@ -63,7 +64,7 @@ func (op *operation) faults(thorough bool) ([]fault, error) {
 // uplinkFaults looks at the uplinks that are there; syncUplinks replaces the others.
 func (op *operation) uplinkFaults() (out []fault) {
 	for _, u := range op.st.Uplinks {
-		if d, err := op.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
+		if _, err := op.uplinkDevice(u); err != nil {
 			continue
 		}
 		if err := op.dp.VerifyUplink(u.datapath()); err != nil {
@@ -79,7 +80,7 @@ func (op *operation) uplinkFaults() (out []fault) {
 // bridgeFaults looks at the device of a network, the first of whose properties
 // everything else hangs on.
 func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
-	d, err := op.conn.ByIndex(n.Index)
+	d, err := op.host.device(n.Index)
 	if errors.Is(err, link.ErrNotFound) {
 		return nil, nil // recover makes it again
 	} else if err != nil {
@@ -99,7 +100,7 @@ func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
 	if !d.Up {
 		note(anew(func() error { return op.conn.SetUp(n.Index, true) }), "is down")
 	}
-	addrs, err := op.conn.Addrs(n.Index)
+	addrs, err := op.host.addrsOf(n.Index)
 	if err != nil {
 		return nil, err
 	}
@@ -145,9 +146,6 @@ func closed(device string) (what string, is bool) {
 // portFaults looks at the host end of a port, and with programs at what the
 // datapath knows of it.
 func (op *operation) portFaults(n *network, p *port, members map[int]link.BridgePort, programs bool) (out []fault) {
-	if _, there := op.queues[p.Index]; !there {
-		return nil // recover forgets it
-	}
 	m := members[p.Index]
 	if m.Master != n.Index {
 		// What has no master is not in the listing: up or not, it is raised.
@@ -184,7 +182,7 @@ func (op *operation) mend(quiet bool) error {
 		op.say("%s: mended", f.what)
 	}
 	if len(faults) > 0 {
-		op.members = nil // have changed
+		op.host.forget()
 	}
 	if err := errors.Join(errs...); err != nil && quiet {
 		op.say("%v", firstLine(err))
@@ -192,15 +190,6 @@ func (op *operation) mend(quiet bool) error {
 		return err
 	}
 	return nil
-}
-
-// bridgePorts lists the ports of all bridges, once in an operation.
-func (op *operation) bridgePorts() (map[int]link.BridgePort, error) {
-	var err error
-	if op.members == nil {
-		op.members, err = op.conn.BridgePorts()
-	}
-	return op.members, err
 }
 
 // portIndexes are the ifindexes of all ports.
@@ -250,9 +239,9 @@ func (op *operation) uplinkNotes() (out []string) {
 	attached := map[int]bool{}
 	for _, u := range op.st.Uplinks {
 		attached[u.Index] = true
-		d, err := op.conn.ByIndex(u.Index)
+		d, err := op.uplinkDevice(u)
 		switch {
-		case err != nil || d.Name != u.Name:
+		case err != nil:
 			note("uplink %s is gone: nothing leaves by it", u.Name)
 		case d.Master != 0:
 			note("uplink %s has become a port of another device, where its address is of no use: name that one ('fastbr up --uplink ...')", u.Name)

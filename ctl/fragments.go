@@ -72,7 +72,7 @@ func (op *operation) ensureFragments() error {
 // fragmentsSound says whether everything is in place. A namespace that has died
 // has taken the pair with it.
 func (op *operation) fragmentsSound(f *fragments) bool {
-	d, err := op.conn.ByIndex(f.Index)
+	d, err := op.host.device(f.Index)
 	return err == nil && op.dp != nil && d.Name == fragmentsDevice && d.Alias == fragmentsMark() && d.Carrier &&
 		op.dp.VerifyFragments(f.Index) == nil
 }

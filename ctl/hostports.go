@@ -30,7 +30,7 @@ func (op *operation) reachFromHost() error {
 
 // syncLocal tells the datapath which addresses the host has.
 func (op *operation) syncLocal() error {
-	addrs, err := op.conn.AllAddrs()
+	addrs, err := op.host.allAddrs()
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,14 @@ func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
 
 // addRange adds first to last, inclusive.
 func (s *portSet) addRange(first, last uint16) {
-	for p := int(first); p <= int(last); p++ {
+	for p := int(first); p <= int(last); {
+		if p%64 == 0 && p+63 <= int(last) {
+			s[p/64] = ^uint64(0)
+			p += 64
+			continue
+		}
 		s.add(uint16(p))
+		p++
 	}
 }
 

@@ -28,11 +28,11 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 // syncSlow tells the datapath which ports a redirect would do wrong by: those
 // with a qdisc or filters, and those without carrier.
 func (op *operation) syncSlow() error {
-	queues, err := op.hostQueues()
+	queues, err := op.host.shaped()
 	if err != nil {
 		return err
 	}
-	members, err := op.bridgePorts()
+	members, err := op.host.bridgePorts()
 	if err != nil {
 		return err
 	}
@@ -56,32 +56,6 @@ func (op *operation) syncSlow() error {
 	return op.save()
 }
 
-// hostQueues are the devices of the host and whether they are shaped, as when
-// they were first asked for in this operation.
-func (op *operation) hostQueues() (map[int]bool, error) {
-	var err error
-	if op.queues == nil {
-		op.queues, err = op.conn.Queues()
-	}
-	return op.queues, err
-}
-
-// hostDevices lists all devices, once in an operation.
-func (op *operation) hostDevices() (map[int]link.Entry, error) {
-	if op.devices != nil {
-		return op.devices, nil
-	}
-	entries, err := op.conn.List()
-	if err != nil {
-		return nil, err
-	}
-	op.devices = make(map[int]link.Entry, len(entries))
-	for _, e := range entries {
-		op.devices[e.Index] = e
-	}
-	return op.devices, nil
-}
-
 // recover brings the instance to a sound state: what a killed command left is
 // undone, what has vanished from the kernel is forgotten or made again. thorough
 // is to list all devices even if none seems to be missing.
@@ -98,7 +72,7 @@ func (op *operation) recover(thorough bool) error {
 			return err
 		}
 	}
-	devices, err := op.hostDevices()
+	devices, err := op.host.listing()
 	if err != nil {
 		return err
 	}
@@ -114,6 +88,7 @@ func (op *operation) recover(thorough bool) error {
 			return err
 		}
 		if lost || devices[n.Index].Name != n.Bridge {
+			op.host.forget()
 			if err := op.rebuild(n, devices[n.Index].Name == n.Bridge); err != nil {
 				return err
 			}
@@ -129,7 +104,7 @@ func (op *operation) recover(thorough bool) error {
 // shortest way: their indexes, which the kernel gives to no other so soon, are
 // among those with a queue. An endpoint needs a closer look.
 func (op *operation) allThere() (bool, error) {
-	queues, err := op.hostQueues()
+	queues, err := op.host.shaped()
 	if err != nil {
 		return false, err
 	}
@@ -246,7 +221,7 @@ func (op *operation) reattach(n *network, p *port) error {
 
 func (op *operation) reattachUplinks() error {
 	for _, u := range op.st.Uplinks {
-		if d, err := op.conn.ByIndex(u.Index); err != nil || d.Name != u.Name {
+		if d, err := op.host.device(u.Index); err != nil || d.Name != u.Name {
 			continue // refresh finds what took its place
 		}
 		if err := op.attachUplink(u); err != nil {

@@ -40,16 +40,26 @@ func reservedNow() (portSet, error) {
 	return set, nil
 }
 
-// readReserved reads the list at once: the kernel has no more to say to a second read.
+// readReserved reads the list. The kernel answers one read, with what fits, and has
+// no more to say to a second.
 func readReserved() (string, error) {
-	f, err := os.Open(sysReserved)
+	const usual, longest = 4 << 10, 65536 * len("65535,")
+	text, err := readAtOnce(sysReserved, usual)
+	if len(text) == usual {
+		text, err = readAtOnce(sysReserved, longest)
+	}
+	return strings.TrimSpace(text), err
+}
+
+func readAtOnce(path string, size int) (string, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	longest := make([]byte, 65536*len("65535,"))
-	n, err := f.Read(longest)
-	return strings.TrimSpace(string(longest[:n])), err
+	b := make([]byte, size)
+	n, err := f.Read(b)
+	return string(b[:n]), err
 }
 
 // reserved reads the kernel's list, and the part of it that is recorded as ours.

@@ -68,7 +68,7 @@ func (op *operation) whySlow(p *port) ([]string, error) {
 	case p.Slow:
 		why = append(why, "asked")
 	}
-	queues, err := op.hostQueues()
+	queues, err := op.host.shaped()
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (op *operation) whySlow(p *port) ([]string, error) {
 		}
 		why = append(why, kinds...)
 	}
-	devices, err := op.hostDevices()
+	devices, err := op.host.listing()
 	if err != nil {
 		return nil, err
 	}

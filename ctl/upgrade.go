@@ -49,7 +49,7 @@ func (op *operation) upgrade() error {
 // the new layout has room for. What has vanished meanwhile is recover's.
 func (op *operation) retell(dp plane) error {
 	op.dp = dp
-	there, err := op.hostQueues()
+	there, err := op.host.shaped()
 	if err != nil {
 		return err
 	}

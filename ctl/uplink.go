@@ -40,8 +40,7 @@ func (op *operation) wantedUplinks(names []string) (want []uplink, notes []strin
 		}
 	}
 	for _, d := range devices {
-		op.uplinkDevices[d.Index] = d
-		addrs, err := op.conn.Addrs(d.Index)
+		addrs, err := op.host.addrsOf(d.Index)
 		if err != nil {
 			return nil, nil, fmt.Errorf("uplink %s: %w", d.Name, err)
 		}
@@ -71,7 +70,7 @@ func (op *operation) namedUplink(name string) (link.Device, error) {
 
 // autoUplinks are the devices of the default route.
 func (op *operation) autoUplinks() (devices []link.Device, notes []string, err error) {
-	indexes, err := op.conn.DefaultDevices()
+	indexes, err := op.host.defaultDevices()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -79,7 +78,7 @@ func (op *operation) autoUplinks() (devices []link.Device, notes []string, err e
 		return nil, []string{"no default route: nothing leads outside until there is one and another command runs"}, nil
 	}
 	for _, index := range indexes {
-		d, err := op.conn.ByIndex(index)
+		d, err := op.host.device(index)
 		if errors.Is(err, link.ErrNotFound) {
 			continue
 		} else if err != nil {
@@ -254,7 +253,7 @@ func (op *operation) detachUplinks() error {
 func (op *operation) currentUplinks() []uplink {
 	uplinks := slices.Clone(op.st.Uplinks)
 	for i, u := range uplinks {
-		if addrs, err := op.conn.Addrs(u.Index); err == nil && len(addrs) > 0 {
+		if addrs, err := op.host.addrsOf(u.Index); err == nil && len(addrs) > 0 {
 			uplinks[i].Addr = addrs[0].Addr()
 		}
 	}

@@ -112,8 +112,7 @@ func (op *operation) verifyDatapath() error {
 		return broken("the namespace that puts fragments in order is gone: run 'fastbr up' to make it again")
 	}
 	for _, u := range op.st.Uplinks {
-		d, err := op.conn.ByIndex(u.Index)
-		if err != nil || d.Name != u.Name {
+		if _, err := op.uplinkDevice(u); err != nil {
 			continue // it has gone; the next command looks for another
 		}
 		if err := op.dp.VerifyUplink(u.datapath()); err != nil {
@@ -195,7 +194,7 @@ func (op *operation) verifyInside(n *network, p *port, target string, routes []R
 		return broken("%s in %s is down", p.Ifname, target)
 	}
 	want := netip.PrefixFrom(p.IP, n.Subnet.Bits())
-	if addrs, err := inside.Addrs(d.Index); err != nil || !slices.Contains(addrs, want) {
+	if addrs, err := inside.Addrs(); err != nil || !slices.Contains(addrs[d.Index], want) {
 		return broken("%s in %s has lost its address %s", p.Ifname, target, want)
 	}
 	return verifyRoutes(inside, target, routes)

@@ -15,25 +15,25 @@ import (
 	"github.com/fastbr/fastbr/datapath"
 )
 
-// reading is an operation with the counters. Which devices there are tells
-// hostQueues: for those that are ours, an index is enough.
+// reading is an operation with the devices that there are and the counters.
 type reading struct {
 	*operation
-	stats map[int]datapath.Counters
+	devices map[int]bool
+	stats   map[int]datapath.Counters
 }
 
 // look reads everything that views are made of. The error wraps ErrNotUp if
 // nothing is up.
 func (op *operation) look() (*reading, error) {
-	op.queues = nil // those of before a change
-	if _, err := op.hostQueues(); err != nil {
+	op.host.forget() // what an operation has just changed
+	devices, err := op.host.shaped()
+	if err != nil {
 		return nil, err
 	}
-	r := &reading{operation: op}
+	r := &reading{operation: op, devices: devices}
 	if op.dp == nil {
 		return r, nil
 	}
-	var err error
 	if r.stats, err = op.dp.Stats(op.st.indexes()...); err != nil {
 		return nil, fmt.Errorf("reading the counters: %w", err)
 	}
@@ -42,7 +42,7 @@ func (op *operation) look() (*reading, error) {
 
 // exists reports whether there is a device.
 func (r *reading) exists(index int) bool {
-	_, ok := r.queues[index]
+	_, ok := r.devices[index]
 	return ok
 }
 
@@ -95,12 +95,12 @@ func (r *reading) ports(n *network) []PortView {
 func (r *reading) uplinkPorts() []PortView {
 	out := []PortView{}
 	for _, u := range r.st.Uplinks {
-		d, err := r.conn.ByIndex(u.Index)
-		if err != nil || d.Name != u.Name {
+		d, err := r.uplinkDevice(u)
+		if err != nil {
 			continue
 		}
 		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32", MAC: d.MAC.String()}
-		if addrs, err := r.conn.Addrs(u.Index); err == nil {
+		if addrs, err := r.host.addrsOf(u.Index); err == nil {
 			for _, a := range addrs {
 				if a.Addr() == u.Addr {
 					v.IP = a.String()

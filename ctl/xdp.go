@@ -107,22 +107,23 @@ func (op *operation) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
 // uncertainXDP says, without touching the device, why XDP must not run on an
 // uplink, or under `auto` should not; "" if nothing speaks against it.
 func (op *operation) uncertainXDP(u uplink, auto bool) (string, error) {
-	d, err := op.conn.ByIndex(u.Index)
+	d, err := op.host.device(u.Index)
 	if err != nil {
 		return "", fmt.Errorf("uplink %s: %w", u.Name, err)
 	}
-	entries, err := op.conn.List()
+	entries, err := op.host.listing()
 	if err != nil {
 		return "", err
 	}
 	return doubtXDP(d, entries, auto), nil
 }
 
-func doubtXDP(d link.Device, entries []link.Entry, auto bool) string {
+func doubtXDP(d link.Device, entries map[int]link.Entry, auto bool) string {
 	if !d.Ethernet {
 		return "its packets have no Ethernet header"
 	}
-	for _, e := range entries {
+	for _, index := range slices.Sorted(maps.Keys(entries)) {
+		e := entries[index]
 		if e.Kind == "vlan" && e.Lower == d.Index {
 			return fmt.Sprintf("%s is a VLAN on it, and a driver may take tags off before XDP", e.Name)
 		}
@@ -204,7 +205,7 @@ func (op *operation) xdpFindings() ([]FeatureView, error) {
 	if err != nil {
 		return nil, err
 	}
-	entries, err := op.conn.List()
+	entries, err := op.host.listing()
 	if err != nil {
 		return nil, err
 	}

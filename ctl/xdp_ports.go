@@ -3,7 +3,6 @@ package ctl
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/fastbr/fastbr/ctl/link"
 )
@@ -109,12 +108,12 @@ func (op *operation) closeToXDP(n *network, p *port) error {
 
 // inside finds the container's end of a port, whatever it is called now.
 func (op *operation) inside(p *port) (ns *link.Netns, d link.Device, err error) {
-	entries, err := op.conn.List()
+	entries, err := op.host.listing()
 	if err != nil {
 		return nil, d, err
 	}
-	at := slices.IndexFunc(entries, func(e link.Entry) bool { return e.Index == p.Index })
-	if at < 0 {
+	e, there := entries[p.Index]
+	if !there {
 		return nil, d, fmt.Errorf("%s: %w", p.Port, link.ErrNotFound)
 	}
 	if ns, err = link.FindNetns(p.Netns); err != nil {
@@ -126,7 +125,7 @@ func (op *operation) inside(p *port) (ns *link.Netns, d link.Device, err error) 
 		return nil, d, err
 	}
 	defer conn.Close()
-	d, err = conn.ByIndex(entries[at].Lower)
+	d, err = conn.ByIndex(e.Lower)
 	if err != nil || d.Kind != "veth" || d.MAC.String() != p.MAC {
 		ns.Close()
 		return nil, d, fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)

@@ -34,7 +34,11 @@ func TestDoubtXDP(t *testing.T) {
 		{"a VLAN on it, asked for", physical, vlan, false, "eth0.7"},
 		{"a VLAN on another", physical, []link.Entry{{Name: "eth1.7", Kind: "vlan", Lower: 4}, {Name: "v", Kind: "veth", Lower: 3}}, true, ""},
 	} {
-		got := doubtXDP(tc.d, tc.entries, tc.auto)
+		entries := map[int]link.Entry{}
+		for i, e := range tc.entries {
+			entries[i] = e
+		}
+		got := doubtXDP(tc.d, entries, tc.auto)
 		if got == "" != (tc.want == "") || !strings.Contains(got, tc.want) {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}

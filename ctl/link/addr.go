@@ -19,40 +19,29 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	return nil
 }
 
-// Addrs returns the device's IPv4 addresses, the primary ones first.
-func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(ref(index), unix.AF_INET) })
+// Addrs returns the IPv4 addresses of all devices by ifindex, the primary ones of a
+// device first.
+func (c *Conn) Addrs() (map[int][]netip.Prefix, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
 	}
-	var primary, secondary []netip.Prefix
+	addrs, secondary := map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
 	for _, a := range list {
 		p, ok := prefix(a.IPNet)
 		if !ok {
 			continue
 		}
+		kind := addrs
 		if a.Flags&unix.IFA_F_SECONDARY != 0 {
-			secondary = append(secondary, p)
-		} else {
-			primary = append(primary, p)
+			kind = secondary
 		}
+		kind[a.LinkIndex] = append(kind[a.LinkIndex], p)
 	}
-	return append(primary, secondary...), nil
-}
-
-// AllAddrs returns the IPv4 addresses of all devices.
-func (c *Conn) AllAddrs() ([]netip.Addr, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
-	if err != nil {
-		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
+	for index, more := range secondary {
+		addrs[index] = append(addrs[index], more...)
 	}
-	var out []netip.Addr
-	for _, a := range list {
-		if p, ok := prefix(a.IPNet); ok {
-			out = append(out, p.Addr())
-		}
-	}
-	return out, nil
+	return addrs, nil
 }
 
 // WithAddr returns the devices that have an IPv4 address.

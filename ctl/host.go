@@ -1,0 +1,116 @@
+package ctl
+
+import (
+	"net/netip"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// hostCache is what an operation knows of the devices, addresses and routes of the host.
+// It reads each of them when it is first asked for and remembers it, since the lock
+// keeps other operations out. What changes one of them calls forget.
+type hostCache struct {
+	conn *link.Conn
+	known
+}
+
+type known struct {
+	entries  map[int]link.Entry
+	queues   map[int]bool
+	members  map[int]link.BridgePort
+	devices  map[int]link.Device
+	addrs    map[int][]netip.Prefix
+	defaults []int
+}
+
+// forget makes the next question read the host again.
+func (h *hostCache) forget() { h.known = known{} }
+
+// listing is every device, by ifindex.
+func (h *hostCache) listing() (map[int]link.Entry, error) {
+	return remember(&h.entries, func() (map[int]link.Entry, error) {
+		list, err := h.conn.List()
+		if err != nil {
+			return nil, err
+		}
+		entries := make(map[int]link.Entry, len(list))
+		for _, e := range list {
+			entries[e.Index] = e
+		}
+		return entries, nil
+	})
+}
+
+// shaped is every device, by ifindex, and whether it has a queueing discipline or
+// filters of its own. It is the shortest way to learn which devices there are.
+func (h *hostCache) shaped() (map[int]bool, error) { return remember(&h.queues, h.conn.Queues) }
+
+// bridgePorts are the ports of all bridges, by ifindex.
+func (h *hostCache) bridgePorts() (map[int]link.BridgePort, error) {
+	return remember(&h.members, h.conn.BridgePorts)
+}
+
+// device is one device. The error wraps link.ErrNotFound if there is none.
+func (h *hostCache) device(index int) (link.Device, error) {
+	if d, ok := h.devices[index]; ok {
+		return d, nil
+	}
+	d, err := h.conn.ByIndex(index)
+	if err != nil {
+		return d, err
+	}
+	if h.devices == nil {
+		h.devices = map[int]link.Device{}
+	}
+	h.devices[index] = d
+	return d, nil
+}
+
+// addrsOf are the IPv4 addresses of a device, the primary ones first.
+func (h *hostCache) addrsOf(index int) ([]netip.Prefix, error) {
+	all, err := h.addresses()
+	return all[index], err
+}
+
+// addresses are the IPv4 addresses of every device, by ifindex.
+func (h *hostCache) addresses() (map[int][]netip.Prefix, error) {
+	return remember(&h.addrs, h.conn.Addrs)
+}
+
+// allAddrs are the IPv4 addresses of every device.
+func (h *hostCache) allAddrs() ([]netip.Addr, error) {
+	all, err := h.addresses()
+	var out []netip.Addr
+	for _, addrs := range all {
+		for _, a := range addrs {
+			out = append(out, a.Addr())
+		}
+	}
+	return out, err
+}
+
+// defaultDevices are the devices of the default route.
+func (h *hostCache) defaultDevices() ([]int, error) {
+	if h.defaults != nil {
+		return h.defaults, nil
+	}
+	var err error
+	h.defaults, err = h.conn.DefaultDevices()
+	return h.defaults, err
+}
+
+// remember reads a map into its place unless it is there.
+func remember[V any](place *map[int]V, read func() (map[int]V, error)) (map[int]V, error) {
+	if *place != nil {
+		return *place, nil
+	}
+	m, err := read()
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		m = map[int]V{}
+	}
+	*place = m
+	return m, nil
+}
