@@ -54,7 +54,7 @@ add', or pid:N for that of a process.`,
 	flags.StringVar(&f.ip, "ip", "", "IPv4 `ADDRESS` (default the lowest free one)")
 	flags.StringVar(&f.mac, "mac", "", "MAC `ADDRESS` (default 02:42 and the IPv4 address)")
 	flags.StringVar(&f.ifname, "ifname", "eth0", "`NAME` of the device inside")
-	flags.BoolVar(&f.slow, "slow", false, "always take the kernel's path")
+	flags.BoolVar(&f.slow, "slow", false, "take the kernel's path always")
 	complete(cmd, "network", e.completeNetworks)
 	return cmd
 }

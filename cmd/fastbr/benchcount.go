@@ -27,10 +27,9 @@ func newBenchCountCmd(e *env) *cobra.Command {
 attach cost, beside a kernel bridge, its flowtable, a bare redirect and a bare
 veth pair.
 
-The clock has to advance with each instruction, so this runs in the emulated
-machine of 'make bench-count' only. With --from it
-measures nothing: it shows what was counted, and compares it with
-bench/counts.json.`,
+This needs a clock that advances with each instruction, so it runs only in the
+emulated machine of 'make bench-count'. With --from it measures nothing: it shows
+the stored counts and compares them with bench/counts.json.`,
 		Example: `  make bench-count
   fastbr bench count --from bin/counts.json
   fastbr bench count --from bin/counts.json --accept`,

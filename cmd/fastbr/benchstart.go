@@ -23,10 +23,11 @@ func newBenchStartCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "start",
 		Short: "Time 'docker run' on fastbr beside Docker's own bridge",
-		Long: `Time 'docker run' on a network of fastbr's beside one of Docker's own bridge
-driver, both of one dockerd in a throw-away lab: until the container's first
-connection is accepted outside, and as a whole with so many published ports,
-while another container has as many. 'fastbr publish add' is timed alone, too.
+		Long: `Time 'docker run' on a network of fastbr and on one of Docker's own bridge driver,
+both of one dockerd in a throw-away lab. Two times are taken: until the
+container's first connection is accepted outside, and of the whole command with a
+number of published ports while another container has as many. 'fastbr publish
+add' is timed alone as well.
 
 Networks take turns. In a checkout of fastbr, results go to
 bench/results/starts and into bench/README.md.`,
@@ -40,10 +41,10 @@ bench/results/starts and into bench/README.md.`,
 			return f.run(cmd.Context(), e)
 		},
 	}
-	cmd.Flags().IntVar(&f.rounds, "rounds", 10, "times of every start (first connections: twice as many)")
-	cmd.Flags().IntSliceVar(&f.ports, "ports", []int{0, 1, 100, 1000, 10000}, "published ports")
-	cmd.Flags().IntVar(&f.dockerMost, "docker-ports", 1000, "the most that Docker's own bridge is asked for")
-	cmd.Flags().StringVar(&f.out, "out", "", "directory for the raw results (default: bench/results/starts in a checkout, else none; -: none)")
+	cmd.Flags().IntVar(&f.rounds, "rounds", 10, "how often every start is timed (first connections: twice as often)")
+	cmd.Flags().IntSliceVar(&f.ports, "ports", []int{0, 1, 100, 1000, 10000}, "`NUMBERS` of published ports")
+	cmd.Flags().IntVar(&f.dockerMost, "docker-ports", 1000, "`NUMBER` of ports at most that Docker's own bridge is asked for")
+	cmd.Flags().StringVar(&f.out, "out", "", "`DIR` for the raw results (default: bench/results/starts in a checkout, else none; -: none)")
 	cmd.Flags().StringVar(&f.render, "render", "", "measure nothing, show the results stored in this `FILE`")
 	return cmd
 }

@@ -14,8 +14,8 @@ func newCNICmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cni",
 		Short: "Be the CNI plugin of containerd, CRI-O, nerdctl and Podman",
-		Long: `Be a CNI plugin. The binary itself is the plugin: started without arguments and
-with CNI_COMMAND in its environment it does what the runtime asks. A network's
+		Long: `The CNI plugin. The binary itself is the plugin: started without arguments and
+with CNI_COMMAND in its environment, it does what the runtime asks. A network's
 configuration has "type": "fastbr" and either "network": NAME, a network of
 fastbr's, or the keys of the reference bridge plugin, unchanged.`,
 		Example: "  fastbr cni install",

@@ -14,7 +14,7 @@ func newDetachCmd(e *env) *cobra.Command {
 		Use:   "detach NAME|TARGET",
 		Short: "Unplug a port",
 		Long: `Unplug a port, named by its name, its device on the host, or the namespace that
-was attached. What is gone already is no error.`,
+was attached. A port that is already gone is no error.`,
 		Example: `  fastbr detach web
   fastbr detach netns:web`,
 		Args:              cobra.ExactArgs(1),

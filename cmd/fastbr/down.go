@@ -15,8 +15,8 @@ func newDownCmd(e *env) *cobra.Command {
 		Short: "Take a network down",
 		Long: `Take a network down: detach its ports, remove its bridge and rules. With the last
 network go the programs, the pins and the changed settings; the host is as it
-was before 'up'. Definitions made by 'fastbr network create' stay. What is not
-up is no error.`,
+was before 'up'. Definitions made by 'fastbr network create' stay. A network
+that is not up is no error.`,
 		Example: `  fastbr down
   fastbr down lab
   fastbr down --all`,

@@ -12,9 +12,10 @@ import (
 
 func newFlowsCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "flows",
-		Short:   "List and flush NAT flows",
-		Long:    "A flow is a translated connection from a container to the outside.",
+		Use:   "flows",
+		Short: "List and flush NAT flows",
+		Long: `A flow is a translated connection between a container and the outside, or between
+two containers by an address of the host.`,
 		Example: "  fastbr flows ls",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -29,8 +30,8 @@ func newFlowsLsCmd(e *env) *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List live NAT flows",
 		Long: `List live NAT flows: the container's address, the external one, the remote one,
-the seconds until the flow expires and those its outbound packets may still
-take the fast path.`,
+the time until the flow expires, and the time for which its outbound packets may
+still take the fast path.`,
 		Example: `  fastbr flows ls
   fastbr flows ls -o json`,
 		Args: cobra.NoArgs,

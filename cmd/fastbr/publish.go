@@ -17,12 +17,12 @@ func newPublishCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "publish",
 		Short: "Lead ports of the host to containers",
-		Long: `Lead ports of the host to containers. Clients outside reach the container by any
-address of the host, and the container sees their own address. Other containers,
-of every network that is not internal, and the host itself reach it so, too; the
-container then sees the address that was asked for, or the gateway for loopback.
-The port takes part in the host's firewall like all traffic to the container:
-FORWARD decides. Published on 127.0.0.1 it is for the host alone.`,
+		Long: `Publish ports of containers on the host. Clients outside reach the container by
+any address of the host, and the container sees the client's address. Containers
+of every network that is not internal, and the host itself, reach it in the same
+way; the container then sees the address that was asked for, or the gateway if
+that was loopback. The host's firewall decides in FORWARD, as about all traffic
+to the container. A port published on 127.0.0.1 is for the host alone.`,
 		Example: "  fastbr publish add 8080:80 web",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -36,10 +36,9 @@ func newPublishAddCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] NAME",
 		Short: "Publish ports of the container NAME",
-		Long: `Publish ports of the container NAME, as docker's -p: a port of the host, or as many
-as the range has, lead to the container's. A host port that is published
-already, or that a socket of the host has, is refused; and once published, no
-process of the host can bind it.`,
+		Long: `Publish ports of the container NAME, as docker's -p does: one port of the host, or
+a range. A host port that is published already, or that a socket of the host has,
+is refused. Once a port is published, no process of the host can bind it.`,
 		Example: `  fastbr publish add 8080:80 web
   fastbr publish add 198.51.100.1:53:53/udp dns --allow 198.51.100.0/24
   fastbr publish add 40000-40999:40000/udp rtp`,
@@ -102,8 +101,8 @@ func newPublishRmCmd(e *env) *cobra.Command {
 		Use:     "rm [HOSTIP:]HOST[-END][:CONTAINER][/tcp|udp] [NAME]",
 		Aliases: []string{"remove"},
 		Short:   "Take a publication back",
-		Long: `Take a publication back, and end the flows through it. What is left out matches
-anything: 'rm 8080' ends TCP and UDP port 8080, whosever it is.`,
+		Long: `Remove publications and end the flows through them. What is left out matches
+anything: 'rm 8080' removes TCP and UDP port 8080 of whatever container.`,
 		Example: `  fastbr publish rm 8080
   fastbr publish rm 53/udp dns`,
 		Args: cobra.RangeArgs(1, 2),

@@ -49,8 +49,8 @@ With --docker it is also a network driver for Docker: 'docker network create
 driver's, or the absolute path of a socket. A socket passed by systemd is used
 instead. Networks that Docker creates come up by themselves.
 
-Nothing needs it: packets are forwarded, translated and counted without it, and
-it may be stopped or killed at any time. It runs also when nothing is up yet.`,
+No traffic depends on it: packets are forwarded, translated and counted without
+it. It may be stopped or killed at any time, and started before anything is up.`,
 		Example: `  fastbr serve
   fastbr serve --metrics :9469
   fastbr serve --metrics ""      # follow changes only
@@ -68,7 +68,7 @@ it may be stopped or killed at any time. It runs also when nothing is up yet.`,
 			return server{controller: c, say: e.note, errs: e.stderr, resolvers: resolvers}.run(cmd.Context(), addr, driver)
 		},
 	}
-	cmd.Flags().StringVar(&addr, "metrics", defaultMetricsAddr, `address to serve metrics on; "" serves none`)
+	cmd.Flags().StringVar(&addr, "metrics", defaultMetricsAddr, "`ADDRESS` to serve metrics on; \"\" serves none")
 	cmd.Flags().StringVar(&driver, "docker", "", "be Docker's network driver `NAME`")
 	cmd.Flags().Lookup("docker").NoOptDefVal = defaultDriver
 	cmd.Flags().StringSliceVar(&upstream, "dns-upstream", nil, "`ADDRESS` to ask for names that are no container's, repeatable (default those of /etc/resolv.conf)")

@@ -20,7 +20,7 @@ func newPortCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "port",
 		Short:   "List ports, and change them",
-		Long:    "Ports are the plugged-in namespaces and the uplinks.",
+		Long:    "Ports are the namespaces that are attached, and the uplinks.",
 		Example: "  fastbr port ls",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -36,7 +36,7 @@ func newPortLsCmd(e *env) *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List ports with their counters",
 		Long: `List ports with their counters. RX is what the host received from the port, as in
-'ip -s link' of its device. SLOW says why a port takes the kernel's path always:
+'ip -s link' of its device. SLOW says why a port always takes the kernel's path:
 "asked" (--slow), "bandwidth" (a limit of an engine's), a queueing discipline such
 as tbf or a "filter" on its device, "no carrier".`,
 		Example: `  fastbr port ls

@@ -21,12 +21,13 @@ func newUpCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up [NETWORK]",
 		Short: "Bring a network up",
-		Long: `Bring a network up: its bridge, its address, the programs on the uplinks and what
-they need of the host. Without NETWORK it is "default", on bridge fastbr0 with
+		Long: `Bring a network up: its bridge, its address, the programs on the uplinks and the
+host settings that they need. Without NETWORK it is "default", on bridge fastbr0 with
 172.30.0.0/16. A network made by 'fastbr network create' comes up from its
-definition. A second 'up' changes only --lease, --uplink, --xdp and --big-tcp.`,
+definition. A second 'up' can change --lease, --uplink, --xdp, --big-tcp and
+--nat-range, which hold for all networks; it refuses other changes.`,
 		Example: `  fastbr up
-  fastbr up --no-network --uplink eth1   # for engines' networks, which come up by themselves
+  fastbr up --no-network --uplink eth1   # before engines bring their own networks up
   fastbr up --subnet 10.20.0.0/16 --uplink eth0 --uplink eth1
   fastbr up lab --internal`,
 		Args:              cobra.MaximumNArgs(1),
@@ -57,7 +58,7 @@ definition. A second 'up' changes only --lease, --uplink, --xdp and --big-tcp.`,
 	}
 	nf.define(cmd.Flags())
 	inf.define(cmd.Flags())
-	cmd.Flags().BoolVar(&noNetwork, "no-network", false, "set only what holds for all networks, those of engines too; until 'fastbr down --all'")
+	cmd.Flags().BoolVar(&noNetwork, "no-network", false, "make no network: only set what holds for all networks, those of engines too, until 'fastbr down --all'")
 	complete(cmd, "big-tcp", cobra.FixedCompletions([]string{ctl.BigTCPOff, ctl.BigTCPAuto, ctl.BigTCPOn}, cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "xdp", cobra.FixedCompletions([]string{ctl.XDPOff, ctl.XDPAuto, ctl.XDPNative}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -113,11 +114,11 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.subnet, "subnet", "", "IPv4 subnet as `CIDR` (default the next free pool; for \"default\" 172.30.0.0/16 first)")
 	flags.StringVar(&f.gateway, "gateway", "", "the bridge's own `ADDRESS` (default the subnet's first)")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
-	flags.BoolVar(&f.masquerade, "masquerade", true, "translate outbound packets to the uplink's address")
-	flags.BoolVar(&f.internal, "internal", false, "no way between the network and the outside")
+	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
+	flags.BoolVar(&f.internal, "internal", false, "no traffic between the network and the outside")
 	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
-	flags.StringVar(&f.natMapping, "nat-mapping", "", "one external port for a source port, or one for each destination: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
-	flags.StringVar(&f.natFiltering, "nat-filtering", "", "who may send to an external port: the contacted address and port, any port of a contacted address, anybody: `apdf|adf|eif` (default apdf)")
+	flags.StringVar(&f.natMapping, "nat-mapping", "", "external port of a source port: one for all destinations, or one for each: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
+	flags.StringVar(&f.natFiltering, "nat-filtering", "", "who may send to an external port: `apdf|adf|eif`: the contacted address and port, any port of a contacted address, anybody (default apdf)")
 	flags.StringVar(&f.natOnExhaustion, "nat-on-exhaustion", "", "with no external port free, share one or refuse the flow: `overload|refuse` (default overload)")
 }
 
@@ -161,12 +162,12 @@ type instanceFlags struct {
 }
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable, with or without Ethernet header (tun, WireGuard, ppp); auto: of the default route (default auto)")
-	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them as they are (default auto)")
-	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where it costs nothing else, never on a veth (default auto)")
+	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable, with or without Ethernet header (tun, WireGuard, ppp); auto: that of the default route (default auto)")
+	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them (default auto)")
+	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where nothing is lost by it, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
 	flags.StringVar(&f.natRange, "nat-range", "", "external ports of new mappings, `FIRST-LAST` (default 10000-29999); may be changed while up")
-	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default the datapath's)")
+	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default 131072)")
 	flags.BoolVar(&f.l2Fast, "l2-fast", true, "forward between ports by program")
 	_ = flags.MarkHidden("l2-fast")
 }
