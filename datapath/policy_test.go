@@ -113,13 +113,14 @@ func TestFilterOpensForFirstPacketsOnly(t *testing.T) {
 func TestOutsidersDoNotRefreshWhatTheyMayOpen(t *testing.T) {
 	for filtering, survives := range map[Filtering]bool{APDF: true, ADF: false, EIF: false} {
 		t.Run(string(filtering), func(t *testing.T) {
-			h := newHarness(t, Config{FlowsMax: 64, NATFirst: 10000, NATLast: 10063}, nil)
+			h := newInjected(t, Config{FlowsMax: 64, NATFirst: 10000, NATLast: 10063}, nil)
 			h.setPolicy(t, NATPolicy{Filtering: filtering})
+			h.after(t, 0, false)
 			f := h.samples()["udp"]
 			eport := h.open(t, f)
-			h.age(t, 299) // answered UDP lives 300 s
+			h.after(t, 299, false) // answered UDP lives 300 s
 			h.uplinkIn(t, h.reply(f, eport).Bytes(t))
-			h.age(t, 2)
+			h.after(t, 301, false)
 			got := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
 			if (string(got.frame) != string(h.reply(f, eport).Bytes(t))) != survives {
 				t.Errorf("still translated: want %v", survives)
