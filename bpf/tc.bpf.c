@@ -146,7 +146,7 @@ int fbr_port_in(struct __sk_buff *skb)
 
 		if (!(eth->h_dest[0] & 1))
 			t = fbr_mac_port(eth->h_dest, p->bridge);
-		if (t && t->bridge == p->bridge &&
+		if (t && t != p && t->bridge == p->bridge &&
 		    (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr)) {
 			int verdict = fbr_forward_l2(skb, p, c, t);
 
