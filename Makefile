@@ -66,9 +66,13 @@ test: build ## every test: vet, pure, programs, namespaces with real traffic, co
 	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
 comma := ,
 
-fuzz: ## any bytes into the programs, FUZZTIME (30s) for each target
+fuzz: build ## any bytes into the programs, any frames through a lab, FUZZTIME (30s) for each target
 	for target in FuzzPortIn FuzzUplinkOut FuzzUplinkIn; do \
 		$(GO) test $(if $(ROOT),,-exec '$(SUDO)') -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) ./datapath || exit; \
+	done
+	@$(DEPS) iperf3 nft iptables conntrack ethtool ip
+	for target in FuzzLabFast FuzzLabSlow FuzzLabXDP; do \
+		FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(if $(ROOT),,-exec '$(SUDO)') -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) ./test/fuzz || exit; \
 	done
 
 # How many steps `make stress` takes of the programs beside their model.

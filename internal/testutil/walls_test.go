@@ -54,6 +54,7 @@ var walls = map[string]wall{
 	"internal/manual":            {never: []string{ebpf, netlinkLib, prometheus}},
 	"test/e2e":                   {},
 	"test/rfc":                   {},
+	"test/fuzz":                  {},
 	"test/harness":               {ours: []string{"ctl", "internal/lab", "internal/testutil"}, never: []string{netlinkLib, cobra, prometheus}},
 	"internal/testutil":          {never: []string{cobra, prometheus}},
 }

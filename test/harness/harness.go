@@ -66,7 +66,7 @@ type Rig struct {
 
 // New builds a lab with nothing up. When the test ends, whatever is still up
 // is taken down and the leak capture must be alive and empty.
-func New(t *testing.T, m Mode, o lab.Options) *Rig {
+func New(t testing.TB, m Mode, o lab.Options) *Rig {
 	t.Helper()
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables", "conntrack", "iperf3")
@@ -108,7 +108,7 @@ func (h *Rig) Renew() {
 
 // Up builds a lab, brings the default network up in the given mode and
 // attaches every container, under the names c1..cN.
-func Up(t *testing.T, m Mode, o lab.Options, upArgs ...string) *Rig {
+func Up(t testing.TB, m Mode, o lab.Options, upArgs ...string) *Rig {
 	t.Helper()
 	h := New(t, m, o)
 	if m.Plain {
@@ -122,7 +122,7 @@ func Up(t *testing.T, m Mode, o lab.Options, upArgs ...string) *Rig {
 }
 
 // Attach plugs a namespace in and notes its address.
-func (h *Rig) Attach(t *testing.T, c *lab.Namespace, name string, args ...string) ctl.AttachResult {
+func (h *Rig) Attach(t testing.TB, c *lab.Namespace, name string, args ...string) ctl.AttachResult {
 	t.Helper()
 	out := h.Must(t, append([]string{"attach", c.Path(), "--name", name, "-o", "json"}, args...)...)
 	var r ctl.AttachResult
@@ -157,7 +157,7 @@ type Result struct {
 }
 
 // Run runs a prepared command to its end, whatever its exit code.
-func Run(t *testing.T, c *exec.Cmd) Result {
+func Run(t testing.TB, c *exec.Cmd) Result {
 	t.Helper()
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
@@ -170,13 +170,13 @@ func Run(t *testing.T, c *exec.Cmd) Result {
 }
 
 // Fastbr runs a command to its end.
-func (h *Rig) Fastbr(t *testing.T, args ...string) Result {
+func (h *Rig) Fastbr(t testing.TB, args ...string) Result {
 	t.Helper()
 	return Run(t, h.Cmd(args...))
 }
 
 // Must runs a command that has to succeed, and returns its standard output.
-func (h *Rig) Must(t *testing.T, args ...string) string {
+func (h *Rig) Must(t testing.TB, args ...string) string {
 	t.Helper()
 	r := h.Fastbr(t, args...)
 	if r.Code != 0 {
@@ -186,7 +186,7 @@ func (h *Rig) Must(t *testing.T, args ...string) string {
 }
 
 // Flows are what `flows ls` shows.
-func (h *Rig) Flows(t *testing.T) []ctl.FlowView {
+func (h *Rig) Flows(t testing.TB) []ctl.FlowView {
 	t.Helper()
 	var list []ctl.FlowView
 	h.JSON(t, &list, "flows", "ls")
@@ -194,7 +194,7 @@ func (h *Rig) Flows(t *testing.T) []ctl.FlowView {
 }
 
 // JSON runs a command that has to succeed, and decodes what it prints.
-func (h *Rig) JSON(t *testing.T, to any, args ...string) {
+func (h *Rig) JSON(t testing.TB, to any, args ...string) {
 	t.Helper()
 	out := h.Must(t, append(args, "-o", "json")...)
 	if err := json.Unmarshal([]byte(out), to); err != nil {
@@ -203,7 +203,7 @@ func (h *Rig) JSON(t *testing.T, to any, args ...string) {
 }
 
 // AssertNoLeak fails for each packet that left with an address of a container.
-func (h *Rig) AssertNoLeak(t *testing.T) {
+func (h *Rig) AssertNoLeak(t testing.TB) {
 	t.Helper()
 	leaks, err := h.Leaks()
 	if err != nil {
@@ -219,7 +219,7 @@ func (h *Rig) AssertNoLeak(t *testing.T) {
 }
 
 // ServeTCP starts a server that sends back what it gets.
-func (h *Rig) ServeTCP(t *testing.T, n *lab.Namespace, at netip.AddrPort) *lab.Server {
+func (h *Rig) ServeTCP(t testing.TB, n *lab.Namespace, at netip.AddrPort) *lab.Server {
 	t.Helper()
 	s, err := n.ServeTCPEcho(at)
 	if err != nil {
@@ -229,7 +229,7 @@ func (h *Rig) ServeTCP(t *testing.T, n *lab.Namespace, at netip.AddrPort) *lab.S
 }
 
 // ServeUDP starts a server that sends back each datagram.
-func (h *Rig) ServeUDP(t *testing.T, n *lab.Namespace, at netip.AddrPort) *lab.Server {
+func (h *Rig) ServeUDP(t testing.TB, n *lab.Namespace, at netip.AddrPort) *lab.Server {
 	t.Helper()
 	s, err := n.ServeUDPEcho(at)
 	if err != nil {
@@ -239,7 +239,7 @@ func (h *Rig) ServeUDP(t *testing.T, n *lab.Namespace, at netip.AddrPort) *lab.S
 }
 
 // Readdress replaces the address of the host's eth0, and the route with it.
-func (h *Rig) Readdress(t *testing.T, old, addr netip.Prefix, gw netip.Addr) {
+func (h *Rig) Readdress(t testing.TB, old, addr netip.Prefix, gw netip.Addr) {
 	t.Helper()
 	err := errors.Join(h.Host.DelAddr("eth0", old), h.Host.AddAddr("eth0", addr), h.Host.AddRoute(netip.Prefix{}, gw))
 	if err != nil {

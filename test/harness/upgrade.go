@@ -9,7 +9,7 @@ import (
 )
 
 // KillAt runs a command with the order to die right after a step.
-func (h *Rig) KillAt(t *testing.T, step string, args ...string) {
+func (h *Rig) KillAt(t testing.TB, step string, args ...string) {
 	t.Helper()
 	c := h.Cmd(args...)
 	c.Env = append(c.Env, "FASTBR_KILL_AT="+step)
@@ -21,7 +21,7 @@ func (h *Rig) KillAt(t *testing.T, step string, args ...string) {
 // Upgrade replaces the programs as a newer build would: the pins say that another
 // build made them, an `up` is killed when half of the programs are swapped, and
 // the next `up` finishes.
-func (h *Rig) Upgrade(t *testing.T) {
+func (h *Rig) Upgrade(t testing.TB) {
 	t.Helper()
 	const build = 32 // offset of struct fbr_meta's build, 8 bytes
 	meta := h.meta(t)
@@ -39,7 +39,7 @@ func (h *Rig) Upgrade(t *testing.T) {
 }
 
 // meta opens the map fbr_meta as it is pinned now: each upgrade makes a new one.
-func (h *Rig) meta(t *testing.T) *ebpf.Map {
+func (h *Rig) meta(t testing.TB) *ebpf.Map {
 	t.Helper()
 	pins, err := filepath.Glob(filepath.Join(h.BPFFS, "fastbr", "*", "fbr_meta"))
 	if err != nil || len(pins) != 1 {
@@ -53,7 +53,7 @@ func (h *Rig) meta(t *testing.T) *ebpf.Map {
 	return m
 }
 
-func lookup(t *testing.T, m *ebpf.Map) (v []byte) {
+func lookup(t testing.TB, m *ebpf.Map) (v []byte) {
 	t.Helper()
 	if err := m.Lookup(uint32(0), &v); err != nil {
 		t.Fatal(err)
