@@ -213,18 +213,18 @@ func (n *Namespace) WaitListen(ctx context.Context, at netip.AddrPort) error {
 // pollEvery is the pause between two looks at something that sends no event.
 const pollEvery = 20 * time.Millisecond
 
-// Poll calls cond until it is true or fails, or ctx ends.
+// Poll calls cond until it is true or fails, or ctx ends. It leaves at least half of
+// the time to what is waited for.
 func Poll(ctx context.Context, cond func() (bool, error)) error {
-	t := time.NewTicker(pollEvery)
-	defer t.Stop()
 	for {
+		began := time.Now()
 		if ok, err := cond(); ok || err != nil {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-t.C:
+		case <-time.After(max(pollEvery, time.Since(began))):
 		}
 	}
 }

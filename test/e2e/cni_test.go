@@ -323,7 +323,7 @@ func TestE2ECNIGarbage(t *testing.T) {
 // TestE2ECNIMany attaches and detaches a hundred at once, while a user does the same.
 func TestE2ECNIMany(t *testing.T) {
 	t.Parallel()
-	const many = 100
+	many := sized(40, 100)
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: many + 1})
 	l := r.list(t, "1.0.0", "many", bridged("fastbr"))
 	all, user := r.Containers[:many], r.Containers[many]

@@ -222,7 +222,7 @@ func (st *upload) goesOn(t *testing.T, ctx context.Context, when string) {
 
 func waitFor(t *testing.T, ctx context.Context, what string, cond func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	if err := lab.Poll(ctx, func() (bool, error) { return cond(), nil }); err != nil {
 		t.Errorf("waiting for %s: %v", what, err)
