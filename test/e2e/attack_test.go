@@ -343,18 +343,7 @@ func TestE2EDirectAccess(t *testing.T) {
 		h.noPing(t, h.Outside, c1.Addr) // its source is the address on the link
 		h.waitDrops(t, "direct", before, 1)
 
-		outMAC, err := h.Outside.MAC("eth0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		hostMAC, err := h.Host.MAC("eth0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := testutil.Frame{
-			SrcMAC: outMAC, DstMAC: hostMAC, Src: h.OutsideAddr(0), Dst: c1.Addr,
-			UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}, Payload: forgedMark,
-		}
+		f := h.arriving(t, 0, testutil.Frame{Src: h.OutsideAddr(0), Dst: c1.Addr, UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}, Payload: forgedMark})
 		before = h.drops(t, "martian")
 		for _, src := range []netip.Addr{c1.Addr, h.gateway(), h.HostAddr(0)} {
 			if err := h.Outside.Inject("eth0", f.With(func(f *testutil.Frame) { f.Src, f.Dst = src, h.HostAddr(0) }).Bytes(t)); err != nil {

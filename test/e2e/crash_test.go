@@ -188,7 +188,7 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 var ruleCounter = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
 
 // linkState is what ip shows of a device's carrier, which takes its time.
-var linkState = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|state \w+ `)
+var linkState = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|state \w+ |linkdown `)
 
 // dropVolatile leaves out lines about what nobody of us made, counters and carriers.
 func dropVolatile(out string) string {

@@ -5,12 +5,14 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/internal/testutil"
 	"github.com/fastbr/fastbr/test/harness"
 )
 
@@ -155,6 +157,22 @@ next:
 		}
 		t.Errorf("server %v saw %v, want only %v", s.Addr, p, only)
 	}
+}
+
+// arriving is a frame from an outside to its host, as it is on their link: f has the
+// MAC addresses.
+func (h *e2e) arriving(t *testing.T, outside int, f testutil.Frame) testutil.Frame {
+	t.Helper()
+	from, err := h.Outsides[outside].MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := h.Host.MAC(fmt.Sprint("eth", outside))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.SrcMAC, f.DstMAC = from, to
+	return f
 }
 
 // port makes an address without a host: a source port, or a listener anywhere.

@@ -183,16 +183,7 @@ func (h *e2e) fromOutside(t *testing.T, c *lab.Namespace, source uint16, server 
 // as the device outside sends it.
 func (h *e2e) toHost(t *testing.T, to netip.AddrPort) testutil.Frame {
 	t.Helper()
-	src, err := h.Outside.MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dst, err := h.Host.MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testutil.Frame{SrcMAC: src, DstMAC: dst, Src: h.Outside.Addr, Dst: to.Addr(),
-		UDP: &testutil.UDP{SrcPort: 4000, DstPort: to.Port()}}
+	return h.arriving(t, 0, testutil.Frame{Src: h.Outside.Addr, Dst: to.Addr(), UDP: &testutil.UDP{SrcPort: 4000, DstPort: to.Port()}})
 }
 
 // TestE2EFragmentsIn sends datagrams in pieces from outside, to containers and

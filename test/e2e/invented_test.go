@@ -65,18 +65,12 @@ func (h *e2e) invent(t *testing.T, port uint16) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := h.Outside.MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dst, err := h.Host.MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := h.arriving(t, 0, testutil.Frame{Dst: h.Host.Addr, Payload: []byte("?")})
 	frame := func(i uint32) []byte {
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], 0xcb000000|i&0xffffff) // 203.0.0.0/8
-		f := testutil.Frame{SrcMAC: src, DstMAC: dst, Src: netip.AddrFrom4(a), Dst: h.Host.Addr, Payload: []byte("?")}
+		f := whole
+		f.Src = netip.AddrFrom4(a)
 		if i%2 == 0 {
 			f.Payload, f.TCP = nil, &testutil.TCP{SrcPort: 40000, DstPort: port, SYN: true}
 		} else {

@@ -28,22 +28,6 @@ func (h *e2e) addVIP(t *testing.T) {
 	}
 }
 
-// atHost is a frame from an outside for its host, as it is on their link.
-func (h *e2e) atHost(t *testing.T, i int, f testutil.Frame) []byte {
-	t.Helper()
-	dev := fmt.Sprintf("eth%d", i)
-	to, err := h.Host.MAC(dev)
-	if err != nil {
-		t.Fatal(err)
-	}
-	from, err := h.Outsides[i].MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.SrcMAC, f.DstMAC = from, to
-	return f.Bytes(t)
-}
-
 // TestE2ESpoofedPacketsTakeNoPort sends packets from one remote's address and port
 // to every port of the NAT range, as anybody outside can: connection tracking has
 // an entry for each datagram then. The containers reach that remote all the same.
@@ -62,8 +46,8 @@ func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 		for p := uint16(10000); p <= 10031; p++ {
 			to := testutil.Frame{Src: h.Outside.Addr, Dst: h.HostAddr(0)}
 			frames = append(frames,
-				h.atHost(t, 0, to.With(func(f *testutil.Frame) { f.UDP = &testutil.UDP{SrcPort: 53, DstPort: p} })),
-				h.atHost(t, 0, to.With(func(f *testutil.Frame) { f.TCP = &testutil.TCP{SrcPort: 443, DstPort: p, SYN: true} })))
+				h.arriving(t, 0, to.With(func(f *testutil.Frame) { f.UDP = &testutil.UDP{SrcPort: 53, DstPort: p} })).Bytes(t),
+				h.arriving(t, 0, to.With(func(f *testutil.Frame) { f.TCP = &testutil.TCP{SrcPort: 443, DstPort: p, SYN: true} })).Bytes(t))
 		}
 		if err := h.Outside.Inject("eth0", frames...); err != nil {
 			t.Fatal(err)
@@ -217,7 +201,7 @@ func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 		ask := func(what string, i int, f testutil.Frame, sport uint16) {
 			t.Helper()
 			f.Src, f.Dst = client, h.HostAddr(0)
-			if err := h.Outside.Inject("eth0", h.atHost(t, 0, f)); err != nil {
+			if err := h.Outside.Inject("eth0", h.arriving(t, 0, f).Bytes(t)); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(h.Ctx, 3*time.Second)

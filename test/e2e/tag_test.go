@@ -149,18 +149,7 @@ func (h *e2e) testTagsOpenNoDoor(t *testing.T) {
 // forgedOutside is a forged datagram from outside to an address behind the host.
 func (h *e2e) forgedOutside(t *testing.T, to netip.Addr) testutil.Frame {
 	t.Helper()
-	src, err := h.Outside.MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dst, err := h.Host.MAC("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testutil.Frame{
-		SrcMAC: src, DstMAC: dst, Src: h.OutsideAddr(0), Dst: to,
-		UDP: &testutil.UDP{SrcPort: 1111, DstPort: 2222}, Payload: forgedMark,
-	}
+	return h.arriving(t, 0, testutil.Frame{Src: h.OutsideAddr(0), Dst: to, UDP: &testutil.UDP{SrcPort: 1111, DstPort: 2222}, Payload: forgedMark})
 }
 
 // testTaggedTraffic: whatever comes from outside is tagged.
