@@ -31,9 +31,9 @@ func (d Direction) String() string {
 //
 // Sender and receiver of a stream share a CPU, unless they are Apart, and neither
 // interrupts the other (SCHED_BATCH). So the CPU is never idle and throughput says
-// what a byte costs, all in all. On two CPUs it says who wakes up whom how often:
-// the one that is faster sleeps after each segment, waking it up costs the other
-// more than the segment did, and whether it comes to that is luck.
+// the whole cost of a byte. On two CPUs it depends on how often one wakes up the
+// other: the faster one sleeps after each segment, and waking it up costs the other
+// more than the segment did. Whether a run gets there is chance.
 type Bulk struct {
 	Direction Direction
 	// Apart puts sender and receiver on two CPUs, where there are two.

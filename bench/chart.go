@@ -30,8 +30,8 @@ var chartText string
 
 var chartTemplate = template.Must(template.New("chart").Parse(chartText))
 
-// limits are contestants that are no product but the most that a machine gives.
-// A chart shows the first one that ran as a line.
+// limits are contestants that are no products: they show the most that a machine
+// can do. A chart shows the first one that ran as a line.
 var limits = []string{"floor", "direct", "xdp-drop"}
 
 // chart is one workload's medians as chart.svg.tmpl draws them.

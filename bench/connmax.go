@@ -117,8 +117,8 @@ func byteThereAndBack(to unix.Sockaddr) error {
 	return nil
 }
 
-// uninterrupted calls a blocking system call again that a signal of Go's
-// scheduler has ended: with a time-out the kernel does not go on with it by itself.
+// uninterrupted repeats a blocking system call that a signal of Go's scheduler has
+// interrupted. The kernel does not restart a call that has a time-out.
 func uninterrupted(call func() (int, error)) (int, error) {
 	for {
 		if n, err := call(); !errors.Is(err, unix.EINTR) {

@@ -15,8 +15,8 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// ConnRate opens short TCP connections to one server and makes DNS exchanges, each from a new source port, at a steady rate, and counts what
-// fails. A NAT that runs out of ports or entries, or hands them out again too
+// ConnRate opens short TCP connections to one server and makes DNS exchanges, each
+// from a new source port, at a steady rate, and counts what fails. A NAT that runs out of ports or entries, or hands them out again too
 // early, shows here and not in throughput.
 type ConnRate struct {
 	// PerSecond of each kind; 0: 500.
@@ -28,7 +28,7 @@ const (
 	tcpPatience = 5 * time.Second // survives two lost SYNs
 	udpPatience = 2 * time.Second // one datagram, no second try
 	exchange    = 64              // bytes each way
-	// dnsPort matters: a NAT may forget an answered question soon, and must not
+	// dnsPort matters: a NAT may soon forget a question that was answered, and must not
 	// do so with other UDP.
 	dnsPort = 53
 	// inFlight bounds the requests that wait; a request beyond it is a failure

@@ -109,8 +109,8 @@ func attachStep(i, ports int) string {
 	return "attach, in between"
 }
 
-// Control times Docker's commands that correspond: on a network of its own,
-// with containers that run.
+// Control times the corresponding commands of Docker, on a network of its own, with
+// running containers.
 func (d Docker) Control(ctx context.Context) (_ []Timing, err error) {
 	l, err := Build(ctx, d)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 )
 
 // Direct is a veth pair between the two containers and nothing else: what two
-// namespaces can do without a host between them. The second container plays the
-// outside, too.
+// namespaces can do without a host between them. The second container is also the
+// outside.
 type Direct struct{}
 
 // Name implements Contestant.

@@ -52,8 +52,8 @@ func newResult(w Workload) Result {
 	return r
 }
 
-// failures is the unit of workloads that count what went wrong: less is
-// better, and no ratio is made of it.
+// failures is the unit of workloads that count what went wrong. Less is better,
+// and there are no ratios of it.
 const failures = "failures"
 
 // summarise fills in what follows from the samples.
@@ -173,7 +173,7 @@ func (r *Report) cpuPerUnit(s Sample) (float64, bool) {
 	return s.CPUSeconds / (s.Value * seconds), true
 }
 
-// lowest of some numbers; the honest figure for a share that should be 1.
+// lowest of some numbers: the figure to show for a share that should be 1.
 func lowest(v []float64) (float64, bool) {
 	if len(v) == 0 {
 		return 0, false

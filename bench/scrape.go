@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scrapesAtOnce are averaged into one time, so that each has its share of what
-// serve clears up only now and then.
+// scrapesAtOnce are averaged into one time, so that each has its share of serve's
+// garbage collections.
 const scrapesAtOnce = 10
 
 // prometheusAccepts is what Prometheus 3 asks for.

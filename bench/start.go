@@ -44,8 +44,8 @@ const (
 	stepPublish = "fastbr publish add"
 )
 
-// dockerOnce is from how many ports on docker's own bridge has one round only: a
-// thousand take it most of a minute.
+// From dockerOnce ports on, docker's own bridge has one round only: a thousand take
+// it most of a minute.
 const dockerOnce = 1000
 
 // startCleanup is what removing thousands of rules may take.

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startLab is one dockerd with a network of its own bridge's and one of
-// fastbr's, on a host with an outside.
+// startLab is one dockerd with two networks, one of its own bridge driver and one of
+// fastbr, on a host with an outside.
 type startLab struct {
 	*lab.Lab
 	docker Docker

@@ -130,7 +130,7 @@ func ratioText(a, b []Sample) string {
 	return Bootstrap(ratios).String()
 }
 
-// manyFlows compares workloads with those that differ in having one flow only.
+// manyFlows compares each workload of many flows with the same one of one flow.
 func (r *Report) manyFlows() table {
 	return r.matrix("Many flows / one flow (95 % CI)", r.Results, func(res Result, name string) string {
 		for _, one := range r.Results {
@@ -153,7 +153,7 @@ func (r *Report) cpu(unit string, results []Result) table {
 	})
 }
 
-// per unit of a rate the CPU time is told.
+// per names the unit of a rate to which CPU time is related.
 var per = map[string]struct {
 	name  string
 	times float64
@@ -197,8 +197,8 @@ func (r *Report) hasPaths(name string) bool {
 	return false
 }
 
-// retransmits shows them beside what the receivers say was spurious. What the
-// one exceeds the other by was lost, or the report about it was.
+// retransmits shows them beside what the receivers reported as spurious. The
+// difference is segments that were lost, or whose report was.
 func (r *Report) retransmits() table {
 	return r.matrix("TCP segments per run: sent again / got twice", r.Results, func(res Result, name string) string {
 		if res.Unit != gbits || len(res.Samples[name]) == 0 {
@@ -224,7 +224,7 @@ func (res *Result) median(name string) string {
 	return cell
 }
 
-// number has as many digits as mean something.
+// number has as many digits as are significant.
 func number(v float64) string {
 	if v >= 1000 {
 		return fmt.Sprintf("%.0f", v)

@@ -54,7 +54,7 @@ func (f XDPFloor) Setup(ctx context.Context, l *lab.Lab) error {
 }
 
 // XDPDrop is a plain bridge whose uplink drops, in XDP, what is for the first
-// container's own address: the limit of what can be got rid of.
+// container's own address: the limit of a drop rate.
 type XDPDrop struct{ Floor }
 
 // NewXDPDrop returns the contestant.

@@ -19,7 +19,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// benchFlags are what `fastbr bench` can be told.
+// benchFlags are the flags of `fastbr bench`.
 type benchFlags struct {
 	rounds, seconds, ports int
 	workloads, contestants []string
@@ -143,7 +143,8 @@ func runBench(ctx context.Context, e *env, f benchFlags) error {
 	return nil
 }
 
-// timeCommands times those of fastbr, and of docker if it is a contestant.
+// timeCommands times the commands of fastbr, and those of docker if it is a
+// contestant.
 func (f benchFlags) timeCommands(ctx context.Context, e *env, plan bench.Plan) ([]bench.Timing, error) {
 	e.note("timing commands with up to %d ports", f.ports)
 	self, err := e.self()
@@ -222,8 +223,8 @@ func (f benchFlags) heats() ([]bench.Heat, error) {
 	return heats, nil
 }
 
-// defaultWorkloads are those that take no longer than they say, and whose result
-// is not luck.
+// defaultWorkloads are those that take as long as --seconds says, and whose results
+// do not depend on chance.
 func defaultWorkloads() []string {
 	var names []string
 	for _, w := range bench.Workloads() {
@@ -236,8 +237,8 @@ func defaultWorkloads() []string {
 	return names
 }
 
-// entrants are the contestants to run. Where there is no iptables its part is
-// nft's: after a connection's first packet they are the same.
+// entrants are the contestants to run. Without iptables, nft takes its part: after
+// a connection's first packet they do the same.
 func (f benchFlags) entrants() []string {
 	if f.contestants != nil {
 		return f.contestants
@@ -340,7 +341,7 @@ func workloadNames() []string {
 	return names
 }
 
-// outcome is a sample in a few words.
+// outcome describes a sample in a few words.
 func outcome(w bench.Workload, s bench.Sample) string {
 	if s.Error != "" {
 		return "failed: " + s.Error
@@ -355,7 +356,8 @@ func outcome(w bench.Workload, s bench.Sample) string {
 	return text
 }
 
-// needForLabs says in one line what the command `name` cannot do without.
+// needForLabs returns an error of one line if something is missing that the command
+// `name` needs.
 func needForLabs(name string, tools ...string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%s needs root, for it builds network namespaces: run it with sudo", name)
@@ -376,7 +378,7 @@ func needForLabs(name string, tools ...string) error {
 	return nil
 }
 
-// self is this very binary as a contestant, with the directories it was told.
+// self is this binary as a contestant, with the directories of its flags.
 func (e *env) self() (bench.Fastbr, error) {
 	path, err := os.Executable()
 	if err != nil {

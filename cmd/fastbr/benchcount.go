@@ -12,7 +12,7 @@ import (
 	"github.com/fastbr/fastbr/bench"
 )
 
-// benchCountFlags are what `fastbr bench count` can be told.
+// benchCountFlags are the flags of `fastbr bench count`.
 type benchCountFlags struct {
 	from   string
 	accept bool

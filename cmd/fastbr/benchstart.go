@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/bench"
 )
 
-// benchStartFlags are what `fastbr bench start` can be told.
+// benchStartFlags are the flags of `fastbr bench start`.
 type benchStartFlags struct {
 	rounds, dockerMost int
 	ports              []int

@@ -68,8 +68,8 @@ func (e *env) completion(_ *cobra.Command, look func(*ctl.Controller) ([]string,
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// initCompletion makes the library's own command now rather than when it is run:
-// it would take any shell's name for a question, and has no examples.
+// initCompletion makes the library's own completion command now, before it is run,
+// to refuse unknown shells and to give it examples.
 func initCompletion(root *cobra.Command) {
 	root.InitDefaultCompletionCmd()
 	c, _, err := root.Find([]string{"completion"})

@@ -104,8 +104,8 @@ func (d *demo) build(ctx context.Context) (err error) {
 	return nil
 }
 
-// remove leaves nothing, however far run came. A demo that never got to its lab
-// has nothing to say.
+// remove leaves nothing behind, however far run came. It prints nothing if there
+// is no lab yet.
 func (d *demo) remove() error {
 	if d.lab == nil && d.plain == nil {
 		return nil
@@ -299,7 +299,7 @@ func (d *demo) look(ctx context.Context) error {
 	return err
 }
 
-// scrape runs a real `fastbr serve` and asks it as Prometheus would.
+// scrape runs a real `fastbr serve` and scrapes it as Prometheus does.
 func (d *demo) scrape(ctx context.Context) error {
 	d.title("Metrics")
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -328,7 +328,7 @@ func (d *demo) scrape(ctx context.Context) error {
 		return fmt.Errorf("scraping fastbr serve: %w: %s", err, strings.TrimSpace(said.String()))
 	}
 	for line := range strings.Lines(text) {
-		// Every reason that a packet can be dropped for is there; all are 0 here.
+		// Every drop reason has a line; those with 0 are left out.
 		if strings.HasPrefix(line, "fastbr_port_") && !(strings.Contains(line, "_dropped_") && strings.HasSuffix(line, " 0\n")) {
 			d.printf("%s", line)
 		}

@@ -55,7 +55,7 @@ func (e *env) controllerOptions() ctl.Options {
 	return ctl.Options{BPFFS: e.flags.bpffs, StateDir: e.flags.stateDir, Messages: e.stderr}
 }
 
-// note tells the user something that is neither data nor an error.
+// note prints a message that is neither data nor an error.
 func (e *env) note(format string, args ...any) {
 	fmt.Fprintf(e.stderr, "fastbr: %s\n", ctl.Line(fmt.Sprintf(format, args...)))
 }
@@ -71,7 +71,7 @@ func (e *env) print(v any, table func(w io.Writer)) error {
 		enc.SetEscapeHTML(false)
 		return enc.Encode(v)
 	}
-	// Else every cell would be a write of its own.
+	// One write: a tabwriter on stdout would write each cell by itself.
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
 	table(w)

@@ -8,8 +8,8 @@ import (
 	"runtime/debug"
 )
 
-// garbage is how much of it, in percent of what is in use, is left to lie: most
-// commands end before collecting it would pay.
+// garbage is how much the heap may grow before it is collected, in percent of
+// what is in use. Most commands end before collecting would pay.
 const garbage = 400
 
 func main() {

@@ -1,7 +1,7 @@
 //go:build man
 
-// With the tag "man" this program writes fastbr's manual pages instead of being
-// it: go run -tags man ./cmd/fastbr DIR.
+// With the tag "man" this program writes fastbr's manual pages instead of running
+// fastbr: go run -tags man ./cmd/fastbr DIR.
 package main
 
 import (

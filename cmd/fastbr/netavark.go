@@ -10,7 +10,7 @@ import (
 )
 
 // newNetavarkCmds are the calls of netavark, which starts the plugin with one of
-// these words. They are for Podman and stand in no help.
+// these words. They are for Podman and do not show in the help.
 func newNetavarkCmds(e *env) []*cobra.Command {
 	call := func(use, short string, args cobra.PositionalArgs, f func(ctx context.Context, p netavark.Plugin, args []string) error) *cobra.Command {
 		return &cobra.Command{

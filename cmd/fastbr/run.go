@@ -67,7 +67,7 @@ func (e *env) runCommand(network, name string, args []string) error {
 	if network == "bridge" {
 		network = ctl.DefaultNetwork
 	}
-	// The command's signals are its own from here: a Ctrl-C must not end us
+	// From here on signals are for the command: a Ctrl-C must not end us
 	// before the port is detached.
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
@@ -120,7 +120,7 @@ func (e *env) runInside(c *ctl.Controller, r ctl.AttachRequest, args []string, s
 	r.Target = "pid:" + strconv.Itoa(child.Process.Pid)
 	resolvers, detach, err := e.plug(c, r)
 	if err != nil {
-		release.Close() // without the word the helper gives up
+		release.Close() // without goAhead the helper gives up
 		_ = child.Wait()
 		return err
 	}
@@ -189,8 +189,8 @@ func fromTerminal(s os.Signal) bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// childExit makes our exit code of the command's: 128 and the signal if one
-// ended it.
+// childExit turns the command's end into our exit code: 128 plus the signal if
+// one ended it.
 func childExit(err error) error {
 	var exit *exec.ExitError
 	switch {

@@ -36,7 +36,7 @@ func newRunInitCmd(e *env) *cobra.Command {
 		Hidden:  true,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			// The parent speaks, or is gone: then nobody wants the command.
+			// If the parent is gone, nobody wants the command.
 			ready := os.NewFile(3, "ready")
 			said, _ := io.ReadAll(ready)
 			ready.Close()
@@ -61,8 +61,8 @@ func newRunInitCmd(e *env) *cobra.Command {
 	return cmd
 }
 
-// useResolvers gives this thread, and what it executes, an /etc/resolv.conf of
-// its own in a mount namespace of its own. Without such a file there is nothing
+// useResolvers gives this thread, and what it executes, an /etc/resolv.conf in a
+// mount namespace of its own. Without such a file there is nothing
 // to replace.
 func useResolvers(content string) error {
 	runtime.LockOSThread() // for good: the thread becomes the command

@@ -143,7 +143,7 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 		s.say("serving Docker on %s", front.docker.Addr())
 	}
 	group.Go(func() {
-		// Without events serve is still worth running: leases end by themselves.
+		// serve is useful without events, too: leases end by themselves.
 		if err := ctl.Watch(ctx, s.controller, s.say); err != nil {
 			s.say("%v: changes take effect within the lease", err)
 		}

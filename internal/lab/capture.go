@@ -38,7 +38,7 @@ func (l Leak) String() string { return fmt.Sprintf("%s: % x", l.Why, l.Frame) }
 // frame that has an address of the private prefixes as IPv4 source, as ARP
 // sender, or in the packet that an ICMP error carries.
 //
-// A capture that sees nothing proves nothing, so it has two positive controls:
+// A capture that sees nothing proves nothing. So it has two positive controls:
 // when it starts, one forged frame of each kind must be recorded; and each call
 // of Leaks sends a control frame over the uplink and waits until the capture
 // has seen it. Since the queue keeps the order, everything that arrived before

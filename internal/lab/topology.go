@@ -81,13 +81,13 @@ func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
 	return nb.SetUp(b)
 }
 
-// CableGSO is the most that a super-packet of IPv4 has which an uplink takes,
-// in bytes: what the driver of a fast network card could, and veth can, while
-// it would leave the kernel's usual 64 KiB. It is a promise for the whole way, which
-// here is one cable. What a switch passes on, it would have to cut.
+// CableGSO is the largest IPv4 super-packet, in bytes, that an uplink takes. The
+// driver of a fast network card takes as much, and so does veth; by default it would
+// keep the kernel's 64 KiB. The size holds for the whole path, which here is one
+// cable. A switch would have to cut such packets.
 const CableGSO = 128 << 10
 
-// SetGSO sets the most that a super-packet of IPv4 has on a device, in bytes
+// SetGSO sets the largest IPv4 super-packet of a device, in bytes
 // (gso_ipv4_max_size).
 func (n *Namespace) SetGSO(dev string, bytes int) error {
 	return n.withLink(dev, fmt.Sprintf("setting gso_ipv4_max_size %d of %%s in %%s", bytes), func(link netlink.Link) error {

@@ -1,5 +1,5 @@
-// Package manual writes the manual pages of a command tree. It is no part of
-// fastbr itself: what it needs for that would make every command start later.
+// Package manual writes the manual pages of a command tree. It is not linked into
+// fastbr itself: its dependencies would make every command start later.
 package manual
 
 import (

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RequireRoot skips the test without root. The word skip must be earned: `make
-// test` runs everything as root, so only a bare `go test` by a user skips.
+// RequireRoot skips the test without root. `make test` runs everything as root, so
+// only a bare `go test` by a user skips.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
