@@ -83,7 +83,7 @@ stress: build ## a million flows and connections, STEPS (ten million) of program
 		-count=1 -timeout 60m -run '^(TestTwoCPUsOpenFlowsFromEqualPorts|TestFifteenThousandConnectionsASecond|TestProgramsEqualModel)$$' ./datapath
 	@$(DEPS) iperf3 nft iptables conntrack ip
 	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
-		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|FifteenThousandConnectionsASecond|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts|AttachStorm|SweepBesideTraffic|KilledAtRandom)$$' ./test/e2e
+		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|FifteenThousandConnectionsASecond|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts|AttachStorm|SweepBesideTraffic|KilledAtRandom|AttachTwiceAtOnce|AttachDuringDown|CNIMany)$$' ./test/e2e
 
 churn: build ## 200 containers come and go for CHURN (10m) beside traffic of others
 	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)
