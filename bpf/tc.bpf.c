@@ -23,6 +23,7 @@
 #include "lib/parse.h"
 #include "lib/port.h"
 #include "lib/qdisc.h"
+#include "lib/refusal.h"
 #include "lib/stats.h"
 #include "lib/uplink.h"
 #include "lib/xdp.h"
@@ -458,6 +459,13 @@ SEC("netfilter")
 int fbr_guard(struct bpf_nf_ctx *ctx)
 {
 	return fbr_guard_check(ctx);
+}
+
+/* Netfilter, INPUT, after every rule. */
+SEC("netfilter")
+int fbr_input(struct bpf_nf_ctx *ctx)
+{
+	return fbr_input_note(ctx);
 }
 
 /* Netfilter, PREROUTING: attached with BPF_F_NETFILTER_IP_DEFRAG, it keeps

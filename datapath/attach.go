@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 
 	"github.com/cilium/ebpf"
@@ -120,9 +121,23 @@ func detachNow(l link.Link) error {
 
 // AttachGuard makes sure that the netfilter links are there, in the current
 // network namespace. Create has called it already.
-func (d *Datapath) AttachGuard() error { return d.attachGuard(false) }
+func (d *Datapath) AttachGuard() error {
+	return errors.Join(d.attachInput(false), d.attachGuard(false))
+}
 
-// attachGuard attaches the netfilter links; renew replaces existing ones, since
+// attachInput attaches fbr_input, without which the programs of uplinks hold no
+// refusal back; renew as for attachGuard.
+func (d *Datapath) attachInput(renew bool) error {
+	return attachNetfilter(linkPath(d.dir, inputLink), link.NetfilterOptions{
+		Program:        d.progs.FbrInput,
+		ProtocolFamily: link.NetfilterProtoIPv4,
+		Hook:           link.NetfilterInetLocalIn,
+		// After every rule. At math.MaxInt32 conntrack confirms, and BPF may not be.
+		Priority: math.MaxInt32 - priorities,
+	}, renew)
+}
+
+// attachGuard attaches the other netfilter links; renew replaces existing ones, since
 // such links cannot be updated: the new one is attached before the old one goes.
 func (d *Datapath) attachGuard(renew bool) error {
 	guard := link.NetfilterOptions{

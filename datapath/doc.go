@@ -10,6 +10,7 @@
 //	progs/fbr_*        the programs, so that attaching needs no verifier
 //	links/IFINDEX-in   tcx links of a port or uplink, likewise -out
 //	links/guard        the netfilter links
+//	links/input
 //	links/defrag
 //
 // Nothing needs a process: links and maps live as long as their pins, and

@@ -37,13 +37,17 @@ func (h *harness) portInOf(t *testing.T, p Port, f testutil.Frame) result {
 func TestHairpin(t *testing.T) {
 	h, ext1, ext2 := hairpinned(t)
 	to1 := h.udpOf(h.c2, extAddr.String(), ext1)
-	// Before, the packet is the host's, whose refusal is not heard.
+	// Before, the packet is the host's, whose own refusal is not heard.
 	if got := h.portInOf(t, h.c2, to1); got.verdict != next || string(got.frame) != string(to1.Bytes(t)) {
 		t.Errorf("to who has not asked: verdict %d, changed: %v", got.verdict, string(got.frame) != string(to1.Bytes(t)))
 	}
 	refusal := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c2.MAC, Src: extAddr, Dst: c2Addr,
 		ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: to1.IP(t)}}.Bytes(t)
 	refused := func() result { return h.run(t, h.progs.FbrPortOut, refusal, h.c2.Ifindex, 0) }
+	if got := refused(); got.verdict != next || string(got.frame) != string(refusal) {
+		t.Errorf("a rule's refusal: verdict %d, changed: %v", got.verdict, string(got.frame) != string(refusal))
+	}
+	h.input(t, to1)
 	h.wantDrop(t, h.c2.Ifindex, "filtered", refused)
 	to2 := h.udpOf(h.c1, extAddr.String(), ext2)
 	for range 2 {

@@ -42,6 +42,9 @@ const (
 	redirect = 7
 )
 
+// NF_ACCEPT
+const accept = 1
+
 // Verdicts of XDP programs.
 const (
 	xdpDrop     = 1
@@ -200,6 +203,17 @@ func (h *harness) uplinkIn(t *testing.T, frame []byte, change ...func(*skb)) res
 func (h *harness) portOut(t *testing.T, frame []byte, iif int) result {
 	t.Helper()
 	return h.run(t, h.progs.FbrPortOut, frame, h.c1.Ifindex, iif)
+}
+
+// input runs what a packet meets that every rule of INPUT lets through.
+func (h *harness) input(t *testing.T, f testutil.Frame) {
+	t.Helper()
+	var ret uint32
+	var err error
+	h.ns.Do(t, func() { ret, err = h.progs.FbrInput.Run(&ebpf.RunOptions{Data: f.IP(t)}) })
+	if err != nil || ret != accept {
+		t.Fatalf("running %s: verdict %d, %v", h.progs.FbrInput, ret, err)
+	}
 }
 
 // xdpContext is struct xdp_md, include/uapi/linux/bpf.h.

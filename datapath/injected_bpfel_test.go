@@ -294,6 +294,7 @@ const (
 	injectedMapFbrNear           = "fbr_near"
 	injectedMapFbrNets           = "fbr_nets"
 	injectedMapFbrNport          = "fbr_nport"
+	injectedMapFbrPassed         = "fbr_passed"
 	injectedMapFbrPeer           = "fbr_peer"
 	injectedMapFbrPool           = "fbr_pool"
 	injectedMapFbrPub            = "fbr_pub"
@@ -317,6 +318,7 @@ const (
 	injectedProgFbrGetpeername6  = "fbr_getpeername6"
 	injectedProgFbrGuard         = "fbr_guard"
 	injectedProgFbrInjectedSweep = "fbr_injected_sweep"
+	injectedProgFbrInput         = "fbr_input"
 	injectedProgFbrPortIn        = "fbr_port_in"
 	injectedProgFbrPortOut       = "fbr_port_out"
 	injectedProgFbrRecvmsg4      = "fbr_recvmsg4"
@@ -407,6 +409,7 @@ type injectedProgramSpecs struct {
 	FbrGetpeername6  *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
 	FbrGuard         *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.ProgramSpec `ebpf:"fbr_injected_sweep"`
+	FbrInput         *ebpf.ProgramSpec `ebpf:"fbr_input"`
 	FbrPortIn        *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
 	FbrRecvmsg4      *ebpf.ProgramSpec `ebpf:"fbr_recvmsg4"`
@@ -446,6 +449,7 @@ type injectedMapSpecs struct {
 	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
@@ -530,6 +534,7 @@ type injectedMaps struct {
 	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
@@ -567,6 +572,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrNear,
 		m.FbrNets,
 		m.FbrNport,
+		m.FbrPassed,
 		m.FbrPeer,
 		m.FbrPool,
 		m.FbrPub,
@@ -626,6 +632,7 @@ type injectedPrograms struct {
 	FbrGetpeername6  *ebpf.Program `ebpf:"fbr_getpeername6"`
 	FbrGuard         *ebpf.Program `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.Program `ebpf:"fbr_injected_sweep"`
+	FbrInput         *ebpf.Program `ebpf:"fbr_input"`
 	FbrPortIn        *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.Program `ebpf:"fbr_port_out"`
 	FbrRecvmsg4      *ebpf.Program `ebpf:"fbr_recvmsg4"`
@@ -653,6 +660,7 @@ func (p *injectedPrograms) Close() error {
 		p.FbrGetpeername6,
 		p.FbrGuard,
 		p.FbrInjectedSweep,
+		p.FbrInput,
 		p.FbrPortIn,
 		p.FbrPortOut,
 		p.FbrRecvmsg4,

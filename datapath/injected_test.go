@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"fmt"
 	"runtime"
 	"testing"
 	"unsafe"
@@ -89,6 +90,16 @@ func (r *runner) execXDP(p *ebpf.Program, frame []byte, ifindex int) (result, er
 		ctxIn: addressOf(&r.xdpIn), ctxOut: addressOf(&r.xdpOut),
 	}
 	return r.call(p, frame)
+}
+
+// execInput runs fbr_input on an IPv4 packet; likewise.
+func (r *runner) execInput(p *ebpf.Program, packet []byte) error {
+	r.attr = runAttr{}
+	got, err := r.call(p, packet)
+	if err == nil && got.verdict != accept {
+		err = fmt.Errorf("verdict %d", got.verdict)
+	}
+	return err
 }
 
 // call makes the system call; the context stands in r.attr.

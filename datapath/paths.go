@@ -10,6 +10,7 @@ const (
 	linksDir = "links"
 
 	guardLink     = "guard"
+	inputLink     = "input"
 	defragLink    = "defrag"
 	fragmentsLink = "fragments"
 )

@@ -393,6 +393,7 @@ const (
 	tcMapFbrNear          = "fbr_near"
 	tcMapFbrNets          = "fbr_nets"
 	tcMapFbrNport         = "fbr_nport"
+	tcMapFbrPassed        = "fbr_passed"
 	tcMapFbrPeer          = "fbr_peer"
 	tcMapFbrPool          = "fbr_pool"
 	tcMapFbrPub           = "fbr_pub"
@@ -415,6 +416,7 @@ const (
 	tcProgFbrGetpeername4 = "fbr_getpeername4"
 	tcProgFbrGetpeername6 = "fbr_getpeername6"
 	tcProgFbrGuard        = "fbr_guard"
+	tcProgFbrInput        = "fbr_input"
 	tcProgFbrPortIn       = "fbr_port_in"
 	tcProgFbrPortOut      = "fbr_port_out"
 	tcProgFbrRecvmsg4     = "fbr_recvmsg4"
@@ -504,6 +506,7 @@ type tcProgramSpecs struct {
 	FbrGetpeername4 *ebpf.ProgramSpec `ebpf:"fbr_getpeername4"`
 	FbrGetpeername6 *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
 	FbrGuard        *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrInput        *ebpf.ProgramSpec `ebpf:"fbr_input"`
 	FbrPortIn       *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut      *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
 	FbrRecvmsg4     *ebpf.ProgramSpec `ebpf:"fbr_recvmsg4"`
@@ -542,6 +545,7 @@ type tcMapSpecs struct {
 	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
@@ -625,6 +629,7 @@ type tcMaps struct {
 	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
@@ -661,6 +666,7 @@ func (m *tcMaps) Close() error {
 		m.FbrNear,
 		m.FbrNets,
 		m.FbrNport,
+		m.FbrPassed,
 		m.FbrPeer,
 		m.FbrPool,
 		m.FbrPub,
@@ -719,6 +725,7 @@ type tcPrograms struct {
 	FbrGetpeername4 *ebpf.Program `ebpf:"fbr_getpeername4"`
 	FbrGetpeername6 *ebpf.Program `ebpf:"fbr_getpeername6"`
 	FbrGuard        *ebpf.Program `ebpf:"fbr_guard"`
+	FbrInput        *ebpf.Program `ebpf:"fbr_input"`
 	FbrPortIn       *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut      *ebpf.Program `ebpf:"fbr_port_out"`
 	FbrRecvmsg4     *ebpf.Program `ebpf:"fbr_recvmsg4"`
@@ -745,6 +752,7 @@ func (p *tcPrograms) Close() error {
 		p.FbrGetpeername4,
 		p.FbrGetpeername6,
 		p.FbrGuard,
+		p.FbrInput,
 		p.FbrPortIn,
 		p.FbrPortOut,
 		p.FbrRecvmsg4,

@@ -301,6 +301,9 @@ func finishUpgrade(dir string, h Hooks) (bool, error) {
 func finish(d *Datapath, c *carrier, h Hooks) error {
 	err := h.Passed("upgrade-publish")
 	if err == nil {
+		err = d.attachInput(true) // what it notes, the programs of uplinks read
+	}
+	if err == nil {
 		err = d.swapDevices(tcFbrDevFlagsFBR_DEV_UPLINK)
 	}
 	if err == nil {

@@ -100,7 +100,7 @@ func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
 // VerifyGuard says whether the netfilter links are pinned; while they are, they
 // are attached.
 func (d *Datapath) VerifyGuard() error {
-	for _, name := range []string{guardLink, defragLink} {
+	for _, name := range []string{guardLink, inputLink, defragLink} {
 		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {
 			return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
 		}

@@ -59,6 +59,7 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 			check(t, h.changeConf(func(c *tcFbrConf) error { c.Published = 0; return nil }))
 		}},
 		{"guard", h.VerifyGuard, h.AttachGuard, func(t *testing.T) { check(t, detach(linkPath(h.dir, guardLink))) }},
+		{"input", h.VerifyGuard, h.AttachGuard, func(t *testing.T) { check(t, detach(linkPath(h.dir, inputLink))) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h.ns.Enter(t) // subtests run on other threads

@@ -71,6 +71,7 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 	m.Busy = func(in nm.Tuple) bool {
 		return in.Proto == nm.TCP && in.DPort == m.First+busyTCP || in.Proto == nm.UDP && in.DPort == m.First+busyUDP
 	}
+	m.Place = func(in nm.Tuple) int { return passedPlace(w.meta.Mark, in) }
 	w.listen(m.First)
 	w.addAddress(secondAddr)
 	for _, n := range []struct {
@@ -363,6 +364,9 @@ func (w *walk) arrive(p nm.Packet) {
 	if !w.exec(w.progs.FbrUplinkIn, p, w.uplink.Ifindex, w.uplink.Ifindex, 0, v) || v.Action != nm.Next || p.TTL <= 1 {
 		return
 	}
+	if w.chance(2) {
+		w.hostReceives(v.Packet)
+	}
 	for _, d := range w.devs {
 		if v.Packet.Dst == d.IP {
 			in := v.Packet
@@ -417,8 +421,23 @@ func (w *walk) hostSends() {
 	}
 	w.atUplink(&p)
 	p = w.proto(p, proto, true)
+	if p.Flags&nm.RST != 0 && w.chance(2) {
+		q := p
+		q.Src, q.Dst, q.SPort, q.DPort, q.Flags = p.Dst, p.Src, p.DPort, p.SPort, nm.ACK
+		w.hostReceives(q)
+	}
 	iif := pick(w, []int{0, w.foreign})
 	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+}
+
+// hostReceives is p at the end of INPUT, where it has met no rule: not all packets
+// get so far, and not all that do are answered.
+func (w *walk) hostReceives(p nm.Packet) {
+	w.frame = render(w.frame[:0], &p)
+	if err := w.injected.execInput(w.progs.FbrInput, w.frame[14:]); err != nil {
+		w.fail("%s: %v", w.progs.FbrInput, err)
+	}
+	w.model.HostIn(p)
 }
 
 func (w *walk) icmpError() nm.Packet {
@@ -452,6 +471,9 @@ func (w *walk) errorLeaves() {
 		q.Dst, q.DPort = pick(w, w.exts), w.model.First+uint16(w.rnd.IntN(w.model.Count))
 	}
 	q = w.proto(q, proto, false)
+	if w.chance(2) {
+		w.hostReceives(q)
+	}
 	iif := 0
 	p.Quote, p.Src, p.Dst = &q, pick(w, []nm.Addr{q.Dst, q.Dst, w.exts[0], d.IP, w.nets[0].Gateway}), q.Src
 	if dev := w.model.DeviceOf(p.Src); dev != nil {

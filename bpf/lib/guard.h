@@ -14,8 +14,6 @@
 #include "reason.h"
 #include "stats.h"
 
-extern int bpf_dynptr_from_skb(struct sk_buff *skb, __u64 flags, struct bpf_dynptr *ptr) __ksym;
-
 /* Whether the network of addr forbids it to leave by device out (ifindex). led: the
  * device is another network's bridge, and a rule of the host leads the packet there.
  */

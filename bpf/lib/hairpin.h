@@ -32,6 +32,7 @@
 #include "parse.h"
 #include "publish.h"
 #include "reason.h"
+#include "refusal.h"
 #include "session.h"
 #include "uplink.h"
 
@@ -291,8 +292,8 @@ static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct
 	return true;
 }
 
-/* Whether the host refuses a packet, in, that was for another container's mapping,
- * which may yet ask for it: as silent as at an uplink (RFC 5382 REQ-4).
+/* Whether p is the stack's own refusal of a packet, in, for another container's
+ * mapping, which may yet ask for it: as silent as at an uplink (refusal.h).
  */
 static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const struct fbr_pkt *p,
 						const struct fbr_pkt *in)
@@ -301,13 +302,15 @@ static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const str
 	struct fbr_flow_key k;
 	struct fbr_flow *f;
 
-	if (!np || !np->refs || !np->pif || np->ext != in->daddr)
+	if (!np)
 		return false;
 	if (p->kind == FBR_L4_ICMP_ERR
 		    ? p->icmp_type != ICMP_DEST_UNREACH || p->icmp_code != ICMP_PORT_UNREACH
 		    : !fbr_answer_rst(skb, p))
 		return false;
 	fbr_key(&k, in);
+	if (!fbr_passed_take(&k) || !np->refs || !np->pif || np->ext != in->daddr)
+		return false;
 	f = fbr_flow_get(&k);
 	return f && f->kind == FBR_OUT && f->addr == in->daddr && !fbr_port_known(skb, &k);
 }

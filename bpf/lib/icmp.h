@@ -17,6 +17,7 @@
 #include "nport.h"
 #include "parse.h"
 #include "reason.h"
+#include "refusal.h"
 #include "session.h"
 
 /* Changes two bytes of an ICMP message whose checksum is at c. */
@@ -179,23 +180,10 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 	return FBR_NONE;
 }
 
-/* Whether anybody on this host answers for a packet that comes in as k, its
- * destination port in the NAT range.
- */
-__fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_key *k)
-{
-	if (!k)
-		return false;
-
-	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
-
-	return (np && fbr_port_noted(np, fbr_now())) || fbr_host_receives(skb, k);
-}
-
 /* An ICMP error on its way out, made by a container or by the host: what it
- * quotes must not carry a container's address. A port-unreachable about a port
- * of the NAT range that nobody here listens on is not sent at all (RFC 5382
- * REQ-4). Returns FBR_NONE or the reason to drop.
+ * quotes must not carry a container's address. The stack's port unreachable about
+ * a port of the NAT range that nobody here listens on is not sent at all
+ * (refusal.h). Returns FBR_NONE or the reason to drop.
  */
 __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -233,7 +221,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	fbr_key(&k, &in);
 	if (!skb->ingress_ifindex && p->icmp_type == ICMP_DEST_UNREACH &&
 	    p->icmp_code == ICMP_PORT_UNREACH && in.kind == FBR_L4_PORTS &&
-	    fbr_nport_at(in.proto, in.dport) && !fbr_port_known(skb, &k))
+	    fbr_nport_at(in.proto, in.dport) && fbr_passed_take(&k) && !fbr_port_known(skb, &k))
 		return FBR_FOREIGN;
 	return FBR_NONE;
 }

@@ -256,6 +256,16 @@ struct {
 	__type(value, __u32);
 } fbr_hair SEC(".maps");
 
+/* Packets for ports of the NAT range that INPUT let through, by a hash that is also
+ * the value (refusal.h)
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_PASSED_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} fbr_passed SEC(".maps");
+
 /* The free external ports of each protocol */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

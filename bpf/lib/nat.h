@@ -172,6 +172,7 @@ static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_
 	np->pif = pif;
 	np->ext = ext;
 	np->used_at = 0;
+	np->noted_at = 0;
 	barrier();
 	*(volatile __u32 *)&np->refs = 1;
 	np->bound =

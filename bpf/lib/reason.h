@@ -16,7 +16,7 @@ enum fbr_reason {
 	FBR_NO_UPLINK,   /* a container's source leaving by another device */
 	FBR_DIRECT,      /* from outside to a container's own address */
 	FBR_MARTIAN,     /* addresses that cannot come from outside */
-	FBR_FOREIGN,     /* a host's RST or port-unreachable for a port of the range */
+	FBR_FOREIGN,     /* the stack's RST or port unreachable for a port of the range */
 	FBR_UNSUPPORTED, /* cannot be translated (yet) */
 	FBR_NAT_FULL,    /* no slot or external port left */
 	FBR_QUOTA,       /* the container has used its share */

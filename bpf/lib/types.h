@@ -276,7 +276,7 @@ struct fbr_nport {
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
 	__be32 ext;     /* the address that it was last used with */
-	__u64 noted_at; /* jiffies: a neighbour was seen using it */
+	__u64 noted_at; /* jiffies: used beside any mapping; 0: not since one took it */
 	__u64 used_at; /* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
 };
 
@@ -302,6 +302,7 @@ struct fbr_frag {
 #define FBR_FRAGS_MAX  4096 /* datagrams at once; a power of two */
 #define FBR_FRAG_LANES 4096 /* of fbr_frag_id and fbr_frag_via */
 #define FBR_HAIR_HINTS 4096 /* of fbr_hair */
+#define FBR_PASSED_MAX 4096 /* of fbr_passed */
 
 enum {
 	FBR_CLASS_TCP,

@@ -11,6 +11,7 @@
 #include "nport.h"
 #include "parse.h"
 #include "reason.h"
+#include "refusal.h"
 
 static __always_inline bool fbr_multicast(__be32 a)
 {
@@ -124,21 +125,6 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	return why || !p->frag ? why : fbr_frag_first(skb, p, *blame, false);
 }
 
-/* Whether this is the host's RST to a segment that no socket wanted: to a SYN
- * with sequence number 0, to anything else without ACK (RFC 9293 section
- * 3.10.7.1). A RST that ends a connection of the host has both.
- */
-static __always_inline bool fbr_answer_rst(struct __sk_buff *skb, const struct fbr_pkt *p)
-{
-	__be32 seq;
-
-	if (!(p->tcp_flags & TCP_RST) || skb->ingress_ifindex)
-		return false;
-	if (!(p->tcp_flags & TCP_ACK))
-		return true;
-	return !bpf_skb_load_bytes(skb, p->l4 + 4, &seq, 4) && seq == 0;
-}
-
 /* A packet of the host itself or of a neighbour NAT. */
 static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -151,7 +137,7 @@ static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const
 	    !fbr_nport_at(p->proto, p->sport))
 		return FBR_NONE;
 	fbr_answer_key(&in, p);
-	if (fbr_answer_rst(skb, p) && !fbr_port_known(skb, &in))
+	if (fbr_answer_rst(skb, p) && fbr_passed_take(&in) && !fbr_port_known(skb, &in))
 		return FBR_FOREIGN;
 	return fbr_snat_host(skb, p);
 }

@@ -111,7 +111,7 @@ func (n *NAT) bindNew(w *wish) bool {
 	p := n.portOf(w.fwd.Proto, off)
 	p.owner = bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}
 	p.dev = w.dev
-	p.usedAt = 0
+	p.usedAt, p.notedAt = 0, 0
 	p.refs = 1
 	p.bound = false
 	if _, has := n.binds[p.owner]; !has && !w.policy.EDM {

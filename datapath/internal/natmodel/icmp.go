@@ -38,7 +38,7 @@ func (n *NAT) errorOut(from int, p Packet) Verdict {
 	if outer != nil || n.network(q.Src) != nil {
 		return drop("unsupported")
 	}
-	if from == 0 && p.Type == 3 && p.Code == 3 && q.Kind == Ports && n.inRange(q.DPort) && !n.known(q.Tuple()) {
+	if from == 0 && p.Type == 3 && p.Code == 3 && q.Kind == Ports && n.inRange(q.DPort) && n.stackRefuses(q.Tuple()) {
 		return drop("foreign")
 	}
 	return next(p)

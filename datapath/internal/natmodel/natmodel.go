@@ -174,6 +174,7 @@ type NAT struct {
 	Now       uint64
 	Random    func() uint32
 	Busy      func(inbound Tuple) bool // somebody else on the host answers for it
+	Place     func(inbound Tuple) int  // of its note among those of packets that INPUT let through
 	Uplink    Addr                     // the uplink's address as it was told
 	Route     Addr                     // the source the kernel chooses now; 0: no route
 	Lease     uint64                   // 0: no routed fast path
@@ -192,13 +193,15 @@ type NAT struct {
 	unused [3]pool // free ports
 	binds  map[bind]int
 	peers  map[peer]int
+	passed map[int]Tuple // let through by INPUT, not answered yet
 }
 
 // New makes an empty NAT.
 func New(cfg Config) *NAT {
 	n := &NAT{
 		Config: cfg, Devices: map[int]*Device{}, flows: map[Tuple]*entry{}, slots: make([]slot, cfg.FlowsMax),
-		binds: map[bind]int{}, peers: map[peer]int{}, Busy: func(Tuple) bool { return false },
+		binds: map[bind]int{}, peers: map[peer]int{}, passed: map[int]Tuple{},
+		Busy: func(Tuple) bool { return false }, Place: func(Tuple) int { return 0 },
 	}
 	for class := range n.ports {
 		n.ports[class] = make([]port, cfg.Count)

@@ -182,7 +182,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 	}
 	rst := p.Flags&RST != 0
 	// A RST without ACK answers a segment that nobody wanted.
-	if rst && from == 0 && p.Flags&ACK == 0 && !n.known(p.Tuple().Reversed()) {
+	if rst && from == 0 && p.Flags&ACK == 0 && n.stackRefuses(p.Tuple().Reversed()) {
 		return drop("foreign")
 	}
 	e := n.live(p.Tuple(), nil, 0)
@@ -224,11 +224,6 @@ func (n *NAT) move(s *session) {
 	if !over && !n.gone(s) {
 		n.create(&wish{fwd: s.fwd, ext: s.ext, dev: s.dev, policy: s.dev.Net.Policy, moved: true})
 	}
-}
-
-// known says whether anybody on the host answers for an inbound tuple.
-func (n *NAT) known(in Tuple) bool {
-	return n.inRange(in.DPort) && n.noted(n.portOf(in.Proto, n.offset(in.DPort))) || n.Busy(in)
 }
 
 // inbound is the entry under which a packet from outside is let in.

@@ -15,8 +15,8 @@ type port struct {
 	refs        int
 	owner       bind // whose it is, if taken
 	dev         *Device
-	bound       bool // its owner has it for every destination
-	notedAt     uint64
+	bound       bool   // its owner has it for every destination
+	notedAt     uint64 // used beside any mapping, since a mapping took it
 	usedAt      uint64 // its owner last sent something (EIF and ADF), or gave it back
 }
 

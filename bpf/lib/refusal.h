@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Which refusals of the host leave: a RST, or an ICMP port unreachable, for a port
+ * of the NAT range.
+ *
+ * Such a port belongs to a mapping, or may belong to one soon. A packet for it that
+ * fits no session reaches the host's stack, where nobody listens, and the stack
+ * refuses it. That answer must not leave: a container may be about to ask the sender
+ * for this very packet (RFC 5382 REQ-4). A REJECT rule makes the same answer, but
+ * somebody means it.
+ *
+ * fbr_input tells the two apart. It runs after every rule of INPUT and notes in
+ * fbr_passed the packets that got through: only the stack answers those. A rule
+ * answers before. Each note serves one answer. fbr_passed is an array, and a later
+ * packet may take another's place: then an answer leaves that should not, which
+ * happens only if the kernel queues it, since it answers before it looks at the next
+ * packet.
+ *
+ * A port that the host, or a neighbour NAT, has used since a mapping had it is the
+ * host's to answer for. A listener that was closed refuses like any other.
+ */
+#ifndef FBR_REFUSAL_H
+#define FBR_REFUSAL_H
+
+#include "../include/bpf/bpf_helpers.h"
+#include "flow.h"
+#include "kctx.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+
+/* Whether the host answers for a port: it was the last to use it, or has used it
+ * lately beside a mapping.
+ */
+static __always_inline bool fbr_port_of_host(const struct fbr_nport *np)
+{
+	return np->noted_at && (!np->refs || fbr_port_noted(np, fbr_now()));
+}
+
+/* Whether anybody on this host answers for a packet that comes in as k, its
+ * destination port in the NAT range.
+ */
+__fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_key *k)
+{
+	if (!k)
+		return false;
+
+	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
+
+	return (np && fbr_port_of_host(np)) || fbr_host_receives(skb, k);
+}
+
+/* Whether this is the host's RST to a segment that no socket wanted: to a SYN
+ * with sequence number 0, to anything else without ACK (RFC 9293 section
+ * 3.10.7.1). A RST that ends a connection of the host has both.
+ */
+static __always_inline bool fbr_answer_rst(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	__be32 seq;
+
+	if (!(p->tcp_flags & TCP_RST) || skb->ingress_ifindex)
+		return false;
+	if (!(p->tcp_flags & TCP_ACK))
+		return true;
+	return !bpf_skb_load_bytes(skb, p->l4 + 4, &seq, 4) && seq == 0;
+}
+
+/* What fbr_passed holds for a packet that comes in as k; never 0. */
+static __always_inline __u32 fbr_passed_mark(const struct fbr_flow_key *k)
+{
+	return fbr_flow_hash(k) ?: 1;
+}
+
+static __always_inline __u32 *fbr_passed_at(__u32 mark)
+{
+	__u32 i = mark % FBR_PASSED_MAX;
+
+	return bpf_map_lookup_elem(&fbr_passed, &i);
+}
+
+/* Whether INPUT let a packet through that came in as k. The note is used up. */
+__fbr_global bool fbr_passed_take(const struct fbr_flow_key *k)
+{
+	if (!k)
+		return false;
+
+	__u32 mark = fbr_passed_mark(k), *at = fbr_passed_at(mark);
+
+	return at && __sync_val_compare_and_swap(at, mark, 0) == mark;
+}
+
+/* Notes a packet that INPUT lets through to a port of the NAT range. */
+static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
+{
+	struct {
+		struct iphdr ip;
+		struct l4ports ports;
+	} h;
+	struct fbr_flow_key k = {};
+	struct bpf_dynptr pkt;
+	struct fbr_nport *np;
+	__u32 mark, *at;
+
+	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&h, sizeof(h), &pkt, 0, 0))
+		return NF_ACCEPT;
+	if (h.ip.protocol != IPPROTO_TCP && h.ip.protocol != IPPROTO_UDP)
+		return NF_ACCEPT;
+	if (h.ip.ihl != 5 && bpf_dynptr_read(&h.ports, sizeof(h.ports), &pkt, h.ip.ihl * 4, 0))
+		return NF_ACCEPT;
+	np = fbr_nport_at(h.ip.protocol, h.ports.dport);
+	if (!np || fbr_port_of_host(np))
+		return NF_ACCEPT;
+	k.saddr = h.ip.saddr;
+	k.daddr = h.ip.daddr;
+	k.sport = h.ports.sport;
+	k.dport = h.ports.dport;
+	k.proto = h.ip.protocol;
+	mark = fbr_passed_mark(&k);
+	at = fbr_passed_at(mark);
+	if (at)
+		*at = mark;
+	return NF_ACCEPT;
+}
+
+#endif
