@@ -244,7 +244,7 @@ func (op *operation) uplinkNotes() (out []string) {
 		case err != nil:
 			note("uplink %s is gone: nothing leaves by it", u.Name)
 		case d.Master != 0:
-			note("uplink %s has become a port of another device, where its address is of no use: name that one ('fastbr up --uplink ...')", u.Name)
+			note("uplink %s has become a port of another device, where its address is of no use: name that one ('fastbr up --no-network --uplink ...')", u.Name)
 		case !d.Up:
 			note("uplink %s is down: nothing leaves by it", u.Name)
 		case !d.Carrier:

@@ -300,7 +300,7 @@ func (op *operation) leadsHere(host netip.Addr) error {
 	for _, u := range op.st.Uplinks {
 		names = append(names, "--uplink "+u.Name)
 	}
-	return tagged(ErrInvalid, fmt.Sprintf("host address %s is that of %s, which is no uplink: nobody would reach the port by it: publish on another, or run 'fastbr up %s --uplink %s'",
+	return tagged(ErrInvalid, fmt.Sprintf("host address %s belongs to %s, which is no uplink: nobody would reach the port by it. Publish on another address, or run 'fastbr up --no-network %s --uplink %s' first",
 		host, devices[0].Name, strings.Join(names, " "), devices[0].Name))
 }
 

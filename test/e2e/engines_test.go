@@ -148,12 +148,12 @@ func TestE2EPublishedAddress(t *testing.T) {
 		h.Must(t, "publish", "rm", host+":8080")
 	}
 	r := h.Fastbr(t, "publish", "add", "10.5.0.1:8080:80", "c1")
-	want := "fastbr: host address 10.5.0.1 is that of lan0, which is no uplink: nobody would reach the port by it: " +
-		"publish on another, or run 'fastbr up --uplink eth0 --uplink lan0'\n"
+	want := "fastbr: host address 10.5.0.1 belongs to lan0, which is no uplink: nobody would reach the port by it. " +
+		"Publish on another address, or run 'fastbr up --no-network --uplink eth0 --uplink lan0' first\n"
 	if r.Code == 0 || r.Stderr != want {
 		t.Errorf("exit %d: %q, want %q", r.Code, r.Stderr, want)
 	}
-	h.Must(t, "up", "--uplink", "eth0", "--uplink", "lan0")
+	h.Must(t, "up", "--no-network", "--uplink", "eth0", "--uplink", "lan0")
 	h.Must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
 }
 
