@@ -57,8 +57,8 @@ func (r *AttachRequest) check() error {
 	if r.Ifname == "" {
 		r.Ifname = "eth0"
 	}
-	if err := checkNetworkName(r.Network); err != nil {
-		return err
+	if err := errors.Join(checkNetworkName(r.Network), r.Expect.check()); err != nil {
+		return firstLine(err)
 	}
 	if r.Name != "" {
 		if err := checkName("port", r.Name); err != nil {
@@ -70,10 +70,8 @@ func (r *AttachRequest) check() error {
 			return err
 		}
 	}
-	for _, p := range r.Publish {
-		if err := p.check(); err != nil {
-			return err
-		}
+	if err := checkAll(r.Publish); err != nil {
+		return err
 	}
 	if err := r.Bandwidth.check(); err != nil {
 		return err
@@ -84,7 +82,13 @@ func (r *AttachRequest) check() error {
 // Attach plugs a container's namespace into a network. The error wraps
 // ErrInvalid, ErrNotUp, ErrNoNetwork, ErrDiffers, ErrExists, link.ErrGone,
 // link.ErrNotNetns, or a sentinel of ipam.
-func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachResult, err error) {
+func (c *Controller) Attach(ctx context.Context, r AttachRequest) (AttachResult, error) {
+	return c.attach(ctx, r, (*operation).asExpected)
+}
+
+// attach plugs a container into the network that find returns. One that find has made
+// for it goes down again if the port cannot be.
+func (c *Controller) attach(ctx context.Context, r AttachRequest, find func(*operation, AttachRequest) (n *network, made bool, err error)) (res AttachResult, err error) {
 	if err := r.check(); err != nil {
 		return res, err
 	}
@@ -99,38 +103,55 @@ func (c *Controller) Attach(ctx context.Context, r AttachRequest) (res AttachRes
 		return res, tagged(ErrInvalid, fmt.Sprintf("%s is the namespace that the bridge is in", r.Target))
 	}
 	err = c.mutate(ctx, func(op *operation) error {
-		n, err := op.upNetwork(r.Network)
+		n, made, err := find(op, r)
 		if err != nil {
 			return err
 		}
-		if d := n.differences(r.Expect); len(d) > 0 {
-			return tagged(ErrDiffers, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
-				n.Name, strings.Join(d, ", "), n.Name))
+		res, err = op.plugIn(n, r, ns)
+		if err != nil && made && len(n.Ports) == 0 {
+			err = errors.Join(err, op.downUndefined(n))
 		}
-		p, err := op.newPort(n, r, ns.ID())
-		if err != nil {
-			return err
-		}
-		publish, err := op.newPublications(n, r.Owner, op.notYetPublished(r.Owner, r.Publish))
-		if err != nil {
-			return err
-		}
-		inside, err := link.OpenIn(ns)
-		if err != nil {
-			return err
-		}
-		defer inside.Close()
-		if _, err := inside.ByName(p.Ifname); err == nil {
-			return tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
-		}
-		steps := op.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
-		if err := op.runner.run(ctx, steps); err != nil {
-			return err
-		}
-		res, err = op.attachResult(n, p)
 		return err
 	})
 	return res, err
+}
+
+// asExpected is the request's network if it is up and as the request expects; with
+// ErrDiffers it is not. made is false.
+func (op *operation) asExpected(r AttachRequest) (n *network, made bool, err error) {
+	if n, err = op.upNetwork(r.Network); err != nil {
+		return nil, false, err
+	}
+	if d := n.differences(r.Expect); len(d) > 0 {
+		err = tagged(ErrDiffers, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
+			n.Name, strings.Join(d, ", "), n.Name))
+	}
+	return n, false, err
+}
+
+// plugIn makes the port and publishes what comes with it.
+func (op *operation) plugIn(n *network, r AttachRequest, ns *link.Netns) (res AttachResult, err error) {
+	p, err := op.newPort(n, r, ns.ID())
+	if err != nil {
+		return res, err
+	}
+	publish, err := op.newPublications(n, r.Owner, op.notYetPublished(r.Owner, r.Publish))
+	if err != nil {
+		return res, err
+	}
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		return res, err
+	}
+	defer inside.Close()
+	if _, err := inside.ByName(p.Ifname); err == nil {
+		return res, tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
+	}
+	steps := op.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
+	if err := op.runner.run(op.ctx, steps); err != nil {
+		return res, err
+	}
+	return op.attachResult(n, p)
 }
 
 func (op *operation) attachResult(n *network, p *port) (AttachResult, error) {

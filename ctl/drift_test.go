@@ -69,7 +69,9 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		return err
 	},
 	"EndpointPublish": func(ctx context.Context, c *Controller, _ string) error {
-		return c.EndpointPublish(ctx, DefaultNetwork, "e1", []PublishRequest{{First: 8081, Last: 8081, Port: 80, Proto: "tcp"}})
+		return c.EndpointPublish(ctx, DefaultNetwork, "e1", func(map[string]string) ([]PublishRequest, error) {
+			return []PublishRequest{{First: 8081, Last: 8081, Port: 80, Proto: "tcp"}}, nil
+		})
 	},
 	"EndpointLeave": func(ctx context.Context, c *Controller, _ string) error {
 		return c.EndpointLeave(ctx, DefaultNetwork, "e1")

@@ -189,7 +189,7 @@ func TestEndpointPublishReplaces(t *testing.T) {
 	h.endpoint(t, "e1")
 	h.endpoint(t, "e2")
 	publish := func(name string, rs ...PublishRequest) error {
-		return h.ctl(t).EndpointPublish(h.ctx, DefaultNetwork, name, rs)
+		return h.ctl(t).EndpointPublish(h.ctx, DefaultNetwork, name, func(map[string]string) ([]PublishRequest, error) { return rs, nil })
 	}
 	web := PublishRequest{First: 8080, Last: 8089, Port: 80, Proto: "tcp"}
 	if err := publish("e1", web, PublishRequest{First: 61000, Last: 61009, Port: 53, Proto: "udp", Any: true}); err != nil {
@@ -243,4 +243,29 @@ func TestEndpointKeepsItsInterfaceName(t *testing.T) {
 		t.Errorf("a bad name: %v", err)
 	}
 	h.downAll(t)
+}
+
+// TestEndpointPublishesNothingInside: an engine asks for all ports of a container
+// also of an internal network.
+func TestEndpointPublishesNothingInside(t *testing.T) {
+	h := newHost(t)
+	internal := true
+	if _, err := h.ctl(t).NetworkCreate(h.ctx, "lab", NetworkRequest{Internal: &internal}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1"}); err != nil {
+		t.Fatal(err)
+	}
+	err := h.ctl(t).EndpointPublish(h.ctx, "lab", "e1", func(map[string]string) ([]PublishRequest, error) {
+		return []PublishRequest{{First: 8080, Last: 8080, Port: 80, Proto: "tcp"}}, nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if f := h.fake(t); len(f.Published) != 0 {
+		t.Errorf("published %+v", f.Published)
+	}
+	if err := h.ctl(t).NetworkDiscard(h.ctx, "lab"); err != nil {
+		t.Error(err)
+	}
 }

@@ -314,3 +314,57 @@ func TestBandwidth(t *testing.T) {
 		}
 	}
 }
+
+// TestRaisingIsOneOperation: a network that comes up with a port is gone again if
+// the port cannot be, and one without ports that differs is made anew with it.
+func TestRaisingIsOneOperation(t *testing.T) {
+	h := newHost(t)
+	h.up(t)
+	target := testutil.NewNetns(t).Path()
+	raise := func(c *Controller, subnet string) error {
+		r := owned(target, "c1", "eth0")
+		r.Expect = NetworkRequest{Bridge: "cni0", Subnet: netip.MustParsePrefix(subnet)}
+		_, err := c.AttachRaising(h.ctx, r, false)
+		return err
+	}
+	before := h.traces(t)
+	steps := h.steps(t, func(c *Controller) {
+		if err := raise(c, "10.88.0.0/16"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	gone := func() {
+		t.Helper()
+		if _, err := h.ctl(t).DetachOwned(h.ctx, true, func(Owner) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone()
+	for _, name := range []string{steps[0], steps[len(steps)/2], steps[len(steps)-1]} {
+		if err := raise(h.ctl(t, name), "10.88.0.0/16"); err == nil {
+			t.Fatalf("broken at %s: no error", name)
+		}
+		if after := h.traces(t); after != before {
+			t.Errorf("broken at %s: before:\n%s\nafter:\n%s", name, before, after)
+		}
+	}
+	h.upEngine(t)
+	if err := raise(h.ctl(t), "10.89.0.0/16"); err != nil {
+		t.Errorf("another subnet of a network without ports: %v", err)
+	}
+	if err := raise(h.ctl(t), "10.88.0.0/16"); !errors.Is(err, ErrDiffers) {
+		t.Errorf("another subnet of a network with a port = %v, want ErrDiffers", err)
+	}
+	if err := raise(h.ctl(t), "10.88.0.1/16"); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a subnet that is none = %v, want ErrInvalid", err)
+	}
+	r := owned(target, "c2", "eth1")
+	r.Network = "cni1"
+	if _, err := h.ctl(t).AttachRaising(h.ctx, r, true); !errors.Is(err, ErrNoNetwork) {
+		t.Errorf("a network that must be known = %v, want ErrNoNetwork", err)
+	}
+	gone()
+	if after := h.traces(t); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}

@@ -15,7 +15,7 @@ import (
 
 // PublishRequest asks for ports of the host that lead to a container's.
 type PublishRequest struct {
-	HostIP      netip.Addr // invalid: every address of the host
+	HostIP      netip.Addr // invalid: every address of the host; see ParseHostIP
 	First, Last uint16     // host ports, inclusive
 	Port        uint16     // the container's port that First leads to; the others follow
 	Proto       string     // "tcp" or "udp"
@@ -50,6 +50,25 @@ type PublicationView struct {
 	Network          string `json:"network"`
 	IP               string `json:"ip"`    // the container's
 	Allow            string `json:"allow"` // clients, CIDR
+}
+
+// ParseHostIP reads the host address of a publication. "" and 0.0.0.0 are every
+// address, an invalid one.
+func ParseHostIP(s string) (netip.Addr, error) {
+	if s == "" || s == "0.0.0.0" {
+		return netip.Addr{}, nil
+	}
+	return netip.ParseAddr(s)
+}
+
+// checkAll is check of each.
+func checkAll(rs []PublishRequest) error {
+	for _, r := range rs {
+		if err := r.check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r PublishRequest) check() error {

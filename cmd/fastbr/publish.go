@@ -152,11 +152,8 @@ func parsePublication(s string) (r ctl.PublishRequest, err error) {
 	r.Proto = proto
 	f := strings.Split(ports, ":")
 	if len(f) > 1 && strings.Contains(f[0], ".") {
-		if r.HostIP, err = netip.ParseAddr(f[0]); err != nil || !r.HostIP.Is4() {
+		if r.HostIP, err = ctl.ParseHostIP(f[0]); err != nil || r.HostIP.Is6() {
 			return r, usage("publication %q: address %q: an IPv4 address is wanted", s, f[0])
-		}
-		if r.HostIP.IsUnspecified() {
-			r.HostIP = netip.Addr{}
 		}
 		f = f[1:]
 	}

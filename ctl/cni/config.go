@@ -263,17 +263,11 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	if r.Proto != "tcp" && r.Proto != "udp" {
 		return r, unsupported("portMappings.protocol", m.Protocol)
 	}
-	if m.HostIP == "" {
-		return r, nil
-	}
-	if r.HostIP, err = netip.ParseAddr(m.HostIP); err != nil {
+	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil {
 		return r, invalid(fmt.Sprintf("port mapping: address %q is none", m.HostIP))
 	}
-	if !r.HostIP.Is4() {
+	if r.HostIP.Is6() {
 		return r, later
-	}
-	if r.HostIP.IsUnspecified() {
-		r.HostIP = netip.Addr{}
 	}
 	return r, nil
 }

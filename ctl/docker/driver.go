@@ -12,11 +12,10 @@ import (
 // Core is what the driver needs of the control plane. *ctl.Controller is one.
 type Core interface {
 	NetworkCreate(ctx context.Context, name string, r ctl.NetworkRequest) (ctl.NetworkView, error)
-	NetworkInspect(ctx context.Context, name string) (ctl.NetworkView, error)
 	NetworkDiscard(ctx context.Context, name string) error
 	EndpointCreate(ctx context.Context, r ctl.EndpointRequest) (ctl.EndpointView, error)
 	EndpointJoin(ctx context.Context, network, name, netns string) (ctl.EndpointView, error)
-	EndpointPublish(ctx context.Context, network, name string, rs []ctl.PublishRequest) error
+	EndpointPublish(ctx context.Context, network, name string, requests func(options map[string]string) ([]ctl.PublishRequest, error)) error
 	EndpointLeave(ctx context.Context, network, name string) error
 	EndpointDelete(ctx context.Context, network, name string) error
 }
@@ -113,18 +112,9 @@ func (d driver) program(ctx context.Context, q programRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := d.core.NetworkInspect(ctx, network)
-	if err != nil {
-		return nil, err
-	}
-	if n.Internal {
-		return nil, nil
-	}
-	rs, err := publishRequests(q.Options.PortMap, n.Options[optHostBinding])
-	if err != nil {
-		return nil, err
-	}
-	return nil, d.core.EndpointPublish(ctx, network, name, rs)
+	return nil, d.core.EndpointPublish(ctx, network, name, func(options map[string]string) ([]ctl.PublishRequest, error) {
+		return publishRequests(q.Options.PortMap, options[optHostBinding])
+	})
 }
 
 // leaveGateway takes back what program did. Newer dockerds do not call it after

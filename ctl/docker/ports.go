@@ -78,17 +78,11 @@ func joined(rs []ctl.PublishRequest) (out []ctl.PublishRequest) {
 	return out
 }
 
-// hostAddr is invalid for "", 0.0.0.0: every address.
+// hostAddr is ctl.ParseHostIP, of IPv4.
 func hostAddr(s string) (netip.Addr, error) {
-	if s == "" {
-		return netip.Addr{}, nil
-	}
-	a, err := netip.ParseAddr(s)
-	if err != nil || !a.Is4() {
+	a, err := ctl.ParseHostIP(s)
+	if err != nil || a.Is6() {
 		return a, fmt.Errorf("host address %s: fastbr publishes on IPv4 addresses only", s)
-	}
-	if a.IsUnspecified() {
-		return netip.Addr{}, nil
 	}
 	return a, nil
 }

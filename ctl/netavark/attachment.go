@@ -92,13 +92,8 @@ func (m portMapping) publications() (out []ctl.PublishRequest, err error) {
 	if r.Last < r.First {
 		return nil, fmt.Errorf("host ports from %d: %d ports do not fit below 65536", m.HostPort, m.Range)
 	}
-	if m.HostIP != "" {
-		if r.HostIP, err = netip.ParseAddr(m.HostIP); err != nil || !r.HostIP.Is4() {
-			return nil, fmt.Errorf("host address %q: IPv4 only", m.HostIP)
-		}
-		if r.HostIP.IsUnspecified() {
-			r.HostIP = netip.Addr{}
-		}
+	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil || r.HostIP.Is6() {
+		return nil, fmt.Errorf("host address %q: IPv4 only", m.HostIP)
 	}
 	for proto := range strings.SplitSeq(m.Protocol, ",") {
 		if proto != "tcp" && proto != "udp" {
