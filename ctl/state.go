@@ -104,7 +104,7 @@ type port struct {
 	// Peer is what an endpoint's container end is called as long as it is in the
 	// host's namespace: before an engine takes it, and after it gave it back.
 	// Taken: it has been seen elsewhere. Touched is when the engine last said
-	// anything about it, in seconds since boot. See endpoint.go.
+	// anything about it, in seconds since boot. See engine.go.
 	Peer    string `json:"peer,omitempty"`
 	Taken   bool   `json:"taken,omitempty"`
 	Touched int64  `json:"touched,omitempty"`
