@@ -3,12 +3,15 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/ctl"
@@ -53,6 +56,7 @@ exits; no process is needed to forward.`,
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetFlagErrorFunc(flagError)
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
@@ -70,6 +74,30 @@ exits; no process is needed to forward.`,
 	initHelp(root)
 	initCompletion(root)
 	return root
+}
+
+// flagError says what is wanted where a flag has a value it cannot have; the parser
+// would say which of Go's functions has refused it.
+func flagError(_ *cobra.Command, err error) error {
+	var bad *pflag.InvalidValueError
+	if !errors.As(err, &bad) {
+		return err
+	}
+	var number *strconv.NumError
+	var want string
+	switch kind := bad.GetFlag().Value.Type(); {
+	case kind == "bool":
+		want = "true or false"
+	case kind == "duration":
+		want = "a time with its unit, such as 10s"
+	case errors.As(err, &number) && number.Err == strconv.ErrRange:
+		want = "a smaller number"
+	case errors.As(err, &number):
+		want = "a number"
+	default:
+		return fmt.Errorf("--%s %q: %w", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())
+	}
+	return fmt.Errorf("--%s %q: %s is wanted", bad.GetFlag().Name, bad.GetValue(), want)
 }
 
 // commands are all of them, in the order of the help.

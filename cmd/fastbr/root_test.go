@@ -43,6 +43,20 @@ func TestUsageErrorsExit2(t *testing.T) {
 	}
 }
 
+func TestBadValuesAreNamed(t *testing.T) {
+	for args, want := range map[string]string{
+		"up --nat-flows x":                    `--nat-flows "x": a number is wanted`,
+		"up --nat-flows 99999999999999999999": `--nat-flows "99999999999999999999": a smaller number is wanted`,
+		"port set c1 --slow=maybe":            `--slow "maybe": true or false is wanted`,
+		"demo --nosuch=x":                     "unknown flag: --nosuch",
+	} {
+		e, _, stderr := testEnv(t, strings.Fields(args)...)
+		if code := run(e); code != exitUsage || stderr.String() != "fastbr: "+want+"\n" {
+			t.Errorf("%s: exit code %d, stderr %q, want %q", args, code, stderr, want)
+		}
+	}
+}
+
 func TestVersionAndHelpNeedNothing(t *testing.T) {
 	for args, want := range map[string]string{"version": "state schema", "version -o json": `"schema"`, "help": "attach", "completion zsh": "compdef"} {
 		e, stdout, stderr := testEnv(t, strings.Fields(args)...)
