@@ -97,7 +97,7 @@ func newRig(tb testing.TB, m harness.Mode) *rig {
 		dev string
 		ip  netip.Addr
 		mac mac
-	}{{r.Host, "eth0", o1IP, o1MAC}, {r.Host, "eth1", o2IP, o2MAC}, {r.Outsides[0], "eth0", host0IP, host0MAC}, {r.Outsides[1], "eth0", host1IP, host1MAC}} {
+	}{{r.Host, "lan0", n1IP, n1MAC}, {r.Host, "eth0", o1IP, o1MAC}, {r.Host, "eth1", o2IP, o2MAC}, {r.Outsides[0], "eth0", host0IP, host0MAC}, {r.Outsides[1], "eth0", host1IP, host1MAC}} {
 		r.run(tb, n.n, "ip", "neigh", "replace", n.ip.String(), "lladdr", net.HardwareAddr(n.mac[:]).String(), "dev", n.dev, "nud", "permanent")
 	}
 	check(tb, r.Host.NFT(r.Ctx, `table inet admin {

@@ -188,6 +188,9 @@ func parseIPv4(b []byte) *packet {
 func (p *packet) whole() bool { return p.frag == 0 && len(p.ip) == p.total }
 
 func (p *packet) headerOK() bool {
+	if p.total == 0 && p.proto == protoTCP { // the kernel takes it for a super-packet of BIG TCP
+		return testutil.Sum(0, p.ip[:p.hlen]) == 0xffff
+	}
 	return p.total >= p.hlen && len(p.ip) >= p.hlen && testutil.Sum(0, p.ip[:p.hlen]) == 0xffff
 }
 
@@ -280,7 +283,7 @@ type container struct {
 }
 
 // hosts are the host's addresses that are no gateway's.
-var hosts = []netip.Addr{host0IP, host1IP, lanIP}
+var hosts = slices.Clip([]netip.Addr{host0IP, host1IP, lanIP})
 
 // see judges what a container sends and receives.
 func (c *container) see(j *judge, t lab.Tapped) error {
@@ -305,6 +308,9 @@ func (c *container) see(j *judge, t lab.Tapped) error {
 	}
 	switch f.etype {
 	case etherARP:
+		if f.src == c.gatewayMAC && !c.internal && isReply(f.l3, c.gatewayMAC, append(hosts, gwB)) {
+			return nil // the kernel answers for each address of the host
+		}
 		return judgeARP(f.l3, fromMAC, from)
 	case etherIPv6:
 		if f.src != c.siblingMAC {
@@ -407,6 +413,12 @@ func judgeARP(b []byte, m mac, a netip.Addr) error {
 	return nil
 }
 
+// isReply tells of an ARP reply that says that one of these addresses has this MAC
+// address.
+func isReply(b []byte, m mac, addrs []netip.Addr) bool {
+	return len(b) >= 28 && b[7] == 2 && mac(b[8:14]) == m && slices.Contains(addrs, netip.AddrFrom4([4]byte(b[14:18])))
+}
+
 // judgeIPv6: containers speak it with each other, but none says where the routers are.
 func judgeIPv6(b []byte) error {
 	if len(b) < 40 {
@@ -456,7 +468,7 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 	}
 	switch {
 	case f.etype == etherARP:
-		if len(f.l3) < 28 || mac(f.l3[8:14]) != o.hostMAC || !slices.Contains(hosts, netip.AddrFrom4([4]byte(f.l3[14:18]))) {
+		if !isReply(f.l3, o.hostMAC, append(hosts, gwA, gwB)) && (len(f.l3) < 28 || mac(f.l3[8:14]) != o.hostMAC || !slices.Contains(hosts, netip.AddrFrom4([4]byte(f.l3[14:18])))) {
 			return fmt.Errorf("it does not speak of the host")
 		}
 		return nil
@@ -513,7 +525,7 @@ func (b *bridge) see(_ *judge, t lab.Tapped) error {
 		if p == nil {
 			return nil // the kernel's business
 		}
-		if p.frag != 0 && (f.src == host0MAC || f.src == host1MAC) {
+		if p.frag != 0 && (f.src == host0MAC || f.src == host1MAC || f.src == containerMAC(b.gateway)) {
 			return nil // a reassembled packet leaves in the very buffers that the tap still reads
 		}
 		switch {
