@@ -11,7 +11,7 @@ DEPS    := .ci/deps
 BIN     := bin/fastbr
 PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
-FIREWALLS := firewall-cmd dbus-daemon
+FIREWALLS := ufw firewall-cmd dbus-daemon
 ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local
 CLANG_FORMAT ?= clang-format-19
 

@@ -101,12 +101,11 @@ func (op *operation) removeStray() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		network, ours := strings.CutPrefix(e.Alias, ownerMark(""))
-		if !ours || e.Kind != "veth" && e.Kind != "bridge" && e.Kind != "ifb" {
+		if !strings.HasPrefix(e.Alias, ownerMark("")) || e.Kind != "veth" && e.Kind != "bridge" && e.Kind != "ifb" {
 			continue
 		}
 		op.say("removing %s, left from a network whose state is lost", e.Name)
-		errs = append(errs, op.conn.Delete(e.Index), firewall.Remove(ownerMark(network)))
+		errs = append(errs, op.conn.Delete(e.Index), firewall.Remove(firewall.Network{Mark: e.Alias, Bridge: firewall.Device{Name: e.Name}}))
 	}
 	return errors.Join(append(errs, op.restoreUnrecorded(), op.removeDatapath())...)
 }

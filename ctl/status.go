@@ -82,12 +82,8 @@ func (r *reading) notes() []string {
 			notes = append(notes, fmt.Sprintf("network %s is not whole: the next command that changes something mends it", name))
 		}
 	}
-	if found, err := r.inTheWay(); err != nil {
-		notes = append(notes, err.Error())
-	} else {
-		for _, f := range found {
-			notes = append(notes, f.Detail)
-		}
+	for _, f := range r.firewallFindings() {
+		note(f)
 	}
 	notes = append(notes, r.driftNotes()...)
 	note(bridgeCallFinding())

@@ -203,7 +203,7 @@ func (op *operation) refresh(quiet bool) error {
 			return err
 		}
 	}
-	return op.allowForwarding()
+	return op.openFirewall()
 }
 
 func (op *operation) upNew(name string, def *Definition, nr NetworkRequest, ir InstanceRequest, durable bool) (*network, error) {
@@ -331,7 +331,7 @@ func (op *operation) networkSteps(n *network, uplinks []uplink) []step {
 		{"xdp", func() error { return op.syncXDP(false) }, nil}, // goes with the uplinks
 		{"big-tcp", op.syncBigTCP, func() error { return op.ifLast(op.restoreBigTCP) }},
 		{"speed", op.setSpeed, nil},
-		{"forward", op.allowForwarding, func() error { return firewall.Remove(ownerMark(n.Name)) }},
+		{"forward", op.openFirewall, func() error { return firewall.Remove(n.filtered()) }},
 		{"bridge-up", func() error { return op.conn.SetUp(n.Index, true) }, nil},
 	}
 	if n.Defining {

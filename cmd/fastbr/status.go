@@ -52,7 +52,7 @@ func statusTable(w io.Writer, v ctl.StatusView) {
 		fmt.Fprintf(w, "Network %s\tup %s, bridge %s, %s, ports %d, MTU %d\n", n.Name, yesNo(n.Up), n.Bridge, n.Subnet, len(n.Ports), n.MTU)
 	}
 	for _, r := range v.Accept {
-		fmt.Fprintf(w, "Rules\taccept %s in %s, for its policy is DROP\n", r.Bridge, r.Where)
+		fmt.Fprintf(w, "Rules\taccept %s in %s: %s\n", r.Bridge, r.Where, r.What)
 	}
 	for _, f := range v.Features {
 		if f.State != "ok" {

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,52 +13,66 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// Ensure lets the networks' packets through where forwarded packets are dropped
-// unless a rule accepts them: behind all of the user's rules, before what drops
-// the rest. dockerd, ufw and others set that whenever they start, and append rules
-// of their own. say is told what was done.
+// opened are the hooks in which rules of ours let packets through.
+var opened = []hook{forwarding, localIn}
+
+// Ensure lets the networks' packets through where the host drops what no rule
+// accepts: what is forwarded for them, and their questions for names. Its rules come
+// behind all of the user's rules, before what drops the rest. dockerd, ufw and others
+// set that whenever they start, and append rules of their own. In firewalld it puts
+// the bridges in a zone. say is told what was done.
 func Ensure(networks []Network, say func(format string, args ...any)) error {
 	rs, err := read()
 	if err != nil {
 		return err
 	}
-	for _, c := range rs.base(forwarding, false) {
-		if c.ofFirewalld() {
-			continue
-		}
-		for _, n := range networks {
-			if err := rs.acceptIn(c, n, say); err != nil {
-				return err
+	rs.ensureZone(networks, say)
+	for _, h := range opened {
+		for _, c := range rs.base(h, false) {
+			if c.ofFirewalld() {
+				continue
+			}
+			for _, n := range networks {
+				if err := rs.acceptIn(c, n, say); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	return rs.err
 }
 
+// acceptIn puts a network's rules where they belong in a base chain and what it
+// jumps to.
 func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error {
 	tail := rs.tail(c, jumpsDeep)
 	if tail == nil || rs.err != nil {
 		return rs.err
 	}
-	missing, stray := rs.ours(*tail, n)
+	at := rs.room(*tail)
+	missing, stray := rs.ours(at, n, c.hook)
 	if len(missing) == 0 && len(stray) == 0 {
 		return nil
 	}
 	if len(missing) > 0 {
 		why := fmt.Sprintf("%s drops by policy: appended rules", c)
-		if tail.at < len(tail.chain.rules) {
-			why = fmt.Sprintf("%s drops whatever comes to its end: put rules before that", tail)
+		if at.at < len(at.chain.rules) {
+			why = fmt.Sprintf("%s drops what no rule accepts: put rules before that", tail)
 		}
-		say("%s that accept %s (comment %q)", why, n.Bridge, n.Mark)
+		what := n.Bridge.Name
+		if c.hook == localIn {
+			what = fmt.Sprintf("questions for names from %s to %s", n.Bridge.Name, n.Resolver)
+		}
+		say("%s that accept %s (comment %q)", why, what, n.comment(c.hook))
 	}
-	for i, key := range missing {
-		if err := rs.insert(*tail, i, key, n); err != nil {
-			return fmt.Errorf("adding accept rules to %s: %w", tail.chain, err)
+	for i, p := range missing {
+		if err := rs.insert(at, i, p, n.comment(c.hook)); err != nil {
+			return fmt.Errorf("adding accept rules to %s: %w", at.chain, err)
 		}
 	}
 	// Numbers behind the new rules have grown by as many.
 	for i := range stray {
-		if stray[i].chain == tail.chain && stray[i].at >= tail.at {
+		if stray[i].chain == at.chain && stray[i].at >= at.at {
 			stray[i].at += len(missing)
 		}
 	}
@@ -67,24 +82,24 @@ func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error
 	return rs.forget(c.table)
 }
 
-// ours are which of the two rules of a network's are not right before the tail, and
+// ours are which of a network's rules for a hook are not right before a place, and
 // which rules of its are elsewhere in the table.
-func (rs *ruleset) ours(tail place, n Network) (missing []expr.MetaKey, stray []place) {
-	missing = []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME}
-	first := tail.at
-	for first > 0 && isOurs(tail.chain.rules[first-1].comment) {
+func (rs *ruleset) ours(at place, n Network, h hook) (missing []pass, stray []place) {
+	missing = n.wanted(h)
+	first := at.at
+	for first > 0 && isOurs(at.chain.rules[first-1].comment) {
 		first--
 	}
-	for _, c := range rs.chains[tail.chain.table] {
+	for _, c := range rs.chains[at.chain.table] {
 		for i, r := range rs.load(c) {
-			if r.comment != n.Mark {
+			if r.comment != n.comment(h) {
 				continue
 			}
-			at := slices.IndexFunc(missing, func(k expr.MetaKey) bool { return rs.accepts(c, r, k, n.Bridge) })
-			if c != tail.chain || i < first || i >= tail.at || at < 0 {
+			is := slices.IndexFunc(missing, func(p pass) bool { return rs.accepts(c, r, p) })
+			if c != at.chain || i < first || i >= at.at || is < 0 {
 				stray = append(stray, place{c, i})
 			} else {
-				missing = slices.Delete(missing, at, at+1)
+				missing = slices.Delete(missing, is, is+1)
 			}
 		}
 	}
@@ -96,33 +111,23 @@ const markStart = "fastbr:"
 
 func isOurs(comment string) bool { return strings.HasPrefix(comment, markStart) }
 
-// accepts tells whether a rule accepts whatever comes from a device, or goes there.
-func (rs *ruleset) accepts(c *chain, r rule, key expr.MetaKey, d Device) bool {
-	p := anything()
-	if p.in = d; key == expr.MetaKeyOIFNAME {
-		p.in, p.out = Device{}, d
-	}
-	_, out := rs.run(c, r, p)
+// accepts tells whether a rule accepts all packets of a kind.
+func (rs *ruleset) accepts(c *chain, r rule, p pass) bool {
+	_, out := rs.run(c, r, p.packet())
 	return len(out) == 1 && out[0].when == yes && out[0].do == accept
 }
 
-// insert puts one of the two rules at a place, behind some that have been put there
-// since it was read.
-func (rs *ruleset) insert(at place, behind int, key expr.MetaKey, n Network) error {
+// insert puts a rule at a place, behind some that have been put there since it was
+// read.
+func (rs *ruleset) insert(at place, behind int, p pass, comment string) error {
 	if c := at.chain; c.ofIPTables() {
-		way := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "-i", expr.MetaKeyOIFNAME: "-o"}[key]
-		_, err := iptablesOf(c.table).run("-t", c.table.name, "-I", c.name, strconv.Itoa(at.at+behind+1), way, n.Bridge.Name,
-			"-m", "comment", "--comment", n.Mark, "-j", "ACCEPT")
+		args := append([]string{"-t", c.table.name, "-I", c.name, strconv.Itoa(at.at + behind + 1)}, p.iptables()...)
+		_, err := iptablesOf(c.table).run(append(args, "-m", "comment", "--comment", comment, "-j", "ACCEPT")...)
 		return err
 	}
 	r := &nftables.Rule{Table: at.chain.nft.Table, Chain: at.chain.nft,
-		UserData: userdata.AppendString(nil, userdata.TypeComment, n.Mark),
-		Exprs: []expr.Any{
-			&expr.Meta{Key: key, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name(n.Bridge.Name).val},
-			&expr.Counter{},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		}}
+		UserData: userdata.AppendString(nil, userdata.TypeComment, comment),
+		Exprs:    append(p.exprs(at.chain.table.family), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})}
 	if at.at < len(at.chain.rules) {
 		r.Position = at.chain.rules[at.at].handle
 		rs.conn.InsertRule(r)
@@ -161,42 +166,63 @@ func (rs *ruleset) forget(t table) error {
 	return nil
 }
 
-// Remove deletes the rules tagged with a network's mark wherever they are.
-func Remove(mark string) error {
+// tagged are the rules of a network's in all tables that Ensure adds to.
+func (rs *ruleset) tagged(n Network, h hook) (out []place) {
+	seen := map[table]bool{}
+	for _, c := range rs.base(h, false) {
+		if seen[c.table] {
+			continue
+		}
+		seen[c.table] = true
+		for _, x := range rs.chains[c.table] {
+			for i, r := range rs.load(x) {
+				if r.comment == n.comment(h) {
+					out = append(out, place{x, i})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Remove takes away whatever Ensure has added for a network, wherever it is.
+func Remove(n Network) error {
 	rs, err := read()
 	if err != nil {
 		return err
 	}
-	for _, c := range rs.base(forwarding, false) {
-		var all []place
-		for _, x := range rs.chains[c.table] {
-			for i, r := range rs.load(x) {
-				if r.comment == mark {
-					all = append(all, place{x, i})
-				}
-			}
-		}
-		if err := errors.Join(rs.err, rs.delete(all), rs.forget(c.table)); err != nil {
+	for _, h := range opened {
+		all := rs.tagged(n, h)
+		if err := errors.Join(rs.err, rs.delete(all)); err != nil {
 			return err
 		}
+		for _, p := range all {
+			if err := rs.forget(p.chain.table); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
+	return rs.leaveZone(n)
 }
 
-// Rules lists where accept rules for the networks are.
+// Rules lists what lets the networks' packets through.
 func Rules(networks []Network) (out []Rule, err error) {
 	rs, err := read()
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range rs.base(forwarding, false) {
-		for _, n := range networks {
-			for _, x := range rs.chains[c.table] {
-				if slices.ContainsFunc(rs.load(x), func(r rule) bool { return r.comment == n.Mark }) {
-					out = append(out, Rule{x.String(), n.Bridge.Name, n.Name})
+	what := map[hook]string{forwarding: "what is forwarded", localIn: "questions for names"}
+	for _, n := range networks {
+		for _, h := range opened {
+			for _, p := range rs.tagged(n, h) {
+				r := Rule{p.chain.String(), n.Bridge.Name, n.Name, what[h]}
+				if !slices.Contains(out, r) {
+					out = append(out, r)
 				}
 			}
 		}
 	}
+	out = append(out, rs.zoned(networks)...)
+	slices.SortStableFunc(out, func(a, b Rule) int { return cmp.Compare(a.Where, b.Where) })
 	return out, rs.err
 }

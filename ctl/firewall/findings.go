@@ -2,6 +2,8 @@ package firewall
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -48,77 +50,143 @@ func over(p packet, proto byte) packet {
 	return p
 }
 
-// Findings says what the host's filters do to containers' traffic that the user
-// may not want.
+// question is what a network's containers ask the gateway for names, at first.
+func question(n Network, proto byte) packet {
+	p := anything()
+	p.in, p.src, p.origSrc = n.Bridge, prefix(n.Subnet), prefix(n.Subnet)
+	p.dst, p.origDst, p.dstType = address(n.Resolver), address(n.Resolver), native(unix.RTN_LOCAL)
+	p.proto, p.dport, p.origDstPort = known(proto), port(dnsPort), port(dnsPort)
+	p.state, p.status = native(expr.CtStateBitNEW), translation(0)
+	return p
+}
+
+// reply is what the gateway says to it.
+func reply(n Network, proto byte) packet {
+	p := question(n, proto)
+	p.in, p.out, p.src, p.dst = Device{}, n.Bridge, p.dst, p.src
+	p.sport, p.dport, p.dstType = p.dport, p.sport, native(unix.RTN_UNICAST)
+	p.state = native(expr.CtStateBitESTABLISHED)
+	return p
+}
+
+// Findings says what the host's filters do with containers' traffic: whether they
+// drop what no rule accepts, and what the user may not want.
 func Findings(h Host) ([]Finding, error) {
 	rs, err := read()
 	if err != nil {
 		return nil, err
 	}
-	out := append(rs.condemned(h), rs.translatedBefore(h)...)
+	out := []Finding{rs.byDefault("forward-policy", "what is forwarded", forwarding), rs.byDefault("input-policy", "what is sent to the host", localIn)}
+	out = append(out, rs.condemned(h)...)
+	out = append(out, rs.translatedBefore(h)...)
 	out = append(out, rs.unmet(h)...)
 	return out, rs.err
 }
 
-// Defaults names the chains that drop forwarded packets unless a rule accepts them,
-// and that Ensure adds rules to.
-func Defaults() (out []string, err error) {
-	rs, err := read()
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range rs.base(forwarding, false) {
-		if c.ofFirewalld() {
-			continue
-		}
-		if tail := rs.tail(c, jumpsDeep); tail != nil {
-			out = append(out, tail.String())
+// byDefault says which chains of a hook drop what no rule accepts.
+func (rs *ruleset) byDefault(name, what string, h hook) Finding {
+	var ours, firewallds []string
+	for _, c := range rs.base(h, false) {
+		switch tail := rs.tail(c, jumpsDeep); {
+		case tail == nil:
+		case c.ofFirewalld():
+			firewallds = append(firewallds, tail.chain.String())
+		default:
+			ours = append(ours, tail.String())
 		}
 	}
-	return out, rs.err
+	f := Finding{Name: name, Detail: "nothing drops " + what + " by default"}
+	var says []string
+	if len(ours) > 0 {
+		says = append(says, fmt.Sprintf("dropped by default in %s: 'fastbr up' adds tagged accept rules", strings.Join(ours, ", ")))
+	}
+	if len(firewallds) > 0 {
+		says = append(says, fmt.Sprintf("dropped by default by firewalld in %s: 'fastbr up' gives its bridges a zone", strings.Join(firewallds, ", ")))
+	}
+	if len(says) > 0 {
+		f.Detail = strings.Join(says, "; ")
+	}
+	return f
 }
 
-// condemned are networks and published ports that the host's filters cut off.
+// condemned are networks, published ports and questions for names that the host's
+// filters cut off.
 func (rs *ruleset) condemned(h Host) (out []Finding) {
-	add := func(by *place, what string) bool {
-		if by == nil {
-			return false
+	add := func(by *cut, n Network, p pass, kind, what string) bool {
+		if by != nil {
+			out = append(out, Finding{kind, true, fmt.Sprintf("%s drops %s: %s", by, what, rs.remedy(*by, n, p, h))})
 		}
-		out = append(out, Finding{"forward", fmt.Sprintf("%s drops %s%s", by, what, remedy(*by, h))})
-		return true
+		return by != nil
 	}
 	for _, n := range h.Networks {
+		for _, ask := range n.wanted(localIn) {
+			proto := protocols[ask.proto]
+			if add(rs.condemns(question(n, proto), prerouting, localIn), n, ask, "names",
+				fmt.Sprintf("questions for names that network %s asks %s", n.Name, n.Resolver)) ||
+				add(rs.condemns(reply(n, proto), localOut, postrouting), n, pass{out: n.Bridge.Name, src: single(n.Resolver)}, "names",
+					fmt.Sprintf("answers about names from %s to network %s", n.Resolver, n.Name)) {
+				break
+			}
+		}
 		if n.Internal {
 			continue
 		}
 		for _, u := range h.ways() {
-			cut := add(rs.condemns(over(sent(n, u), unix.IPPROTO_TCP), filters...), fmt.Sprintf("what network %s sends by %s", n.Name, u)) ||
-				add(rs.condemns(over(answered(n, u), unix.IPPROTO_TCP), filters...), fmt.Sprintf("answers from %s to network %s", u, n.Name))
-			if cut {
+			stopped := add(rs.condemns(over(sent(n, u), unix.IPPROTO_TCP), filters...), n, pass{in: n.Bridge.Name}, "forward",
+				fmt.Sprintf("what network %s sends by %s", n.Name, u)) ||
+				add(rs.condemns(over(answered(n, u), unix.IPPROTO_TCP), filters...), n, pass{out: n.Bridge.Name}, "forward",
+					fmt.Sprintf("answers from %s to network %s", u, n.Name))
+			if stopped {
 				continue
 			}
-			cutOff := map[place][]Publication{}
-			var order []place
+			pubs := map[cut][]Publication{}
+			var order []cut
 			for _, pub := range h.Published {
 				if pub.Bridge != n.Bridge {
 					continue
 				}
 				if by := rs.condemns(asks(pub, u), filters...); by != nil {
-					if cutOff[*by] == nil {
+					if pubs[*by] == nil {
 						order = append(order, *by)
 					}
-					cutOff[*by] = append(cutOff[*by], pub)
+					pubs[*by] = append(pubs[*by], pub)
 				}
 			}
 			for _, by := range order {
-				pubs := cutOff[by]
-				more := ""
-				if len(pubs) > 1 {
-					more = fmt.Sprintf(", and %d other published ports", len(pubs)-1)
+				pub, more := pubs[by][0], ""
+				if others := len(pubs[by]) - 1; others > 0 {
+					more = fmt.Sprintf(", and %d other published ports", others)
 				}
-				add(&by, fmt.Sprintf("what clients send by %s to the published port %s of %s%s", u, pubs[0], pubs[0].Name, more))
+				add(&by, n, pass{out: n.Bridge.Name, dst: single(pub.Container), proto: pub.Proto, port: pub.Port}, "forward",
+					fmt.Sprintf("what clients send by %s to the published port %s of %s%s", u, pub, pub.Name, more))
 			}
 		}
 	}
 	return out
+}
+
+// remedy is what to do about a rule that drops what p would let through.
+func (rs *ruleset) remedy(by cut, n Network, p pass, h Host) string {
+	c := by.chain
+	if c.ofFirewalld() {
+		return rs.firewalldRemedy(n, h.Networks)
+	}
+	if tail := rs.tail(by.base, jumpsDeep); tail != nil && slices.Contains(opened, by.base.hook) {
+		if missing, _ := rs.ours(rs.room(*tail), n, by.base.hook); len(missing) > 0 {
+			return mendsItself
+		}
+	}
+	p = p.at(by.base.hook, n)
+	var command string
+	switch {
+	case c.ofIPTables() && strings.HasPrefix(c.name, "ufw-user-"):
+		command = p.ufw()
+	case c.ofIPTables():
+		command = fmt.Sprintf("%s -t %s -I %s %d %s -j ACCEPT", iptablesOf(c.table), c.table.name, c.name, by.at+1, strings.Join(p.iptables(), " "))
+	case by.at < len(c.rules):
+		command = fmt.Sprintf("nft insert rule %s %s %s handle %d %s", c.table.family, c.table.name, c.name, c.rules[by.at].handle, p.nft())
+	default:
+		command = fmt.Sprintf("nft add rule %s %s %s %s", c.table.family, c.table.name, c.name, p.nft())
+	}
+	return "unless that is meant: " + command
 }

@@ -15,11 +15,12 @@ type Device struct {
 // Network is what a filter must know of a network.
 type Network struct {
 	Name       string
-	Mark       string // comment of our rules for it
+	Mark       string // comment of our rules for it begins so
 	Bridge     Device
 	Subnet     netip.Prefix
 	Internal   bool // leads nowhere
 	Masquerade bool
+	Resolver   netip.Addr // where its containers ask for names; invalid: nowhere
 }
 
 // Publication is a range of host ports that lead to a container's.
@@ -40,17 +41,19 @@ type Host struct {
 	Published []Publication
 }
 
-// Rule is where accept rules of ours are.
+// Rule is where something of ours lets a network's packets through.
 type Rule struct {
 	Where   string
 	Bridge  string
 	Network string
+	What    string // it lets through, for a sentence
 }
 
 // Finding is something that the user should know.
 type Finding struct {
-	Name   string
-	Detail string
+	Name    string
+	Warning bool // somebody may have to do something
+	Detail  string
 }
 
 // ways are the uplinks, or one unknown device where there are none.

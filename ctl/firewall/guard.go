@@ -88,7 +88,7 @@ func (rs *ruleset) unmet(h Host) (out []Finding) {
 		}
 	}
 	for _, g := range found {
-		out = append(out, Finding{"unmet-rule", fmt.Sprintf(
+		out = append(out, Finding{"unmet-rule", true, fmt.Sprintf(
 			"%s does not match what comes to published ports, which fastbr translates before connection tracking: %s", g.at, g.remedy())})
 	}
 	return out

@@ -2,7 +2,7 @@ package firewall
 
 import "fmt"
 
-// TranslatedBefore are chains that translate what containers send before the
+// translatedBefore are chains that translate what containers send before the
 // datapath does, with nat.
 func (rs *ruleset) translatedBefore(h Host) (out []Finding) {
 	for _, n := range h.Networks {
@@ -11,7 +11,7 @@ func (rs *ruleset) translatedBefore(h Host) (out []Finding) {
 		}
 		for _, u := range h.Uplinks {
 			if c := rs.translates(n, u); c != nil {
-				out = append(out, Finding{"foreign-nat", fmt.Sprintf(
+				out = append(out, Finding{"foreign-nat", true, fmt.Sprintf(
 					"%s translates what network %s sends by %s before fastbr can: such flows have neither fast path nor fastbr's NAT; except %s there",
 					c, n.Name, u, n.Subnet)})
 			}

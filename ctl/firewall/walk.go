@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/google/nftables/expr"
 )
 
 // fate is what may become of a packet in a chain.
@@ -140,20 +142,79 @@ func (rs *ruleset) end(c *chain) *place {
 	return nil
 }
 
+// room is where rules go that accept before a tail: also before the rules there
+// that only log, so that nothing is said to be blocked and then accepted.
+func (rs *ruleset) room(tail place) place {
+	for tail.at > 0 && rs.idle(tail.chain, tail.chain.rules[tail.at-1], jumpsDeep) {
+		tail.at--
+	}
+	return tail
+}
+
+// idle tells that a rule neither decides about a packet nor changes it.
+func (rs *ruleset) idle(c *chain, r rule, deep int) bool {
+	if deep == 0 || isOurs(r.comment) {
+		return false
+	}
+	for _, e := range r.exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log, *expr.Cmp, *expr.Range, *expr.Bitwise, *expr.Byteorder:
+		case *expr.Meta:
+			if e.SourceRegister {
+				return false
+			}
+		case *expr.Ct:
+			if e.SourceRegister {
+				return false
+			}
+		case *expr.Payload:
+			if e.OperationType != expr.PayloadLoad {
+				return false
+			}
+		case *expr.Match:
+			if !slices.Contains(understood, e.Name) && !slices.Contains([]string{"limit", "--limit", "--limit-burst"}, e.Name) {
+				return false
+			}
+		case *expr.Target:
+			if !slices.Contains([]string{"LOG", "NFLOG", "ULOG"}, e.Name) {
+				return false
+			}
+		case *expr.Verdict:
+			next := rs.chains[c.table][e.Chain]
+			if e.Kind != expr.VerdictJump || next == nil ||
+				slices.ContainsFunc(rs.load(next), func(r rule) bool { return !rs.idle(next, r, deep-1) }) {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // filters are the hooks that a forwarded packet passes, in order.
 var filters = []hook{prerouting, forwarding, postrouting}
 
+// cut is what drops packets of a kind.
+type cut struct {
+	place        // the rule, or the policy
+	base  *chain // which it is, or is jumped to from
+}
+
 // condemns tells what drops every packet like p, on the way or in one hook alone.
-func (rs *ruleset) condemns(p packet, hooks ...hook) *place {
+func (rs *ruleset) condemns(p packet, hooks ...hook) *cut {
 	for _, h := range hooks {
 		q := p
-		if h == prerouting {
-			q.out = Device{} // not routed yet
+		switch h {
+		case prerouting, localIn:
+			q.out = Device{} // not routed yet, or to the host
+		case localOut:
+			q.in = Device{}
 		}
 		for _, c := range rs.base(h, false) {
 			w := walk{rs: rs, p: q}
 			if w.base(c) == condemned {
-				return &w.cause
+				return &cut{w.cause, c}
 			}
 		}
 	}

@@ -1,14 +1,12 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
-	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -46,21 +44,36 @@ func (h *e2e) firewalld(t *testing.T) (env string) {
 			t.Fatal(err)
 		}
 		go func() { _ = c.Wait() }() // killed with the lab
-		waitFor(t, h.Ctx, "the bus", func() bool { _, err := os.Stat(bus); return err == nil })
+		h.eventually(t, "the bus", func() error { _, err := os.Stat(bus); return err })
 	}
-	waitFor(t, h.Ctx, "firewalld", func() bool {
+	h.eventually(t, "firewalld", func() error {
 		_, err := h.Host.Run(h.Ctx, "env", env, "firewall-cmd", "--state")
-		return err == nil
+		return err
 	})
 	return env
 }
 
-// TestE2EFirewalld: firewalld's default zone cuts containers off. Every command that
-// looks says so, and what they say to run lets containers out and clients in.
+// TestE2EFirewalld: firewalld's default zone cuts containers off. Told by the bus, it
+// lets them out, to the gateway's names, and clients in, also after a reload or a
+// change of its zone, until `down`. Where the bus cannot be reached, every command
+// that looks says what to run, which does the same.
 func TestE2EFirewalld(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
 	env := h.firewalld(t)
+	bus := func(args ...string) *exec.Cmd {
+		c := h.Cmd(args...)
+		c.Env = append(c.Env, env)
+		return c
+	}
+	shell := func(commands string) string {
+		t.Helper()
+		out, err := h.Host.Run(h.Ctx, "env", env, "sh", "-ec", commands)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
 	if out := h.Fastbr(t, "check").Stdout; strings.Contains(out, "adds tagged accept rules") {
 		t.Errorf("check promises rules that firewalld would throw away: %s", out)
 	}
@@ -72,33 +85,75 @@ func TestE2EFirewalld(t *testing.T) {
 		t.Fatalf("up: exit %d, %q, want commands for firewalld", up.Code, up.Stderr)
 	}
 	c1 := h.Containers[0]
-	h.Attach(t, c1, "c1")
-	h.Must(t, "publish", "add", "8080:80", "c1")
+	prepare := func() {
+		h.Attach(t, c1, "c1")
+		h.Must(t, "publish", "add", "8080:80", "c1")
+	}
+	prepare()
 	for _, command := range []string{"check", "status"} {
 		if out := h.Fastbr(t, command).Stdout; !strings.Contains(out, said) {
 			t.Errorf("%s: %s, want %q", command, out, said)
 		}
 	}
-	server := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
-	h.ServeTCP(t, c1, on(c1.Addr, 80))
-	try := func(from *lab.Namespace, to netip.AddrPort) error {
-		ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
-		defer cancel()
-		return from.EchoTCP(ctx, netip.AddrPort{}, to, "zone?")
+	if out := harness.Run(t, bus("status")).Stdout; !strings.Contains(out, said) || !strings.Contains(out, "the next command that changes something lets it through") {
+		t.Errorf("status, with the bus: %s", out)
 	}
-	if try(c1, server.Addr) == nil || try(h.Outside, on(h.Host.Addr, 8080)) == nil {
+	server, published := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7)), on(h.Host.Addr, 8080)
+	h.ServeTCP(t, c1, on(c1.Addr, 80))
+	if !h.blocked(c1, server.Addr) || !h.blocked(h.Outside, published) {
 		t.Fatal("firewalld lets containers through: nothing to mend")
 	}
-	if _, err := h.Host.Run(h.Ctx, "env", env, "sh", "-ec", commands); err != nil {
-		t.Fatal(err)
+	through := func(when string) { t.Helper(); h.through(t, when, c1, server.Addr, published) }
+	h.serve(t) // answers for names, and has no bus: nobody tells firewalld again
+	mend := func() {
+		t.Helper()
+		if r := harness.Run(t, bus("up")); r.Code != 0 || !strings.Contains(r.Stderr, "firewalld: put fastbr0 in the zone fastbr") {
+			t.Errorf("up: exit %d, %q, want a word about the zone", r.Code, r.Stderr)
+		}
 	}
-	if err := try(c1, server.Addr); err != nil {
-		t.Errorf("out: %v", err)
+	mend()
+	through("with the zone")
+	if out := harness.Run(t, bus("status")).Stdout; !strings.Contains(out, "accept fastbr0 in firewalld zone fastbr: everything") || strings.Contains(out, "Note") {
+		t.Errorf("status, in the zone: %s", out)
 	}
-	if err := try(h.Outside, on(h.Host.Addr, 8080)); err != nil {
-		t.Errorf("to the published port: %v", err)
+	shell("firewall-cmd --reload")
+	through("after a reload")
+	if r := harness.Run(t, bus("up")); r.Code != 0 || strings.Contains(r.Stderr, "firewalld") {
+		t.Errorf("up again: exit %d, %q, want no word about firewalld", r.Code, r.Stderr)
+	}
+	// A bridge that somebody has put elsewhere stays there.
+	shell("firewall-cmd --zone=public --change-interface=fastbr0")
+	_, back, ok := strings.Cut(harness.Run(t, bus("up")).Stderr, "it is in the zone public; to have it in fastbr's: ")
+	back, _, _ = strings.Cut(back, " && fastbr up")
+	if !ok {
+		t.Fatal("up says nothing of the zone public")
+	}
+	shell(back)
+	mend()
+	through("put back")
+	if r := harness.Run(t, bus("down", "--all")); r.Code != 0 {
+		t.Errorf("down: %s", r.Stderr)
+	}
+	if out := shell("firewall-cmd --permanent --get-zones; firewall-cmd --permanent --get-policies; firewall-cmd --zone=fastbr --list-interfaces"); strings.Contains(out, "fastbr") {
+		t.Errorf("down left of zone, policy and binding: %s", out)
+	}
+
+	h.Must(t, "up")
+	prepare()
+	if !h.blocked(c1, server.Addr) {
+		t.Error("firewalld lets containers through after down")
+	}
+	shell(commands)
+	if out, in := h.reaches(c1, server.Addr, passTime), h.reaches(h.Outside, published, passTime); out != nil || in != nil {
+		t.Errorf("after the commands: out %v, in %v", out, in)
 	}
 	if out := h.Must(t, "status"); strings.Contains(out, said) {
 		t.Errorf("status still: %s", out)
+	}
+	if r := harness.Run(t, bus("down", "--all")); r.Code != 0 {
+		t.Errorf("down: %s", r.Stderr)
+	}
+	if out := shell("firewall-cmd --permanent --zone=fastbr --list-interfaces"); strings.TrimSpace(out) != "fastbr0" {
+		t.Errorf("down took away what the user has made: %s", out)
 	}
 }

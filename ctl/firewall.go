@@ -1,0 +1,86 @@
+package ctl
+
+import (
+	"net/netip"
+
+	"github.com/fastbr/fastbr/ctl/firewall"
+)
+
+// AcceptRule is where something of ours lets a network's packets through.
+type AcceptRule struct {
+	Where   string `json:"where"` // "iptables-nft filter FORWARD", "nft inet firewall fwd", "firewalld zone fastbr", …
+	Bridge  string `json:"bridge"`
+	Network string `json:"network"`
+	What    string `json:"what"` // "what is forwarded", "questions for names", "everything"
+}
+
+// filtered is what the host's packet filter has to do with.
+func (op *operation) filtered() (h firewall.Host) {
+	for _, name := range op.st.networkNames() {
+		h.Networks = append(h.Networks, op.st.Networks[name].filtered())
+	}
+	for _, u := range op.st.Uplinks {
+		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
+	}
+	for _, x := range op.publications() {
+		h.Published = append(h.Published, firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First,
+			Last: x.pub.Last, Port: x.pub.Port, Proto: x.pub.Proto, Container: x.port.IP, Name: x.port.Name})
+	}
+	return h
+}
+
+func (n *network) filtered() firewall.Network {
+	resolver := n.Gateway
+	if n.NoDNS {
+		resolver = netip.Addr{}
+	}
+	return firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet,
+		Internal: n.Internal, Masquerade: n.Masquerade, Resolver: resolver}
+}
+
+func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Bridge, Index: n.Index} }
+
+// openFirewall lets the networks' packets through where the host drops what no rule
+// accepts. dockerd, ufw and firewalld set that whenever they start, so every mutating
+// command looks.
+func (op *operation) openFirewall() error { return firewall.Ensure(op.filtered().Networks, op.say) }
+
+// acceptRules lists what lets the networks' packets through now.
+func (op *operation) acceptRules() ([]AcceptRule, error) {
+	rules, err := firewall.Rules(op.filtered().Networks)
+	out := []AcceptRule{}
+	for _, r := range rules {
+		out = append(out, AcceptRule(r))
+	}
+	return out, err
+}
+
+// firewallFindings say what the host's packet filter does to containers' traffic.
+func (op *operation) firewallFindings() (out []FeatureView) {
+	found, err := firewall.Findings(op.filtered())
+	if err != nil {
+		found = append(found, firewall.Finding{Name: "firewall", Warning: true, Detail: err.Error()})
+	}
+	for _, f := range found {
+		v := FeatureView{Name: f.Name, State: "ok", Detail: f.Detail}
+		if f.Warning {
+			v.State = "warning"
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// warnOfFilter says what is in the way, once for as long as it is so.
+func (op *operation) warnOfFilter() {
+	said := map[string]bool{}
+	for _, f := range op.firewallFindings() {
+		if f.State != "warning" {
+			continue
+		}
+		if said[f.Detail] = true; !op.warned[f.Detail] {
+			op.say("warning: %s", f.Detail)
+		}
+	}
+	op.Controller.warned = said
+}

@@ -1,0 +1,163 @@
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// dnsPort is where a network's gateway answers questions for names.
+const dnsPort = 53
+
+// pass is a kind of packets that a rule lets through. A zero field means any.
+type pass struct {
+	hook     hook
+	in, out  string // names of devices
+	src, dst netip.Prefix
+	proto    string // "tcp" or "udp"
+	port     uint16 // the destination's
+}
+
+// wanted is what our rules in a hook let through for a network: what is forwarded
+// for it, and the questions for names that its containers ask the gateway.
+func (n Network) wanted(h hook) []pass {
+	switch {
+	case h == forwarding:
+		return []pass{{hook: h, in: n.Bridge.Name}, {hook: h, out: n.Bridge.Name}}
+	case h == localIn && n.Resolver.IsValid():
+		ask := pass{hook: h, in: n.Bridge.Name, dst: single(n.Resolver), proto: "udp", port: dnsPort}
+		tcp := ask
+		tcp.proto = "tcp"
+		return []pass{ask, tcp}
+	}
+	return nil
+}
+
+// comment marks our rules for a network in a hook.
+func (n Network) comment(h hook) string {
+	if h == localIn {
+		return n.Mark + ":dns"
+	}
+	return n.Mark
+}
+
+// single is the prefix of one address.
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// packet is one of which nothing is known but what the rule asks for.
+func (p pass) packet() packet {
+	k := anything()
+	k.in, k.out = Device{Name: p.in}, Device{Name: p.out}
+	k.src, k.dst, k.dport = prefix(p.src), prefix(p.dst), port(p.port)
+	if p.proto != "" {
+		k.proto = known(protocols[p.proto])
+	}
+	return k
+}
+
+// at is p as a rule of another hook recognises it: where the kernel has not routed
+// yet, or knows no incoming device any more, by the network's addresses.
+func (p pass) at(h hook, n Network) pass {
+	p.hook = h
+	if h == prerouting && p.out != "" {
+		p.out = ""
+		if !p.dst.IsValid() {
+			p.dst = n.Subnet
+		}
+	}
+	if h == postrouting && p.in != "" {
+		p.in, p.src = "", n.Subnet
+	}
+	return p
+}
+
+// iptables are the arguments that make a rule of iptables of it.
+func (p pass) iptables() (args []string) {
+	add := func(set bool, w ...string) {
+		if set {
+			args = append(args, w...)
+		}
+	}
+	add(p.in != "", "-i", p.in)
+	add(p.out != "", "-o", p.out)
+	add(p.src.IsValid(), "-s", p.src.String())
+	add(p.dst.IsValid(), "-d", p.dst.String())
+	add(p.proto != "", "-p", p.proto)
+	add(p.port != 0, "--dport", strconv.Itoa(int(p.port)))
+	return args
+}
+
+// nft is the rule as nft takes it.
+func (p pass) nft() string {
+	var w []string
+	add := func(set bool, format string, args ...any) {
+		if set {
+			w = append(w, fmt.Sprintf(format, args...))
+		}
+	}
+	add(p.in != "", "iifname %s", p.in)
+	add(p.out != "", "oifname %s", p.out)
+	add(p.src.IsValid(), "ip saddr %s", p.src)
+	add(p.dst.IsValid(), "ip daddr %s", p.dst)
+	add(p.port != 0, "%s dport %d", p.proto, p.port)
+	return strings.Join(append(w, "accept"), " ")
+}
+
+// exprs are the conditions in nftables' instructions, for a table of a family. It
+// knows devices, a single destination, protocol and port: all that wanted asks for.
+func (p pass) exprs(family string) (out []expr.Any) {
+	meta := func(key expr.MetaKey, want []byte) {
+		out = append(out, &expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want})
+	}
+	payload := func(base expr.PayloadBase, offset uint32, want []byte) {
+		out = append(out, &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(want))},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want})
+	}
+	if p.in != "" {
+		meta(expr.MetaKeyIIFNAME, name(p.in).val)
+	}
+	if p.out != "" {
+		meta(expr.MetaKeyOIFNAME, name(p.out).val)
+	}
+	if p.dst.IsValid() {
+		if family != "ip" {
+			meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4})
+		}
+		payload(expr.PayloadBaseNetworkHeader, 16, p.dst.Addr().AsSlice())
+	}
+	if p.proto != "" {
+		meta(expr.MetaKeyL4PROTO, []byte{protocols[p.proto]})
+		payload(expr.PayloadBaseTransportHeader, 2, big16(p.port))
+	}
+	return out
+}
+
+// ufw are the commands that put it before all rules that ufw was given. A rule that
+// is the same but for its action stays where it is, and the second command turns it.
+func (p pass) ufw() string {
+	command, w := "ufw", []string{"allow"}
+	if p.hook == forwarding {
+		command = "ufw route"
+	}
+	if p.in != "" {
+		w = append(w, "in on", p.in)
+	}
+	if p.out != "" {
+		w = append(w, "out on", p.out)
+	}
+	if p.dst.IsValid() {
+		w = append(w, "to", strings.TrimSuffix(p.dst.String(), "/32"))
+	}
+	if p.port != 0 {
+		w = append(w, "port", strconv.Itoa(int(p.port)))
+	}
+	if p.proto != "" && p.hook != localIn { // names: ufw takes both without one
+		w = append(w, "proto", p.proto)
+	}
+	rule := strings.Join(w, " ")
+	return fmt.Sprintf("%s prepend %s && %s %s", command, rule, command, rule)
+}

@@ -1,0 +1,52 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/fastbr/fastbr/internal/lab"
+	"github.com/fastbr/fastbr/test/harness"
+)
+
+// TestE2EVPN: what a VPN's device leads to, containers reach when it is named beside
+// the default route's, also where a rule leads everything there, as wg-quick does;
+// unnamed, nothing of theirs enters it.
+func TestE2EVPN(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
+	tun, err := h.AddTunnel("tun0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Must(t, "up")
+	c1, far := h.Containers[0], tun.Outside
+	h.Attach(t, c1, "c1")
+	s := h.ServeTCP(t, far, on(far.Addr, 7))
+	before := h.drops(t, "no_uplink")
+	if !h.blocked(c1, s.Addr) {
+		t.Error("a container gets into a tunnel that is no uplink")
+	}
+	h.waitDrops(t, "no_uplink", before, 1)
+	h.Must(t, "up", "--uplink", "eth0", "--uplink", "tun0")
+	if err := h.reaches(c1, s.Addr, passTime); err != nil {
+		t.Errorf("named: %v", err)
+	}
+	h.ServeTCP(t, c1, on(c1.Addr, 80))
+	h.Must(t, "publish", "add", "8080:80", "c1")
+	if err := h.reaches(far, on(tun.HostAddr(), 8080), passTime); err != nil {
+		t.Errorf("published: %v", err)
+	}
+	for _, argv := range [][]string{
+		{"ip", "route", "del", far.Addr.String(), "dev", "tun0"},
+		{"ip", "route", "add", "default", "dev", "tun0", "table", "51820"},
+		{"ip", "rule", "add", "not", "fwmark", "51820", "table", "51820"},
+		{"ip", "rule", "add", "table", "main", "suppress_prefixlength", "0"},
+	} {
+		if _, err := h.Host.Run(h.Ctx, argv...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.reaches(c1, s.Addr, passTime); err != nil {
+		t.Errorf("led there by a rule: %v", err)
+	}
+	assertPeers(t, s, tun.HostAddr())
+}
