@@ -27,6 +27,7 @@ type carrier struct {
 type slotMark struct {
 	state   uint32
 	bits    tcFbrSessBits
+	isn     uint32
 	out, in uint64 // jiffies of the last packets
 }
 
@@ -204,9 +205,9 @@ func (c *carrier) session(slot uint32, raw, rawOut, rawIn []byte, seenToo, resum
 	if s.State&stateMask != stateLive || out.Key != s.Fwd || in.Key != reverseKey(s) {
 		return nil // ended, or not begun yet
 	}
-	mark := slotMark{s.State, s.Bits, out.Seen, in.Seen}
+	mark := slotMark{s.State, s.Bits, s.Isn, out.Seen, in.Seen}
 	was := &c.seen[slot]
-	if mark == *was || !seenToo && mark.state == was.state && mark.bits == was.bits {
+	if mark == *was || !seenToo && mark.state == was.state && mark.bits == was.bits && mark.isn == was.isn {
 		return nil
 	}
 	*was = mark

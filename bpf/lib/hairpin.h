@@ -159,6 +159,14 @@ static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_
 	return np && np->refs && np->pif && np->ext == p->daddr;
 }
 
+/* Whether port may be of a mapping that is still to be brought over. */
+static __always_inline bool fbr_hair_may_be_carried(__be16 port)
+{
+	struct fbr_conf *c = fbr_conf_get();
+
+	return c && fbr_held() && fbr_in_range(c, port);
+}
+
 /* A container's packet for the host that is no hit. Returns FBR_FOREIGN if it is
  * the host's, untouched; FBR_NONE if its destination is a container's now; else
  * the reason to drop it.
@@ -181,7 +189,8 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		return fbr_frag_later(skb, &p, true);
 	if (p.kind == FBR_L4_ICMP_ERR)
 		return p.frag ? FBR_FOREIGN : fbr_hairpin_error(skb, &p, port);
-	if (p.kind != FBR_L4_PORTS || !fbr_hair_target(&p, &pub) ||
+	if (p.kind != FBR_L4_PORTS ||
+	    (!fbr_hair_target(&p, &pub) && !fbr_hair_may_be_carried(p.dport)) ||
 	    !fbr_is_host(skb, port, p.daddr))
 		return FBR_FOREIGN;
 
@@ -216,6 +225,8 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	/* To a mapping that has not asked for it: the host's, which may have a rule that
 	 * leads it elsewhere, and whose refusal fbr_hairpin_refused() keeps back.
 	 */
+	if (!to && fbr_held())
+		return FBR_UNSUPPORTED;
 	if (!to)
 		return pub ? FBR_FILTERED : FBR_FOREIGN;
 	fbr_sess_track(skb, to->sess, &p, false);
