@@ -54,20 +54,22 @@ type Datapath struct {
 // lie on bpffs, and attaches the netfilter links to the current network
 // namespace. Returns an error wrapping ErrExists, or ErrNotSupported.
 func Create(dir string, cfg Config) (*Datapath, error) {
-	return create(dir, cfg, nil, loadTc)
+	meta, err := newMeta(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return create(dir, meta, loading(loadTc, nil))
 }
 
 // source is where the programs come from: loadTc, or a test's build of them.
 type source func() (*ebpf.CollectionSpec, error)
 
-// create lets tests change the variables of the programs, and the programs.
-func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
+// loader makes the maps and loads the programs. Maps of an existing datapath are shared.
+type loader func(meta tcFbrMeta, shared map[string]*ebpf.Map) (*ebpf.Collection, error)
+
+func create(dir string, meta tcFbrMeta, load loader) (*Datapath, error) {
 	if _, err := os.Stat(dir); err == nil {
 		return nil, fmt.Errorf("%s: %w", dir, ErrExists)
-	}
-	meta, err := newMeta(cfg)
-	if err != nil {
-		return nil, err
 	}
 	tmp := building(dir)
 	if err := removeTree(tmp); err != nil {
@@ -76,7 +78,7 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from sour
 	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("creating the pin directory: %w", err)
 	}
-	d, err := build(tmp, meta, nil, tune, from)
+	d, err := build(tmp, meta, nil, load)
 	if err == nil {
 		err = d.fill()
 	}
@@ -98,8 +100,8 @@ func create(dir string, cfg Config, tune func(*tcVariableSpecs) error, from sour
 
 // build loads and pins maps and programs below dir. shared are maps of another
 // datapath that become this one's, too.
-func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpecs) error, from source) (*Datapath, error) {
-	coll, err := load(meta, shared, tune, from)
+func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader) (*Datapath, error) {
+	coll, err := load(meta, shared)
 	if err != nil {
 		return nil, err
 	}
@@ -140,36 +142,38 @@ func (d *Datapath) assign(coll *ebpf.Collection) error {
 	return nil
 }
 
-// load loads the object. Maps of an existing datapath are shared.
-func load(meta tcFbrMeta, shared map[string]*ebpf.Map, tune func(*tcVariableSpecs) error, from source) (*ebpf.Collection, error) {
-	spec, err := from()
-	if err != nil {
-		return nil, fmt.Errorf("reading the embedded programs: %w", err)
-	}
-	resize(spec, meta)
-	var vars tcVariableSpecs
-	if err := spec.Assign(&vars); err != nil {
-		return nil, fmt.Errorf("finding the variables: %w", err)
-	}
-	if err := setVariables(&vars, meta); err != nil {
-		return nil, fmt.Errorf("setting the variables: %w", err)
-	}
-	if tune != nil {
-		if err := tune(&vars); err != nil {
-			return nil, err
+// loading loads an object; tune changes its variables in a test.
+func loading(from source, tune func(*tcVariableSpecs) error) loader {
+	return func(meta tcFbrMeta, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
+		spec, err := from()
+		if err != nil {
+			return nil, fmt.Errorf("reading the embedded programs: %w", err)
 		}
+		resize(spec, meta)
+		var vars tcVariableSpecs
+		if err := spec.Assign(&vars); err != nil {
+			return nil, fmt.Errorf("finding the variables: %w", err)
+		}
+		if err := setVariables(&vars, meta); err != nil {
+			return nil, fmt.Errorf("setting the variables: %w", err)
+		}
+		if tune != nil {
+			if err := tune(&vars); err != nil {
+				return nil, err
+			}
+		}
+		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+			MapReplacements: shared,
+			Programs:        ebpf.ProgramOptions{ExtraRelocationTargets: moduleTypes()},
+		})
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			return nil, fmt.Errorf("loading the programs: %w: %w", ErrNotSupported, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("loading the programs: %w", err)
+		}
+		return coll, nil
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: shared,
-		Programs:        ebpf.ProgramOptions{ExtraRelocationTargets: moduleTypes()},
-	})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return nil, fmt.Errorf("loading the programs: %w: %w", ErrNotSupported, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("loading the programs: %w", err)
-	}
-	return coll, nil
 }
 
 // moduleTypes are the types of the kernel's modules that the programs look into,

@@ -10,7 +10,7 @@ import (
 func TestCreateOpenRemove(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.NewNetns(t).Enter(t)
-	d := newDatapath(t, Config{FlowsMax: 1024}, nil, loadTc)
+	d := newDatapath(t, metaOf(t, Config{FlowsMax: 1024}), loading(loadTc, nil))
 	if _, err := Create(d.dir, Config{}); !errors.Is(err, ErrExists) {
 		t.Errorf("second Create: %v, want ErrExists", err)
 	}

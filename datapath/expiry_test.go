@@ -71,24 +71,26 @@ func TestSessionsEndOnTime(t *testing.T) {
 // the RST, and a segment in that time takes it back (RFC 7857 section 2.2).
 func TestResetLeavesAnIdleConnectionItsTime(t *testing.T) {
 	for _, policy := range []NATPolicy{{}, {Filtering: EIF}} {
-		in := newInjected(t, Config{FlowsMax: 64}, nil)
-		in.setPolicy(t, policy)
-		in.after(t, 0, false)
-		f := in.fromC1()
-		eport := in.open(t, f)
-		in.after(t, 3600, false)
-		in.uplinkIn(t, in.reply(f.With(func(f *testutil.Frame) { f.TCP.RST = true }), eport).Bytes(t))
-		in.after(t, 3600+239, false)
-		if got := in.flow(t).State; got != "closed" {
-			t.Errorf("%v: %s", policy, got)
-		}
-		if got := in.sentFrom(t, f); got != eport {
-			t.Errorf("%v: goes on from port %d, was %d", policy, got, eport)
-		}
-		in.after(t, 7200, false)
-		if got := in.flow(t).State; got != "established" {
-			t.Errorf("%v: %s after a segment of the container's", policy, got)
-		}
+		t.Run(string(policy.Filtering), func(t *testing.T) {
+			in := newInjected(t, Config{FlowsMax: 64}, nil)
+			in.setPolicy(t, policy)
+			in.after(t, 0, false)
+			f := in.fromC1()
+			eport := in.open(t, f)
+			in.after(t, 3600, false)
+			in.uplinkIn(t, in.reply(f.With(func(f *testutil.Frame) { f.TCP.RST = true }), eport).Bytes(t))
+			in.after(t, 3600+239, false)
+			if got := in.flow(t).State; got != "closed" {
+				t.Error(got)
+			}
+			if got := in.sentFrom(t, f); got != eport {
+				t.Errorf("goes on from port %d, was %d", got, eport)
+			}
+			in.after(t, 7200, false)
+			if got := in.flow(t).State; got != "established" {
+				t.Errorf("%s after a segment of the container's", got)
+			}
+		})
 	}
 }
 
@@ -108,6 +110,7 @@ func TestNoLeaseOutlivesItsSession(t *testing.T) {
 		t.Fatalf("verdict %d, want the fast path", got.verdict)
 	}
 	in.after(t, 20, false)
+	in.age(t, 0) // open took a jiffy
 	if got := in.uplinkIn(t, in.reply(f, eport).Bytes(t)); got.verdict == redirect {
 		t.Error("a session that has ended is still fast")
 	}

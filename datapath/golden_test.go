@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -55,7 +54,7 @@ const (
 )
 
 func TestGoldenRecord(t *testing.T) {
-	h := newXDPHarness(t)
+	h := newReal(t, usual, nil).withXDP(t)
 	got := golden{Kernel: kernelSeries(t), Programs: map[string]program{}, HitPaths: map[string]callPath{}}
 	loaded := h.loadAgain(t, func(*ebpf.CollectionSpec) {}).Programs
 	for name, p := range loaded {
@@ -230,8 +229,7 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 				t.Fatalf("%s: verdict %d, want %d", name, got.verdict, path.verdict)
 			}
 		}
-		check(t, h.Revoke()) // leases end: begin new ones, a jiffy later
-		time.Sleep(8 * time.Millisecond)
+		check(t, h.Revoke())
 		if !path.renewal {
 			h.open(t, udp)
 		}

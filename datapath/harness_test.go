@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -24,6 +25,10 @@ type harness struct {
 	uplink             Uplink
 	foreign            int // a device that is neither
 	gateway, outsideHW net.HardwareAddr
+
+	loaded *loaded       // nil: only this test uses the objects
+	clock  *ebpf.Memory  // nil: the programs are the real ones, on the kernel's clock
+	sweep  *ebpf.Program // injected, too
 }
 
 var (
@@ -67,6 +72,16 @@ func check(t testing.TB, err error) {
 	}
 }
 
+// failVerbosely is check for what the verifier has a say in.
+func failVerbosely(t testing.TB, err error) {
+	t.Helper()
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		t.Fatalf("%+v", ve)
+	}
+	check(t, err)
+}
+
 // addVeth makes a veth pair and returns the ifindex of the first end.
 func addVeth(t testing.TB, name string) int {
 	t.Helper()
@@ -90,15 +105,34 @@ func addBridge(t testing.TB, name string) int {
 	return l.Attrs().Index
 }
 
-func newHarness(t *testing.T, cfg Config, tune func(*tcVariableSpecs) error) *harness {
-	t.Helper()
-	return newHarnessFrom(t, cfg, tune, loadTc)
-}
-
-func newHarnessFrom(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error, from source) *harness {
+// newHarness is on a clock that stands still unless the test says so: whatever the
+// machine does meanwhile, no lease, session or timeout runs out.
+func newHarness(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *harness {
 	t.Helper()
 	testutil.RequireRoot(t)
+	var l *loaded
+	load := loading(loadInjected, tune)
+	if cfg.FlowsMax == usual.FlowsMax && tune == nil {
+		l = borrow(t)
+		load = l.again
+	}
+	h := newHarnessFrom(t, cfg, load, l)
+	h.inject(t)
+	return h
+}
+
+// newReal has the programs that are released, on the kernel's clock.
+func newReal(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *harness {
+	t.Helper()
+	testutil.RequireRoot(t)
+	return newHarnessFrom(t, cfg, loading(loadTc, tune), nil)
+}
+
+// newHarnessFrom is on the objects of a loader, which may be borrowed.
+func newHarnessFrom(t testing.TB, cfg Config, load loader, borrowed *loaded) *harness {
+	t.Helper()
 	h := &harness{
+		loaded:    borrowed,
 		ns:        testutil.NewNetns(t),
 		gateway:   mustMAC("02:42:ac:1e:00:01"),
 		outsideHW: mustMAC("02:00:00:00:00:99"),
@@ -115,7 +149,11 @@ func newHarnessFrom(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error,
 	}
 	// bpf_fib_lookup says nothing where the kernel would not forward.
 	check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
-	h.Datapath = newDatapath(t, cfg, tune, from)
+	meta := metaOf(t, cfg)
+	if borrowed != nil {
+		meta.Mark = borrowed.mark
+	}
+	h.Datapath = newDatapath(t, meta, load)
 	h.bridge, h.bridge2 = addBridge(t, "br1"), addBridge(t, "br2")
 	up := addVeth(t, "up0")
 	l, err := netlink.LinkByIndex(up)
@@ -337,9 +375,10 @@ func (h *harness) flow(t *testing.T) Flow {
 }
 
 // open sends f out by the kernel path and the reply in, so that both directions
-// hold a lease; it returns the external port.
+// hold a lease, which is younger than any revocation; it returns the external port.
 func (h *harness) open(t *testing.T, f testutil.Frame) uint16 {
 	t.Helper()
+	h.age(t, 0)
 	if got := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge); got.verdict != next {
 		t.Fatalf("first packet: verdict %d", got.verdict)
 	}
@@ -353,7 +392,23 @@ func (h *harness) open(t *testing.T, f testutil.Frame) uint16 {
 	if out := h.portOut(t, delivered, h.uplink.Ifindex); out.verdict != next {
 		t.Fatalf("delivery: verdict %d", out.verdict)
 	}
+	if h.clock == nil {
+		h.keep(t)
+	}
 	return eport
+}
+
+// keep makes sessions and leases on the kernel's clock outlast a slow machine: the ones
+// by an hour, the others as far as they can.
+func (h *harness) keep(t *testing.T) {
+	t.Helper()
+	for i, v := range all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax) {
+		if v.Key.Proto == 0 || v.LeaseLen == math.MaxUint16 {
+			continue
+		}
+		v.Seen, v.LeaseLen = v.Seen+3600*uint64(h.meta.Hz), math.MaxUint16
+		check(t, h.maps.FbrFlow.Put(i, &v))
+	}
 }
 
 func (h *harness) eport(t *testing.T, f testutil.Frame) uint16 {
@@ -391,15 +446,18 @@ func sourcePort(f testutil.Frame) uint16 {
 	}
 }
 
-// newDatapath creates a datapath in the current namespace.
-func newDatapath(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error, from source) *Datapath {
+func metaOf(t testing.TB, cfg Config) tcFbrMeta {
 	t.Helper()
-	d, err := create(filepath.Join(testutil.BPFFS(t), "dp"), cfg, tune, from)
-	var ve *ebpf.VerifierError
-	if errors.As(err, &ve) {
-		t.Fatalf("%+v", ve)
-	}
+	meta, err := newMeta(cfg)
 	check(t, err)
+	return meta
+}
+
+// newDatapath creates a datapath in the current namespace.
+func newDatapath(t testing.TB, meta tcFbrMeta, load loader) *Datapath {
+	t.Helper()
+	d, err := create(filepath.Join(testutil.BPFFS(t), "dp"), meta, load)
+	failVerbosely(t, err)
 	t.Cleanup(func() {
 		if err := errors.Join(d.Close(), Remove(d.dir)); err != nil {
 			t.Error(err)

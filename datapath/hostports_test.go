@@ -12,7 +12,7 @@ import (
 // The programs for sockets of the host come once, survive an upgrade and the
 // loss of their cgroup, and go with the last publication.
 func TestHostHooks(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	h := newReal(t, Config{FlowsMax: 64}, nil)
 	links := func(want int) {
 		t.Helper()
 		got, err := filepath.Glob(filepath.Join(h.dir, linksDir, "host-*"))

@@ -1,44 +1,205 @@
 package datapath
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
-// injected is a harness whose programs take the time and their chance from the
-// test (bpf/tests/injected.bpf.c), and run without allocating anything.
+// injected is a harness that runs programs without allocating anything.
 type injected struct {
 	*harness
-	clock *ebpf.Memory
-	sweep *ebpf.Program
 	runner
 }
 
 func newInjected(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *injected {
 	t.Helper()
-	in := &injected{harness: newHarnessFrom(t, cfg, tune, loadInjected)}
-	m, err := ebpf.LoadPinnedMap(mapPath(in.dir, "fbr_injected"), nil)
+	return &injected{harness: newHarness(t, cfg, tune)}
+}
+
+// inject finds what bpf/tests/injected.bpf.c adds to the programs: they take the time
+// and their chance from the test, and sweep when it says so.
+func (h *harness) inject(t testing.TB) {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(mapPath(h.dir, "fbr_injected"), nil)
 	check(t, err)
 	t.Cleanup(func() { _ = m.Close() })
-	in.clock, err = m.Memory()
+	h.clock, err = m.Memory()
 	check(t, err)
-	in.sweep, err = ebpf.LoadPinnedProgram(progPath(in.dir, "fbr_injected_sweep"), nil)
+	h.sweep, err = ebpf.LoadPinnedProgram(progPath(h.dir, "fbr_injected_sweep"), nil)
 	check(t, err)
-	t.Cleanup(func() { _ = in.sweep.Close() })
-	return in
+	t.Cleanup(func() { _ = h.sweep.Close() })
+	h.set(t, startOfTime-1, 1)
 }
 
 // set says what time it is (jiffies) and which chance comes next.
-func (in *injected) set(t testing.TB, now, random uint64) {
+func (h *harness) set(t testing.TB, now, random uint64) {
 	t.Helper()
 	v := [2]uint64{now, random}
-	if _, err := in.clock.WriteAt(unsafe.Slice((*byte)(unsafe.Pointer(&v)), 16), 0); err != nil {
+	if _, err := h.clock.WriteAt(unsafe.Slice((*byte)(unsafe.Pointer(&v)), 16), 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// age lets time pass, a jiffy at least.
+func (h *harness) age(t testing.TB, d time.Duration) {
+	t.Helper()
+	n := max(1, uint64(jiffies(d, h.meta.Hz)))
+	if h.clock == nil {
+		time.Sleep(duration(n+1, h.meta.Hz))
+		return
+	}
+	now, err := h.now()
+	check(t, err)
+	if _, err := h.clock.WriteAt(binary.NativeEndian.AppendUint64(nil, now+n), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// loads are the objects of the usual harness that no test uses at the moment: to load
+// them takes more time than all the rest of most tests.
+var loads struct {
+	sync.Mutex
+	idle []*loaded
+}
+
+// usual is what a harness is like whose objects are used again, whatever its range.
+var usual = Config{FlowsMax: 64}
+
+type loaded struct {
+	mark uint32
+	coll *ebpf.Collection
+}
+
+// borrow gives the objects of a usual harness, with empty maps, until the test ends.
+// They know another namespace's cookie, which only the hooks for sockets of the host
+// compare.
+func borrow(t testing.TB) *loaded {
+	t.Helper()
+	loads.Lock()
+	var l *loaded
+	if n := len(loads.idle); n > 0 {
+		l, loads.idle = loads.idle[n-1], loads.idle[:n-1]
+	}
+	loads.Unlock()
+	if l == nil {
+		meta := metaOf(t, usual)
+		coll, err := loading(loadInjected, nil)(meta, nil)
+		failVerbosely(t, err)
+		l = &loaded{meta.Mark, coll}
+	}
+	t.Cleanup(func() {
+		for name, m := range l.coll.Maps {
+			if pinned(name) {
+				check(t, clearMap(m))
+			}
+		}
+		loads.Lock()
+		defer loads.Unlock()
+		loads.idle = append(loads.idle, l)
+	})
+	return l
+}
+
+// again is a loader of the same objects.
+func (l *loaded) again(tcFbrMeta, map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	out := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
+	var err error
+	for name, m := range l.coll.Maps {
+		if out.Maps[name], err = m.Clone(); err != nil {
+			return nil, err
+		}
+	}
+	for name, p := range l.coll.Programs {
+		if out.Programs[name], err = p.Clone(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// clearMap makes a map as it was when it was made.
+func clearMap(m *ebpf.Map) error {
+	switch m.Type() {
+	case ebpf.Array, ebpf.PerCPUArray:
+		return eachEntry(m, 0, func(k, v []byte) error {
+			if allZero(v) {
+				return nil
+			}
+			var zero any = make([]byte, m.ValueSize())
+			if m.Type() == ebpf.PerCPUArray {
+				zero = slices.Repeat([][]byte{make([]byte, m.ValueSize())}, ebpf.MustPossibleCPU())
+			}
+			return m.Put(k, zero)
+		})
+	case ebpf.Hash, ebpf.LPMTrie:
+		var keys [][]byte
+		if err := eachEntry(m, 0, func(k, _ []byte) error { keys = append(keys, slices.Clone(k)); return nil }); err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if err := m.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	case ebpf.Queue:
+		for v := make([]byte, m.ValueSize()); ; {
+			if err := m.LookupAndDelete(nil, v); errors.Is(err, ebpf.ErrKeyNotExist) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+	case ebpf.SkStorage:
+		return nil // went with the sockets
+	}
+	return fmt.Errorf("no test knows how to clear a %s", m.Type())
+}
+
+// TestObjectsAreUsedAgainAsNew: nothing of one test is there in the next one.
+func TestObjectsAreUsedAgainAsNew(t *testing.T) {
+	contents := func(l *loaded) map[string]int {
+		n := map[string]int{}
+		for name, m := range l.coll.Maps {
+			switch {
+			case !pinned(name) || m.Type() == ebpf.SkStorage:
+			case m.Type() == ebpf.Queue:
+				for v := make([]byte, m.ValueSize()); m.LookupAndDelete(nil, v) == nil; {
+					n[name]++
+				}
+			default:
+				array := m.Type() == ebpf.Array || m.Type() == ebpf.PerCPUArray
+				check(t, eachEntry(m, 0, func(_, v []byte) error {
+					if !array || !allZero(v) {
+						n[name]++
+					}
+					return nil
+				}))
+			}
+		}
+		return n
+	}
+	var l *loaded
+	t.Run("dirty", func(t *testing.T) {
+		h := newHarness(t, usual, nil)
+		l = h.loaded
+		h.populate(t)
+		if n := contents(l); len(n) < 15 {
+			t.Errorf("only %v are in use", n)
+		}
+	})
+	if n := contents(l); len(n) != 0 {
+		t.Errorf("left: %v", n)
 	}
 }
 

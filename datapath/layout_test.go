@@ -92,7 +92,7 @@ func TestAnyChangeOfAMapIsSeen(t *testing.T) {
 
 // What the kernel says of a map that this build made is what the object file says.
 func TestPinnedLayoutIsTheObjectFiles(t *testing.T) {
-	d := newHarness(t, Config{FlowsMax: 64}, nil)
+	d := newReal(t, Config{FlowsMax: 64}, nil)
 	spec, err := loadTc()
 	check(t, err)
 	resize(spec, d.meta)

@@ -34,8 +34,8 @@ func TestMemoryOfASession(t *testing.T) {
 	want, err := strconv.Atoi(string(said[1]))
 	check(t, err)
 	const few, many = 1 << 14, 1 << 16
-	small := newDatapath(t, Config{FlowsMax: few}, nil, loadTc).memory(t)
-	large := newDatapath(t, Config{FlowsMax: many}, nil, loadTc).memory(t)
+	small := newDatapath(t, metaOf(t, Config{FlowsMax: few}), loading(loadTc, nil)).memory(t)
+	large := newDatapath(t, metaOf(t, Config{FlowsMax: many}), loading(loadTc, nil)).memory(t)
 	got := (large - small) / (many - few)
 	t.Logf("%d bytes a session, %d bytes of maps besides", got, small-few*got)
 	if want != SessionBytes {

@@ -254,26 +254,3 @@ func (h *harness) peers(t *testing.T) (n int) {
 	check(t, it.Err())
 	return n
 }
-
-// age makes everything that the sessions remember so many seconds older.
-func (h *harness) age(t *testing.T, secs uint64) {
-	t.Helper()
-	d := secs * uint64(h.meta.Hz)
-	for i, v := range all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax) {
-		if v.Key.Proto == 0 {
-			continue
-		}
-		v.Seen -= d
-		if v.Granted > d {
-			v.Granted -= d
-		}
-		check(t, h.maps.FbrFlow.Put(i, &v))
-	}
-	for i, np := range all[uint32, tcFbrNport](t, h.maps.FbrNport, classes<<16) {
-		if np.UsedAt == 0 {
-			continue
-		}
-		np.UsedAt -= d
-		check(t, h.maps.FbrNport.Put(i, &np))
-	}
-}

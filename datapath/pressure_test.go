@@ -38,7 +38,7 @@ func (h *harness) connection(t *testing.T, src, dst netip.Addr, port uint16) boo
 }
 
 // burst opens n connections one after another and returns how many were refused.
-// Closed ones rest 20 ms before they give way, so it pauses after each few.
+// Closed ones rest 20 ms before they give way, which pass after each few.
 func (h *harness) burst(t *testing.T, src netip.Addr, n, few int, dst func(i int) (netip.Addr, uint16)) (refused int) {
 	t.Helper()
 	for i := range n {
@@ -47,7 +47,7 @@ func (h *harness) burst(t *testing.T, src netip.Addr, n, few int, dst func(i int
 			refused++
 		}
 		if i%few == few-1 {
-			time.Sleep(25 * time.Millisecond)
+			h.age(t, 25*time.Millisecond)
 		}
 	}
 	return refused
@@ -62,7 +62,10 @@ func TestQuietPastDoesNotHinderReclaim(t *testing.T) {
 		if n := h.burst(t, c1Addr, 30, 100, anew); n != 0 {
 			t.Fatalf("%d refused in a quiet round", n)
 		}
-		h.waitLive(t, 0)
+		h.sweepAfter(t, 4*time.Second)
+		if n := h.live(t); n != 0 {
+			t.Fatalf("%d sessions are left", n)
+		}
 	}
 	if n := h.burst(t, c1Addr, 300, 8, anew); n != 0 {
 		st, _ := h.NATStats()
@@ -197,7 +200,7 @@ func (h *harness) raw(p *ebpf.Program, frame []byte, ifindex, iif int) (int32, [
 }
 
 func TestSameFlowOnTwoCPUs(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 16384}, nil)
+	h := newReal(t, Config{FlowsMax: 16384}, nil)
 	frames := make([][]byte, 4000)
 	for i := range frames {
 		frames[i] = h.routed(h.udpFrom(c1Addr, 40000+uint16(i))).Bytes(t)
@@ -223,7 +226,7 @@ func TestSameFlowOnTwoCPUs(t *testing.T) {
 // them: afterwards every slot, port and count is back where it belongs.
 func TestNothingIsLostUnderContention(t *testing.T) {
 	const ports = 100
-	h := newHarness(t, Config{FlowsMax: 200, NATFirst: 10000, NATLast: 10000 + ports - 1}, func(v *tcVariableSpecs) error {
+	h := newReal(t, Config{FlowsMax: 200, NATFirst: 10000, NATLast: 10000 + ports - 1}, func(v *tcVariableSpecs) error {
 		return errors.Join(v.CfgToUdpOneway.Set(uint32(1)), v.CfgToTcpClosing.Set(uint32(1)),
 			v.CfgFlowsQuota.Set(uint32(1000)), v.CfgPortsQuota.Set(uint32(1000)))
 	})

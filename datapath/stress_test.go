@@ -29,7 +29,7 @@ func stressFlows(t *testing.T, everyday int) int {
 // its connection, and at the end the mappings are the ports in use.
 func TestTwoCPUsOpenFlowsFromEqualPorts(t *testing.T) {
 	const round = 4000 // of one container: less than its share of the range
-	h := newHarness(t, Config{FlowsMax: 4 * round, NATFirst: 10000, NATLast: 10000 + 4*round - 1}, nil)
+	h := newReal(t, Config{FlowsMax: 4 * round, NATFirst: 10000, NATLast: 10000 + 4*round - 1}, nil)
 	for left := stressFlows(t, 100_000); left > 0; left -= 2 * round {
 		var owners sync.Map
 		var errs [2]error

@@ -55,14 +55,17 @@ type Hooks struct {
 // then the programs are swapped on every attachment, and the old pins go. Interrupted
 // before the first program is swapped it has changed nothing, and afterwards the
 // next one finishes it. Returns an error wrapping ErrNotLoaded or ErrSchemaNewer.
-func Upgrade(dir string, h Hooks) (bool, error) {
+func Upgrade(dir string, h Hooks) (bool, error) { return upgradeTo(dir, loadTc, h) }
+
+// upgradeTo is Upgrade, to the programs of a source.
+func upgradeTo(dir string, from source, h Hooks) (bool, error) {
 	if h.Passed == nil {
 		h.Passed = func(string) error { return nil }
 	}
 	if h.Settle == nil {
 		h.Settle = func(*Datapath) error { return nil }
 	}
-	finished, err := finishUpgrade(dir, h)
+	finished, err := finishUpgrade(dir, from, h)
 	if err != nil {
 		return false, fmt.Errorf("finishing an interrupted upgrade: %w", err)
 	}
@@ -70,7 +73,7 @@ func Upgrade(dir string, h Hooks) (bool, error) {
 	if err := errors.Join(removeTree(building(dir)), os.RemoveAll(previous(dir))); err != nil {
 		return false, fmt.Errorf("removing the old pins: %w", err)
 	}
-	u, err := prepareUpgrade(dir)
+	u, err := prepareUpgrade(dir, from)
 	if u == nil || err != nil {
 		return finished, err
 	}
@@ -101,7 +104,7 @@ func (u *upgrade) close() {
 
 // prepareUpgrade makes and fills the new maps and loads the programs, below
 // building(dir). It returns nil if dir is this build's already.
-func prepareUpgrade(dir string) (*upgrade, error) {
+func prepareUpgrade(dir string, from source) (*upgrade, error) {
 	raw, err := openMeta(dir)
 	if err != nil {
 		return nil, err
@@ -111,7 +114,7 @@ func prepareUpgrade(dir string) (*upgrade, error) {
 	if int(raw.ValueSize()) == binary.Size(meta) && raw.Lookup(uint32(0), &meta) == nil && meta.Build == buildID() {
 		return nil, nil // the usual case: the object file need not be read
 	}
-	spec, err := loadTc()
+	spec, err := from()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}
@@ -120,14 +123,14 @@ func prepareUpgrade(dir string) (*upgrade, error) {
 	}
 	resize(spec, meta)
 	u := &upgrade{dir: dir, spec: spec}
-	if err := u.prepare(meta); err != nil {
+	if err := u.prepare(meta, loading(from, nil)); err != nil {
 		u.close()
 		return nil, errors.Join(err, removeTree(building(dir)))
 	}
 	return u, nil
 }
 
-func (u *upgrade) prepare(meta tcFbrMeta) (err error) {
+func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
 	if u.old, err = openMaps(u.dir); err != nil {
 		return err
 	}
@@ -141,7 +144,7 @@ func (u *upgrade) prepare(meta tcFbrMeta) (err error) {
 	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
 		return fmt.Errorf("creating the pin directory: %w", err)
 	}
-	if u.next, err = build(tmp, meta, shared, nil, loadTc); err != nil {
+	if u.next, err = build(tmp, meta, shared, load); err != nil {
 		return err
 	}
 	u.next.dir = u.dir
@@ -247,7 +250,7 @@ func (u *upgrade) run(h Hooks) error {
 
 // finishUpgrade goes on with an upgrade that was interrupted after it began to swap
 // programs. It reports whether there was one.
-func finishUpgrade(dir string, h Hooks) (bool, error) {
+func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 	next := following(dir)
 	if _, err := os.Stat(next); errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -282,7 +285,7 @@ func finishUpgrade(dir string, h Hooks) (bool, error) {
 	defer u.close()
 	var c *carrier
 	if d.meta.CarriedAt != 0 {
-		spec, err := loadTc()
+		spec, err := from()
 		if err != nil {
 			return false, fmt.Errorf("reading the embedded programs: %w", err)
 		}

@@ -19,10 +19,19 @@ func (h *harness) otherBuild(t *testing.T) {
 // upgraded upgrades the pins, and opens them.
 func (h *harness) upgraded(t *testing.T) *harness {
 	t.Helper()
-	if changed, err := Upgrade(h.dir, Hooks{}); !changed || err != nil {
+	return h.upgradedWith(t, Hooks{})
+}
+
+func (h *harness) upgradedWith(t *testing.T, hooks Hooks) *harness {
+	t.Helper()
+	from := loadTc
+	if h.clock != nil {
+		from = loadInjected
+	}
+	if changed, err := upgradeTo(h.dir, from, hooks); !changed || err != nil {
 		t.Fatalf("Upgrade = %v, %v", changed, err)
 	}
-	if changed, err := Upgrade(h.dir, Hooks{}); changed || err != nil {
+	if changed, err := upgradeTo(h.dir, from, Hooks{}); changed || err != nil {
 		t.Errorf("second Upgrade = %v, %v", changed, err)
 	}
 	d, err := Open(h.dir)
@@ -39,7 +48,7 @@ func (h *harness) upgraded(t *testing.T) *harness {
 }
 
 func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	h := newReal(t, Config{FlowsMax: 64}, nil)
 	f := h.fromC1()
 	eport := h.open(t, f)
 	before := h.of(t, h.c1.Ifindex)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -21,7 +20,11 @@ import (
 // newXDPHarness is a harness with XDP on the uplink, and c1 ready for it.
 func newXDPHarness(t *testing.T) *harness {
 	t.Helper()
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	return newHarness(t, usual, nil).withXDP(t)
+}
+
+func (h *harness) withXDP(t *testing.T) *harness {
+	t.Helper()
 	check(t, h.AttachXDP(h.uplink.Ifindex))
 	h.c1.XDP = true
 	check(t, h.AttachPort(h.c1))
@@ -133,7 +136,7 @@ func TestXDPLeavesTheRestToTC(t *testing.T) {
 				f.UDP.SrcPort = port
 			}
 			r := h.reply(f, h.open(t, f))
-			time.Sleep(8 * time.Millisecond) // the lease is older than a revocation
+			h.age(t, 0) // the lease is older than a revocation
 			if tc.reply != nil {
 				tc.reply(&r)
 			}
