@@ -14,20 +14,20 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// noVersion is what a configuration without cniVersion is of.
+// noVersion is the version of a configuration that has no cniVersion.
 const noVersion = "0.1.0"
 
-// defaultBridge is the reference plugin's.
+// defaultBridge is the default bridge name of the reference bridge plugin.
 const defaultBridge = "cni0"
 
-// config is a network's configuration: the keys of the reference bridge plugin
-// and our own.
+// config is a network configuration: the keys of the reference bridge plugin
+// and fastbr's own.
 type config struct {
 	types.PluginConf
 
-	// Network is a fastbr network that gives out the addresses.
+	// Network names the fastbr network that gives out the addresses.
 	Network string `json:"network"`
-	// Slow sends everything by the kernel's path.
+	// Slow keeps all packets on the kernel path.
 	Slow bool `json:"slow"`
 
 	Bridge           string `json:"bridge"`
@@ -37,8 +37,8 @@ type config struct {
 	IPMasq           *bool  `json:"ipMasq"`
 	MTU              int    `json:"mtu"` // bytes
 	HairpinMode      bool   `json:"hairpinMode"`
-	// PromiscMode is another way to what hairpinMode is for: a pod reaches itself
-	// by a service's address.
+	// PromiscMode serves the same purpose as HairpinMode: a pod reaches itself by
+	// a service's address.
 	PromiscMode bool `json:"promiscMode"`
 
 	VLAN                      int               `json:"vlan"`
@@ -54,11 +54,11 @@ type config struct {
 	} `json:"args"`
 	Runtime runtimeConfig `json:"runtimeConfig"`
 
-	raw []byte            // as it came, for an IPAM plugin
+	raw []byte            // the configuration as received, for an IPAM plugin
 	env map[string]string // CNI_ARGS
 }
 
-// runtimeConfig is what an engine asks of one attachment, by capability.
+// runtimeConfig holds what the runtime asks for one attachment, by capability.
 type runtimeConfig struct {
 	PortMappings []portMapping `json:"portMappings"`
 	IPs          []string      `json:"ips"`
@@ -78,7 +78,8 @@ type portMapping struct {
 	HostIP        string `json:"hostIP"`
 }
 
-// bandwidth is in bits and bits per second, as the container sees directions.
+// bandwidth is in bits (burst) and bits per second (rate). Directions are the
+// container's.
 type bandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
@@ -104,7 +105,8 @@ func parse(stdin []byte, args string) (*config, error) {
 // own reports whether fastbr gives out the addresses.
 func (c *config) own() bool { return c.Network != "" }
 
-// check refuses what would be reached, or kept out, otherwise than asked.
+// check refuses contradictory options, and those that fastbr cannot honour and
+// that change who can reach what.
 func (c *config) check() error {
 	for _, f := range []struct {
 		key   string
@@ -145,7 +147,7 @@ func (c *config) check() error {
 	return nil
 }
 
-// networkName is the fastbr network's.
+// networkName returns the name of the fastbr network.
 func (c *config) networkName() string {
 	switch {
 	case c.own():
@@ -156,14 +158,15 @@ func (c *config) networkName() string {
 	return defaultBridge
 }
 
-// bandwidth is what the runtime asks. CNI's directions are the container's.
+// bandwidth returns the limits that the runtime asks for. CNI's directions are
+// the container's.
 func (c *config) bandwidth() ctl.Bandwidth {
 	b := c.Runtime.Bandwidth
 	return ctl.Bandwidth{In: ctl.Limit{Rate: b.IngressRate, Burst: b.IngressBurst}, Out: ctl.Limit{Rate: b.EgressRate, Burst: b.EgressBurst}}
 }
 
-// portName is what the port is called in statistics: the pod's or container's
-// name if the engine tells, else the short form of the id.
+// portName returns the port's name in statistics: the name of the pod or
+// container if the runtime gives one, otherwise the short container id.
 func (c *config) portName(containerID string) string {
 	name := c.env["K8S_POD_NAME"]
 	if space := c.env["K8S_POD_NAMESPACE"]; space != "" && name != "" {
@@ -172,7 +175,7 @@ func (c *config) portName(containerID string) string {
 	return ctl.PortName(name, containerID)
 }
 
-// mac is the address asked for, nil if none is.
+// mac returns the requested MAC address, or nil.
 func (c *config) mac() (net.HardwareAddr, error) {
 	for _, s := range []string{c.Runtime.MAC, c.Args.CNI.MAC, c.env["MAC"]} {
 		if s == "" {
@@ -187,7 +190,7 @@ func (c *config) mac() (net.HardwareAddr, error) {
 	return nil, nil
 }
 
-// ip is the address asked of a fastbr network, invalid if none is.
+// ip returns the address requested from a fastbr network, or the zero Addr.
 func (c *config) ip() (a netip.Addr, err error) {
 	asked := c.Runtime.IPs
 	if len(asked) == 0 {
@@ -202,7 +205,7 @@ func (c *config) ip() (a netip.Addr, err error) {
 		if err != nil {
 			return a, invalid(fmt.Sprintf("address %q: an IPv4 address is wanted", text))
 		}
-		if !one.Is4() || a.IsValid() && a != one { // the same one may be given twice
+		if !one.Is4() || a.IsValid() && a != one { // the same address may be given twice
 			return a, unsupported("ips", asked)
 		}
 		a = one
@@ -210,10 +213,10 @@ func (c *config) ip() (a netip.Addr, err error) {
 	return a, nil
 }
 
-// publications are the port mappings as ranges, neighbours joined: a range of
-// thousands comes as as many entries. One that is given twice counts once. One
-// that fastbr cannot publish yet is left out, with a note for the user: the pod is
-// more than that port.
+// publications returns the port mappings as ranges. Runtimes pass a range as
+// one mapping per port, so neighbours are joined and duplicates count once. A
+// mapping that fastbr cannot publish yet is left out and noted for the user:
+// the pod still starts.
 func (c *config) publications() (out []ctl.PublishRequest, notes []string, err error) {
 	seen := map[ctl.PublishRequest]bool{}
 	for _, m := range c.Runtime.PortMappings {
@@ -241,10 +244,11 @@ func (c *config) publications() (out []ctl.PublishRequest, notes []string, err e
 	return out, notes, nil
 }
 
-// errLater marks a port mapping that is right, and that fastbr cannot publish.
+// errLater marks a valid port mapping that fastbr cannot publish.
 var errLater = errors.New("fastbr publishes TCP and UDP on IPv4 addresses")
 
-// publication is zero for a mapping without a host port, which asks for nothing.
+// publication translates a mapping. A mapping without a host port publishes
+// nothing: it yields the zero value.
 func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	if m.HostPort == 0 {
 		return r, nil
@@ -272,8 +276,8 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	return r, nil
 }
 
-// dns is what goes into the result: the runtime's wish, the configuration's, or
-// the IPAM plugin's, the first that says anything.
+// dns returns the DNS part of the result: the first non-empty one of the
+// runtime's, the configuration's and the IPAM plugin's.
 func (c *config) dns(ipam types.DNS) types.DNS {
 	if d := c.Runtime.DNS; d != nil && len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
 		return types.DNS{Nameservers: d.Servers, Search: d.Searches, Options: d.Options}

@@ -9,8 +9,8 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// errFailed is the code of what is neither the configuration's nor the
-// environment's fault; codes from 100 on are the plugin's own.
+// errFailed is the code of failures that neither the configuration nor the
+// environment causes. Codes from 100 on are the plugin's own.
 const errFailed = 100
 
 func unsupported(key string, value any) error {
@@ -21,7 +21,7 @@ func invalid(text string) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, text, "")
 }
 
-// coded gives an error of ctl its code.
+// coded wraps an error of ctl in a CNI error with its code.
 func coded(err error) error {
 	var e *types.Error
 	switch {

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// pluginName is the "type" of configurations.
+	// pluginName is the "type" of a configuration.
 	pluginName = "fastbr"
-	// listName sorts behind others: engines that take the first file keep theirs.
+	// listName sorts last: runtimes that take the first file keep their network.
 	listName = "99-fastbr.conflist"
 )
 
@@ -31,12 +31,13 @@ const example = `{
 }
 `
 
-// ErrForeign: the file to install is there and is not fastbr's.
+// ErrForeign: the file to install exists and is not fastbr's.
 var ErrForeign = errors.New("is not fastbr's")
 
-// Install makes binary known to CNI runtimes: a link to it in binDir, and an
-// example list in confDir, which may be there in whatever form. Returns what it
-// did, one line each. The error wraps ErrForeign if something else is in the way.
+// Install makes binary known to CNI runtimes. It creates a link to it in
+// binDir, and an example list in confDir unless a file of that name exists. It
+// returns what it did, one line each. The error wraps ErrForeign if another
+// file is in the way.
 func Install(binary, binDir, confDir string) (done []string, err error) {
 	for _, dir := range []string{binDir, confDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -61,7 +62,8 @@ func Install(binary, binDir, confDir string) (done []string, err error) {
 	return append(done, list), nil
 }
 
-// installLink makes path lead to binary; false if it did already.
+// installLink makes path a link to binary. It reports false if it already was
+// one.
 func installLink(binary, path string) (bool, error) {
 	st, err := os.Lstat(path)
 	switch {
@@ -87,7 +89,7 @@ func installLink(binary, path string) (bool, error) {
 	return true, renameio.Symlink(binary, path)
 }
 
-// sameContent reports whether path is the binary, or a copy of it.
+// sameContent reports whether path is binary or a copy of it.
 func sameContent(path, binary string) bool {
 	a, err := os.ReadFile(path)
 	if err != nil {

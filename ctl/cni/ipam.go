@@ -19,16 +19,16 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// lease is what an IPAM plugin has given out.
+// lease is what an IPAM plugin gave out.
 type lease struct {
-	addr    netip.Prefix // with the subnet's length
-	gateway netip.Addr   // invalid: none was named
+	addr    netip.Prefix // with the prefix length of the subnet
+	gateway netip.Addr   // invalid: none named
 	routes  []*types.Route
 	dns     types.DNS
 }
 
-// lease asks the configured IPAM plugin for an address. What it gave is given
-// back on any error.
+// lease asks the configured IPAM plugin for an address. On any error it
+// releases what the plugin gave.
 func (c *config) lease(ctx context.Context) (l lease, err error) {
 	var r types.Result
 	err = c.delegate(ctx, func(raw []byte) (err error) {
@@ -72,17 +72,18 @@ func (l lease) hasDefault() bool {
 	return false
 }
 
-// release gives the address of the environment's attachment back.
+// release gives back the address of the attachment that the environment names.
 func (c *config) release(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateDel(ctx, c.IPAM.Type, raw, nil) })
 }
 
-// checkLease asks whether the environment's attachment still has its address.
+// checkLease asks whether the attachment that the environment names still has
+// its address.
 func (c *config) checkLease(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateCheck(ctx, c.IPAM.Type, raw, nil) })
 }
 
-// releaseOf gives that of another attachment back.
+// releaseOf gives back the address of another attachment.
 func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
 	path, err := c.ipamPath()
 	if err != nil {
@@ -92,10 +93,10 @@ func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.ExecPluginWithoutResult(ctx, path, raw, args, nil) })
 }
 
-// delegate calls the IPAM plugin with the configuration. One that does not know
-// its version is called again, in the latest that it does know: that of the list
-// is for the plugins that it names, and an upgraded list must not leak what was
-// leased before.
+// delegate calls the IPAM plugin with the configuration. If the plugin does not
+// know the configuration's version, delegate calls it again with the latest
+// version that it knows. A list's version only has to suit the plugins that it
+// names, and leases must not leak when it is raised.
 func (c *config) delegate(ctx context.Context, call func(raw []byte) error) error {
 	err := call(c.raw)
 	var e *types.Error
@@ -109,7 +110,7 @@ func (c *config) delegate(ctx context.Context, call func(raw []byte) error) erro
 	return c.ipamFailed(err)
 }
 
-// older is the configuration, the result of ADD in it included, in the latest
+// older returns the configuration, with the prevResult in it, in the latest
 // version before its own that the IPAM plugin knows.
 func (c *config) older(ctx context.Context) ([]byte, error) {
 	path, err := c.ipamPath()
@@ -150,7 +151,7 @@ func (c *config) older(ctx context.Context) ([]byte, error) {
 	return json.Marshal(whole)
 }
 
-// pass hands GC or STATUS on to the IPAM plugin if it knows the command, which
+// pass hands GC or STATUS on to the IPAM plugin if it knows the command. Both
 // came with CNI 1.1.0.
 func (c *config) pass(ctx context.Context, command string) error {
 	path, err := c.ipamPath()
@@ -172,7 +173,7 @@ func (c *config) ipamPath() (string, error) {
 	return path, c.ipamFailed(err)
 }
 
-// ipamFailed says in an error that it is the IPAM plugin's. The code stays.
+// ipamFailed names the IPAM plugin in an error. The code stays.
 func (c *config) ipamFailed(err error) error {
 	if err == nil {
 		return nil
@@ -200,7 +201,7 @@ func prefix(n net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(a, ones)
 }
 
-// routes are CNI's as ctl wants them; never nil.
+// routes converts CNI routes to ctl's. The result is never nil.
 func routes(in []*types.Route) []ctl.Route {
 	out := []ctl.Route{}
 	for _, r := range in {

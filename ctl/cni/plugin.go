@@ -17,15 +17,15 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// engine is how attachments of CNI are marked (ctl.Owner).
+// engine marks attachments of CNI (ctl.Owner).
 const engine = "cni"
 
 // Called reports whether the process was started as a CNI plugin: a runtime
-// gives no arguments.
+// passes no arguments and sets CNI_COMMAND.
 func Called(args []string) bool { return len(args) == 0 && os.Getenv("CNI_COMMAND") != "" }
 
-// Run does what the environment asks, and returns the exit code. Results and
-// errors go to standard output, as CNI wants it.
+// Run executes the command that the environment names, and returns the exit
+// code. It writes results and errors to standard output, as CNI requires.
 func Run(ctx context.Context, opts ctl.Options) int {
 	p := plugin{ctx: ctx, opts: opts}
 	funcs := skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status}
@@ -95,7 +95,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 	return types.PrintResult(out, conf.CNIVersion)
 }
 
-// checkNetns says whether the container's namespace can take a port. The
+// checkNetns checks that the container's namespace can take a port. The CNI
 // library looks only after ADD.
 func checkNetns(args *skel.CmdArgs) error {
 	ns, err := ctl.OpenNetns(args.Netns)
@@ -109,8 +109,8 @@ func checkNetns(args *skel.CmdArgs) error {
 	return nil
 }
 
-// request is the attachment without what an IPAM plugin decides.
-// notes are for the user.
+// request returns the attachment without what an IPAM plugin decides. notes are
+// for the user.
 func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []string, err error) {
 	o := c.owner(args)
 	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
@@ -127,8 +127,8 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 	return r, notes, err
 }
 
-// network is the fastbr network that a bridge's configuration describes. A
-// bridge that is no gateway leads nowhere: it is an internal network.
+// network returns the fastbr network that a bridge configuration describes. A
+// bridge that is no gateway leads nowhere: it becomes an internal network.
 func (c *config) network(l lease) ctl.NetworkRequest {
 	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway)
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
@@ -136,8 +136,8 @@ func (c *config) network(l lease) ctl.NetworkRequest {
 		Masquerade: &masq, Internal: &internal}
 }
 
-// result is as the reference plugin's, which plugins later in the chain rely
-// on: the bridge, the host's end, the container's end, in this order.
+// result has the layout of the reference plugin's, on which later plugins in
+// the chain rely: the bridge, the host end, the container end, in this order.
 func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, l lease) (*current.Result, error) {
 	addr, err := netip.ParsePrefix(res.IP)
 	if err != nil {
@@ -162,7 +162,7 @@ func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, l lease) (*cur
 	return out, nil
 }
 
-// del succeeds whatever is left of the attachment. The address is given back
+// del succeeds whatever is left of the attachment. It releases the address
 // last, when nothing uses it any more.
 func (p *plugin) del(args *skel.CmdArgs) error {
 	conf, c, err := p.start(args)
@@ -208,11 +208,12 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 			return err
 		}
 	}
-	// A plugin later in the chain may have shaped the port since.
+	// A later plugin in the chain may have shaped the port since ADD.
 	return coded(c.Reconcile(p.ctx))
 }
 
-// destinations are the routes without the way: a later plugin may have changed that.
+// destinations returns only the routes' destinations: a later plugin may have
+// changed the gateways.
 func destinations(in []*types.Route) []ctl.Route {
 	out := routes(in)
 	for i := range out {
@@ -221,7 +222,7 @@ func destinations(in []*types.Route) []ctl.Route {
 	return slices.DeleteFunc(out, func(r ctl.Route) bool { return !r.Dst.IsValid() })
 }
 
-// agree compares what ADD told with what there is.
+// agree compares the result of ADD with the present state.
 func agree(prev *current.Result, res ctl.AttachResult, netns string) error {
 	named := func(name, mac, sandbox string) bool {
 		return slices.ContainsFunc(prev.Interfaces, func(i *current.Interface) bool {
@@ -239,8 +240,9 @@ func agree(prev *current.Result, res ctl.AttachResult, netns string) error {
 	return nil
 }
 
-// gc removes what the runtime does not name any more, of this network only. An
-// IPAM plugin is told of each, and of the rest if it knows how.
+// gc removes this network's attachments that the runtime no longer names. It
+// calls the IPAM plugin's DEL for each, and then its GC if it knows the
+// command.
 func (p *plugin) gc(args *skel.CmdArgs) error {
 	conf, c, err := p.start(args)
 	if err != nil {

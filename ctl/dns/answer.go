@@ -13,9 +13,9 @@ import (
 // ttl of the answers, in seconds: a container may be replaced at any time.
 const ttl = 5
 
-// answer is the reply to a question about the zone's own names; nil if it is
-// none of the zone's business. A name under the network's own that does not
-// exist is NXDOMAIN; a known name has no other records than its address.
+// answer returns the reply to a question about the zone's own names, or nil if
+// the question is about other names. A name below the network's own that does
+// not exist is NXDOMAIN. A known name has no records but its address.
 func answer(z ctl.Zone, req *dns.Msg) *dns.Msg {
 	if len(req.Question) != 1 || req.Question[0].Qclass != dns.ClassINET {
 		return nil
@@ -40,7 +40,7 @@ func answer(z ctl.Zone, req *dns.Msg) *dns.Msg {
 	host, under := strings.CutSuffix(name, "."+z.Network)
 	addr, ok := z.Hosts[host]
 	if !ok {
-		addr, ok = z.Hosts[name] // a name may contain dots itself
+		addr, ok = z.Hosts[name] // a name may itself contain dots
 	}
 	switch {
 	case ok && q.Qtype == dns.TypeA:
@@ -57,7 +57,7 @@ func header(name string, rrtype uint16) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
 }
 
-// hostAt is the name of the container with that address, or "".
+// hostAt returns the name of the container with that address, or "".
 func hostAt(z ctl.Zone, addr netip.Addr) string {
 	for host, a := range z.Hosts {
 		if a == addr {
@@ -67,7 +67,8 @@ func hostAt(z ctl.Zone, addr netip.Addr) string {
 	return ""
 }
 
-// reverseAddr reads the IPv4 address out of a name in in-addr.arpa (RFC 1035 section 3.5).
+// reverseAddr parses the IPv4 address of a name in in-addr.arpa (RFC 1035
+// section 3.5).
 func reverseAddr(name string) (netip.Addr, bool) {
 	digits, ok := strings.CutSuffix(name, ".in-addr.arpa")
 	if !ok {

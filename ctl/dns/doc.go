@@ -1,14 +1,15 @@
-// Package dns answers containers' questions for each other's names.
+// Package dns resolves container names.
 //
 // A Server listens on the gateway address of every network that is up and has
-// names switched on. It answers NAME and NAME.NETWORK for the containers of that
-// network and reverse questions for its subnet, and forwards everything else to
-// the host's own resolvers. Which network it is, the client's address says, not
-// the gateway that was asked: from an internal network nothing is forwarded, and
-// nobody but containers and the host is answered. Questions that wait and TCP
-// connections are shared among the clients (package fair), names of containers
-// never wait. It keeps no state: the names are those of the control plane at that
-// moment.
-// Without it containers only lose their names: the resolver configuration that
-// `fastbr run` writes names the host's resolvers after it.
+// DNS on. It answers NAME and NAME.NETWORK for the containers of that network,
+// and reverse questions for its subnet. It forwards everything else to the
+// host's resolvers. The client's address selects the network, not the gateway
+// that was asked. Nothing is forwarded from an internal network, and only
+// containers and the host get answers. Waiting questions and TCP connections
+// are shared among the clients (package fair); questions for container names
+// never wait. The server holds no state: it reads the names from the control
+// plane.
+//
+// Without the server containers only lose their names: the resolv.conf that
+// `fastbr run` writes also lists the host's resolvers.
 package dns

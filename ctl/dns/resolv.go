@@ -10,8 +10,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// HostResolvers reads the resolvers of a resolv.conf, with the port; none
-// without an error if there is no such file.
+// HostResolvers returns the resolvers of a resolv.conf, with the port. It
+// returns none, and no error, if the file does not exist.
 func HostResolvers(path string) (out []netip.AddrPort, err error) {
 	c, err := dns.ClientConfigFromFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -27,9 +27,10 @@ func HostResolvers(path string) (out []netip.AddrPort, err error) {
 	return out, nil
 }
 
-// ContainerConfig is the resolv.conf of a container: its gateway first, then the
-// host's resolvers that it can reach too, for when nobody answers there; search
-// and options are the host's. An internal network has no way to the latter.
+// ContainerConfig returns the resolv.conf of a container. Its gateway comes
+// first. Then come those of the host's resolvers that the container can reach,
+// for when nobody answers at the gateway; an internal network reaches none.
+// search and options are the host's.
 func ContainerConfig(hostPath string, gateway netip.Addr, internal bool) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "nameserver %s\n", gateway)

@@ -17,19 +17,19 @@ import (
 )
 
 const (
-	// Port is where resolvers are asked, UDP and TCP.
+	// Port is the UDP and TCP port of DNS.
 	Port = 53
-	// lookAgain is how often networks that came up or went are looked for.
+	// lookAgain is the interval between checks for networks that came up or went.
 	lookAgain = time.Second
-	// patience with one resolver of the host, per question.
+	// patience bounds the wait for one resolver of the host, per question.
 	patience = 2 * time.Second
-	// asking is how many questions may wait for the host's resolvers, connections
-	// how many TCP clients there may be; both are shared fairly.
+	// asking bounds the questions that wait for the host's resolvers, and
+	// connections the TCP clients. Both are shared fairly.
 	asking      = 512
 	connections = 256
 )
 
-// Source tells the names; *ctl.Names is one.
+// Source provides the names. *ctl.Names implements it.
 type Source interface {
 	Zones() ([]ctl.Zone, error)
 }
@@ -37,20 +37,20 @@ type Source interface {
 // Server answers on the gateway addresses of a Source's networks.
 type Server struct {
 	source   Source
-	upstream []netip.AddrPort // the host's own resolvers, in their order
+	upstream []netip.AddrPort // the host's resolvers, in order
 	logf     func(format string, args ...any)
 	asking   *fair.Shares
-	clients  *fair.Shares // of TCP
+	clients  *fair.Shares // TCP connections
 	said     map[netip.Addr]string
 }
 
-// NewServer returns a server that forwards what it does not know to upstream.
+// NewServer returns a server that forwards other names to upstream.
 func NewServer(source Source, upstream []netip.AddrPort, logf func(format string, args ...any)) *Server {
 	return &Server{source: source, upstream: upstream, logf: logf, asking: fair.New(asking), clients: fair.New(connections), said: map[netip.Addr]string{}}
 }
 
-// Run answers until ctx ends. An address it cannot listen on is told once and
-// tried again: the names of the other networks do not depend on it.
+// Run answers until ctx ends. It reports an address on which it cannot listen
+// once, and keeps trying: the names of other networks do not depend on it.
 func (s *Server) Run(ctx context.Context) {
 	open := map[netip.Addr]*listener{}
 	defer func() {
@@ -96,7 +96,7 @@ func (s *Server) follow(ctx context.Context, open map[netip.Addr]*listener) {
 	}
 }
 
-// report tells an error once, until it has gone.
+// report logs an error once, until it is resolved.
 func (s *Server) report(about netip.Addr, err error) {
 	text := ""
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *Server) report(about netip.Addr, err error) {
 	s.said[about] = text
 }
 
-// listener is one gateway address, UDP and TCP.
+// listener serves one gateway address, UDP and TCP.
 type listener struct {
 	servers []*dns.Server
 }
@@ -133,8 +133,8 @@ func (s *Server) listen(ctx context.Context, gw netip.Addr) (*listener, error) {
 	return l, nil
 }
 
-// impatient ends connections whose other end does not read. Those that do not
-// write are ended by dns.Server.
+// impatient ends connections whose peer does not read. dns.Server itself ends
+// those whose peer does not write.
 type impatient struct{ net.Listener }
 
 type impatientConn struct{ net.Conn }
@@ -160,7 +160,7 @@ func listenError(at string, err error) error {
 
 func (l *listener) close() {
 	for _, srv := range l.servers {
-		// Not Shutdown, which waits for whoever holds a connection open.
+		// Not Shutdown: it waits for everybody who holds a connection open.
 		if srv.PacketConn != nil {
 			_ = srv.PacketConn.Close()
 		}
@@ -174,7 +174,7 @@ func (s *Server) serve(ctx context.Context, gw netip.Addr, w dns.ResponseWriter,
 	transport := w.RemoteAddr().Network()
 	reply := s.reply(ctx, gw, fair.Client(w.RemoteAddr()), req, transport)
 	if reply == nil {
-		_ = w.Close() // a TCP connection; UDP's is the server's
+		_ = w.Close() // only TCP: the UDP socket is the server's
 		return
 	}
 	if transport == "udp" {
@@ -184,13 +184,13 @@ func (s *Server) serve(ctx context.Context, gw netip.Addr, w dns.ResponseWriter,
 		}
 		reply.Truncate(size)
 	}
-	_ = w.WriteMsg(reply) // whoever asked may be gone
+	_ = w.WriteMsg(reply) // the client may be gone
 }
 
-// reply to a client that asked at a gateway: what its own network knows, which
-// its address tells, since no port can lie about it. What cannot be answered is
-// refused or a server failure. Nil is no reply: nothing but its own gateway
-// exists for a client in an internal network.
+// reply answers a client that asked at the gateway gw. The client's address
+// selects its network: no port can forge one. What cannot be answered is
+// refused or a server failure. nil means no reply: for a client in an internal
+// network only its own gateway exists.
 func (s *Server) reply(ctx context.Context, gw, client netip.Addr, req *dns.Msg, transport string) *dns.Msg {
 	zones, err := s.source.Zones()
 	if err != nil {
@@ -234,7 +234,8 @@ func (s *Server) forward(ctx context.Context, req *dns.Msg, transport string) *d
 	return refusal(req, dns.RcodeServerFailure)
 }
 
-// exchange asks one resolver. The library minds only the deadline of a context.
+// exchange asks one resolver. Of a context the library observes only the
+// deadline.
 func exchange(ctx context.Context, to netip.AddrPort, req *dns.Msg, transport string) (*dns.Msg, error) {
 	client := &dns.Client{Net: transport, Timeout: patience, UDPSize: dns.MaxMsgSize}
 	conn, err := client.DialContext(ctx, to.String())

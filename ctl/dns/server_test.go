@@ -56,7 +56,7 @@ func TestQuestionsAreAnswered(t *testing.T) {
 		name, client, ask string
 		qtype             uint16
 		rcode             int
-		want              string // of the only answer; "": none
+		want              string // of the only answer; "": no answer
 	}{
 		{"name", "10.9.0.9", "web.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
 		{"name in the network", "10.9.0.9", "web.lab.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
@@ -106,8 +106,9 @@ func TestNoResolverIsAFailure(t *testing.T) {
 	}
 }
 
-// TestClientDecidesNotGateway: whichever gateway is asked, containers learn what
-// their own network knows, and one in an internal network nothing by another's.
+// TestClientDecidesNotGateway: whichever gateway it asks, a container learns
+// what its own network knows. A container in an internal network learns nothing
+// from another gateway.
 func TestClientDecidesNotGateway(t *testing.T) {
 	s := NewServer(lab(), []netip.AddrPort{upstream(t)}, t.Logf)
 	ask := func(client, gateway, name string) *dns.Msg {
@@ -126,7 +127,8 @@ func TestClientDecidesNotGateway(t *testing.T) {
 	}
 }
 
-// silence is a resolver of the host that answers only names that begin with "good".
+// silence is a resolver of the host that answers only names that begin with
+// "good".
 func silence(t *testing.T) netip.AddrPort {
 	t.Helper()
 	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -143,7 +145,8 @@ func silence(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(pc.LocalAddr().String())
 }
 
-// TestUnanswerableQuestionsHarmNobodyElse: one container asks more than may wait.
+// TestUnanswerableQuestionsHarmNobodyElse: one container asks more questions
+// than may wait.
 func TestUnanswerableQuestionsHarmNobodyElse(t *testing.T) {
 	s := NewServer(lab(), []netip.AddrPort{silence(t)}, t.Logf)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -161,7 +164,7 @@ func TestUnanswerableQuestionsHarmNobodyElse(t *testing.T) {
 		})
 	}
 	for ask(ctx, "10.9.0.2", "good.example.") != dns.RcodeRefused {
-		continue // not yet as many as may wait
+		continue // fewer than may wait
 	}
 	for range 20 {
 		if rcode := ask(ctx, "10.9.0.3", "good.example."); rcode != dns.RcodeSuccess {

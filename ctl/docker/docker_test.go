@@ -73,7 +73,7 @@ var (
 	e1 = strings.Repeat("2b", 32)
 )
 
-// ask plays one call of dockerd's and returns what came back.
+// ask plays one call of dockerd and returns the answer.
 func (r *recorder) ask(t *testing.T, method, path, body string) (int, string) {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -116,8 +116,8 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// TestCallsRefuse: nothing is done for a body that was lost or makes no sense,
-// and dockerd is told why.
+// TestCallsRefuse: a call whose body was lost or makes no sense does nothing,
+// and dockerd gets the reason.
 func TestCallsRefuse(t *testing.T) {
 	for _, c := range []struct {
 		method, path, body string
@@ -143,7 +143,8 @@ func TestCallsRefuse(t *testing.T) {
 	}
 }
 
-// TestInterfaceNameIsPassedOn: it comes with CreateEndpoint, and only there.
+// TestInterfaceNameIsPassedOn: the name comes with CreateEndpoint, and only
+// there.
 func TestInterfaceNameIsPassedOn(t *testing.T) {
 	r := &recorder{}
 	ids := `{"NetworkID":"` + n1 + `","EndpointID":"` + e1 + `"`

@@ -9,7 +9,8 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// Core is what the driver needs of the control plane. *ctl.Controller is one.
+// Core is the part of the control plane that the driver needs. *ctl.Controller
+// implements it.
 type Core interface {
 	NetworkCreate(ctx context.Context, name string, r ctl.NetworkRequest) (ctl.NetworkView, error)
 	NetworkDiscard(ctx context.Context, name string) error
@@ -20,8 +21,8 @@ type Core interface {
 	EndpointDelete(ctx context.Context, network, name string) error
 }
 
-// driver does the calls. dockerd must not be asked anything from within one: it
-// may be waiting for the answer.
+// driver handles the calls. A handler must not call dockerd: dockerd may be
+// waiting for the answer.
 type driver struct{ core Core }
 
 func (d driver) createNetwork(ctx context.Context, q createNetworkRequest) (any, error) {
@@ -104,9 +105,9 @@ func (d driver) leave(ctx context.Context, q endpointID) (any, error) {
 	return nil, q.with(ctx, d.core.EndpointLeave)
 }
 
-// program makes the endpoint the container's way out: its ports are published
-// here, and nowhere else. Join and CreateEndpoint of every network of a
-// container carry them too.
+// program makes the endpoint the container's way out. It alone publishes ports:
+// Join and CreateEndpoint carry the port map too, but for every network of the
+// container.
 func (d driver) program(ctx context.Context, q programRequest) (any, error) {
 	network, name, err := endpointID{q.NetworkID, q.EndpointID}.short()
 	if err != nil {
@@ -117,8 +118,8 @@ func (d driver) program(ctx context.Context, q programRequest) (any, error) {
 	})
 }
 
-// leaveGateway takes back what program did. Newer dockerds do not call it after
-// a restart: leave and deleteEndpoint take it back as well.
+// leaveGateway undoes program. Newer dockerds do not call it after a restart,
+// so leave and deleteEndpoint undo it as well.
 func (d driver) leaveGateway(ctx context.Context, q endpointID) (any, error) {
 	return d.leave(ctx, q)
 }

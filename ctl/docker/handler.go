@@ -1,10 +1,9 @@
-// Package docker is fastbr's network driver for Docker: the remote driver
-// protocol (HTTP and JSON on a socket), translated into the verbs of ctl. It
-// keeps no state: everything is in ctl's, so that dockerd and this driver may
-// restart in any order.
+// Package docker is fastbr's network driver for Docker. It translates the
+// remote driver protocol (HTTP and JSON on a socket) into operations of ctl. It
+// holds no state: ctl does, so dockerd and the driver may restart in any order.
 //
-// Networks and endpoints are known to ctl by the first twelve digits of
-// Docker's ids.
+// ctl knows networks and endpoints by the first twelve digits of their Docker
+// ids.
 package docker
 
 import (
@@ -21,24 +20,25 @@ import (
 )
 
 const (
-	// answerLimit bounds a call: dockerd itself waits for ever, and a driver that
-	// hangs would hang it. A host that is merely overloaded has answered by then,
-	// though loading the programs there takes many seconds.
+	// answerLimit bounds a call: dockerd waits without limit, so a driver that
+	// hangs would hang it. Even an overloaded host answers in this time, although
+	// loading the programs can take many seconds there.
 	answerLimit = time.Minute
-	// bodyLimit is above what a container needs that has all ports published, of
-	// both protocols and address families.
+	// bodyLimit, in bytes, exceeds what a container needs that publishes all
+	// ports of both protocols and address families.
 	bodyLimit = 32 << 20
-	// headerLimit and bodyPatience bound the wait for a request that has begun.
-	// Between requests dockerd keeps its connections for as long as it likes.
+	// headerLimit and bodyPatience bound the wait for the rest of a request.
+	// Between requests dockerd keeps its connections open for as long as it
+	// likes.
 	headerLimit  = 5 * time.Second
 	bodyPatience = 10 * time.Second
 )
 
-// errRequest marks what dockerd should not have sent.
+// errRequest marks a request that dockerd should not have sent.
 var errRequest = errors.New("bad request")
 
-// NewServer returns an HTTP server that answers dockerd. note tells the user of
-// calls that failed.
+// NewServer returns an HTTP server that answers dockerd. note is called for
+// each failed call.
 func NewServer(core Core, note func(format string, args ...any)) *http.Server {
 	return &http.Server{Handler: newHandler(driver{core}, note), ReadHeaderTimeout: headerLimit, IdleTimeout: -1}
 }
@@ -53,13 +53,13 @@ func newHandler(d driver, note func(string, ...any)) http.Handler {
 		"CreateNetwork":               call(note, d.createNetwork),
 		"DeleteNetwork":               call(note, d.deleteNetwork),
 		"CreateEndpoint":              call(note, d.createEndpoint),
-		"EndpointOperInfo":            fixed(operInfoResponse{map[string]any{}}), // called at every inspect
+		"EndpointOperInfo":            fixed(operInfoResponse{map[string]any{}}), // called by every inspect
 		"DeleteEndpoint":              call(note, d.deleteEndpoint),
 		"Join":                        call(note, d.join),
 		"Leave":                       call(note, d.leave),
 		"ProgramExternalConnectivity": call(note, d.program),
 		"RevokeExternalConnectivity":  call(note, d.leaveGateway),
-		// Of other hosts, and for swarm: nothing to do for a local driver.
+		// For swarm and other hosts: a local driver has nothing to do.
 		"DiscoverNew":     fixed(struct{}{}),
 		"DiscoverDelete":  fixed(struct{}{}),
 		"AllocateNetwork": fixed(struct{}{}),
@@ -75,9 +75,9 @@ func newHandler(d driver, note func(string, ...any)) http.Handler {
 	return whole(http.TimeoutHandler(mux, answerLimit, string(late)), bodyPatience)
 }
 
-// whole lets h see only requests that are there in full, in bounded time and
-// memory. One that says that it is too long is refused unread. It is no matter of
-// the server's ReadTimeout, which would end the calls themselves.
+// whole reads the body, in bounded time and memory, before it calls h. It
+// refuses a body that is announced as too long without reading it. The server's
+// ReadTimeout would not do: it would end the calls, too.
 func whole(h http.Handler, patience time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength > bodyLimit {
@@ -85,7 +85,7 @@ func whole(h http.Handler, patience time.Duration) http.Handler {
 			return
 		}
 		c := http.NewResponseController(w)
-		_ = c.SetReadDeadline(time.Now().Add(patience)) // a test's recorder has none
+		_ = c.SetReadDeadline(time.Now().Add(patience)) // a test's recorder has no deadline
 		var body bytes.Buffer
 		if r.ContentLength > 0 {
 			body.Grow(int(r.ContentLength) + bytes.MinRead)
@@ -111,20 +111,21 @@ func tooLong(w http.ResponseWriter) {
 	reply(w, http.StatusRequestEntityTooLarge, errorResponse{fmt.Sprintf("%v: the body is longer than %d MiB", errRequest, bodyLimit>>20)})
 }
 
-// reply always has a body: dockerd takes an empty one for an error.
+// reply always sends a body: dockerd takes an empty one for an error.
 func reply(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/vnd.docker.plugins.v1.2+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // dockerd has hung up: nobody to tell
+	_ = json.NewEncoder(w).Encode(v) // an error means that dockerd has hung up
 }
 
-// fixed answers always the same, whatever is asked.
+// fixed gives the same answer to every request.
 func fixed(v any) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, v) })
 }
 
-// call decodes a request, has it done and answers. A repeated request of
-// dockerd's may have lost its body, which is refused instead of read as zeros.
+// call decodes a request, calls do and sends the answer. When dockerd repeats a
+// request, the body may be lost: call refuses an empty body instead of reading
+// it as zeros.
 func call[Q any](note func(string, ...any), do func(context.Context, Q) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var q Q
@@ -155,8 +156,8 @@ func call[Q any](note func(string, ...any), do func(context.Context, Q) (any, er
 	})
 }
 
-// shortID is what ctl knows a network or an endpoint by. Returns an error
-// wrapping errRequest for anything that is not an id of Docker's.
+// shortID returns the name by which ctl knows a network or an endpoint. The
+// error wraps errRequest if id is not a Docker id.
 func shortID(what, id string) (string, error) {
 	if !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(id) {
 		return "", fmt.Errorf("%w: %s %q: 64 hex digits are wanted", errRequest, what, id)

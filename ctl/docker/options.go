@@ -13,9 +13,9 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// Keys of CreateNetwork's options.
+// Keys of the options of CreateNetwork.
 const (
-	optGeneric  = "com.docker.network.generic" // what the user gave with -o
+	optGeneric  = "com.docker.network.generic" // options that the user gave with -o
 	optInternal = "com.docker.network.internal"
 	optIPv4     = "com.docker.network.enable_ipv4"
 	optIPv6     = "com.docker.network.enable_ipv6"
@@ -38,7 +38,7 @@ const (
 	optFiltering  = "fastbr.nat-filtering"
 	optExhaustion = "fastbr.nat-on-exhaustion"
 
-	// auxGateway names, with --aux-address, a gateway other than the bridge.
+	// auxGateway, with --aux-address, names a gateway other than the bridge.
 	auxGateway = "DefaultGatewayIPv4"
 
 	defaultIfacePrefix = "eth"
@@ -49,11 +49,12 @@ var (
 	errNoIPv4 = errors.New("fastbr's networks always have IPv4 addresses: create it without --ipv4=false")
 )
 
-// networkRequest translates `docker network create`. What would change who can
-// reach whom and cannot be done is refused, and so is what is not known.
+// networkRequest translates `docker network create`. It refuses unknown
+// options, and those that fastbr cannot honour and that change who can reach
+// whom.
 func networkRequest(q createNetworkRequest) (ctl.NetworkRequest, error) {
 	no := false
-	r := ctl.NetworkRequest{ID: q.NetworkID, Bridge: "br-" + q.NetworkID[:12], DNS: &no} // names are Docker's own
+	r := ctl.NetworkRequest{ID: q.NetworkID, Bridge: "br-" + q.NetworkID[:12], DNS: &no} // Docker resolves names itself
 	if err := setPool(&r, q); err != nil {
 		return r, err
 	}
@@ -103,7 +104,7 @@ func setPool(r *ctl.NetworkRequest, q createNetworkRequest) (err error) {
 	return nil
 }
 
-// setOption understands one -o KEY=VALUE.
+// setOption parses one -o KEY=VALUE.
 func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 	switch key {
 	case optBridge:
@@ -129,7 +130,7 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 	case optMode4:
 		return only(key, value, "nat", "see "+optMasquerade)
 	case optMode6, optHostIPv6: // there is no IPv6 to do it for
-	case optIPv6: // in old compose files
+	case optIPv6: // set by old compose files
 		if !isFalse(value) {
 			return errIPv6
 		}
@@ -171,19 +172,20 @@ func boolOption(key, value string) (bool, error) {
 	return on, nil
 }
 
-// isTrue is for values that arrive as booleans or as text.
+// isTrue accepts booleans and text.
 func isTrue(v any) bool {
 	on, err := strconv.ParseBool(fmt.Sprint(v))
 	return err == nil && on
 }
 
-// isFalse is not true of what is absent.
+// isFalse accepts booleans and text. It reports false for an absent value.
 func isFalse(v any) bool {
 	on, err := strconv.ParseBool(fmt.Sprint(v))
 	return err == nil && !on
 }
 
-// ifacePrefix is what devices inside are called, before their number.
+// ifacePrefix returns the name, without the number, of devices inside the
+// container.
 func ifacePrefix(options map[string]string) string {
 	return cmp.Or(options[optIfacePrefix], defaultIfacePrefix)
 }

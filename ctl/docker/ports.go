@@ -11,14 +11,14 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// Host ports for `-p 80` and `-P`: above the ephemeral ports of Linux (up to
-// 60999) and the NAT range, so that they are in nobody's way.
+// Host ports for `-p 80` and `-P`: above Linux's ephemeral ports (up to 60999)
+// and the NAT range, so that they conflict with neither.
 const firstChosen, lastChosen = 61000, 65535
 
 // publishRequests translates a container's port map. Consecutive ports, which
-// arrive one by one, become one publication; one that is given twice counts once.
-// Ports that are not to be chosen come first. binding is the host address of
-// those without one; "": every address.
+// dockerd passes one by one, become one publication; duplicates count once.
+// Fixed host ports come before those that fastbr chooses. binding is the host
+// address of ports that name none; "" means every address.
 func publishRequests(ports []portBinding, binding string) ([]ctl.PublishRequest, error) {
 	var out []ctl.PublishRequest
 	for _, b := range ports {
@@ -63,7 +63,7 @@ func publishRequest(b portBinding, binding string) (r ctl.PublishRequest, err er
 	return r, nil
 }
 
-// joined merges sorted requests whose ports follow each other.
+// joined merges sorted requests with consecutive ports.
 func joined(rs []ctl.PublishRequest) (out []ctl.PublishRequest) {
 	for _, r := range rs {
 		if n := len(out); n > 0 && !r.Any && !out[n-1].Any {
@@ -78,7 +78,7 @@ func joined(rs []ctl.PublishRequest) (out []ctl.PublishRequest) {
 	return out
 }
 
-// hostAddr is ctl.ParseHostIP, of IPv4.
+// hostAddr is ctl.ParseHostIP for IPv4 only.
 func hostAddr(s string) (netip.Addr, error) {
 	a, err := ctl.ParseHostIP(s)
 	if err != nil || a.Is6() {

@@ -16,14 +16,15 @@ import (
 // PluginDir is where dockerd looks for drivers.
 const PluginDir = "/run/docker/plugins"
 
-// ErrName: neither a driver's name nor an absolute path of a socket.
+// ErrName: the name is neither a driver's name nor the absolute path of a
+// socket.
 var ErrName = errors.New("a driver's name, or the absolute path of a socket, is wanted")
 
-// Listen opens the socket that dockerd calls: one that systemd has opened for
-// this process, else NAME.sock in PluginDir. A path instead of a name is for
-// drivers announced by /etc/docker/plugins/NAME.spec. A socket that nobody
-// answers at is replaced. Closing the listener removes what Listen has made.
-// The error wraps ErrName.
+// Listen opens the socket that dockerd calls: the one that systemd passed to
+// this process, otherwise NAME.sock in PluginDir. A path instead of a name is
+// for drivers that /etc/docker/plugins/NAME.spec announces. Listen replaces a
+// socket at which nobody answers. Closing the listener removes a socket that
+// Listen made. The error wraps ErrName.
 func Listen(name string) (net.Listener, error) {
 	path, err := socketPath(name)
 	if err != nil {
@@ -38,8 +39,8 @@ func Listen(name string) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	// Nobody but root may connect to it before the mode is set either: connecting
-	// needs the right to write.
+	// Only root can connect even before the mode is set: connecting needs write
+	// permission.
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
@@ -60,7 +61,7 @@ func socketPath(name string) (string, error) {
 	return filepath.Join(PluginDir, name+".sock"), nil
 }
 
-// activated is the one socket that systemd passed; nil if it passed none.
+// activated returns the one socket that systemd passed, or nil.
 func activated() (net.Listener, error) {
 	all, err := activation.Listeners()
 	if err != nil || len(all) == 0 {
@@ -72,8 +73,8 @@ func activated() (net.Listener, error) {
 	return all[0], nil
 }
 
-// removeStale removes a socket that a killed driver left. The error says so if
-// somebody answers there, or if it is no socket.
+// removeStale removes the socket of a killed driver. It returns an error if
+// somebody answers there, or if the file is not a socket.
 func removeStale(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// endless is a body that never ends, and counts what was read of it.
+// endless is a body without end. It counts the bytes read from it.
 type endless struct{ read int64 }
 
 func (e *endless) Read(p []byte) (int, error) {
@@ -17,8 +17,8 @@ func (e *endless) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestLongBodiesAreRefused: unread if the length is announced, else when the
-// limit is reached.
+// TestLongBodiesAreRefused: without reading if the length is announced,
+// otherwise at the limit.
 func TestLongBodiesAreRefused(t *testing.T) {
 	for _, c := range []struct{ announced, most int64 }{{70 << 20, 0}, {-1, bodyLimit + 1<<20}} {
 		body := &endless{}
@@ -36,7 +36,7 @@ func TestLongBodiesAreRefused(t *testing.T) {
 	}
 }
 
-// TestSlowBodiesEnd, and a call may take longer than a body.
+// TestSlowBodiesEnd: they time out, but the call itself may take longer.
 func TestSlowBodiesEnd(t *testing.T) {
 	const patience = 100 * time.Millisecond
 	cancelled := make(chan bool, 1)

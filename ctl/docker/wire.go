@@ -1,7 +1,7 @@
 package docker
 
-// What dockerd sends and expects (moby, daemon/libnetwork/drivers/remote/api).
-// Addresses are CIDR strings and may be empty.
+// Messages of dockerd (moby, daemon/libnetwork/drivers/remote/api). Addresses
+// are CIDR strings and may be empty.
 
 type networkID struct{ NetworkID string }
 
@@ -32,8 +32,8 @@ type endpointInterface struct {
 	MacAddress  string `json:",omitempty"`
 }
 
-// createEndpointResponse holds only what the request left open; anything else is
-// an error to dockerd.
+// createEndpointResponse holds only what the request left open. dockerd treats
+// anything else as an error.
 type createEndpointResponse struct{ Interface endpointInterface }
 
 type joinRequest struct {
@@ -43,13 +43,13 @@ type joinRequest struct {
 
 type joinResponse struct {
 	InterfaceName interfaceName
-	// Gateway is empty only for internal networks: without one dockerd adds a
-	// second interface, on a bridge of its own called docker_gwbridge.
+	// Gateway is empty only for internal networks. Without a gateway dockerd adds
+	// a second interface on its own bridge docker_gwbridge.
 	Gateway string `json:",omitempty"`
 }
 
-// interfaceName tells dockerd which device to move, and what to call it: DstName,
-// else the prefix and a number. Before 28 it does not know DstName.
+// interfaceName tells dockerd which device to move and how to name it: DstName,
+// otherwise the prefix and a number. dockerd before 28 does not know DstName.
 type interfaceName struct {
 	SrcName, DstPrefix string
 	DstName            string `json:",omitempty"`
@@ -62,7 +62,7 @@ type programRequest struct {
 	}
 }
 
-// portBinding is one of `docker run -p`. A range arrives as many.
+// portBinding is one `docker run -p`. A range arrives as one binding per port.
 type portBinding struct {
 	Proto                       int // IP protocol number
 	Port, HostPort, HostPortEnd uint16
@@ -75,7 +75,7 @@ type (
 		Scope, ConnectivityScope string
 		GwAllocChecker           bool
 	}
-	// gwAllocResponse: true means that the network needs no gateway's address.
+	// gwAllocResponse: true means that the network needs no gateway address.
 	gwAllocResponse  struct{ SkipIPv4, SkipIPv6 bool }
 	operInfoResponse struct{ Value map[string]any }
 	errorResponse    struct{ Err string }

@@ -1,5 +1,5 @@
-// Package fair divides what a server has few of (connections, questions that
-// wait for an answer) among its clients, so that nobody takes it all.
+// Package fair divides a scarce resource of a server (connections, waiting
+// questions) among its clients, so that no client takes all of it.
 package fair
 
 import (
@@ -10,14 +10,14 @@ import (
 	"sync"
 )
 
-// Shares is so many pieces of something. A client may have as many as are free.
-// When none is, a client with fewer than the greediest gets the greediest's
-// oldest piece. Safe for concurrent use.
+// Shares is a fixed number of pieces. A client may have as many as are free.
+// When none is free, the client with the most pieces loses its oldest one to a
+// client with fewer. Safe for concurrent use.
 type Shares struct {
 	mu    sync.Mutex
 	free  int
 	taken map[netip.Addr][]*piece // by client, oldest first
-	last  uint64                  // age of the newest piece
+	last  uint64                  // number of the newest piece
 }
 
 type piece struct {
@@ -28,16 +28,17 @@ type piece struct {
 // New returns n pieces, all free.
 func New(n int) *Shares { return &Shares{free: n, taken: map[netip.Addr][]*piece{}} }
 
-// Take gives the client a piece. When it is taken away again, end is called once,
-// which must not wait and must not call Shares. The holder calls giveBack when it
-// needs the piece no more, in any case. Reports false if none is free and no other
-// client has more than this one would have then.
+// Take gives the client a piece. If the piece is taken away later, end is
+// called once; end must not block and must not call Shares. The holder always
+// calls giveBack when it no longer needs the piece. Take reports false if no
+// piece is free and no other client has more pieces than this one would have
+// with the new one.
 func (s *Shares) Take(client netip.Addr, end func()) (giveBack func(), ok bool) {
 	return s.take(client, end, false)
 }
 
-// Replace is Take, but a client that would be refused loses its own oldest piece
-// for the new one.
+// Replace is like Take, but a client that Take would refuse loses its own
+// oldest piece for the new one.
 func (s *Shares) Replace(client netip.Addr, end func()) (giveBack func()) {
 	giveBack, _ = s.take(client, end, true)
 	return giveBack
@@ -66,8 +67,9 @@ func (s *Shares) take(client netip.Addr, end func(), own bool) (giveBack func(),
 	}, true
 }
 
-// greediest is who would have most if the newcomer had one more: the newcomer
-// itself before others, among others who has had theirs for longest.
+// greediest returns the client with the most pieces, counting one more for the
+// newcomer. On a tie it is the newcomer; among others it is the one whose
+// oldest piece is the oldest.
 func (s *Shares) greediest(newcomer netip.Addr) netip.Addr {
 	who, most := newcomer, len(s.taken[newcomer])+1
 	for client, pieces := range s.taken {
@@ -82,7 +84,7 @@ func (s *Shares) greediest(newcomer netip.Addr) netip.Addr {
 	return who
 }
 
-// remove frees a piece, unless that has been done.
+// remove frees a piece unless it is free already.
 func (s *Shares) remove(client netip.Addr, p *piece) {
 	pieces := s.taken[client]
 	i := slices.Index(pieces, p)
@@ -97,8 +99,9 @@ func (s *Shares) remove(client netip.Addr, p *piece) {
 	}
 }
 
-// Listen divides the connections of a TCP listener: one too many ends the oldest
-// of the client that has most. Several listeners may divide the same shares.
+// Listen divides the connections of a TCP listener. When there are too many,
+// the oldest connection of the client with the most is closed. Several
+// listeners may use the same shares.
 func Listen(ln net.Listener, s *Shares) net.Listener { return listener{ln, s} }
 
 type listener struct {
@@ -115,8 +118,8 @@ func (l listener) Accept() (net.Conn, error) {
 	return &conn{c, giveBack}, nil
 }
 
-// conn gives its piece back when it is closed, once or more often. By pointer,
-// since servers keep connections in maps.
+// conn gives its piece back on the first Close. It is used by pointer, because
+// servers keep connections in maps.
 type conn struct {
 	net.Conn
 	giveBack func()
@@ -127,8 +130,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Client is the address of a peer, whatever its port.
+// Client returns the address of a peer without the port.
 func Client(peer net.Addr) netip.Addr {
-	at, _ := netip.ParseAddrPort(peer.String()) // no address: all of them are one client
+	at, _ := netip.ParseAddrPort(peer.String()) // on an error the zero Addr: all such peers count as one client
 	return at.Addr().Unmap()
 }

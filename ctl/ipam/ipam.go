@@ -1,5 +1,5 @@
-// Package ipam chooses subnets and addresses. It is pure: everything it decides
-// follows from its arguments.
+// Package ipam chooses subnets and addresses. It is pure: its results depend on
+// the arguments alone.
 package ipam
 
 import (
@@ -15,25 +15,26 @@ import (
 var (
 	// ErrOverlap: the subnet overlaps one in use.
 	ErrOverlap = errors.New("overlaps")
-	// ErrNoPool: every pool overlaps something.
+	// ErrNoPool: every pool overlaps a subnet in use.
 	ErrNoPool = errors.New("no free subnet")
 	// ErrFull: the subnet has no free address.
 	ErrFull = errors.New("subnet is full")
 	// ErrOutside: the address is not in the subnet.
 	ErrOutside = errors.New("not in the subnet")
-	// ErrReserved: the network's, the broadcast or the gateway's address.
+	// ErrReserved: the address is the network's, the broadcast or the gateway's
+	// address.
 	ErrReserved = errors.New("reserved")
-	// ErrTaken: the address belongs to a port.
+	// ErrTaken: a port has the address.
 	ErrTaken = errors.New("taken")
-	// ErrSubnet: not a usable IPv4 subnet.
+	// ErrSubnet: the prefix is no usable IPv4 subnet.
 	ErrSubnet = errors.New("not a usable subnet")
 )
 
-// Default is the subnet of the network named "default".
+// Default returns the subnet of the network named "default".
 func Default() netip.Prefix { return netip.MustParsePrefix("172.30.0.0/16") }
 
 // Pools yields the subnets for networks that name none: the /20s of
-// 192.168.0.0/16, then of 172.16.0.0/12.
+// 192.168.0.0/16, then those of 172.16.0.0/12.
 func Pools() iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		for _, base := range []string{"192.168.0.0/16", "172.16.0.0/12"} {
@@ -48,8 +49,8 @@ func Pools() iter.Seq[netip.Prefix] {
 	}
 }
 
-// Next returns the first of candidates, then of Pools, that overlaps nothing in
-// use. Returns ErrNoPool if there is none.
+// Next returns the first prefix of candidates, then of Pools, that overlaps
+// nothing in use. The error is ErrNoPool if there is none.
 func Next(used []netip.Prefix, candidates ...netip.Prefix) (netip.Prefix, error) {
 	for _, p := range candidates {
 		if _, bad := Overlap(p, used); !bad {
@@ -64,9 +65,9 @@ func Next(used []netip.Prefix, candidates ...netip.Prefix) (netip.Prefix, error)
 	return netip.Prefix{}, ErrNoPool
 }
 
-// Overlap finds a prefix in used that shares addresses with p. Default routes
-// do not count, and neither do their halves, which VPN clients use to cover
-// the default route without replacing it.
+// Overlap returns a prefix in used that shares addresses with p. It ignores the
+// default route and its two halves: VPN clients use the halves to cover the
+// default route without replacing it.
 func Overlap(p netip.Prefix, used []netip.Prefix) (netip.Prefix, bool) {
 	for _, u := range used {
 		if u.Bits() > 1 && u.Overlaps(p) {
@@ -76,7 +77,7 @@ func Overlap(p netip.Prefix, used []netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// CheckSubnet says whether p can be a network's: IPv4, unicast, with room for a
+// CheckSubnet checks that p suits a network: IPv4, unicast, with room for a
 // gateway and one container. The error wraps ErrSubnet.
 func CheckSubnet(p netip.Prefix) error {
 	a := p.Addr()
@@ -93,16 +94,16 @@ func CheckSubnet(p netip.Prefix) error {
 	return nil
 }
 
-// Gateway is the subnet's first address.
+// Gateway returns the subnet's first address after the network address.
 func Gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
 
-// Broadcast is the subnet's last address.
+// Broadcast returns the subnet's last address.
 func Broadcast(p netip.Prefix) netip.Addr {
 	return fromInt(toInt(p.Masked().Addr()) | (1<<(32-p.Bits()) - 1))
 }
 
-// CheckGateway says whether gw can be the gateway of the subnet. The error
-// wraps ErrOutside or ErrReserved.
+// CheckGateway checks that gw can be the gateway of the subnet. The error wraps
+// ErrOutside or ErrReserved.
 func CheckGateway(p netip.Prefix, gw netip.Addr) error {
 	switch {
 	case !p.Contains(gw):
@@ -113,7 +114,7 @@ func CheckGateway(p netip.Prefix, gw netip.Addr) error {
 	return nil
 }
 
-// Check says whether a container may have the address. The error wraps
+// Check checks that a container may have the address. The error wraps
 // ErrOutside, ErrReserved or ErrTaken.
 func Check(p netip.Prefix, gw, ip netip.Addr, taken func(netip.Addr) bool) error {
 	if err := CheckGateway(p, ip); err != nil {
@@ -128,8 +129,8 @@ func Check(p netip.Prefix, gw, ip netip.Addr, taken func(netip.Addr) bool) error
 	return nil
 }
 
-// Allocate returns the lowest free address. Returns an error wrapping ErrFull
-// if there is none.
+// Allocate returns the lowest free address. The error wraps ErrFull if there is
+// none.
 func Allocate(p netip.Prefix, gw netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
 	last := Broadcast(p)
 	for a := p.Masked().Addr().Next(); a != last; a = a.Next() {
@@ -140,7 +141,8 @@ func Allocate(p netip.Prefix, gw netip.Addr, taken func(netip.Addr) bool) (netip
 	return netip.Addr{}, fmt.Errorf("%s: %w", p, ErrFull)
 }
 
-// MAC is the hardware address that belongs to an address: 02:42 and its four bytes.
+// MAC returns the MAC address derived from an IPv4 address: 02:42, then its
+// four bytes in network byte order.
 func MAC(ip netip.Addr) net.HardwareAddr {
 	b := ip.As4()
 	return net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}

@@ -2,19 +2,18 @@ package metrics
 
 import dto "github.com/prometheus/client_model/go"
 
-// Metric describes one metric family: what the gatherer shows and what
-// docs/metrics.md says about it.
+// Metric describes one metric family, for the gatherer and for docs/metrics.md.
 type Metric struct {
 	Name string
-	Help string // one line, ends up in the exposition
+	Help string // one line, part of the exposition
 	Type dto.MetricType
-	// Labels in the order of the exposition, which is that of the alphabet.
+	// Labels are in the order of the exposition: alphabetical.
 	Labels []string
-	// WhenDown: emitted also when nothing is up.
+	// WhenDown: the family is emitted even when nothing is up.
 	WhenDown bool
 }
 
-// The names are promises (dashboards and alerts of other people use them).
+// The names are stable: dashboards and alerts of users depend on them.
 const (
 	nameUp             = "fastbr_up"
 	nameBuildInfo      = "fastbr_build_info"
@@ -34,8 +33,8 @@ const (
 	nameRefused        = "fastbr_nat_refused_total"
 )
 
-// Catalogue lists every metric family of the Gatherer, in the order of the
-// documentation.
+// Catalogue returns every metric family of the Gatherer, in the order of
+// docs/metrics.md.
 func Catalogue() []Metric {
 	path := []string{"name", "network", "path", "port"}
 	reason := []string{"name", "network", "port", "reason"}

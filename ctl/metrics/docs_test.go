@@ -18,8 +18,8 @@ import (
 
 const docs = "../../docs/"
 
-// The table of docs/metrics.md is rendered from the catalogue:
-// go test ./ctl/metrics -run Doc -update.
+// TestDocListsEveryMetric compares the table of docs/metrics.md with the
+// catalogue. To render it again: go test ./ctl/metrics -run Doc -update.
 func TestDocListsEveryMetric(t *testing.T) {
 	const begin, end = "<!-- metrics: rendered by go test ./ctl/metrics -run Doc -update -->\n", "<!-- /metrics -->\n"
 	page, err := os.ReadFile(docs + "metrics.md")
@@ -44,7 +44,7 @@ func TestDocListsEveryMetric(t *testing.T) {
 	t.Error("docs/metrics.md is not what the gatherer shows; run go test ./ctl/metrics -run Doc -update")
 }
 
-// Every reason that a packet can be dropped for has its line.
+// TestDocExplainsEveryReason: every drop reason has its line.
 func TestDocExplainsEveryReason(t *testing.T) {
 	page, err := os.ReadFile(docs + "metrics.md")
 	if err != nil {
@@ -175,7 +175,8 @@ func TestDashboardUsesExistingMetrics(t *testing.T) {
 	}
 }
 
-// promtool parses the dashboard's queries, dressed up as recording rules.
+// TestPromtoolAcceptsDashboardQueries has promtool parse the dashboard's
+// queries as recording rules.
 func TestPromtoolAcceptsDashboardQueries(t *testing.T) {
 	promtool := tool(t, "promtool", "prometheus")
 	text, err := os.ReadFile(docs + "grafana-dashboard.json")

@@ -8,8 +8,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// family is a metric family that grows to a number of samples known before: a
-// handful of allocations for all of them, where a scrape may have 20,000.
+// family is a metric family with room for a known number of samples. It takes a
+// handful of allocations for all of them; a scrape may have 20,000 samples.
 type family struct {
 	metric   Metric
 	samples  []dto.Metric
@@ -19,8 +19,8 @@ type family struct {
 	labels   []*dto.LabelPair
 }
 
-// reset makes f the family of m, empty, with room for so many samples. It uses the
-// memory of the last, whose samples are no more.
+// reset makes f the empty family of m with room for so many samples. It reuses
+// the memory of the previous samples, which become invalid.
 func (f *family) reset(m Metric, samples int) *family {
 	f.metric = m
 	f.samples = slices.Grow(f.samples[:0], samples)
@@ -31,8 +31,8 @@ func (f *family) reset(m Metric, samples int) *family {
 	return f
 }
 
-// shelf is the memory of a scrape, for the next one: with a thousand ports 6 MB,
-// which to get from the kernel again takes as long as to fill.
+// shelf keeps the memory of a scrape for the next one. A thousand ports take 6
+// MB, and getting them from the kernel again takes as long as filling them.
 type shelf map[string]*family
 
 func (s shelf) family(m Metric, samples int) *family {
@@ -42,7 +42,7 @@ func (s shelf) family(m Metric, samples int) *family {
 	return s[m.Name].reset(m, samples)
 }
 
-// add adds a sample with the labels of the metric, in their order.
+// add appends a sample. labels are in the metric's order.
 func (f *family) add(n uint64, labels ...*dto.LabelPair) {
 	i, first := len(f.samples), len(f.labels)
 	f.values = append(f.values, float64(n))
@@ -63,15 +63,16 @@ func (f *family) done() *dto.MetricFamily {
 	return &dto.MetricFamily{Name: &f.metric.Name, Help: &f.metric.Help, Type: &f.metric.Type, Metric: f.shown}
 }
 
-// single is a family of one sample without labels.
+// single returns a family of one sample without labels.
 func single(m Metric, n uint64) *dto.MetricFamily {
 	f := (&family{}).reset(m, 1)
 	f.add(n)
 	return f.done()
 }
 
-// probes says how hard it is to find a free external port. Those that were not
-// found count in the sum with the greatest number of looks.
+// probes returns the histogram of the external ports looked at per allocation.
+// An allocation that found none counts in the sum with the number of looks of
+// the last bucket.
 func probes(m Metric, n ctl.NATView) *dto.MetricFamily {
 	h := &dto.Histogram{}
 	var count, sum uint64
@@ -85,7 +86,8 @@ func probes(m Metric, n ctl.NATView) *dto.MetricFamily {
 	return &dto.MetricFamily{Name: &m.Name, Help: &m.Help, Type: &m.Type, Metric: []*dto.Metric{{Histogram: h}}}
 }
 
-// pair is a label. A value that is not UTF-8 would make the whole scrape fail.
+// pair returns a label. Invalid UTF-8 in a value would make the whole scrape
+// fail.
 func pair(name, value string) *dto.LabelPair {
 	value = strings.ToValidUTF8(value, "\uFFFD")
 	return &dto.LabelPair{Name: &name, Value: &value}

@@ -10,42 +10,42 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// Source is where a scrape gets its figures. *ctl.Controller is one.
+// Source provides the figures of a scrape. *ctl.Controller implements it.
 type Source interface {
-	// Snapshot reads everything under one lock; it is zero when nothing is up.
+	// Snapshot reads everything under one lock. It is zero when nothing is up.
 	Snapshot(ctx context.Context) (ctl.Snapshot, error)
 }
 
-// Build names the running build in fastbr_build_info.
+// Build identifies the running build in fastbr_build_info.
 type Build struct {
 	Version, Revision, GoVersion string
 }
 
-// scrapeTimeout bounds the wait for the instance lock: Prometheus gives up
-// after 10 s by default, and a scrape that outlives its scraper helps nobody.
+// scrapeTimeout bounds the wait for the instance lock. Prometheus gives up
+// after 10 s by default, and a scrape that outlives its scraper is wasted.
 const scrapeTimeout = 9 * time.Second
 
-// Gatherer shows one snapshot per scrape. It is a prometheus.Gatherer rather
-// than a Collector in a registry, which would check, hash and sort every sample
-// of a host with a thousand ports that are in order as they come.
+// Gatherer exports one snapshot per scrape. It is a prometheus.Gatherer and not
+// a Collector: a registry would check, hash and sort every sample, and the
+// samples are in order already.
 type Gatherer struct {
 	source  Source
 	build   Build
 	reasons []string
-	shelves sync.Pool // of shelf
+	shelves sync.Pool // holds shelf values
 }
 
-// NewGatherer returns a gatherer over source. reasons are those that a packet
-// can be dropped for: each is shown also while it is 0, for rate() misses the
-// first increments of a series that appears with them.
+// NewGatherer returns a gatherer over source. reasons are all drop reasons.
+// Each is exported also while it is 0: rate() misses the first increments of a
+// series that appears with them.
 func NewGatherer(source Source, build Build, reasons []string) *Gatherer {
 	return &Gatherer{source: source, build: build, reasons: reasons}
 }
 
 // Gather implements prometheus.TransactionalGatherer: the families are the
-// caller's until done. A snapshot that cannot be read makes the scrape fail, so
-// that Prometheus marks the target down instead of storing an instance without
-// ports.
+// caller's until it calls done. A snapshot that cannot be read makes the scrape
+// fail: Prometheus then marks the target down instead of storing an instance
+// without ports.
 func (g *Gatherer) Gather() (families []*dto.MetricFamily, done func(), err error) {
 	memory, _ := g.shelves.Get().(shelf)
 	if memory == nil {
@@ -58,11 +58,11 @@ func (g *Gatherer) Gather() (families []*dto.MetricFamily, done func(), err erro
 	return families, func() { g.shelves.Put(memory) }, err
 }
 
-// room gives an empty family of m with room for so many samples.
+// room returns an empty family of m with room for so many samples.
 type room func(m Metric, samples int) *family
 
-// each reads a snapshot and shows it family by family, in the room that it is
-// given for one after the other.
+// each reads a snapshot and calls show with each family. Families use the
+// memory that in gives out, one after the other.
 func (g *Gatherer) each(in room, show func(*dto.MetricFamily) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
@@ -82,7 +82,7 @@ func (g *Gatherer) each(in room, show func(*dto.MetricFamily) error) error {
 	return nil
 }
 
-// family is m with its samples.
+// family returns m with its samples.
 func (g *Gatherer) family(m Metric, snap ctl.Snapshot, ports []labelledPort, in room) *dto.MetricFamily {
 	switch m.Name {
 	case nameUp:
@@ -162,7 +162,7 @@ func (g *Gatherer) byReason(m Metric, in room, ports []labelledPort) *dto.Metric
 	return f.done()
 }
 
-// nat is a family of the instance's NAT.
+// nat returns a family of NAT figures.
 func nat(m Metric, in room, n ctl.NATView) *dto.MetricFamily {
 	switch m.Name {
 	case nameFlows:
@@ -187,7 +187,7 @@ func nat(m Metric, in room, n ctl.NATView) *dto.MetricFamily {
 	return f.done()
 }
 
-// refusals are the drop reasons that mean that a flow got no NAT mapping.
+// refusals returns the drop reasons that mean that a flow got no NAT mapping.
 func refusals() []string { return []string{"nat_full", "quota"} }
 
 func oneIf(b bool) uint64 {

@@ -60,7 +60,7 @@ func exposed(t *testing.T, g *Gatherer) string {
 	return b.String()
 }
 
-// samples are the lines of an exposition that are no comments.
+// samples returns the lines of an exposition without the comments.
 func samples(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
@@ -132,8 +132,8 @@ func TestWriteFailsWithoutSnapshot(t *testing.T) {
 	}
 }
 
-// The library's own checks, which a scrape does without, find nothing wrong: what
-// is gathered is in order, consistent and as the catalogue describes it.
+// TestGathererIsConsistent runs the library's own checks, which a scrape skips:
+// the families are in order, consistent and as the catalogue describes them.
 func TestGathererIsConsistent(t *testing.T) {
 	families, err := prometheus.Gatherers{prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
 		families, _, err := newFake(busy(), nil).Gather()
@@ -162,8 +162,8 @@ func TestGathererIsConsistent(t *testing.T) {
 	}
 }
 
-// A scrape in the memory of another one, which had more ports or fewer, shows what
-// it would in its own.
+// TestScrapesShareMemory: a scrape in the memory of another one, which had more
+// ports or fewer, gives the same output as one in fresh memory.
 func TestScrapesShareMemory(t *testing.T) {
 	g := newFake(busy(), nil)
 	for i, ports := range []int{2, 1, 0, 2, 5} {
@@ -189,7 +189,7 @@ func TestScrapesShareMemory(t *testing.T) {
 	}
 }
 
-// Whatever a name is, what is read is what was meant.
+// TestLabelsAreEscaped: any name survives the exposition format.
 func TestLabelsAreEscaped(t *testing.T) {
 	const name = "a\"b\\c\nd"
 	snap := busy()
@@ -271,7 +271,8 @@ func get(h http.Handler, path string) (int, string) {
 	return r.Code, r.Body.String()
 }
 
-// tool finds a program that a test cannot do without; in CI it must be there.
+// tool returns the path of a program that a test needs. In CI the program must
+// exist.
 func tool(t *testing.T, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)

@@ -14,13 +14,13 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// maxScrapes is how many scrapes may run at a time; each takes the instance
-// lock, and commands must get their turn.
+// maxScrapes bounds concurrent scrapes. Each takes the instance lock, and
+// commands must get their turn.
 const maxScrapes = 4
 
-// Handler serves /metrics, /healthz and a landing page. Besides the instance it
-// shows the serving process itself (go_* and process_*), as exporters do.
-// Failed scrapes are answered with 500 and noted on errs.
+// Handler serves /metrics, /healthz and a landing page. Besides the instance,
+// it exports the serving process (go_* and process_*), as exporters do. A
+// failed scrape is answered with status 500 and logged to errs.
 func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 	process := prometheus.NewRegistry()
 	for _, col := range []prometheus.Collector{
@@ -31,8 +31,8 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 			return nil, fmt.Errorf("registering a collector: %w", err)
 		}
 	}
-	// No prometheus.Gatherers, which check and sort every sample again: the names
-	// of ours and theirs are different.
+	// Not prometheus.Gatherers, which checks and sorts every sample again: our
+	// names and the process's do not clash.
 	all := transaction(func() ([]*dto.MetricFamily, func(), error) {
 		families, done, err := g.Gather()
 		if err != nil {
@@ -46,7 +46,8 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 		ErrorLog:            log.New(errs, "", 0),
 		ErrorHandling:       promhttp.HTTPErrorOnError,
 		MaxRequestsInFlight: maxScrapes,
-		// The scraper is near, as a rule on this machine, and CPU is the dearer.
+		// The scraper is usually close, often on this machine: CPU costs more than
+		// bandwidth.
 		DisableCompression: true,
 	})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -59,24 +60,24 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 	return mux, nil
 }
 
-// transaction is a prometheus.TransactionalGatherer.
+// transaction implements prometheus.TransactionalGatherer.
 type transaction func() (families []*dto.MetricFamily, done func(), err error)
 
 func (t transaction) Gather() ([]*dto.MetricFamily, func(), error) { return t() }
 
-// answerBuffer is how much of an answer, in bytes, goes to the socket at a time;
-// net/http would write 4 KB of what with a thousand ports is two megabytes.
+// answerBuffer is the size of a write to the socket, in bytes. net/http writes
+// 4 KB at a time, and a thousand ports take two megabytes.
 const answerBuffer = 64 << 10
 
 func inLargeWrites(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b := bufio.NewWriterSize(w, answerBuffer)
 		h.ServeHTTP(bufferedAnswer{w, b}, r)
-		_ = b.Flush() // who does not read the answer any more needs no other
+		_ = b.Flush() // an error means that the scraper is gone
 	})
 }
 
-// bufferedAnswer is a ResponseWriter whose body goes through a buffer.
+// bufferedAnswer is a ResponseWriter with a buffered body.
 type bufferedAnswer struct {
 	http.ResponseWriter
 	body *bufio.Writer
@@ -85,7 +86,7 @@ type bufferedAnswer struct {
 func (a bufferedAnswer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
 // NewServer wraps a handler with timeouts that suit scrapes: a client that
-// dribbles its request must not hold a connection for ever.
+// sends its request slowly must not hold a connection for ever.
 func NewServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,

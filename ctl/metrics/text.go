@@ -9,9 +9,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 )
 
-// Write prints one exposition in the text format: what a scrape would get,
-// without the figures of the process, which would be those of a command that
-// is about to exit.
+// Write prints one exposition in the text format. It leaves out the figures of
+// the process, which is about to exit.
 func Write(w io.Writer, g *Gatherer) error {
 	b := bufio.NewWriter(w)
 	var one family

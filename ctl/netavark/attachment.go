@@ -9,7 +9,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// attachment is what setup and teardown get.
+// attachment is the input of setup and teardown.
 type attachment struct {
 	ContainerID   string        `json:"container_id"`
 	ContainerName string        `json:"container_name"`
@@ -27,10 +27,10 @@ type portMapping struct {
 	HostIP        string `json:"host_ip"`
 	HostPort      uint16 `json:"host_port"`
 	Protocol      string `json:"protocol"` // "tcp", "tcp,udp"
-	Range         uint16 `json:"range"`    // consecutive ports, 0 and 1: one
+	Range         uint16 `json:"range"`    // number of consecutive ports; 0 means 1
 }
 
-// status is what setup answers with.
+// status is the output of setup.
 type status struct {
 	Interfaces    map[string]address `json:"interfaces"`
 	SearchDomains []string           `json:"dns_search_domains"`
@@ -75,7 +75,7 @@ func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
 	}
 	for _, m := range a.PortMappings {
 		if a.Network.Internal {
-			break // as netavark: nobody outside could reach them
+			break // as netavark does: nobody outside could reach them
 		}
 		pubs, err := m.publications()
 		if err != nil {

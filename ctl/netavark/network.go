@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// network is a network's configuration as Podman keeps it.
+// network is a network configuration as Podman keeps it.
 type network struct {
 	Name        string            `json:"name"`
 	ID          string            `json:"id"`
@@ -27,7 +27,7 @@ type network struct {
 type subnet struct {
 	Subnet     netip.Prefix    `json:"subnet"`
 	Gateway    *netip.Addr     `json:"gateway,omitempty"`
-	LeaseRange json.RawMessage `json:"lease_range,omitempty"` // Podman's affair: it gives out the addresses
+	LeaseRange json.RawMessage `json:"lease_range,omitempty"` // for Podman, which gives out the addresses
 }
 
 type route struct {
@@ -36,7 +36,7 @@ type route struct {
 	Metric      int          `json:"metric"`
 }
 
-// bridge is what the device of a network is called if the user has not said.
+// bridge returns the name of the network's bridge; it has a default.
 func (n network) bridge() string {
 	if n.Interface != "" {
 		return n.Interface
@@ -44,7 +44,8 @@ func (n network) bridge() string {
 	return "fbr-" + n.ID[:min(len(n.ID), 10)]
 }
 
-// check refuses what would be reached, or kept out, otherwise than asked.
+// check refuses options that fastbr cannot honour and that change who can reach
+// the containers.
 func (n network) check() error {
 	switch {
 	case n.ID == "" && n.Interface == "":
@@ -71,7 +72,7 @@ func (n network) check() error {
 	return err
 }
 
-// request is the fastbr network that this one is.
+// request returns the fastbr network that the configuration describes.
 func (n network) request() (r ctl.NetworkRequest, err error) {
 	masquerade := !n.Internal
 	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade}
@@ -89,7 +90,8 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 	return r, nil
 }
 
-// routes are those inside a container, nil for just a default route.
+// routes returns the routes inside a container, or nil for just a default
+// route.
 func (n network) routes() (out []ctl.Route, err error) {
 	none, err := option(n.Options["no_default_route"], strconv.ParseBool)
 	if err != nil {
@@ -115,7 +117,7 @@ func (n network) routes() (out []ctl.Route, err error) {
 	return out, nil
 }
 
-// option reads an option that may be missing.
+// option parses an option that may be missing.
 func option[T any](text string, parse func(string) (T, error)) (v T, err error) {
 	if text == "" {
 		return v, nil

@@ -10,7 +10,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// apiVersion is that of netavark's plugin interface.
+// apiVersion is the version of netavark's plugin interface.
 const apiVersion = "1.0.0"
 
 // Plugin answers one call.
@@ -20,20 +20,20 @@ type Plugin struct {
 	Stdout io.Writer
 }
 
-// Info says which plugin this is.
+// Info prints which plugin this is.
 func (p Plugin) Info(version string) error {
 	return p.answer(map[string]string{"version": version, "api_version": apiVersion})
 }
 
-// Create fills in what a network's configuration leaves open. Nothing is made:
-// Podman keeps the configuration, and there is no call that would remove it.
+// Create fills in what a network configuration leaves open. It makes nothing:
+// Podman keeps the configuration, and no call would remove what Create made.
 func (p Plugin) Create(ctx context.Context) error {
 	text, err := io.ReadAll(p.Stdin)
 	if err != nil {
 		return fmt.Errorf("reading the network: %w", err)
 	}
 	var n network
-	whole := map[string]json.RawMessage{} // unknown keys stay
+	whole := map[string]json.RawMessage{} // keeps unknown keys
 	for _, to := range []any{&n, &whole} {
 		if err := json.Unmarshal(text, to); err != nil {
 			return fmt.Errorf("reading the network: %w", err)
@@ -70,7 +70,7 @@ func (p Plugin) Create(ctx context.Context) error {
 	return p.answer(whole)
 }
 
-// Setup plugs a container in, and brings its network up with the first.
+// Setup plugs a container in. The first container brings its network up.
 func (p Plugin) Setup(ctx context.Context, netns string) error {
 	a, c, err := p.start()
 	if err != nil {
@@ -95,8 +95,8 @@ func (p Plugin) Setup(ctx context.Context, netns string) error {
 		SearchDomains: []string{}, ServerIPs: []netip.Addr{}})
 }
 
-// Teardown unplugs a container; the network goes with the last one. What is
-// gone already is no error.
+// Teardown unplugs a container. The last one takes the network down. It
+// succeeds when the container is already unplugged.
 func (p Plugin) Teardown(ctx context.Context) error {
 	a, c, err := p.start()
 	if err != nil {
