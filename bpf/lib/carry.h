@@ -12,11 +12,14 @@
 #ifndef FBR_CARRY_H
 #define FBR_CARRY_H
 
+#include "claim.h"
 #include "clock.h"
+#include "create.h"
 #include "flow.h"
 #include "maps.h"
-#include "nat.h"
 #include "nport.h"
+#include "queues.h"
+#include "reclaim.h"
 #include "session.h"
 
 /* A session as Go hands it over. Slots in it mean nothing. */

@@ -8,6 +8,7 @@
 #define FBR_GUARD_H
 
 #include "../include/bpf/bpf_core_read.h"
+#include "ct.h"
 #include "hairpin.h"
 #include "kctx.h"
 #include "maps.h"

@@ -23,17 +23,21 @@
 #define FBR_HAIRPIN_H
 
 #include "../include/bpf/bpf_helpers.h"
+#include "claim.h"
 #include "config.h"
+#include "ct.h"
 #include "flow.h"
 #include "frag.h"
 #include "icmp.h"
+#include "in.h"
 #include "maps.h"
-#include "nat.h"
+#include "out.h"
 #include "parse.h"
 #include "publish.h"
 #include "reason.h"
 #include "refusal.h"
 #include "session.h"
+#include "track.h"
 #include "uplink.h"
 
 #define FBR_HAIR_SLOT 0x3fffff /* datapath.FlowsMaxLimit - 1 */

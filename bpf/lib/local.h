@@ -8,6 +8,7 @@
 #define FBR_LOCAL_H
 
 #include "../include/bpf/bpf_helpers.h"
+#include "config.h"
 #include "maps.h"
 
 /* What bpf_fib_lookup() says to a packet for an address that comes in by a device:
@@ -97,6 +98,39 @@ static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __b
 	struct fbr_net *n = fbr_net_get(addr);
 
 	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, addr) ? NULL : n;
+}
+
+/* The source address the kernel would choose towards daddr by this device, and
+ * the route's MTU; the stored ones where the kernel cannot tell (before 6.7), as
+ * long as the address is the host's. 0: there is none.
+ */
+__fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __be32 daddr,
+			      __u16 *mtu)
+{
+	if (!u || !mtu)
+		return 0;
+
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET,
+		.tot_len = 1, /* asks for the route's MTU */
+		.ifindex = u->ifindex,
+		.ipv4_dst = daddr,
+	};
+	int verdict;
+
+	*mtu = u->mtu;
+	if (!cfg_fib_src ||
+	    bpf_fib_lookup(skb, &fib, sizeof(fib),
+			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH))
+		goto stored;
+	if (fib.mtu_result)
+		*mtu = fib.mtu_result;
+	return fib.ipv4_src;
+stored:
+	verdict = u->ip ? fbr_fib_verdict(skb, u->ifindex, u->ip) : 0;
+	return verdict == BPF_FIB_LKUP_RET_NOT_FWDED || verdict == BPF_FIB_LKUP_RET_FWD_DISABLED
+		       ? u->ip
+		       : 0;
 }
 
 #endif

@@ -11,21 +11,14 @@
 #include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
+#include "ct.h"
 #include "maps.h"
 #include "parse.h"
 #include "pool.h"
 
-extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
-					 __u32 tuple_len, struct bpf_ct_opts___12 *opts,
-					 __u32 opts_len) __ksym __weak;
-extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
-extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
-
 #define FBR_PORT_LOOKS  512 /* free ports looked at by one allocation: each costs two lookups */
 #define FBR_PORT_PREFER 6   /* of those, as long as noted ones are passed over */
 #define FBR_REF_TRIES   8   /* attempts to count one more session on a binding */
-#define FBR_CT_REPLY    1   /* enum ip_conntrack_dir */
-#define FBR_CT_ASSURED  4   /* IPS_ASSURED of enum ip_conntrack_status */
 #define FBR_PORT_AGAIN  0xfffffffe /* this one will not do */
 
 /* Whether a port may be one of a mapping's, of the range as it is or has been. */
@@ -85,28 +78,6 @@ __fbr_global bool fbr_host_receives(struct __sk_buff *skb, const struct fbr_flow
 	};
 
 	return fbr_socket_exists(skb, k->proto, &t);
-}
-
-/* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's,
- * or the host's own. o says the protocol, and is told which way the packet goes. What
- * began outside is one only when it is assured: an entry comes of any packet, whose
- * sender may have invented the address, and the host's RST counts as a reply to it.
- */
-static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock_tuple *t,
-					  struct bpf_ct_opts___12 *o)
-{
-	struct nf_conn *ct;
-	bool known;
-
-	if (o->l4proto == IPPROTO_ICMP || !cfg_conntrack)
-		return false;
-	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), o, sizeof(*o));
-	if (!ct)
-		return false;
-	known = o->dir == FBR_CT_REPLY || !bpf_core_field_exists(ct->status) ||
-		(ct->status & FBR_CT_ASSURED);
-	bpf_ct_release(ct);
-	return known;
 }
 
 /* Whether nobody else on this host uses ext:port towards the remote of fwd. */

@@ -11,6 +11,7 @@
 #define FBR_PUBLISH_H
 
 #include "../include/bpf/bpf_helpers.h"
+#include "ct.h"
 #include "local.h"
 #include "maps.h"
 #include "nport.h"

@@ -68,4 +68,10 @@ static __always_inline void fbr_count_drop(const struct fbr_dev *d, __u32 reason
 		n->n[reason]++;
 }
 
+static __always_inline int fbr_drop(const struct fbr_dev *d, __u32 reason)
+{
+	fbr_count_drop(d, reason);
+	return TCX_DROP;
+}
+
 #endif

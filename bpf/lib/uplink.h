@@ -4,11 +4,12 @@
 #define FBR_UPLINK_H
 
 #include "frag.h"
+#include "host.h"
 #include "icmp.h"
 #include "local.h"
 #include "maps.h"
-#include "nat.h"
 #include "nport.h"
+#include "out.h"
 #include "parse.h"
 #include "reason.h"
 #include "refusal.h"

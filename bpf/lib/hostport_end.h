@@ -6,8 +6,8 @@
  * control plane through all sockets of its network namespace, once the publication
  * has gone.
  */
-#ifndef FBR_HOSTEND_H
-#define FBR_HOSTEND_H
+#ifndef FBR_HOSTPORT_END_H
+#define FBR_HOSTPORT_END_H
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"

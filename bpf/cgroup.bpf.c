@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The entry points for sockets of the host. Part of tc.bpf.c. */
+#include "lib/hostport.h"
+#include "lib/hostport_end.h"
+
+/* Sockets of the host and published ports, attached to a cgroup while there are any. */
+SEC("cgroup/connect4")
+int fbr_connect4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_connect4(ctx);
+}
+
+SEC("cgroup/connect6")
+int fbr_connect6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_connect6(ctx);
+}
+
+SEC("cgroup/sendmsg4")
+int fbr_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_sendmsg4(ctx);
+}
+
+SEC("cgroup/recvmsg4")
+int fbr_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell4(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int fbr_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell6(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int fbr_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell4(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int fbr_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell6(ctx);
+}
+
+SEC("cgroup/bind4")
+int fbr_bind4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_bind4(ctx);
+}
+
+SEC("cgroup/bind6")
+int fbr_bind6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_bind6(ctx);
+}
+
+/* Through all sockets of the host, once something is published no more. */
+SEC("iter/tcp")
+int fbr_end_tcp(struct bpf_iter__tcp *ctx)
+{
+	return fbr_end_stale(ctx->sk_common, IPPROTO_TCP);
+}
+
+SEC("iter/udp")
+int fbr_end_udp(struct bpf_iter__udp *ctx)
+{
+	return fbr_end_stale((struct sock_common *)ctx->udp_sk, IPPROTO_UDP);
+}

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a new session needs: a slot in fbr_sess, an external port, and two entries in
+ * fbr_flow. The reverse entry comes first: its key is the lock on the external tuple.
+ * The external port belongs to (protocol, container, source port) and is the same
+ * for every destination (RFC 4787 REQ-1). A port is shared only when none is free,
+ * or when that port is in use towards this very remote.
+ */
+#ifndef FBR_CLAIM_H
+#define FBR_CLAIM_H
+
+#include "clock.h"
+#include "config.h"
+#include "csum.h"
+#include "flow.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+#include "reclaim.h"
+#include "session.h"
+
+#define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
+
+/* Whether new sessions wait, since those of older maps are being brought over (carry.h). */
+static __always_inline bool fbr_held(void)
+{
+	struct fbr_conf *c = fbr_conf_get();
+
+	return c && c->hold_until > fbr_now();
+}
+
+/* A session to be created. */
+struct fbr_new {
+	struct fbr_flow_key fwd;
+	__be32 ext;
+	__u32 pif;   /* 0: the host's own */
+	__u32 payer; /* the port in whose quota it counts: who causes it; 0: pif */
+	__u32 slot;
+	__be16 eport;           /* external port or id */
+	enum fbr_net_flags net; /* of the container's network; 0: the host */
+	bool owns;              /* the port is counted, not shared */
+	bool inbound;           /* begun by the remote: on a live mapping or not at all */
+	bool outside;           /* which is none of the host's containers */
+	bool published;         /* eport is a publication's, not one of the range */
+	bool moved;             /* the host or a neighbour has the port that it would have had */
+};
+
+/* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
+__fbr_global int fbr_pair_insert(struct fbr_new *n)
+{
+	if (!n)
+		return -ENOENT;
+
+	struct fbr_flow *in = fbr_flow_new(2 * n->slot + 1), *out = fbr_flow_new(2 * n->slot);
+	__u8 host = n->pif ? 0 : FBR_HOST;
+	bool icmp = n->fwd.proto == IPPROTO_ICMP;
+	struct fbr_flow_key rk;
+	long err;
+
+	if (!in || !out)
+		return -ENOENT;
+	in->seen = out->seen = fbr_now();
+	in->pif = out->pif = n->pif;
+	in->sess = out->sess = n->slot;
+	in->no_xdp = out->no_xdp = 0;
+
+	in->kind = FBR_IN | host;
+	in->addr = n->fwd.saddr;
+	in->port = n->fwd.sport;
+	in->oif = n->pif;
+	in->d_addr = fbr_diff32(n->ext, n->fwd.saddr);
+	in->d_l4 = fbr_diff16(icmp ? 0 : in->d_addr, n->eport, n->fwd.sport);
+
+	out->kind = FBR_OUT | host;
+	out->addr = n->ext;
+	out->port = n->eport;
+	out->oif = 0;
+	out->d_addr = fbr_diff32(n->fwd.saddr, n->ext);
+	out->d_l4 = fbr_diff16(icmp ? 0 : out->d_addr, n->fwd.sport, n->eport);
+
+	fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
+	err = fbr_flow_publish(in, 2 * n->slot + 1, &rk);
+	if (err)
+		return err;
+	err = fbr_flow_publish(out, 2 * n->slot, &n->fwd);
+	if (err)
+		fbr_flow_remove(2 * n->slot + 1);
+	return err;
+}
+
+/* A free slot of fbr_sess, or cfg_flows_max if there is none. */
+__fbr_global __u32 fbr_slot_take(void)
+{
+	struct fbr_state *st = fbr_state_get();
+	__u32 slot = 0;
+	int i;
+
+	if (!st)
+		return cfg_flows_max;
+	for (i = 0; i < 2; i++) {
+		if (!bpf_map_pop_elem(&fbr_free, &slot))
+			return slot;
+		if (st->fresh < cfg_flows_max) {
+			__u64 n = __sync_fetch_and_add(&st->fresh, 1);
+
+			if (n < cfg_flows_max)
+				return n;
+		}
+		if (fbr_make_room(0, 0, false) || fbr_drop_early())
+			continue;
+		if (!fbr_sweep_slots(st, FBR_PROBES, true) && !fbr_make_room(0, 0, true))
+			break;
+	}
+	return bpf_map_pop_elem(&fbr_free, &slot) ? cfg_flows_max : slot;
+}
+
+/* The external port of an existing binding: sets n->eport and counts one more
+ * session on it. False if there is none, or if somebody else on this host
+ * already talks to this remote from that port.
+ */
+__fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return false;
+
+	struct fbr_bind_key bk = { .ip = n->fwd.saddr,
+				   .port = n->fwd.sport,
+				   .proto = n->fwd.proto };
+	__u32 *bound = bpf_map_lookup_elem(&fbr_bind, &bk);
+	struct fbr_nport *np;
+	__u16 port;
+
+	if (!bound)
+		return false;
+	port = *bound;
+	n->eport = bpf_htons(port);
+	np = fbr_nport_get(bk.proto, port);
+	if (!np)
+		return false;
+	if (!fbr_port_clear(skb, &n->fwd, n->ext, port)) {
+		n->moved = true;
+		return false;
+	}
+	if (!fbr_port_ref(np))
+		return false;
+	if (np->ip == bk.ip && np->port == bk.port) {
+		if (n->ext != n->fwd.daddr)
+			np->ext = n->ext;
+		return true;
+	}
+	/* Released and taken by somebody else since the binding was read. */
+	fbr_port_put(bk.proto, port);
+	return false;
+}
+
+/* Makes the source of fwd the owner of a taken port, for its first session. It
+ * becomes the binding's unless there is one.
+ */
+static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_flow_key *fwd,
+					 __u32 port, __be32 ext, __u32 pif, enum fbr_net_flags net)
+{
+	struct fbr_bind_key bk = { .ip = fwd->saddr, .port = fwd->sport, .proto = fwd->proto };
+	struct fbr_quota *q;
+
+	np->ip = bk.ip;
+	np->port = bk.port;
+	np->pif = pif;
+	np->ext = ext;
+	np->used_at = 0;
+	np->noted_at = 0;
+	barrier();
+	*(volatile __u32 *)&np->refs = 1;
+	np->bound =
+		!(net & FBR_NET_EDM) && !bpf_map_update_elem(&fbr_bind, &bk, &port, BPF_NOEXIST);
+	q = fbr_quota_get(pif);
+	if (q)
+		__sync_fetch_and_add(&q->ports, 1);
+}
+
+/* A new external port, which becomes the binding's unless there is one. False
+ * if no port is free.
+ */
+__fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return false;
+
+	__u32 port = fbr_port_take(skb, &n->fwd, n->ext, &n->moved);
+	struct fbr_nport *np;
+
+	if (port == FBR_NO_PORT)
+		return false;
+	np = fbr_nport_get(n->fwd.proto, port);
+	if (!np)
+		return false;
+	n->eport = bpf_htons(port);
+	fbr_port_own(np, &n->fwd, port, n->ext, n->pif, n->net);
+	return true;
+}
+
+/* Inserts the pair; a dead session in the way is removed. */
+__fbr_global int fbr_pair_claim(struct fbr_new *n)
+{
+	if (!n)
+		return -ENOENT;
+
+	struct fbr_flow_key rk;
+	__u32 *i;
+	long err = fbr_pair_insert(n);
+
+	if (err == -EEXIST) {
+		fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
+		i = bpf_map_lookup_elem(&fbr_flow_of, &rk);
+		if (i && fbr_sess_reap(*i / 2, 0, false))
+			err = fbr_pair_insert(n);
+	}
+	return err;
+}
+
+/* Inserts the pair on a port that n owns; gives the port back on failure. */
+static __always_inline int fbr_pair_owned(struct fbr_new *n)
+{
+	int err = fbr_pair_claim(n);
+
+	if (err)
+		fbr_port_put(n->fwd.proto, bpf_ntohs(n->eport));
+	n->owns = !err;
+	return err;
+}
+
+/* Shares a port whose tuple towards this remote is unique (RFC 7857 section 3). */
+__fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
+{
+	if (!n)
+		return -ENOENT;
+
+	struct fbr_pool *pool = fbr_pool_get(n->fwd.proto);
+	struct fbr_state *st = fbr_state_get();
+	__u32 zero = 0;
+	struct fbr_meta *m = bpf_map_lookup_elem(&fbr_meta, &zero);
+	__u16 port;
+	int i;
+
+	for (i = 0; pool && m && i < FBR_OVERLOAD_TRIES; i++) {
+		port = m->nat_first + ((__u64)fbr_random() * m->nat_count >> 32);
+		n->eport = bpf_htons(port);
+		if (!(pool->state[port] & FBR_PORT_OPEN) ||
+		    !fbr_port_clear(skb, &n->fwd, n->ext, port))
+			continue;
+		if (!fbr_pair_insert(n)) {
+			if (st)
+				__sync_fetch_and_add(&st->overloads, 1);
+			return 0;
+		}
+	}
+	return -E2BIG;
+}
+
+#endif

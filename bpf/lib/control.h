@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What the control plane asks of the programs. */
+#ifndef FBR_CONTROL_H
+#define FBR_CONTROL_H
+
+#include "carry.h"
+#include "clock.h"
+#include "maps.h"
+#include "pool.h"
+#include "session.h"
+
+/* Requests of the control plane, run through BPF_PROG_TEST_RUN so that they
+ * see the maps as the other programs do. The packet is a struct fbr_request.
+ */
+enum fbr_op {
+	FBR_OP_NOW = 1, /* arg = jiffies */
+	FBR_OP_FLUSH =
+		2, /* end the sessions of device ifindex (0: all) in slots [from, to); arg = how many */
+	FBR_OP_FIB = 3, /* arg = what bpf_fib_lookup says to BPF_FIB_LOOKUP_SRC */
+	FBR_OP_OPEN =
+		4, /* let mappings have the ports [from, to) of the classes whose bits arg has */
+	FBR_OP_SHUT = 5, /* or not any more */
+	FBR_OP_CARRY =
+		6, /* a struct fbr_carried follows; from: it may be made anew; arg = enum fbr_carry_result */
+};
+
+struct fbr_request {
+	__u8 eth[ETH_HLEN];
+	__u16 pad;
+	enum fbr_op op;
+	__u32 ifindex;
+	__u32 from;
+	__u32 to;
+	__u64 arg;
+};
+
+struct fbr_flush {
+	__u32 ifindex;
+	__u32 slot;
+	__u64 n;
+};
+
+static long fbr_flush_one(__u64 i, struct fbr_flush *w)
+{
+	__u32 slot = w->slot++;
+	struct fbr_session *s = fbr_sess_get(slot);
+
+	if (s && (!w->ifindex || s->pif == w->ifindex || s->payer == w->ifindex) &&
+	    fbr_sess_claim(s, fbr_sess_state(s))) {
+		fbr_sess_free(slot);
+		w->n++;
+	}
+	return 0;
+}
+
+struct fbr_ports {
+	__u32 port;
+	__u32 classes;
+	bool open;
+};
+
+static long fbr_ports_one(__u64 i, struct fbr_ports *w)
+{
+	__u32 class;
+
+	for (class = 0; class < FBR_CLASSES; class ++) {
+		struct fbr_pool *pool = w->classes & 1 << class ? fbr_pool_of(class) : NULL;
+
+		if (pool)
+			fbr_pool_set(pool, w->port, w->open);
+	}
+	w->port++;
+	return 0;
+}
+
+static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
+{
+	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
+	struct fbr_flush w = { .ifindex = r->ifindex, .slot = r->from };
+	struct fbr_ports ports = { .port = r->from,
+				   .classes = r->arg,
+				   .open = r->op == FBR_OP_OPEN };
+
+	switch (r->op) {
+	case FBR_OP_NOW:
+		r->arg = fbr_now();
+		return 0;
+	case FBR_OP_FLUSH:
+		if (r->to > r->from)
+			bpf_loop(r->to - r->from, fbr_flush_one, &w, 0);
+		r->arg = w.n;
+		return 0;
+	case FBR_OP_CARRY:
+		r->arg = fbr_carry(skb, sizeof(*r), r->from);
+		return 0;
+	case FBR_OP_OPEN:
+	case FBR_OP_SHUT:
+		if (r->to > r->from)
+			bpf_loop(r->to - r->from, fbr_ports_one, &ports, 0);
+		return 0;
+	case FBR_OP_FIB:
+		/* A flag the kernel does not know is -EINVAL, whatever the routes. */
+		r->arg = bpf_fib_lookup(skb, &fib, sizeof(fib),
+					BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC |
+						BPF_FIB_LOOKUP_SKIP_NEIGH);
+		return 0;
+	}
+	return -1;
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What the kernel's connection tracking knows of a packet. */
+#ifndef FBR_CT_H
+#define FBR_CT_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_core_read.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "config.h"
+#include "kctx.h"
+#include "parse.h"
+#include "types.h"
+
+extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
+					 __u32 tuple_len, struct bpf_ct_opts___12 *opts,
+					 __u32 opts_len) __ksym __weak;
+extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
+extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
+
+#define FBR_CT_REPLY   1 /* enum ip_conntrack_dir */
+#define FBR_CT_ASSURED 4 /* IPS_ASSURED of enum ip_conntrack_status */
+
+/* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's,
+ * or the host's own. o says the protocol, and is told which way the packet goes. What
+ * began outside is one only when it is assured: an entry comes of any packet, whose
+ * sender may have invented the address, and the host's RST counts as a reply to it.
+ */
+static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock_tuple *t,
+					  struct bpf_ct_opts___12 *o)
+{
+	struct nf_conn *ct;
+	bool known;
+
+	if (o->l4proto == IPPROTO_ICMP || !cfg_conntrack)
+		return false;
+	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), o, sizeof(*o));
+	if (!ct)
+		return false;
+	known = o->dir == FBR_CT_REPLY || !bpf_core_field_exists(ct->status) ||
+		(ct->status & FBR_CT_ASSURED);
+	bpf_ct_release(ct);
+	return known;
+}
+
+/* Whether connection tracking has looked at the packet and made or found an entry. */
+static __always_inline bool fbr_ct_knows(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+
+	return bpf_core_field_exists(k->_nfct) && (k->_nfct & NFCT_PTRMASK);
+}
+
+/* What connection tracking says of the packet's connection: bits IPS_*, 0 if it has not
+ * looked at the packet.
+ */
+static __always_inline __u32 fbr_ct_status(struct sk_buff *k)
+{
+	struct nf_conn *ct;
+
+	if (!bpf_core_field_exists(k->_nfct) || !(k->_nfct & NFCT_PTRMASK))
+		return 0;
+	ct = (struct nf_conn *)(k->_nfct & NFCT_PTRMASK);
+	return bpf_core_field_exists(ct->status) ? BPF_CORE_READ(ct, status) : 0;
+}
+
+/* Whether connection tracking translates the packet's connection: by a rule that is
+ * none of ours.
+ */
+static __always_inline bool fbr_ct_translates(struct __sk_buff *skb)
+{
+	return fbr_ct_status(bpf_cast_to_kern_ctx(skb)) & IPS_NAT_MASK;
+}
+
+/* Whether a rule of the host gives the packet's connection another destination (DNAT):
+ * a port that somebody else publishes, such as CNI's portmap.
+ */
+static __always_inline bool fbr_ct_led(struct sk_buff *k)
+{
+	return fbr_ct_status(k) & IPS_DST_NAT;
+}
+
+/* Whether a container's packet answers a connection that a rule of the host leads to the
+ * container (DNAT), or is an ICMP error about one. Connection tracking has not seen the
+ * packet yet. A later fragment has no ports: the kernel drops it unless the first one
+ * came, and fbr_guard sees the reassembled packet.
+ */
+__fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
+{
+	struct bpf_ct_opts___12 o = { .netns_id = -1 };
+	struct bpf_sock_tuple t = {};
+	struct fbr_flow_key k;
+	struct fbr_pkt p, in;
+	struct nf_conn *ct;
+	bool led;
+
+	if (!cfg_conntrack || fbr_parse(skb, &p))
+		return false;
+	if (p.frag & FBR_FRAG_LATER)
+		return true;
+	if (p.kind == FBR_L4_ICMP_ERR) {
+		if (p.frag || fbr_parse_at(skb, p.l4 + sizeof(struct icmphdr), &in) ||
+		    in.kind != FBR_L4_PORTS)
+			return false;
+		fbr_answer_key(&k, &in);
+	} else if (p.kind == FBR_L4_PORTS) {
+		fbr_key(&k, &p);
+	} else {
+		return false;
+	}
+	t.ipv4.saddr = k.saddr;
+	t.ipv4.daddr = k.daddr;
+	t.ipv4.sport = k.sport;
+	t.ipv4.dport = k.dport;
+	o.l4proto = k.proto;
+	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	if (!ct)
+		return false;
+	led = o.dir == FBR_CT_REPLY && bpf_core_field_exists(ct->status) &&
+	      (ct->status & IPS_DST_NAT);
+	bpf_ct_release(ct);
+	return led;
+}
+
+/* conntrack would forget an answered UDP flow long before we do, and a firewall
+ * that accepts only ESTABLISHED would then cut it: give it our time.
+ */
+__fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key *fwd, __u32 secs)
+{
+	if (!fwd)
+		return 0;
+
+	struct bpf_sock_tuple t = {
+		.ipv4 = {
+			.saddr = fwd->saddr,
+			.daddr = fwd->daddr,
+			.sport = fwd->sport,
+			.dport = fwd->dport,
+		},
+	};
+	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
+	struct nf_conn *ct;
+
+	if (fwd->proto != IPPROTO_UDP || !cfg_conntrack || !fbr_ct_knows(skb))
+		return 0;
+	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	if (!ct)
+		return 0;
+	bpf_ct_change_timeout(ct, secs * 1000);
+	bpf_ct_release(ct);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a port sends (fbr_port_in). */
+#ifndef FBR_FROM_PORT_H
+#define FBR_FROM_PORT_H
+
+#include "brnf.h"
+#include "clock.h"
+#include "config.h"
+#include "csum.h"
+#include "fast.h"
+#include "flow.h"
+#include "hairpin.h"
+#include "lease.h"
+#include "maps.h"
+#include "port.h"
+#include "qdisc.h"
+#include "reason.h"
+#include "stats.h"
+#include "uplink.h"
+
+/* Between two ports of one bridge: the frame as it is, into the other container. */
+static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
+					  const struct fbr_conf *c, const struct fbr_dev *t)
+{
+	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH) || (t->flags & FBR_DEV_KERNEL_PATH) ||
+	    t->mtu < p->mtu || fbr_brnf_sees(skb, p->bridge))
+		return TCX_NEXT;
+	fbr_count_rx(skb, p, FBR_FAST);
+	fbr_count_tx(skb, t, FBR_FAST);
+	return bpf_redirect_peer(t->ifindex, 0);
+}
+
+/* A packet that is neither a hit nor for another port: what the kernel must not even
+ * have. It goes by the packet's address whatever the frame says: the kernel takes
+ * packets also out of frames to a group or to the port's own host end.
+ */
+__fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 daddr)
+{
+	if (!p)
+		return FBR_ISOLATED;
+
+	struct fbr_net *n = fbr_net_get(daddr);
+
+	if (n)
+		return n->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
+	if (!(p->flags & FBR_DEV_INTERNAL))
+		return FBR_NONE;
+	return fbr_multicast(daddr) || daddr == 0xffffffff ? FBR_NONE : FBR_ISOLATED;
+}
+
+/* What a port has sent takes the kernel's path. */
+__fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
+{
+	if (!p)
+		return TCX_DROP;
+	fbr_note_queue(skb, p);
+	fbr_count_rx(skb, p, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+static __always_inline int fbr_from_port(struct __sk_buff *skb)
+{
+	struct fbr_dev *p = fbr_dev_get(skb->ifindex);
+	struct fbr_conf *c = fbr_conf_get();
+	void *data, *data_end;
+	struct fbr_flow_key k;
+	struct ethhdr *eth;
+	enum fbr_pending sum;
+	struct fbr_flow *f;
+	struct iphdr *ip;
+	__u32 why, l4_len;
+	__u64 now;
+
+	if (!p || !c)
+		return TCX_DROP; /* being detached */
+	fbr_pull_headers(skb, ETH_HLEN);
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	eth = data;
+	if ((void *)(eth + 1) > data_end)
+		return TCX_DROP;
+
+	/* Anti-spoofing comes before everything else. */
+	if (!fbr_mac_equal(eth->h_source, p->mac)) {
+		why = FBR_SPOOF_MAC;
+		goto drop;
+	}
+	if (skb->vlan_present) {
+		why = FBR_L2_PROTO;
+		goto drop;
+	}
+	if (eth->h_proto != bpf_htons(ETH_P_IP)) {
+		why = eth->h_proto == bpf_htons(ETH_P_ARP) ? fbr_check_arp(skb, p)
+		      : eth->h_proto == bpf_htons(ETH_P_IPV6)
+			      ? fbr_ip6_stays(eth, data_end, p) ?: fbr_check_ip6(skb)
+			      : FBR_L2_PROTO;
+		if (why)
+			goto drop;
+		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast && !fbr_note_queue(skb, p) &&
+		    fbr_answer_arp(skb, p)) {
+			fbr_count_rx(skb, p, FBR_FAST);
+			fbr_count_tx(skb, p, FBR_FAST);
+			return bpf_redirect_peer(p->ifindex, 0);
+		}
+		goto kernel;
+	}
+	ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > data_end) {
+		why = FBR_L2_PROTO;
+		goto drop;
+	}
+	if (ip->saddr != p->ip) {
+		why = FBR_SPOOF_IP;
+		goto drop;
+	}
+
+	sum = fbr_sum_pending(skb, ETH_HLEN + ip->ihl * 4, ip->protocol);
+	if (sum && (sum == FBR_SUM_BAD || (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)))) {
+		why = FBR_BAD_CSUM;
+		goto drop;
+	}
+
+	if (!fbr_mac_equal(eth->h_dest, p->gw_mac)) {
+		__be32 daddr = ip->daddr;
+		struct fbr_dev *t = NULL;
+
+		if (!(eth->h_dest[0] & 1))
+			t = fbr_mac_port(eth->h_dest, p->bridge);
+		if (t && t != p && t->bridge == p->bridge &&
+		    (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr)) {
+			int verdict = fbr_forward_l2(skb, p, c, t);
+
+			if (verdict != TCX_NEXT)
+				return verdict;
+			goto kernel;
+		}
+		why = fbr_route_allowed(p, daddr);
+		if (why)
+			goto drop;
+		goto kernel;
+	}
+
+	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k);
+	if (l4_len) {
+		f = fbr_flow_hit(&k);
+		now = fbr_now();
+		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
+		    !(p->flags & FBR_DEV_KERNEL_PATH) && sum <= FBR_SUM_OWN &&
+		    fbr_fits(skb, ETH_HLEN, k.proto, l4_len, f->mtu)) {
+			__u32 oif = f->oif;
+
+			fbr_count_rx(skb, p, FBR_FAST);
+			fbr_flow_seen(f, now, cfg_hz);
+			/* Point of no return. */
+			if (fbr_rewrite_fast(skb, f, &k, true))
+				return TCX_DROP;
+			skb->mark = cfg_mark;
+			return bpf_redirect(oif, 0);
+		}
+	}
+	if (!(p->flags & FBR_DEV_INTERNAL)) {
+		__be32 daddr = ip->daddr; /* ip is void after the call */
+
+		why = fbr_hairpin(skb, p);
+		if (why == FBR_FOREIGN)
+			why = fbr_route_allowed(p, daddr);
+		if (why == FBR_ISOLATED && fbr_ct_answers(skb))
+			why = FBR_NONE;
+	} else {
+		why = fbr_route_allowed(p, ip->daddr);
+	}
+	if (why)
+		goto drop;
+kernel:
+	return fbr_port_kernel(skb, p);
+drop:
+	fbr_count_rx(skb, p, FBR_SLOW);
+	return fbr_drop(p, why);
+}
+
+#endif

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What comes in by an uplink (fbr_uplink_in, fbr_tun_in). */
+#ifndef FBR_FROM_UPLINK_H
+#define FBR_FROM_UPLINK_H
+
+#include "clock.h"
+#include "config.h"
+#include "csum.h"
+#include "fast.h"
+#include "flow.h"
+#include "frag.h"
+#include "icmp.h"
+#include "in.h"
+#include "l2.h"
+#include "lease.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+#include "reason.h"
+#include "stats.h"
+#include "uplink.h"
+
+/* tcx ingress, uplink. l2 is the length of the device's L2 header: ETH_HLEN, or
+ * 0 where packets begin with the IP header (tun, WireGuard, ppp).
+ */
+static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2)
+{
+	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *t;
+	struct fbr_conf *c = fbr_conf_get();
+	void *data, *data_end;
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+	struct fbr_pkt pkt;
+	__u32 why, l4_len;
+	__u64 now;
+
+	if (!u || !c)
+		return TCX_NEXT;
+	if (l2 && skb->vlan_present) {
+		why = fbr_untag(skb);
+		if (why) {
+			fbr_count_rx(skb, u, FBR_SLOW);
+			return fbr_drop(u, why);
+		}
+		if (skb->vlan_present)
+			goto host;
+	}
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		goto host;
+	fbr_pull_headers(skb, l2);
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+
+	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k);
+	if (l4_len && (fbr_in_range(c, k.dport) || c->published)) {
+		now = fbr_now();
+		f = fbr_inbound_hit(&k, c, now, &t);
+		if (f && fbr_fits(skb, l2, k.proto, l4_len, f->mtu) &&
+		    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) <= FBR_SUM_OWN) {
+			__u32 oif = f->oif;
+
+			fbr_count_rx(skb, u, FBR_FAST);
+			/* Point of no return. The container gets a frame. */
+			if (!l2 && fbr_push_eth(skb))
+				return TCX_DROP;
+			fbr_count_tx(skb, t, FBR_FAST);
+			fbr_flow_seen(f, now, cfg_hz);
+			if (fbr_rewrite_fast(skb, f, &k, false))
+				return TCX_DROP;
+			skb->mark = 0;
+			return bpf_redirect_peer(oif, 0);
+		}
+	}
+
+	if (fbr_parse_at(skb, l2, &pkt))
+		goto host;
+	if (fbr_frag_returned(skb, &pkt))
+		return TCX_NEXT; /* counted when it came */
+	why = FBR_FOREIGN;
+	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
+		why = fbr_icmp_error_in(skb, &pkt);
+	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
+		   pkt.saddr != pkt.daddr && /* a hairpin's sessions are not for outside */
+		   (fbr_in_range(c, pkt.dport) || c->published)) {
+		fbr_key(&k, &pkt);
+		why = fbr_unsnat_first(skb, &pkt, u, &k);
+	}
+	if (why == FBR_NONE)
+		goto host;
+	if (why != FBR_FOREIGN) { /* half translated */
+		fbr_count_rx(skb, u, FBR_SLOW);
+		return fbr_drop(u, why);
+	}
+	why = fbr_from_outside(skb, u, pkt.saddr, pkt.daddr);
+	if (why) {
+		fbr_count_rx(skb, u, FBR_SLOW);
+		return fbr_drop(u, why);
+	}
+	if (pkt.frag && c->frags && fbr_frag_bounce(skb, &pkt, u, c->frags)) {
+		fbr_count_rx(skb, u, FBR_SLOW);
+		return bpf_redirect(c->frags, 0);
+	}
+host:
+	fbr_count_rx(skb, u, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+#endif

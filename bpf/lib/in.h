@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Translation of what comes from outside, on the kernel's path. */
+#ifndef FBR_IN_H
+#define FBR_IN_H
+
+#include "create.h"
+#include "csum.h"
+#include "ct.h"
+#include "flow.h"
+#include "lease.h"
+#include "local.h"
+#include "maps.h"
+#include "nport.h"
+#include "parse.h"
+#include "publish.h"
+#include "reason.h"
+#include "session.h"
+#include "track.h"
+
+/* The inbound entry for k, or NULL if there is none, its time is over, or its port gone. */
+static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_key *k)
+{
+	struct fbr_flow *f = fbr_flow_get(k);
+
+	if (!f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f))
+		return NULL;
+	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
+}
+
+/* Whether the filter of the mapping that owns k's external port lets its remote
+ * in (RFC 4787 REQ-8, RFC 5382 REQ-3): on a live mapping, and only where an
+ * answer would leave with the address the packet came for. A mapping lives as
+ * long as its owner sends: an outsider cannot keep it (RFC 7857 section 7).
+ * Completes n.
+ */
+static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev *u,
+					      const struct fbr_flow_key *k, struct fbr_new *n)
+{
+	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
+	struct fbr_peer_key pk = { .nport = fbr_nport_index(k->proto, bpf_ntohs(k->dport)),
+				   .addr = k->saddr };
+	struct fbr_net *net;
+	__u16 mtu = 0;
+
+	if (!np || !np->bound || !np->pif)
+		return false;
+	if (fbr_now() - np->used_at >=
+	    (__u64)(k->proto == IPPROTO_TCP ? cfg_to_tcp : cfg_to_udp) * cfg_hz)
+		return false;
+	net = fbr_net_get(np->ip);
+	if (!net)
+		return false;
+	n->net = net->flags;
+	if (!(n->net & FBR_NET_EIF) &&
+	    !((n->net & FBR_NET_ADF) && bpf_map_lookup_elem(&fbr_peer, &pk)))
+		return false;
+	if (fbr_host_receives(skb, k))
+		return false;
+	/* Hairpinned packets come from the very address they go to. */
+	if (k->saddr != k->daddr && fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
+		return false;
+	n->fwd.saddr = np->ip;
+	n->fwd.sport = np->port;
+	n->pif = np->pif;
+	return true;
+}
+
+/* Whether a packet may be the first of a flow. */
+static __always_inline bool fbr_first_packet(const struct fbr_pkt *p)
+{
+	return p->kind == FBR_L4_PORTS &&
+	       (p->proto == IPPROTO_UDP ||
+		(p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN);
+}
+
+/* Makes a session for a packet with the inbound key k that found none, if it is
+ * a first packet and the publication pub, or else a filter, lets it in. payer is
+ * the container that sends it, 0 for outside. Returns FBR_FOREIGN if nobody is
+ * asked for, or why there is no room.
+ */
+static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const struct fbr_pkt *p,
+						    const struct fbr_dev *u,
+						    const struct fbr_flow_key *k,
+						    const struct fbr_pub *pub, __u32 payer)
+{
+	struct fbr_new n = {
+		.ext = k->daddr, .eport = k->dport, .inbound = true, .outside = !payer
+	};
+
+	if (!fbr_first_packet(p) || fbr_held())
+		return FBR_FOREIGN;
+	n.fwd.daddr = k->saddr;
+	n.fwd.dport = k->sport;
+	n.fwd.proto = k->proto;
+	if (pub) {
+		n.published = true;
+		n.fwd.saddr = pub->ip;
+		n.fwd.sport = pub->port;
+		n.pif = pub->pif;
+	} else if (!fbr_filter_admits(skb, u, k, &n)) {
+		return FBR_FOREIGN;
+	}
+	n.payer = payer;
+	return fbr_sess_create(skb, &n);
+}
+
+/* The same for a packet from outside, whose address is none of a container's. */
+__fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p,
+				       const struct fbr_dev *u, struct fbr_flow_key *k)
+{
+	if (!p || !u || !k)
+		return FBR_FOREIGN;
+
+	struct fbr_conf *c = fbr_conf_get();
+	bool look = c && c->published;
+
+	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
+		return FBR_FOREIGN;
+	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL, 0);
+}
+
+/* Whether a packet from outside that belongs to no session may be of one that is
+ * still to be brought over: the host must not answer it.
+ */
+__fbr_global bool fbr_may_be_carried(struct __sk_buff *skb, const struct fbr_dev *u,
+				     const struct fbr_flow_key *k)
+{
+	if (!u || !k)
+		return false;
+
+	struct fbr_conf *c = fbr_conf_get();
+
+	return c && fbr_held() && (fbr_in_range(c, k->dport) || fbr_pub_find(skb, u, k));
+}
+
+/* Translates the destination of a packet from outside whose flow is f, on the kernel path. */
+__fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p,
+					struct fbr_flow_key *k)
+{
+	if (!p || !k)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_flow *f = fbr_inbound_live(k);
+
+	if (!f)
+		return FBR_FOREIGN;
+	fbr_sess_track(skb, f->sess, p, false);
+	if (!(p->tcp_flags & TCP_RST))
+		f->seen = fbr_now();
+	/* Point of no return. */
+	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* The outbound entry of the port's session to which a packet from outside belongs,
+ * its destination the container's, or NULL; fwd gets its key. An ICMP error belongs
+ * to the session of the packet that it quotes.
+ */
+static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb,
+							   const struct fbr_pkt *p,
+							   const struct fbr_dev *port,
+							   struct fbr_flow_key *fwd)
+{
+	struct fbr_pkt in;
+	struct fbr_flow *f;
+
+	if (p->kind == FBR_L4_PORTS || p->kind == FBR_L4_ECHO_REP) {
+		fbr_answer_key(fwd, p);
+	} else if (p->kind == FBR_L4_ICMP_ERR) {
+		if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.saddr != p->daddr)
+			return NULL;
+		fbr_key(fwd, &in);
+	} else {
+		return NULL;
+	}
+	f = fbr_flow_get(fwd);
+	return f && (f->kind & FBR_OUT) && f->pif == port->ifindex ? f : NULL;
+}
+
+/* The same, where the packet may begin a flow. */
+static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
+							const struct fbr_pkt *p,
+							const struct fbr_dev *u,
+							struct fbr_flow_key *k)
+{
+	enum fbr_reason why = fbr_unsnat(skb, p, k);
+
+	if (why == FBR_FOREIGN) {
+		why = fbr_admit(skb, p, u, k);
+		if (!why)
+			why = fbr_unsnat(skb, p, k);
+		else if (why == FBR_FOREIGN && fbr_may_be_carried(skb, u, k))
+			why = FBR_UNSUPPORTED;
+	}
+	return why;
+}
+
+/* Whether a packet that the kernel delivers from an uplink to its port belongs to a
+ * session. If so it renews the lease of the inbound direction.
+ */
+__fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *p,
+				    const struct fbr_dev *port)
+{
+	if (!p || !port)
+		return false;
+
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_flow_key fwd, rev;
+	__u64 now = fbr_now(), end;
+	struct fbr_session *s;
+	struct fbr_flow *f;
+	__u8 macs[12];
+	__u32 secs;
+
+	f = fbr_delivered_flow(skb, p, port, &fwd);
+	if (!f || !c)
+		return false;
+	if (p->frag || p->kind == FBR_L4_ICMP_ERR)
+		return true;
+	s = fbr_sess_get(f->sess);
+	if (!s)
+		return false;
+	fbr_reverse_key(&rev, &fwd, f->addr, f->port);
+	f = fbr_flow_get(&rev);
+	if (!f || !(f->kind & FBR_IN))
+		return false;
+	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);
+	/* This packet does not keep alive what only outbound packets do. */
+	end = s->bits & FBR_S_OUT_ONLY ? fbr_sess_expires(f->sess) : now + (__u64)secs * cfg_hz;
+	if (!(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(s->bits) && end > now &&
+	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
+	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, now, end - now);
+	fbr_ct_extend(skb, &fwd, secs);
+	return true;
+}
+
+#endif

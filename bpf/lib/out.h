@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Translation of what a container sends, on the kernel's path. */
+#ifndef FBR_OUT_H
+#define FBR_OUT_H
+
+#include "create.h"
+#include "csum.h"
+#include "ct.h"
+#include "flow.h"
+#include "lease.h"
+#include "local.h"
+#include "maps.h"
+#include "parse.h"
+#include "publish.h"
+#include "reason.h"
+#include "session.h"
+#include "track.h"
+
+/* The live outbound entry for k, or NULL. An entry of another port (the address
+ * has a new owner), with another external address (the uplink's has changed) or
+ * past its time is removed.
+ */
+static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
+						      const struct fbr_dev *u,
+						      struct fbr_flow_key *k, __u32 pif, __be32 ext)
+{
+	struct fbr_flow *f = fbr_flow_get(k);
+	struct fbr_session *s;
+	__u32 slot, state;
+
+	if (!f || !(f->kind & FBR_OUT))
+		return NULL;
+	slot = f->sess;
+	s = fbr_sess_get(slot);
+	state = s ? fbr_sess_state(s) : FBR_FREE;
+	if (f->pif == pif && fbr_sess_lasts(f) &&
+	    (!ext || f->addr == ext ||
+	     /* Clients come to any address of the host's. */
+	     (s && (s->bits & FBR_S_PUBLISHED) && u && fbr_delivers(skb, u->ifindex, f->addr))))
+		return f;
+	if (s && fbr_sess_claim(s, state))
+		fbr_sess_free(slot);
+	return NULL;
+}
+
+/* A published port answers with the host's port also when its flow has gone. */
+static __always_inline void fbr_pub_answer(struct fbr_new *n)
+{
+	struct fbr_bind_key k = { .ip = n->fwd.saddr, .port = n->fwd.sport, .proto = n->fwd.proto };
+	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &k);
+
+	/* Towards an address of the host's (hairpin.h) the source has to be that address. */
+	if (!host || (n->ext == n->fwd.daddr && host->ip && host->ip != n->ext))
+		return;
+	n->published = true;
+	n->eport = host->port;
+	if (host->ip)
+		n->ext = host->ip;
+}
+
+/* Creates the session of a container's first packet k, which leaves with the
+ * address ext. As fbr_sess_create.
+ */
+static __always_inline enum fbr_reason
+fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, __u32 pif)
+{
+	struct fbr_new n = { .fwd = *k, .ext = ext, .pif = pif };
+	struct fbr_net *net = fbr_net_get(k->saddr);
+	struct fbr_conf *c = fbr_conf_get();
+
+	if (fbr_held())
+		return FBR_UNSUPPORTED;
+	n.net = net ? net->flags : 0;
+	if (c && c->published)
+		fbr_pub_answer(&n);
+	/* An answer, to whoever has asked: the question's session has gone. */
+	n.outside = n.published && k->proto == IPPROTO_UDP && ext != k->daddr;
+	return fbr_sess_create(skb, &n);
+}
+
+/* Notes that a container has sent p through its flow f; keeps: and that the
+ * mapping lives on.
+ */
+static __always_inline void fbr_out_seen(struct __sk_buff *skb, struct fbr_flow *f,
+					 const struct fbr_pkt *p, bool keeps)
+{
+	__u64 now = fbr_now();
+	struct fbr_session *s;
+	struct fbr_nport *np;
+
+	fbr_sess_track(skb, f->sess, p, true);
+	if (p->tcp_flags & TCP_RST)
+		return;
+	f->seen = now;
+	s = keeps ? fbr_sess_get(f->sess) : NULL;
+	np = s && (s->bits & FBR_S_OUT_ONLY) ? fbr_nport_at(p->proto, f->port) : NULL;
+	if (np)
+		np->used_at = now;
+}
+
+/* What a packet may do to its flow. */
+enum fbr_snat_mode {
+	FBR_SNAT_FORWARDED = 1, /* passed FORWARD from its own bridge: may create and lease */
+	FBR_SNAT_HOST = 2, /* the host's own packet with a container's source: existing flow only */
+	/* From a network that is not translated: only what answers a published port,
+	 * else FBR_FOREIGN and untouched.
+	 */
+	FBR_SNAT_ROUTED = 3,
+};
+
+static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
+
+/* Translates the source of a container's packet at the uplink's egress.
+ * Returns FBR_NONE (translated) or the reason to drop it.
+ */
+__fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pkt *p,
+				      const struct fbr_dev *u, const struct fbr_dev *port,
+				      __u32 mode)
+{
+	if (!p || !u || !port)
+		return FBR_UNSUPPORTED;
+
+	bool routed = mode == FBR_SNAT_ROUTED;
+	bool forwarded = mode == FBR_SNAT_FORWARDED || (routed && skb->ingress_ifindex);
+	__u64 now = fbr_now();
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_session *s;
+	struct fbr_flow_key k;
+	struct fbr_flow *f;
+	enum fbr_reason why;
+	__be32 ext = 0;
+	__u16 mtu = 0;
+	__u32 bits, secs;
+
+	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
+		return FBR_UNSUPPORTED;
+	fbr_key(&k, p);
+	if (routed && !fbr_flow_exists(&k))
+		return FBR_FOREIGN;
+	if (forwarded) {
+		ext = fbr_route(skb, u, p->daddr, &mtu);
+		if (!ext)
+			return FBR_NO_UPLINK;
+	}
+	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
+	if (!f && routed)
+		return FBR_FOREIGN;
+	/* What answers a SYN begins nothing: whoever has asked asks again. */
+	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
+		return FBR_UNSUPPORTED;
+	if (!f) {
+		why = fbr_out_create(skb, &k, ext, port->ifindex);
+		/* Another CPU may just have created the same flow. */
+		f = fbr_flow_get(&k);
+		if (!f)
+			return why ? why : FBR_NAT_FULL;
+	}
+	fbr_out_seen(skb, f, p, forwarded);
+	s = fbr_sess_get(f->sess);
+	if (!s)
+		return FBR_NAT_FULL;
+	bits = s->bits;
+	secs = fbr_timeout(k.proto, k.dport, bits);
+	if (forwarded) {
+		if (!p->frag && !(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(bits) &&
+		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
+			__u8 macs[12] = {};
+
+			/* A redirect to a device without L2 header takes the frame's off. */
+			if (!p->l3 || !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now,
+						(__u64)secs * cfg_hz);
+		}
+		fbr_ct_extend(skb, &k, secs);
+	}
+	/* Point of no return. */
+	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+#endif

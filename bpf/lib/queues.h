@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The queues of sessions that go first when room is needed: those that are over, and
+ * those begun outside that nobody has assured yet.
+ */
+#ifndef FBR_QUEUES_H
+#define FBR_QUEUES_H
+
+#include "config.h"
+#include "flow.h"
+#include "lease.h"
+#include "maps.h"
+#include "session.h"
+
+#define FBR_ROOM_TRIES 64 /* queued sessions looked at to make room for one */
+#define FBR_WAIT_TRIM  2  /* queued sessions thrown out by one that is queued */
+
+/* Takes the leases of both directions away. */
+static __always_inline void fbr_sess_slow(struct fbr_flow *fwd, __u32 slot)
+{
+	struct fbr_flow *rev = fbr_flow_in(slot);
+
+	fbr_lease_end(fwd);
+	if (rev)
+		fbr_lease_end(rev);
+}
+
+/* Queues a session that is over, or is said to be. */
+static __always_inline void fbr_closed_push(__u32 slot, struct fbr_session *s)
+{
+	if (fbr_doubted_bits(s->bits)) {
+		if (!(__sync_fetch_and_or(&s->queued, FBR_Q_DOUBTED) & FBR_Q_DOUBTED))
+			bpf_map_push_elem(&fbr_doubted, &slot, BPF_ANY);
+		return;
+	}
+	if (!(__sync_fetch_and_or(&s->queued, FBR_Q_CLOSED) & FBR_Q_CLOSED))
+		bpf_map_push_elem(&fbr_closed, &slot, BPF_ANY);
+}
+
+/* Takes the slot at the head of fbr_closed, or of fbr_doubted; NULL if it is empty. */
+static __always_inline struct fbr_session *fbr_closed_pop(__u32 *slot, bool doubted)
+{
+	struct fbr_session *s;
+
+	if (doubted ? bpf_map_pop_elem(&fbr_doubted, slot) : bpf_map_pop_elem(&fbr_closed, slot))
+		return NULL;
+	s = fbr_sess_get(*slot);
+	if (s)
+		__sync_fetch_and_and(&s->queued, doubted ? ~FBR_Q_DOUBTED : ~FBR_Q_CLOSED);
+	return s;
+}
+
+/* Whether w is still the session that was queued, and waits. */
+static __always_inline bool fbr_still_waits(const struct fbr_wait *w)
+{
+	struct fbr_session *s = fbr_sess_get(w->slot);
+
+	return s && fbr_sess_state(s) == w->state && (s->bits & FBR_S_WAITING);
+}
+
+static long fbr_drop_early_one(__u64 i, bool *made)
+{
+	struct fbr_state *st = fbr_state_get();
+	struct fbr_session *s;
+	struct fbr_wait w;
+
+	if (!st || bpf_map_pop_elem(&fbr_waiting, &w))
+		return 1;
+	if (!fbr_still_waits(&w))
+		return 0;
+	s = fbr_sess_get(w.slot);
+	if (!s || !fbr_sess_claim(s, w.state))
+		return 0;
+	fbr_sess_free(w.slot);
+	__sync_fetch_and_add(&st->dropped_early, 1);
+	*made = true;
+	return 1;
+}
+
+/* Gives up the oldest session that was begun outside and is not assured, as
+ * conntrack's early_drop does. False if none was found.
+ */
+__fbr_global bool fbr_drop_early(void)
+{
+	bool made = false;
+
+	bpf_loop(FBR_ROOM_TRIES, fbr_drop_early_one, &made, 0);
+	return made;
+}
+
+/* Queues a session that begins outside, and throws out more than one that need not
+ * stand in the queue any more.
+ */
+static __always_inline void fbr_wait_push(__u32 slot, const struct fbr_session *s)
+{
+	struct fbr_wait w = { .slot = slot, .state = fbr_sess_state(s) }, head;
+	int i;
+
+	for (i = 0; i < FBR_WAIT_TRIM; i++) {
+		if (bpf_map_peek_elem(&fbr_waiting, &head) || fbr_still_waits(&head))
+			break;
+		/* Another CPU may have taken the one just seen. */
+		if (bpf_map_pop_elem(&fbr_waiting, &head))
+			break;
+		if (fbr_still_waits(&head))
+			bpf_map_push_elem(&fbr_waiting, &head, BPF_ANY);
+	}
+	/* Full of those that need not: the oldest gives way, whatever it is. */
+	bpf_map_push_elem(&fbr_waiting, &w, BPF_EXIST);
+}
+
+/* The part of n sessions that those begun outside may take. */
+static __always_inline __u32 fbr_share_outside(__u32 n)
+{
+	return n - n / 8;
+}
+
+/* A connection that was begun outside is assured: from now on it counts like any
+ * other, unless there are too many. UDP goes on waiting: a datagram can be forged as
+ * easily as the one before, and the next one makes its session again.
+ */
+static __always_inline void fbr_wait_done(struct fbr_session *s)
+{
+	struct fbr_quota *q = fbr_quota_get(fbr_payer(s));
+	struct fbr_state *st = fbr_state_get();
+
+	if (s->fwd.proto != IPPROTO_TCP || !st)
+		return;
+	if ((q && q->sessions >= fbr_share_outside(cfg_flows_quota)) ||
+	    st->live - st->waiting >= fbr_share_outside(cfg_flows_max))
+		return;
+	if (q)
+		__sync_fetch_and_add(&q->sessions, 1);
+	if (__sync_fetch_and_and(&s->bits, ~FBR_S_WAITING) & FBR_S_WAITING)
+		__sync_fetch_and_add(&st->waiting, -1);
+	else if (q) /* another CPU was faster, or has freed it */
+		fbr_atomic_dec(&q->sessions);
+}
+
+/* A TCP session that has become established, or is over, is not half-open any more. */
+static __always_inline void fbr_half_done(struct fbr_session *s, __u32 bits)
+{
+	struct fbr_quota *q;
+
+	if (!(bits & FBR_S_HALF) || (!fbr_established(bits) && !fbr_closed_bits(bits)))
+		return;
+	if (!(__sync_fetch_and_and(&s->bits, ~FBR_S_HALF) & FBR_S_HALF))
+		return;
+	q = fbr_quota_get(fbr_payer(s));
+	if (q)
+		fbr_atomic_dec(&q->half);
+}
+
+#endif

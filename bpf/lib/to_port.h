@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What the kernel delivers to a port (fbr_port_out). */
+#ifndef FBR_TO_PORT_H
+#define FBR_TO_PORT_H
+
+#include "ct.h"
+#include "hairpin.h"
+#include "in.h"
+#include "kctx.h"
+#include "maps.h"
+#include "parse.h"
+#include "qdisc.h"
+#include "reason.h"
+#include "stats.h"
+#include "uplink.h"
+
+/* Whether a rule of the host leads what the kernel delivers to a port there, from another
+ * network. An internal network is closed to that, too.
+ */
+static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	return !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_led(bpf_cast_to_kern_ctx(skb));
+}
+
+/* Why what the kernel delivers to a port must not reach it, or FBR_NONE. */
+static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	__u32 iif = skb->ingress_ifindex, why = FBR_FOREIGN;
+	struct fbr_dev *from = fbr_dev_get(iif);
+	struct fbr_pkt pkt;
+
+	if (iif && !from) /* another device of the host */
+		return ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+				       fbr_led_in(skb, p)
+			       ? FBR_NONE
+			       : FBR_DIRECT;
+	if (from && !(from->flags & FBR_DEV_UPLINK)) {
+		if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
+			why = fbr_hairpin_deliver(skb);
+		if (why != FBR_FOREIGN)
+			return why;
+		return from->bridge == p->bridge || fbr_led_in(skb, p) ? FBR_NONE : FBR_ISOLATED;
+	}
+
+	/* From an uplink, or the host itself. */
+	if (from && (p->flags & FBR_DEV_INTERNAL))
+		return FBR_ISOLATED;
+	if (from && skb->protocol == bpf_htons(ETH_P_IPV6))
+		return FBR_DIRECT; /* no network has any */
+	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
+		return FBR_NONE;
+	if (pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT)
+		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
+	if (!from) {
+		why = fbr_hairpin_from_host(skb, &pkt);
+		return why == FBR_FOREIGN ? FBR_NONE : why;
+	}
+	/* fbr_uplink_in has let it in, or it did not come past there as it should: so it
+	 * is judged again. A fragment without ports is nothing without its first, which
+	 * the kernel, having put them in order, has delivered just before.
+	 */
+	if (fbr_lease_inbound(skb, &pkt, p) || (p->flags & FBR_DEV_ROUTED) ||
+	    (pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb))
+		return FBR_NONE;
+	return FBR_DIRECT;
+}
+
+static __always_inline int fbr_to_port(struct __sk_buff *skb)
+{
+	struct fbr_dev *p = fbr_dev_get(skb->ifindex);
+	__u32 why;
+
+	if (!p)
+		return TCX_DROP;
+	why = fbr_deliver(skb, p);
+	if (why)
+		return fbr_drop(p, why);
+	fbr_note_queue(skb, p);
+	fbr_count_tx(skb, p, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+#endif

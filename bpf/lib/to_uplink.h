@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What leaves by an uplink (fbr_uplink_out, fbr_tun_out). */
+#ifndef FBR_TO_UPLINK_H
+#define FBR_TO_UPLINK_H
+
+#include "config.h"
+#include "icmp.h"
+#include "local.h"
+#include "maps.h"
+#include "parse.h"
+#include "reason.h"
+#include "stats.h"
+#include "uplink.h"
+
+/* tcx egress, uplink: the only way out, and the only place where flows begin. */
+static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
+{
+	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *blame;
+	void *data, *data_end;
+	struct fbr_pkt pkt;
+	struct fbr_net *n;
+	struct iphdr *ip;
+	__u32 why;
+
+	if (!u) {
+		/* Being detached: nothing of a container's may slip through. */
+		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse_at(skb, l2, &pkt))
+			return TCX_NEXT;
+		n = fbr_net_get(pkt.saddr);
+		return n && (n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) ? TCX_DROP
+										 : TCX_NEXT;
+	}
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		goto pass;
+	data = (void *)(long)skb->data;
+	data_end = (void *)(long)skb->data_end;
+	ip = data + l2;
+	if ((void *)(ip + 1) > data_end)
+		goto parse;
+
+	/* The container's source comes first; the mark only tells that the rest
+	 * has been seen to. The uplink's own address spares most packets the trie.
+	 */
+	if (ip->saddr == u->ip && cfg_mark && skb->mark == cfg_mark) {
+		skb->mark = 0;
+		fbr_count_tx(skb, u, FBR_FAST);
+		return TCX_NEXT;
+	}
+parse:
+	if (fbr_parse_at(skb, l2, &pkt))
+		goto pass;
+	n = pkt.saddr == u->ip ? NULL : fbr_net_hidden(skb, pkt.saddr);
+	blame = u;
+	if (n) {
+		why = fbr_container_out(skb, &pkt, u, n, &blame);
+		if (!why)
+			goto pass;
+		if (!blame)
+			return fbr_drop(u, why);
+		fbr_count_drop(blame, why);
+		if ((why == FBR_NAT_FULL || why == FBR_QUOTA) && fbr_icmp_refuse(skb, &pkt, blame))
+			return bpf_redirect(blame->ifindex, 0);
+		return TCX_DROP;
+	}
+	if (cfg_mark && skb->mark == cfg_mark) {
+		skb->mark = 0;
+		fbr_count_tx(skb, u, FBR_FAST);
+		return TCX_NEXT;
+	}
+	why = fbr_host_out(skb, &pkt);
+	if (why)
+		return fbr_drop(u, why);
+pass:
+	fbr_count_tx(skb, u, FBR_SLOW);
+	return TCX_NEXT;
+}
+
+#endif
