@@ -6,10 +6,10 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// eachElement calls f with the elements of an array up to the index last: with
-// each one's values, of which it has perElement, one or in a per-CPU array one for
-// every CPU. They are read atOnce elements by a call, into the same memory: f must
-// not keep them.
+// eachElement calls f with each element of an array, up to the index last.
+// perElement is the number of values of an element: 1, or in a per-CPU array
+// one for every CPU. One call reads atOnce elements into memory that the next
+// call reuses, so f must not keep values.
 func eachElement[T any](m *ebpf.Map, atOnce, perElement int, last uint32, f func(i uint32, values []T)) error {
 	keys, values := make([]uint32, atOnce), make([]T, atOnce*perElement)
 	for cursor := new(ebpf.MapBatchCursor); ; {

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netfilterIPDefrag is BPF_F_NETFILTER_IP_DEFRAG, include/uapi/linux/bpf.h
-// (ebpf-go's constant of that name is 0, which asks for nothing).
+// netfilterIPDefrag is BPF_F_NETFILTER_IP_DEFRAG of include/uapi/linux/bpf.h.
+// (ebpf-go's constant of that name is 0, which has no effect.)
 const netfilterIPDefrag = 1
 
 // attachTCX makes sure that prog runs on the hook of ifindex, before all other
-// programs, through the link pinned under name: an existing link is updated in
-// place, a defunct one replaced.
+// programs, through the link pinned under name. It updates an existing link in
+// place and replaces a defunct one.
 func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog *ebpf.Program) error {
 	return d.attachLink(name, prog, func() (link.Link, error) {
 		l, err := link.AttachTCX(link.TCXOptions{
@@ -34,8 +34,8 @@ func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog 
 	})
 }
 
-// attachLink makes sure that prog runs through the link pinned under name; where
-// there is none that could be updated, attach makes one.
+// attachLink makes sure that prog runs through the link pinned under name. If
+// there is no link that it can update, attach makes one.
 func (d *Datapath) attachLink(name string, prog *ebpf.Program, attach func() (link.Link, error)) error {
 	path := linkPath(d.dir, name)
 	l, err := link.LoadPinnedLink(path, nil)
@@ -76,13 +76,14 @@ func (d *Datapath) attachDevice(dev tcFbrDev) error {
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:
 		in = d.progs.FbrFragIn
 	default:
-		return nil // a bridge has no program
+		return nil // a bridge has no programs
 	}
 	ifindex := int(dev.Ifindex)
 	if out == nil {
 		return d.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
 	}
-	// Egress first: what the ingress program lets in must meet the last check on its way out.
+	// Egress first: what the ingress program lets in must pass the last check on
+	// its way out.
 	if err := d.attachTCX(deviceLink(ifindex, "out"), ifindex, ebpf.AttachTCXEgress, out); err != nil {
 		return err
 	}
@@ -97,9 +98,9 @@ func (d *Datapath) detachDevice(ifindex int) error {
 	)
 }
 
-// detach removes a pinned link and with it the attachment. A link that is gone
-// already is fine. The kernel frees a link some time after its last reference
-// has gone; an explicit detach takes effect at once.
+// detach removes a pinned link and its attachment. It succeeds when the link is
+// gone. It detaches explicitly: that takes effect at once, while the kernel
+// frees a link some time after its last reference is gone.
 func detach(path string) error {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -114,37 +115,40 @@ func detach(path string) error {
 func detachNow(l link.Link) error {
 	err := l.Detach()
 	if errors.Is(err, link.ErrNotSupported) || errors.Is(err, unix.ENOLINK) {
-		return nil // unpinning does it; the device is gone
+		return nil // unpinning removes it; the device is gone
 	}
 	return err
 }
 
-// AttachGuard makes sure that the netfilter links are there, in the current
-// network namespace. Create has called it already.
+// AttachGuard makes sure that the netfilter links exist in the current network
+// namespace. Create has already called it.
 func (d *Datapath) AttachGuard() error {
 	return errors.Join(d.attachInput(false), d.attachGuard(false))
 }
 
-// attachInput attaches fbr_input, without which the programs of uplinks hold no
-// refusal back; renew as for attachGuard.
+// attachInput attaches fbr_input. Without it the programs of uplinks hold back
+// no refusal. renew is as in attachGuard.
 func (d *Datapath) attachInput(renew bool) error {
 	return attachNetfilter(linkPath(d.dir, inputLink), link.NetfilterOptions{
 		Program:        d.progs.FbrInput,
 		ProtocolFamily: link.NetfilterProtoIPv4,
 		Hook:           link.NetfilterInetLocalIn,
-		// After every rule. At math.MaxInt32 conntrack confirms, and BPF may not be.
+		// After every rule. math.MaxInt32 is the priority at which conntrack
+		// confirms, and BPF may not use it.
 		Priority: math.MaxInt32 - priorities,
 	}, renew)
 }
 
-// attachGuard attaches the other netfilter links; renew replaces existing ones, since
-// such links cannot be updated: the new one is attached before the old one goes.
+// attachGuard attaches the other netfilter links. renew replaces existing ones,
+// because netfilter links cannot be updated: the new one is attached before the
+// old one goes.
 func (d *Datapath) attachGuard(renew bool) error {
 	guard := link.NetfilterOptions{
 		Program:        d.progs.FbrGuard,
 		ProtocolFamily: link.NetfilterProtoIPv4,
 		Hook:           link.NetfilterInetPostRouting,
-		// After every NAT rule: an address that somebody else translated is no leak.
+		// After every NAT rule: an address that somebody else has translated is
+		// no leak.
 		Priority: 1 << 30,
 	}
 	return errors.Join(
@@ -163,8 +167,8 @@ func (d *Datapath) defragOptions() link.NetfilterOptions {
 	}
 }
 
-// priorities is how many an upgrade tries: two links of one hook cannot have
-// the same, and the kernel may take a while to let an old one go.
+// priorities is the number of priorities that an upgrade tries. Two links of a
+// hook cannot have the same priority, and the kernel may free an old link late.
 const priorities = 16
 
 func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error {
@@ -172,7 +176,7 @@ func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error 
 		return nil
 	}
 	tmp := path + "-next"
-	if err := detach(tmp); err != nil { // a killed upgrade's
+	if err := detach(tmp); err != nil { // left by a killed upgrade
 		return err
 	}
 	var l link.Link
@@ -189,6 +193,6 @@ func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error 
 	if err := l.Pin(tmp); err != nil {
 		return errors.Join(fmt.Errorf("pinning %s: %w", tmp, err), l.Close())
 	}
-	// rename(2) drops the pin of the old link, and with it the old attachment.
+	// rename(2) drops the pin of the old link, and so its attachment.
 	return errors.Join(os.Rename(tmp, path), l.Close())
 }

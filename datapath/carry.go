@@ -8,22 +8,22 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// carrier brings sessions from maps of another layout into a datapath's.
+// carrier copies sessions from maps of another layout into a datapath's maps.
 type carrier struct {
 	d                *Datapath // with the new maps
 	sess, flow       *ebpf.Map
 	sessOf, flowOf   conversion
 	nport, state     *ebpf.Map
 	nportOf, stateOf conversion
-	pool             *ebpf.Map // nil: before schema 4 there was none
+	pool             *ebpf.Map // nil: schemas before 4 have none
 	poolOf           conversion
 
-	// seen is what each slot of the old maps was like when it was brought over.
-	// Empty: nobody knows, since another process did.
+	// seen holds the state of each old slot at the time it was last carried. It
+	// is empty if another process did that.
 	seen []slotMark
 }
 
-// slotMark tells whether a session has changed.
+// slotMark shows whether a session has changed.
 type slotMark struct {
 	state   uint32
 	bits    tcFbrSessBits
@@ -64,8 +64,8 @@ func newCarrier(d *Datapath, old map[string]*ebpf.Map, spec *ebpf.CollectionSpec
 	return c, nil
 }
 
-// counters carries the counters of fbr_state over. No program may run on the new
-// maps yet, since writing the entry would end its timer.
+// counters carries the counters of fbr_state over. No program may run on the
+// new maps yet: writing the entry ends its timer.
 func (c *carrier) counters() error {
 	st, err := c.oldState()
 	if err != nil {
@@ -86,7 +86,8 @@ func (c *carrier) oldState() (st tcFbrState, err error) {
 	return as[tcFbrState](c.stateOf.apply(raw)), nil
 }
 
-// notes carries over which ports are on hold, and which a neighbour was seen using.
+// notes carries over which ports are on hold, and which a neighbour was seen
+// using.
 func (c *carrier) notes() error {
 	return eachEntry(c.nport, 0, func(k, v []byte) error {
 		was := as[tcFbrNport](c.nportOf.apply(v))
@@ -106,8 +107,8 @@ func (c *carrier) notes() error {
 	})
 }
 
-// portIndex is the index into fbr_nport of an entry of the old one, which before
-// schema 4 held no ports but those of the range.
+// portIndex returns the index into the new fbr_nport for an index into the old
+// one. Before schema 4 the map held only the ports of the NAT range.
 func (c *carrier) portIndex(old uint32) uint32 {
 	if c.nport.MaxEntries() == c.d.maps.FbrNport.MaxEntries() {
 		return old
@@ -119,7 +120,7 @@ func (c *carrier) portIndex(old uint32) uint32 {
 // enum fbr_port_state of bpf/lib/types.h.
 const portOpen = 1
 
-// ports lets mappings have the ports that they might have.
+// ports opens in the new maps the ports that are open in the old ones.
 func (c *carrier) ports() error {
 	if c.pool == nil {
 		return c.d.setPorts(true, allClasses, c.d.meta.NatFirst, c.d.meta.NatFirst+c.d.meta.NatCount)
@@ -145,8 +146,8 @@ func (c *carrier) ports() error {
 	})
 }
 
-// pass brings over what has changed since the last pass; seenToo: also how long ago
-// packets came.
+// pass carries what has changed since the last pass. With seenToo, a changed
+// time of the last packet counts as a change, too.
 func (c *carrier) pass(seenToo bool) error {
 	st, err := c.oldState()
 	if err != nil {
@@ -165,7 +166,7 @@ func (c *carrier) pass(seenToo bool) error {
 	return nil
 }
 
-// chunk looks at the slots [from, to).
+// chunk carries the slots [from, to).
 func (c *carrier) chunk(from, to uint32, seenToo, resumed bool) error {
 	sessions := make([][]byte, 0, batchSize)
 	live := false
@@ -211,8 +212,8 @@ func (c *carrier) session(slot uint32, raw, rawOut, rawIn []byte, seenToo, resum
 		return nil
 	}
 	*was = mark
-	// Before a process was killed, everything that began before it read the maps was
-	// brought over: what is not there any more has ended there.
+	// A killed process carried everything that began before it read the maps. A
+	// session of that age that the new maps lack has ended there.
 	anew := uint32(1)
 	if resumed && max(out.Seen, in.Seen)+2*uint64(c.d.meta.Hz) < c.d.meta.CarriedAt {
 		anew = 0

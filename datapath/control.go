@@ -9,10 +9,10 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// requestChunk bounds one run of fbr_control, which keeps bottom halves off.
+// requestChunk bounds one run of fbr_control, which disables bottom halves.
 const requestChunk = 4096
 
-// inChunks calls f with all of [0, n), a chunk at a time.
+// inChunks calls f for all of [0, n), a chunk at a time.
 func inChunks(n uint32, f func(from, to uint32) error) error {
 	for from := uint32(0); from < n; from += requestChunk {
 		if err := f(from, min(from+requestChunk, n)); err != nil {
@@ -22,8 +22,8 @@ func inChunks(n uint32, f func(from, to uint32) error) error {
 	return nil
 }
 
-// request runs fbr_control, which sees the maps as the other programs do. The payload
-// is what some operations need besides.
+// request runs fbr_control, which sees the maps as the other programs do. Some
+// operations need a payload.
 func request(p *ebpf.Program, r tcFbrRequest, payload ...byte) (uint64, error) {
 	var in bytes.Buffer
 	if err := binary.Write(&in, binary.NativeEndian, &r); err != nil {
@@ -49,7 +49,8 @@ func (d *Datapath) now() (uint64, error) {
 	return request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_NOW})
 }
 
-// flush ends the sessions of a device, or of all (ifindex 0); returns how many.
+// flush ends the sessions of a device, or all sessions (ifindex 0), and returns
+// how many it ended.
 func (d *Datapath) flush(ifindex int) (int, error) {
 	st, err := d.state()
 	if err != nil {
@@ -64,7 +65,7 @@ func (d *Datapath) flush(ifindex int) (int, error) {
 	return total, err
 }
 
-// flushSlots ends the sessions of a device, or of all, in slots [from, to).
+// flushSlots does so for the slots [from, to).
 func (d *Datapath) flushSlots(ifindex int, from, to uint32) (int, error) {
 	n, err := request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_FLUSH, Ifindex: uint32(ifindex), From: from, To: to})
 	return int(n), err

@@ -13,15 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// move says that n bytes at one offset of an old value go to another of a new one.
+// move copies n bytes of an old value, at offset from, to offset to of a new
+// one.
 type move struct{ from, to, n uint32 }
 
-// conversion turns values of one type into another's: fields go by their names,
-// and one that only the new type has stays zero. A field that has become wider keeps
-// its value, since all maps are little-endian.
+// conversion converts values of one type to another. Fields are matched by
+// name, and a field that only the new type has stays zero. A field that has
+// become wider keeps its value, because all maps are little-endian.
 type conversion struct {
 	moves    []move
-	from, to uint32 // sizes
+	from, to uint32 // sizes in bytes
 }
 
 func converting(from, to btf.Type) (conversion, error) {
@@ -38,7 +39,8 @@ func converting(from, to btf.Type) (conversion, error) {
 	return c, c.add(from, to, 0, 0)
 }
 
-// add plans the way from the one type, at an offset, to the other.
+// add plans the conversion of a part of the old type, at offset at, to a part
+// of the new one, at offset dst.
 func (c *conversion) add(from, to btf.Type, at, dst uint32) error {
 	from, to = btf.UnderlyingType(from), btf.UnderlyingType(to)
 	switch to := to.(type) {
@@ -81,7 +83,7 @@ func (c *conversion) add(from, to btf.Type, at, dst uint32) error {
 			return fmt.Errorf("a %T has become a struct", from)
 		}
 		if to.Name == "bpf_timer" || to.Name == "bpf_spin_lock" {
-			return nil // the kernel's
+			return nil // fields of the kernel's own
 		}
 		for _, m := range to.Members {
 			for _, o := range f.Members {
@@ -98,7 +100,7 @@ func (c *conversion) add(from, to btf.Type, at, dst uint32) error {
 	return fmt.Errorf("cannot convert to a %T", to)
 }
 
-// apply returns a value converted.
+// apply returns the converted value.
 func (c conversion) apply(from []byte) []byte {
 	to := make([]byte, c.to)
 	c.into(to, from)
@@ -111,7 +113,7 @@ func (c conversion) into(to, from []byte) {
 	}
 }
 
-// only keeps what goes to the named fields of a struct.
+// only restricts the conversion to the named fields of a struct.
 func (c conversion) only(to btf.Type, fields ...string) conversion {
 	out := conversion{from: c.from, to: c.to}
 	s, _ := btf.UnderlyingType(to).(*btf.Struct)
@@ -144,8 +146,9 @@ const batchSize = 4096
 // errEnd ends a walk through a map.
 var errEnd = errors.New("end of the walk")
 
-// eachEntry calls f with every key and value of a map, as bytes, those of all CPUs
-// in a per-CPU map. In an array it begins at an index. f may return errEnd.
+// eachEntry calls f with the bytes of every key and value of a map; a per-CPU
+// map's value holds those of all CPUs. In an array it starts at the index
+// first. f may return errEnd to stop.
 func eachEntry(m *ebpf.Map, first uint32, f func(key, value []byte) error) error {
 	valueSize, keySize := int(valueBytes(m)), int(m.KeySize())
 	atOnce := int(min(batchSize, m.MaxEntries()))
@@ -178,8 +181,8 @@ func eachEntry(m *ebpf.Map, first uint32, f func(key, value []byte) error) error
 	}
 }
 
-// valueBytes is how long a value is as the kernel copies it: a per-CPU map's has
-// one for every possible CPU, each in units of 8 bytes.
+// valueBytes returns the size of a value as the kernel copies it, in bytes. A
+// per-CPU map has a value for every possible CPU, each padded to 8 bytes.
 func valueBytes(m *ebpf.Map) uint32 {
 	if m.Type() != ebpf.PerCPUArray {
 		return m.ValueSize()
@@ -190,7 +193,7 @@ func valueBytes(m *ebpf.Map) uint32 {
 func perCPU(size uint32) uint32 { return (size + 7) &^ 7 }
 
 // lookupBatch is BPF_MAP_LOOKUP_BATCH of bpf(2), for values whose type is known
-// only when the program runs. in and out may be the same.
+// only at run time. in and out may be the same.
 func lookupBatch(m *ebpf.Map, in, out, keys, values []byte, atOnce int) (int, error) {
 	attr := struct {
 		in, out, keys, values unsafe.Pointer
@@ -209,8 +212,8 @@ func lookupBatch(m *ebpf.Map, in, out, keys, values []byte, atOnce int) (int, er
 	return int(attr.count), nil
 }
 
-// copyMap fills a new map with the entries of an old one. An array's that are all
-// zero are so in the new one already.
+// copyMap fills a new map with the entries of an old one. It skips array
+// elements that are all zero: they are so in the new map already.
 func copyMap(to, from *ebpf.Map, spec *ebpf.MapSpec) error {
 	oldKey, oldValue, err := mapTypes(from)
 	if err != nil {
@@ -236,7 +239,7 @@ func copyMap(to, from *ebpf.Map, spec *ebpf.MapSpec) error {
 	})
 }
 
-// applyAll converts the values of all CPUs of a per-CPU map, or the one of another.
+// applyAll converts a value; in a per-CPU map, those of all CPUs.
 func (c conversion) applyAll(v []byte, to *ebpf.Map) any {
 	if to.Type() != ebpf.PerCPUArray {
 		return c.apply(v)

@@ -26,22 +26,23 @@ const (
 	// schema orders the layouts of the pinned maps (layout.go).
 	schema = uint32(tcFbrSchemaFBR_SCHEMA)
 
-	// DefaultFlowsMax takes about 75 MB of kernel memory; FlowsMaxLimit what
-	// the slot numbers of the maps can count.
+	// DefaultFlowsMax sessions take about 75 MB of kernel memory. FlowsMaxLimit
+	// is the most that the slot numbers of the maps can count.
 	DefaultFlowsMax = 131072
-	// SessionBytes is what a session takes of the kernel's memory, RestBytes what all
-	// else does on two CPUs. A test compares the first with what the kernel says.
+	// SessionBytes is the kernel memory of a session, RestBytes that of
+	// everything else on two CPUs. A test compares SessionBytes with the
+	// kernel's figures.
 	SessionBytes  = 572
 	RestBytes     = 23 << 20
 	FlowsMaxLimit = 1 << 22
-	// DefaultNATFirst and DefaultNATLast are clear of Linux's ephemeral ports
-	// (32768-60999) and of Kubernetes' NodePorts (30000-32767).
+	// DefaultNATFirst and DefaultNATLast avoid Linux's ephemeral ports
+	// (32768-60999) and Kubernetes' NodePorts (30000-32767).
 	DefaultNATFirst = 10000
 	DefaultNATLast  = 29999
 )
 
-// Datapath is the opened datapath of one host network namespace. Its methods
-// are not safe for concurrent use; between processes the caller's lock decides.
+// Datapath is the open datapath of one host network namespace. Its methods are
+// not safe for concurrent use. The caller's lock serialises processes.
 type Datapath struct {
 	dir   string
 	meta  tcFbrMeta
@@ -50,9 +51,9 @@ type Datapath struct {
 	named map[string]*ebpf.Map // the same maps by name
 }
 
-// Create loads the programs and pins everything below dir, whose parent must
-// lie on bpffs, and attaches the netfilter links to the current network
-// namespace. Returns an error wrapping ErrExists, or ErrNotSupported.
+// Create loads the programs, pins everything below dir, and attaches the
+// netfilter links in the current network namespace. dir's parent must lie on
+// bpffs. The error wraps ErrExists or ErrNotSupported.
 func Create(dir string, cfg Config) (*Datapath, error) {
 	meta, err := newMeta(cfg)
 	if err != nil {
@@ -61,7 +62,7 @@ func Create(dir string, cfg Config) (*Datapath, error) {
 	return create(dir, meta, loading(loadTc, nil))
 }
 
-// source is where the programs come from: loadTc, or a test's build of them.
+// source returns the object file: loadTc, or a test's build of the programs.
 type source func() (*ebpf.CollectionSpec, error)
 
 // loader makes the maps and loads the programs. Maps of an existing datapath are shared.
@@ -98,8 +99,8 @@ func create(dir string, meta tcFbrMeta, load loader) (*Datapath, error) {
 	return d, nil
 }
 
-// build loads and pins maps and programs below dir. shared are maps of another
-// datapath that become this one's, too.
+// build loads maps and programs and pins them below dir. shared are maps of
+// another datapath that this one uses as well.
 func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader) (*Datapath, error) {
 	coll, err := load(meta, shared)
 	if err != nil {
@@ -129,7 +130,7 @@ func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader)
 	return d, nil
 }
 
-// assign takes the objects of coll over.
+// assign takes over the objects of coll.
 func (d *Datapath) assign(coll *ebpf.Collection) error {
 	d.named = maps.Clone(coll.Maps)
 	maps.DeleteFunc(d.named, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
@@ -176,8 +177,8 @@ func loading(from source, tune func(*tcVariableSpecs) error) loader {
 	}
 }
 
-// moduleTypes are the types of the kernel's modules that the programs look into,
-// as far as they are loaded. Where they are no modules the kernel has the types.
+// moduleTypes returns the types of those kernel modules that the programs look
+// into and that are loaded. If they are built in, the kernel has the types.
 func moduleTypes() (specs []*btf.Spec) {
 	for _, module := range []string{"nf_conntrack", "bridge"} {
 		if s, err := btf.LoadKernelModuleSpec(module); err == nil {
@@ -194,7 +195,7 @@ func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 	}
 }
 
-// sizes are the max_entries that bpf/lib/maps.h leaves to Go.
+// sizes returns the max_entries that bpf/lib/maps.h leaves to Go.
 func sizes(meta tcFbrMeta) map[string]uint32 {
 	return map[string]uint32{
 		tcMapFbrFlow:    2 * meta.FlowsMax,
@@ -210,7 +211,7 @@ func sizes(meta tcFbrMeta) map[string]uint32 {
 	}
 }
 
-// nearSize is the number of entries of fbr_near.
+// nearSize returns the number of entries of fbr_near.
 func nearSize(meta tcFbrMeta) uint32 { return 2 << bits.Len32(meta.FlowsMax-1) }
 
 func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
@@ -228,7 +229,7 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		v.CfgMark.Set(meta.Mark),
 		v.CfgFlowsMax.Set(meta.FlowsMax),
 		v.CfgNearMask.Set(nearSize(meta)-1),
-		// One container must leave a fifth to the others.
+		// One container must leave a fifth of the sessions to the others.
 		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
 		v.CfgHalfQuota.Set(max(1, (meta.FlowsMax-meta.FlowsMax/5)/4)),
 		v.CfgWaitingMax.Set(max(1, meta.FlowsMax/8)),
@@ -277,7 +278,7 @@ func buildID() uint64 {
 	return binary.NativeEndian.Uint64(sum[:])
 }
 
-// fill writes what new maps must contain.
+// fill writes the initial contents of new maps.
 func (d *Datapath) fill() error {
 	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
@@ -289,9 +290,9 @@ func (d *Datapath) fill() error {
 	return d.setPorts(true, allClasses, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount)
 }
 
-// Open opens what Create pinned. Returns an error wrapping ErrNotLoaded,
-// ErrSchemaNewer, or ErrSchemaOlder if it takes an Upgrade first. Programs of
-// another build with the same maps go on working without.
+// Open opens what Create pinned. The error wraps ErrNotLoaded, ErrSchemaNewer,
+// or ErrSchemaOlder if an Upgrade is needed. Programs of another build with the
+// same map layouts need no Upgrade.
 func Open(dir string) (*Datapath, error) {
 	if _, err := os.Stat(following(dir)); err == nil {
 		return nil, fmt.Errorf("%s: an upgrade was interrupted: %w", dir, ErrSchemaOlder)
@@ -315,8 +316,8 @@ func Open(dir string) (*Datapath, error) {
 	return d, nil
 }
 
-// openPins opens what is pinned as it is: this build made it. Reading the
-// embedded object, to compare, would take longer than the rest of most commands.
+// openPins opens pins that this build made, unchecked. Reading the embedded
+// object for a comparison would take longer than the rest of most commands.
 func openPins(coll *ebpf.Collection, _ tcFbrMeta, dir string) error {
 	for _, kind := range []struct {
 		dir  string
@@ -341,8 +342,8 @@ func openPins(coll *ebpf.Collection, _ tcFbrMeta, dir string) error {
 	return nil
 }
 
-// openCompatible opens the pins of another build, as far as this one knows them.
-// The error wraps ErrSchemaOlder if they do not fit.
+// openCompatible opens those pins of another build that this one knows. The
+// error wraps ErrSchemaOlder if their layouts differ.
 func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
 	spec, err := loadTc()
 	if err != nil {
@@ -402,9 +403,9 @@ func openProgram(dir, name string) (*ebpf.Program, error) {
 	return p, nil
 }
 
-// openPin is BPF_OBJ_GET of bpf(2). The library's own way to a pinned program
-// first finds out whether this kernel names programs: by making a map, before
-// which it reads every mount of the machine, of which `ip netns add` makes one for
+// openPin is BPF_OBJ_GET of bpf(2). The library's function for a pinned program
+// first tests whether the kernel names programs, by making a map, and before
+// that it reads every mount of the machine. `ip netns add` makes a mount for
 // each namespace.
 func openPin(path string) (fd int, err error) {
 	name, err := unix.BytePtrFromString(path)
@@ -423,7 +424,7 @@ func openPin(path string) (fd int, err error) {
 	return int(n), nil
 }
 
-// openMeta opens fbr_meta of whatever build, unless it is a newer one.
+// openMeta opens fbr_meta of any build, unless the build is newer.
 func openMeta(dir string) (*ebpf.Map, error) {
 	m, err := ebpf.LoadPinnedMap(mapPath(dir, tcMapFbrMeta), &ebpf.LoadPinOptions{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
@@ -438,7 +439,7 @@ func openMeta(dir string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// checkMeta looks at the first two words, which are the same in every layout.
+// checkMeta checks the first two words, which are the same in every layout.
 func checkMeta(m *ebpf.Map, dir string) error {
 	raw, err := m.LookupBytes(uint32(0))
 	if err != nil {
@@ -468,12 +469,12 @@ func (d *Datapath) readMeta() error {
 	return nil
 }
 
-// Close releases the descriptors; everything stays attached and pinned.
+// Close releases the descriptors. Everything stays attached and pinned.
 func (d *Datapath) Close() error {
 	return errors.Join(d.maps.Close(), d.progs.Close())
 }
 
-// Config returns what the datapath was created with.
+// Config returns the configuration of the datapath.
 func (d *Datapath) Config() (Config, error) {
 	last := d.meta.NatFirst + d.meta.NatCount - 1
 	if last > math.MaxUint16 {
@@ -483,12 +484,13 @@ func (d *Datapath) Config() (Config, error) {
 }
 
 // Remove detaches and unpins everything below dir. It succeeds when nothing is
-// there, and finishes what a killed Create, Upgrade or Remove left.
+// there, and also removes what a killed Create, Upgrade or Remove left.
 func Remove(dir string) error {
 	return errors.Join(removeTree(building(dir)), removeTree(following(dir)), removeTree(dir), removeTree(previous(dir)))
 }
 
-// removeTree takes the links first, so that no program runs on half its maps.
+// removeTree removes the links first, so that no program runs with half its
+// maps.
 func removeTree(root string) error {
 	links, err := os.ReadDir(filepath.Join(root, linksDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

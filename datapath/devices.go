@@ -10,13 +10,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// be32 is an IPv4 address as the maps hold it: network byte order in memory.
+// be32 returns an IPv4 address as the maps hold it: network byte order in
+// memory.
 func be32(a netip.Addr) uint32 {
 	b := a.As4()
 	return binary.NativeEndian.Uint32(b[:])
 }
 
-// be16 is a port as the maps hold it: network byte order in memory.
+// be16 returns a port as the maps hold it: network byte order in memory.
 func be16(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
@@ -37,12 +38,14 @@ func mac6(m net.HardwareAddr) (out [6]uint8, err error) {
 
 func slot(ifindex int) uint32 { return uint32(ifindex) % MaxDevices }
 
-// elsewhere is fbr_dev_elsewhere of bpf/lib/maps.h: a device's second slot.
+// elsewhere returns the index of a device's second slot: fbr_dev_elsewhere of
+// bpf/lib/maps.h.
 func elsewhere(ifindex int) uint32 {
 	return MaxDevices + uint32(ifindex+ifindex/MaxDevices)%moreDevices
 }
 
-// SetNetwork adds a network or changes it. It must precede the network's ports.
+// SetNetwork adds or changes a network. The network must exist before its
+// ports.
 func (d *Datapath) SetNetwork(n Network) error {
 	if err := d.putDevice(tcFbrDev{
 		Ifindex: uint32(n.Bridge),
@@ -66,8 +69,8 @@ func (d *Datapath) SetNetwork(n Network) error {
 	return nil
 }
 
-// DeleteNetwork forgets the network of a bridge; its ports must be gone. It
-// succeeds when it is not there.
+// DeleteNetwork removes the network of a bridge. Its ports must be gone. It
+// succeeds when the network does not exist.
 func (d *Datapath) DeleteNetwork(bridge int) error {
 	var (
 		k    tcFbrNetKey
@@ -91,8 +94,8 @@ func (d *Datapath) DeleteNetwork(bridge int) error {
 	return d.clearDevice(bridge)
 }
 
-// AttachPort adds a port or changes it; its programs are attached last, so that
-// they never see an incomplete port. Returns an error wrapping ErrSlotTaken or
+// AttachPort adds or changes a port. It attaches the programs last, so that
+// they never see an incomplete port. The error wraps ErrSlotTaken or
 // ErrTooMany.
 func (d *Datapath) AttachPort(p Port) error {
 	mac, err := mac6(p.MAC)
@@ -141,7 +144,7 @@ func (d *Datapath) AttachPort(p Port) error {
 	return d.attachDevice(dev)
 }
 
-// networkFlags returns those of the network of a bridge.
+// networkFlags returns the flags of a bridge's network.
 func (d *Datapath) networkFlags(bridge int) (tcFbrNetFlags, error) {
 	var (
 		k tcFbrNetKey
@@ -159,8 +162,8 @@ func (d *Datapath) networkFlags(bridge int) (tcFbrNetFlags, error) {
 	return 0, fmt.Errorf("no network on the bridge with ifindex %d", bridge)
 }
 
-// DetachPort removes a port and ends its sessions. It succeeds when the port,
-// or its device, is gone.
+// DetachPort removes a port and ends its sessions. It succeeds when the port or
+// its device is gone.
 func (d *Datapath) DetachPort(ifindex int) error {
 	if err := d.detachDevice(ifindex); err != nil {
 		return err
@@ -188,8 +191,8 @@ func (d *Datapath) DetachPort(ifindex int) error {
 	return d.clearDevice(ifindex)
 }
 
-// PortAt returns the ifindex of the port with an address, 0 if there is none. It
-// reads all devices, since AttachPort may have been cut short.
+// PortAt returns the ifindex of the port with an address, or 0. It reads all
+// devices, because AttachPort may have been interrupted.
 func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
 	devs, err := d.devices()
 	for _, dev := range devs {
@@ -200,11 +203,11 @@ func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
 	return 0, err
 }
 
-// AttachUplink adds an uplink or changes its address; then leases granted under
-// the old one end. Its programs are attached first: once fbr_devs lists it,
-// fbr_guard lets containers' packets reach it, and then they must meet the
-// program that translates them. Returns an error wrapping ErrSlotTaken or
-// ErrTooMany, and the device is no uplink then.
+// AttachUplink adds an uplink or changes its address. Leases granted under the
+// old address end. The programs are attached first: as soon as fbr_devs lists
+// the uplink, fbr_guard lets containers' packets reach it, and the program that
+// translates them must be there. The error wraps ErrSlotTaken or ErrTooMany;
+// the device is then no uplink.
 func (d *Datapath) AttachUplink(u Uplink) error {
 	dev := u.device()
 	err := d.attachDevice(dev)
@@ -217,7 +220,7 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	return d.Revoke()
 }
 
-// device is what the maps hold of an uplink.
+// device returns the maps' entry for an uplink.
 func (u Uplink) device() tcFbrDev {
 	dev := tcFbrDev{
 		Ifindex: uint32(u.Ifindex),
@@ -236,9 +239,10 @@ func (u Uplink) device() tcFbrDev {
 	return dev
 }
 
-// CloseUplink makes a device an uplink no more: nothing of a container's leaves
-// by it, through fbr_guard, and its program, which stays, drops what has passed
-// the guard before. Leases end. It succeeds when there is no such uplink.
+// CloseUplink stops using a device as an uplink. fbr_guard then lets no packet
+// of a container leave by it. fbr_uplink_out stays attached and drops packets
+// that have already passed the guard. Leases end. It succeeds when there is no
+// such uplink.
 func (d *Datapath) CloseUplink(ifindex int) error {
 	if err := d.clearDevice(ifindex); err != nil {
 		return err
@@ -246,10 +250,10 @@ func (d *Datapath) CloseUplink(ifindex int) error {
 	return d.Revoke()
 }
 
-// DetachUplink closes an uplink and removes its programs. Packets of containers
-// that still wait in the device's neighbour queues would leave untranslated:
-// who cannot exclude them calls CloseUplink, empties those, and then this. It
-// succeeds when the uplink, or its device, is gone.
+// DetachUplink closes an uplink and removes its programs. Containers' packets
+// that still wait in the device's neighbour queues would leave untranslated. A
+// caller that cannot rule them out calls CloseUplink, empties the queues, and
+// then calls DetachUplink. It succeeds when the uplink or its device is gone.
 func (d *Datapath) DetachUplink(ifindex int) error {
 	if err := d.CloseUplink(ifindex); err != nil {
 		return err
@@ -272,14 +276,14 @@ func (d *Datapath) Devices() ([]int, error) {
 	return out, nil
 }
 
-// devicesAtOnce is how many slots of fbr_devs are read at a time: most are empty,
-// and memory that a command touches costs more than the calls.
+// devicesAtOnce is the number of slots of fbr_devs that one call reads. Most
+// are empty, and the memory that a command touches costs more than the calls.
 const devicesAtOnce = 1024
 
 // devices reads all occupied slots of fbr_devs.
 func (d *Datapath) devices() ([]tcFbrDev, error) { return d.devicesUpTo(MaxDevices + moreDevices - 1) }
 
-// devicesUpTo reads the occupied slots up to one.
+// devicesUpTo reads the occupied slots up to the index last.
 func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
 	err = eachElement(d.maps.FbrDevs, devicesAtOnce, 1, last, func(_ uint32, devs []tcFbrDev) {
 		if devs[0].Ifindex != 0 {
@@ -297,8 +301,8 @@ func (d *Datapath) device(ifindex int) (dev tcFbrDev, ok bool, err error) {
 	return dev, ok, err
 }
 
-// find returns the entry of a device and its slot. Where there is none, it is what
-// stands in the first slot.
+// find returns the entry of a device and its slot. If the device has none, find
+// returns the first slot and its content, and ok is false.
 func (d *Datapath) find(ifindex int) (at uint32, dev tcFbrDev, ok bool, err error) {
 	var second tcFbrDev
 	err = errors.Join(d.maps.FbrDevs.Lookup(slot(ifindex), &dev), d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second))
@@ -311,8 +315,9 @@ func (d *Datapath) find(ifindex int) (at uint32, dev tcFbrDev, ok bool, err erro
 	return slot(ifindex), dev, dev.Ifindex == uint32(ifindex), nil
 }
 
-// place finds a slot for a device that has none. Ports have one at once, since
-// their ifindex can be chosen; nobody chooses an uplink's.
+// place returns a free slot for a device that has none. Only uplinks and
+// bridges use their second slot. A port's ifindex can be chosen, so ports need
+// only the first; nobody chooses an uplink's.
 func (d *Datapath) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
 	ifindex := int(dev.Ifindex)
 	if there.Ifindex == 0 {
@@ -332,7 +337,8 @@ func (d *Datapath) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
 	return 0, fmt.Errorf("ifindex %d shares a slot with ifindex %d: %w", dev.Ifindex, taken, ErrSlotTaken)
 }
 
-// putDevice writes a device's entry. A new one gets counters of its own, at zero.
+// putDevice writes a device's entry. A new device gets its own counters, at
+// zero.
 func (d *Datapath) putDevice(dev tcFbrDev) error {
 	at, old, ok, err := d.find(int(dev.Ifindex))
 	if err != nil {

@@ -1,10 +1,11 @@
-// Package datapath owns everything that is BPF: it loads the programs of bpf/,
-// attaches them to devices given by ifindex, and reads and writes their maps.
-// It knows no netlink and no names; its callers know no BPF.
+// Package datapath owns everything that is BPF. It loads the programs of bpf/,
+// attaches them to devices (by ifindex), and reads and writes their maps. It
+// does not know netlink or names; its callers do not know BPF.
 //
 // # Objects and their lifetime
 //
-// One Datapath is one host network namespace. Below its directory on bpffs:
+// A Datapath is the datapath of one host network namespace. Below its directory
+// on bpffs:
 //
 //	fbr_*              the maps, pinned under their own names
 //	progs/fbr_*        the programs, so that attaching needs no verifier
@@ -13,10 +14,10 @@
 //	links/input
 //	links/defrag
 //
-// Nothing needs a process: links and maps live as long as their pins, and
-// every command opens the pins, works and closes. Create builds in a directory
+// Nothing needs a process: links and maps live as long as their pins. Every
+// command opens the pins, works and closes them. Create builds in a directory
 // beside the final one and renames it, so the final one is complete or absent.
 //
-// The caller holds one lock per instance around every mutating call; this
-// package takes none.
+// The caller holds one lock per instance around every mutating call. This
+// package takes no lock.
 package datapath

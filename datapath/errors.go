@@ -2,8 +2,8 @@ package datapath
 
 import "errors"
 
-// The sentinels of this package. Every error returned wraps at most one of
-// them, so callers decide with errors.Is and never by text.
+// The sentinels of this package. Every error wraps at most one of them, so
+// callers decide with errors.Is and never by text.
 var (
 	// ErrNotLoaded: no datapath is pinned in the given directory.
 	ErrNotLoaded = errors.New("datapath is not loaded")
@@ -11,13 +11,13 @@ var (
 	ErrExists = errors.New("datapath is already loaded")
 	// ErrSchemaNewer: the pins were made by a newer build with another map layout.
 	ErrSchemaNewer = errors.New("the datapath was made by a newer fastbr")
-	// ErrSchemaOlder: the pins were made by another build with another map layout, not
-	// a newer one: Upgrade makes them this build's.
+	// ErrSchemaOlder: another build, not a newer one, made the pins with another
+	// map layout. Upgrade converts them.
 	ErrSchemaOlder = errors.New("the datapath was made by an older fastbr")
 	// ErrNotSupported: the running kernel lacks something the datapath needs.
 	ErrNotSupported = errors.New("not supported by this kernel")
-	// ErrSlotTaken: another device owns the slot that this ifindex falls on
-	// (ifindex modulo MaxDevices); use a device with another ifindex.
+	// ErrSlotTaken: another device occupies the slot of this ifindex (ifindex
+	// modulo MaxDevices). Use a device with another ifindex.
 	ErrSlotTaken = errors.New("device slot is taken")
 	// ErrDetached: a device is not in the maps, or its programs are not attached.
 	ErrDetached = errors.New("detached")

@@ -7,17 +7,17 @@ import (
 	"os"
 )
 
-// AttachDefrag keeps defragmentation on in the current network namespace, which
-// is the one that inbound fragments are sent to. The pinned link also keeps that
-// namespace alive, without a process or a mount: a link counts as a user of its
-// namespace. It replaces the one of an earlier namespace.
+// AttachDefrag keeps defragmentation on in the current network namespace, to
+// which inbound fragments are sent. The pinned link also keeps that namespace
+// alive without a process or a mount, because a link holds a reference to its
+// namespace. It replaces the link of an earlier namespace.
 func (d *Datapath) AttachDefrag() error {
 	return attachNetfilter(linkPath(d.dir, fragmentsLink), d.defragOptions(), true)
 }
 
-// AttachFragments sends inbound fragments to ifindex from now on: one end of a
-// veth pair whose other end, with the address peer, is in a namespace that
-// forwards everything back (AttachDefrag). Returns an error wrapping
+// AttachFragments sends inbound fragments to ifindex from now on. ifindex is
+// one end of a veth pair. The other end, with the MAC address peer, is in a
+// namespace that forwards everything back (AttachDefrag). The error wraps
 // ErrSlotTaken or ErrTooMany.
 func (d *Datapath) AttachFragments(ifindex int, peer net.HardwareAddr) error {
 	mac, err := mac6(peer)
@@ -35,7 +35,7 @@ func (d *Datapath) AttachFragments(ifindex int, peer net.HardwareAddr) error {
 }
 
 // DetachFragments undoes AttachFragments and AttachDefrag. It succeeds when
-// there is nothing to undo. ifindex 0: none was attached.
+// nothing is attached. ifindex 0 means that no device was attached.
 func (d *Datapath) DetachFragments(ifindex int) error {
 	if err := d.sendFragments(0); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (d *Datapath) DetachFragments(ifindex int) error {
 	return detach(linkPath(d.dir, fragmentsLink))
 }
 
-// VerifyFragments says whether AttachDefrag and AttachFragments are in force.
+// VerifyFragments checks that AttachDefrag and AttachFragments are in force.
 // The error wraps ErrDetached.
 func (d *Datapath) VerifyFragments(ifindex int) error {
 	if _, err := os.Stat(linkPath(d.dir, fragmentsLink)); err != nil {

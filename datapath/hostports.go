@@ -14,15 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostHook is a program on the sockets of the host.
+// hostHook is a program on a cgroup hook for the host's sockets.
 type hostHook struct {
 	name string
 	at   ebpf.AttachType
 	prog *ebpf.Program
 }
 
-// hostHooks in the order of attaching: what tells a socket what it asked for
-// comes before what leads it elsewhere.
+// hostHooks returns the hooks in the order of attaching. The programs that show
+// a socket the address it asked for come before those that redirect it.
 func (d *Datapath) hostHooks() []hostHook {
 	return []hostHook{
 		{"host-bind4", ebpf.AttachCGroupInet4Bind, d.progs.FbrBind4},
@@ -37,10 +37,10 @@ func (d *Datapath) hostHooks() []hostHook {
 	}
 }
 
-// AttachHost makes published ports reachable for the host's own processes in
-// the cgroup (a directory of a cgroup2 mount) and below, and keeps them from
-// binding such a port. Programs of others on the same hooks go on running. What
-// is attached already stays where it is. On an error nothing is attached.
+// AttachHost makes published ports reachable for the host's processes in the
+// cgroup and below, and keeps them from binding such a port. cgroup is a
+// directory of a cgroup2 mount. Programs of others on the same hooks keep
+// running. Attached hooks keep their place. On an error nothing is attached.
 func (d *Datapath) AttachHost(cgroup string) error {
 	if err := d.attachHost(cgroup); err != nil {
 		return errors.Join(err, d.DetachHost())
@@ -72,8 +72,8 @@ func (d *Datapath) attachHost(cgroup string) error {
 	return nil
 }
 
-// updateCgroup puts the program on an existing link, if there is one; that of a
-// cgroup that has been removed is taken away.
+// updateCgroup puts the program on an existing link and reports whether there
+// is one. It removes the link of a cgroup that is gone.
 func updateCgroup(path string, prog *ebpf.Program) (found bool, err error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -93,8 +93,8 @@ func updateCgroup(path string, prog *ebpf.Program) (found bool, err error) {
 	return true, nil
 }
 
-// endHost ends those connections of the host's sockets that were led to what is
-// published no more.
+// endHost ends the connections of the host's sockets that were led to ports
+// that are no longer published.
 func (d *Datapath) endHost() error {
 	for _, p := range []*ebpf.Program{d.progs.FbrEndTcp, d.progs.FbrEndUdp} {
 		if err := iterate(p); err != nil {
@@ -104,7 +104,7 @@ func (d *Datapath) endHost() error {
 	return nil
 }
 
-// iterate runs an iterator's program through all there is.
+// iterate runs an iterator program over everything.
 func iterate(p *ebpf.Program) error {
 	it, err := link.AttachIter(link.IterOptions{Program: p})
 	if err != nil {
@@ -132,7 +132,7 @@ func (d *Datapath) DetachHost() error {
 	return nil
 }
 
-// updateHost puts the current programs on the hooks that are attached.
+// updateHost puts the current programs on the attached hooks.
 func (d *Datapath) updateHost() error {
 	for _, h := range d.hostHooks() {
 		if _, err := updateCgroup(linkPath(d.dir, h.name), h.prog); err != nil {
@@ -142,7 +142,7 @@ func (d *Datapath) updateHost() error {
 	return nil
 }
 
-// SetLocal says which IPv4 addresses the host has.
+// SetLocal sets the IPv4 addresses of the host.
 func (d *Datapath) SetLocal(addrs []netip.Addr) error {
 	var old []uint32
 	var addr, unused uint32
@@ -168,7 +168,7 @@ func (d *Datapath) SetLocal(addrs []netip.Addr) error {
 	return nil
 }
 
-// netnsCookie tells the current network namespace apart from all others
+// netnsCookie returns the unique number of the current network namespace
 // (SO_NETNS_COOKIE, Linux 5.14).
 func netnsCookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelHZ returns jiffies per second: from the kernel's configuration if it
-// is to be had, else measured. (A __kconfig extern would make loading fail
+// kernelHZ returns jiffies per second: from the kernel's configuration if it is
+// available, otherwise measured. (With a __kconfig extern, loading would fail
 // where it is not.)
 func kernelHZ() (uint32, error) {
 	if hz := configHZ("/proc/config.gz"); hz != 0 {
@@ -31,7 +31,8 @@ func kernelHZ() (uint32, error) {
 	return measureHZ(400 * time.Millisecond)
 }
 
-// configHZ reads CONFIG_HZ from a kernel configuration, compressed or not; 0 if it is not there.
+// configHZ reads CONFIG_HZ from a kernel configuration, compressed or not. It
+// returns 0 if there is none.
 func configHZ(path string) uint32 {
 	f, err := os.Open(path)
 	if err != nil {
@@ -62,7 +63,8 @@ func parseHZ(r io.Reader) uint32 {
 	return 0
 }
 
-// measureHZ counts the jiffies in a while and rounds to what kernels are built with.
+// measureHZ counts the jiffies in a while and rounds the rate to a value that
+// kernels are built with.
 func measureHZ(while time.Duration) (uint32, error) {
 	p, err := loadControl()
 	if err != nil {
@@ -94,14 +96,14 @@ func roundHZ(measured float64) (uint32, error) {
 	return 0, fmt.Errorf("cannot tell the kernel's HZ: measured %.1f jiffies per second", measured)
 }
 
-// loadControl loads fbr_control alone.
+// loadControl loads only fbr_control.
 func loadControl() (*ebpf.Program, error) {
 	spec, err := loadTc()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}
 	resize(spec, tcFbrMeta{FlowsMax: 1})
-	spec.Maps[tcMapFbrNport].MaxEntries = 1 // for now: no port is asked for
+	spec.Maps[tcMapFbrNport].MaxEntries = 1 // no request here needs a port
 	var objs struct {
 		Control *ebpf.Program `ebpf:"fbr_control"`
 	}

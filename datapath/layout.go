@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layout is what programs must agree about that share a map: the map's shape in
-// a form that people can read and compare. Names of types are left out, those of
-// fields are in it: conversion goes by them.
+// layout returns what programs that share a map must agree on: the map's shape,
+// in a readable form that can be compared. It includes the names of fields, by
+// which conversion matches them, but not those of types.
 func layout(typ ebpf.MapType, key, value string, maxEntries, flags uint32) string {
 	entries := ""
 	if maxEntries != 0 {
@@ -27,7 +27,7 @@ func untyped(typ ebpf.MapType) bool { return typ == ebpf.Queue || typ == ebpf.St
 
 func sizeOf(bytes uint32) string { return fmt.Sprintf("%d bytes", bytes) }
 
-// shape says how a type lies in memory.
+// shape describes how a type lies in memory.
 func shape(t btf.Type) string {
 	switch t := btf.UnderlyingType(t).(type) {
 	case *btf.Int:
@@ -50,8 +50,8 @@ func shape(t btf.Type) string {
 	}
 }
 
-// specLayout is the layout of a map of the object file. sized: how many entries it
-// has is decided when it is created, and no part of the layout.
+// specLayout returns the layout of a map of the object file. sized means that
+// the number of entries is set at creation and is no part of the layout.
 func specLayout(s *ebpf.MapSpec, sized bool) string {
 	n := s.MaxEntries
 	if sized {
@@ -63,7 +63,7 @@ func specLayout(s *ebpf.MapSpec, sized bool) string {
 	return layout(s.Type, shape(s.Key), shape(s.Value), n, s.Flags)
 }
 
-// pinnedLayout is the layout of a map of the kernel's.
+// pinnedLayout returns the layout of a map in the kernel.
 func pinnedLayout(m *ebpf.Map, sized bool) (string, error) {
 	n := m.MaxEntries()
 	if sized {
@@ -79,8 +79,8 @@ func pinnedLayout(m *ebpf.Map, sized bool) (string, error) {
 	return layout(m.Type(), shape(key), shape(value), n, m.Flags()), nil
 }
 
-// mapTypes returns the types of keys and values as the build described them that
-// made the map.
+// mapTypes returns the types of a map's keys and values, as the build that made
+// the map described them.
 func mapTypes(m *ebpf.Map) (key, value btf.Type, err error) {
 	// struct bpf_map_info, include/uapi/linux/bpf.h, as far as needed
 	var info struct {
@@ -118,11 +118,11 @@ func mapTypes(m *ebpf.Map) (key, value btf.Type, err error) {
 	return key, value, nil
 }
 
-// pinned reports whether a map of the object file is one that is pinned: the
-// others (.rodata) live as long as the programs.
+// pinned reports whether a map of the object file is pinned. Others (.rodata)
+// live as long as the programs.
 func pinned(name string) bool { return name[0] != '.' }
 
-// layouts are those of all pinned maps of an object file, by name.
+// layouts returns the layouts of all pinned maps of an object file, by name.
 func layouts(spec *ebpf.CollectionSpec) map[string]string {
 	sized := sizes(tcFbrMeta{})
 	out := map[string]string{}
@@ -135,7 +135,8 @@ func layouts(spec *ebpf.CollectionSpec) map[string]string {
 	return out
 }
 
-// differences names the maps that differ between two sets of layouts, sorted.
+// differences returns the names of the maps that differ between two sets of
+// layouts, sorted.
 func differences(a, b map[string]string) []string {
 	var out []string
 	for name, l := range a {

@@ -20,8 +20,8 @@ func (d *Datapath) changeConf(change func(*tcFbrConf) error) error {
 }
 
 // SetLease sets how long a direction of a flow may use the fast path after the
-// kernel last let one of its packets through, 0 to MaxLease; 0 turns the
-// routed fast path off. Leases already granted end.
+// kernel last let one of its packets through: 0 to MaxLease. 0 turns the routed
+// fast path off. Leases already granted end.
 func (d *Datapath) SetLease(l time.Duration) error {
 	if l < 0 || l > MaxLease {
 		return fmt.Errorf("lease %s is not between 0 and %s", l, MaxLease)
@@ -33,7 +33,7 @@ func (d *Datapath) SetLease(l time.Duration) error {
 	})
 }
 
-// Lease returns what SetLease set.
+// Lease returns the value of SetLease.
 func (d *Datapath) Lease() (time.Duration, error) {
 	var c tcFbrConf
 	if err := d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {
@@ -43,8 +43,9 @@ func (d *Datapath) Lease() (time.Duration, error) {
 }
 
 // Revoke ends every lease: the next packet of each direction takes the kernel
-// path. A packet that the kernel judged before and that reaches the last hook
-// after may still grant one; who must be sure revokes again 100 ms later.
+// path. A packet that the kernel has judged before Revoke, and that reaches the
+// last hook after it, may still grant a lease. To be sure, call Revoke again
+// 100 ms later.
 func (d *Datapath) Revoke() error {
 	return d.changeConf(func(c *tcFbrConf) error {
 		now, err := d.now()

@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// MaxDevices is the number of device slots: a device (port or uplink) occupies
-// the slot ifindex modulo MaxDevices, so that a program finds its own entry
-// with one array access.
+// MaxDevices is the number of device slots. A device (port or uplink) occupies
+// the slot ifindex modulo MaxDevices, so a program finds its entry with one
+// array access.
 const MaxDevices = 16384
 
-// moreDevices is the number of slots beyond those, for uplinks and bridges whose
-// slot another device has.
+// moreDevices is the number of additional slots, for uplinks and bridges whose
+// slot another device occupies.
 const moreDevices = 1024
 
-// Limits of the lease (design: conntrack's shortest UDP timeout is 30 s).
+// Limits of the lease. conntrack's shortest UDP timeout is 30 s.
 const (
 	MaxLease     = 15 * time.Second
 	DefaultLease = 10 * time.Second
@@ -23,11 +23,11 @@ const (
 
 // Config is fixed for the life of a datapath.
 type Config struct {
-	// FlowsMax is the number of NAT sessions (a pair of flow entries each).
+	// FlowsMax is the maximum number of NAT sessions. Each has two flow entries.
 	// 0 means DefaultFlowsMax.
 	FlowsMax uint32
-	// NATFirst and NATLast bound the external ports and ICMP ids, inclusive.
-	// 0 means DefaultNATFirst and DefaultNATLast.
+	// NATFirst and NATLast are the first and last external port and ICMP id. 0
+	// means DefaultNATFirst and DefaultNATLast.
 	NATFirst, NATLast uint16
 }
 
@@ -39,12 +39,13 @@ type Network struct {
 	Gateway netip.Addr
 	// Bridge is the ifindex of the bridge device; it identifies the network.
 	Bridge int
-	// Masquerade: outbound packets are translated. If false they leave untouched
-	// and containers may be reached from outside by their own address.
+	// Masquerade: outbound packets are translated. If false they leave
+	// unchanged, and containers can be reached from outside by their own
+	// address.
 	Masquerade bool
 	// Internal: nothing passes between the network and any uplink.
 	Internal bool
-	// NAT is how outbound packets are translated.
+	// NAT is the policy for the translation of outbound packets.
 	NAT NATPolicy
 }
 
@@ -52,13 +53,15 @@ type Network struct {
 type Port struct {
 	Ifindex   int              // of the host end, in the namespace of the bridge
 	Bridge    int              // ifindex of the network's bridge
-	BridgeMAC net.HardwareAddr // what containers send routed frames to
+	BridgeMAC net.HardwareAddr // destination of routed frames from the container
 	MAC       net.HardwareAddr // of the container end; the only source MAC let in
 	IP        netip.Addr       // of the container; the only IPv4 source let in
 	MTU       int              // bytes, L3
-	// Slow: always take the kernel path (the device has a qdisc, a filter, or the user asked).
+	// Slow: packets always take the kernel path (the device has a qdisc or a
+	// filter, or the user asked for it).
 	Slow bool
-	// XDP: the container's end takes frames that an uplink's XDP program sends it.
+	// XDP: the container end accepts frames that an uplink's XDP program
+	// redirects to it.
 	XDP bool
 }
 
@@ -68,29 +71,32 @@ type Uplink struct {
 	Addr    netip.Addr // primary address: the SNAT source where the kernel cannot choose per flow
 	MTU     int        // bytes, L3
 	RawIP   bool       // the device has no L2 header: packets begin with the IP header
-	// Closed: but for us nothing that comes in by the device would be forwarded, so
-	// it leaves by our bridges only, until the host's ip_forward is 1.
+	// Closed: only fastbr's setting makes the host forward what comes in by the
+	// device. Until the host's ip_forward is 1, such packets may leave only by
+	// fastbr's bridges.
 	Closed bool
 }
 
-// Feature is one thing of the kernel that the datapath uses.
+// Feature is a kernel feature that the datapath uses.
 type Feature struct {
 	Name     string // "tcx", "netfilter-link", …
 	Required bool
-	Minimum  string // kernel that brought it: "6.6"
-	Err      error  // nil: available; else wraps ErrNotSupported or says what hindered the probe
+	Minimum  string // first kernel version with the feature: "6.6"
+	Err      error  // nil: available; otherwise it wraps ErrNotSupported or says what hindered the probe
 }
 
-// Reason says why a packet was dropped. Append-only; the string is the metric label.
+// Reason says why a packet was dropped. The string is the metric label. Reasons
+// are only ever added.
 type Reason string
 
-// PathCounters count one direction of one device.
+// PathCounters counts one direction of one device.
 type PathCounters struct {
 	FastPackets, FastBytes uint64 // forwarded by the programs alone
 	SlowPackets, SlowBytes uint64 // handed to or received from the kernel's stack
 }
 
-// Counters of one port or uplink. RX = what the host received from it.
+// Counters are the counters of one port or uplink. RX is what the host received
+// from it.
 type Counters struct {
 	RX, TX PathCounters
 	Drops  map[Reason]uint64 // only reasons that occurred
@@ -98,25 +104,25 @@ type Counters struct {
 
 // Flow is one live NAT session, seen from the container.
 type Flow struct {
-	Proto   string         // "tcp", "udp", "icmp"
-	Src     netip.AddrPort // container's; an ICMP id stands for the port
+	Proto   string         // protocol: "tcp", "udp", "icmp"
+	Src     netip.AddrPort // container's; an ICMP query has its id as the port
 	Dst     netip.AddrPort // remote
 	NAT     netip.AddrPort // external
 	State   string         // "new", "established", "closing", "closed", "replied", "unreplied"
 	Host    bool           // session of the host or a neighbour NAT, not of a container
-	Expires time.Duration  // left
-	Lease   time.Duration  // left, outbound direction; 0: next packet takes the kernel path
+	Expires time.Duration  // time left
+	Lease   time.Duration  // time left, outbound direction; 0: the next packet takes the kernel path
 }
 
-// NATStats are the instance-wide NAT figures.
+// NATStats holds the instance-wide NAT figures.
 type NATStats struct {
 	Flows, FlowsMax uint32
 	PortOverloads   uint64 // external ports shared because none was free
-	PortRemaps      uint64 // flows that got another port because the host or a neighbour has theirs
-	PortsReclaimed  uint64 // closed mappings given up early because ports or slots ran short
-	EarlyDrops      uint64 // flows begun outside that were given up before they were assured
-	// PortTries[i] allocations looked at i+1 external ports until one would do;
-	// PortsNotFound looked at more, or found none.
+	PortRemaps      uint64 // flows that got another port because the host or a neighbour NAT uses theirs
+	PortsReclaimed  uint64 // closed mappings removed early because ports or slots ran short
+	EarlyDrops      uint64 // flows begun outside that were removed before they were assured
+	// PortTries[i] is the number of allocations that looked at i+1 external
+	// ports. PortsNotFound is the number that looked at more, or found none.
 	PortTries     []uint64
 	PortsNotFound uint64
 	Refused       map[Reason]uint64 // new flows refused, by reason (nat_full, quota)

@@ -31,7 +31,7 @@ func (d *Datapath) NATStats() (NATStats, error) {
 	}, nil
 }
 
-// FlushFlows ends every NAT session; returns how many there were.
+// FlushFlows ends every NAT session and returns how many there were.
 func (d *Datapath) FlushFlows() (int, error) { return d.flush(0) }
 
 // Flows returns the live sessions, in no particular order.
@@ -61,7 +61,7 @@ func (d *Datapath) Flows() ([]Flow, error) {
 	return out, nil
 }
 
-// sessions reads the live sessions and their slots.
+// sessions returns the live sessions and their slots.
 func (d *Datapath) sessions() (slots []uint32, live []tcFbrSession, err error) {
 	st, err := d.state()
 	if err != nil {
@@ -85,7 +85,8 @@ func (d *Datapath) sessions() (slots []uint32, live []tcFbrSession, err error) {
 	return slots, live, nil
 }
 
-// flowOf completes a session from its two entries; false if it ended meanwhile.
+// flowOf completes a session from its two entries. It reports false if the
+// session has ended meanwhile.
 func (d *Datapath) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint64) (Flow, bool, error) {
 	var fwd, rev tcFbrFlow
 	if err := errors.Join(d.maps.FbrFlow.Lookup(2*slot, &fwd), d.maps.FbrFlow.Lookup(2*slot+1, &rev)); err != nil {
@@ -124,7 +125,7 @@ func (d *Datapath) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint6
 	return f, true, nil
 }
 
-// reverseKey is the key of a session's inbound entry.
+// reverseKey returns the key of a session's inbound entry.
 func reverseKey(s tcFbrSession) tcFbrFlowKey {
 	return tcFbrFlowKey{Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto}
 }
@@ -177,7 +178,8 @@ func stateName(s tcFbrSession) string {
 	}
 }
 
-// timeout is fbr_timeout of bpf/lib/session.h, in seconds.
+// timeout returns the timeout of a session in seconds, as fbr_timeout of
+// bpf/lib/session.h does.
 func timeout(s tcFbrSession) (uint32, error) {
 	name := ""
 	inbound := s.Bits&tcFbrSessBitsFBR_S_INBOUND != 0
@@ -209,7 +211,7 @@ func timeout(s tcFbrSession) (uint32, error) {
 	return t[name], err
 }
 
-// timeouts are the values compiled into the programs, by variable.
+// timeouts returns the values compiled into the programs, by variable.
 var timeouts = sync.OnceValues(func() (map[string]uint32, error) {
 	spec, err := loadTc()
 	if err != nil {

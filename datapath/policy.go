@@ -2,8 +2,8 @@ package datapath
 
 import "fmt"
 
-// NATPolicy is how a network's containers are translated. The zero value is
-// the default: endpoint-independent mapping, the narrowest filter, sharing of
+// NATPolicy is how a network's packets are translated. The zero value is the
+// default: endpoint-independent mapping, the narrowest filter, and sharing of
 // external ports when none is free.
 type NATPolicy struct {
 	Mapping      Mapping
@@ -18,7 +18,7 @@ type Mapping string
 // The mapping behaviours; "" means EndpointIndependent.
 const (
 	EndpointIndependent Mapping = "endpoint-independent" // one external port for all destinations
-	EndpointDependent   Mapping = "endpoint-dependent"   // one for each
+	EndpointDependent   Mapping = "endpoint-dependent"   // one for each destination
 )
 
 // Filtering says who may answer through a mapping (RFC 4787 section 5).
@@ -34,13 +34,13 @@ const (
 // Exhaustion says what happens to a new flow when no external port is free.
 type Exhaustion string
 
-// The answers to exhaustion; "" means Overload.
+// The behaviours on exhaustion; "" means Overload.
 const (
 	Overload Exhaustion = "overload" // share a port whose tuple towards the remote is unique
 	Refuse   Exhaustion = "refuse"   // drop it and tell the container (RFC 5508 REQ-8)
 )
 
-// Check says whether the datapath can follow the policy.
+// Check returns an error if the datapath does not support the policy.
 func (p NATPolicy) Check() error {
 	switch p.Mapping {
 	case "", EndpointIndependent, EndpointDependent:
@@ -64,7 +64,7 @@ func (p NATPolicy) Check() error {
 	return nil
 }
 
-// WithDefaults is the policy with its empty fields filled in.
+// WithDefaults returns the policy with its empty fields filled in.
 func (p NATPolicy) WithDefaults() NATPolicy {
 	if p.Mapping == "" {
 		p.Mapping = EndpointIndependent
@@ -78,7 +78,7 @@ func (p NATPolicy) WithDefaults() NATPolicy {
 	return p
 }
 
-// flags are enum fbr_net_flags of bpf/lib/types.h.
+// flags returns the policy as flags of enum fbr_net_flags of bpf/lib/types.h.
 func (p NATPolicy) flags() (f tcFbrNetFlags) {
 	if p.Mapping == EndpointDependent {
 		f |= tcFbrNetFlagsFBR_NET_EDM

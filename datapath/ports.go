@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The port spaces, bits of FBR_OP_OPEN's and FBR_OP_SHUT's argument: 1 << FBR_CLASS_TCP
-// and so on, bpf/lib/types.h.
+// The port spaces: bits 1 << FBR_CLASS_TCP and so on (bpf/lib/types.h) of the
+// argument of FBR_OP_OPEN and FBR_OP_SHUT.
 const (
 	classTCP = 1 << iota
 	classUDP
@@ -19,8 +19,9 @@ const (
 	classes    = 3
 )
 
-// setPorts lets mappings have the ports [from, to) of some port spaces, or not any
-// more. Who has one keeps it until its last session ends.
+// setPorts makes the ports [from, to) of some port spaces available to new
+// mappings, or unavailable. A mapping that has such a port keeps it until its
+// last session ends.
 func (d *Datapath) setPorts(open bool, which uint64, from, to uint32) error {
 	op := tcFbrOp(tcFbrOpFBR_OP_SHUT)
 	if open {
@@ -39,14 +40,15 @@ func (p Publication) class() uint64 {
 	return classTCP
 }
 
-// inRange is the part [from, to) of a publication's ports that lies in the NAT range.
+// inRange returns the part [from, to) of a publication's ports that lies in the
+// NAT range.
 func (d *Datapath) inRange(p Publication) (from, to uint32, any bool) {
 	from = max(uint32(p.First), d.meta.NatFirst)
 	to = min(uint32(p.Last)+1, d.meta.NatFirst+d.meta.NatCount)
 	return from, to, from < to
 }
 
-// shut takes a publication's ports out of the free ones.
+// shut makes a publication's ports unavailable to mappings.
 func (d *Datapath) shut(p Publication) error {
 	from, to, any := d.inRange(p)
 	if !any {
@@ -55,8 +57,8 @@ func (d *Datapath) shut(p Publication) error {
 	return d.setPorts(false, p.class(), from, to)
 }
 
-// openRange lets mappings have the ports of the NAT range, but for those that are
-// published: where publications are given, only the ports of these.
+// openRange makes the ports of the NAT range available to mappings, except
+// published ones. If publications are given, it does so only for their ports.
 func (d *Datapath) openRange(only ...Publication) error {
 	spans := only
 	if len(only) == 0 {
@@ -66,7 +68,7 @@ func (d *Datapath) openRange(only ...Publication) error {
 			return err
 		}
 	}
-	var published map[uint64]*[65536]bool // read once some port is concerned
+	var published map[uint64]*[65536]bool // read only when a port of the range is concerned
 	for _, p := range spans {
 		from, to, any := d.inRange(p)
 		if !any {
@@ -93,7 +95,7 @@ func (d *Datapath) openRange(only ...Publication) error {
 	return nil
 }
 
-// publishedPorts are the host's ports that are published, by port space.
+// publishedPorts returns the published host ports, by port space.
 func (d *Datapath) publishedPorts() (map[uint64]*[65536]bool, error) {
 	out := map[uint64]*[65536]bool{classTCP: {}, classUDP: {}}
 	const atOnce = 4096
@@ -117,8 +119,9 @@ func (d *Datapath) publishedPorts() (map[uint64]*[65536]bool, error) {
 	}
 }
 
-// SetNATRange moves the NAT range for new mappings; existing ones keep their ports
-// until they end. Done again after a crash, it completes what was begun.
+// SetNATRange moves the NAT range for new mappings. Existing mappings keep
+// their ports until they end. A call after a crash completes what the first one
+// began.
 func (d *Datapath) SetNATRange(first, last uint16) error {
 	if first == 0 || last < first {
 		return fmt.Errorf("NAT range %d-%d is empty", first, last)
@@ -139,7 +142,8 @@ func (d *Datapath) SetNATRange(first, last uint16) error {
 	if err != nil {
 		return err
 	}
-	// Last: while it says the old range, the next command begins again.
+	// Last: until it is written the map has the old range, and the next command
+	// starts again.
 	if err := d.maps.FbrMeta.Put(uint32(0), &meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}

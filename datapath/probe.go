@@ -11,7 +11,8 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// Probe tries what the datapath needs on the running kernel. It attaches nothing.
+// Probe tests on the running kernel what the datapath needs. It attaches
+// nothing.
 func Probe() []Feature {
 	all := []Feature{
 		{Name: "btf", Required: true, Minimum: "5.4 with CONFIG_DEBUG_INFO_BTF", Err: probeBTF()},
@@ -41,8 +42,8 @@ func probeBTF() error {
 	return nil
 }
 
-// probeJIT loads a program and looks whether it has machine code: the sysctl is
-// visible in the first network namespace only.
+// probeJIT loads a program and checks that it has machine code. The sysctl
+// would be simpler, but only the first network namespace shows it.
 func probeJIT() error {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type:         ebpf.SchedCLS,
@@ -62,8 +63,8 @@ func probeJIT() error {
 	return nil
 }
 
-// probeTCX asks which programs run on the loopback device: an older kernel does
-// not know the question.
+// probeTCX queries the programs on the loopback device. Kernels without tcx do
+// not know the query.
 func probeTCX() error {
 	_, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
 	return err
@@ -77,7 +78,7 @@ func probeFIB() error {
 	return err
 }
 
-// probeIterators loads an iterator through TCP sockets, which could end one.
+// probeIterators loads an iterator over TCP sockets that can end one.
 func probeIterators() error {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: "tcp", License: "GPL",
@@ -89,13 +90,14 @@ func probeIterators() error {
 	return errors.Join(p.Close(), probeKfunc("bpf_sock_destroy", ""))
 }
 
-// probeConntrack looks for conntrack's kfuncs: of all that fastbr uses,
-// bpf_ct_change_timeout came last.
+// probeConntrack looks for conntrack's kfuncs. bpf_ct_change_timeout is the
+// newest one that fastbr uses.
 func probeConntrack() error {
 	return probeKfunc("bpf_ct_change_timeout", "nf_conntrack")
 }
 
-// probeKfunc looks for a kfunc in the kernel and in the module that may hold it.
+// probeKfunc looks for a kfunc in the kernel and in the module that may contain
+// it.
 func probeKfunc(name, module string) error {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {

@@ -10,24 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Publication leads ports of the host to a container.
+// Publication publishes ports of a container on the host.
 type Publication struct {
-	// HostAddr is the address that clients come to; invalid: any of the host's.
+	// HostAddr is the address that clients connect to. Invalid: any address of
+	// the host.
 	HostAddr netip.Addr
-	// First and Last host port, inclusive. Those of the NAT range are no mapping's
-	// any more; one that is already keeps its port for the remotes it has.
+	// First and Last are the first and last host port. New mappings do not use
+	// those in the NAT range. An existing mapping keeps its port for the remotes
+	// that it has.
 	First, Last uint16
 	// UDP instead of TCP.
 	UDP bool
-	// Held: the engine keeps a socket of its own on the host's port. So it may be
-	// bound, and a listener there does not go first.
+	// Held: the engine keeps its own socket on the host's port. So the port may
+	// be bound, and a listener on it does not take precedence.
 	Held bool
-	// Allow are the clients; invalid: all.
+	// Allow is the prefix of the permitted clients. Invalid: all clients.
 	Allow netip.Prefix
 
 	Ifindex   int        // of the container's port
 	Container netip.Addr // the container's address
-	Port      uint16     // the container's port that First leads to; the others follow
+	Port      uint16     // the container's port for First; the others follow
 }
 
 func (p Publication) proto() uint8 {
@@ -37,8 +39,9 @@ func (p Publication) proto() uint8 {
 	return unix.IPPROTO_TCP
 }
 
-// entries are what publications put into fbr_pub (the host's ports, and where they
-// lead) and fbr_pub_of (the containers' ports, and the host's).
+// entries returns the map entries of publications: host and to for fbr_pub
+// (from host ports to containers), inside for fbr_pub_of (from container ports
+// to host ports).
 func entries(ps ...Publication) (host []tcFbrBindKey, to []tcFbrPub, inside []tcFbrBindKey) {
 	n := 0
 	for _, p := range ps {
@@ -69,12 +72,12 @@ func entries(ps ...Publication) (host []tcFbrBindKey, to []tcFbrPub, inside []tc
 }
 
 func prefixMask(bits int) netip.Addr {
-	p, _ := netip.AddrFrom4([4]byte{255, 255, 255, 255}).Prefix(bits) // 0 to 32 always works
+	p, _ := netip.AddrFrom4([4]byte{255, 255, 255, 255}).Prefix(bits) // bits is 0 to 32, so this always succeeds
 	return p.Addr()
 }
 
-// Publish makes the ports lead to containers, all in one go however many.
-// Publishing the same again changes nothing. The caller sees to it that no
+// Publish makes the ports lead to containers, all at once however many.
+// Publishing the same again changes nothing. The caller makes sure that no
 // other publication has the same host ports.
 func (d *Datapath) Publish(ps ...Publication) error {
 	if len(ps) == 0 {
@@ -101,10 +104,11 @@ func (d *Datapath) Publish(ps ...Publication) error {
 	return err
 }
 
-// Unpublish takes publications back and ends their sessions, and the connections of
-// the host's own sockets, so that nothing of theirs reaches whoever gets the ports
-// next. The last one takes with it what AttachHost did. It succeeds when they are
-// not there. The caller is in the datapath's network namespace.
+// Unpublish removes publications. It ends their sessions and the connections of
+// the host's sockets, so that none of their packets reaches whoever gets the
+// ports next. Removing the last publication also undoes AttachHost. It succeeds
+// when the publications do not exist. The caller is in the datapath's network
+// namespace.
 func (d *Datapath) Unpublish(ps ...Publication) error {
 	if len(ps) == 0 {
 		return nil
@@ -127,8 +131,8 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 	return d.DetachHost()
 }
 
-// unset takes one publication out of both maps. A container's port that has been
-// published by another one since stays that one's.
+// unset removes one publication from both maps. It keeps the entry of a
+// container's port that another publication has taken over.
 func (d *Datapath) unset(p Publication) error {
 	host, _, inside := entries(p)
 	if err := deleteKeys(d.maps.FbrPub, host); err != nil {
@@ -147,20 +151,20 @@ func (d *Datapath) unset(p Publication) error {
 	return nil
 }
 
-// deleteKeys deletes those of the keys that are there.
+// deleteKeys deletes the keys that exist.
 func deleteKeys(m *ebpf.Map, keys []tcFbrBindKey) error {
 	for len(keys) > 0 {
 		n, err := m.BatchDelete(keys, nil)
 		if !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
-		keys = keys[n+1:] // the kernel stopped at one that is missing
+		keys = keys[n+1:] // the kernel stopped at a missing key
 	}
 	return nil
 }
 
-// setPublished tells the programs whether they need look at all: whether there
-// are any publications.
+// setPublished tells the programs whether there are any publications, and so
+// whether they need to look.
 func (d *Datapath) setPublished() (any bool, err error) {
 	var k tcFbrBindKey
 	err = d.maps.FbrPub.NextKey(nil, &k)
@@ -177,7 +181,7 @@ func (d *Datapath) setPublished() (any bool, err error) {
 	})
 }
 
-// endPublished ends the sessions that clients have made through publications.
+// endPublished ends the sessions that clients made through publications.
 func (d *Datapath) endPublished(ps []Publication) error {
 	slots, sess, err := d.sessions()
 	if err != nil {
@@ -195,7 +199,7 @@ func (d *Datapath) endPublished(ps []Publication) error {
 	return nil
 }
 
-// made tells whether a session is that of a client of the publication.
+// made reports whether a client made the session through the publication.
 func (p Publication) made(s tcFbrSession) bool {
 	port := addrPort(0, s.Eport).Port()
 	return s.Bits&tcFbrSessBitsFBR_S_PUBLISHED != 0 && s.Fwd.Proto == p.proto() && port >= p.First && port <= p.Last &&

@@ -6,10 +6,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// statsMax is FBR_STATS_MAX of bpf/lib/types.h: devices that can exist at once.
+// statsMax is FBR_STATS_MAX of bpf/lib/types.h: the maximum number of devices.
 const statsMax = 4096
 
-// newStats returns a free index into the counters, zeroed. Index 0 stays unused.
+// newStats returns a free index into the counters, with counters at zero. Index
+// 0 stays unused.
 func (d *Datapath) newStats() (uint16, error) {
 	devs, err := d.devices()
 	if err != nil {
@@ -41,12 +42,12 @@ func (d *Datapath) newStats() (uint16, error) {
 	return 0, fmt.Errorf("%d devices: %w", statsMax-1, ErrTooMany)
 }
 
-// countersAtOnce is how many counters of one CPU are read by a call.
+// countersAtOnce is the number of counters of one CPU that one call reads.
 const countersAtOnce = 512
 
-// Stats returns the counters of these ports and uplinks by ifindex, perhaps with
-// others, or of all if none is named, which takes longer. Those that do not exist
-// are left out.
+// Stats returns the counters of these ports and uplinks by ifindex, and
+// possibly those of others. If none is named it returns all, which takes
+// longer. It leaves out devices that do not exist.
 func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	lastSlot := uint32(MaxDevices + moreDevices - 1)
 	if len(ifindexes) > 0 {
@@ -77,7 +78,7 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	for _, dev := range devs {
 		last = max(last, uint32(dev.Stats))
 	}
-	byIndex := make([]uint32, last+1) // ifindex by index into the counters
+	byIndex := make([]uint32, last+1) // ifindex by counter index
 	for _, dev := range devs {
 		if dev.Flags&(tcFbrDevFlagsFBR_DEV_BRIDGE|tcFbrDevFlagsFBR_DEV_FRAGS) == 0 {
 			byIndex[dev.Stats] = dev.Ifindex
@@ -108,8 +109,8 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	return out, nil
 }
 
-// eachCounter calls f with the elements of a per-CPU array, one value per CPU,
-// up to the index last.
+// eachCounter calls f with the elements of a per-CPU array, up to the index
+// last. values has one element per CPU.
 func eachCounter[T any](m *ebpf.Map, last uint32, f func(i uint32, cpus []T)) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -133,7 +134,8 @@ func sumPaths(cpus []tcFbrStats) (c Counters) {
 	return c
 }
 
-// sumDrops is nil where nothing was dropped.
+// sumDrops returns the sums over all CPUs by reason, or nil if nothing was
+// dropped.
 func sumDrops(cpus []tcFbrDrops, names []Reason) (drops map[Reason]uint64) {
 	for _, n := range cpus {
 		for r, v := range n.N {
@@ -152,11 +154,11 @@ func sumDrops(cpus []tcFbrDrops, names []Reason) (drops map[Reason]uint64) {
 // Reasons returns every reason for which the programs drop packets.
 func Reasons() []Reason {
 	all := reasons()
-	return all[1:] // not FBR_NONE
+	return all[1:] // without FBR_NONE
 }
 
-// reasons are the labels of enum fbr_reason. A test compares them with the type
-// information of the programs, which would take a tenth of a scrape to read.
+// reasons are the labels of enum fbr_reason. A test compares them with the
+// programs' type information. Reading that would take a tenth of a scrape.
 func reasons() [tcFbrReasonFBR_REASON_MAX]Reason {
 	return [...]Reason{
 		tcFbrReasonFBR_SPOOF_MAC:   "spoof_mac",

@@ -15,17 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdSeconds bounds how long no session may begin while programs are swapped:
+// holdSeconds bounds how long new sessions are held while programs are swapped:
 // a killed upgrade must not keep a host offline.
 const holdSeconds = 5
 
-// catchUps is how often an upgrade looks again at what has changed in the old maps
-// before it swaps the programs.
+// catchUps is the number of passes over what has changed in the old maps,
+// before the programs are swapped.
 const catchUps = 3
 
-// sessionMaps depend on each other: slots, ports, and what each device holds. If
-// the layout of one has changed, all are made anew, and sessions brought over one
-// by one (bpf/lib/carry.h).
+// sessionMaps depend on each other: slots, ports, and what each device holds.
+// If the layout of one has changed, all are made anew and sessions are carried
+// one by one (bpf/lib/carry.h).
 var sessionMaps = []string{
 	tcMapFbrFlow, tcMapFbrFlowOf, tcMapFbrNear, tcMapFbrSess, tcMapFbrFree, tcMapFbrClosed,
 	tcMapFbrDoubted, tcMapFbrWaiting,
@@ -33,28 +33,31 @@ var sessionMaps = []string{
 	tcMapFbrQuota, tcMapFbrState, tcMapFbrFrag, tcMapFbrFragSlot, tcMapFbrHair,
 }
 
-// notCopied are hints, and what belongs to sockets, which no other map's key names.
+// notCopied are hints and state of sockets, to which no other map refers.
 var notCopied = []string{tcMapFbrMeta, tcMapFbrFdbNear, tcMapFbrTold}
 
-// counted are the fields of fbr_state that count events; the others describe maps.
+// counted are the fields of fbr_state that count events. The others describe
+// maps.
 var counted = []string{"overloads", "remaps", "reclaimed", "dropped_early", "refused_full", "refused_quota", "tries"}
 
-// Hooks are what an upgrade calls.
+// Hooks are functions that an upgrade calls.
 type Hooks struct {
 	// Passed is called after each step, with its name.
 	Passed func(step string) error
-	// Settle tells the datapath once more what its owner knows, so that what only
-	// the new layout has room for is there. Sessions and attachments are.
+	// Settle writes again what the datapath's owner knows, to fill what only the
+	// new layout has room for. Sessions and attachments are already in place.
 	Settle func(*Datapath) error
 }
 
-// Upgrade makes the datapath below dir this build's, whatever build of an older or
-// equal schema pinned it, without a moment in which a packet of a session could
-// not be translated. It reports whether there was anything to do. Maps whose layout
-// is the same are kept, others are made beside the old ones and filled from them;
-// then the programs are swapped on every attachment, and the old pins go. Interrupted
-// before the first program is swapped it has changed nothing, and afterwards the
-// next one finishes it. Returns an error wrapping ErrNotLoaded or ErrSchemaNewer.
+// Upgrade converts the datapath below dir, pinned by any build of an older or
+// equal schema, to this build's. Packets of sessions are translated throughout.
+// Upgrade reports whether there was anything to do.
+//
+// It keeps maps with the same layout, makes others beside the old ones and
+// fills them from these. Then it swaps the programs on every attachment, and
+// removes the old pins. An upgrade that is interrupted before the first swap
+// has changed nothing; after that, the next one completes it. The error wraps
+// ErrNotLoaded or ErrSchemaNewer.
 func Upgrade(dir string, h Hooks) (bool, error) { return upgradeTo(dir, loadTc, h) }
 
 // upgradeTo is Upgrade, to the programs of a source.
@@ -69,7 +72,7 @@ func upgradeTo(dir string, from source, h Hooks) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("finishing an interrupted upgrade: %w", err)
 	}
-	// Here nothing is in use that a killed one has left.
+	// Whatever a killed upgrade left in these directories is not in use.
 	if err := errors.Join(removeTree(building(dir)), os.RemoveAll(previous(dir))); err != nil {
 		return false, fmt.Errorf("removing the old pins: %w", err)
 	}
@@ -84,13 +87,13 @@ func upgradeTo(dir string, from source, h Hooks) (bool, error) {
 	return true, nil
 }
 
-// upgrade is the way from the pins in dir to those of this build.
+// upgrade converts the pins in dir to those of this build.
 type upgrade struct {
 	dir   string
 	old   map[string]*ebpf.Map
 	spec  *ebpf.CollectionSpec
-	next  *Datapath // on the new maps; its links are those of dir
-	carry *carrier  // nil: the sessions' maps are the same
+	next  *Datapath // uses the new maps; its links are those of dir
+	carry *carrier  // nil: the session maps are shared
 }
 
 func (u *upgrade) close() {
@@ -112,7 +115,7 @@ func prepareUpgrade(dir string, from source) (*upgrade, error) {
 	defer raw.Close()
 	var meta tcFbrMeta
 	if int(raw.ValueSize()) == binary.Size(meta) && raw.Lookup(uint32(0), &meta) == nil && meta.Build == buildID() {
-		return nil, nil // the usual case: the object file need not be read
+		return nil, nil // the usual case: no need to read the object file
 	}
 	spec, err := from()
 	if err != nil {
@@ -151,7 +154,7 @@ func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
 	return u.fill(shared)
 }
 
-// sharedMaps are the old ones whose layout has not changed.
+// sharedMaps returns the old maps whose layout has not changed.
 func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
 	shared := map[string]*ebpf.Map{}
 	for name, s := range u.spec.Maps {
@@ -178,7 +181,7 @@ func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
 	return shared, nil
 }
 
-// fill gives the new maps the contents of the old ones.
+// fill copies the contents of the old maps into the new ones.
 func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 	d := u.next
 	carry := shared[tcMapFbrSess] == nil
@@ -211,8 +214,8 @@ func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 	return errors.Join(u.carry.counters(), u.carry.notes(), u.carry.ports())
 }
 
-// rangeFromMeta is for the layout before schema 4, whose NAT range could not change
-// and stood in fbr_meta only.
+// rangeFromMeta opens the NAT range for layouts before schema 4. Their range
+// could not change and stood only in fbr_meta.
 func (d *Datapath) rangeFromMeta() error {
 	return d.changeConf(func(c *tcFbrConf) error {
 		if c.NatCount == 0 {
@@ -232,7 +235,7 @@ func (u *upgrade) run(h Hooks) error {
 	if err == nil {
 		err = h.Passed("upgrade-copy")
 	}
-	// A directory of links in the new place says that all programs are swapped.
+	// A directory of links in the new place means that all programs are swapped.
 	if err == nil {
 		err = os.Remove(filepath.Join(building(u.dir), linksDir))
 	}
@@ -248,8 +251,8 @@ func (u *upgrade) run(h Hooks) error {
 	return finish(u.next, u.carry, h)
 }
 
-// finishUpgrade goes on with an upgrade that was interrupted after it began to swap
-// programs. It reports whether there was one.
+// finishUpgrade continues an upgrade that was interrupted after it began to
+// swap programs. It reports whether there was one.
 func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 	next := following(dir)
 	if _, err := os.Stat(next); errors.Is(err, fs.ErrNotExist) {
@@ -261,15 +264,15 @@ func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 		return true, commit(dir, h.Passed)
 	}
 	if _, err := os.Stat(filepath.Join(dir, linksDir)); errors.Is(err, fs.ErrNotExist) {
-		return false, removeTree(next) // of what an older build has removed
+		return false, removeTree(next) // left by an older build's Remove
 	}
 	d, err := Open(next)
 	if errors.Is(err, ErrSchemaNewer) {
 		return false, err
 	}
 	if err != nil || d.meta.Build != buildID() {
-		// A third build's, in between. Its maps are the newer ones: they take the place
-		// of the old ones, and are upgraded then.
+		// A third build made them in between. Its maps are the newer ones: they
+		// replace the old ones, and are then upgraded.
 		if d != nil {
 			_ = d.Close()
 		}
@@ -299,12 +302,12 @@ func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 	return true, finish(d, c, h)
 }
 
-// finish swaps the programs and brings over what sessions began or changed until
-// then. d has the new maps, and the links of the old.
+// finish swaps the programs and carries the sessions that began or changed
+// until then. d has the new maps and the old links.
 func finish(d *Datapath, c *carrier, h Hooks) error {
 	err := h.Passed("upgrade-publish")
 	if err == nil {
-		err = d.attachInput(true) // what it notes, the programs of uplinks read
+		err = d.attachInput(true) // the programs of uplinks read what it notes
 	}
 	if err == nil {
 		err = d.swapDevices(tcFbrDevFlagsFBR_DEV_UPLINK)
@@ -320,12 +323,12 @@ func finish(d *Datapath, c *carrier, h Hooks) error {
 	}
 	if c != nil {
 		if err == nil {
-			err = d.hold() // it may have taken long
+			err = d.hold() // the passes may have taken long
 		}
 		if err == nil {
 			err = c.pass(false)
 		}
-		// Whatever has gone wrong, sessions may begin again.
+		// Whatever went wrong, release new sessions.
 		err = errors.Join(err, d.release())
 	}
 	if err == nil {
@@ -349,9 +352,9 @@ func finish(d *Datapath, c *carrier, h Hooks) error {
 	return commit(d.dir, h.Passed)
 }
 
-// commit puts the new pins in the place of the old ones, and goes on where it was
-// interrupted. The links move first: without them nobody takes the old pins for
-// ones in use.
+// commit puts the new pins in the place of the old ones. It continues where it
+// was interrupted. It moves the links first: nobody takes pins without links
+// for ones in use.
 func commit(dir string, passed func(string) error) error {
 	next := following(dir)
 	if _, err := os.Stat(filepath.Join(next, linksDir)); errors.Is(err, fs.ErrNotExist) {
@@ -383,8 +386,8 @@ func commit(dir string, passed func(string) error) error {
 	return nil
 }
 
-// swapDevices puts the current programs on the devices of a kind. A device that is
-// gone is its owner's matter.
+// swapDevices puts the current programs on the devices of a kind. It skips
+// devices that are gone; their owner deals with them.
 func (d *Datapath) swapDevices(kind tcFbrDevFlags) error {
 	devs, err := d.devices()
 	if err != nil {
@@ -402,7 +405,7 @@ func (d *Datapath) swapDevices(kind tcFbrDevFlags) error {
 	return nil
 }
 
-// hold keeps sessions from beginning, for holdSeconds at most.
+// hold holds new sessions back, for holdSeconds at most.
 func (d *Datapath) hold() error {
 	return d.changeConf(func(c *tcFbrConf) error {
 		now, err := d.now()
@@ -418,7 +421,7 @@ func (d *Datapath) release() error {
 	})
 }
 
-// openMaps opens all pinned maps of a datapath, of whatever build.
+// openMaps opens all pinned maps of a datapath of any build.
 func openMaps(dir string) (_ map[string]*ebpf.Map, err error) {
 	pins, err := os.ReadDir(dir)
 	if err != nil {
@@ -441,7 +444,7 @@ func openMaps(dir string) (_ map[string]*ebpf.Map, err error) {
 	return out, nil
 }
 
-// convertedMeta reads fbr_meta of whatever layout.
+// convertedMeta reads fbr_meta of any layout.
 func convertedMeta(m *ebpf.Map, spec *ebpf.MapSpec) (meta tcFbrMeta, err error) {
 	_, old, err := mapTypes(m)
 	if err != nil {
@@ -458,7 +461,7 @@ func convertedMeta(m *ebpf.Map, spec *ebpf.MapSpec) (meta tcFbrMeta, err error) 
 	return as[tcFbrMeta](c.apply(raw)), nil
 }
 
-// as reads a value of a map.
+// as returns a map's value as a T.
 func as[T any](b []byte) (v T) {
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&v)), unsafe.Sizeof(v)), b)
 	return v

@@ -9,9 +9,9 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// VerifyPort says whether a port is in the maps as AttachPort left it, whatever
-// its speed, and its programs are attached. It changes nothing. The error wraps
-// ErrDetached if not.
+// VerifyPort checks that a port is in the maps as AttachPort left it, except
+// for Slow, and that its programs are attached. It changes nothing. The error
+// wraps ErrDetached.
 func (d *Datapath) VerifyPort(p Port) error {
 	mac, err := mac6(p.MAC)
 	if err != nil {
@@ -35,9 +35,9 @@ func (d *Datapath) VerifyPort(p Port) error {
 	return d.verifyLinks(p.Ifindex)
 }
 
-// VerifyPublication says whether each port of a publication leads where Publish
-// made it lead, and the programs look for it. It changes nothing. The error
-// wraps ErrDetached if not.
+// VerifyPublication checks that each port of a publication leads where Publish
+// made it lead, and that the programs look for publications. It changes
+// nothing. The error wraps ErrDetached.
 func (d *Datapath) VerifyPublication(p Publication) error {
 	host, to, inside := entries(p)
 	for i := range host {
@@ -45,7 +45,7 @@ func (d *Datapath) VerifyPublication(p Publication) error {
 		if err := d.maps.FbrPub.Lookup(&host[i], &leads); err != nil || leads != to[i] {
 			return fmt.Errorf("port %d: not in fbr_pub: %w", int(p.First)+i, ErrDetached)
 		}
-		var back tcFbrBindKey // of another publication, where a container's port has several
+		var back tcFbrBindKey // another publication's, where several share a container's port
 		if err := d.maps.FbrPubOf.Lookup(&inside[i], &back); err != nil {
 			return fmt.Errorf("port %d: not in fbr_pub_of: %w", int(p.First)+i, ErrDetached)
 		}
@@ -60,7 +60,8 @@ func (d *Datapath) VerifyPublication(p Publication) error {
 	return nil
 }
 
-// VerifyUplink says the same of an uplink, as AttachUplink left it, Closed or not.
+// VerifyUplink checks the same for an uplink, as AttachUplink left it, except
+// for Closed.
 func (d *Datapath) VerifyUplink(u Uplink) error {
 	dev, ok, err := d.device(u.Ifindex)
 	if err != nil {
@@ -74,9 +75,9 @@ func (d *Datapath) VerifyUplink(u Uplink) error {
 	return d.verifyLinks(u.Ifindex)
 }
 
-// Unpinned returns those of the ports, by ifindex, that have lost the pin of a
-// program's link, and the program with it. It reads one directory for all of them;
-// VerifyPort sees more.
+// Unpinned returns those of the ports, by ifindex, of which a program's link
+// has lost its pin: the program is detached then. It reads one directory for
+// all ports. VerifyPort checks more.
 func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
 	if len(ports) == 0 {
 		return nil, nil
@@ -97,8 +98,8 @@ func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
 	return out, nil
 }
 
-// VerifyGuard says whether the netfilter links are pinned; while they are, they
-// are attached.
+// VerifyGuard checks that the netfilter links are pinned. While they are pinned
+// they are attached.
 func (d *Datapath) VerifyGuard() error {
 	for _, name := range []string{guardLink, inputLink, defragLink} {
 		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {
@@ -108,7 +109,7 @@ func (d *Datapath) VerifyGuard() error {
 	return nil
 }
 
-// verifyLinks wants both programs of a device attached to it.
+// verifyLinks checks that both programs of a device are attached to it.
 func (d *Datapath) verifyLinks(ifindex int) error {
 	if err := d.verifyLink(ifindex, "in"); err != nil {
 		return err

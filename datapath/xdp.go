@@ -13,9 +13,9 @@ import (
 // xdpHook names the link of an uplink's XDP program.
 const xdpHook = "xdp"
 
-// AttachXDP puts fbr_uplink_xdp on an uplink, in the driver, never generic: a
-// link that is there already is updated, one whose device is gone replaced. The
-// error wraps ErrXDPTaken, or ErrNotSupported if the driver cannot.
+// AttachXDP attaches fbr_uplink_xdp to an uplink, in native mode only. It
+// updates an existing link and replaces one whose device is gone. The error
+// wraps ErrXDPTaken, or ErrNotSupported if the driver has no XDP.
 func (d *Datapath) AttachXDP(ifindex int) error {
 	return d.attachLink(deviceLink(ifindex, xdpHook), d.progs.FbrUplinkXdp, func() (link.Link, error) {
 		l, err := link.AttachXDP(link.XDPOptions{Program: d.progs.FbrUplinkXdp, Interface: ifindex, Flags: link.XDPDriverMode})
@@ -31,13 +31,14 @@ func (d *Datapath) AttachXDP(ifindex int) error {
 	})
 }
 
-// DetachXDP removes what AttachXDP attached. It succeeds when there is nothing,
-// or the device is gone.
+// DetachXDP removes what AttachXDP attached. It succeeds when nothing is
+// attached or the device is gone.
 func (d *Datapath) DetachXDP(ifindex int) error {
 	return detach(linkPath(d.dir, deviceLink(ifindex, xdpHook)))
 }
 
-// VerifyXDP says whether fbr_uplink_xdp is on an uplink. The error wraps ErrDetached if not.
+// VerifyXDP checks that fbr_uplink_xdp is attached to an uplink. The error
+// wraps ErrDetached.
 func (d *Datapath) VerifyXDP(ifindex int) error {
 	return d.verifyLink(ifindex, xdpHook)
 }

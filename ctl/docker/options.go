@@ -130,7 +130,7 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 	case optMode4:
 		return only(key, value, "nat", "see "+optMasquerade)
 	case optMode6, optHostIPv6: // there is no IPv6 to do it for
-	case optIPv6: // set by old compose files
+	case optIPv6: // there is no IPv6 to configure
 		if !isFalse(value) {
 			return errIPv6
 		}

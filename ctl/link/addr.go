@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AddAddr gives the device an IPv4 address; one that is there already is no error.
+// AddAddr adds an IPv4 address to the device. It succeeds when the device
+// already has it.
 func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	err := c.h.AddrAdd(ref(index), &netlink.Addr{IPNet: ipNet(p), Broadcast: broadcast(p)})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
@@ -19,8 +20,8 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 	return nil
 }
 
-// Addrs returns the IPv4 addresses of all devices by ifindex, the primary ones of a
-// device first.
+// Addrs returns the IPv4 addresses of all devices by ifindex. A device's
+// primary addresses come first.
 func (c *Conn) Addrs() (map[int][]netip.Prefix, error) {
 	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
 	if err != nil {
@@ -68,7 +69,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// broadcast is the subnet's last address, as every other tool sets it.
+// broadcast returns the subnet's last address, as other tools set it.
 func broadcast(p netip.Prefix) net.IP {
 	b := p.Masked().Addr().As4()
 	for i := range b {

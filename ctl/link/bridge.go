@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CreateBridge makes a bridge that is down and has the given address from the
-// first moment, so that its MAC never follows that of a port. Returns its
+// CreateBridge makes a bridge that is down. It sets the MAC address at
+// creation, so the bridge never takes over that of a port. It returns the
 // ifindex, or an error wrapping ErrExists.
 func (c *Conn) CreateBridge(name string, mac net.HardwareAddr, mtu int) (int, error) {
 	a := netlink.NewLinkAttrs()
@@ -26,8 +26,9 @@ func (c *Conn) CreateBridge(name string, mac net.HardwareAddr, mtu int) (int, er
 	return d.Index, nil
 }
 
-// SetForwardDelay sets the bridge's forward delay in hundredths of a second
-// and switches spanning tree off: with a delay of 0 a new port forwards at once.
+// SetForwardDelay sets the bridge's forward delay, in hundredths of a second,
+// and switches spanning tree off. With a delay of 0 a new port forwards at
+// once.
 func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	req.Sockets = c.raw
@@ -44,15 +45,15 @@ func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
 	return sentinel(err)
 }
 
-// BridgePort is a device of some bridge.
+// BridgePort is the port of a bridge.
 type BridgePort struct {
 	Master  int  // ifindex of the bridge
 	Up      bool // administratively
 	Carrier bool // operationally
 }
 
-// BridgePorts returns the ports of all bridges by ifindex. It takes a quarter of
-// the time of List.
+// BridgePorts returns the ports of all bridges by ifindex. It takes a quarter
+// of the time of List.
 func (c *Conn) BridgePorts() (map[int]BridgePort, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))

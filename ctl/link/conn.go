@@ -1,9 +1,11 @@
-// Package link is fastbr's only door to rtnetlink and to network namespaces.
-// It knows devices, addresses, routes and neighbours, and nothing of fastbr:
-// values go in and out as netip, net.HardwareAddr and interface indexes.
+// Package link is the only package of fastbr that uses rtnetlink and network
+// namespaces. It knows devices, addresses, routes and neighbours, and nothing
+// of fastbr. Its interface is plain values: netip, net.HardwareAddr and
+// interface indexes.
 //
-// A Conn works in the namespace it was opened in, whatever the calling thread
-// does later. Dumps that the kernel interrupted (EINTR) are repeated.
+// A Conn works in the namespace in which it was opened, whatever the calling
+// thread does later. Dumps that the kernel interrupted (EINTR) are
+// repeated.
 package link
 
 import (
@@ -20,26 +22,26 @@ import (
 var (
 	// ErrNotFound: no such device.
 	ErrNotFound = errors.New("no such device")
-	// ErrExists: a device of that name (or index) is there already.
+	// ErrExists: a device with that name or index exists.
 	ErrExists = errors.New("device exists")
 	// ErrNotNetns: the path is not a network namespace.
 	ErrNotNetns = errors.New("not a network namespace")
-	// ErrTarget: neither a path nor netns:NAME nor pid:N.
+	// ErrTarget: the target is neither a path nor netns:NAME nor pid:N.
 	ErrTarget = errors.New("malformed target")
 	// ErrGone: the target (path, name or process) does not exist.
 	ErrGone = errors.New("no such network namespace")
 )
 
-// dumpTries bounds the repetitions of an interrupted dump; each one is a full
-// walk of the kernel's table, and the last is taken as it is reported.
+// dumpTries bounds the repetitions of an interrupted dump: each is a full walk
+// of the kernel's table. The last result is taken as it is.
 const dumpTries = 20
 
 // Conn is a set of rtnetlink sockets in one network namespace.
 type Conn struct {
 	h *netlink.Handle
-	// raw is for the requests that the library has no call for.
+	// raw holds sockets for requests that the library cannot make.
 	raw map[int]*nl.SocketHandle
-	// part is where walk puts what the kernel sends.
+	// part is the buffer into which walk reads.
 	part []byte
 }
 
@@ -48,8 +50,7 @@ func Open() (*Conn, error) {
 	return open(netns.None(), "the current namespace")
 }
 
-// OpenIn connects to the namespace ns, without entering it for longer than the
-// socket call.
+// OpenIn connects to the namespace ns. It enters ns only for the socket call.
 func OpenIn(ns *Netns) (*Conn, error) {
 	return open(netns.NsHandle(ns.file.Fd()), ns.String())
 }
@@ -64,8 +65,8 @@ func open(ns netns.NsHandle, where string) (*Conn, error) {
 		h.Close()
 		return nil, fmt.Errorf("opening rtnetlink in %s: %w", where, err)
 	}
-	// Strict checking lets the kernel filter dumps; where it is missing the
-	// library filters the answers.
+	// With strict checking the kernel filters dumps. Without it the library
+	// filters the answers.
 	_ = h.SetStrictCheck(true)
 	raw := map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
 	return &Conn{h: h, raw: raw}, nil
@@ -79,7 +80,8 @@ func (c *Conn) Close() {
 	}
 }
 
-// dump repeats a dump until the kernel delivers it uninterrupted.
+// dump repeats a dump until the kernel delivers it uninterrupted, dumpTries
+// times at most.
 func dump[T any](f func() (T, error)) (T, error) {
 	for try := 1; ; try++ {
 		v, err := f()

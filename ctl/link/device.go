@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device is what fastbr wants to know of a network device.
+// Device is what fastbr needs to know about a network device.
 type Device struct {
 	Index    int
 	Name     string
@@ -27,8 +27,9 @@ type Device struct {
 	Ethernet bool // ARPHRD_ETHER: frames carry an Ethernet header
 	RawIP    bool // ARPHRD_NONE, ARPHRD_PPP: packets begin with the IP header (tun, WireGuard, ppp)
 	Loopback bool
-	// Super-packets of IPv4 in bytes, as SetGSO, or the driver, has it, and as the
-	// driver could; and how many segments one may have.
+	// GSO is the largest IPv4 super-packet, in bytes, that SetGSO or the driver
+	// has set. GSOMax is the largest that the driver supports, in bytes. GSOSegs
+	// is the largest number of segments.
 	GSO, GSOMax, GSOSegs int
 }
 
@@ -46,7 +47,8 @@ func fromLink(l netlink.Link) Device {
 	}
 }
 
-// ByName looks a device up. Returns an error wrapping ErrNotFound if there is none.
+// ByName returns the device with a name. The error wraps ErrNotFound if there
+// is none.
 func (c *Conn) ByName(name string) (Device, error) {
 	l, err := c.h.LinkByName(name)
 	if err != nil {
@@ -55,7 +57,8 @@ func (c *Conn) ByName(name string) (Device, error) {
 	return fromLink(l), nil
 }
 
-// ByIndex looks a device up. Returns an error wrapping ErrNotFound if there is none.
+// ByIndex returns the device with an ifindex. The error wraps ErrNotFound if
+// there is none.
 func (c *Conn) ByIndex(index int) (Device, error) {
 	l, err := c.h.LinkByIndex(index)
 	if err != nil {
@@ -64,8 +67,8 @@ func (c *Conn) ByIndex(index int) (Device, error) {
 	return fromLink(l), nil
 }
 
-// Delete removes a device; a veth takes its peer along. A device that is gone
-// already is no error.
+// Delete removes a device, and with a veth its peer. It succeeds when the
+// device is gone.
 func (c *Conn) Delete(index int) error {
 	err := sentinel(c.h.LinkDel(ref(index)))
 	if errors.Is(err, ErrNotFound) {
@@ -74,9 +77,9 @@ func (c *Conn) Delete(index int) error {
 	return err
 }
 
-// DeleteAll removes devices as Delete does, all at the same moment: the kernel
-// waits once, not once for each, for those who may still use them. It keeps
-// others from changing devices meanwhile, so there should not be too many.
+// DeleteAll removes devices as Delete does, but in one request: the kernel then
+// waits for their last users once, not once per device. Nobody else can change
+// devices meanwhile, so indexes should not be too many.
 func (c *Conn) DeleteAll(indexes []int) error {
 	if len(indexes) == 0 {
 		return nil
@@ -84,7 +87,7 @@ func (c *Conn) DeleteAll(indexes []int) error {
 	if len(indexes) == 1 {
 		return c.Delete(indexes[0])
 	}
-	// A group that nobody else can have thought of: one of four billion.
+	// A random group, which nobody else uses: one of four billion.
 	var b [4]byte
 	rand.Read(b[:]) // never fails
 	group := binary.NativeEndian.Uint32(b[:]) | 1
@@ -100,17 +103,17 @@ func (c *Conn) DeleteAll(indexes []int) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	if err = sentinel(err); errors.Is(err, ErrNotFound) {
-		return nil // all had gone before
+		return nil // all were gone already
 	}
 	return err
 }
 
-// SetMAC gives a device another MAC address.
+// SetMAC changes the MAC address of a device.
 func (c *Conn) SetMAC(index int, mac net.HardwareAddr) error {
 	return sentinel(c.h.LinkSetHardwareAddr(ref(index), mac))
 }
 
-// SetUp raises or lowers a device.
+// SetUp sets a device up or down.
 func (c *Conn) SetUp(index int, up bool) error {
 	if up {
 		return sentinel(c.h.LinkSetUp(ref(index)))
@@ -118,7 +121,7 @@ func (c *Conn) SetUp(index int, up bool) error {
 	return sentinel(c.h.LinkSetDown(ref(index)))
 }
 
-// SetAlias sets the ifalias.
+// SetAlias sets the ifalias of a device.
 func (c *Conn) SetAlias(index int, alias string) error {
 	return sentinel(c.h.LinkSetAlias(ref(index), alias))
 }
@@ -128,9 +131,10 @@ func (c *Conn) SetMaster(index, bridge int) error {
 	return sentinel(c.h.LinkSetMasterByIndex(ref(index), bridge))
 }
 
-// WaitCarrier waits until the device is operationally up: the kernel reports
-// the carrier of a veth pair from a worker, a few milliseconds after the
-// second end was raised. Reports whether it came up in time.
+// WaitCarrier waits until the device is operationally up, but no longer than limit. The
+// kernel reports the carrier of a veth pair from a worker, a few milliseconds
+// after the second end was set up. WaitCarrier reports whether the device came
+// up in time.
 func (c *Conn) WaitCarrier(index int, limit time.Duration) bool {
 	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
 		l, err := c.h.LinkByIndex(index)
@@ -143,14 +147,15 @@ func (c *Conn) WaitCarrier(index int, limit time.Duration) bool {
 	}
 }
 
-// ref is the least the library needs to address a device.
+// ref is the minimal link by which the library addresses a device.
 func ref(index int) netlink.Link {
 	a := netlink.NewLinkAttrs()
 	a.Index = index
 	return &netlink.Device{LinkAttrs: a}
 }
 
-// sentinel adds this package's sentinel to what the kernel or the library says.
+// sentinel turns an error of the kernel or the library into this package's
+// sentinel.
 func sentinel(err error) error {
 	var notFound netlink.LinkNotFoundError
 	switch {

@@ -9,21 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What linux/inet_diag.h calls these; golang.org/x/sys/unix has none of them.
+// Constants of linux/inet_diag.h that golang.org/x/sys/unix lacks.
 const (
 	diagBytecode   = 1         // INET_DIAG_REQ_BYTECODE
 	diagSourceGE   = 2         // INET_DIAG_BC_S_GE
 	diagSourceLE   = 3         // INET_DIAG_BC_S_LE
-	diagStates     = 1<<14 - 1 // all, TCP_BOUND_INACTIVE the last
+	diagStates     = 1<<14 - 1 // all states; TCP_BOUND_INACTIVE is the last
 	diagRequestLen = 56        // struct inet_diag_req_v2
-	// Of struct inet_diag_msg.
+	// Offsets in struct inet_diag_msg.
 	diagSourcePort = 4 // big-endian
 	diagSource     = 8 // 16 bytes, the first 4 for IPv4
 	diagInode      = 68
 )
 
-// socketPorts are those of the ports from first to last that a socket of the
-// current namespace has as its own.
+// socketPorts returns those of the ports from first to last that are the local
+// port of a socket in the current namespace.
 func socketPorts(proto string, first, last uint16) (map[uint16]bool, error) {
 	ports := map[uint16]bool{}
 	all, err := sockets(proto, first, last)
@@ -33,15 +33,15 @@ func socketPorts(proto string, first, last uint16) (map[uint16]bool, error) {
 	return ports, err
 }
 
-// socket is one of the current namespace.
+// socket is a socket of the current namespace.
 type socket struct {
-	addr  netip.Addr // its own
+	addr  netip.Addr // the local address
 	port  uint16
-	inode uint32 // 0: no descriptor's
+	inode uint32 // 0: no descriptor refers to it
 }
 
-// sockets lists those whose own port lies between first and last, IPv6 sockets
-// included, whatever their address and state. See sock_diag(7).
+// sockets lists the sockets whose local port lies between first and last, in
+// any state and with any address, IPv6 sockets included. See sock_diag(7).
 func sockets(proto string, first, last uint16) (out []socket, err error) {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
@@ -62,8 +62,9 @@ func sockets(proto string, first, last uint16) (out []socket, err error) {
 	return out, nil
 }
 
-// diagRequest asks for the sockets of a family whose own port lies between first
-// and last: struct inet_diag_req_v2, and a program for the kernel.
+// diagRequest asks for the sockets of a family whose local port lies between
+// first and last: a struct inet_diag_req_v2 and a filter program for the
+// kernel.
 func diagRequest(family uint8, proto string, first, last uint16) []byte {
 	b := make([]byte, diagRequestLen)
 	b[0], b[1] = family, unix.IPPROTO_TCP
@@ -71,8 +72,9 @@ func diagRequest(family uint8, proto string, first, last uint16) []byte {
 		b[1] = unix.IPPROTO_UDP
 	}
 	binary.NativeEndian.PutUint32(b[4:], diagStates)
-	// Two conditions of two words each: a code, how many bytes to go on where it
-	// holds and where not (past the end: no), and the port.
+	// Two conditions of two words each. The first word has the code, the bytes to
+	// skip if the condition holds, and the bytes to skip if not (past the end: no
+	// match). The second word has the port.
 	const length = 16
 	words := []struct {
 		code, yes uint8

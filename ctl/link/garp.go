@@ -10,8 +10,8 @@ import (
 )
 
 // AnnounceARP sends a gratuitous ARP request for ip from the device, in the
-// namespace of the calling thread: whoever knew the address under another MAC
-// learns the new one.
+// namespace of the calling thread. Hosts that know the address under another
+// MAC address learn the new one.
 func AnnounceARP(index int, ip netip.Addr, mac net.HardwareAddr) error {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -25,7 +25,7 @@ func AnnounceARP(index int, ip netip.Addr, mac net.HardwareAddr) error {
 	return nil
 }
 
-// gratuitousARP is the whole frame: a request in which sender and target
+// gratuitousARP returns the whole frame: a request whose sender and target
 // address are the same.
 func gratuitousARP(ip netip.Addr, mac net.HardwareAddr) []byte {
 	a := ip.As4()

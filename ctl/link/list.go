@@ -10,27 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Entry is a device in a listing: cheap enough to read for every device of a
-// host with a thousand ports.
+// Entry is a device in a listing. It holds only what is cheap to read for every
+// device of a host with a thousand ports.
 type Entry struct {
 	Index  int
 	Name   string
 	Alias  string
 	Kind   string
 	Master int
-	Lower  int // ifindex of the device below it (a VLAN's), or of its peer (a veth's); 0: none
-	// Carrier: operationally up.
+	Lower  int // ifindex of the device below (VLAN) or of the peer (veth); 0: none
+	// Carrier reports whether the device is operationally up.
 	Carrier bool
 	STP     bool    // bridges only
 	ID      [8]byte // bridges only: priority (2 bytes) and address
 }
 
-// skipStats is RTEXT_FILTER_SKIP_STATS: two thirds of a link's message are
-// counters, and a veth's cost a walk over all CPUs.
+// skipStats is RTEXT_FILTER_SKIP_STATS. Counters are two thirds of a link
+// message, and a veth's cost a walk over all CPUs.
 const skipStats = 1 << 3
 
-// List reads all devices of the namespace. What it takes grows with their number,
-// some milliseconds for a thousand.
+// List returns all devices of the namespace. It takes some milliseconds for a
+// thousand.
 func (c *Conn) List() ([]Entry, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -96,7 +96,7 @@ func (e *Entry) parseBridge(b []byte) {
 	}
 }
 
-// text is a C string; the library's own conversion wants the NUL to be there.
+// text converts a C string. The library's conversion fails without a NUL.
 func text(b []byte) string {
 	return string(beforeNUL(b))
 }
@@ -106,7 +106,7 @@ func beforeNUL(b []byte) []byte {
 	return b
 }
 
-// words are strings that a listing repeats, kept once.
+// words interns the strings that a listing repeats.
 type words map[string]string
 
 func (w words) text(b []byte) string {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AddFDB pins mac to the bridge port: a static entry, which neither ages nor
-// moves when another port sends with the same address. (The "permanent" of
-// bridge(8) is something else: an address of the host itself.)
+// AddFDB pins mac to the bridge port with a static entry: it does not age, and
+// does not move when another port sends with the same address. (The "permanent"
+// of bridge(8) means an address of the host itself.)
 func (c *Conn) AddFDB(port int, mac net.HardwareAddr) error {
 	err := c.h.NeighSet(&netlink.Neigh{
 		LinkIndex: port, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER,
@@ -35,7 +35,7 @@ func (c *Conn) AddNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) erro
 	return nil
 }
 
-// DeleteNeighbour removes the entry; a missing one is no error.
+// DeleteNeighbour removes the entry. It succeeds when there is none.
 func (c *Conn) DeleteNeighbour(index int, ip netip.Addr) error {
 	err := c.h.NeighDel(neighbour(index, ip))
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(sentinel(err), ErrNotFound) {
@@ -44,8 +44,8 @@ func (c *Conn) DeleteNeighbour(index int, ip netip.Addr) error {
 	return fmt.Errorf("deleting neighbour %s: %w", ip, err)
 }
 
-// DropUnresolved deletes the device's neighbours whose address is still being
-// asked for, and with each the packets that wait for it.
+// DropUnresolved deletes the device's incomplete neighbour entries, and with
+// them the packets that wait for resolution.
 func (c *Conn) DropUnresolved(index int) error {
 	all, err := c.neighbours()
 	if err != nil {
@@ -65,11 +65,12 @@ func (c *Conn) DropUnresolved(index int) error {
 }
 
 // neighbours lists the IPv4 neighbours of all devices. The library's own call
-// leaves the padding of its request to chance, which strict checking refuses.
+// leaves the padding of its request uninitialised, and strict checking rejects
+// it.
 func (c *Conn) neighbours() ([]netlink.Neigh, error) {
 	msgs, err := dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
-		req.Sockets = c.raw // not strict
+		req.Sockets = c.raw // without strict checking
 		req.AddData(&netlink.Ndmsg{Family: unix.AF_INET})
 		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
 	})

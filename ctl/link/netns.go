@@ -15,8 +15,8 @@ import (
 // netnsDir is where iproute2 keeps named namespaces.
 const netnsDir = "/run/netns"
 
-// NetnsID tells namespaces apart while they live. The kernel may give a dead
-// one's inode number to the next.
+// NetnsID identifies a namespace while it lives. The kernel may reuse a dead
+// one's inode number.
 type NetnsID struct {
 	Dev uint64 `json:"dev"`
 	Ino uint64 `json:"ino"`
@@ -29,8 +29,8 @@ type Netns struct {
 	id   NetnsID
 }
 
-// TargetPath translates a target, a path, netns:NAME or pid:N, to a path.
-// The error wraps ErrTarget.
+// TargetPath translates a target to a path. A target is a path, netns:NAME or
+// pid:N. The error wraps ErrTarget.
 func TargetPath(target string) (string, error) {
 	if name, ok := strings.CutPrefix(target, "netns:"); ok {
 		if name == "" || name != filepath.Base(name) || name == ".." || name == "." {
@@ -47,14 +47,15 @@ func TargetPath(target string) (string, error) {
 	return target, nil
 }
 
-// OpenTarget opens a path, netns:NAME or pid:N. Returns an error wrapping
-// ErrTarget if it is malformed, ErrGone if there is no such thing, ErrNotNetns if it is something else.
+// OpenTarget opens a path, netns:NAME or pid:N. The error wraps ErrTarget if
+// the target is malformed, ErrGone if it does not exist, and ErrNotNetns if it
+// is no network namespace.
 func OpenTarget(target string) (*Netns, error) {
 	path, err := TargetPath(target)
 	if err != nil {
 		return nil, err
 	}
-	// O_NONBLOCK: the path is the user's and may be a FIFO.
+	// O_NONBLOCK: the user's path may be a FIFO.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOTDIR):
@@ -70,7 +71,7 @@ func OpenTarget(target string) (*Netns, error) {
 	return ns, nil
 }
 
-// FindNetns opens the namespace with an id: a named one, or a process's. The
+// FindNetns opens the namespace with an id, if it is named or a process's. The
 // error wraps ErrGone if none is found.
 func FindNetns(id NetnsID) (*Netns, error) {
 	for path, at := range shownNetns {
@@ -86,7 +87,8 @@ func FindNetns(id NetnsID) (*Netns, error) {
 	return nil, fmt.Errorf("namespace %d: %w", id.Ino, ErrGone)
 }
 
-// ShownNetns are the named namespaces and those of processes; others may live, too.
+// ShownNetns returns the named namespaces and those of processes. Others may
+// exist.
 func ShownNetns() map[NetnsID]bool {
 	shown := map[NetnsID]bool{}
 	for _, id := range shownNetns {
@@ -95,10 +97,10 @@ func ShownNetns() map[NetnsID]bool {
 	return shown
 }
 
-// shownNetns yields what named namespaces and those of processes are found by.
+// shownNetns yields the paths of named namespaces and those of processes.
 func shownNetns(yield func(path string, id NetnsID) bool) {
 	for _, pattern := range []string{filepath.Join(netnsDir, "*"), "/proc/[0-9]*/ns/net"} {
-		paths, _ := filepath.Glob(pattern) // fails for a malformed pattern only
+		paths, _ := filepath.Glob(pattern) // fails only for a malformed pattern
 		for _, path := range paths {
 			var st unix.Stat_t
 			if unix.Stat(path, &st) == nil && !yield(path, NetnsID{Dev: uint64(st.Dev), Ino: st.Ino}) {
@@ -118,10 +120,10 @@ func Current() (*Netns, error) {
 	return ns, nil
 }
 
-// IsCurrent reports whether path leads to the namespace of the calling thread.
-// A sandbox may forbid even root to open /proc/PID/ns/net of a process with more
-// rights; /proc/PID/net is not guarded like that, and each namespace has entries
-// of its own there. An error means that it cannot be told.
+// IsCurrent reports whether path is the namespace of the calling thread. A
+// sandbox may forbid even root to open /proc/PID/ns/net of a process with more
+// rights. /proc/PID/net has no such guard, and its entries differ between
+// namespaces. An error means that IsCurrent cannot tell.
 func IsCurrent(path string) (bool, error) {
 	there, err := OpenTarget(path)
 	if proc, ok := strings.CutSuffix(path, "/ns/net"); ok && errors.Is(err, os.ErrPermission) {
@@ -151,7 +153,7 @@ func sameEntry(a, b string) (bool, error) {
 	return os.SameFile(fa, fb), nil
 }
 
-// NewNetns makes a namespace. It lives as long as it is open, or somebody else
+// NewNetns makes a namespace. It lives as long as it is open or somebody else
 // refers to it.
 func NewNetns(name string) (*Netns, error) {
 	type made struct {
@@ -187,17 +189,17 @@ func newNetns(f *os.File, name string) (*Netns, error) {
 	return &Netns{file: f, name: name, id: NetnsID{Dev: uint64(st.Dev), Ino: st.Ino}}, nil
 }
 
-// String is the name the namespace was opened by.
+// String returns the name by which the namespace was opened.
 func (n *Netns) String() string { return n.name }
 
-// ID identifies the namespace.
+// ID returns the namespace's identity.
 func (n *Netns) ID() NetnsID { return n.id }
 
-// Close gives the namespace up.
+// Close releases the namespace.
 func (n *Netns) Close() { n.file.Close() }
 
 // Do runs f on a thread inside the namespace. The thread is never used again,
-// so whatever f does to it harms nobody.
+// so nothing that f does to it has an effect elsewhere.
 func (n *Netns) Do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -211,7 +213,8 @@ func (n *Netns) Do(f func() error) error {
 	return <-done
 }
 
-// Enter moves the calling thread, which the caller has locked, into the namespace.
+// Enter moves the calling thread into the namespace. The caller has locked the
+// thread.
 func (n *Netns) Enter() error {
 	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("entering %s: %w", n, err)
@@ -219,8 +222,8 @@ func (n *Netns) Enter() error {
 	return nil
 }
 
-// Cookie is the kernel's number for the namespace of the calling thread; it is
-// not used twice before the next boot.
+// Cookie returns the kernel's number for the namespace of the calling thread.
+// The kernel does not reuse it before the next boot.
 func Cookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

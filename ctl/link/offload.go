@@ -9,11 +9,11 @@ import (
 // Names of features.
 const (
 	GRO        = "rx-gro"                 // generic receive offload
-	TXChecksum = "tx-checksum-ip-generic" // somebody else completes checksums
+	TXChecksum = "tx-checksum-ip-generic" // checksums may be left for later completion
 )
 
-// Offloads returns which features of a device in the current namespace are on, by
-// the kernel's names.
+// Offloads reports which features of a device in the current namespace are on,
+// by the kernel's names.
 func Offloads(device string) (map[string]bool, error) {
 	e, err := ethtool.NewEthtool()
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tcaKind is TCA_KIND of include/uapi/linux/rtnetlink.h: what a queueing
-// discipline is called.
+// tcaKind is TCA_KIND of include/uapi/linux/rtnetlink.h: the name of a queueing
+// discipline.
 const tcaKind = 1
 
-// Queues returns the devices that have a queueing discipline, by ifindex: each
-// that has ever been up, if only with "noqueue". The value says whether somebody
-// put one or tc filters on it, either of which a redirect would bypass. It is the
-// shortest listing of devices that the kernel gives.
+// Queues returns the devices that have a queueing discipline, by ifindex. A
+// device that has ever been up has one, if only "noqueue". The value reports
+// whether it has another qdisc or a tc filter: a redirect would bypass either.
+// This is the shortest listing of devices that the kernel gives.
 func (c *Conn) Queues() (map[int]bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_DUMP)
 	req.AddData(&nl.TcMsg{})
@@ -70,7 +70,7 @@ func (c *Conn) filtered(index int) (bool, error) {
 	return false, nil
 }
 
-// Queueing says what a device has for which Queues reports true: the kinds of its
+// Queueing returns what makes Queues report true for a device: the kinds of its
 // queueing disciplines ("tbf"), and "filter" for tc filters.
 func (c *Conn) Queueing(index int) (kinds []string, err error) {
 	list, err := dump(func() ([]netlink.Qdisc, error) { return c.h.QdiscList(ref(index)) })

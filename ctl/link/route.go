@@ -13,7 +13,7 @@ import (
 // Route is an IPv4 route of any table.
 type Route struct {
 	Dst     netip.Prefix
-	Index   int // device, 0 for a route without one (blackhole, several next hops)
+	Index   int // of the device; 0 for a route without one (blackhole, several next hops)
 	Gateway netip.Addr
 	Table   int
 	Metric  int
@@ -21,13 +21,13 @@ type Route struct {
 	AdvMSS  int  // bytes, 0: the kernel's choice
 	Scope   int  // RT_SCOPE_UNIVERSE is 0
 	Local   bool // the host's own addresses and broadcasts
-	// Connected: the kernel has made it for the subnet of a device's address.
+	// Connected: the kernel made the route for the subnet of a device's address.
 	Connected bool
 	hops      []int
 }
 
-// Routes returns the IPv4 routes of every table, the host's own addresses
-// included.
+// Routes returns the IPv4 routes of every table, including those for the host's
+// own addresses.
 func (c *Conn) Routes() ([]Route, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	list, err := dump(func() ([]netlink.Route, error) {
@@ -58,8 +58,8 @@ func fromRoute(r netlink.Route) Route {
 	return out
 }
 
-// DefaultDevices returns the devices of the main table's default routes of the
-// lowest metric, without repetition; several for a multipath route.
+// DefaultDevices returns the devices of those default routes of the main table
+// that have the lowest metric, each once. A multipath route has several.
 func (c *Conn) DefaultDevices() ([]int, error) {
 	routes, err := c.Routes()
 	if err != nil {
@@ -91,7 +91,7 @@ func defaultDevices(routes []Route) []int {
 	return slices.Compact(out)
 }
 
-// AddDefault adds a default route via gw; one that is there already is no error.
+// AddDefault adds a default route via gw. It succeeds when the route exists.
 func (c *Conn) AddDefault(index int, gw netip.Addr) error {
 	err := c.h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gw.AsSlice()})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
@@ -100,7 +100,8 @@ func (c *Conn) AddDefault(index int, gw netip.Addr) error {
 	return nil
 }
 
-// AddOnlinkDefault adds a default route via gw, which need not be in any subnet of the device's.
+// AddOnlinkDefault adds a default route via gw, which need not be in a subnet
+// of the device.
 func (c *Conn) AddOnlinkDefault(index int, gw netip.Addr) error {
 	err := c.h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)})
 	if err != nil {
@@ -109,8 +110,8 @@ func (c *Conn) AddOnlinkDefault(index int, gw netip.Addr) error {
 	return nil
 }
 
-// AddRoute adds a route through its device and gateway; one to the same
-// destination that is there already is no error, and stays.
+// AddRoute adds a route through its device and gateway. It succeeds, and
+// changes nothing, when there is a route to the same destination.
 func (c *Conn) AddRoute(r Route) error {
 	route := &netlink.Route{LinkIndex: r.Index, Dst: ipNet(r.Dst), Priority: r.Metric, Table: r.Table,
 		MTU: r.MTU, AdvMSS: r.AdvMSS, Scope: netlink.Scope(r.Scope)}

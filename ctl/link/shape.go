@@ -9,25 +9,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limit is a token bucket: what passes a device in the long run, and at once.
+// Limit is a token bucket: Rate limits the average, Burst what passes at once.
 type Limit struct {
 	Rate  uint64 // bytes a second, not 0
 	Burst uint64 // bytes
 }
 
 const (
-	// shapeQueue is how long a packet may wait for tokens, in milliseconds:
-	// that of the reference bandwidth plugin.
+	// shapeQueue is how long a packet may wait for tokens, in milliseconds. The
+	// value is that of the reference bandwidth plugin.
 	shapeQueue = 25
-	// shapeFrames is the least number of frames that may wait: at low rates
-	// shapeQueue is less than what TCP has on its way at the very least.
+	// shapeFrames is the least number of frames that may wait. At low rates
+	// shapeQueue is less than TCP's smallest window.
 	shapeFrames = 24
-	// ethernet is the length of a frame's header, in bytes.
+	// ethernet is the length of an Ethernet header, in bytes.
 	ethernet = 14
 )
 
-// tbf is the queueing discipline of a limit on a device with this MTU. A bucket
-// that one frame does not fit into would let none pass.
+// tbf returns the queueing discipline for a limit on a device with this MTU.
+// Its bucket holds at least two frames: a bucket smaller than a frame would let
+// none pass.
 func (l Limit) tbf(index, mtu int) *netlink.Tbf {
 	frame := uint64(mtu + ethernet)
 	burst := min(max(l.Burst, 2*frame), math.MaxInt32)
@@ -41,8 +42,8 @@ func (l Limit) tbf(index, mtu int) *netlink.Tbf {
 	}
 }
 
-// Shape limits what a device sends that nobody has limited yet. mtu is the
-// device's, in bytes.
+// Shape limits what a device sends. It fails if the device is already limited.
+// mtu is the device's, in bytes.
 func (c *Conn) Shape(index, mtu int, l Limit) error {
 	if err := c.h.QdiscAdd(l.tbf(index, mtu)); err != nil {
 		return fmt.Errorf("limiting the rate with tbf: %w", missing(err))
@@ -65,9 +66,9 @@ func (c *Conn) ShapedBy(index, mtu int, l Limit) (bool, error) {
 	return false, nil
 }
 
-// CreateIFB makes a device that sends what was redirected to it on to where it
-// came from: a queue for what another device receives. It is down. Returns its
-// ifindex, or an error wrapping ErrExists.
+// CreateIFB makes a device that passes what was redirected to it on to where it
+// came from: a queue for what another device receives. The device is down.
+// CreateIFB returns its ifindex, or an error wrapping ErrExists.
 func (c *Conn) CreateIFB(name, alias string, mtu int) (int, error) {
 	a := netlink.NewLinkAttrs()
 	a.Name, a.MTU = name, mtu
@@ -84,8 +85,8 @@ func (c *Conn) CreateIFB(name, alias string, mtu int) (int, error) {
 	return d.Index, nil
 }
 
-// RedirectReceived leads all that a device receives to an IFB, after the programs
-// of tcx have seen it.
+// RedirectReceived redirects everything that a device receives to an IFB, after
+// the tcx programs have seen it.
 func (c *Conn) RedirectReceived(from, ifb int) error {
 	q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
 	if err := c.h.QdiscAdd(q); err != nil {
@@ -101,7 +102,7 @@ func (c *Conn) RedirectReceived(from, ifb int) error {
 	return nil
 }
 
-// RedirectsReceived reports whether RedirectReceived's filter is there.
+// RedirectsReceived reports whether the filter of RedirectReceived is there.
 func (c *Conn) RedirectsReceived(from, ifb int) (bool, error) {
 	list, err := dump(func() ([]netlink.Filter, error) { return c.h.FilterList(ref(from), netlink.MakeHandle(0xffff, 0)) })
 	if err != nil {
@@ -121,7 +122,7 @@ func (c *Conn) RedirectsReceived(from, ifb int) (bool, error) {
 	return false, nil
 }
 
-// missing says so where the kernel does not know what it is asked for.
+// missing adds to an error that the kernel lacks the feature.
 func missing(err error) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("this kernel does not have it: %w", err)

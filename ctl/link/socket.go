@@ -13,19 +13,23 @@ import (
 // ErrPortInUse: a socket of the host has the port.
 var ErrPortInUse = errors.New("in use")
 
-// fewPorts are tried one by one sooner than the kernel has listed its sockets.
+// fewPorts is the number of ports below which trying each one is faster than a
+// list of the kernel's sockets.
 const fewPorts = 256
 
-// PortsFree says whether sockets could be bound to each of the ports from first to
-// last of addr (invalid: any address) in the current namespace. proto is "tcp" or
-// "udp". The error wraps ErrPortInUse if a socket has one of the ports.
+// PortsFree checks that a socket could be bound to each of the ports from first
+// to last of addr in the current namespace. An invalid addr means any address.
+// proto is "tcp" or "udp". The error wraps ErrPortInUse if a socket has one of
+// the ports.
 //
-// Only an attempt tells for certain, which takes some ten microseconds. So of many
-// ports those are tried which any socket has, in whatever way. That the kernel
-// lists what is bound, and nothing more, as it does since 6.8, shows by the first
-// port's own attempt; where it does not, all are tried.
+// Only an attempt to bind is certain, and takes some ten microseconds. Of many
+// ports, PortsFree tries only those that appear in the kernel's list of
+// sockets. Before Linux 6.8 the list lacks sockets that are only bound.
+// PortsFree notices that because it has just bound the first port itself; then
+// it tries all ports.
 //
-// Sockets in except, by inode, do not count; it is asked only when a port is in
+// except returns the inodes of sockets that do not count. It is called only
+// when a port is in use, and may be nil.
 // use, and may be nil.
 func PortsFree(proto string, addr netip.Addr, first, last uint16, except func() map[uint32]bool) error {
 	free := func(port uint16) (fd int, err error) {
@@ -66,8 +70,8 @@ func PortsFree(proto string, addr netip.Addr, first, last uint16, except func() 
 	return nil
 }
 
-// onlySockets tells whether every socket that is in the way of one at a port of
-// addr is among those given, by inode.
+// onlySockets reports whether every socket that conflicts with a port of addr
+// is among these (by inode).
 func onlySockets(proto string, addr netip.Addr, port uint16, these map[uint32]bool) (bool, error) {
 	all, err := sockets(proto, port, port)
 	if err != nil {
@@ -103,7 +107,7 @@ func SocketsOf(pids []int) map[uint32]bool {
 	return out
 }
 
-// bindPort returns a socket that is bound to the port of addr, for the caller to close.
+// bindPort returns a socket bound to the port of addr. The caller closes it.
 func bindPort(proto string, addr netip.Addr, port uint16) (fd int, err error) {
 	kind := unix.SOCK_STREAM
 	if proto == "udp" {
@@ -121,7 +125,7 @@ func bindPort(proto string, addr netip.Addr, port uint16) (fd int, err error) {
 	if addr.IsValid() {
 		sa.Addr = addr.As4()
 	}
-	// A TCP connection in TIME_WAIT is nobody's; a listener is found all the same.
+	// A TCP connection in TIME_WAIT does not hold the port; a listener does.
 	if kind == unix.SOCK_STREAM {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return -1, fmt.Errorf("opening a socket: %w", err)

@@ -7,21 +7,22 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Veth describes a pair: one end here, the other here too or in another namespace.
+// Veth describes a pair: one end in this namespace, its peer in this or another
+// one.
 type Veth struct {
-	Name     string // of the end here
-	Alias    string // of the end here
-	Index    int    // ifindex of the end here, 0: the kernel chooses
+	Name     string // of this end
+	Alias    string // of this end
+	Index    int    // ifindex of this end; 0: the kernel chooses
 	PeerName string
 	PeerMAC  net.HardwareAddr
-	PeerNS   *Netns // nil: here
+	PeerNS   *Netns // nil: this namespace
 	MTU      int    // bytes, both ends
-	GSO      int    // of the end here, as SetGSO; 0: the kernel's
+	GSO      int    // of this end, as in SetGSO; 0: the kernel's default
 }
 
-// CreateVeth makes the pair, both ends down. Returns the ifindexes of the end
-// here and of the peer. An error wraps ErrExists if one of the names (or the
-// index) is taken.
+// CreateVeth makes the pair, both ends down. It returns the ifindexes of this
+// end and of the peer. The error wraps ErrExists if a name or the index is
+// taken.
 func (c *Conn) CreateVeth(v Veth) (index, peer int, err error) {
 	a := netlink.NewLinkAttrs()
 	a.Name, a.MTU, a.Index, a.GSOIPv4MaxSize = v.Name, v.MTU, v.Index, uint32(v.GSO)
@@ -40,7 +41,7 @@ func (c *Conn) CreateVeth(v Veth) (index, peer int, err error) {
 		return 0, 0, fmt.Errorf("creating %s: %w", v.Name, sentinel(err))
 	}
 	index, peer = l.Attrs().Index, l.Attrs().ParentIndex
-	// The kernel takes no alias at creation.
+	// The kernel accepts no alias at creation.
 	if err := c.SetAlias(index, v.Alias); err != nil {
 		return index, peer, fmt.Errorf("marking %s: %w", v.Name, err)
 	}

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// walkBuffer is the most that the kernel puts into one part of a dump, in bytes.
+// walkBuffer is the size of the largest part of a dump, in bytes.
 const walkBuffer = 32 << 10
 
-// walk sends a dump request and calls f with each answer, whose bytes are the
-// next one's a moment later. The library keeps every answer of a dump, which for
-// a host with a thousand ports is megabytes of memory that each command would
-// have to touch. It repeats the dump if the kernel interrupted it: start is
-// called before each, and forgets what f has seen.
+// walk sends a dump request and calls f with each answer. msg is valid only
+// during the call. The library keeps all answers of a dump, which are megabytes
+// on a host with a thousand ports. walk repeats a dump that the kernel
+// interrupted: it calls start before each attempt, which discards what f has
+// collected.
 func (c *Conn) walk(req *nl.NetlinkRequest, start func(), f func(msg []byte) error) error {
 	if c.part == nil {
 		c.part = make([]byte, walkBuffer)
@@ -55,23 +55,23 @@ func (c *Conn) walkOnce(req *nl.NetlinkRequest, f func(msg []byte) error) error 
 			seq, body := binary.NativeEndian.Uint32(part[8:]), part[unix.SizeofNlMsghdr:size]
 			part = part[min(len(part), aligned(size)):]
 			switch {
-			case seq != req.Seq: // of a request that was given up
+			case seq != req.Seq: // of an earlier request that was given up
 				continue
 			case kind == unix.NLMSG_DONE, kind == unix.NLMSG_ERROR:
 				return errors.Join(errnoOf(body), interrupted, failed)
 			case flags&unix.NLM_F_DUMP_INTR != 0:
 				interrupted = netlink.ErrDumpInterrupted
-			case failed == nil: // else the rest is only taken off the socket
+			case failed == nil: // after an error the rest is only read off the socket
 				failed = f(body)
 			}
 		}
 	}
 }
 
-// aligned is where what comes after so many bytes begins.
+// aligned rounds a size up to NLMSG_ALIGNTO.
 func aligned(size int) int { return (size + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
-// receivePart waits for the next part of a dump.
+// receivePart reads the next part of a dump into c.part.
 func (c *Conn) receivePart(fd int) (int, error) {
 	for {
 		n, _, err := unix.Recvfrom(fd, c.part, 0)
@@ -87,7 +87,8 @@ func (c *Conn) receivePart(fd int) (int, error) {
 	}
 }
 
-// errnoOf is what the last message of a dump says: 0, or an error negated.
+// errnoOf returns the error in the last message of a dump. The kernel sends a
+// negated errno, or 0.
 func errnoOf(b []byte) error {
 	if len(b) < 4 {
 		return nil
@@ -98,7 +99,7 @@ func errnoOf(b []byte) error {
 	return nil
 }
 
-// attributes are those of a message, by type.
+// attributes yields the attributes of a message, by type.
 func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= unix.SizeofRtAttr {

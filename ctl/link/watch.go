@@ -17,10 +17,10 @@ import (
 // Change is a set of kinds of change in a network namespace.
 type Change uint8
 
-// What a Watcher tells apart.
+// The kinds of change.
 const (
 	LinkChange     Change = 1 << iota // a device came, went, or changed its state
-	DownChange                        // a device that is no port of another went down: its routes go, without a message
+	DownChange                        // a device that is no port of another went down: its routes go without a message
 	AddressChange                     // an IPv4 address came or went
 	RouteChange                       // an IPv4 route, rule or nexthop changed
 	GatewayChange                     // a gateway answers from another hardware address
@@ -32,16 +32,17 @@ const (
 // Groups of NETLINK_NETFILTER; x/sys has no name for it.
 const nfnlgrpNftables = 7
 
-// watchBuffer is the socket buffer in bytes. A ruleset of a busy node is some
-// hundred kilobytes of messages; what overflows is reported as "anything".
+// watchBuffer is the size of the socket buffer, in bytes. The ruleset of a busy
+// node is some hundred kilobytes of messages. An overflow is reported as every
+// change.
 const watchBuffer = 1 << 20
 
-// Watcher reports changes in the network namespace in which it was made.
-// Changes that nobody has taken yet are merged, so a slow reader misses none.
+// Watcher reports changes in the network namespace in which it was made. It
+// merges changes until they are taken, so a slow reader misses none.
 type Watcher struct {
 	wake    chan struct{}
 	sockets []*nl.NetlinkSocket
-	conn    *Conn // for the gateways, in the watched namespace
+	conn    *Conn // for reading gateways, in the watched namespace
 	running sync.WaitGroup
 
 	mu      sync.Mutex
@@ -49,10 +50,11 @@ type Watcher struct {
 	closed  bool
 
 	gateways map[netip.Addr]string // next hop → last hardware address, "" unknown
-	carriers map[int32]bool        // by ifindex: the device was seen running
+	carriers map[int32]bool        // by ifindex: whether the device was running
 }
 
-// Watch subscribes to the current network namespace. Close must be called.
+// Watch subscribes to changes in the current network namespace. The caller
+// calls Close.
 func Watch() (*Watcher, error) {
 	w := &Watcher{wake: make(chan struct{}, 1), gateways: map[netip.Addr]string{}, carriers: map[int32]bool{}}
 	var err error
@@ -70,7 +72,7 @@ func Watch() (*Watcher, error) {
 		w.Close()
 		return nil, fmt.Errorf("subscribing to nftables: %w", err)
 	}
-	// After the subscription, so that nothing falls between the two.
+	// After the subscription, so that no change is missed in between.
 	w.readGateways()
 	if err := w.readCarriers(); err != nil {
 		w.Close()
@@ -81,10 +83,10 @@ func Watch() (*Watcher, error) {
 	return w, nil
 }
 
-// Ready is readable when there is something to Take.
+// Ready returns a channel that is readable when Take has changes to return.
 func (w *Watcher) Ready() <-chan struct{} { return w.wake }
 
-// Take returns what has changed since the last Take; 0: nothing.
+// Take returns the changes since the last Take, or 0.
 func (w *Watcher) Take() Change {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -93,7 +95,7 @@ func (w *Watcher) Take() Change {
 	return c
 }
 
-// Close ends the watching.
+// Close stops the watcher.
 func (w *Watcher) Close() {
 	w.mu.Lock()
 	w.closed = true
@@ -111,7 +113,7 @@ func (w *Watcher) subscribe(protocol int, groups ...uint) (*nl.NetlinkSocket, er
 		return nil, err
 	}
 	w.sockets = append(w.sockets, s)
-	// Only a hint; the default buffer works too and overflows earlier.
+	// Best effort: the default buffer works too, but overflows earlier.
 	_ = s.SetReceiveBufferSize(watchBuffer, false)
 	return s, nil
 }
@@ -125,7 +127,7 @@ func (w *Watcher) note(c Change) {
 	w.mu.Unlock()
 	select {
 	case w.wake <- struct{}{}:
-	default: // already awake
+	default: // already signalled
 	}
 }
 
@@ -137,8 +139,8 @@ func (w *Watcher) receive(s *nl.NetlinkSocket, classify func(syscall.NetlinkMess
 			if w.isClosed() || errors.Is(err, os.ErrClosed) {
 				return
 			}
-			// ENOBUFS: messages were lost, so anything may have changed. Other
-			// errors are not expected; do not spin on them.
+			// ENOBUFS: messages were lost, so anything may have changed. Other errors
+			// are not expected; do not spin on them.
 			w.readGateways()
 			w.note(anyChange)
 			time.Sleep(50 * time.Millisecond)
@@ -190,8 +192,8 @@ func (w *Watcher) routeChange(m syscall.NetlinkMessage) Change {
 	return 0
 }
 
-// carrierChange tells a device that went down, or is gone, from all else that happens to
-// devices. Ports of bridges are no way out; containers come and go with them.
+// carrierChange picks out devices that went down or are gone. Ports of bridges
+// do not count: no route leads through them, and containers come and go.
 func (w *Watcher) carrierChange(data []byte, gone bool) Change {
 	if len(data) < unix.SizeofIfInfomsg {
 		return 0
@@ -219,7 +221,7 @@ func (w *Watcher) carrierChange(data []byte, gone bool) Change {
 	return DownChange
 }
 
-// readCarriers notes which devices are running now.
+// readCarriers notes which devices are running.
 func (w *Watcher) readCarriers() error {
 	entries, err := w.conn.List()
 	if err != nil {
@@ -233,8 +235,8 @@ func (w *Watcher) readCarriers() error {
 	return nil
 }
 
-// neighbourChange tells a gateway that moved from the steady murmur of a
-// neighbour table: containers, probes, states.
+// neighbourChange picks out gateways whose hardware address changed from all
+// other neighbour messages: containers, probes, states.
 func (w *Watcher) neighbourChange(data []byte) Change {
 	n, err := netlink.NeighDeserialize(data)
 	if err != nil || n.Family != unix.AF_INET || len(n.HardwareAddr) == 0 {
@@ -253,14 +255,15 @@ func (w *Watcher) neighbourChange(data []byte) Change {
 	}
 	w.gateways[ip.Unmap()] = now
 	if before == "" {
-		return 0 // learnt for the first time: no flow can know an older one
+		return 0 // first seen: no flow can have used an older one
 	}
 	return GatewayChange
 }
 
-// learnGateway adds the next hops of a new route. One message, not a dump of the
-// table: a router with a million routes gets thousands of these a second. A next
-// hop without routes stays, and is only a neighbour watched for nothing.
+// learnGateway adds the next hops of a new route. It reads one message and does
+// not dump the table: a router with a million routes gets thousands of messages
+// a second. A next hop that has lost its routes stays in the map, which does no
+// harm.
 func (w *Watcher) learnGateway(data []byte) {
 	if len(data) < unix.SizeofRtMsg {
 		return
@@ -285,14 +288,14 @@ func (w *Watcher) learnGateway(data []byte) {
 	}
 }
 
-// readGateways notes every next hop of the routing table. A hardware address
-// that was known stays known, so that its next change is seen.
+// readGateways notes every next hop of the routing table. It keeps known
+// hardware addresses, so that their next change is noticed.
 func (w *Watcher) readGateways() {
 	routes, err := dump(func() ([]netlink.Route, error) {
 		return w.conn.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
-		return // the gateways of before are still the best guess
+		return // keep the gateways known so far
 	}
 	found := map[netip.Addr]string{}
 	add := func(ip []byte) {

@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// XDPFeatures says what the driver of a device can do for XDP (enum
+// XDPFeatures is the set of XDP features of a device's driver (enum
 // netdev_xdp_act, include/uapi/linux/netdev.h).
 type XDPFeatures uint64
 
 const (
-	// XDPNative: programs run in the driver.
+	// XDPNative: the driver can run programs.
 	XDPNative XDPFeatures = 1
-	// XDPTakes: the device sends out what other devices' programs redirect to it. A
-	// veth that is up does so as long as its peer runs NAPI: with GRO, or a program of
-	// its own.
+	// XDPTakes: the device transmits frames that programs of other devices
+	// redirect to it. A veth that is up does so while its peer runs NAPI, because
+	// of GRO or a program of its own.
 	XDPTakes XDPFeatures = 4
 )
 
-// Of the generic netlink family "netdev", Linux 6.3.
+// Constants of the generic netlink family "netdev", Linux 6.3.
 const (
 	netdevFamily       = "netdev"
 	netdevDevGet       = 1
@@ -32,16 +32,17 @@ const (
 	netdevAttrFeatures = 3
 )
 
-// genlHeader is struct genlmsghdr: command, version, and two bytes that must be
-// 0, for which the library's type has no room.
+// genlHeader is struct genlmsghdr: command, version and two reserved bytes. The
+// library's type lacks the reserved bytes.
 type genlHeader [nl.SizeofGenlmsg]byte
 
 func (h genlHeader) Len() int          { return len(h) }
 func (h genlHeader) Serialize() []byte { return h[:] }
 
 // XDP returns the XDP features of devices of the current namespace by ifindex.
-// Those without any, or that do not exist, are left out. The kernel does not mark
-// the parts of its listing as such, so each device is asked for.
+// It leaves out devices that have none or do not exist. It asks for each device
+// singly, because the kernel does not mark the parts of its listing as a
+// multipart message.
 func XDP(indexes ...int) (map[int]XDPFeatures, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if err != nil {

@@ -6,16 +6,17 @@ type wish struct {
 	ext     Addr
 	dev     *Device // nil: the host
 	policy  Policy
-	inbound bool // wanted from outside: on a live mapping or not at all
-	moved   bool // the host or a neighbour has the port that it would have had
+	inbound bool // from outside: only on a live mapping
+	moved   bool // the host or a neighbour NAT uses the port that it would have got
 	eport   uint16
 	owns    bool
 	slot    int
 }
 
-// create makes the session; "" if there is one now, or why not. The one there is
-// may be an older one with another external address: to an outsider who comes to
-// the new address it is in the way until its container sends again.
+// create makes the session. It returns "" if there is a session now, otherwise
+// why not. The session may be an older one with another external address. For
+// an outsider that comes to the new address, that one is in the way until its
+// container sends again.
 func (n *NAT) create(w *wish) Reason {
 	if why := n.room(w); why != "" {
 		return n.refuse(why)
@@ -50,8 +51,9 @@ func (n *NAT) create(w *wish) Reason {
 	return ""
 }
 
-// room says whether there is some for a session: within its container's quota, or,
-// begun outside, beside those that wait, and before the last eighths.
+// room checks that there is room for a session. It must fit its container's
+// quota. If it began outside, it must also fit the limit of waiting sessions,
+// and leave the last eighth of the quota and of the slots free.
 func (n *NAT) room(w *wish) Reason {
 	switch {
 	case w.dev == nil:
@@ -85,8 +87,8 @@ func (n *NAT) refuse(why Reason) Reason {
 	return why
 }
 
-// reuse takes the port that the source has already, if there is one that
-// nobody else uses towards this remote.
+// reuse takes the port that the source already has, if nobody else uses that
+// port towards this remote.
 func (n *NAT) reuse(w *wish) bool {
 	off, ok := n.binds[bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}]
 	if !ok {
@@ -101,7 +103,8 @@ func (n *NAT) reuse(w *wish) bool {
 	return true
 }
 
-// bindNew takes a new port, which becomes the source's unless it has one.
+// bindNew takes a new port. It becomes the source's port unless the source has
+// one.
 func (n *NAT) bindNew(w *wish) bool {
 	off, ok := n.takePort(w)
 	if !ok {
@@ -124,8 +127,8 @@ func (n *NAT) bindNew(w *wish) bool {
 	return true
 }
 
-// insertOwned claims the external tuple on a port that is counted, or gives the
-// port back. A dead session in the way is removed.
+// insertOwned claims the external tuple on a counted port, or gives the port
+// back. It removes a dead session that holds the tuple.
 func (n *NAT) insertOwned(w *wish) bool {
 	e := n.flows[reverse(w.fwd, w.ext, w.eport)]
 	if e != nil && !n.reap(e.s.slot, 0, false) || n.flows[w.fwd] != nil {

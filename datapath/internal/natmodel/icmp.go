@@ -1,6 +1,7 @@
 package natmodel
 
-// errorIn is an ICMP error from outside; false if it is about none of our sessions.
+// errorIn handles an ICMP error from outside. It reports false if the error is
+// about no session.
 func (n *NAT) errorIn(p Packet) (Verdict, bool) {
 	q := p.Quote
 	if q.Kind != Ports && q.Kind != EchoRequest || q.Src != p.Dst {
@@ -16,7 +17,8 @@ func (n *NAT) errorIn(p Packet) (Verdict, bool) {
 	return next(p), true
 }
 
-// errorOut is an ICMP error that a container or the host sends by the uplink.
+// errorOut handles an ICMP error that a container or the host sends by the
+// uplink.
 func (n *NAT) errorOut(from int, p Packet) Verdict {
 	q, outer := p.Quote, n.network(p.Src)
 	if n.network(q.Dst) != nil {

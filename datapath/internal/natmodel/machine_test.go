@@ -7,12 +7,12 @@ import (
 	"pgregory.net/rapid"
 )
 
-// machine lets rapid do anything in any order, and asks after each step whether
-// what must always hold still does.
+// machine lets rapid do anything in any order, and checks the invariants after
+// each step.
 type machine struct {
 	*NAT
 	devs []*Device
-	last Packet // the answer to what left last
+	last Packet // the answer to the last packet that left
 	to   *Device
 }
 
@@ -60,8 +60,8 @@ func (m *machine) packet(t *rapid.T) Packet {
 	return p
 }
 
-// container sends; what leaves has a public address and a port of the range, and
-// its answer finds back.
+// container sends a packet. What leaves has a public address and a port of the
+// range, and its answer finds the way back.
 func (m *machine) container(t *rapid.T) {
 	d := rapid.SampledFrom(m.devs).Draw(t, "device")
 	p := m.packet(t)
@@ -124,7 +124,8 @@ func (m *machine) check(t *rapid.T) {
 	}
 }
 
-// sessions: each stands under both its tuples, and the counts are right.
+// sessions checks that each session stands under both its tuples, and that the
+// counts are right.
 func (m *machine) sessions() error {
 	live, waiting, usage := 0, 0, map[*Device]Usage{}
 	for i, slot := range m.slots {
@@ -167,7 +168,8 @@ func (m *machine) sessions() error {
 	return nil
 }
 
-// portsAdd: references are sessions, and mappings lead to their own ports.
+// portsAdd checks that the ports' references equal their sessions, and that
+// mappings lead to their own ports.
 func (m *machine) portsAdd() error {
 	var refs [3]map[int]int
 	for class := range refs {
@@ -196,7 +198,7 @@ func (m *machine) portsAdd() error {
 	return nil
 }
 
-// queues: each free port and slot stands in its place once, and none is lost.
+// queues checks that each free port and slot is queued exactly once.
 func (m *machine) queues() error {
 	for class := range m.ports {
 		seen := map[int]bool{}

@@ -1,7 +1,7 @@
-// Package natmodel is the NAT of bpf/lib said a second time, as plainly as it
-// can be: no bytes, no checksums, no concurrency, the time and chance given from
-// outside. The tests feed the same packets to it and to the programs; where the
-// two differ, one of them is wrong.
+// Package natmodel is a second implementation of the NAT of bpf/lib, as plain
+// as possible: no bytes, no checksums, no concurrency, and the caller supplies
+// time and randomness. Tests give the same packets to the model and to the
+// programs. Where the two differ, one of them is wrong.
 //
 // Addresses and ports are in host byte order, times in jiffies.
 package natmodel
@@ -19,7 +19,7 @@ const (
 	UDP  Proto = 17
 )
 
-// class is the index of the protocol's port space.
+// class returns the index of the protocol's port space.
 func (p Proto) class() int {
 	switch p {
 	case TCP:
@@ -31,10 +31,10 @@ func (p Proto) class() int {
 	}
 }
 
-// Flags are TCP's, as in the header.
+// Flags are the TCP flags, as in the header.
 type Flags uint8
 
-// The flags that matter here.
+// The flags that the NAT reads.
 const (
 	FIN Flags = 1 << iota
 	SYN
@@ -43,19 +43,19 @@ const (
 	ACK
 )
 
-// Kind says what a packet is to the NAT.
+// Kind is the kind of a packet as the NAT sees it.
 type Kind uint8
 
-// Packets that are of no other kind have no ports and are not translated.
+// Packets of any other kind have no ports and are not translated.
 const (
 	Other       Kind = iota
 	Ports            // TCP and UDP
-	EchoRequest      // the id stands in SPort
-	EchoReply        // the id stands in DPort
+	EchoRequest      // SPort is the id
+	EchoReply        // DPort is the id
 	Error            // an ICMP error about Quote
 )
 
-// Packet is an IPv4 packet in an Ethernet frame. The NAT carries Body through.
+// Packet is an IPv4 packet in an Ethernet frame. The NAT leaves Body unchanged.
 type Packet struct {
 	Kind         Kind
 	Proto        Proto
@@ -69,7 +69,7 @@ type Packet struct {
 	Body         Body
 }
 
-// Body is what a packet contains besides.
+// Body is the rest of a packet.
 type Body struct {
 	TOS     uint8
 	ID      uint16
@@ -79,20 +79,21 @@ type Body struct {
 	Cut     int    // bytes of the IPv4 packet that an Error quotes
 }
 
-// Seq is a TCP packet's sequence number: never 0, which a RST of the host's would mean.
+// Seq returns a TCP packet's sequence number. It is never 0: that would make a
+// RST look like the host's.
 func (b Body) Seq() uint32 { return uint32(b.ID) | 1<<31 }
 
-// Tuple is what a packet is found by.
+// Tuple is the key of a packet.
 type Tuple struct {
 	Src, Dst     Addr
 	SPort, DPort uint16
 	Proto        Proto
 }
 
-// Tuple is the packet's own.
+// Tuple returns the packet's tuple.
 func (p Packet) Tuple() Tuple { return Tuple{p.Src, p.Dst, p.SPort, p.DPort, p.Proto} }
 
-// Reversed is the tuple of an answer.
+// Reversed returns the tuple of an answer.
 func (t Tuple) Reversed() Tuple { return Tuple{t.Dst, t.Src, t.DPort, t.SPort, t.Proto} }
 
 // Config is fixed for the life of a NAT.
@@ -103,7 +104,7 @@ type Config struct {
 	WaitingMax                        int
 	First                             uint16
 	Count                             int
-	UDPOneway, UDPTwoway, UDPDNS      uint64 // seconds, as all below
+	UDPOneway, UDPTwoway, UDPDNS      uint64 // seconds, and so are the times below
 	UDPWaiting, TCPWaiting            uint64
 	ICMPQuery                         uint64
 	TCPOpen, TCPEstablished           uint64
@@ -114,7 +115,7 @@ type Config struct {
 // Policy is how a network is translated.
 type Policy struct{ EDM, ADF, EIF, Strict bool }
 
-// Network is a bridge with its subnet; always masqueraded.
+// Network is a bridge with its subnet. It is always masqueraded.
 type Network struct {
 	Bridge  int
 	Subnet  Addr
@@ -127,24 +128,24 @@ type Network struct {
 type Device struct {
 	Ifindex int
 	IP      Addr
-	MACs    [12]byte // of frames to it: its own, its gateway's
+	MACs    [12]byte // of frames to the container: its address, its gateway's
 	Net     *Network
 	Slow    bool
 	Usage
 }
 
-// Usage is what a port holds, for the quotas.
+// Usage is what a port holds, as the quotas count it.
 type Usage struct {
 	Sessions, Ports, Half int
 	refusedAt             uint64
 }
 
-// Action is what happens to a packet.
+// Action says what happens to a packet.
 type Action int32
 
 // The verdicts of the programs.
 const (
-	Next     Action = -1 // the kernel goes on with it
+	Next     Action = -1 // to the kernel
 	Drop     Action = 2
 	Redirect Action = 7
 )
@@ -159,7 +160,7 @@ type Verdict struct {
 	Packet Packet // as it goes on
 }
 
-// Counters are totals since the beginning.
+// Counters are totals since the instance began.
 type Counters struct {
 	Overloads, Remaps, Reclaimed, RefusedFull, RefusedQuota uint64
 	DroppedEarly                                            uint64
@@ -173,10 +174,10 @@ type NAT struct {
 	Counters
 	Now       uint64
 	Random    func() uint32
-	Busy      func(inbound Tuple) bool // somebody else on the host answers for it
-	Place     func(inbound Tuple) int  // of its note among those of packets that INPUT let through
-	Uplink    Addr                     // the uplink's address as it was told
-	Route     Addr                     // the source the kernel chooses now; 0: no route
+	Busy      func(inbound Tuple) bool // whether somebody else on the host receives this tuple
+	Place     func(inbound Tuple) int  // slot of its note among the packets that INPUT let through
+	Uplink    Addr                     // the configured address of the uplink
+	Route     Addr                     // the source that the kernel chooses now; 0: no route
 	Lease     uint64                   // 0: no routed fast path
 	RevokedAt uint64
 	Networks  []*Network
@@ -185,18 +186,18 @@ type NAT struct {
 	flows  map[Tuple]*entry
 	slots  []slot
 	free   queue[int]      // slots given back
-	fresh  int             // slots never used start here
+	fresh  int             // first slot never used
 	hand   int             // next slot to sweep
-	closed [2]queue[int]   // slots of sessions that are over, longest first
+	closed [2]queue[int]   // slots of closed sessions, oldest first
 	waits  queue[*session] // begun outside, oldest first
 	ports  [3][]port
 	unused [3]pool // free ports
 	binds  map[bind]int
 	peers  map[peer]int
-	passed map[int]Tuple // let through by INPUT, not answered yet
+	passed map[int]Tuple // let through by INPUT and not answered yet
 }
 
-// New makes an empty NAT.
+// New returns an empty NAT.
 func New(cfg Config) *NAT {
 	n := &NAT{
 		Config: cfg, Devices: map[int]*Device{}, flows: map[Tuple]*entry{}, slots: make([]slot, cfg.FlowsMax),
@@ -222,7 +223,7 @@ func (n *NAT) network(a Addr) *Network {
 	return nil
 }
 
-// queue is first in, first out.
+// queue is a FIFO.
 type queue[T any] struct {
 	items []T
 	head  int

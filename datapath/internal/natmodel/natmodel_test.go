@@ -11,7 +11,7 @@ const (
 	public  Addr = 0xc6336401
 )
 
-// small is a NAT of few ports and slots with two containers.
+// small returns a NAT of few ports and slots with two containers.
 func small(policy Policy) (*NAT, []*Device) {
 	cfg := Config{
 		HZ: 100, FlowsMax: 12, FlowsQuota: 9, PortsQuota: 6, HalfQuota: 3, WaitingMax: 2, First: 10000, Count: 8,
@@ -37,7 +37,7 @@ func udp(port uint16) Packet {
 	return Packet{Kind: Ports, Proto: UDP, Src: inside, Dst: outside, SPort: port, DPort: 9999, TTL: 64}
 }
 
-// answer is what comes back to a packet as it left.
+// answer returns the answer to a packet as it left.
 func answer(p Packet) Packet {
 	p.Src, p.Dst, p.SPort, p.DPort = p.Dst, p.Src, p.DPort, p.SPort
 	if p.Kind == EchoRequest {
@@ -120,7 +120,7 @@ func TestExhaustion(t *testing.T) {
 
 func TestNoLeaseOutlivesItsSession(t *testing.T) {
 	n, devs := small(Policy{EIF: true})
-	n.Lease = 3000 // longer than the rest of the session
+	n.Lease = 3000 // longer than the session lives
 	p := udp(40000)
 	p.DPort = 53
 	out := n.UplinkOut(1, p, false).Packet

@@ -4,7 +4,7 @@ func next(p Packet) Verdict { return Verdict{Action: Next, Packet: p} }
 
 func drop(why Reason) Verdict { return Verdict{Action: Drop, Reason: why} }
 
-// plain says whether a packet may take the fast path in this direction.
+// plain reports whether a packet may take the fast path in this direction.
 func (p *Packet) plain(out bool) bool {
 	if p.TTL <= 1 {
 		return false
@@ -22,7 +22,7 @@ func (p *Packet) plain(out bool) bool {
 
 func (n *NAT) leased(e *entry) bool { return e.granted > n.RevokedAt && n.Now-e.granted < e.lease }
 
-// grant lets a direction of a session use the fast path for a while, now that
+// grant lets a direction of a session use the fast path for a while, because
 // the kernel has let a packet through to the last hook.
 func (n *NAT) grant(e *entry, macs [12]byte) {
 	if n.Lease == 0 {
@@ -44,7 +44,8 @@ func (n *NAT) hit(e *entry, p Packet) Verdict {
 	return Verdict{Action: Redirect, Packet: e.translate(p)}
 }
 
-// translate rewrites the source of an outbound packet, or the destination.
+// translate rewrites the source of an outbound packet, or the destination of an
+// inbound one.
 func (e *entry) translate(p Packet) Packet {
 	if e.out {
 		p.Src, p.SPort = e.s.ext, e.s.eport
@@ -54,7 +55,7 @@ func (e *entry) translate(p Packet) Packet {
 	return p
 }
 
-// PortIn is a packet that a container sends to its gateway.
+// PortIn handles a packet that a container sends to its gateway.
 func (n *NAT) PortIn(d *Device, p Packet) Verdict {
 	if p.Src != d.IP {
 		return drop("spoof_ip")
@@ -71,8 +72,9 @@ func (n *NAT) PortIn(d *Device, p Packet) Verdict {
 	return next(p)
 }
 
-// UplinkOut is a packet that leaves by the uplink; from is the device it came
-// in by, 0 if the host made it. fast: it carries the mark.
+// UplinkOut handles a packet that leaves by the uplink. from is the device by
+// which it came in, or 0 if the host made it. fast: it carries the fast path's
+// mark.
 func (n *NAT) UplinkOut(from int, p Packet, fast bool) Verdict {
 	var net *Network
 	if p.Src != n.Uplink {
@@ -111,7 +113,7 @@ func (n *NAT) containerOut(net *Network, from int, p Packet) Verdict {
 	return v
 }
 
-// DeviceOf is the port with an address, or nil.
+// DeviceOf returns the port with an address, or nil.
 func (n *NAT) DeviceOf(a Addr) *Device {
 	for _, d := range n.Devices {
 		if d.IP == a {
@@ -121,8 +123,9 @@ func (n *NAT) DeviceOf(a Addr) *Device {
 	return nil
 }
 
-// live is the outbound entry of a tuple, if it still holds: one of another
-// owner, with another external address (ext; 0: any) or past its time is removed.
+// live returns the outbound entry of a tuple if it is valid. It removes an
+// entry that has expired, has another owner, or has an external address other
+// than ext (0: any).
 func (n *NAT) live(t Tuple, d *Device, ext Addr) *entry {
 	e := n.flows[t]
 	if e == nil || !e.out {
@@ -135,7 +138,8 @@ func (n *NAT) live(t Tuple, d *Device, ext Addr) *entry {
 	return nil
 }
 
-// snat is a container's packet at the uplink; forwarded: it came over its bridge.
+// snat handles a container's packet at the uplink. forwarded: it came over the
+// container's bridge.
 func (n *NAT) snat(d *Device, p Packet, forwarded bool) Verdict {
 	if p.Kind != Ports && p.Kind != EchoRequest {
 		return drop("unsupported")
@@ -172,7 +176,8 @@ func (n *NAT) snat(d *Device, p Packet, forwarded bool) Verdict {
 	return next(e.translate(p))
 }
 
-// hostOut is a packet of the host, or of another NAT on its address.
+// hostOut handles a packet of the host, or of another NAT on the host's
+// address.
 func (n *NAT) hostOut(from int, p Packet) Verdict {
 	if p.Kind == Error {
 		return n.errorOut(from, p)
@@ -181,7 +186,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 		return next(p)
 	}
 	rst := p.Flags&RST != 0
-	// A RST without ACK answers a segment that nobody wanted.
+	// A RST without ACK answers an unwanted segment.
 	if rst && from == 0 && p.Flags&ACK == 0 && n.stackRefuses(p.Tuple().Reversed()) {
 		return drop("foreign")
 	}
@@ -199,7 +204,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 			return next(p)
 		}
 		n.create(&wish{fwd: p.Tuple(), ext: p.Src, moved: true})
-		if e = n.flows[p.Tuple()]; e == nil { // the host goes first
+		if e = n.flows[p.Tuple()]; e == nil { // the host takes precedence
 			if ours = n.flows[reverse(p.Tuple(), p.Src, p.SPort)]; ours != nil {
 				n.freeSession(ours.s)
 			}
@@ -211,13 +216,13 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 	return next(e.translate(p))
 }
 
-// movable says whether a session goes on from another port: no host's, and no
-// established connection.
+// movable reports whether a session may continue on another port: not a host's,
+// and not an established connection.
 func (s *session) movable() bool {
 	return s.dev != nil && (s.fwd.Proto != TCP || !s.bits.established() || s.bits.closed())
 }
 
-// move gives a session another external port; one that is over only ends.
+// move gives a session another external port. A closed session ends instead.
 func (n *NAT) move(s *session) {
 	over := s.bits.closed() || s.bits&Inbound != 0
 	n.freeSession(s)
@@ -226,7 +231,7 @@ func (n *NAT) move(s *session) {
 	}
 }
 
-// inbound is the entry under which a packet from outside is let in.
+// inbound returns the entry under which a packet from outside is let in.
 func (n *NAT) inbound(t Tuple) *entry {
 	e := n.flows[t]
 	if e == nil || e.out || n.expired(e.s) || n.gone(e.s) {
@@ -235,7 +240,7 @@ func (n *NAT) inbound(t Tuple) *entry {
 	return e
 }
 
-// UplinkIn is a packet from outside.
+// UplinkIn handles a packet from outside.
 func (n *NAT) UplinkIn(p Packet) Verdict {
 	answer := (p.Kind == Ports || p.Kind == EchoReply) && n.inRange(p.DPort)
 	if e := n.flows[p.Tuple()]; answer && p.plain(false) && e != nil && !e.out && e.s.dev != nil && n.leased(e) && !n.expired(e.s) {
@@ -272,8 +277,9 @@ func (n *NAT) UplinkIn(p Packet) Verdict {
 	return next(p)
 }
 
-// admit makes a session for a first packet from outside if the filter of the
-// mapping on its port lets its sender in; or says why there is no room for it.
+// admit makes a session for the first packet from outside, if the mapping on
+// its port lets the sender in. It returns the reason if there is no room for
+// the session.
 func (n *NAT) admit(p Packet) Reason {
 	if p.Kind != Ports || p.Proto == TCP && p.Flags&(SYN|ACK|FIN|RST) != SYN || n.network(p.Src) != nil {
 		return ""
@@ -295,8 +301,8 @@ func (n *NAT) admit(p Packet) Reason {
 	return n.create(&wish{fwd: fwd, ext: p.Dst, dev: m.dev, policy: net.Policy, inbound: true})
 }
 
-// PortOut is a packet from the uplink that the kernel delivers to a container:
-// the inbound direction may be fast from now on.
+// PortOut handles a packet from the uplink that the kernel delivers to a
+// container. From now on the inbound direction may be fast.
 func (n *NAT) PortOut(d *Device, p Packet) {
 	if p.Kind != Ports && p.Kind != EchoReply {
 		return

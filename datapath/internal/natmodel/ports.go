@@ -3,9 +3,9 @@ package natmodel
 import "slices"
 
 const (
-	maxTries   = 8   // ports looked at by one allocation that are told apart
+	maxTries   = 8   // most looks of one allocation that are counted separately
 	maxLooks   = 512 // free ports looked at by one allocation
-	preferred  = 6   // of those, as long as a neighbour's are passed over
+	preferred  = 6   // the first of these, in which a neighbour's ports are passed over
 	shareTries = 16  // ports looked at for sharing
 )
 
@@ -13,14 +13,14 @@ const (
 type port struct {
 	taken, free bool
 	refs        int
-	owner       bind // whose it is, if taken
+	owner       bind // owner of the port if taken
 	dev         *Device
-	bound       bool   // its owner has it for every destination
-	notedAt     uint64 // used beside any mapping, since a mapping took it
-	usedAt      uint64 // its owner last sent something (EIF and ADF), or gave it back
+	bound       bool   // the owner uses it for every destination
+	notedAt     uint64 // last use without a mapping, since a mapping took it
+	usedAt      uint64 // when its owner last sent (EIF and ADF), or when it was released
 }
 
-// bind is a mapping's inside: (protocol, address, source port).
+// bind is the inside of a mapping: protocol, address and source port.
 type bind struct {
 	proto Proto
 	ip    Addr
@@ -43,22 +43,23 @@ func (n *NAT) portOf(p Proto, off int) *port { return &n.ports[p.class()][off] }
 
 func (n *NAT) noted(p *port) bool { return p.notedAt != 0 && n.Now-p.notedAt < n.Hold*n.HZ }
 
-// clear says whether nobody else on the host uses ext:port towards the remote of fwd.
+// clear reports whether nobody else on the host uses ext:port towards the
+// remote of fwd.
 func (n *NAT) clear(fwd Tuple, ext Addr, off int) bool {
 	return !n.Busy(reverse(fwd, ext, n.First+uint16(off)))
 }
 
-// rests says whether the port was given back less than the hold time ago.
+// rests reports whether the port was released less than the hold time ago.
 func (n *NAT) rests(p *port) bool { return p.usedAt != 0 && n.Now-p.usedAt < n.Hold*n.HZ }
 
-// pool are the free ports of a class: first ripe ones, whose hold is over, then
-// the others in the order of their release.
+// pool holds the free ports of a class: first the ripe ones, whose hold time is
+// over, then the others in order of release.
 type pool struct {
 	free []int
 	ripe int
 }
 
-// remove takes out what stands at a place, which the first one gets.
+// remove takes out the port at a place. The first port moves there.
 func (q *pool) remove(place int) (off int) {
 	off, q.free[place] = q.free[place], q.free[0]
 	q.free = q.free[1:]
@@ -73,8 +74,9 @@ func (q *pool) first(off int) {
 
 func (q *pool) last(off int) { q.free = append(q.free, off) }
 
-// draw takes a port at random from those that are ripe, or, if these are fewer
-// than half of all, from the half released first; never from the last keep.
+// draw takes a port at random. It chooses among the ripe ones or, if these are
+// fewer than half of all, among the half that was released first. It never
+// takes one of the last keep ports.
 func (q *pool) draw(chance uint32, keep int) (int, bool) {
 	window := min(max(q.ripe, (len(q.free)+1)/2), len(q.free)-keep)
 	if window <= 0 {
@@ -83,8 +85,10 @@ func (q *pool) draw(chance uint32, keep int) (int, bool) {
 	return q.remove(int(uint64(chance) * uint64(window) >> 32)), true
 }
 
-// takePort takes a free port for w: its own if it lies in the range, is free and
-// not on hold after another container's use, else one at random, a neighbour's last.
+// takePort takes a free port for w. It prefers w's own source port, if that
+// lies in the range, is free, and is not on hold after use by another
+// container. Otherwise it takes one at random. It avoids a neighbour's ports at
+// first.
 func (n *NAT) takePort(w *wish) (int, bool) {
 	fwd, ext := w.fwd, w.ext
 	class := fwd.Proto.class()
@@ -135,7 +139,7 @@ func (n *NAT) takePort(w *wish) (int, bool) {
 	return 0, false
 }
 
-// putPort takes one session off a port; the last one releases it.
+// putPort releases a port for one session. The last session frees it.
 func (n *NAT) putPort(proto Proto, off int) {
 	p := n.portOf(proto, off)
 	p.refs--

@@ -1,23 +1,23 @@
 package natmodel
 
-// Bits are what is known of a session: enum fbr_sess_bits.
+// Bits describe a session: enum fbr_sess_bits.
 type Bits uint32
 
 // The bits.
 const (
 	Replied   Bits = 2
-	Assured   Bits = 4 // who began it has sent again after an answer
+	Assured   Bits = 4 // the initiator has sent again after an answer
 	FinOut    Bits = 8
 	FinIn     Bits = 16
 	Reset     Bits = 32
-	Shared    Bits = 128 // on a port that it does not own
+	Shared    Bits = 128 // on a port that the source does not own
 	OfHost    Bits = 256
 	Inbound   Bits = 512   // made by a packet from outside
 	OutOnly   Bits = 1024  // only outbound packets keep it alive
 	Contacted Bits = 2048  // counted in peers
-	HalfOpen  Bits = 4096  // counted in its port's quota
-	Waiting   Bits = 16384 // begun outside and not assured, in nobody's quota
-	ResetIn   Bits = 32768 // established, then ended by nothing but the remote's RST
+	HalfOpen  Bits = 4096  // counted in its container's quota of half-open connections
+	Waiting   Bits = 16384 // begun outside and not assured, in no quota
+	ResetIn   Bits = 32768 // established, then ended only by the remote's RST
 )
 
 func (b Bits) established() bool { return b&(Replied|Assured) == Replied|Assured }
@@ -26,17 +26,18 @@ func (b Bits) bothFins() bool { return b&(FinOut|FinIn) == FinOut|FinIn }
 
 func (b Bits) closed() bool { return b&(Reset|ResetIn) != 0 || b.bothFins() }
 
-// doubted: only a RST from outside says that it is over.
+// doubted reports whether only a RST from outside says that the connection is
+// over.
 func (b Bits) doubted() bool { return b&ResetIn != 0 && b&Reset == 0 && !b.bothFins() }
 
 const (
 	grace      = 2   // seconds between expiry and reclaim by the sweep
-	sweepSlots = 256 // slots of one pass
+	sweepSlots = 256 // slots per pass
 	probes     = 64  // slots looked at when none is free
 	roomTries  = 64  // queued sessions looked at to make room for one
-	waitTrim   = 2   // queued sessions thrown out by one that is queued
+	waitTrim   = 2   // queued sessions removed per session queued
 
-	firstWindow = 65536 // bytes that a container sends before it hears of its client
+	firstWindow = 65536 // bytes that a container sends before the client's first ACK
 )
 
 // entry is one direction of a session.
@@ -64,8 +65,8 @@ const (
 	inward
 )
 
-// slot is a place in the table. Its places in the queues of closed sessions
-// outlive its session.
+// slot is a place in the table. Its entries in the queues of closed sessions
+// outlive the session.
 type slot struct {
 	s      *session
 	queued [2]bool
@@ -105,7 +106,7 @@ func (n *NAT) timeout(s *session) uint64 {
 	return n.ICMPQuery
 }
 
-// end is when the session ends unless a packet comes.
+// end returns when the session ends unless a packet comes.
 func (n *NAT) end(s *session) uint64 {
 	seen := s.entry[outbound].seen
 	if s.bits&OutOnly == 0 {
@@ -116,7 +117,7 @@ func (n *NAT) end(s *session) uint64 {
 
 func (n *NAT) expired(s *session) bool { return n.end(s) <= n.Now }
 
-// gone says whether the session's container has left.
+// gone reports whether the session's container has left.
 func (n *NAT) gone(s *session) bool { return s.dev != nil && n.Devices[s.dev.Ifindex] != s.dev }
 
 func (n *NAT) freeSession(s *session) {
@@ -147,9 +148,9 @@ func (n *NAT) freeSession(s *session) {
 	n.free.push(s.slot)
 }
 
-// reap frees a slot's session if it has been dead for so long. pressed: an
-// established connection may be over that has been idle for as long as a half-closed
-// one may be.
+// reap frees a slot's session if it has been dead for the grace time. With
+// pressed, an established connection counts as dead when it has been idle for
+// the timeout of a half-closed one.
 func (n *NAT) reap(i int, grace uint64, pressed bool) bool {
 	s := n.slots[i].s
 	if s == nil {
@@ -166,8 +167,9 @@ func (n *NAT) reap(i int, grace uint64, pressed bool) bool {
 	return true
 }
 
-// acknowledged says whether p, if it is of a client from outside, acknowledges what the
-// container has answered it; the container's SYN-ACK is noted.
+// acknowledged reports whether p, from a client outside, acknowledges what the
+// container has answered. It reports true for other packets. It notes the
+// container's SYN-ACK.
 func (s *session) acknowledged(p *Packet, out bool) bool {
 	switch {
 	case p.Proto != TCP || s.bits&Inbound == 0:
@@ -179,10 +181,10 @@ func (s *session) acknowledged(p *Packet, out bool) bool {
 	return true
 }
 
-// track notes what a packet tells about its session.
+// track updates a session from a packet.
 //
-// A session that closes lives for the closing time from then on, however long it
-// was idle, but no longer than it would have.
+// A session that closes lives for the closing time from then on, however long
+// it was idle, but no longer than it would have lived.
 func (n *NAT) track(s *session, p *Packet, out bool) {
 	var set Bits
 	answers := out == (s.bits&Inbound != 0)
@@ -203,7 +205,7 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 		case p.Flags&RST != 0:
 			set = Reset
 		case p.Flags&SYN != 0:
-			if !answers && p.Flags&ACK == 0 && s.bits.closed() { // the tuple is used again
+			if !answers && p.Flags&ACK == 0 && s.bits.closed() { // the tuple is reused
 				s.bits &^= Reset | ResetIn | FinOut | FinIn | Replied | Assured
 			}
 		default:
@@ -222,7 +224,7 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 		e.seen = max(e.seen, min(n.end(s), n.Now+closing)-closing)
 	}
 	brief := p.Proto == UDP && s.fwd.DPort == 53 && s.bits&(Inbound|Assured) == 0
-	if set&Replied != 0 && s.bits&Replied == 0 && (s.bits&Waiting != 0 || brief) { // the next packet of who began is to be seen
+	if set&Replied != 0 && s.bits&Replied == 0 && (s.bits&Waiting != 0 || brief) { // the initiator's next packet must be seen
 		if out {
 			s.entry[inward].granted = 0
 		} else {
@@ -249,7 +251,7 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 	}
 }
 
-// The queues of sessions that are over.
+// The queues of closed sessions.
 const (
 	certain = iota
 	doubted
@@ -266,13 +268,15 @@ func (n *NAT) pushClosed(i int) {
 	}
 }
 
-// makeRoom gives up closed sessions of a device (nil: anybody's) until one more
-// session fits, or one more port; last: also those that may live.
+// makeRoom removes closed sessions of a device (nil: of any) until one more
+// session, or one more port, fits. With last, it also removes doubted ones,
+// which may be alive.
 func (n *NAT) makeRoom(dev *Device, wantPort, last bool) bool {
 	return n.giveUp(dev, wantPort, certain) || last && n.giveUp(dev, wantPort, doubted)
 }
 
-// giveUp is makeRoom from one queue. A session that closed less than 20 ms ago rests.
+// giveUp is makeRoom for one queue. It leaves alone sessions that closed less
+// than 20 ms ago.
 func (n *NAT) giveUp(dev *Device, wantPort bool, which int) bool {
 	made := false
 	for range roomTries {
@@ -299,7 +303,7 @@ func (n *NAT) giveUp(dev *Device, wantPort bool, which int) bool {
 	return made
 }
 
-// dropEarly gives up the oldest session that waits.
+// dropEarly removes the oldest waiting session.
 func (n *NAT) dropEarly() bool {
 	for range roomTries {
 		s, ok := n.waits.pop()
@@ -317,7 +321,7 @@ func (n *NAT) dropEarly() bool {
 
 func (n *NAT) stillWaits(s *session) bool { return n.slots[s.slot].s == s && s.bits&Waiting != 0 }
 
-// wait queues a session that was begun outside.
+// wait queues a session that began outside.
 func (n *NAT) wait(s *session) {
 	for range waitTrim {
 		if head, ok := n.waits.peek(); !ok || n.stillWaits(head) {
@@ -331,7 +335,8 @@ func (n *NAT) wait(s *session) {
 	n.waits.push(s)
 }
 
-// sweep looks at so many slots from the hand on; says whether one came free.
+// sweep looks at so many slots from the hand on. It reports whether one became
+// free.
 func (n *NAT) sweep(slots int, pressed bool) bool {
 	found := false
 	for range min(slots, n.fresh) {
@@ -361,7 +366,7 @@ func (n *NAT) Sweep() {
 	}
 }
 
-// takeSlot is a free slot, or false.
+// takeSlot returns a free slot. It reports false if there is none.
 func (n *NAT) takeSlot() (int, bool) {
 	for range 2 {
 		if i, ok := n.free.pop(); ok {
@@ -378,7 +383,7 @@ func (n *NAT) takeSlot() (int, bool) {
 	return n.free.pop()
 }
 
-// Flush ends the sessions of a device, or all (nil).
+// Flush ends the sessions of a device, or all sessions (nil).
 func (n *NAT) Flush(dev *Device) {
 	for i := range n.slots {
 		if s := n.slots[i].s; s != nil && (dev == nil || s.dev == dev) {

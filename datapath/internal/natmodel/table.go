@@ -1,19 +1,20 @@
 package natmodel
 
-// Session is a live session as others see it.
+// Session is a live session as seen from outside the package.
 type Session struct {
 	Fwd     Tuple
 	Ext     Addr
 	EPort   uint16
 	Bits    Bits
-	Ifindex int       // of its port; 0: the host's
+	Ifindex int       // of its port; 0: of the host
 	ISN     uint32    // begun outside: sequence number of the SYN-ACK
 	Seen    [2]uint64 // outbound, inbound
 	Granted [2]uint64 // 0: no lease
-	Lease   [2]uint64 // of a granted one
+	Lease   [2]uint64 // duration of a granted lease
 }
 
-// Port is an external port as others see it; the owner only if it is taken.
+// Port is an external port as seen from outside the package. The owner is set
+// only if the port is taken.
 type Port struct {
 	Taken, Free, Bound bool
 	Refs               int
@@ -27,15 +28,15 @@ type Port struct {
 type Table struct {
 	Sessions map[int]Session // by slot
 	Ports    [3][]Port
-	Free     [3][]int      // in the order in which they stand
-	Ripe     [3]int        // so many of them first
-	Binds    map[Tuple]int // Src, SPort, Proto: offset in the range
-	Peers    map[Tuple]int // DPort: offset, Proto: class, Src: the address; sessions
+	Free     [3][]int      // in queue order
+	Ripe     [3]int        // number of ripe ports at the head
+	Binds    map[Tuple]int // key: Src, SPort, Proto; value: offset in the range
+	Peers    map[Tuple]int // key: DPort is the offset, Proto the class, Src the address; value: sessions
 	Usage    map[int]Usage
 	Counters Counters
 }
 
-// Table returns a copy of everything.
+// Table returns a copy of all state.
 func (n *NAT) Table() Table {
 	t := Table{
 		Sessions: map[int]Session{}, Binds: map[Tuple]int{}, Peers: map[Tuple]int{}, Usage: map[int]Usage{},
@@ -92,7 +93,8 @@ func (p *port) view() Port {
 	return v
 }
 
-// Slot returns the session in a slot, modulo the slots used so far; false if it is free.
+// Slot returns the session in a slot, modulo the slots used so far. It reports
+// false if the slot is free.
 func (n *NAT) Slot(i int) (Session, bool) {
 	if n.fresh == 0 {
 		return Session{}, false
@@ -104,5 +106,5 @@ func (n *NAT) Slot(i int) (Session, bool) {
 	return s.view(), true
 }
 
-// IsOutside says whether an address is in none of the networks.
+// IsOutside reports whether an address belongs to none of the networks.
 func (n *NAT) IsOutside(a Addr) bool { return n.network(a) == nil }
