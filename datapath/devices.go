@@ -55,7 +55,7 @@ func (d *Datapath) SetNetwork(n Network) error {
 	}); err != nil {
 		return err
 	}
-	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: n.NAT.flags()}
+	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: n.NAT.flags(), Broadcast: broadcast(n.Subnet)}
 	if n.Masquerade {
 		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE
 	}
@@ -67,6 +67,17 @@ func (d *Datapath) SetNetwork(n Network) error {
 		return fmt.Errorf("adding subnet %s: %w", n.Subnet, err)
 	}
 	return nil
+}
+
+// broadcast returns a subnet's broadcast address in network byte order, 0 if it has none
+// (RFC 3021).
+func broadcast(subnet netip.Prefix) uint32 {
+	if subnet.Bits() > 30 {
+		return 0
+	}
+	a := subnet.Masked().Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|^uint32(0)>>subnet.Bits())
+	return be32(netip.AddrFrom4(a))
 }
 
 // DeleteNetwork removes the network of a bridge. Its ports must be gone. It

@@ -51,6 +51,22 @@ func TestErrorsFromOutsideReachTheContainer(t *testing.T) {
 	}
 }
 
+// Who writes an error may be any router outside, but nobody in a network of ours.
+func TestErrorsFromOutsideAreNoNeighbours(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	h.gatewayUp(t, h.bridge, "172.30.0.1/16")
+	for name, f := range h.samples() {
+		quoted := translated(h.routed(f), h.open(t, f)).IP(t)
+		for _, src := range []string{"172.30.0.77", "172.30.255.255", "172.31.0.2"} {
+			h.wantDrop(t, h.uplink.Ifindex, "martian", func() result {
+				t.Logf("%s, %s", name, src)
+				return h.uplinkIn(t, testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: mustAddr(src), Dst: extAddr,
+					ICMP: &testutil.ICMPError{Type: 3, Code: 1, Inner: quoted}}.Bytes(t))
+			})
+		}
+	}
+}
+
 func TestErrorsFromInsideLeaveTranslated(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	for name, f := range h.samples() {

@@ -131,9 +131,10 @@ type injectedFbrNear struct {
 }
 
 type injectedFbrNet struct {
-	_      structs.HostLayout
-	Bridge uint32
-	Flags  uint32
+	_         structs.HostLayout
+	Bridge    uint32
+	Flags     uint32
+	Broadcast uint32
 }
 
 type injectedFbrNetKey struct {

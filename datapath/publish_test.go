@@ -3,7 +3,10 @@ package datapath
 import (
 	"encoding/binary"
 	"net/netip"
+	"os"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/fastbr/fastbr/internal/testutil"
 )
@@ -125,6 +128,42 @@ func TestPublicationLetsInNobodyElse(t *testing.T) {
 		return h.uplinkIn(t, h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("127.0.0.1") }).Bytes(t))
 	})
 	h.wantHost(t, "an address that is not the host's", h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("198.51.100.9") }))
+}
+
+// gatewayUp gives a bridge its address, so that the kernel has its routes.
+func (h *harness) gatewayUp(t *testing.T, bridge int, addr string) {
+	t.Helper()
+	h.ns.Do(t, func() {
+		l, err := netlink.LinkByIndex(bridge)
+		check(t, err)
+		a, err := netlink.ParseAddr(addr)
+		check(t, err)
+		check(t, netlink.AddrAdd(l, a))
+		check(t, netlink.LinkSetUp(l))
+		check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	})
+}
+
+// A network's broadcast address, which the kernel takes for its own, is no address of the
+// host: no published port answers there, not to outside and not to another network.
+func TestNobodyAnswersByABroadcastAddress(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	h.gatewayUp(t, h.bridge2, "172.31.0.1/16")
+	check(t, h.Publish(h.publication(true)))
+	broadcast := mustAddr("172.31.255.255")
+	h.wantDrop(t, h.uplink.Ifindex, "direct", func() result {
+		return h.uplinkIn(t, h.client("udp", 8083).With(func(f *testutil.Frame) { f.Dst = broadcast }).Bytes(t))
+	})
+	h.wantDrop(t, h.c2.Ifindex, "isolated", func() result {
+		return h.portInOf(t, h.c2, h.udpOf(h.c2, broadcast.String(), 8083))
+	})
+	// The gateway's own is the host's.
+	if got := h.portInOf(t, h.c2, h.udpOf(h.c2, "172.31.0.1", 8083)); got.verdict != next {
+		t.Errorf("the gateway: verdict %d", got.verdict)
+	}
+	if got := h.uplinkIn(t, h.client("udp", 8083).With(func(f *testutil.Frame) { f.Dst = mustAddr("172.31.0.1") }).Bytes(t)); got.verdict != next {
+		t.Errorf("the gateway, from outside: verdict %d", got.verdict)
+	}
 }
 
 // A server that speaks again after its flow has gone must not do so from a

@@ -151,9 +151,10 @@ type tcFbrNear struct {
 }
 
 type tcFbrNet struct {
-	_      structs.HostLayout
-	Bridge uint32
-	Flags  tcFbrNetFlags
+	_         structs.HostLayout
+	Bridge    uint32
+	Flags     tcFbrNetFlags
+	Broadcast uint32
 }
 
 type tcFbrNetFlags uint32

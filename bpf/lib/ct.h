@@ -8,6 +8,7 @@
 #include "../include/bpf/bpf_helpers.h"
 #include "config.h"
 #include "kctx.h"
+#include "maps.h"
 #include "parse.h"
 #include "types.h"
 
@@ -81,8 +82,8 @@ static __always_inline bool fbr_ct_led(struct sk_buff *k)
 
 /* Whether a container's packet answers a connection that a rule of the host leads to the
  * container (DNAT), or is an ICMP error about one. Connection tracking has not seen the
- * packet yet. A later fragment has no ports: the kernel drops it unless the first one
- * came, and fbr_guard sees the reassembled packet.
+ * packet yet. An internal network is closed to answers, too. A later fragment has no ports:
+ * the kernel drops it unless the first one came, and fbr_guard sees the reassembled packet.
  */
 __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 {
@@ -91,9 +92,13 @@ __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 	struct fbr_flow_key k;
 	struct fbr_pkt p, in;
 	struct nf_conn *ct;
+	struct fbr_net *n;
 	bool led;
 
 	if (!cfg_conntrack || fbr_parse(skb, &p))
+		return false;
+	n = fbr_net_get(p.daddr);
+	if (!n || (n->flags & FBR_NET_INTERNAL))
 		return false;
 	if (p.frag & FBR_FRAG_LATER)
 		return true;

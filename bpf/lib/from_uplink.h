@@ -78,7 +78,8 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		return TCX_NEXT; /* counted when it came */
 	why = FBR_FOREIGN;
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
-		why = fbr_icmp_error_in(skb, &pkt);
+		why = fbr_martian(skb, u, pkt.saddr, pkt.daddr) ? FBR_MARTIAN
+								: fbr_icmp_error_in(skb, &pkt);
 	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
 		   pkt.saddr != pkt.daddr && /* a hairpin's sessions are not for outside */
 		   (fbr_in_range(c, pkt.dport) || c->published)) {

@@ -110,7 +110,8 @@ __fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, __
 	if (br && br->ip == addr)
 		return true;
 	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) ==
-	       BPF_FIB_LKUP_RET_NOT_FWDED;
+		       BPF_FIB_LKUP_RET_NOT_FWDED &&
+	       !fbr_net_broadcast(addr);
 }
 
 /* A container's ICMP error about a hairpinned packet that it got: gives it the

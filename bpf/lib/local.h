@@ -12,8 +12,9 @@
 #include "maps.h"
 
 /* What bpf_fib_lookup() says to a packet for an address that comes in by a device:
- * BPF_FIB_LKUP_RET_NOT_FWDED is the host's own, on whatever device it has it,
- * FWD_DISABLED no answer (the device's "forwarding" is 0).
+ * BPF_FIB_LKUP_RET_NOT_FWDED is what the kernel takes for itself, on whatever device,
+ * FWD_DISABLED no answer (the device's "forwarding" is 0). The kernel takes broadcasts, too,
+ * and does not tell them from the host's addresses: see fbr_net_broadcast().
  */
 static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, __be32 addr)
 {
@@ -31,10 +32,21 @@ __fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 ad
 	return fbr_fib_ask(skb, ifindex, addr);
 }
 
-/* Whether the kernel takes packets to an address for itself. */
-static __always_inline bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+/* Whether an address is a network's broadcast address: nobody sends from it, and nobody is
+ * asked by it.
+ */
+static __always_inline bool fbr_net_broadcast(__be32 addr)
 {
-	return fbr_fib_verdict(skb, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED;
+	struct fbr_net *n = fbr_net_get(addr);
+
+	return n && n->broadcast == addr;
+}
+
+/* Whether an address is the host's: the kernel takes packets to it for itself. */
+__fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+{
+	return fbr_fib_ask(skb, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED &&
+	       !fbr_net_broadcast(addr);
 }
 
 /* The same, sparing the lookup for the uplink's known address. */
@@ -44,15 +56,16 @@ static __always_inline bool fbr_is_local(struct __sk_buff *skb, const struct fbr
 	return u && (addr == u->ip || fbr_delivers(skb, u->ifindex, addr));
 }
 
-/* Whether an address lies in a network's subnet without being a container's or
- * the bridge's.
+/* Whether an address lies in a network's subnet without being a container's, the
+ * bridge's, or the broadcast address.
  */
 static __always_inline bool fbr_net_unused(__be32 addr)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 	struct fbr_dev *br = n ? fbr_dev_get(n->bridge) : NULL;
 
-	return br && br->ip != addr && !bpf_map_lookup_elem(&fbr_hosts, &addr);
+	return br && br->ip != addr && n->broadcast != addr &&
+	       !bpf_map_lookup_elem(&fbr_hosts, &addr);
 }
 
 /* Whether an address in a network's subnet is the host's all the same: a device

@@ -86,6 +86,7 @@ enum fbr_net_flags {
 struct fbr_net {
 	__u32 bridge; /* ifindex */
 	enum fbr_net_flags flags;
+	__be32 broadcast; /* 0: the subnet has none */
 };
 
 struct fbr_fdb_key {

@@ -249,6 +249,9 @@ func (n *NAT) UplinkIn(p Packet) Verdict {
 		}
 	}
 	if p.Kind == Error {
+		if n.network(p.Src) != nil {
+			return drop("martian")
+		}
 		if v, ours := n.errorIn(p); ours {
 			return v
 		}
