@@ -19,7 +19,7 @@ func steps(t *testing.T) int {
 	t.Helper()
 	s := os.Getenv("FASTBR_MODEL_STEPS")
 	if s == "" {
-		return 1_000_000
+		return 300_000
 	}
 	n, err := strconv.Atoi(s)
 	check(t, err)
