@@ -13,14 +13,14 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// opened are the hooks in which rules of ours let packets through.
+// opened are the hooks that our accept rules are in.
 var opened = []hook{forwarding, localIn}
 
-// Ensure lets the networks' packets through where the host drops what no rule
-// accepts: what is forwarded for them, and their questions for names. Its rules come
-// behind all of the user's rules, before what drops the rest. dockerd, ufw and others
-// set that whenever they start, and append rules of their own. In firewalld it puts
-// the bridges in a zone. say is told what was done.
+// Ensure lets the networks' packets through where the host drops what no rule accepts:
+// forwarded packets, and the containers' questions for names. Its rules come behind all
+// of the user's rules and before what drops the rest. dockerd, ufw and others set such
+// a policy whenever they start, and append rules of their own. Where firewalld runs,
+// Ensure puts the bridges in a zone. say is told what was done.
 func Ensure(networks []Network, say func(format string, args ...any)) error {
 	rs, err := read()
 	if err != nil {
@@ -42,7 +42,7 @@ func Ensure(networks []Network, say func(format string, args ...any)) error {
 	return rs.err
 }
 
-// acceptIn puts a network's rules where they belong in a base chain and what it
+// acceptIn puts a network's rules in their place in a base chain, or in a chain that it
 // jumps to.
 func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error {
 	tail := rs.tail(c, jumpsDeep)
@@ -70,7 +70,7 @@ func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error
 			return fmt.Errorf("adding accept rules to %s: %w", at.chain, err)
 		}
 	}
-	// Numbers behind the new rules have grown by as many.
+	// The new rules move every rule behind them.
 	for i := range stray {
 		if stray[i].chain == at.chain && stray[i].at >= at.at {
 			stray[i].at += len(missing)
@@ -82,8 +82,9 @@ func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error
 	return rs.forget(c.table)
 }
 
-// ours are which of a network's rules for a hook are not right before a place, and
-// which rules of its are elsewhere in the table.
+// ours compares a network's rules for a hook with those right before a place. missing
+// is what no rule there accepts, stray are the network's rules anywhere else in the
+// table.
 func (rs *ruleset) ours(at place, n Network, h hook) (missing []pass, stray []place) {
 	missing = n.wanted(h)
 	first := at.at
@@ -106,7 +107,7 @@ func (rs *ruleset) ours(at place, n Network, h hook) (missing []pass, stray []pl
 	return missing, stray
 }
 
-// markStart begins the comment of every rule of ours.
+// markStart is how the comment of each of our rules begins.
 const markStart = "fastbr:"
 
 func isOurs(comment string) bool { return strings.HasPrefix(comment, markStart) }
@@ -117,8 +118,8 @@ func (rs *ruleset) accepts(c *chain, r rule, p pass) bool {
 	return len(out) == 1 && out[0].when == yes && out[0].do == accept
 }
 
-// insert puts a rule at a place, behind some that have been put there since it was
-// read.
+// insert puts a rule at a place. behind is how many rules have been put there since the
+// chain was read.
 func (rs *ruleset) insert(at place, behind int, p pass, comment string) error {
 	if c := at.chain; c.ofIPTables() {
 		args := append([]string{"-t", c.table.name, "-I", c.name, strconv.Itoa(at.at + behind + 1)}, p.iptables()...)
@@ -137,7 +138,8 @@ func (rs *ruleset) insert(at place, behind int, p pass, comment string) error {
 	return rs.conn.Flush()
 }
 
-// delete takes rules away, the last of a chain first, so that numbers stay true.
+// delete deletes rules, the last of a chain first: deleting a rule renumbers those
+// behind it.
 func (rs *ruleset) delete(rules []place) error {
 	slices.SortFunc(rules, func(a, b place) int { return b.at - a.at })
 	for _, p := range rules {
@@ -154,7 +156,7 @@ func (rs *ruleset) delete(rules []place) error {
 	return nil
 }
 
-// forget has a table read anew.
+// forget makes the next look at a table read it again.
 func (rs *ruleset) forget(t table) error {
 	if t.family == legacy {
 		delete(rs.chains, t)
@@ -166,7 +168,7 @@ func (rs *ruleset) forget(t table) error {
 	return nil
 }
 
-// tagged are the rules of a network's in all tables that Ensure adds to.
+// tagged are a network's rules for a hook, in all tables that Ensure adds to.
 func (rs *ruleset) tagged(n Network, h hook) (out []place) {
 	seen := map[table]bool{}
 	for _, c := range rs.base(h, false) {
@@ -185,7 +187,7 @@ func (rs *ruleset) tagged(n Network, h hook) (out []place) {
 	return out
 }
 
-// Remove takes away whatever Ensure has added for a network, wherever it is.
+// Remove deletes whatever Ensure has added for a network, wherever it is.
 func Remove(n Network) error {
 	rs, err := read()
 	if err != nil {

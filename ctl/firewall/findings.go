@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sent is what a network's containers send to anybody by a device, at first.
+// sent is the first packet of a network's containers to any remote, by a device.
 func sent(n Network, by Device) packet {
 	p := anything()
 	p.in, p.out, p.src, p.origSrc = n.Bridge, by, prefix(n.Subnet), prefix(n.Subnet)
@@ -17,7 +17,7 @@ func sent(n Network, by Device) packet {
 	return p
 }
 
-// answered is what anybody sends back to them.
+// answered is the answer of any remote to such a packet.
 func answered(n Network, by Device) packet {
 	p := anything()
 	p.in, p.out, p.dst, p.origSrc = by, n.Bridge, prefix(n.Subnet), prefix(n.Subnet)
@@ -25,8 +25,8 @@ func answered(n Network, by Device) packet {
 	return p
 }
 
-// asks is what a client sends first to a published port, by a device, when it has
-// been translated.
+// asks is the first packet of a client to a published port, by a device, after fastbr
+// has translated it.
 func asks(pub Publication, by Device) packet {
 	p := anything()
 	p.in, p.out, p.dst, p.origDst = by, pub.Bridge, address(pub.Container), address(pub.Container)
@@ -38,19 +38,19 @@ func asks(pub Publication, by Device) packet {
 	return p
 }
 
-// translation is conntrack's status of a packet of which it is known how conntrack
-// has translated it.
+// translation is conntrack's status of a packet whose translation is known: how is a
+// combination of statusSNAT and statusDNAT.
 func translation(how uint32) bits {
 	return bits{native(how).val, native(statusSNAT | statusDNAT).val}
 }
 
-// over is p, of a protocol.
+// over is p with a known protocol.
 func over(p packet, proto byte) packet {
 	p.proto = known(proto)
 	return p
 }
 
-// question is what a network's containers ask the gateway for names, at first.
+// question is a container's first packet of a question for a name to its gateway.
 func question(n Network, proto byte) packet {
 	p := anything()
 	p.in, p.src, p.origSrc = n.Bridge, prefix(n.Subnet), prefix(n.Subnet)
@@ -60,7 +60,7 @@ func question(n Network, proto byte) packet {
 	return p
 }
 
-// reply is what the gateway says to it.
+// reply is the gateway's answer to a question.
 func reply(n Network, proto byte) packet {
 	p := question(n, proto)
 	p.in, p.out, p.src, p.dst = Device{}, n.Bridge, p.dst, p.src
@@ -69,8 +69,8 @@ func reply(n Network, proto byte) packet {
 	return p
 }
 
-// Findings says what the host's filters do with containers' traffic: whether they
-// drop what no rule accepts, and what the user may not want.
+// Findings says what the host's filters do with containers' traffic: whether they drop
+// what no rule accepts, and what else the user may not want.
 func Findings(h Host) ([]Finding, error) {
 	rs, err := read()
 	if err != nil {
@@ -109,7 +109,7 @@ func (rs *ruleset) byDefault(name, what string, h hook) Finding {
 	return f
 }
 
-// condemned are networks, published ports and questions for names that the host's
+// condemned names the networks, published ports and questions for names that the host's
 // filters cut off.
 func (rs *ruleset) condemned(h Host) (out []Finding) {
 	add := func(by *cut, n Network, p pass, kind, what string) bool {
@@ -165,7 +165,7 @@ func (rs *ruleset) condemned(h Host) (out []Finding) {
 	return out
 }
 
-// remedy is what to do about a rule that drops what p would let through.
+// remedy says what to do about a rule that drops what p would let through.
 func (rs *ruleset) remedy(by cut, n Network, p pass, h Host) string {
 	c := by.chain
 	if c.ofFirewalld() {

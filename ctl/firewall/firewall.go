@@ -5,36 +5,37 @@ import (
 	"net/netip"
 )
 
-// Device is a network device. Index 0: not there yet. Addr is an uplink's address.
+// Device is a network device. Index 0 means that it does not exist yet. Addr is the
+// address of an uplink.
 type Device struct {
 	Name  string
 	Index int
 	Addr  netip.Addr
 }
 
-// Network is what a filter must know of a network.
+// Network is what a filter must know about a network.
 type Network struct {
 	Name       string
-	Mark       string // comment of our rules for it begins so
+	Mark       string // how the comment of our rules for it begins
 	Bridge     Device
 	Subnet     netip.Prefix
-	Internal   bool // leads nowhere
+	Internal   bool // nothing leads outside
 	Masquerade bool
 	Resolver   netip.Addr // where its containers ask for names; invalid: nowhere
 }
 
-// Publication is a range of host ports that lead to a container's.
+// Publication is a range of host ports that lead to ports of a container.
 type Publication struct {
 	Bridge      Device
 	HostIP      netip.Addr // invalid: every address of the host
 	First, Last uint16
-	Port        uint16 // that First leads to; the others follow
+	Port        uint16 // where First leads; the others follow
 	Proto       string // "tcp" or "udp"
 	Container   netip.Addr
 	Name        string
 }
 
-// Host is what containers' traffic passes through.
+// Host is everything on the host that containers' traffic passes through.
 type Host struct {
 	Networks  []Network
 	Uplinks   []Device
@@ -46,7 +47,7 @@ type Rule struct {
 	Where   string
 	Bridge  string
 	Network string
-	What    string // it lets through, for a sentence
+	What    string // what it lets through, as part of a sentence
 }
 
 // Finding is something that the user should know.
@@ -56,7 +57,7 @@ type Finding struct {
 	Detail  string
 }
 
-// ways are the uplinks, or one unknown device where there are none.
+// ways are the uplinks, or one unknown device if there are none.
 func (h Host) ways() []Device {
 	if len(h.Uplinks) == 0 {
 		return []Device{{}}

@@ -12,16 +12,17 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// firewalld rejects what comes from a device that is in no zone of its own, and what
-// clients send to its published ports. So our bridges get a zone that accepts, as
-// Docker's have one, and a policy lets others send to it. All of it is also permanent,
-// as nobody may be there to tell firewalld again after a reload.
+// firewalld rejects what comes from a device that is in no zone, and what clients send
+// to published ports. So our bridges get a zone that accepts, as Docker's do, and a
+// policy lets clients send to it. All of it is also permanent: after a reload, nobody
+// may be there to tell firewalld again.
 const (
 	zoneName   = "fastbr"
 	policyName = "fastbr-forwarding"
 )
 
-// What the daemon is told of them (firewalld.dbus(5)).
+// The settings of the zone and the policy, as the daemon takes them
+// (firewalld.dbus(5)).
 var (
 	zoneSettings = map[string]any{"target": "ACCEPT", "short": "fastbr", "forward": true, "masquerade": false,
 		"description": "Bridges of fastbr. Everything is accepted. It goes with the last network, unless it has been changed."}
@@ -30,7 +31,7 @@ var (
 		"description": "Lets others send to fastbr's bridges: to published ports. It goes with the zone fastbr."}
 )
 
-// The daemon on the bus (firewalld.dbus(5)).
+// The daemon's names on the bus (firewalld.dbus(5)).
 const (
 	busName    = "org.fedoraproject.FirewallD1"
 	busPath    = "/org/fedoraproject/FirewallD1"
@@ -40,12 +41,12 @@ const (
 	ofConfig   = busName + ".config"
 )
 
-// daemonPatience is how long a command waits for firewalld in all. A reload takes it
-// a second or two.
+// daemonPatience is how long one command waits for firewalld, over all its calls. A
+// reload takes a second or two.
 const daemonPatience = 30 * time.Second
 
-// ofFirewalld tells that firewalld keeps the chain. It throws rules of others there
-// away whenever it is reloaded, so we add none.
+// ofFirewalld tells whether firewalld keeps the chain. At each reload it throws away
+// what others have added, so we add nothing there.
 func (c *chain) ofFirewalld() bool { return c.table.name == "firewalld" }
 
 // daemon is a firewalld that keeps this namespace's rules.
@@ -55,8 +56,8 @@ type daemon struct {
 	end  func()
 }
 
-// daemon finds the firewalld of this namespace. nil: there is none, or none that can
-// be talked to.
+// daemon finds the firewalld of this namespace. It is nil if there is none, or if it
+// cannot be reached.
 func (rs *ruleset) daemon() *daemon {
 	if rs.chains[table{"inet", "firewalld"}] == nil {
 		return nil
@@ -87,7 +88,7 @@ func sharesNetwork(pid uint32) bool {
 	return err == nil && os.SameFile(own, other)
 }
 
-// call calls a method of the daemon's; out is a pointer to what it returns, or nil.
+// call calls a method of the daemon. out is a pointer to the result, or nil.
 func (d *daemon) call(path dbus.ObjectPath, method string, out any, args ...any) error {
 	c := d.conn.Object(busName, path).CallWithContext(d.ctx, method, dbus.FlagNoAutoStart, args...)
 	err := c.Err
@@ -100,20 +101,20 @@ func (d *daemon) call(path dbus.ObjectPath, method string, out any, args ...any)
 	return nil
 }
 
-// list is what a method returns that takes nothing and returns names.
+// list calls a method that takes nothing and returns names.
 func (d *daemon) list(path dbus.ObjectPath, method string) (names []string, err error) {
 	err = d.call(path, method, &names)
 	return names, err
 }
 
-// zoneOf is the zone that a device has been put in, "" if it is in none.
+// zoneOf is the zone that a device is in, "" if it is in none.
 func (d *daemon) zoneOf(device string) (zone string, err error) {
 	err = d.call(busPath, ofZones+".getZoneOfInterface", &zone, device)
 	return zone, err
 }
 
-// ensureZone puts the networks' bridges in the zone. A bridge that somebody has put
-// in another stays there. Where it fails, Findings says what to do.
+// ensureZone puts the networks' bridges in the zone. A bridge that somebody has put in
+// another zone stays there. If it fails, Findings says what to do.
 func (rs *ruleset) ensureZone(networks []Network, say func(string, ...any)) {
 	d := rs.daemon()
 	if d == nil {
@@ -164,14 +165,14 @@ func (d *daemon) ensure(networks []Network, say func(string, ...any)) error {
 	return nil
 }
 
-// stored is the permanent configuration of a zone or a policy.
+// stored finds the permanent configuration of a zone or a policy.
 func (d *daemon) stored(find, name string) (path dbus.ObjectPath, err error) {
 	err = d.call(configPath, find, &path, name)
 	return path, err
 }
 
-// makeZone makes the zone and the policy, as far as they are missing. firewalld makes
-// such things permanent only, and loads them with everything else.
+// makeZone makes the zone and the policy if they are missing. firewalld makes both only
+// in its permanent configuration, so a reload follows.
 func (d *daemon) makeZone(say func(string, ...any)) error {
 	loaded := true
 	for _, x := range []struct {
@@ -211,9 +212,10 @@ func variants(m map[string]any) map[string]dbus.Variant {
 	return out
 }
 
-// leaveZone takes a network's bridge out of the zone. With the last bridge the zone
-// and the policy go for good; firewalld forgets them at its next reload, and until
-// then an empty zone does nothing. What has been changed since it was made stays.
+// leaveZone takes a network's bridge out of the zone. With the last bridge it deletes
+// the zone and the policy for good. firewalld forgets them at its next reload; until
+// then an empty zone does nothing. A zone or policy that was changed since fastbr made
+// it stays.
 func (rs *ruleset) leaveZone(n Network) error {
 	d := rs.daemon()
 	if d == nil {
@@ -249,7 +251,7 @@ func (rs *ruleset) leaveZone(n Network) error {
 	if len(bridges) > 1 {
 		return d.call(path, ofConfig+".zone.removeInterface", nil, n.Bridge.Name)
 	}
-	if err := d.removePolicy(); err != nil { // it names the zone
+	if err := d.removePolicy(); err != nil { // the policy names the zone
 		return err
 	}
 	return d.call(path, ofConfig+".zone.remove", nil)
@@ -267,8 +269,8 @@ func (d *daemon) removePolicy() error {
 	return d.call(path, ofConfig+".policy.remove", nil)
 }
 
-// asMade tells whether settings are what they were made with: those the daemon has
-// added are false, 0 or empty, or a number that it orders by.
+// asMade tells whether settings are still those that fastbr made. What the daemon has
+// added by itself does not count: that is false, 0 or empty, or the priority.
 func asMade(now map[string]dbus.Variant, made map[string]any) bool {
 	for k, v := range made {
 		if !reflect.DeepEqual(now[k].Value(), v) {
@@ -298,7 +300,7 @@ func (rs *ruleset) zoned(networks []Network) (out []Rule) {
 	return out
 }
 
-// firewalldCommands do what ensure does by the bus, for good.
+// firewalldCommands are the commands that do the same as ensureZone, permanently.
 func firewalldCommands(networks []Network) string {
 	zone := "firewall-cmd --permanent --zone=fastbr --set-target=ACCEPT"
 	for _, n := range networks {
@@ -315,8 +317,8 @@ func firewalldCommands(networks []Network) string {
 	}, " && ")
 }
 
-// firewalldRemedy is what to do about a chain of firewalld's that drops what is a
-// network's, as the end of a sentence.
+// firewalldRemedy says what to do about a chain of firewalld's that drops a network's
+// packets. It is the end of a sentence.
 func (rs *ruleset) firewalldRemedy(n Network, networks []Network) string {
 	d := rs.daemon()
 	if d == nil {
@@ -337,5 +339,5 @@ func (rs *ruleset) firewalldRemedy(n Network, networks []Network) string {
 	}
 }
 
-// mendsItself says that Ensure has not come by since.
+// mendsItself is the remedy where only Ensure has to run again.
 const mendsItself = "the next command that changes something lets it through, 'fastbr serve' does at once"

@@ -11,19 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// natPriority is that of the kernel's DNAT (NF_IP_PRI_NAT_DST): rules before it see
-// what a client has sent behind a kernel bridge, and what fastbr has made of it here.
+// natPriority is the priority of the kernel's DNAT (NF_IP_PRI_NAT_DST). Behind a kernel
+// bridge, rules before it see the packet as the client has sent it. Here they see the
+// packet that fastbr has translated.
 const natPriority = -100
 
-// worlds are one packet to a published port as rules see it at a place: behind a
-// kernel bridge whose ports are published by DNAT, and behind fastbr, which has
-// translated it before any of them.
+// worlds are two views of one packet to a published port, as a rule sees it. kernel is
+// the view behind a kernel bridge that publishes by DNAT. ours is the view behind
+// fastbr, which translates before every rule.
 type worlds struct{ kernel, ours packet }
 
 // never is a value that no rule asks for.
 var never = known(0, 0)
 
-// anyPublished is a packet to a port of a network that nobody has published yet.
+// anyPublished is a packet to any port of a network, whether or not it is published.
 func anyPublished(n Network, by Device, early bool) worlds {
 	k := anything()
 	k.in, k.state, k.status = by, native(expr.CtStateBitNEW), translation(0)
@@ -37,7 +38,7 @@ func anyPublished(n Network, by Device, early bool) worlds {
 	return worlds{k, o}
 }
 
-// toPublished is a packet to a port that is published.
+// toPublished is a packet to a published port. host is the host port.
 func toPublished(pub Publication, by Device, host uint16, early bool) worlds {
 	pub.Port, pub.First, pub.Last = pub.Port+host-pub.First, host, host
 	o := asks(pub, by)
@@ -55,23 +56,23 @@ func toPublished(pub Publication, by Device, host uint16, early bool) worlds {
 	return worlds{k, o}
 }
 
-// guard is a rule that stops packets to published ports behind a kernel bridge, and
-// does not see them here.
+// guard is a rule that stops packets to published ports behind a kernel bridge, but
+// does not match them here.
 type guard struct {
 	at        place
 	early     bool
 	network   Network
-	published []Publication // which it is about, as far as they are published now
+	published []Publication // the publications that it is about now
 }
 
-// unmet says which rules guard published ports in a way that does not match, and
-// what to write instead.
+// unmet names the rules that guard published ports by conditions that never match here,
+// and says what to write instead.
 func (rs *ruleset) unmet(h Host) (out []Finding) {
 	var found []guard
 	for _, hk := range filters {
 		for _, c := range rs.base(hk, false) {
 			if c.ofFirewalld() {
-				continue // it knows of its own what has been translated
+				continue // it knows by itself what has been translated
 			}
 			for _, n := range h.Networks {
 				if !n.Masquerade || n.Internal {
@@ -94,7 +95,7 @@ func (rs *ruleset) unmet(h Host) (out []Finding) {
 	return out
 }
 
-// search looks for guards in the chains that packets to a network's ports pass.
+// search looks for guards in the chains that packets to a network's ports pass through.
 type search struct {
 	rs    *ruleset
 	h     Host
@@ -112,7 +113,7 @@ func (s *search) chain(c *chain, deep int) {
 			continue
 		}
 		var does []outcome
-		sees, asks := false, false // anything of ours; for what only the kernel's NAT leaves
+		sees, asks := false, false // it matches a packet as it is here; it misses one
 		for _, by := range s.h.ways() {
 			w := anyPublished(s.n, by, s.early)
 			match, out := s.rs.run(c, r, w.kernel)
@@ -140,8 +141,8 @@ func (s *search) chain(c *chain, deep int) {
 	}
 }
 
-// about are the publications of the network that a rule would be about behind a
-// kernel bridge, and is not here.
+// about are the publications of the network that a rule matches behind a kernel bridge,
+// and does not match here.
 func (s *search) about(c *chain, r rule) (out []Publication) {
 	if !asksForNAT(r, s.early) {
 		return nil
@@ -166,8 +167,8 @@ func (s *search) misses(c *chain, r rule, pub Publication, by Device) bool {
 	return false
 }
 
-// asksForNAT tells whether a rule has a condition about what NAT changes: else it
-// need not be tried with every port.
+// asksForNAT tells whether a rule has a condition on something that NAT changes. Only
+// such a rule need be tried with every port.
 func asksForNAT(r rule, early bool) bool {
 	return slices.ContainsFunc(r.exprs, func(e expr.Any) bool {
 		switch e := e.(type) {
@@ -203,8 +204,8 @@ func (g guard) remedy() string {
 		c.rules[g.at.at].handle, g.nft(text))
 }
 
-// target is the container's address, port and protocol, for the user to fill in
-// where nothing is published.
+// target is the container's address, port and protocol. Where nothing is published they
+// are placeholders for the user to fill in.
 func (g guard) target() (addr, port, proto string) {
 	if len(g.published) == 0 {
 		return "CONTAINER", "PORT", "tcp"
@@ -213,7 +214,7 @@ func (g guard) target() (addr, port, proto string) {
 	return p.Container.String(), strconv.Itoa(int(p.Port)), p.Proto
 }
 
-// iptables is the rule with conditions on the container's own address and port.
+// iptables rewrites the rule with conditions on the container's own address and port.
 func (g guard) iptables(w []string) string {
 	addr, cport, proto := g.target()
 	var keep, end []string
@@ -264,7 +265,7 @@ func (g guard) iptables(w []string) string {
 	return strings.Join(append(keep, end...), " ")
 }
 
-// What nft writes of conditions that NAT changes, with the values they ask for.
+// How nft writes conditions on what NAT changes, and the values in them.
 var (
 	nftValue   = `(?:!= )?(?:\{[^}]*\}|\S+)`
 	nftOrig    = regexp.MustCompile(`ct original (?:proto-dst|ip daddr|daddr) ` + nftValue + ` ?`)
@@ -273,7 +274,7 @@ var (
 	nftCounter = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 )
 
-// nft is the rule with conditions on the container's own address and port.
+// nft rewrites the rule with conditions on the container's own address and port.
 func (g guard) nft(text string) string {
 	addr, cport, proto := g.target()
 	needPort := len(g.published) > 0 || strings.Contains(text, "ct original proto-dst")

@@ -8,8 +8,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// TestUnmetRules: rules that guard published ports behind a kernel bridge and not
-// here are named, with a rule that does; others are not.
+// TestUnmetRules: rules that guard published ports behind a kernel bridge but not here
+// are named, with a rule that does. Other rules are not named.
 func TestUnmetRules(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
@@ -84,7 +84,7 @@ func TestUnmetRules(t *testing.T) {
 				if (len(early) > 0) != c.bare {
 					t.Errorf("%s: nothing is published: %v, want %v", rules, early, c.bare)
 				}
-				// What is to be written instead does match, and is no such rule itself.
+				// The rule to write instead matches, and is not named itself.
 				_, command, _ := strings.Cut(found[0].Detail, "8080/tcp: ")
 				if strings.HasPrefix(command, "nft ") {
 					load(t, strings.TrimPrefix(command, "nft "))

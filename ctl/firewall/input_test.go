@@ -41,7 +41,7 @@ func findings(t *testing.T, h Host) []Finding {
 }
 
 // TestNames: where the host drops what is sent to itself, containers' questions for
-// names get in, and nothing else. A rule that drops them on purpose is named.
+// names get in, and nothing else does. A rule that drops them on purpose is named.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
@@ -128,17 +128,17 @@ func TestNoResolver(t *testing.T) {
 	})
 }
 
-// TestRoomBeforeLogs: what our rules accept, no rule before them has logged as blocked.
+// TestRoomBeforeLogs: no rule logs as blocked what our rules then accept.
 func TestRoomBeforeLogs(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables", "iptables-legacy")
 	for _, c := range []struct {
 		rules string
-		where string // the rule right behind ours
+		where string // the rule that follows ours
 	}{
 		{nftForward("drop", "tcp dport 22 accept\nlimit rate 3/minute log prefix \"blocked \"\ncounter"), "limit"},
-		{nftForward("drop", "log\nct mark set 7"), ""}, // changes what passes: not to be skipped
+		{nftForward("drop", "log\nct mark set 7"), ""}, // it changes packets, so our rules must not come before it
 		{nftForward("accept", "tcp dport 22 drop\nlog\nreject"), "log"},
 		{"iptables-nft -P FORWARD DROP; iptables-nft -A FORWARD -p tcp --dport 22 -j DROP; iptables-nft -A FORWARD -m limit --limit 3/min -j LOG", "limit"},
 		{"iptables-legacy -A FORWARD -m limit --limit 3/min --limit-burst 10 -j LOG --log-prefix x; iptables-legacy -A FORWARD -j DROP", "LOG"},
@@ -168,7 +168,7 @@ func TestRoomBeforeLogs(t *testing.T) {
 	}
 }
 
-// TestRemedy: what findings say to run lets the packets through.
+// TestRemedy: the commands that findings suggest let the packets through.
 func TestRemedy(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)

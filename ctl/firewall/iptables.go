@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// iptables is one of the two commands.
+// iptables is one of the two commands, iptables-nft or iptables-legacy.
 type iptables struct{ path string } // "": not installed
 
-// iptablesOf is the command that a table is shown and changed with.
+// iptablesOf is the command that shows and changes a table.
 func iptablesOf(t table) iptables {
 	if t.family == legacy {
 		return iptables{installed("iptables-legacy", "iptables")}
@@ -28,7 +28,7 @@ func iptablesOf(t table) iptables {
 	return iptables{installed("iptables-nft", "iptables")}
 }
 
-// installed returns the first of the commands that exists, "" if none does.
+// installed returns the first of the commands that exists, or "".
 func installed(commands ...string) string {
 	for _, c := range commands {
 		if _, err := exec.LookPath(c); err == nil {
@@ -56,7 +56,8 @@ func (t iptables) run(args ...string) (string, error) {
 	return output(t.path, append([]string{"-w", "5"}, args...)...)
 }
 
-// output is what a command prints. The error has its first line of complaint.
+// output is what a command prints. On failure the error has the first line of its
+// complaint.
 func output(command string, args ...string) (string, error) {
 	cmd := exec.Command(command, args...)
 	var stderr strings.Builder
@@ -69,8 +70,8 @@ func output(command string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// readLegacy reads the tables of iptables-legacy that this namespace has. Merely
-// asking the command for another would create it.
+// readLegacy reads the tables of iptables-legacy that this namespace has. To ask the
+// command for any other table would create that table.
 func (rs *ruleset) readLegacy() error {
 	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
 	if err != nil {
@@ -110,7 +111,7 @@ func (rs *ruleset) readLegacyLine(t table, w []string) {
 	}
 }
 
-// words splits a line of iptables -S, where only comments and the like are quoted.
+// words splits a line of `iptables -S`. Only comments and the like are quoted there.
 func words(line string) (out []string) {
 	var word strings.Builder
 	quoted, some := false, false
@@ -138,8 +139,9 @@ func words(line string) (out []string) {
 	return out
 }
 
-// legacyRule puts a rule as iptables -S prints it into nftables' instructions, as
-// iptables-nft does. An option that is not known becomes a match that may be true.
+// legacyRule translates a rule, as `iptables -S` prints it, into nftables'
+// instructions, as iptables-nft does. An unknown option becomes a match that may be
+// true.
 func legacyRule(w []string) (r rule) {
 	not := false
 	add := func(e ...expr.Any) { r.exprs = append(r.exprs, e...) }
@@ -226,7 +228,7 @@ func legacyRule(w []string) (r rule) {
 			conntrack(xt.ConntrackOrigDstPort)
 			ct.OrigDstPort, ct.OrigDstPortHigh = portRange(arg)
 		case "-m":
-			// Its options say what it wants.
+			// Its options say what it matches
 			if !slices.Contains(understood, arg) {
 				add(obscure(arg))
 			}
@@ -245,7 +247,7 @@ func legacyRule(w []string) (r rule) {
 			}
 			return r // what follows are the target's options
 		default:
-			i-- // whether it has an argument, nobody knows
+			i-- // whether it has an argument is unknown
 			if strings.HasPrefix(option, "-") {
 				add(obscure(option))
 			}
@@ -255,8 +257,8 @@ func legacyRule(w []string) (r rule) {
 	return r
 }
 
-// goingOn are targets after which a packet goes on, as far as a chain of the same
-// name is likely.
+// goingOn are targets after which a packet goes on to the next rule. A chain could have
+// such a name, but is unlikely to.
 var goingOn = []string{"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CT", "NOTRACK", "TCPMSS", "TOS", "DSCP", "TTL", "CLASSIFY",
 	"SET", "SECMARK", "CONNSECMARK", "CHECKSUM", "TRACE", "TEE", "AUDIT", "RATEEST", "LED", "TPROXY", "SYNPROXY", "ECN", "HL"}
 
@@ -266,7 +268,7 @@ var (
 	xtStates   = map[string]uint16{"INVALID": 1, "ESTABLISHED": 2, "RELATED": 4, "NEW": 8, "SNAT": xtStateSNAT, "DNAT": xtStateDNAT, "UNTRACKED": xtStateUntracked}
 )
 
-// obscure is a match that nobody understands.
+// obscure is a match whose meaning is not known.
 func obscure(what string) expr.Any { return &expr.Match{Name: what, Info: &xt.Unknown{}} }
 
 // portRange parses "80" and "80:90".

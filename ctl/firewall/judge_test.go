@@ -9,8 +9,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// load has the lines run as commands, or else by nft, in the calling thread's
-// namespace.
+// load runs the rules, as iptables commands or as input of nft, in the namespace of the
+// calling thread.
 func load(t *testing.T, rules string) {
 	t.Helper()
 	c := exec.Command("nft", "-f", "-")
@@ -32,7 +32,8 @@ var (
 	webPort = Publication{Bridge: web.Bridge, First: 8080, Last: 8080, Port: 80, Proto: "tcp", Container: netip.MustParseAddr("172.30.0.2"), Name: "c1"}
 )
 
-// TestJudge: what the host's filters do with containers' traffic, by any tool.
+// TestJudge: what the host's filters do with containers' traffic, whichever tool wrote
+// them.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
@@ -48,7 +49,7 @@ func TestJudge(t *testing.T) {
 	}
 	for _, c := range []struct {
 		rules []string // alternatives
-		cut   string   // "": nothing is
+		cut   string   // what is cut off; "": nothing
 		tail  bool     // what no rule accepts is dropped
 	}{
 		{rules: []string{nftForward("accept", "")}},

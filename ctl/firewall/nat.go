@@ -2,8 +2,8 @@ package firewall
 
 import "fmt"
 
-// translatedBefore are chains that translate what containers send before the
-// datapath does, with nat.
+// translatedBefore names the chains whose NAT translates what containers send before
+// the datapath does.
 func (rs *ruleset) translatedBefore(h Host) (out []Finding) {
 	for _, n := range h.Networks {
 		if !n.Masquerade || n.Internal {
@@ -20,8 +20,8 @@ func (rs *ruleset) translatedBefore(h Host) (out []Finding) {
 	return out
 }
 
-// translates returns the chain that translates all that a network sends by a
-// device, nil if there is none.
+// translates returns the chain that translates everything a network sends by a device,
+// or nil.
 func (rs *ruleset) translates(n Network, u Device) *chain {
 	p := sent(n, u)
 	for _, c := range rs.base(postrouting, true) {

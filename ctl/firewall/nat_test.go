@@ -9,7 +9,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// TestForeignNAT: which rules of others translate what containers send.
+// TestForeignNAT: which rules of other programs translate what containers send.
 func TestForeignNAT(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables")

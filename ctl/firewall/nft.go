@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftRules reads the rules of a chain. The library's own reader fails on a "ct
-// original" (google/nftables v0.3.0 takes NFTA_CT_DIRECTION for 32 bits) and leaves
-// out expressions that it does not know, so that a rule seems to ask for less.
+// nftRules reads the rules of a chain. The library's own reader has two faults. It
+// fails on a "ct original" (google/nftables v0.3.0 takes NFTA_CT_DIRECTION for 32
+// bits). It leaves out expressions that it does not know, so a rule seems to have fewer
+// conditions.
 func nftRules(c *nftables.Chain) (out []rule, err error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -76,7 +77,7 @@ func decodeRule(family byte, b []byte) (r rule, err error) {
 			})
 		}
 	}
-	for _, e := range r.exprs { // where iptables keeps it
+	for _, e := range r.exprs { // iptables keeps the comment there
 		if m, ok := e.(*expr.Match); ok {
 			if c, ok := m.Info.(*xt.Comment); ok {
 				r.comment = string(*c)
@@ -86,7 +87,7 @@ func decodeRule(family byte, b []byte) (r rule, err error) {
 	return r, ad.Err()
 }
 
-// expressions are those that rules are run with. All others are obscure.
+// expressions are those that run understands. All others are obscure.
 var expressions = map[string]func() expr.Any{
 	"bitwise":   func() expr.Any { return &expr.Bitwise{} },
 	"byteorder": func() expr.Any { return &expr.Byteorder{} },

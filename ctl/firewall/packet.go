@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tri says whether something is so.
+// tri is a truth value of three: no, may, yes.
 type tri int8
 
 const (
@@ -21,7 +21,7 @@ const (
 
 func (t tri) not() tri { return yes - t }
 
-// bits are bytes of which only the bits in mask are known; the others are 0 in val.
+// bits are bytes of which only the bits in mask are known. The others are 0 in val.
 type bits struct{ val, mask []byte }
 
 func unknown(n int) bits { return bits{make([]byte, n), make([]byte, n)} }
@@ -31,7 +31,7 @@ func known(b ...byte) bits { return bits{b, bytes.Repeat([]byte{0xff}, len(b))} 
 // native is a number in the byte order of the host.
 func native(v uint32) bits { return known(binary.NativeEndian.AppendUint32(nil, v)...) }
 
-// port is one in network byte order; 0: any.
+// port is a port in network byte order; 0 means any.
 func port(p uint16) bits {
 	if p == 0 {
 		return unknown(2)
@@ -39,7 +39,7 @@ func port(p uint16) bits {
 	return known(binary.BigEndian.AppendUint16(nil, p)...)
 }
 
-// prefix is an IPv4 address in p; any, if p is invalid.
+// prefix is an IPv4 address in p, or any address if p is invalid.
 func prefix(p netip.Prefix) bits {
 	b := unknown(4)
 	if !p.IsValid() {
@@ -74,7 +74,7 @@ func (b bits) whole() bool {
 	return !slices.ContainsFunc(b.mask, func(m byte) bool { return m != 0xff })
 }
 
-// least and most are the bounds of what the bytes may be.
+// least and most are the smallest and the largest value that the bytes may have.
 func (b bits) least() []byte { return b.val }
 
 func (b bits) most() []byte {
@@ -101,7 +101,7 @@ func (b bits) is(v []byte) tri {
 	return may
 }
 
-// within tells whether the bytes, as a big-endian number, are between two.
+// within tells whether the bytes, as a big-endian number, are between two others.
 func (b bits) within(lo, hi []byte) tri {
 	least, most := b.least(), b.most()
 	switch {
@@ -133,7 +133,7 @@ func (b bits) compare(op expr.CmpOp, v []byte) tri {
 	return may
 }
 
-// and is nftables' bitwise: (b & mask) ^ xor. What the mask clears is known.
+// and is nftables' bitwise: (b & mask) ^ xor. Bits that the mask clears become known.
 func (b bits) and(mask, xor []byte) bits {
 	out := bits{slices.Clone(b.val), slices.Clone(b.mask)}
 	for i := range out.val {
@@ -149,7 +149,7 @@ const (
 	statusDNAT = 1 << 5
 )
 
-// packet is one that rules are run on. A field of a zero packet is unknown.
+// packet is a packet that rules are run on. A field of a zero packet is unknown.
 type packet struct {
 	in, out                  Device
 	src, dst                 bits // 4 bytes
@@ -161,13 +161,13 @@ type packet struct {
 	origSrcPort, origDstPort bits
 }
 
-// anything is a packet of which nothing is known but that it is IPv4.
+// anything is an IPv4 packet of which nothing else is known.
 func anything() packet {
 	return packet{src: unknown(4), dst: unknown(4), dstType: unknown(4), proto: unknown(1), sport: unknown(2), dport: unknown(2),
 		state: unknown(4), status: unknown(4), origSrc: unknown(4), origDst: unknown(4), origSrcPort: unknown(2), origDstPort: unknown(2)}
 }
 
-// network is the IP header, as far as it is known.
+// network is the IP header, with what is known of it.
 func (p packet) network() bits {
 	h := unknown(20)
 	h.val[0], h.mask[0] = 4<<4, 0xf0
@@ -183,7 +183,7 @@ func (p packet) transport() bits {
 	return bits{slices.Concat(p.sport.val, p.dport.val), slices.Concat(p.sport.mask, p.dport.mask)}
 }
 
-// meta returns what nftables calls so, of 16 unknown bytes if it is not known.
+// meta returns what nftables calls a meta key; 16 unknown bytes if it is not known.
 func (p packet) meta(k expr.MetaKey) bits {
 	index := func(d Device) bits {
 		if d.Index == 0 {
@@ -210,7 +210,7 @@ func (p packet) meta(k expr.MetaKey) bits {
 	return unknown(16)
 }
 
-// ct returns what conntrack knows of the packet.
+// ct returns what conntrack knows about the packet.
 func (p packet) ct(e *expr.Ct) bits {
 	const srcIP, dstIP = 19, 20 // NFT_CT_SRC_IP, NFT_CT_DST_IP
 	original := e.Direction == 0

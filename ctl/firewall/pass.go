@@ -13,7 +13,7 @@ import (
 // dnsPort is where a network's gateway answers questions for names.
 const dnsPort = 53
 
-// pass is a kind of packets that a rule lets through. A zero field means any.
+// pass is a kind of packet that a rule lets through. A zero field means any.
 type pass struct {
 	hook     hook
 	in, out  string // names of devices
@@ -22,8 +22,8 @@ type pass struct {
 	port     uint16 // the destination's
 }
 
-// wanted is what our rules in a hook let through for a network: what is forwarded
-// for it, and the questions for names that its containers ask the gateway.
+// wanted is what our rules in a hook let through for a network: its forwarded packets,
+// and its containers' questions for names to the gateway.
 func (n Network) wanted(h hook) []pass {
 	switch {
 	case h == forwarding:
@@ -48,7 +48,7 @@ func (n Network) comment(h hook) string {
 // single is the prefix of one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// packet is one of which nothing is known but what the rule asks for.
+// packet is a packet of which only what p says is known.
 func (p pass) packet() packet {
 	k := anything()
 	k.in, k.out = Device{Name: p.in}, Device{Name: p.out}
@@ -59,8 +59,9 @@ func (p pass) packet() packet {
 	return k
 }
 
-// at is p as a rule of another hook recognises it: where the kernel has not routed
-// yet, or knows no incoming device any more, by the network's addresses.
+// at is p as a rule of another hook can recognise it. In PREROUTING the kernel has not
+// routed yet, and in POSTROUTING the incoming device is no longer known. There the
+// network's addresses take the place of the device.
 func (p pass) at(h hook, n Network) pass {
 	p.hook = h
 	if h == prerouting && p.out != "" {
@@ -75,7 +76,7 @@ func (p pass) at(h hook, n Network) pass {
 	return p
 }
 
-// iptables are the arguments that make a rule of iptables of it.
+// iptables are the arguments of an iptables rule that matches p.
 func (p pass) iptables() (args []string) {
 	add := func(set bool, w ...string) {
 		if set {
@@ -91,7 +92,7 @@ func (p pass) iptables() (args []string) {
 	return args
 }
 
-// nft is the rule as nft takes it.
+// nft is a rule that matches p, as the nft command takes it.
 func (p pass) nft() string {
 	var w []string
 	add := func(set bool, format string, args ...any) {
@@ -107,8 +108,8 @@ func (p pass) nft() string {
 	return strings.Join(append(w, "accept"), " ")
 }
 
-// exprs are the conditions in nftables' instructions, for a table of a family. It
-// knows devices, a single destination, protocol and port: all that wanted asks for.
+// exprs are the conditions of p in nftables' instructions, for a table of a family.
+// They cover devices, a single destination, protocol and port: wanted needs no more.
 func (p pass) exprs(family string) (out []expr.Any) {
 	meta := func(key expr.MetaKey, want []byte) {
 		out = append(out, &expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want})
@@ -136,8 +137,9 @@ func (p pass) exprs(family string) (out []expr.Any) {
 	return out
 }
 
-// ufw are the commands that put it before all rules that ufw was given. A rule that
-// is the same but for its action stays where it is, and the second command turns it.
+// ufw are the commands that put a rule before all rules that were given to ufw. `ufw
+// prepend` leaves a rule with another action where it is. The second command then
+// changes its action.
 func (p pass) ufw() string {
 	command, w := "ufw", []string{"allow"}
 	if p.hook == forwarding {
@@ -155,7 +157,7 @@ func (p pass) ufw() string {
 	if p.port != 0 {
 		w = append(w, "port", strconv.Itoa(int(p.port)))
 	}
-	if p.proto != "" && p.hook != localIn { // names: ufw takes both without one
+	if p.proto != "" && p.hook != localIn { // a question for a name: without a protocol ufw takes both
 		w = append(w, "proto", p.proto)
 	}
 	rule := strings.Join(w, " ")

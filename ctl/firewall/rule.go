@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// action is what a rule does with a packet that it matches.
+// action is what a rule does with a packet that matches.
 type action int8
 
 const (
@@ -31,16 +31,16 @@ type outcome struct {
 	chain string // of jump and goTo
 }
 
-// rule is a rule in nftables' instructions; those of iptables-legacy are put into
-// the same ones.
+// rule is a rule in nftables' instructions. Rules of iptables-legacy are translated
+// into them.
 type rule struct {
 	exprs   []expr.Any
 	comment string
 	handle  uint64 // nftables
-	text    string // iptables-legacy: as it is written
+	text    string // iptables-legacy: the rule as printed
 }
 
-// registers are those of nftables: 64 bytes, by name of 4 or of 16.
+// registers are nftables' 64 bytes of registers. They have names of 4 and of 16 bytes.
 type registers struct{ bits }
 
 func (r registers) at(reg uint32, n int) bits {
@@ -56,7 +56,7 @@ func (r registers) at(reg uint32, n int) bits {
 	return bits{r.val[from:to], r.mask[from:to]}
 }
 
-// load puts a value in a register. The rest of its last four bytes becomes 0.
+// load puts a value in a register and pads it with zeros to a multiple of 4 bytes.
 func (r registers) load(reg uint32, b bits) {
 	room := r.at(reg, (len(b.val)+3)/4*4)
 	for i := range room.val {
@@ -66,7 +66,7 @@ func (r registers) load(reg uint32, b bits) {
 	copy(room.mask, b.mask)
 }
 
-// run tells whether a rule matches a packet, and what may become of it then. A
+// run tells whether a rule matches a packet, and what may then become of the packet. A
 // rule that only counts or logs has no outcome.
 func (rs *ruleset) run(c *chain, r rule, p packet) (match tri, out []outcome) {
 	regs := registers{unknown(64)}
@@ -118,7 +118,7 @@ func (rs *ruleset) run(c *chain, r rule, p packet) (match tri, out []outcome) {
 			}
 		case *expr.Match:
 			if is = p.matches(e); is == may {
-				regs = registers{unknown(64)} // an expression that is obscure may also load
+				regs = registers{unknown(64)} // an obscure expression may also load registers
 			}
 		case *expr.Fib:
 			if regs.load(e.Register, unknown(16)); e.ResultADDRTYPE && e.FlagDADDR {
@@ -146,8 +146,8 @@ func (rs *ruleset) run(c *chain, r rule, p packet) (match tri, out []outcome) {
 	return match, out
 }
 
-// targets are iptables' that end a packet's way through a chain. What is not here
-// lets it go on.
+// targets are the targets of iptables that end a packet's way through a chain. After
+// any other target the packet goes on.
 var targets = map[string]action{"REJECT": drop, "NFQUEUE": queue, "MASQUERADE": translate, "SNAT": translate, "DNAT": translate,
 	"REDIRECT": translate, "NETMAP": translate, "ACCEPT": accept, "DROP": drop}
 
@@ -183,8 +183,8 @@ func (p packet) payload(e *expr.Payload) bits {
 	return unknown(int(e.Len))
 }
 
-// swapped are numbers of some bytes each in the other byte order, as on a
-// little-endian host.
+// swapped reverses the byte order of each number of size bytes, as a little-endian host
+// does.
 func swapped(b bits, size int) bits {
 	out := bits{slices.Clone(b.val), slices.Clone(b.mask)}
 	if size == 0 || binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
@@ -197,7 +197,8 @@ func swapped(b bits, size int) bits {
 	return out
 }
 
-// lookup tells whether a set has the value, and, of a verdict map, what it says.
+// lookup tells whether a set has the value. For a verdict map it also returns the
+// outcomes.
 func (rs *ruleset) lookup(c *chain, e *expr.Lookup, regs registers) (is tri, out []outcome) {
 	set := rs.set(c, e.SetName)
 	if set == nil {
@@ -212,7 +213,7 @@ func (rs *ruleset) lookup(c *chain, e *expr.Lookup, regs registers) (is tri, out
 			out = append(out, o)
 		}
 	}
-	var other *nftables.SetElement // of a map: for what nothing else matches
+	var other *nftables.SetElement // of a map: the element for what nothing else matches
 	for i, el := range set.elements {
 		switch {
 		case len(el.Key) == 0:
@@ -250,9 +251,9 @@ func (rs *ruleset) lookup(c *chain, e *expr.Lookup, regs registers) (is tri, out
 	return is, out
 }
 
-// concatenated compares several values of four or more bytes each, every one with
-// bounds of its own. Where a value ends is not looked for: all that is compared is
-// what four bytes at a time can say.
+// concatenated compares a concatenation of values, each with bounds of its own. It
+// compares four bytes at a time, and so does not know where a value of more than four
+// bytes ends.
 func concatenated(v bits, lo, hi []byte) tri {
 	is := yes
 	for i := 0; i+4 <= len(lo) && i+4 <= len(v.val); i += 4 {
@@ -262,7 +263,7 @@ func concatenated(v bits, lo, hi []byte) tri {
 	return is
 }
 
-// before is the number before a big-endian one above 0.
+// before is a big-endian number less one. b is above 0.
 func before(b []byte) []byte {
 	out := slices.Clone(b)
 	for i := len(out) - 1; i >= 0; i-- {
@@ -273,8 +274,8 @@ func before(b []byte) []byte {
 	return out
 }
 
-// elementVerdict decodes a verdict map's element: two attributes, the code and the
-// chain's name.
+// elementVerdict decodes an element of a verdict map. It has two attributes: the code
+// and the name of the chain.
 func elementVerdict(el nftables.SetElement) outcome {
 	if len(el.Val) < 8 {
 		return outcome{do: queue}

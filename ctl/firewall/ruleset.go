@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// table is one of nftables' or of iptables-legacy's.
+// table is a table of nftables or of iptables-legacy.
 type table struct{ family, name string }
 
 // legacy is the family of iptables-legacy's tables.
 const legacy = "iptables-legacy"
 
-// hook is where in the kernel a base chain is asked.
+// hook is the place in the kernel at which a base chain is run.
 type hook int
 
-// The numbers are enum nf_inet_hooks.
+// The numbers are those of enum nf_inet_hooks.
 const (
 	noHook hook = iota - 1
 	prerouting
@@ -30,7 +30,7 @@ const (
 	postrouting
 )
 
-// chain is a chain with, if it is a base chain, its hook.
+// chain is a chain. Only a base chain has a hook, a type, a priority and a policy.
 type chain struct {
 	table    table
 	name     string
@@ -43,16 +43,16 @@ type chain struct {
 	rules    []rule
 }
 
-// ruleset is what the host's filters hold that see IPv4. Chains are read when they
-// are asked for.
+// ruleset is everything in the host's filters that sees IPv4. A chain is read when it
+// is first asked for.
 type ruleset struct {
 	conn   *nftables.Conn
 	chains map[table]map[string]*chain
 	sets   map[table]map[string]*set
-	err    error // the first that made an answer doubtful
+	err    error // the first error that makes an answer doubtful
 }
 
-// set is a set or map of nftables', sorted by key if it has intervals.
+// set is a set or map of nftables. One with intervals is sorted by key.
 type set struct {
 	*nftables.Set
 	elements []nftables.SetElement
@@ -66,7 +66,7 @@ func read() (*ruleset, error) {
 	}
 	all, err := rs.conn.ListChains()
 	switch {
-	// No nftables in this kernel: nothing of it can be in the way.
+	// A kernel without nftables has no rules of it.
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 	case err != nil:
 		return nil, fmt.Errorf("listing nftables chains: %w", err)
@@ -96,7 +96,7 @@ func (rs *ruleset) add(c *chain) {
 	rs.chains[c.table][c.name] = c
 }
 
-// base are the base chains on a hook, in the order in which they are asked.
+// base are the base chains on a hook, in the order in which the kernel runs them.
 func (rs *ruleset) base(h hook, nat bool) (out []*chain) {
 	for _, chains := range rs.chains {
 		for _, c := range chains {
@@ -111,7 +111,7 @@ func (rs *ruleset) base(h hook, nat bool) (out []*chain) {
 	return out
 }
 
-// load reads a chain's rules. A chain that has gone meanwhile has none.
+// load reads a chain's rules. A chain that was deleted meanwhile has none.
 func (rs *ruleset) load(c *chain) []rule {
 	if c.read || c.nft == nil {
 		return c.rules
@@ -131,7 +131,7 @@ func (rs *ruleset) fail(err error) {
 	}
 }
 
-// set returns a set of the chain's table, nil if it cannot be read.
+// set returns a set of the chain's table, or nil if it cannot be read.
 func (rs *ruleset) set(c *chain, name string) *set {
 	if c.nft == nil {
 		return nil
@@ -168,8 +168,8 @@ func (rs *ruleset) set(c *chain, name string) *set {
 	return s
 }
 
-// ofIPTables tells that iptables shows, and keeps, the chain's rules, and only
-// those in its own form.
+// ofIPTables tells whether an iptables command keeps the chain. Such a chain takes only
+// rules in iptables' own form.
 func (c *chain) ofIPTables() bool {
 	return c.table.family == legacy || c.table.family == "ip" && slices.Contains(iptablesTables, c.table.name) && iptablesOf(c.table).path != ""
 }

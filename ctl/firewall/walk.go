@@ -15,13 +15,14 @@ const (
 	passes fate = 1 << iota
 	condemned
 	translated
-	through // it comes to the end of a chain that is not a base chain
+	through // it reaches the end of a chain that is not a base chain
 )
 
-// jumpsDeep is as deep as the kernel follows jumps.
+// jumpsDeep is how deep the kernel follows jumps.
 const jumpsDeep = 16
 
-// place is before a rule of a chain; behind the last, at is how many there are.
+// place is the place before a rule of a chain. Behind the last rule, at is the number
+// of rules.
 type place struct {
 	chain *chain
 	at    int
@@ -31,7 +32,7 @@ type place struct {
 type walk struct {
 	rs    *ruleset
 	p     packet
-	cause place // the rule, or the policy, that condemns; the surest
+	cause place // the rule or policy that condemns it; the surest, if there are several
 	sure  tri
 }
 
@@ -55,8 +56,7 @@ func (w *walk) condemn(by place, how tri) {
 	}
 }
 
-// chain says what may become of the packet in a chain, that comes there for sure or
-// maybe.
+// chain says what may become of the packet in a chain. when is whether it gets there.
 func (w *walk) chain(c *chain, when tri, deep int) (f fate) {
 	if c == nil || deep == 0 {
 		return through
@@ -94,9 +94,9 @@ func (w *walk) chain(c *chain, when tri, deep int) (f fate) {
 	return f | through
 }
 
-// tail is where a base chain begins to drop whatever no rule before has let
-// through: its end, if its policy is DROP, or a rule without a condition. nil: it
-// does not.
+// tail is where a base chain begins to drop whatever no earlier rule has accepted: its
+// end, if its policy is DROP, or a rule without a condition. It is nil if the chain
+// drops nothing by default.
 func (rs *ruleset) tail(c *chain, deep int) *place {
 	if deep == 0 {
 		return nil
@@ -142,8 +142,8 @@ func (rs *ruleset) end(c *chain) *place {
 	return nil
 }
 
-// room is where rules go that accept before a tail: also before the rules there
-// that only log, so that nothing is said to be blocked and then accepted.
+// room is the place for accept rules before a tail. It is also before rules there that
+// only log, so that no accepted packet is logged as blocked.
 func (rs *ruleset) room(tail place) place {
 	for tail.at > 0 && rs.idle(tail.chain, tail.chain.rules[tail.at-1], jumpsDeep) {
 		tail.at--
@@ -151,7 +151,7 @@ func (rs *ruleset) room(tail place) place {
 	return tail
 }
 
-// idle tells that a rule neither decides about a packet nor changes it.
+// idle tells whether a rule neither decides about a packet nor changes it.
 func (rs *ruleset) idle(c *chain, r rule, deep int) bool {
 	if deep == 0 || isOurs(r.comment) {
 		return false
@@ -192,22 +192,22 @@ func (rs *ruleset) idle(c *chain, r rule, deep int) bool {
 	return true
 }
 
-// filters are the hooks that a forwarded packet passes, in order.
+// filters are the hooks that a forwarded packet passes through, in order.
 var filters = []hook{prerouting, forwarding, postrouting}
 
-// cut is what drops packets of a kind.
+// cut is what drops a kind of packet.
 type cut struct {
-	place        // the rule, or the policy
-	base  *chain // which it is, or is jumped to from
+	place        // the rule or the policy
+	base  *chain // the base chain that it is in, or that jumps to it
 }
 
-// condemns tells what drops every packet like p, on the way or in one hook alone.
+// condemns finds what drops every packet like p in one of the hooks.
 func (rs *ruleset) condemns(p packet, hooks ...hook) *cut {
 	for _, h := range hooks {
 		q := p
 		switch h {
 		case prerouting, localIn:
-			q.out = Device{} // not routed yet, or to the host
+			q.out = Device{} // not routed yet, or for the host
 		case localOut:
 			q.in = Device{}
 		}
@@ -221,7 +221,7 @@ func (rs *ruleset) condemns(p packet, hooks ...hook) *cut {
 	return nil
 }
 
-// String says which rule it is, in the words of its tool where that is installed.
+// String names the rule in the words of its tool, if that is installed.
 func (p place) String() string {
 	if p.at >= len(p.chain.rules) {
 		return fmt.Sprintf("%s (by policy)", p.chain)
@@ -229,7 +229,7 @@ func (p place) String() string {
 	return fmt.Sprintf("%s (%s)", p.chain, p.text())
 }
 
-// text is the rule as its tool writes it.
+// text is the rule as its tool prints it.
 func (p place) text() string {
 	r := p.chain.rules[p.at]
 	switch {

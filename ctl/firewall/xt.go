@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// matches tells whether one of iptables' own matches is true of the packet. What
-// it does not know may be.
+// matches tells whether one of iptables' own matches is true of the packet. The result
+// of a match that it does not know is may.
 func (p packet) matches(m *expr.Match) tri {
 	switch i := m.Info.(type) {
 	case *xt.Comment:
@@ -49,15 +49,15 @@ func ports(b bits, between [2]uint16, inverted bool) tri {
 
 func big16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 
-// Bits of xt_conntrack's state mask that are conntrack's status
-// (include/uapi/linux/netfilter/xt_conntrack.h), and how it numbers "untracked".
+// Bits of xt_conntrack's state mask that stand for conntrack's status, and its bit for
+// "untracked" (include/uapi/linux/netfilter/xt_conntrack.h).
 const (
 	xtStateSNAT      = 1 << 6
 	xtStateDNAT      = 1 << 7
 	xtStateUntracked = 1 << 8
 )
 
-// conntrack is the kernel's conntrack_mt (net/netfilter/xt_conntrack.c), on the
+// conntrack is the kernel's conntrack_mt (net/netfilter/xt_conntrack.c) for the
 // original direction.
 func (p packet) conntrack(i *xt.ConntrackMtinfo3) tri {
 	is := yes
@@ -92,7 +92,7 @@ func (p packet) conntrack(i *xt.ConntrackMtinfo3) tri {
 	return is
 }
 
-// xtState tells whether one of the states is the packet's.
+// xtState tells whether the packet has one of the states in the mask.
 func (p packet) xtState(mask uint16) tri {
 	state := uint32(mask) & (xtStateSNAT - 1)
 	if mask&xtStateUntracked != 0 {
@@ -108,7 +108,7 @@ func (p packet) xtState(mask uint16) tri {
 	return max(p.state.any(state), p.status.any(status))
 }
 
-// any tells whether one of the bits in a number of the host's is set.
+// any tells whether one of the bits is set in a number in the host's byte order.
 func (b bits) any(want uint32) tri {
 	val, mask := binary.NativeEndian.Uint32(b.val), binary.NativeEndian.Uint32(b.mask)
 	switch {
@@ -120,9 +120,9 @@ func (b bits) any(want uint32) tri {
 	return no
 }
 
-// multiportSize is that of struct xt_multiport_v1: flags, a count, 15 ports in the
-// host's order, 15 marks that say where a range begins, and whether it is inverted
-// (include/uapi/linux/netfilter/xt_multiport.h).
+// multiportSize is the size in bytes of struct xt_multiport_v1: flags, a count, 15
+// ports in the host's byte order, 15 marks that say where a range begins, and a flag
+// for inversion (include/uapi/linux/netfilter/xt_multiport.h).
 const multiportSize = 2 + 2*15 + 15 + 1
 
 func (p packet) multiport(info []byte) tri {
