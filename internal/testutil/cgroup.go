@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Cgroup makes a cgroup below the root of the cgroup2 hierarchy, empty, for as
-// long as the test runs, and returns its directory.
+// Cgroup makes an empty cgroup below the root of the cgroup2 hierarchy and returns its
+// directory. It is removed when the test ends.
 func Cgroup(t testing.TB) string {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
@@ -32,7 +32,7 @@ func Cgroup(t testing.TB) string {
 	return ""
 }
 
-// removeCgroup waits for processes that are ending.
+// removeCgroup removes a cgroup. It waits for processes that are ending.
 func removeCgroup(t testing.TB, dir string) {
 	err := os.Remove(dir)
 	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); err = os.Remove(dir) {

@@ -13,8 +13,8 @@ const (
 	offMask  = 0x1fff
 )
 
-// Fragments cuts an untagged IPv4 frame into fragments whose IP payload is size
-// bytes (a multiple of 8), the last one shorter, with the IP id given.
+// Fragments cuts an untagged IPv4 frame into fragments with the given IP id. The IP
+// payload of each is size bytes (a multiple of 8); that of the last may be shorter.
 func Fragments(t testing.TB, frame []byte, size int, id uint16) [][]byte {
 	t.Helper()
 	if size <= 0 || size%8 != 0 {
@@ -40,8 +40,8 @@ func Fragments(t testing.TB, frame []byte, size int, id uint16) [][]byte {
 	return out
 }
 
-// Join puts fragments that come in order together to the frame they were, and
-// verifies all its checksums and that only one id was used.
+// Join reassembles fragments that come in order. It verifies all checksums of the whole
+// frame, and that only one id was used.
 func Join(frags ...[]byte) ([]byte, error) {
 	if len(frags) == 0 {
 		return nil, fmt.Errorf("no fragment")

@@ -66,8 +66,8 @@ type ICMPError struct {
 	Inner      []byte
 }
 
-// With returns a copy of f after the given changes: the way to write "the valid
-// frame, but …". The headers are copied, too; slices are shared.
+// With returns a copy of f with the given changes. It is for "the valid frame, but …".
+// Headers are copied, slices are shared.
 func (f Frame) With(change ...func(*Frame)) Frame {
 	if f.TCP != nil {
 		c := *f.TCP
@@ -91,7 +91,7 @@ func (f Frame) With(change ...func(*Frame)) Frame {
 	return f
 }
 
-// Bytes builds the frame; a description that cannot be built fails the test.
+// Bytes builds the frame. It fails the test if the frame cannot be built.
 func (f Frame) Bytes(t testing.TB) []byte {
 	t.Helper()
 	return f.link(t, layers.EthernetTypeIPv4, f.IP(t))
@@ -103,8 +103,8 @@ func (f Frame) IP(t testing.TB) []byte {
 	return serialize(t, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, f.ipLayers())
 }
 
-// link puts the Ethernet header and the tags in front. gopacket pads short
-// frames to 60 bytes; that is cut off again, since no veth pads.
+// link puts the Ethernet header and the tags in front. gopacket pads short frames to 60
+// bytes. The padding is cut off again, since a veth does not pad.
 func (f Frame) link(t testing.TB, inner layers.EthernetType, payload []byte) []byte {
 	t.Helper()
 	const etherHdr, tag = 14, 4
@@ -161,7 +161,7 @@ func (f Frame) ipLayers() []gopacket.SerializableLayer {
 	return append(ls, gopacket.Payload(f.Payload))
 }
 
-// l4Layers sets ip's protocol as well.
+// l4Layers are the layers above IPv4. It also sets ip's protocol.
 func (f Frame) l4Layers(ip *layers.IPv4) []gopacket.SerializableLayer {
 	switch {
 	case f.TCP != nil:
@@ -281,8 +281,8 @@ func checkIPSums(ip []byte) error {
 	return nil
 }
 
-// Sum adds the 16-bit words of b to s by one's complement arithmetic (RFC 1071),
-// not yet inverted.
+// Sum adds the 16-bit words of b to s in one's complement arithmetic (RFC 1071). The
+// result is not yet inverted.
 func Sum(s uint32, b []byte) uint16 {
 	for ; len(b) >= 2; b = b[2:] {
 		s += uint32(b[0])<<8 | uint32(b[1])

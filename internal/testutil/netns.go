@@ -36,8 +36,8 @@ func NewNetns(t testing.TB) *Netns {
 	return n
 }
 
-// outside runs fn on a thread that is thrown away afterwards, and is not the
-// main thread: that one cannot be.
+// outside runs fn on a thread that is thrown away afterwards. It is never the main
+// thread, which cannot be thrown away.
 func (n *Netns) outside(fn func()) {
 	done := make(chan struct{})
 	go func() {
@@ -53,7 +53,7 @@ func (n *Netns) outside(fn func()) {
 	<-done
 }
 
-// Path leads to the namespace as long as the test process lives.
+// Path is valid as long as the test process lives.
 func (n *Netns) Path() string {
 	return filepath.Join("/proc", strconv.Itoa(os.Getpid()), "fd", strconv.Itoa(int(n.f.Fd())))
 }
@@ -73,8 +73,8 @@ func (n *Netns) Do(t testing.TB, fn func()) {
 	}
 }
 
-// Enter moves the calling test into the namespace for the rest of its life: its
-// goroutine stays on one thread, and goroutines it starts are not inside.
+// Enter moves the calling test into the namespace for the rest of the test. Its
+// goroutine stays on one thread. Goroutines that it starts are not inside.
 func (n *Netns) Enter(t testing.TB) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -85,8 +85,8 @@ func (n *Netns) Enter(t testing.TB) {
 	if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("entering the namespace: %v", err)
 	}
-	// Cleanups run on the test's own goroutine. If the way back fails, the
-	// thread stays locked and ends with it.
+	// Cleanups run on the test's own goroutine. If the way back fails, the thread stays
+	// locked and ends with the goroutine.
 	t.Cleanup(func() {
 		if unix.Setns(int(before.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
@@ -95,10 +95,10 @@ func (n *Netns) Enter(t testing.TB) {
 	})
 }
 
-// refuseStarting returns an error if the calling thread is in the namespace
-// FASTBR_REFUSE_NETNS names, or in the machine's, or if that cannot be told.
-// Entries of /proc/PID/net are a namespace's own, and can be looked at where
-// /proc/PID/ns/net cannot be opened.
+// refuseStarting returns an error if the calling thread is in the namespace that
+// FASTBR_REFUSE_NETNS names, or in the machine's, or if that cannot be told. It
+// compares entries of /proc/PID/net, which belong to a namespace: they can be looked at
+// where /proc/PID/ns/net cannot be opened.
 func refuseStarting() error {
 	mine, err := os.Stat("/proc/thread-self/net/dev")
 	if err != nil {
@@ -120,7 +120,7 @@ func refuseStarting() error {
 	return nil
 }
 
-// BPFFS mounts a bpffs that lives, with everything pinned in it, until the test
+// BPFFS mounts a bpffs and removes it, with everything pinned in it, when the test
 // ends. It needs root.
 func BPFFS(t testing.TB) string {
 	t.Helper()

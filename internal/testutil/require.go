@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RequireRoot skips the test without root. `make test` runs everything as root, so
-// only a bare `go test` by a user skips.
+// RequireRoot skips the test if it does not run as root. `make test` runs everything as
+// root, so only a bare `go test` of a user skips.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -29,9 +29,9 @@ func RequireCommand(t testing.TB, names ...string) {
 	}
 }
 
-// SkipUnsupported skips the test if err wraps notSupported and the running
-// kernel is older than minimum ("6.6"); on a newer kernel that is a failure, as
-// is every other error.
+// SkipUnsupported skips the test if err wraps notSupported and the running kernel is
+// older than minimum ("6.6"). On a newer kernel it fails the test, as it does for any
+// other error.
 func SkipUnsupported(t testing.TB, err, notSupported error, minimum string) {
 	t.Helper()
 	switch {

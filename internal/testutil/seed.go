@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Rand returns a source of randomness whose seed is printed when the test fails,
-// and with -v. FASTBR_TEST_SEED repeats one.
+// Rand returns a source of random numbers. Its seed is printed with -v, and when the
+// test fails. FASTBR_TEST_SEED repeats a run with that seed.
 func Rand(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()

@@ -18,7 +18,7 @@ import (
 
 const module = "github.com/fastbr/fastbr"
 
-// Dependencies that have a home of their own.
+// Dependencies that only some packages may import.
 const (
 	ebpf       = "github.com/cilium/ebpf"
 	netlinkLib = "github.com/vishvananda/netlink"
@@ -27,15 +27,15 @@ const (
 	dbus       = "github.com/godbus/dbus"
 )
 
-// onlyIn are dependencies that one package alone may import.
+// onlyIn are dependencies that only one package may import.
 var onlyIn = map[string]string{dbus: "ctl/firewall"}
 
-// wall says what a package may import. Facts flow down as plain values, results
-// come up: cmd → ctl/{docker,cni,metrics} → ctl → {ctl/link, ctl/ipam, datapath}.
+// wall says what a package may import. Facts flow down as plain values, and results
+// come up, as docs/ARCHITECTURE.md describes under Rooms.
 type wall struct {
-	ours    []string // packages of this module that it may import; "x/..." with all below
+	ours    []string // packages of this module that it may import; "x/..." includes all below
 	never   []string // dependencies that it must not import
-	stdOnly bool     // nothing outside of the standard library
+	stdOnly bool     // only the standard library
 }
 
 var walls = map[string]wall{
@@ -123,7 +123,7 @@ func (w wall) allows(imp string) bool {
 	})
 }
 
-// atHome tells whether a package may import a dependency that has one home.
+// atHome tells whether a package may import a dependency that onlyIn names.
 func atHome(pkg, imp string) bool {
 	for dependency, home := range onlyIn {
 		if (imp == dependency || strings.HasPrefix(imp, dependency+"/")) && pkg != home {
@@ -159,11 +159,11 @@ func TestWallsAllowAndForbid(t *testing.T) {
 	}
 }
 
-// dumpCall matches the functions of vishvananda/netlink that dump a table. A
-// dump may be interrupted and must then be repeated, which ctl/link does.
+// dumpCall matches the functions of vishvananda/netlink that dump a table. A dump may
+// be interrupted and must then be repeated. ctl/link does that.
 var dumpCall = regexp.MustCompile(`^(Link|Addr|Route|Neigh|Rule|Filter|Qdisc|Class|BridgeVlan|ConntrackTable|Socket|Xfrm\w+)\w*List\w*$|^LinkByAlias$`)
 
-// mayDump are the packages with a dump of their own, and why.
+// mayDump are the packages that dump tables themselves, and the reason.
 var mayDump = map[string]string{
 	"ctl/link":                 "the wrapper that repeats interrupted dumps",
 	"datapath/internal/clsact": "tc filters of one device; has its own loop",

@@ -1,6 +1,7 @@
-// Package fuzz sends any frame, tagged or not, with any virtio header, from hostile
-// containers and from outside through a host with the real binary, and judges
-// whatever arrives anywhere. The seeds run with every test; `make fuzz` looks for more.
+// Package fuzz sends frames of any content, with or without tags and virtio headers,
+// from hostile containers and from outside. They pass through a host with the real
+// binary. The package judges every frame that arrives anywhere. The seeds run with
+// every test; `make fuzz` looks for more.
 package fuzz
 
 import (
@@ -38,18 +39,18 @@ func fuzz(f *testing.F, m harness.Mode) {
 	f.Fuzz(r.fire)
 }
 
-// rig is a lab in which hostile parties send, honest ones talk, and every place is
-// watched. One for a process.
+// rig is a lab in which hostile parties send, honest parties talk, and every place is
+// watched. A process has one.
 type rig struct {
 	*harness.Rig
 	judge
 	plain, virtio [shooters]*lab.Injector
 	places        []place
-	talks         []talk // each after every input
-	connections   []talk // now and then
+	talks         []talk // repeated after every input
+	connections   []talk // repeated after some inputs
 	inputs        int
 	shots         uint32
-	fast          uint64 // packets of a2 that were
+	fast          uint64 // packets of a2 that took the fast path
 }
 
 // place is where frames are judged.
@@ -59,28 +60,28 @@ type place struct {
 	see  func(*judge, lab.Tapped) error
 }
 
-// talk is a conversation between honest parties. It returns once the other side has
-// said the same.
+// talk is a conversation between honest parties. say returns once the other side has
+// answered with the same text.
 type talk struct {
 	name string
 	say  func(message []byte) error
 }
 
-// newRig: the default network with a1, which is hostile, and a2, which has published
-// a port; an internal network with b1 and b2, likewise; two uplinks, and a device of
-// the host's that is none.
+// newRig builds the lab. The default network has a1, which is hostile, and a2, which
+// has published a port. An internal network has b1, which is hostile, and b2. The host
+// has two uplinks, and one device that is no uplink.
 func newRig(tb testing.TB, m harness.Mode) *rig {
 	tb.Helper()
 	testutil.RequireCommand(tb, "ethtool", "nft", "ip")
 	r := &rig{judge: *newJudge()}
 	r.Rig = harness.New(tb, m, lab.Options{Containers: 2, Uplinks: 2, Private: []netip.Prefix{netA, netB}})
-	tb.Cleanup(r.Renew) // for what is done at the end of hours
+	tb.Cleanup(r.Renew) // the cleanups run at the end of hours
 	lan := r.add(tb, "n")
 	check(tb, lab.Veth(r.Host, "lan0", lan, "eth0", 0))
 	check(tb, r.Host.AddAddr("lan0", netip.PrefixFrom(lanIP, 24)))
 	check(tb, lan.AddAddr("eth0", netip.PrefixFrom(n1IP, 24)))
 	check(tb, lan.AddRoute(netip.Prefix{}, lanIP))
-	check(tb, r.Host.SetSysctl("net.ipv4.conf.lan0.rp_filter", "1")) // else the host answers it in any name
+	check(tb, r.Host.SetSysctl("net.ipv4.conf.lan0.rp_filter", "1")) // else the host answers for it under any name
 	for _, d := range []struct {
 		n   *lab.Namespace
 		dev string
@@ -91,7 +92,8 @@ func newRig(tb testing.TB, m harness.Mode) *rig {
 	} {
 		r.run(tb, d.n, "ip", "link", "set", d.dev, "address", net.HardwareAddr(d.mac[:]).String())
 	}
-	// Whoever is outside may say by ARP that he is the next hop: no matter of fastbr's.
+	// Anybody outside may claim by ARP to be the next hop. fastbr cannot prevent that,
+	// so the neighbours are permanent.
 	for _, n := range []struct {
 		n   *lab.Namespace
 		dev string
@@ -104,10 +106,10 @@ func newRig(tb testing.TB, m harness.Mode) *rig {
 		chain forward { type filter hook forward priority 0; ip daddr `+forbidden.String()+` drop; }
 		chain output { type filter hook output priority 0; ip daddr `+forbidden.String()+` drop; }
 	}`))
-	r.run(tb, r.Host, "ethtool", "-K", "eth0", "tx", "off") // here the kernel fills in what leaves; eth1 leaves it to others
+	r.run(tb, r.Host, "ethtool", "-K", "eth0", "tx", "off") // eth0: the kernel fills in checksums of what leaves; eth1 leaves them to the device
 	if m.Name == "xdp" {
 		for _, o := range r.Outsides {
-			r.run(tb, o, "ethtool", "-K", "eth0", "tx", "off") // as off a wire
+			r.run(tb, o, "ethtool", "-K", "eth0", "tx", "off") // whole checksums, as from a wire
 		}
 	}
 
@@ -176,8 +178,8 @@ func (r *rig) watch(tb testing.TB, name string, n *lab.Namespace, dev string, se
 	r.places = append(r.places, place{name, tap, see})
 }
 
-// converse begins the conversations of honest parties, and flows of the hostile ones
-// that their frames may meet.
+// converse begins the conversations of the honest parties, and flows of the hostile
+// parties that their frames may meet.
 func (r *rig) converse(tb testing.TB, hostile, victim, innerHostile, innerVictim *lab.Namespace) {
 	tb.Helper()
 	any4, out := netip.IPv4Unspecified(), r.Outsides[0]
@@ -226,8 +228,8 @@ func (r *rig) converse(tb testing.TB, hostile, victim, innerHostile, innerVictim
 		tcp("a2's connection to its own published port", victim, at(any4, 20005), public),
 		tcp("a2's connection to a1", victim, at(any4, 20006), at(a1IP, echoPort)),
 	}
-	// The hostile ones' own flows: they may break them, so nothing is asked of these
-	// but that a datagram is sent now and then.
+	// The hostile parties' own flows, which they may break. They only have to send a
+	// datagram now and then.
 	for i, to := range []netip.AddrPort{at(server1, echoPort), at(server3, echoPort), public} {
 		c, err := hostile.ListenUDP(at(any4, ownPort+20*uint16(i)))
 		check(tb, err)
@@ -242,10 +244,11 @@ func (r *rig) converse(tb testing.TB, hostile, victim, innerHostile, innerVictim
 	tb.Cleanup(func() { _ = c.Close() })
 }
 
-// answered begins an answer, which nobody answers: two servers never talk forever.
+// answered is how an answer begins. Nobody answers an answer, so two servers do not
+// talk forever.
 const answered = "re: "
 
-// answerUDP answers each datagram with the same, until the test ends.
+// answerUDP answers each datagram with its own text, until the test ends.
 func answerUDP(tb testing.TB, n *lab.Namespace, at netip.AddrPort) {
 	tb.Helper()
 	c, err := n.ListenUDP(at)
@@ -265,10 +268,11 @@ func answerUDP(tb testing.TB, n *lab.Namespace, at netip.AddrPort) {
 	}()
 }
 
-// patience is how long an honest message may take, however loaded the machine is.
+// patience is how long an honest message may take on a loaded machine.
 const patience = 60 * time.Second
 
-// sayUDP sends a message until it is answered from there. What else comes is not its own.
+// sayUDP sends a message until it is answered by its receiver. It ignores other
+// datagrams.
 func sayUDP(c *net.UDPConn, to netip.AddrPort, message []byte) error {
 	buf := make([]byte, 2048)
 	for begin := time.Now(); ; {
@@ -295,13 +299,14 @@ func sayUDP(c *net.UDPConn, to netip.AddrPort, message []byte) error {
 	}
 }
 
-// fire sends what an input says, and judges what comes of it.
+// fire sends the shots of an input and judges what comes of them.
 func (r *rig) fire(t *testing.T, input []byte) {
 	all := decode(input, r.shots, r.mark)
 	r.shots += uint32(len(all))
 	for _, s := range all {
 		r.tell(s)
-		// The kernel refuses some: the lengths of a header disagree, say.
+		// The kernel refuses some frames: for example, the lengths in a header
+		// disagree.
 		if s.hdr != nil {
 			_ = r.virtio[s.from].SendVirtio(*s.hdr, s.frame)
 		} else {
@@ -322,8 +327,8 @@ func (r *rig) fire(t *testing.T, input []byte) {
 	}
 }
 
-// settle has the honest parties talk, whose packets come after whatever was sent
-// before, and judges what every place has seen.
+// settle lets the honest parties talk. Their packets come after everything that was
+// sent before. Then it judges what every place has seen.
 func (r *rig) settle(tb testing.TB, connections bool) {
 	tb.Helper()
 	talks := r.talks
@@ -350,7 +355,7 @@ func (r *rig) settle(tb testing.TB, connections bool) {
 	}
 }
 
-// stillFast: a2's packets take the fast path, if there is one.
+// stillFast checks that a2's packets take the fast path, unless the mode has none.
 func (r *rig) stillFast(tb testing.TB) {
 	tb.Helper()
 	now := r.fastPackets(tb)

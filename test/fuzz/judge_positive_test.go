@@ -12,8 +12,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// TestJudgeCondemns shows the judge what must not arrive, one thing wrong at a time,
-// beside what may: one that condemns nothing would prove nothing.
+// TestJudgeCondemns shows the judge frames that must not arrive, each with one thing
+// wrong, and frames that may. A judge that condemns nothing would prove nothing.
 func TestJudgeCondemns(t *testing.T) {
 	inA := &container{a2, a2IP, a2MAC, a1IP, a1MAC, gwA, brAMAC, false, true}
 	inB := &container{b2, b2IP, b2MAC, b1IP, b1MAC, gwB, brBMAC, true, false}
@@ -94,8 +94,8 @@ func TestJudgeCondemns(t *testing.T) {
 	}
 }
 
-// TestJudgeKnowsPayloads: what was sent with a mark arrives as it was sent, and where
-// its sender may be heard.
+// TestJudgeKnowsPayloads: a packet with a mark must arrive as it was sent, and only
+// where its sender may be heard.
 func TestJudgeKnowsPayloads(t *testing.T) {
 	j := newJudge()
 	out := &outside{o1, o1MAC, host0MAC, false}

@@ -13,12 +13,12 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// judge says of each frame that arrives somewhere whether it may be there. What it
-// knows of the hostile packets it was told when they were sent; what a container
-// has asked for, it has seen leave.
+// judge decides for each frame that arrives somewhere whether it may be there. tell has
+// told it about each hostile packet before that was sent. It has seen what each
+// container asked for.
 type judge struct {
 	key      maphash.Seed
-	told     [8192]told // by mark, the last ones
+	told     [8192]told // the last ones, by mark
 	lastWild time.Time
 	contacts map[contact]struct{}
 	remotes  map[remote]struct{}
@@ -28,13 +28,14 @@ type judge struct {
 type told struct {
 	mark    uint32
 	from    party
-	wild    bool   // nobody can say what should arrive
+	wild    bool   // it cannot be known what should arrive
 	error   uint16 // of the L4 checksum, see l4Error
 	proto   byte
 	payload []byte
 }
 
-// contact is a flow that a party has begun, as it sees it. Of an echo, local is the id.
+// contact is a flow that a party has begun, as the party sees it. For an echo, local is
+// the id.
 type contact struct {
 	of           party
 	proto        byte
@@ -42,7 +43,7 @@ type contact struct {
 	local, rport uint16
 }
 
-// remote is anybody to whom a party has sent something of a protocol.
+// remote is an address to which a party has sent a packet of a protocol.
 type remote struct {
 	of    party
 	proto byte
@@ -53,23 +54,24 @@ func newJudge() *judge {
 	return &judge{key: maphash.MakeSeed(), contacts: map[contact]struct{}{}, remotes: map[remote]struct{}{}}
 }
 
-// wildFor is how long after a packet of which nobody can say what should arrive
-// checksums of packets without a mark tell nothing.
+// wildFor is how long after a wild packet the checksums of packets without a mark are
+// not judged.
 const wildFor = 5 * time.Second
 
-// markMagic begins a mark, the number of a shot and what nobody can guess, so that a
-// mutated mark is none.
+// markMagic begins a mark. The number of the shot and bytes that nobody can guess
+// follow. So a mutated mark is no mark.
 var markMagic = [4]byte{0xf5, 0xb2, 0x9c, 0x61}
 
 const markLen = 12
 
-// mark is what a payload begins with, by which it is known wherever it arrives.
+// mark is the beginning of a payload, by which the packet is recognised wherever it
+// arrives.
 func (j *judge) mark(n uint32) []byte {
 	b := binary.BigEndian.AppendUint32(markMagic[:], n)
 	return binary.BigEndian.AppendUint32(b, uint32(maphash.Bytes(j.key, b)))
 }
 
-// find is what was told of the packet whose mark is in b; nil: none.
+// find is what was told about the packet whose mark is in b, or nil.
 func (j *judge) find(b []byte) *told {
 	for {
 		i := bytes.Index(b, markMagic[:])
@@ -85,7 +87,7 @@ func (j *judge) find(b []byte) *told {
 	}
 }
 
-// tell remembers what a shot is like, before it is sent.
+// tell records a shot before it is sent.
 func (j *judge) tell(s shot) {
 	t := told{mark: s.mark, from: s.from, wild: true}
 	f := parse(s.frame)
@@ -111,11 +113,11 @@ func (j *judge) tell(s shot) {
 	}
 }
 
-// frame is the link layer of a frame, tags looked through.
+// frame is the link layer of a frame. Tags are skipped.
 type frame struct {
 	dst, src mac
 	tags     int
-	vlan     uint16 // the first number that is not 0
+	vlan     uint16 // the first VLAN id that is not 0
 	etype    uint16
 	l3       []byte
 }
@@ -137,18 +139,18 @@ func parse(b []byte) (f frame) {
 	return f
 }
 
-// packet is an IPv4 packet, or what a frame has of it.
+// packet is an IPv4 packet, or the part of it that a frame holds.
 type packet struct {
 	ip           []byte // header and payload, without padding
 	hlen, total  int
 	proto        byte
 	src, dst     netip.Addr
-	frag         uint16 // MF and offset
+	frag         uint16 // MF and the offset
 	l4           []byte
-	sport, dport uint16 // of an echo: the id, both
+	sport, dport uint16 // of an echo: the id in both
 }
 
-// ipv4 is nil if there is no IPv4 header.
+// ipv4 is the frame's IPv4 packet, or nil if there is no IPv4 header.
 func (f *frame) ipv4() *packet {
 	if f.etype != etherIPv4 {
 		return nil
@@ -165,7 +167,7 @@ func parseIPv4(b []byte) *packet {
 	if p.hlen < 20 || p.hlen > len(b) {
 		return nil
 	}
-	if p.total == 0 && len(b) > 0xffff { // a super-packet of BIG TCP
+	if p.total == 0 && len(b) > 0xffff { // a BIG TCP super-packet
 		p.total = len(b)
 	}
 	if p.total >= p.hlen && p.total < len(b) {
@@ -188,28 +190,28 @@ func parseIPv4(b []byte) *packet {
 func (p *packet) whole() bool { return p.frag == 0 && len(p.ip) == p.total }
 
 func (p *packet) headerOK() bool {
-	if p.total == 0 && p.proto == protoTCP { // the kernel takes it for a super-packet of BIG TCP
+	if p.total == 0 && p.proto == protoTCP { // the kernel takes it for a BIG TCP super-packet
 		return testutil.Sum(0, p.ip[:p.hlen]) == 0xffff
 	}
 	return p.total >= p.hlen && len(p.ip) >= p.hlen && testutil.Sum(0, p.ip[:p.hlen]) == 0xffff
 }
 
-// isError tells of an ICMP error, quoted is the packet inside of it, as far as it is there.
+// isError tells whether a packet is an ICMP error.
 func (p *packet) isError() bool {
 	return p.proto == protoICMP && p.frag&0x1fff == 0 && len(p.l4) >= 8 && slices.Contains([]byte{3, 4, 5, 11, 12}, p.l4[0])
 }
 
 func (p *packet) quoted() *packet { return parseIPv4(p.l4[8:]) }
 
-// sumAt is where a protocol has its checksum.
+// sumAt is the offset of a protocol's checksum in its header.
 func sumAt(proto byte) (int, bool) {
 	at, ok := map[byte]int{protoICMP: 2, protoTCP: 16, protoUDP: 6}[proto]
 	return at, ok
 }
 
-// l4Error is by how much the L4 checksum is wrong, 0 if it is right: translating a
-// packet does not change it. half: the checksum is still to be filled in. False: it
-// has none, or not all of it is there.
+// l4Error is how far the L4 checksum is off, 0 if it is right. Translating a packet
+// does not change this difference. half: the checksum is still to be filled in. The
+// result is false if the packet has no L4 checksum, or is not complete.
 func (p *packet) l4Error(half bool) (uint16, bool) {
 	at, ok := sumAt(p.proto)
 	if !ok || !p.whole() || len(p.l4) < map[byte]int{protoICMP: 8, protoTCP: 20, protoUDP: 8}[p.proto] {
@@ -222,7 +224,7 @@ func (p *packet) l4Error(half bool) (uint16, bool) {
 	l4 := p.l4
 	switch {
 	case half && p.proto == protoUDP && l4[6] == 0 && l4[7] == 0:
-		return 0, false // looks as if it had none; no pseudo header has this sum
+		return 0, false // it looks like no checksum; no pseudo header has this sum
 	case half:
 		l4 = bytes.Clone(l4)
 		binary.BigEndian.PutUint16(l4[at:], ^testutil.Sum(0, l4))
@@ -244,8 +246,8 @@ func (p *packet) payload() []byte {
 	return p.l4[min(n, len(p.l4)):]
 }
 
-// intact says whether a packet that has arrived somewhere is as it was sent, and
-// whether whoever sent it may be heard there.
+// intact says whether a packet has arrived as it was sent, and whether its sender may
+// be heard there.
 func (j *judge) intact(p *packet, half bool, mayHear func(party) bool) error {
 	t := j.find(p.ip)
 	if t != nil && !mayHear(t.from) {
@@ -274,7 +276,7 @@ type container struct {
 	who         party
 	ip          netip.Addr
 	mac         mac
-	siblingIP   netip.Addr // of the other container of its network
+	siblingIP   netip.Addr // of the other container in its network
 	siblingMAC  mac
 	gateway     netip.Addr
 	gatewayMAC  mac
@@ -282,10 +284,10 @@ type container struct {
 	publication bool // servicePort is published
 }
 
-// hosts are the host's addresses that are no gateway's.
+// hosts are the addresses of the host that are not a gateway's.
 var hosts = slices.Clip([]netip.Addr{host0IP, host1IP, lanIP})
 
-// see judges what a container sends and receives.
+// see judges a frame that a container sends or receives.
 func (c *container) see(j *judge, t lab.Tapped) error {
 	f := parse(t.Frame)
 	if t.Sent {
@@ -344,7 +346,7 @@ func (c *container) see(j *judge, t lab.Tapped) error {
 	})
 }
 
-// routed judges a packet that the host has sent, or forwarded from elsewhere.
+// routed judges a packet that the host has sent or forwarded.
 func (c *container) routed(j *judge, p *packet) error {
 	switch {
 	case !p.headerOK():
@@ -352,7 +354,7 @@ func (c *container) routed(j *judge, p *packet) error {
 	case p.dst != c.ip:
 		return fmt.Errorf("its destination is %v", p.dst)
 	case p.src == c.siblingIP || p.src == c.ip:
-		return nil // by way of the gateway
+		return nil // through the gateway
 	case p.src == c.gateway:
 	case c.internal:
 		return fmt.Errorf("its source %v is not of this internal network", p.src)
@@ -365,8 +367,8 @@ func (c *container) routed(j *judge, p *packet) error {
 	return nil
 }
 
-// isOurs: a packet belongs to something this container has begun, or to what it has
-// published.
+// isOurs tells whether a packet belongs to a flow that this container has begun, or to
+// a port that it has published.
 func (c *container) isOurs(j *judge, p *packet) bool {
 	_, spoken := j.remotes[remote{c.who, p.proto, p.src}]
 	service := c.publication && (p.proto == protoTCP || p.proto == protoUDP)
@@ -390,7 +392,7 @@ func (c *container) isOurs(j *judge, p *packet) bool {
 	case p.proto == protoICMP && len(p.l4) >= 8 && p.l4[0] == 0:
 		_, known := j.contacts[contact{c.who, p.proto, p.src, p.dport, p.sport}]
 		return known
-	default: // what the host answers itself: a timestamp, say
+	default: // what the host itself answers: for example, a timestamp
 		return spoken && p.l4 != nil && !(p.proto == protoICMP && len(p.l4) > 0 && p.l4[0] == 8) &&
 			(p.src == c.gateway || slices.Contains(hosts, p.src))
 	}
@@ -401,7 +403,7 @@ func (j *judge) contacted(who party, p *packet) {
 	j.remotes[remote{who, p.proto, p.dst}] = struct{}{}
 }
 
-// judgeARP: whoever sends ARP says the truth about himself.
+// judgeARP checks that a sender of ARP tells the truth about itself.
 func judgeARP(b []byte, m mac, a netip.Addr) error {
 	if len(b) < 28 {
 		return fmt.Errorf("it is cut off")
@@ -413,13 +415,14 @@ func judgeARP(b []byte, m mac, a netip.Addr) error {
 	return nil
 }
 
-// isReply tells of an ARP reply that says that one of these addresses has this MAC
-// address.
+// isReply tells whether a packet is an ARP reply that gives this MAC address for one of
+// these addresses.
 func isReply(b []byte, m mac, addrs []netip.Addr) bool {
 	return len(b) >= 28 && b[7] == 2 && mac(b[8:14]) == m && slices.Contains(addrs, netip.AddrFrom4([4]byte(b[14:18])))
 }
 
-// judgeIPv6: containers speak it with each other, but none says where the routers are.
+// judgeIPv6 checks that no container acts as a router. Otherwise containers may talk
+// IPv6 to each other.
 func judgeIPv6(b []byte) error {
 	if len(b) < 40 {
 		return nil
@@ -441,7 +444,7 @@ func judgeIPv6(b []byte) error {
 	return nil
 }
 
-// outside is the other end of an uplink, or of another device of the host's.
+// outside is the other end of an uplink, or of another device of the host.
 type outside struct {
 	who     party
 	mac     mac
@@ -489,14 +492,15 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 		}
 	}
 	return j.intact(p, t.Partial, func(from party) bool {
-		return from != b1 // the host answers n1 as well, and whoever sends in others' names
+		return from != b1 // the host also answers n1, and senders with forged addresses
 	})
 }
 
-// ours: in one of the networks, where no packet outside may come from, or lead to.
+// ours tells whether an address is in one of the networks. No packet outside may come
+// from there or lead there.
 func ours(a netip.Addr) bool { return netA.Contains(a) || netB.Contains(a) }
 
-// bridge is the host's end of a network: what gets here gets into the host's stack.
+// bridge is the host's end of a network. What arrives here enters the host's stack.
 type bridge struct {
 	subnet   netip.Prefix
 	gateway  netip.Addr
@@ -523,7 +527,7 @@ func (b *bridge) see(_ *judge, t lab.Tapped) error {
 	case etherIPv4:
 		p := f.ipv4()
 		if p == nil {
-			return nil // the kernel's business
+			return nil // the kernel decides
 		}
 		if p.frag != 0 && (f.src == host0MAC || f.src == host1MAC || f.src == containerMAC(b.gateway)) {
 			return nil // a reassembled packet leaves in the very buffers that the tap still reads

@@ -1,6 +1,7 @@
 package fuzz
 
-// seeds are inputs that reach every shape from everywhere, in every dress.
+// seeds are inputs that use every shape from every sender, with and without tags,
+// headers and damage.
 func seeds() (all [][]byte) {
 	var input []byte
 	n := 0
@@ -18,7 +19,7 @@ func seeds() (all [][]byte) {
 				add(recipe{From: from, Shape: s, Tags: 1}, s>>2)
 			}
 		}
-		for a := range uint8(len(addresses)) { // from and to everybody
+		for a := range uint8(len(addresses)) { // from and to every address
 			add(recipe{From: from, Src: a})
 			add(recipe{From: from, Dst: a, Shape: a % 12})
 		}
@@ -82,8 +83,8 @@ func seeds() (all [][]byte) {
 			add(recipe{From: from, Size: extended, Virtio: partial, Shape: 2}, byte(size>>8), byte(size))
 		}
 		add(recipe{From: from, Size: padded}, 40)
-		add(recipe{From: from, Shape: 0, Patches: 1}, 14, 0x65) // not the version
-		add(recipe{From: from, Shape: 0, Patches: 1}, 14, 0x44) // too short a header
+		add(recipe{From: from, Shape: 0, Patches: 1}, 14, 0x65) // not version 4
+		add(recipe{From: from, Shape: 0, Patches: 1}, 14, 0x44) // a header length that is too short
 		add(recipe{From: from, Shape: 0, Patches: 1}, 14, 0x4f)
 		add(recipe{From: from, Shape: 2, Patches: 1}, 46, 0xf0)
 	}

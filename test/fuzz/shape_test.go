@@ -5,9 +5,9 @@ import (
 	"net/netip"
 )
 
-// The shapes of packets. Sums and lengths are made right afterwards, see mend.
+// The shapes of packets. mend corrects checksums and lengths afterwards.
 
-// shape returns an ethertype, and what follows it.
+// shape returns an ethertype and the payload that follows it.
 type shape func(m *maker) (uint16, []byte)
 
 // icmpErrorShape is the index of icmpError.
@@ -102,8 +102,9 @@ func fragment(word uint16) shape {
 // icmpErrors are types and codes.
 var icmpErrors = [][2]byte{{3, 3}, {3, 1}, {3, 0}, {3, 4}, {3, 13}, {3, 2}, {4, 0}, {5, 0}, {5, 1}, {11, 0}, {11, 1}, {12, 0}}
 
-// icmpError is about a packet that came the other way. Four more bytes: what error,
-// about what protocol, who sends it, and how much it quotes.
+// icmpError is about a packet that came the other way. Four more bytes of input choose
+// the error, the protocol of the quoted packet, the error's sender, and how much of the
+// packet is quoted.
 func icmpError(m *maker) (uint16, []byte) {
 	e := icmpErrors[int(m.more.byte())%len(icmpErrors)]
 	q := *m
@@ -169,7 +170,7 @@ func other(etherType uint16) shape {
 	return func(m *maker) (uint16, []byte) { return etherType, m.ipv4(protoUDP, nil, m.datagram()) }
 }
 
-// six is the IPv6 address of the host part of an IPv4 address.
+// six is the IPv6 link-local address that ends in an IPv4 address.
 func six(a netip.Addr) []byte {
 	b := append([]byte{0xfe, 0x80}, make([]byte, 10)...)
 	return append(b, a.AsSlice()...)

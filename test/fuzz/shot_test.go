@@ -9,11 +9,11 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// What an input is made of. Any bytes are some shots: numbers are taken modulo what
-// there is to choose from, and what is missing is 0. Zeros are an honest packet of
-// the sender's own flow, so that most random bytes are nearly valid.
+// The format of an input. Any bytes are a sequence of shots. Choices are taken modulo
+// the number of options, and missing bytes are 0. A shot of zeros is an honest packet
+// of the sender's own flow, so most random bytes are nearly valid.
 
-// party is who sends.
+// party is a sender.
 type party int
 
 const (
@@ -21,10 +21,10 @@ const (
 	b1                        // another, in an internal network
 	o1                        // outside of eth0
 	o2                        // outside of eth1
-	n1                        // behind a device of the host's that is no uplink
+	n1                        // behind a device of the host that is no uplink
 	shooters                  // the number of those above
-	a2       party = iota - 1 // a container of a1's network that wants its peace
-	b2                        // one of b1's
+	a2       party = iota - 1 // a container of a1's network, which is not hostile
+	b2                        // a container of b1's network, not hostile either
 )
 
 func (p party) String() string { return [...]string{"a1", "b1", "o1", "o2", "n1", "a2", "b2"}[p] }
@@ -38,7 +38,7 @@ var (
 	o1IP, o2IP        = addr("198.51.100.2"), addr("203.0.113.2")
 	server1, server2  = addr("192.0.2.11"), addr("192.0.2.12") // of o1
 	server3           = addr("192.0.2.21")                     // of o2
-	forbidden         = addr("192.0.2.13")                     // the host's firewall lets nothing out to it
+	forbidden         = addr("192.0.2.13")                     // the host's firewall lets nothing out to this address
 	lanIP, n1IP       = addr("10.20.0.1"), addr("10.20.0.2")
 	broadcast, anyone = addr("255.255.255.255"), addr("0.0.0.0")
 
@@ -61,7 +61,8 @@ type mac [6]byte
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// containerMAC is the one that fastbr gives to a container, or a bridge, with this address.
+// containerMAC is the MAC address that fastbr gives a container or a bridge with this
+// address.
 func containerMAC(a netip.Addr) (m mac) {
 	m = mac{2, 0x42}
 	copy(m[2:], a.AsSlice())
@@ -73,13 +74,13 @@ const (
 	echoPort      = 7
 	publishedPort = 8080 // of the host; leads to servicePort of a2
 	servicePort   = 80
-	ownPort       = 20001 // a1's flows
-	victimPort    = 20002 // a2's
+	ownPort       = 20001 // of a1's flows
+	victimPort    = 20002 // of a2's flows
 )
 
 var ports = []uint16{0, echoPort, servicePort, publishedPort, ownPort, victimPort, 53, 40000, 1, 20003, 68, 67, 4789, 10000, 29999, 65535}
 
-// own is what an honest packet of each sender has.
+// own are the addresses in an honest packet of each sender.
 var own = [shooters]struct {
 	src, dst       netip.Addr
 	srcMAC, dstMAC mac
@@ -92,21 +93,21 @@ var own = [shooters]struct {
 	n1: {n1IP, lanIP, n1MAC, lanMAC, ownPort, echoPort},
 }
 
-// recipe is the fixed part of a shot in the input, a byte each.
+// recipe is the fixed part of a shot in the input, one byte for each field.
 type recipe struct {
-	From     uint8 // bit 7: the rest of the input is a frame as it is
+	From     uint8 // bit 7: the rest of the input is the whole frame
 	Shape    uint8
 	MACs     uint8 // source << 4 | destination, of macs; 0: the sender's own
 	Src, Dst uint8 // of addresses; 0: the sender's own
 	Ports    uint8 // source << 4 | destination, of ports; 0: the sender's own
-	Spoil    uint8 // what is wrong
-	Tags     uint8 // modulo 10, their number
-	Virtio   uint8 // modulo virtios
-	Patches  uint8 // modulo 4, bytes that are changed after all
-	Size     uint8 // modulo sizes
+	Spoil    uint8 // what is wrong, see below
+	Tags     uint8 // modulo 10: the number of tags
+	Virtio   uint8 // modulo virtios: the header in front
+	Patches  uint8 // modulo 4: the number of bytes that are changed at the end
+	Size     uint8 // modulo sizes: what is done to the length
 }
 
-// What Spoil is made of. Bits 5 and 6 choose the TTL.
+// The bits of Spoil. Bits 5 and 6 choose the TTL.
 const (
 	wrongIPSum = 1 << iota
 	wrongL4Sum
@@ -117,27 +118,27 @@ const (
 
 var ttls = []byte{64, 1, 2, 0}
 
-// What may precede a frame.
+// The virtio header in front of a frame.
 const (
 	noHeader = iota
 	zeroHeader
 	partial    // the L4 checksum is to be filled in
-	partialAny // two more bytes: start and offset
-	gso        // one more byte: the segment size; and a long payload
+	partialAny // two more bytes: start and offset of the checksum
+	gso        // one more byte: the segment size. The payload is long
 	anyHeader  // ten more bytes
 	virtios
 )
 
-// What is done to a frame's length.
+// The change of a frame's length.
 const (
 	sizeKept  = iota
-	truncated // two more bytes: to what
-	extended  // two more bytes: by what; before lengths and sums are made right
-	padded    // one more byte: by what
+	truncated // two more bytes: the new length
+	extended  // two more bytes: by how much. Lengths and checksums are corrected afterwards
+	padded    // one more byte: by how much
 	sizes
 )
 
-// shot is one frame of one sender's.
+// shot is one frame of one sender.
 type shot struct {
 	from  party
 	hdr   *lab.VirtioHeader // nil: none
@@ -149,10 +150,10 @@ func (s shot) String() string {
 	return fmt.Sprintf("%v sends %+v %x", s.from, s.hdr, s.frame[:min(len(s.frame), 300)])
 }
 
-// maxShots are in one input at most.
+// maxShots is the most shots in one input.
 const maxShots = 8
 
-// decode makes shots of an input, numbered from first on; mark makes the marks of
+// decode makes the shots of an input, numbered from first. mark makes the marks of
 // their payloads.
 func decode(data []byte, first uint32, mark func(uint32) []byte) (all []shot) {
 	d := &decoder{data, mark}
@@ -231,7 +232,7 @@ func (d *decoder) build(s *shot, r recipe) {
 	}
 	f := append(append([]byte(nil), m.dstMAC[:]...), m.srcMAC[:]...)
 	for range r.Tags % 10 {
-		t := d.byte() // a C- or S-tag, its priority, its number, mostly 0
+		t := d.byte() // C-tag or S-tag, priority, VLAN id (mostly 0)
 		f = binary.BigEndian.AppendUint16(f, []uint16{0x8100, 0x88a8}[t&1])
 		f = binary.BigEndian.AppendUint16(f, uint16(t>>1&7)<<13|[]uint16{0, 0, 0, 5}[t>>4&3])
 	}
@@ -258,7 +259,7 @@ func pick[T any](to *T, from []T, i uint8) {
 	}
 }
 
-// header is the virtio header of a packet that begins at l3At of its frame.
+// header is a virtio header for a packet that begins at offset l3At of its frame.
 func (d *decoder) header(kind, segment byte, l3 []byte, l3At int) *lab.VirtioHeader {
 	const needsSum = 1
 	l4At := l3At + 20
@@ -298,7 +299,7 @@ const (
 	protoICMP, protoTCP, protoUDP  = 1, 6, 17
 )
 
-// mend makes lengths and checksums of a packet right, but for what is to be wrong.
+// mend corrects the lengths and checksums of a packet, except what spoil names.
 func mend(ip []byte, spoil uint8, half bool) {
 	hlen := int(ip[0]&0xf) * 4
 	if spoil&wrongLength == 0 {

@@ -1,6 +1,6 @@
-// Package harness runs the real binary in throw-away hosts, for the packages of
-// tests beside it. Deadlines here are for hanging, not for speed: no test asserts
-// how long something takes.
+// Package harness runs the real binary in throw-away hosts, for the test packages
+// beside it. Deadlines here only catch what hangs: no test asserts how long something
+// takes.
 package harness
 
 import (
@@ -26,8 +26,8 @@ import (
 // Deadline ends a test that hangs.
 const Deadline = 8 * time.Minute
 
-// binary is the program under test: what `make test` has built, else a build
-// of its own in the user's cache directory.
+// binary is the program under test: the one that `make test` has built, else a build of
+// its own in the user's cache directory.
 var binary = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("FASTBR_TEST_BINARY"); path != "" {
 		return path, nil
@@ -44,12 +44,12 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// Mode is a way to forward that the same assertions hold for.
+// Mode is a way of forwarding. The same assertions hold for each.
 type Mode struct {
 	Name  string
 	Up    []string // flags of `fastbr up`
 	Plain bool     // a kernel bridge instead of fastbr, for comparison
-	Leaky bool     // what leaves is not watched: known to leak
+	Leaky bool     // what leaves is not watched, since this mode is known to leak
 }
 
 // Rig is one lab with fastbr in its host.
@@ -98,7 +98,7 @@ func New(t testing.TB, m Mode, o lab.Options) *Rig {
 	return h
 }
 
-// Renew gives a test of many parts the whole time again for the next.
+// Renew gives the next part of a long test the full deadline again.
 func (h *Rig) Renew() {
 	if h.cancel != nil {
 		h.cancel()
@@ -106,8 +106,8 @@ func (h *Rig) Renew() {
 	h.Ctx, h.cancel = context.WithTimeout(context.Background(), Deadline)
 }
 
-// Up builds a lab, brings the default network up in the given mode and
-// attaches every container, under the names c1..cN.
+// Up builds a lab, brings up the default network in the given mode, and attaches every
+// container as c1 to cN.
 func Up(t testing.TB, m Mode, o lab.Options, upArgs ...string) *Rig {
 	t.Helper()
 	h := New(t, m, o)
@@ -121,7 +121,7 @@ func Up(t testing.TB, m Mode, o lab.Options, upArgs ...string) *Rig {
 	return h
 }
 
-// Attach plugs a namespace in and notes its address.
+// Attach attaches a namespace and records its address.
 func (h *Rig) Attach(t testing.TB, c *lab.Namespace, name string, args ...string) ctl.AttachResult {
 	t.Helper()
 	out := h.Must(t, append([]string{"attach", c.Path(), "--name", name, "-o", "json"}, args...)...)
@@ -145,7 +145,7 @@ func (h *Rig) Cmd(args ...string) *exec.Cmd {
 	return c
 }
 
-// PluginEnv is what leads fastbr to the lab where there are no arguments.
+// PluginEnv are the variables that lead a plugin to the lab: a plugin has no flags.
 func (h *Rig) PluginEnv() []string {
 	return []string{"FASTBR_BPFFS=" + h.BPFFS, "FASTBR_STATE_DIR=" + h.StateDir, "FASTBR_REFUSE_NETNS=/proc/1/ns/net", "FASTBR_CGROUP=" + h.Cgroup}
 }
@@ -156,7 +156,7 @@ type Result struct {
 	Code           int // -1: killed by a signal
 }
 
-// Run runs a prepared command to its end, whatever its exit code.
+// Run runs a prepared command to its end, whatever its exit status is.
 func Run(t testing.TB, c *exec.Cmd) Result {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -202,7 +202,7 @@ func (h *Rig) JSON(t testing.TB, to any, args ...string) {
 	}
 }
 
-// AssertNoLeak fails for each packet that left with an address of a container.
+// AssertNoLeak fails for each packet that has left with an address of a container.
 func (h *Rig) AssertNoLeak(t testing.TB) {
 	t.Helper()
 	leaks, err := h.Leaks()
@@ -218,7 +218,7 @@ func (h *Rig) AssertNoLeak(t testing.TB) {
 	}
 }
 
-// ServeTCP starts a server that sends back what it gets.
+// ServeTCP starts a server that sends back what it receives.
 func (h *Rig) ServeTCP(t testing.TB, n *lab.Namespace, at netip.AddrPort) *lab.Server {
 	t.Helper()
 	s, err := n.ServeTCPEcho(at)

@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// KillAt runs a command with the order to die right after a step.
+// KillAt runs a command that kills itself right after a step.
 func (h *Rig) KillAt(t testing.TB, step string, args ...string) {
 	t.Helper()
 	c := h.Cmd(args...)
@@ -18,9 +18,9 @@ func (h *Rig) KillAt(t testing.TB, step string, args ...string) {
 	}
 }
 
-// Upgrade replaces the programs as a newer build would: the pins say that another
-// build made them, an `up` is killed when half of the programs are swapped, and
-// the next `up` finishes.
+// Upgrade replaces the programs as a newer build would. It makes the pins say that
+// another build has made them. Then an `up` is killed when half of the programs are
+// swapped, and the next `up` finishes the upgrade.
 func (h *Rig) Upgrade(t testing.TB) {
 	t.Helper()
 	const build = 32 // offset of struct fbr_meta's build, 8 bytes
@@ -38,7 +38,7 @@ func (h *Rig) Upgrade(t testing.TB) {
 	}
 }
 
-// meta opens the map fbr_meta as it is pinned now: each upgrade makes a new one.
+// meta opens the pinned map fbr_meta. Each upgrade makes a new one.
 func (h *Rig) meta(t testing.TB) *ebpf.Map {
 	t.Helper()
 	pins, err := filepath.Glob(filepath.Join(h.BPFFS, "fastbr", "*", "fbr_meta"))
