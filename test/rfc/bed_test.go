@@ -19,12 +19,12 @@ import (
 )
 
 const (
-	// scorePatience is for a packet that should come.
+	// scorePatience is how long a check waits for a packet that should arrive.
 	scorePatience = 2 * time.Second
-	// scoreQuiet is how long nothing must come.
+	// scoreQuiet is how long a check waits for a packet that must not arrive.
 	scoreQuiet = 300 * time.Millisecond
-	// rawFirst is the first source port of frames that a check builds itself.
-	// Containers do not answer to them: see quiet.
+	// rawFirst and rawLast are the source ports of frames that a check builds itself.
+	// The containers' own kernels do not answer to them, see quiet.
 	rawFirst, rawLast = 3000, 9999
 	// smallFirst and smallLast are the NAT range of the small bed.
 	smallFirst, smallLast = 20000, 20063
@@ -32,7 +32,7 @@ const (
 
 var on = netip.AddrPortFrom
 
-// scoreMode is a column of the scoreboard.
+// scoreMode is the configuration of a column of the scoreboard.
 type scoreMode struct {
 	name string
 	harness.Mode
@@ -47,9 +47,10 @@ func scoreModes() map[string]scoreMode {
 	}
 }
 
-// bed is the place where requirements are checked: containers behind fastbr or
-// behind a kernel bridge with masquerade; outside a server (A, B and the silent
-// address), a router with another server beyond it, and a neighbour of the host.
+// bed is a lab in which requirements are checked. Its containers are behind fastbr or
+// behind a kernel bridge with masquerade. Outside are a server (with the addresses A
+// and B and a silent address), a router with another server beyond it, and a neighbour
+// of the host.
 type bed struct {
 	*harness.Rig
 	t      *testing.T // of the running check
@@ -59,21 +60,21 @@ type bed struct {
 	a, b   netip.Addr // of sv
 	mute   netip.Addr // of sv; nothing answers there
 	mute2  netip.Addr // another one
-	// In networks with address-dependent and endpoint-independent filtering, and
-	// with endpoint-dependent mapping; nil where the bed has none.
+	// Containers in networks with address-dependent filtering, endpoint-independent
+	// filtering, and endpoint-dependent mapping; nil where the bed has none.
 	filters [2]*lab.Namespace
 	edm     *lab.Namespace
 	shared  *bedState
 }
 
-// bedState is what the checks of one bed have in common.
+// bedState is what all checks of a bed share.
 type bedState struct {
 	port   uint16
 	tag    uint64
 	macs   map[*lab.Namespace][2]net.HardwareAddr // own, next hop's
 	bridge map[*lab.Namespace]string              // by container
 	inject map[*lab.Namespace]*lab.Injector
-	taps   sync.WaitGroup // being closed, which takes the kernel a while
+	taps   sync.WaitGroup // taps that are being closed, which takes the kernel a while
 }
 
 func newBed(t *testing.T, column string, containers int, upArgs ...string) *bed {
@@ -91,7 +92,7 @@ func newBed(t *testing.T, column string, containers int, upArgs ...string) *bed 
 		b.ok(b.sv.AddAddr("eth0", netip.PrefixFrom(a, 32)))
 	}
 	b.ok(b.sv.NFT(h.Ctx, fmt.Sprintf("table ip quiet {\nchain in {\ntype filter hook input priority filter;\nip daddr { %v, %v } drop\n}\n}\n", b.mute, b.mute2)))
-	for _, n := range []*lab.Namespace{h.Host, h.Router, h.Far, b.sv} { // several checks share the allowance of one address
+	for _, n := range []*lab.Namespace{h.Host, h.Router, h.Far, b.sv} { // several checks share the rate limit of one address
 		b.ok(n.SetSysctl("net.ipv4.icmp_ratelimit", "0"))
 	}
 	for _, c := range h.Containers {
@@ -128,8 +129,8 @@ func (b *bed) quiet(c *lab.Namespace) {
 	b.ok(c.NFT(b.Ctx, fmt.Sprintf("table ip quiet {\nchain in {\ntype filter hook input priority filter;\ntcp dport %[1]d-%[2]d drop\nudp dport %[1]d-%[2]d drop\n}\n}\n", rawFirst, rawLast)))
 }
 
-// network makes one more network, with one container, c<n>; on the kernel's
-// bridge, which knows no such thing, only the container.
+// network makes another network with one container. On the kernel's bridge, which has
+// no such networks, it makes only the container.
 func (b *bed) network(name string, flags ...string) *lab.Namespace {
 	b.t.Helper()
 	c, err := b.Add(name)
@@ -144,7 +145,7 @@ func (b *bed) network(name string, flags ...string) *lab.Namespace {
 
 func (b *bed) plain() bool { return b.column == "kernel" }
 
-// ok ends the check when the bed itself fails, which says nothing about NAT.
+// ok ends the check if the bed itself fails. Such a failure says nothing about the NAT.
 func (b *bed) ok(err error) {
 	b.t.Helper()
 	if err != nil {
@@ -170,8 +171,8 @@ func (b *bed) tag() []byte {
 	return binary.BigEndian.AppendUint64([]byte("scored: "), b.shared.tag)
 }
 
-// hops are the MAC addresses of n's eth0 and of the next hop towards the host:
-// for all outside, the host's eth0.
+// hops are the MAC addresses of n's eth0 and of its next hop towards the host. Outside,
+// the next hop is the host's eth0.
 func (b *bed) hops(n *lab.Namespace) [2]net.HardwareAddr {
 	b.t.Helper()
 	if m, ok := b.shared.macs[n]; ok {
@@ -210,7 +211,7 @@ func (b *bed) inside(n *lab.Namespace) bool {
 	return false
 }
 
-// frame completes f with the MAC addresses and, for a container, the source.
+// frame fills in the MAC addresses of f and, for a container, the source address.
 func (b *bed) frame(from *lab.Namespace, f testutil.Frame) []byte {
 	b.t.Helper()
 	m := b.hops(from)
@@ -221,7 +222,7 @@ func (b *bed) frame(from *lab.Namespace, f testutil.Frame) []byte {
 	return f.Bytes(b.t)
 }
 
-// tap sees every packet of a namespace's eth0 from now on.
+// tap records every packet of a namespace's eth0.
 type tap struct {
 	b     *bed
 	sniff *lab.Sniffer
@@ -236,7 +237,7 @@ func (b *bed) tap(n *lab.Namespace) *tap {
 
 func (w *tap) close() { w.b.shared.taps.Go(w.sniff.Close) }
 
-// next is the next packet that match is true for, within d.
+// next returns the next packet that match accepts, within d.
 func (w *tap) next(d time.Duration, match func(packet) bool) (packet, bool) {
 	w.b.t.Helper()
 	ctx, cancel := context.WithTimeout(w.b.Ctx, d)
@@ -253,8 +254,8 @@ func (w *tap) next(d time.Duration, match func(packet) bool) (packet, bool) {
 	return p, true
 }
 
-// cross sends a frame in one namespace and waits for it, or what match looks
-// for, in another.
+// cross sends a frame in one namespace and waits for it in another. If match is not
+// nil, it waits for a packet that match accepts instead.
 func (b *bed) cross(from *lab.Namespace, frame []byte, to *lab.Namespace, match func(packet) bool) (packet, error) {
 	b.t.Helper()
 	return b.crossIn(scorePatience, from, frame, to, match)
@@ -278,7 +279,7 @@ func (b *bed) crossIn(d time.Duration, from *lab.Namespace, frame []byte, to *la
 	return p, nil
 }
 
-// blocked is an error if the frame, or what match looks for, arrives.
+// blocked returns an error if the frame, or a packet that match accepts, arrives.
 func (b *bed) blocked(from *lab.Namespace, frame []byte, to *lab.Namespace, match func(packet) bool) error {
 	b.t.Helper()
 	if p, err := b.crossIn(scoreQuiet, from, frame, to, match); err == nil {
@@ -288,7 +289,8 @@ func (b *bed) blocked(from *lab.Namespace, frame []byte, to *lab.Namespace, matc
 	return nil
 }
 
-// noneArrive sends frames, none of which, nor what match looks for, may arrive.
+// noneArrive sends frames. It returns an error if a packet that match accepts arrives
+// in one of the namespaces.
 func (b *bed) noneArrive(from *lab.Namespace, frames [][]byte, match func(packet) bool, at ...*lab.Namespace) error {
 	b.t.Helper()
 	var taps []*tap
@@ -314,7 +316,7 @@ func role(b *bed, n *lab.Namespace) string {
 	}[n]
 }
 
-// flow is a flow of frames that a check builds itself.
+// flow is a flow whose frames a check builds itself.
 type flow struct {
 	b     *bed
 	c     *lab.Namespace
@@ -325,10 +327,10 @@ type flow struct {
 	nat   netip.AddrPort // as seen outside
 	cseq  uint32         // TCP: next sequence number of the container
 	sseq  uint32         // and of the server
-	left  time.Duration  // noted by bed.age
+	left  time.Duration  // the remaining time that bed.age has noted
 }
 
-// open sends the first packet of a flow of c to the silent address.
+// open sends the first packet of a flow from c to the silent address.
 func (b *bed) open(c *lab.Namespace, proto string) (*flow, error) {
 	b.t.Helper()
 	return b.openTo(c, proto, b.rawPort(), on(b.mute, b.rawPort()))
@@ -345,7 +347,8 @@ func (b *bed) openTo(c *lab.Namespace, proto string, sport uint16, dst netip.Add
 	return f, err
 }
 
-// out sends a packet of the container (flags are TCP's) and returns how it looks outside.
+// out sends a packet of the container and returns it as it looks outside. flags are
+// TCP's.
 func (f *flow) out(flags string, payload []byte, change ...func(*testutil.Frame)) (packet, error) {
 	f.b.t.Helper()
 	return f.b.cross(f.c, f.outFrame(flags, payload, change...), f.at, nil)
@@ -359,8 +362,8 @@ func (f *flow) outFrame(flags string, payload []byte, change ...func(*testutil.F
 	return f.b.frame(f.c, fr.With(change...))
 }
 
-// in sends a packet of the server to the flow's external address and returns
-// how it looks in the container.
+// in sends a packet of the server to the flow's external address and returns it as it
+// looks in the container.
 func (f *flow) in(flags string, payload []byte, change ...func(*testutil.Frame)) (packet, error) {
 	f.b.t.Helper()
 	p, err := f.b.cross(f.at, f.inFrame(flags, payload, change...), f.c, nil)
@@ -420,8 +423,8 @@ func (f *flow) exchangeTags() error {
 	return err
 }
 
-// establish completes a TCP handshake that open has begun; for others, and
-// after it, a packet goes each way, twice, so that the fast path is warm.
+// establish completes a TCP handshake that open has begun. Then, and for other
+// protocols at once, a packet goes each way, twice, so that the fast path is warm.
 func (f *flow) establish() error {
 	f.b.t.Helper()
 	if f.proto == "tcp" {
@@ -445,9 +448,9 @@ func (b *bed) live(c *lab.Namespace, proto string) (*flow, error) {
 	return f, f.establish()
 }
 
-// expiry is how long the mapping of (proto, container, source port) lives on
-// if nothing comes. It is what the implementation says itself; the full run of
-// the scoreboard waits for it.
+// expiry is how long the mapping of (proto, container, source port) lives if no packet
+// comes, as the implementation itself says. The full run of the scoreboard waits for
+// that time.
 func (b *bed) expiry(proto string, src netip.AddrPort) (time.Duration, bool) {
 	b.t.Helper()
 	if b.plain() {
@@ -486,8 +489,8 @@ func (f *flow) expiry() (time.Duration, bool) {
 	return f.b.expiry(f.proto, netip.AddrPortFrom(f.c.Addr, f.sport))
 }
 
-// lives is an error unless the flow, whose last packet touch has sent, lives for
-// at least want after it.
+// lives returns an error unless the flow lives at least want after its last packet.
+// touch sends that packet.
 func (f *flow) lives(want time.Duration, touch func() error) error {
 	f.b.t.Helper()
 	sent := time.Now()

@@ -1,10 +1,10 @@
 package rfc
 
-// scoreCheck is how a requirement is checked, and where.
+// scoreCheck says how and where a requirement is checked.
 type scoreCheck struct {
 	small bool // in the beds with a NAT range of 64 ports
 	check func(*bed) error
-	like  string // the requirement that asks for the same; it comes first
+	like  string // an earlier requirement with the same check
 }
 
 // scoreChecks are all checks, by requirement.
@@ -99,7 +99,7 @@ func scoreChecks() map[string]scoreCheck {
 	}
 }
 
-// scoreLast are the checks that disturb their bed: they come at the end.
+// scoreLast are the checks that disturb their bed. They run last.
 func scoreLast() []string {
 	return []string{"rfc:6888#REQ-6", "rfc:4787#REQ-13", "rfc:5508#REQ-4/pmtu", "rfc:4787#REQ-14", "rfc:4787#REQ-7"}
 }

@@ -14,7 +14,7 @@ const (
 	scoreEnd   = "<!-- /scoreboard -->\n"
 )
 
-// TestScorePage compares docs/NAT.md with the results that are written down.
+// TestScorePage compares docs/NAT.md with the recorded results.
 func TestScorePage(t *testing.T) {
 	page, err := os.ReadFile(scorePage)
 	if err != nil {
@@ -25,8 +25,8 @@ func TestScorePage(t *testing.T) {
 	}
 }
 
-// TestScoreIsComplete fails when a requirement has no check, a check no
-// requirement, or a column of either no result.
+// TestScoreIsComplete fails if a requirement has no check, a check has no requirement,
+// or a column of either has no result.
 func TestScoreIsComplete(t *testing.T) {
 	var written results
 	readJSON(t, resultsFile, &written)
@@ -66,7 +66,7 @@ func TestScoreIsComplete(t *testing.T) {
 	}
 }
 
-// renderScore is the page with the tables of the results that are written down.
+// renderScore is the page with the tables of the recorded results.
 func renderScore(t *testing.T) string {
 	t.Helper()
 	page, err := os.ReadFile(scorePage)
@@ -125,7 +125,7 @@ func mark(columns map[string]outcome, column string) string {
 	}
 }
 
-// remarks tell why something is not met.
+// remarks say why a requirement is not met.
 func remarks(r requirement, columns map[string]outcome) string {
 	var parts []string
 	switch o := columns["default"]; {
@@ -140,7 +140,7 @@ func remarks(r requirement, columns map[string]outcome) string {
 	return strings.ReplaceAll(strings.Join(parts, " "), "|", "\\|")
 }
 
-// scoreSummary counts the rows that are met, by column.
+// scoreSummary counts the requirements that each column meets.
 func scoreSummary(list []requirement, written results) string {
 	var b strings.Builder
 	b.WriteString("| | Met | of these MUST and MUST NOT |\n|---|---|---|\n")

@@ -11,8 +11,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// Checks of what happens when ports or sessions run out. They have beds with a
-// NAT range of 64 ports, masquerade with the same. Each begins with no flow.
+// Checks of what happens when ports or sessions run out. They run in beds with a NAT
+// range of 64 ports; masquerade has the same range. Each check begins with no flow.
 
 const smallRange = smallLast - smallFirst + 1
 
@@ -27,7 +27,7 @@ func (b *bed) clear() {
 	b.Must(b.t, "flows", "flush")
 }
 
-// masqueradeInRange lets the kernel's bridge use the small range, too.
+// masqueradeInRange restricts masquerade on the kernel's bridge to the small range.
 func (b *bed) masqueradeInRange() {
 	b.t.Helper()
 	b.ok(b.Host.NFT(b.Ctx, fmt.Sprintf(`
@@ -40,8 +40,9 @@ func (b *bed) masqueradeInRange() {
 		`, smallFirst, smallLast)))
 }
 
-// fill opens flows of the containers, in turn, to one destination until no
-// external port is left or n flows are open, and returns the last ones refused.
+// fill opens flows of the containers, in turn, to one destination. It ends when n flows
+// are open, or when a flow is refused or shares an external port. It returns the flows
+// before that one.
 func (b *bed) fill(proto string, n int, dst netip.AddrPort, cs ...*lab.Namespace) (opened []*flow) {
 	b.t.Helper()
 	used := map[netip.AddrPort]bool{}
@@ -56,8 +57,8 @@ func (b *bed) fill(proto string, n int, dst netip.AddrPort, cs ...*lab.Namespace
 	return opened
 }
 
-// checkOverload looks whether two mappings ever share an external port: first
-// with ports to spare, then with none.
+// checkOverload checks whether two mappings ever share an external port: first with
+// ports to spare, then with none.
 func checkOverload(proto string) func(*bed) error {
 	return func(b *bed) error {
 		b.clear()
@@ -90,7 +91,7 @@ func checkOverload(proto string) func(*bed) error {
 	}
 }
 
-// openQuick is openTo for flows that may well be refused.
+// openQuick is openTo for flows that are likely to be refused.
 func (b *bed) openQuick(c *lab.Namespace, proto string, sport uint16, dst netip.AddrPort) (*flow, error) {
 	b.t.Helper()
 	f := &flow{b: b, c: c, proto: proto, sport: sport, dst: dst, at: b.sv, cseq: 1000000 * uint32(sport), sseq: 7000000}
@@ -99,10 +100,9 @@ func (b *bed) openQuick(c *lab.Namespace, proto string, sport uint16, dst netip.
 	return f, err
 }
 
-// checkSameClass asks whether a mapping that exists, and a new one, are
-// endpoint-independent when idle, after a command was killed and the programs
-// were replaced by another build's, with the fast path off, at 90 % and when
-// nothing is left.
+// checkSameClass checks whether an existing mapping and a new one are
+// endpoint-independent: when idle; after a command was killed and another build has
+// replaced the programs; with the fast path off; at 90 %; and when no port is left.
 func checkSameClass(b *bed) error {
 	b.clear()
 	f, err := b.openTo(b.c1, "udp", b.rawPort(), on(b.mute, 5001))
@@ -119,7 +119,7 @@ func checkSameClass(b *bed) error {
 		}
 		return nil
 	}
-	b.ok2(b.openTo(b.c2, "udp", f.sport, on(b.mute, 5002))) // somebody else with that port
+	b.ok2(b.openTo(b.c2, "udp", f.sport, on(b.mute, 5002))) // another container with the same source port
 	if err := same("idle", on(b.mute, 5002)); err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func checkSameClass(b *bed) error {
 	return b.newMappingsEIM()
 }
 
-// pour sends the first packets of n flows, whatever becomes of them.
+// pour sends the first packets of n flows and ignores what becomes of them.
 func (b *bed) pour(n int, dst netip.AddrPort, cs ...*lab.Namespace) {
 	b.t.Helper()
 	for i := range n {
@@ -158,7 +158,8 @@ func (b *bed) pour(n int, dst netip.AddrPort, cs ...*lab.Namespace) {
 	time.Sleep(scoreQuiet)
 }
 
-// newMappingsEIM opens mappings with no port free: refused, or as ever.
+// newMappingsEIM opens mappings while no port is free. They must be refused, or be
+// endpoint-independent as usual.
 func (b *bed) newMappingsEIM() error {
 	b.t.Helper()
 	for range 4 {
@@ -177,7 +178,7 @@ func (b *bed) newMappingsEIM() error {
 
 func (b *bed) ok2(_ *flow, err error) { b.t.Helper(); b.ok(err) }
 
-// checkRefusal has one container ask for more than there is.
+// checkRefusal lets one container ask for more than there is.
 func checkRefusal(b *bed) error {
 	b.clear()
 	dst := on(b.mute, 5001)
@@ -219,7 +220,8 @@ func (b *bed) refusalsLimited(dst netip.AddrPort) error {
 	return nil
 }
 
-// checkShare lets one container take all it can get; another still gets some.
+// checkShare lets one container take all it can get. Another container must still get
+// some.
 func checkShare(b *bed) error {
 	b.clear()
 	dst := on(b.mute, 5001)
@@ -233,8 +235,8 @@ func checkShare(b *bed) error {
 	return nil
 }
 
-// checkStateShare opens sessions from one port, to many destinations, up to the
-// number of sessions (512 in the small bed).
+// checkStateShare opens sessions from one port to many destinations, up to the number
+// of sessions (512 in the small bed).
 func checkStateShare(b *bed) error {
 	b.clear()
 	sport := b.rawPort()
@@ -254,7 +256,7 @@ func checkStateShare(b *bed) error {
 	return nil
 }
 
-// sessions of a container.
+// sessions is the number of a container's sessions.
 func (b *bed) sessions(c *lab.Namespace) (n int) {
 	b.t.Helper()
 	if b.plain() {
@@ -291,7 +293,7 @@ func checkWholeRange(b *bed) error {
 	return nil
 }
 
-// checkHold frees a port and looks whether another container soon gets it.
+// checkHold frees a port and checks whether another container soon gets it.
 func checkHold(b *bed) error {
 	b.clear()
 	dst := on(b.mute, 5001)
@@ -302,7 +304,7 @@ func checkHold(b *bed) error {
 	b.clear()
 	for i := range smallRange / 2 {
 		src := b.rawPort()
-		if i == 0 { // it would keep that port if it were free
+		if i == 0 { // it would keep that port if the port were free
 			src = f.nat.Port()
 		}
 		g, err := b.openTo(b.c2, "udp", src, dst)
@@ -316,7 +318,7 @@ func checkHold(b *bed) error {
 	return nil
 }
 
-// checkExhaustion fills the range and opens one more.
+// checkExhaustion fills the range and opens one more flow.
 func checkExhaustion(b *bed) error {
 	b.clear()
 	f, err := b.openTo(b.c1, "udp", b.rawPort(), on(b.mute, 5001))
@@ -349,8 +351,8 @@ func checkExhaustion(b *bed) error {
 	return errors.New("no metric tells of refused flows")
 }
 
-// checkNoDestinations looks for a server's address in what is written down
-// about flows that were opened and refused.
+// checkNoDestinations looks for a server's address in what is recorded about flows that
+// were opened and refused.
 func checkNoDestinations(b *bed) error {
 	b.clear()
 	b.fill("udp", 2*smallRange, on(b.mute, 5001), b.c1)
@@ -383,7 +385,7 @@ func checkMappingDies(b *bed) error {
 	return err
 }
 
-// checkUntranslated asks for one destination that is not to be translated.
+// checkUntranslated sends to one destination that must not be translated.
 func checkUntranslated(b *bed) error {
 	const exempt = "192.0.2.12/32"
 	if b.plain() {

@@ -21,7 +21,7 @@ func errorKinds() []errorKind {
 
 func protos() []string { return []string{"udp", "tcp", "icmp"} }
 
-// about builds the router's error about a packet as it left the host.
+// about builds the router's error about a packet, which is quoted as it left the host.
 func (b *bed) about(k errorKind, quoted []byte) []byte {
 	b.t.Helper()
 	e := &testutil.ICMPError{Type: k.typ, Code: k.code, Inner: quoted}
@@ -31,8 +31,8 @@ func (b *bed) about(k errorKind, quoted []byte) []byte {
 	return b.frame(b.Router, testutil.Frame{Dst: b.HostAddr(0), ICMP: e})
 }
 
-// aboutFlow recognises an error that quotes a packet of the flow as the
-// container has sent it.
+// aboutFlow recognises an error that quotes a packet of the flow as the container has
+// sent it.
 func aboutFlow(f *flow) func(packet) bool {
 	return func(p packet) bool {
 		_, _, in, ok := icmpError(p)
@@ -40,7 +40,7 @@ func aboutFlow(f *flow) func(packet) bool {
 	}
 }
 
-// checkErrorIn sends every error about flows of every protocol from the router.
+// checkErrorIn sends each kind of error about flows of each protocol from the router.
 func checkErrorIn(b *bed) error {
 	for _, proto := range protos() {
 		f, err := b.live(b.c1, proto)
@@ -66,14 +66,15 @@ func checkErrorIn(b *bed) error {
 	return b.blocked(b.Router, b.about(errorKind{3, 1}, b.strange()), b.c1, func(p packet) bool { return p.src == b.Router.Addr })
 }
 
-// strange is a packet that nobody has sent: from the host's address and a port
+// strange is a packet that nobody has sent. Its source is the host's address and a port
 // of the range.
 func (b *bed) strange() []byte {
 	b.t.Helper()
 	return testutil.Frame{Src: b.HostAddr(0), Dst: b.mute, UDP: &testutil.UDP{SrcPort: 29998, DstPort: 1}, Payload: b.tag()}.IP(b.t)
 }
 
-// sameError is an error unless p is of the kind, from the sender, and sound.
+// sameError returns an error unless p is of the kind, from the sender, and has right
+// checksums.
 func sameError(p packet, k errorKind, src netip.Addr) error {
 	typ, code, in, _ := icmpError(p)
 	if typ != k.typ || code != k.code {
@@ -88,7 +89,7 @@ func sameError(p packet, k errorKind, src netip.Addr) error {
 	return errors.Join(testutil.CheckSums(p.frame), quoteSound(in))
 }
 
-// errorFromInside sends the container's error about a packet that it got.
+// errorFromInside sends the container's error about a packet that it received.
 func (b *bed) errorFromInside(f *flow, typ, code byte, quoted []byte) (packet, error) {
 	b.t.Helper()
 	e := b.frame(f.c, testutil.Frame{Dst: f.dst.Addr(), ICMP: &testutil.ICMPError{Type: typ, Code: code, Inner: quoted}})
@@ -98,7 +99,7 @@ func (b *bed) errorFromInside(f *flow, typ, code byte, quoted []byte) (packet, e
 	})
 }
 
-// checkErrorOut sends every error about flows of every protocol from inside.
+// checkErrorOut sends each kind of error about flows of each protocol from inside.
 func checkErrorOut(b *bed) error {
 	for _, proto := range protos() {
 		f, err := b.live(b.c1, proto)
@@ -126,8 +127,8 @@ func checkErrorOut(b *bed) error {
 	return nil
 }
 
-// attackWithErrors sends every ICMP error about the flow, and redirects, from
-// outsiders; the flow must go on with the same mapping.
+// attackWithErrors sends each kind of ICMP error about the flow, and redirects, from
+// outsiders. The flow must go on with the same mapping.
 func (f *flow) attackWithErrors() error {
 	b := f.b
 	b.t.Helper()
@@ -157,7 +158,7 @@ func checkErrorsEndNothing(b *bed) error {
 	return nil
 }
 
-// checkErrorsRefreshNothing sends errors in both directions about an aging flow.
+// checkErrorsRefreshNothing sends errors in both directions about an ageing flow.
 func checkErrorsRefreshNothing(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -185,7 +186,7 @@ func checkErrorsRefreshNothing(b *bed) error {
 	return f.notRefreshed()
 }
 
-// checkQueries pings two servers from two containers with one id at once.
+// checkQueries pings two servers from two containers with one id at the same time.
 func checkQueries(b *bed) error {
 	id := b.rawPort()
 	var wg sync.WaitGroup
@@ -216,7 +217,7 @@ func checkICMPLifetime(b *bed) error {
 	return f.lives(time.Minute, func() error { _, err := f.out("", nil); return err })
 }
 
-// checkBadErrors damages errors about a live flow.
+// checkBadErrors sends damaged errors about a live flow.
 func checkBadErrors(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -256,7 +257,7 @@ func checkBadErrors(b *bed) error {
 	return nil
 }
 
-// damaged changes a byte of a frame; with mend the ICMP checksum is right again.
+// damaged changes a byte of a frame. With mend it then corrects the ICMP checksum.
 func damaged(frame []byte, off int, mend bool) []byte {
 	frame[off] ^= 0x55
 	if mend {
@@ -265,7 +266,7 @@ func damaged(frame []byte, off int, mend bool) []byte {
 	return frame
 }
 
-// withOptions gives a packet the longest header, filled with no-operations.
+// withOptions gives a packet the longest IPv4 header, filled with no-operation options.
 func withOptions(ip []byte) []byte {
 	out := append(bytes.Clone(ip[:20]), bytes.Repeat([]byte{1}, 40)...)
 	out = append(out, ip[20:]...)
@@ -276,8 +277,8 @@ func withOptions(ip []byte) []byte {
 	return frame[etherLen:]
 }
 
-// checkTraceroute sends probes with a rising TTL through host and router, and
-// again when the flow is warm.
+// checkTraceroute sends probes with a rising TTL through the host and the router. It
+// repeats that when the flow is warm.
 func checkTraceroute(b *bed) error {
 	for _, proto := range protos() {
 		f, err := b.openTo(b.c1, proto, b.rawPort(), on(b.Far.Addr, 33434))
@@ -336,7 +337,7 @@ func checkPMTU(b *bed) error {
 	return lab.Bulk(ctx, b.c1, b.Far, b.Far.Addr, 4<<20, false)
 }
 
-// checkHostPolicy lets the host's firewall keep errors from a container.
+// checkHostPolicy: the host's firewall may keep errors from a container.
 func checkHostPolicy(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -357,7 +358,7 @@ func checkHostPolicy(b *bed) error {
 	return err
 }
 
-// checkOtherICMP sends what no NAT can translate.
+// checkOtherICMP sends messages that no NAT can translate.
 func checkOtherICMP(b *bed) error {
 	var frames [][]byte
 	for _, raw := range [][]byte{{13, 0}, {17, 0}, {40, 1}, {253, 0}} {

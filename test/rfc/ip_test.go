@@ -15,9 +15,10 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// Checks of what every router owes, a translating one included.
+// Checks of what every router must do, a NAT included.
 
-// checkTTL looks at the TTL of routed packets, cold and warm, and of bridged ones.
+// checkTTL checks the TTL of routed packets, by the kernel's path and the fast path,
+// and of bridged ones.
 func checkTTL(b *bed) error {
 	f, err := b.open(b.c1, "udp")
 	if err != nil {
@@ -60,7 +61,7 @@ func checkTTL(b *bed) error {
 	return nil
 }
 
-// checkTTLExceeded sends packets whose TTL ends at the host, cold and warm.
+// checkTTLExceeded sends packets whose TTL ends at the host, on a warm flow.
 func checkTTLExceeded(b *bed) error {
 	for _, proto := range protos() {
 		f, err := b.live(b.c1, proto)
@@ -82,8 +83,8 @@ func checkTTLExceeded(b *bed) error {
 	return nil
 }
 
-// checkSums sends payloads that make the checksum take every 64th value, and
-// one that makes it zero.
+// checkSums sends payloads that give the checksum every 64th value, and one that makes
+// it zero.
 func checkSums(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -109,8 +110,8 @@ func checkSums(b *bed) error {
 	return f.sumsToZero()
 }
 
-// sumsToZero sends a packet whose UDP checksum, once translated, computes to
-// zero: on the wire it has to be 0xffff.
+// sumsToZero sends a packet whose translated UDP checksum computes to zero. On the wire
+// it must be 0xffff.
 func (f *flow) sumsToZero() error {
 	b := f.b
 	b.t.Helper()
@@ -131,8 +132,8 @@ func (f *flow) sumsToZero() error {
 	return testutil.CheckSums(p.frame)
 }
 
-// checkNoErrorsAboutErrors sends what must not be answered, TTL 1, and counts
-// the answers to many packets that may.
+// checkNoErrorsAboutErrors sends packets with TTL 1 that must not be answered with an
+// error. Then it counts the answers to many packets that may be answered.
 func checkNoErrorsAboutErrors(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -158,7 +159,7 @@ func checkNoErrorsAboutErrors(b *bed) error {
 	return f.answersLimited()
 }
 
-// answersLimited restores the kernel's own limit of ICMP errors and runs into it.
+// answersLimited restores the kernel's own rate limit of ICMP errors and exceeds it.
 func (f *flow) answersLimited() error {
 	b := f.b
 	b.t.Helper()
@@ -183,7 +184,7 @@ func (f *flow) answersLimited() error {
 	return nil
 }
 
-// checkMartians sends from the neighbour what cannot come from there.
+// checkMartians sends packets from the neighbour that cannot come from there.
 func checkMartians(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -198,11 +199,12 @@ func checkMartians(b *bed) error {
 			b.frame(b.LAN, fr.With(func(fr *testutil.Frame) { fr.Echo = &testutil.Echo{ID: b.rawPort()} })),
 		)
 	}
-	// The packets themselves, or the host's answers to those from c2's address.
+	// Neither the frames may arrive, nor the host's answers to those with c2's address
+	// as source.
 	return b.noneArrive(b.LAN, frames, func(p packet) bool { return len(p.l4) > 8 && string(p.l4[8:]) == string(tag) }, b.c1, b.c2)
 }
 
-// checkIPOptions sends a packet with harmless options, and a source-routed one.
+// checkIPOptions sends a packet with harmless options, and a source-routed packet.
 func checkIPOptions(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -257,7 +259,7 @@ func checkTOS(b *bed) error {
 	return nil
 }
 
-// checkTooBig narrows the uplink to 1280 bytes.
+// checkTooBig reduces the uplink's MTU to 1280 bytes.
 func checkTooBig(b *bed) error {
 	b.setMTU(1280)
 	defer b.setMTU(1500)
@@ -287,8 +289,8 @@ func (b *bed) setMTU(mtu int) {
 	b.ok(err)
 }
 
-// datagram sends one without DF, larger than the way is wide, and wants it back
-// in a datagram that fits.
+// datagram sends a datagram without DF that is larger than the path's MTU. It must
+// arrive.
 func (b *bed) datagram(c, at *lab.Namespace, to netip.Addr, size int) error {
 	b.t.Helper()
 	s := udpSocket(b, at, on(to, 0))
@@ -303,7 +305,7 @@ func (b *bed) datagram(c, at *lab.Namespace, to netip.Addr, size int) error {
 	return nil
 }
 
-// receive returns the next datagram and where it came from; "" if none comes.
+// receive returns the next datagram and its source, or "" if none comes within d.
 func (b *bed) receive(s *net.UDPConn, d time.Duration) (string, netip.AddrPort) {
 	b.t.Helper()
 	b.ok(s.SetReadDeadline(time.Now().Add(d)))
@@ -315,8 +317,8 @@ func (b *bed) receive(s *net.UDPConn, d time.Duration) (string, netip.AddrPort) 
 	return string(buf[:n]), netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 }
 
-// checkFragments sends datagrams in three fragments, in all kinds of order and
-// both directions, and large pings.
+// checkFragments sends datagrams in three fragments, in several orders and in both
+// directions, and large pings.
 func checkFragments(b *bed) error {
 	s := udpSocket(b, b.sv, on(b.a, b.rawPort()))
 	u := udpSocket(b, b.c1, on(netip.IPv4Unspecified(), 40123))
@@ -375,7 +377,8 @@ func pick(frames [][]byte, order []int) (out [][]byte) {
 	return out
 }
 
-// pieces cuts a packet into three fragments. f.ID 0: one that nobody else uses.
+// pieces cuts a packet into three fragments. If f.ID is 0, they get an id that nobody
+// else uses.
 func (b *bed) pieces(from *lab.Namespace, f testutil.Frame) (out [][]byte) {
 	b.t.Helper()
 	if f.ID == 0 {
@@ -393,7 +396,8 @@ func (b *bed) pieces(from *lab.Namespace, f testutil.Frame) (out [][]byte) {
 	return out
 }
 
-// fragmentFlood sends fragments that never become whole; a normal flow goes on.
+// fragmentFlood sends fragments that never make a whole datagram. A normal flow must go
+// on.
 func (b *bed) fragmentFlood() error {
 	b.t.Helper()
 	f, err := b.live(b.c2, "udp")
@@ -413,7 +417,7 @@ func (b *bed) fragmentFlood() error {
 	return nil
 }
 
-// checkFragmentIDs lets two containers use one IP id towards one server at once.
+// checkFragmentIDs lets two containers use one IP id to one server at the same time.
 func checkFragmentIDs(b *bed) error {
 	s := udpSocket(b, b.sv, on(b.a, b.rawPort()))
 	to := s.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -440,7 +444,7 @@ func checkFragmentIDs(b *bed) error {
 	return nil
 }
 
-// allowFragments lets a socket send what is larger than the way is wide.
+// allowFragments lets a socket send datagrams that are larger than the path's MTU.
 func allowFragments(c *net.UDPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// timed is what has to hold some time after the bed was made.
+// timed is a condition that must hold some time after the bed was made.
 type timed struct {
 	id     string
 	after  time.Duration
@@ -31,8 +31,8 @@ func (s *scoring) runLong(t *testing.T, column string) {
 	}
 }
 
-// timeouts begins what is to be verified later. A margin of a second is left for
-// the machine, and two where a mapping has to be gone.
+// timeouts begins the checks that are verified later. It allows a margin of one second
+// for the machine, and of two seconds where a mapping must be gone.
 func (b *bed) timeouts() []timed {
 	b.t.Helper()
 	open := func(proto string, live bool) *flow {
@@ -69,8 +69,8 @@ func (b *bed) timeouts() []timed {
 	return append(list, b.errorsForAMinute()...)
 }
 
-// errorsForAMinute sends an ICMP error a second about an echo flow of its own,
-// in vain: the mapping ends when its time is over, no sooner and no later.
+// errorsForAMinute sends one ICMP error a second about a separate echo flow. They must
+// not refresh the mapping, which ends when its time is over.
 func (b *bed) errorsForAMinute() (list []timed) {
 	b.t.Helper()
 	f, err := b.live(b.c1, "icmp")

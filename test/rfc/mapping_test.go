@@ -12,11 +12,11 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// Checks of mappings: which external port, for how long, who may use it. A
-// check returns nil if the requirement is met, else an error that says why not.
+// Checks of mappings: which external port they have, for how long, and who may use it.
+// A check returns nil if the requirement is met, else an error that says why not.
 
-// checkEIM sends from one port of c1 to four destinations, while c2 uses the
-// same port towards the same ones and 200 other flows are open.
+// checkEIM sends from one port of c1 to four destinations. Meanwhile c2 uses the same
+// port to the same destinations, and 200 other flows are open.
 func checkEIM(proto string) func(*bed) error {
 	return func(b *bed) error {
 		far := on(b.Far.Addr, 7001)
@@ -31,7 +31,7 @@ func checkEIM(proto string) func(*bed) error {
 		sport := b.rawPort()
 		seen := map[*lab.Namespace]map[netip.AddrPort]bool{b.c1: {}, b.c2: {}}
 		for i, c := range []*lab.Namespace{b.c1, b.c2, b.c1, b.c2, b.c1, b.c2, b.c1, b.c2} {
-			// First each its own destination, then the other's.
+			// First each container uses its own destination, then the other's.
 			f, err := b.openTo(c, proto, sport, to[[]int{0, 1, 1, 0, 2, 2, 3, 3}[i]])
 			if err != nil {
 				return err
@@ -81,8 +81,8 @@ func checkPortClass(b *bed) error {
 	return nil
 }
 
-// externalPorts are those of n flows of c2 whose source ports c1 uses already,
-// towards the same remote, so that no port can be kept.
+// externalPorts opens n flows of c2 and returns their source and external ports. c1
+// uses the same source ports to the same remote, so no port can be kept.
 func (b *bed) externalPorts(n int) (src, ext []uint16, err error) {
 	dst := on(b.mute, b.rawPort())
 	for range n {
@@ -159,7 +159,7 @@ func checkUDPLifetime(b *bed) error {
 	return nil
 }
 
-// checkRefresh lets mappings grow older and looks whether a packet makes them young.
+// checkRefresh lets mappings age and checks whether a packet refreshes them.
 func checkRefresh(b *bed) error {
 	out, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -183,8 +183,8 @@ func checkRefresh(b *bed) error {
 	return nil
 }
 
-// age lets mappings grow old, by more than reading their age takes on this
-// machine at this time, and notes what is left of them.
+// age lets mappings age, by more than it takes to read their age on this machine. Then
+// it notes the time that they have left.
 func (b *bed) age(flows ...*flow) error {
 	b.t.Helper()
 	start := time.Now()
@@ -199,7 +199,7 @@ func (b *bed) age(flows ...*flow) error {
 	return nil
 }
 
-// notRefreshed is an error if the flow is younger than it was noted.
+// notRefreshed returns an error if the flow has more time left than age has noted.
 func (f *flow) notRefreshed() error {
 	f.b.t.Helper()
 	left, ok := f.expiry()
@@ -212,8 +212,8 @@ func (f *flow) notRefreshed() error {
 	return nil
 }
 
-// reachesBy tells which outsiders reach a mapping that has contacted the silent
-// address: its other ports, another address, another host.
+// reachesBy says which outsiders reach a mapping that has contacted the silent address:
+// other ports of that address, and other addresses or hosts.
 func (b *bed) reachesBy(c *lab.Namespace, proto string) (sameAddr, others bool, err error) {
 	b.t.Helper()
 	f, err := b.open(c, proto)
@@ -222,7 +222,7 @@ func (b *bed) reachesBy(c *lab.Namespace, proto string) (sameAddr, others bool, 
 	}
 	if proto == "udp" {
 		err = f.establish()
-	} else { // the SYN is answered, and the next one may come from anybody
+	} else { // the SYN is answered; the next one may come from anybody
 		_, err = f.in("SA", nil)
 	}
 	if err != nil {
@@ -270,7 +270,7 @@ func checkDefaultFilter(proto string) func(*bed) error {
 	}
 }
 
-// checkFilterChoice looks at networks with the other two filters.
+// checkFilterChoice checks the networks with the other two filters.
 func checkFilterChoice(proto string) func(*bed) error {
 	return func(b *bed) error {
 		if b.plain() {
@@ -289,7 +289,7 @@ func checkFilterChoice(proto string) func(*bed) error {
 	}
 }
 
-// checkEDM looks at the network with endpoint-dependent mapping.
+// checkEDM checks the network with endpoint-dependent mapping.
 func checkEDM(b *bed) error {
 	c := b.c1
 	if !b.plain() {
@@ -328,8 +328,8 @@ func checkPerProtocol(b *bed) error {
 	return errors.Join(h.establish(), f.exchangeTags())
 }
 
-// checkHairpin lets two containers meet at their external addresses; both have
-// contacted each other, as hole punching does.
+// checkHairpin lets two containers meet at their external addresses. Each has contacted
+// the other, as in hole punching.
 func checkHairpin(proto string) func(*bed) error {
 	return func(b *bed) error {
 		f, g, err := b.hairpinPair(proto)
@@ -355,8 +355,8 @@ func checkHairpin(proto string) func(*bed) error {
 	}
 }
 
-// hairpinPair are a flow of each container, each towards the other's external
-// address, its first packet sent.
+// hairpinPair opens a flow of each container to the other's external address. Each has
+// sent its first packet.
 func (b *bed) hairpinPair(proto string) (f, g *flow, err error) {
 	b.t.Helper()
 	if f, err = b.open(b.c1, proto); err != nil {
@@ -418,7 +418,7 @@ func checkHairpinQuery(b *bed) error {
 	return testutil.CheckSums(p.frame)
 }
 
-// checkBodies sends what an application gateway would rewrite.
+// checkBodies sends payloads that an application-level gateway would rewrite.
 func checkBodies(b *bed) error {
 	addr := b.c1.Addr.String()
 	comma := strings.ReplaceAll(addr, ".", ",")
@@ -448,7 +448,8 @@ func checkBodies(b *bed) error {
 	return nil
 }
 
-// checkUDPZero sends UDP without a checksum, both ways, cold and warm.
+// checkUDPZero sends UDP without a checksum both ways, by the kernel's path and the
+// fast path.
 func checkUDPZero(b *bed) error {
 	f, err := b.open(b.c1, "udp")
 	if err != nil {
@@ -471,8 +472,8 @@ func checkUDPZero(b *bed) error {
 	return nil
 }
 
-// checkNewAddress gives the uplink other addresses under way: one of its subnet,
-// one of another subnet, and the first again.
+// checkNewAddress changes the uplink's address while flows are open: to another of its
+// subnet, to one of another subnet, and back.
 func checkNewAddress(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
@@ -502,8 +503,8 @@ func checkNewAddress(b *bed) error {
 	return nil
 }
 
-// follows asks whether a new flow has the uplink's new address at once, and an
-// old one, f, soon.
+// follows checks that a new flow has the uplink's new address at once, and that an old
+// one, f, has it soon.
 func (b *bed) follows(f *flow, fresh netip.Addr) error {
 	b.t.Helper()
 	g, err := b.open(b.c1, "udp")

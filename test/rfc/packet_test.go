@@ -11,7 +11,7 @@ import (
 
 const etherLen = 14
 
-// packet is an IPv4 packet as it was seen on a wire.
+// packet is an IPv4 packet as it was seen on a link.
 type packet struct {
 	frame    []byte // Ethernet header first, without padding
 	src, dst netip.Addr
@@ -36,7 +36,7 @@ func parsePacket(frame []byte) (p packet, ok bool) {
 	return ip, ok
 }
 
-// parseIP reads a packet from its IPv4 header on; it may be cut short.
+// parseIP reads a packet from its IPv4 header on. The packet may be truncated.
 func parseIP(b []byte) (p packet, ok bool) {
 	if len(b) < 20 || b[0]>>4 != 4 {
 		return p, false
@@ -81,7 +81,7 @@ func (p packet) String() string {
 	return fmt.Sprintf("proto %d %v:%d to %v:%d", p.proto, p.src, p.sport(), p.dst, p.dport())
 }
 
-// body is what no translator may change: the L4 packet without ports, echo id
+// body is the part that no translator may change: the L4 packet without ports, echo id
 // and checksum.
 func (p packet) body() []byte {
 	switch {
@@ -95,8 +95,8 @@ func (p packet) body() []byte {
 	return p.l4
 }
 
-// sameBody recognises a frame whatever has become of its addresses. Frames need
-// something unique in their body: see bed.tag.
+// sameBody recognises a frame whatever its addresses have become. Each frame needs
+// something unique in its body, see bed.tag.
 func sameBody(frame []byte) func(packet) bool {
 	want, ok := parsePacket(frame)
 	return func(p packet) bool {
@@ -118,8 +118,8 @@ func icmpError(p packet) (typ, code byte, inner packet, ok bool) {
 	return p.l4[0], p.l4[1], inner, ok
 }
 
-// quoteSound says what is wrong with the checksums of a quoted packet, as far
-// as they can be told.
+// quoteSound says what is wrong with the checksums of a quoted packet. It checks only
+// those that the quote holds completely.
 func quoteSound(q packet) error {
 	if testutil.Sum(0, q.ip[:len(q.ip)-len(q.l4)]) != 0xffff {
 		return fmt.Errorf("the quoted IPv4 header's checksum is wrong")
@@ -134,14 +134,14 @@ func quoteSound(q packet) error {
 	return nil
 }
 
-// fixIPSum writes the checksum of the frame's IPv4 header anew.
+// fixIPSum recomputes the checksum of the frame's IPv4 header.
 func fixIPSum(frame []byte) {
 	ip := frame[etherLen:]
 	ip[10], ip[11] = 0, 0
 	binary.BigEndian.PutUint16(ip[10:], ^testutil.Sum(0, ip[:int(ip[0]&0xf)*4]))
 }
 
-// fixICMPSum writes the checksum of the frame's ICMP message (even length) anew.
+// fixICMPSum recomputes the checksum of the frame's ICMP message, whose length is even.
 func fixICMPSum(frame []byte) {
 	ip := frame[etherLen:]
 	l4 := ip[int(ip[0]&0xf)*4 : binary.BigEndian.Uint16(ip[2:])]

@@ -14,15 +14,15 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// The scoreboard: every requirement of the NAT RFCs (testdata/requirements.json)
-// has a check, the checks run against fastbr and against the kernel's bridge with
-// masquerade, and what came out is in testdata/results.json, of which
-// docs/NAT.md is rendered.
+// The scoreboard. Each requirement of the NAT RFCs (testdata/requirements.json) has a
+// check. The checks run against fastbr and against the kernel's bridge with
+// masquerade. testdata/results.json records the outcomes, and docs/NAT.md is rendered
+// from them.
 //
-//	go test ./test/rfc -run TestScore       compares: a check that says something
-//	                                          else than what is written is a failure
-//	make score                                runs the checks that wait for minutes
-//	                                          as well, writes results and page anew
+//	go test ./test/rfc -run TestScore       compares: an outcome that differs from the
+//	                                          recorded one is a failure
+//	make score                                also runs the checks that wait for
+//	                                          minutes, and rewrites results and page
 
 const (
 	requirementsFile = "testdata/requirements.json"
@@ -34,16 +34,16 @@ type requirement struct {
 	ID     string `json:"id"`
 	Level  string `json:"level"`
 	Demand string `json:"demand"`
-	// Deviation tells why fastbr does not do it by default, where that is accepted.
+	// Deviation says why fastbr does not meet it by default, where that is accepted.
 	Deviation string `json:"deviation,omitempty"`
 }
 
-// outcome is what one check has said in one column.
+// outcome is the result of one check in one column.
 type outcome struct {
 	Met bool   `json:"met"`
-	Why string `json:"why,omitempty"` // not met
-	// Waited: not only what the implementation says of its timeouts was read, they
-	// were waited for.
+	Why string `json:"why,omitempty"` // if it is not met
+	// Waited: the check has waited for the timeouts, and not only read what the
+	// implementation says about them.
 	Waited bool `json:"waited,omitempty"`
 }
 
@@ -67,7 +67,7 @@ func readJSON(t *testing.T, path string, to any) {
 	}
 }
 
-// scoreBeds says in which columns the checks run, large beds and small ones.
+// scoreBeds are the columns in which the checks run, in large beds and in small ones.
 func scoreBeds(small bool) []string {
 	if small {
 		return []string{"default", "slow", "strict", "kernel"}
@@ -75,7 +75,7 @@ func scoreBeds(small bool) []string {
 	return []string{"default", "slow", "kernel"}
 }
 
-// fullScore is whether this is `make score`.
+// fullScore tells whether this is `make score`.
 func fullScore() bool { return os.Getenv("FASTBR_SCORE") == "write" }
 
 // scoring collects outcomes.
@@ -90,7 +90,7 @@ func (s *scoring) add(id, column string, o outcome) {
 	if s.got[id] == nil {
 		s.got[id] = map[string]outcome{}
 	}
-	if was, ok := s.got[id][column]; ok { // read and waited for: both must be right
+	if was, ok := s.got[id][column]; ok { // it was read and waited for: both must be right
 		o.Waited = o.Waited || was.Waited
 		if !was.Met {
 			o.Met, o.Why = false, was.Why
@@ -110,7 +110,7 @@ func TestScore(t *testing.T) {
 	t.Parallel()
 	s := &scoring{got: results{}}
 	t.Run("beds", func(t *testing.T) {
-		// All at once: they wait more than they work.
+		// All at once: they wait more than they compute.
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		for _, small := range []bool{false, true} {
@@ -162,7 +162,8 @@ func (s *scoring) run(t *testing.T, column string, small bool) {
 			for tries := 0; checks[id].check != nil; tries++ {
 				o = judge(checks[id].check(&c))
 				t.Logf("met: %v %s", o.Met, o.Why)
-				// A packet may be late on a busy machine: what surprises is looked at twice.
+				// A packet may be late on a loaded machine, so an unexpected outcome is
+				// checked a second time.
 				if fullScore() || tries == 1 || o.Met == written[id][column].Met {
 					break
 				}
@@ -205,7 +206,7 @@ func scoreBed(t *testing.T, column string, small bool) *bed {
 	return b
 }
 
-// compareResults fails for each check that says something else than what is written.
+// compareResults fails for each check whose outcome differs from the recorded one.
 func compareResults(t *testing.T, got results) {
 	t.Helper()
 	var want results

@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// segment is one segment of a TCP conversation: from the container or the server.
+// segment is a segment of a TCP conversation, from the container or the server.
 type segment struct {
 	server  bool
 	flags   string
@@ -20,7 +20,7 @@ type segment struct {
 	change  func(*testutil.Frame)
 }
 
-// play sends the segments, each of which must arrive whole at the other end.
+// play sends the segments. Each must arrive whole at the other end.
 func (f *flow) play(steps ...segment) error {
 	f.b.t.Helper()
 	for i, s := range steps {
@@ -74,7 +74,7 @@ func checkSimultaneousOpen(b *bed) error {
 	return checkConversation(server("S"), again(client("SA")), again(server("SA")), clientData(), serverData(), clientData(), serverData())(b)
 }
 
-// checkHalfClose closes the container's side and goes on receiving.
+// checkHalfClose closes the container's side, which goes on receiving.
 func checkHalfClose(b *bed) error {
 	f, err := b.live(b.c1, "tcp")
 	if err != nil {
@@ -92,8 +92,8 @@ func checkHalfClose(b *bed) error {
 	return f.play(server("FA"), client("A"))
 }
 
-// checkReset sends an RST in the window and one far out of it; data of a peer
-// that has not seen it must pass afterwards.
+// checkReset sends an RST in the window and one far out of it. The peer has not seen
+// the RST, and its data must still pass.
 func checkReset(b *bed) error {
 	for _, off := range []uint32{0, 1 << 30} {
 		f, err := b.live(b.c1, "tcp")
@@ -112,7 +112,7 @@ func checkReset(b *bed) error {
 	return nil
 }
 
-// checkResetLifetime asks how long a session stays after an RST.
+// checkResetLifetime reads how long a session lives after an RST.
 func checkResetLifetime(b *bed) error {
 	f, err := b.live(b.c1, "tcp")
 	if err != nil {
@@ -171,7 +171,7 @@ func checkFastOpen(b *bed) error {
 	return f.play(segment{server: true, flags: "SA", payload: true}, client("A"), clientData(), serverData())
 }
 
-// checkKeepAlive sends nothing but probes and their answers.
+// checkKeepAlive sends only keep-alive probes and their answers.
 func checkKeepAlive(b *bed) error {
 	f, err := b.live(b.c1, "tcp")
 	if err != nil {
@@ -181,7 +181,8 @@ func checkKeepAlive(b *bed) error {
 	return f.lives(7440*time.Second, func() error { return f.play(probe, server("A"), probe, server("A")) })
 }
 
-// checkTCPOptions sends what a window-tracking or normalising NAT would touch.
+// checkTCPOptions sends segments that a window-tracking or normalising NAT would
+// change.
 func checkTCPOptions(b *bed) error {
 	opts := func(fr *testutil.Frame) { fr.TCP.Options, fr.TCP.ECE = make([]byte, 12), true }
 	f := &flow{b: b, c: b.c1, proto: "tcp", sport: b.rawPort(), dst: on(b.mute, b.rawPort()), at: b.sv, cseq: 5, sseq: 6}
@@ -217,7 +218,7 @@ func checkUnsolicitedSYN(b *bed) error {
 	return b.lateOpen()
 }
 
-// lateOpen lets the server's SYN come first, and then the container's.
+// lateOpen sends the server's SYN first, and the container's afterwards.
 func (b *bed) lateOpen() error {
 	b.t.Helper()
 	f, err := b.open(b.c1, "tcp") // to learn the external port
@@ -301,7 +302,7 @@ func (f *flow) state() string {
 	return "gone"
 }
 
-// checkRefusedConnection connects to a port whose owner answers with an ICMP error.
+// checkRefusedConnection connects to a port that answers with an ICMP error.
 func checkRefusedConnection(b *bed) error {
 	b.ok(b.sv.NFT(b.Ctx, "table ip refuse {\nchain in {\ntype filter hook input priority filter;\ntcp dport 9 reject with icmp type port-unreachable\n}\n}\n"))
 	ctx, cancel := b.within(10 * time.Second)
@@ -317,7 +318,7 @@ func checkRefusedConnection(b *bed) error {
 	return nil
 }
 
-// checkErrorsOnLiveTCP sends every ICMP error about an open connection.
+// checkErrorsOnLiveTCP sends each kind of ICMP error about an open connection.
 func checkErrorsOnLiveTCP(b *bed) error {
 	f, err := b.live(b.c1, "tcp")
 	if err != nil {
@@ -338,8 +339,8 @@ func checkErrorsOnLiveTCP(b *bed) error {
 	return lab.Echo(ctx, c, "after the errors")
 }
 
-// checkAnswersDoNotRefresh answers an inbound packet with an ICMP error, and one
-// with an RST: neither may make the mapping younger.
+// checkAnswersDoNotRefresh answers one inbound packet with an ICMP error and another
+// with an RST. Neither may refresh the mapping.
 func checkAnswersDoNotRefresh(b *bed) error {
 	f, err := b.live(b.c1, "udp")
 	if err != nil {
