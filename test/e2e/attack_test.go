@@ -16,11 +16,11 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// forgedMark is in the payload of every forged packet, so that a witness knows
-// it under whatever addresses it arrives.
+// forgedMark is in the payload of every forged packet. A witness recognises the packet
+// by it, whatever its addresses are.
 var forgedMark = []byte("forged by the test")
 
-// witness records the forged packets that arrive somewhere.
+// witness records the forged packets that arrive in one place.
 type witness struct {
 	where string
 	sniff *lab.Sniffer
@@ -37,8 +37,8 @@ func newWitness(t *testing.T, n *lab.Namespace, dev string, match func([]byte) b
 	return &witness{n.Name + ":" + dev, s, match}
 }
 
-// assertClean reads what came until the frame that stands for "everything
-// before has arrived", which the caller has sent last, and reports forged ones.
+// assertClean reads frames up to the closing one, which the caller has sent last:
+// everything else has then arrived. It reports the forged ones.
 func (w *witness) assertClean(t *testing.T, ctx context.Context, last func([]byte) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -63,7 +63,7 @@ var closing = []byte("the test is over")
 
 func isClosing(f []byte) bool { return bytes.Contains(f, closing) }
 
-// sendClosing sends an honest datagram, that must arrive, until it is answered.
+// sendClosing sends an honest datagram until it is answered. It must arrive.
 func (h *e2e) sendClosing(t *testing.T, from, to *lab.Namespace) {
 	t.Helper()
 	h.sendHonest(t, from, to, closing)
@@ -79,7 +79,7 @@ func (h *e2e) sendHonest(t *testing.T, from, to *lab.Namespace, payload []byte) 
 	}
 }
 
-// victims are what the attacker c1 knows about the others.
+// victims are the addresses that the attacker c1 knows.
 type victims struct {
 	c1, c2, gw netip.Addr
 	mac1, mac2 net.HardwareAddr
@@ -148,9 +148,9 @@ func (v victims) attacks(t *testing.T) []attack {
 	}
 }
 
-// TestE2ESpoofing sends every forgery from c1 and asserts that it is counted and
-// that nobody receives it. The ARP ones carry no payload to recognise them by;
-// what c2 and the host believe afterwards tells.
+// TestE2ESpoofing sends each forgery from c1. It must be counted, and nobody may
+// receive it. ARP packets carry no payload to recognise, so the test looks at what c2
+// and the host believe afterwards.
 func TestE2ESpoofing(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -158,7 +158,7 @@ func TestE2ESpoofing(t *testing.T) {
 		other := h.otherNetwork(t)
 		v := h.victims(t, other.Addr)
 		c1, c2 := h.Containers[0], h.Containers[1]
-		h.mustPing(t, c1, v.c2, lab.PingOptions{}) // the bridge and the neighbours are warm
+		h.mustPing(t, c1, v.c2, lab.PingOptions{}) // warms the bridge's and the neighbours' tables
 		seen := []*witness{
 			newWitness(t, c2, "eth0", hasMark), newWitness(t, other, "eth0", hasMark), newWitness(t, h.Outside, "eth0", hasMark),
 		}
@@ -185,7 +185,7 @@ func TestE2ESpoofing(t *testing.T) {
 	})
 }
 
-// otherNetwork brings a second network up, with one container.
+// otherNetwork brings up a second network with one container.
 func (h *e2e) otherNetwork(t *testing.T) *lab.Namespace {
 	t.Helper()
 	h.Must(t, "up", "other", "--bridge", "fastbr1", "--subnet", "172.29.0.0/24")
@@ -197,7 +197,7 @@ func (h *e2e) otherNetwork(t *testing.T) *lab.Namespace {
 	return n
 }
 
-// assertNeighbour fails if n believes that addr has another MAC than this one.
+// assertNeighbour fails if n has another MAC address than mac for addr.
 func (h *e2e) assertNeighbour(t *testing.T, n *lab.Namespace, addr netip.Addr, mac net.HardwareAddr) {
 	t.Helper()
 	out, err := n.Run(h.Ctx, "ip", "neigh", "show", addr.String())
@@ -209,7 +209,7 @@ func (h *e2e) assertNeighbour(t *testing.T, n *lab.Namespace, addr netip.Addr, m
 	}
 }
 
-// TestE2ENetworksAreIsolated sends honestly from one network to another.
+// TestE2ENetworksAreIsolated sends honest packets from one network to another.
 func TestE2ENetworksAreIsolated(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -228,8 +228,8 @@ func TestE2ENetworksAreIsolated(t *testing.T) {
 	})
 }
 
-// TestE2ESocketMark sets SO_MARK in a container: the host's instance mark must
-// not be forgeable, and marked traffic is translated like any other.
+// TestE2ESocketMark sets SO_MARK in a container. It must not be able to forge the
+// host's instance mark, and marked traffic is translated as usual.
 func TestE2ESocketMark(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -265,14 +265,14 @@ func TestE2ESocketMark(t *testing.T) {
 	})
 }
 
-// TestE2ENeighbourSpoofs lets a container on a docker0-style bridge beside ours
-// send with c1's address.
+// TestE2ENeighbourSpoofs: a container on a docker0-style bridge of the host sends with
+// c1's address.
 func TestE2ENeighbourSpoofs(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, Neighbour: true})
 		c1, c2, nb := h.Containers[0], h.Containers[1], h.Neighbour
-		// Without its masquerade nothing but fastbr stands in the way.
+		// Without that bridge's masquerade only fastbr stops the packets.
 		if err := h.Host.NFT(h.Ctx, "flush table ip lab-docker0"); err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +325,7 @@ func (h *e2e) totalDrops(t *testing.T) (n uint64) {
 	return n
 }
 
-// TestE2EDirectAccess lets outside send to a container's own address, and with
+// TestE2EDirectAccess sends from outside to a container's own address, and with source
 // addresses that cannot come from there.
 func TestE2EDirectAccess(t *testing.T) {
 	t.Parallel()
@@ -350,15 +350,15 @@ func TestE2EDirectAccess(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		h.waitDrops(t, "martian", before, 2) // the third is the kernel's own business as well
+		h.waitDrops(t, "martian", before, 2) // the kernel also drops the third by itself
 		h.sendClosing(t, h.Host, c1)
 		w.assertClean(t, h.Ctx, isClosing)
 	})
 }
 
-// TestE2EUnsolicitedIsSilent sends a SYN and a datagram from outside to a port
-// of the NAT range that nobody has: neither RST nor ICMP may come back. A port
-// outside of the range is the host's, which answers.
+// TestE2EUnsolicitedIsSilent sends a SYN and a datagram from outside to a free port of
+// the NAT range. Neither an RST nor an ICMP error may come back. A port outside the
+// range is the host's, which answers.
 func TestE2EUnsolicitedIsSilent(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {

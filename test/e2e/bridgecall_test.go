@@ -12,10 +12,10 @@ import (
 
 const bridgeCall = "net.bridge.bridge-nf-call-iptables"
 
-// TestE2EBridgeCalls: while the kernel's bridge asks netfilter, frames between
-// ports are the kernel's: a service address of the same network answers, a rule
-// between two containers holds, and a switch takes effect at once, by whatever is
-// asked first afterwards.
+// TestE2EBridgeCalls: while bridge netfilter is on, frames between ports go to the
+// kernel's bridge. A service address with a container of the same network behind it
+// answers, and a rule between two containers holds. A change of the switch takes effect
+// at once, whatever is asked first afterwards.
 func TestE2EBridgeCalls(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -43,7 +43,7 @@ func TestE2EBridgeCalls(t *testing.T) {
 		assertPeers(t, tcp, c1.Addr)
 		assertPeers(t, udp, c1.Addr)
 
-		// A policy between two containers of one network.
+		// A rule between two containers of one network.
 		if err := h.Host.IPTables(h.Ctx, "-I", "FORWARD", "-s", c1.Addr.String(), "-d", c2.Addr.String(), "-p", "udp", "--dport", "9090", "-j", "DROP"); err != nil {
 			t.Fatal(err)
 		}

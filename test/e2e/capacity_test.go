@@ -13,9 +13,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EManyFlowsInSmallTable opens far more connections, one after another,
-// than the flow table holds, with no process of fastbr's running: dead entries
-// must never keep a live flow out.
+// TestE2EManyFlowsInSmallTable opens far more connections, one after another, than the
+// flow table holds. No process of fastbr runs meanwhile. Dead entries must never keep a
+// live flow out.
 func TestE2EManyFlowsInSmallTable(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1}, "--nat-flows", "1024")
@@ -28,10 +28,10 @@ func TestE2EManyFlowsInSmallTable(t *testing.T) {
 	}
 }
 
-// TestE2EChurnInSmallRange makes 500 short connections and 500 DNS-like
-// exchanges a second, each from a new source port, with a tenth of the default
-// range. A closed connection keeps its port for two seconds, and an answered
-// exchange with a well-known port for 20, so the numbers are below the range.
+// TestE2EChurnInSmallRange makes 500 short connections and 500 DNS-like exchanges a
+// second, each from a new source port, in a tenth of the default range. A closed
+// connection keeps its port for two seconds. An answered exchange with a well-known
+// port keeps it for 20. So the numbers stay below the range.
 func TestE2EChurnInSmallRange(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1}, "--nat-range", "10000-11999")
@@ -49,8 +49,8 @@ func (h *e2e) refused(t *testing.T) uint64 {
 	return h.drops(t, "nat_full") + h.drops(t, "quota")
 }
 
-// churnTCP connects n times to one server, exchanges a few bytes and closes;
-// perSecond 0: as fast as it goes.
+// churnTCP connects n times to one server, exchanges a few bytes and closes. perSecond
+// 0 means as fast as possible.
 func (h *e2e) churnTCP(t *testing.T, n, perSecond int) {
 	t.Helper()
 	s, err := h.Outside.ServeTCPEcho(on(h.Outside.Addr, 80))
@@ -77,8 +77,8 @@ func (h *e2e) churnDNS(t *testing.T, n, perSecond int) {
 	})
 }
 
-// churn runs one exchange after another, at most perSecond of them a second.
-// Each has the time of a few lost packets.
+// churn runs one exchange after another, at most perSecond a second. Each may take as
+// long as a few lost packets cost.
 func (h *e2e) churn(t *testing.T, n, perSecond int, one func(ctx context.Context, i int) error) {
 	t.Helper()
 	var pace <-chan time.Time
@@ -101,14 +101,14 @@ func (h *e2e) churn(t *testing.T, n, perSecond int, one func(ctx context.Context
 	}
 }
 
-// TestE2EGreedyContainer lets one container use up all that it may have, with
-// UDP flows and connections that never open: the others' new flows, and the
-// host's, must not notice. Every day the table and the range are small, so that
-// the quotas are reached many times over.
+// TestE2EGreedyContainer lets one container use up all that it may have, with UDP flows
+// and with connections that never open. The new flows of other containers and of the
+// host must not be affected. Without `make stress` the table and the range are small,
+// so that the quotas are reached many times.
 func TestE2EGreedyContainer(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
-		if !stress() { // else one after the other, for what they say of latency
+		if !stress() { // make stress logs latency, so the modes take turns
 			t.Parallel()
 		}
 		small := []string{"--nat-flows", "4096", "--nat-range", "10000-13999"}
@@ -146,8 +146,8 @@ func TestE2EGreedyContainer(t *testing.T) {
 	})
 }
 
-// askForAll sends the first packets of UDP flows and of connections from c1,
-// all of them different.
+// askForAll sends the first packets of UDP flows and of connections from c1. All flows
+// are different.
 func (h *e2e) askForAll(t *testing.T, flows, half int) {
 	in, err := h.Containers[0].NewInjector("eth0")
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// shortLease lets what a lease hides for a while be seen soon.
+// shortLease makes leases short, so that changes take effect soon.
 func (h *e2e) shortLease(t *testing.T) {
 	t.Helper()
 	if h.Mode.Name == "fast" {
@@ -24,7 +24,7 @@ func (h *e2e) shortLease(t *testing.T) {
 	}
 }
 
-// longFlow is a UDP flow of c1 that lives through the changes of a test.
+// longFlow is a UDP flow of c1 that outlives the changes of a test.
 type longFlow struct {
 	h    *e2e
 	sock *net.UDPConn
@@ -43,7 +43,8 @@ func (h *e2e) longFlow(t *testing.T, to netip.AddrPort) longFlow {
 	return f
 }
 
-// answered tells whether a datagram comes back, among late answers to earlier ones.
+// answered tells whether a datagram is answered. It ignores late answers to earlier
+// ones.
 func (f longFlow) answered() bool {
 	msg := fmt.Appendf(nil, "%d", time.Now().UnixNano())
 	if _, err := f.sock.WriteToUDPAddrPort(msg, f.to); err != nil {
@@ -58,13 +59,14 @@ func (f longFlow) answered() bool {
 	}
 }
 
-// recovers waits until the flow goes both ways; then it does so for good.
+// recovers waits until the flow works in both directions. From then on every datagram
+// must be answered.
 func (f longFlow) recovers(t *testing.T, what string) {
 	t.Helper()
 	waitFor(t, f.h.Ctx, "the flow "+what, f.answered)
 }
 
-// moves waits until the flow, once its lease has run out, comes from addr.
+// moves waits until the flow comes from addr, once its lease has ended.
 func (f longFlow) moves(t *testing.T, s *lab.Server, addr netip.Addr) {
 	t.Helper()
 	sum := func() (n int) {
@@ -79,7 +81,7 @@ func (f longFlow) moves(t *testing.T, s *lab.Server, addr netip.Addr) {
 	waitFor(t, f.h.Ctx, "the flow to move to "+addr.String(), func() bool { return f.answered() && sum() > before })
 }
 
-// newFlows expects flows that begin now to work, from the address addr.
+// newFlows checks that new flows work, and come from addr.
 func (f longFlow) newFlows(t *testing.T, what string, s *lab.Server, addr netip.Addr) {
 	t.Helper()
 	before := s.Peers()
@@ -93,8 +95,8 @@ func (f longFlow) newFlows(t *testing.T, what string, s *lab.Server, addr netip.
 	}
 }
 
-// nothingFrom asserts that a working flow sends nothing with an address that
-// the host no longer has.
+// nothingFrom checks that a working flow sends nothing with an address that the host no
+// longer has.
 func (f longFlow) nothingFrom(t *testing.T, out *lab.Namespace, old netip.Addr) {
 	t.Helper()
 	w := newWitness(t, out, "eth0", func(b []byte) bool {
@@ -107,8 +109,9 @@ func (f longFlow) nothingFrom(t *testing.T, out *lab.Namespace, old netip.Addr) 
 	w.assertClean(t, f.h.Ctx, isClosing)
 }
 
-// TestE2EUplinkAddressChanges gives the uplink other addresses, takes its
-// address, link and gateway away and gives them back, with no process to notice.
+// TestE2EUplinkAddressChanges gives the uplink other addresses. It also takes its
+// address, its link and its gateway away and gives them back. No process of fastbr
+// watches.
 func TestE2EUplinkAddressChanges(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -134,7 +137,7 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 		f.moves(t, s, third.Addr())
 		f.nothingFrom(t, h.Outside, second.Addr())
 
-		// Gone and back: the mapping is the same.
+		// The address goes and comes back: the mapping is the same.
 		if err := h.Host.DelAddr("eth0", third); err != nil {
 			t.Fatal(err)
 		}
@@ -144,7 +147,7 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.recovers(t, "when the address is back")
-		// Down and up: addresses stay, routes go.
+		// Down and up: addresses stay, routes are lost.
 		if err := h.Host.SetDown("eth0"); err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +164,7 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 			}
 		}
 
-		// Another gateway takes over the address, and announces it.
+		// Another gateway takes over the address and announces itself.
 		if err := h.Outside.SetSysctl("net.ipv4.conf.eth0.arp_notify", "1"); err != nil {
 			t.Fatal(err)
 		}
@@ -172,14 +175,14 @@ func TestE2EUplinkAddressChanges(t *testing.T) {
 	})
 }
 
-// TestE2EUplinkRouteMoves moves the default route to another uplink, and changes
-// the route's MTU.
+// TestE2EUplinkRouteMoves moves the default route to another uplink, and changes the
+// MTU of the route.
 func TestE2EUplinkRouteMoves(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 1, Uplinks: 2}, "--uplink", "eth0", "--uplink", "eth1")
 		h.shortLease(t)
-		// One address that is served beyond both.
+		// An address that is served beyond both uplinks.
 		if err := h.Outsides[1].AddAddr("eth0", netip.PrefixFrom(h.Outside.Addr, 32)); err != nil {
 			t.Fatal(err)
 		}
@@ -203,8 +206,8 @@ func TestE2EUplinkRouteMoves(t *testing.T) {
 	})
 }
 
-// wantPathMTU sends datagrams of 1400 bytes that must not be fragmented until
-// the kernel of the container has learnt that they are too long.
+// wantPathMTU sends datagrams of 1400 bytes with DF until the container's kernel has
+// learnt that they are too long.
 func (h *e2e) wantPathMTU(t *testing.T, to netip.AddrPort) {
 	t.Helper()
 	c, err := h.Containers[0].DialUDP(netip.AddrPort{}, to)
@@ -229,8 +232,8 @@ func (h *e2e) wantPathMTU(t *testing.T, to netip.AddrPort) {
 	})
 }
 
-// TestE2EUplinkReplaced deletes an uplink's device and makes it again: the next
-// command picks it up, or serve by itself. In between nothing leaves by it.
+// TestE2EUplinkReplaced deletes an uplink's device and makes it again. The next command
+// attaches it, or serve does so by itself. Until then nothing leaves by it.
 func TestE2EUplinkReplaced(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -290,8 +293,8 @@ func TestE2EUplinkReplaced(t *testing.T) {
 	f.recovers(t, "with serve, without a command")
 }
 
-// TestE2EServeFollowsUplink changes what a lease would hide for more than eleven
-// seconds: with serve it ends at once.
+// TestE2EServeFollowsUplink makes changes that a lease would hide for more than eleven
+// seconds. With serve, the lease ends at once.
 func TestE2EServeFollowsUplink(t *testing.T) {
 	t.Parallel()
 	const lease = 15 * time.Second
@@ -329,8 +332,8 @@ func TestE2EServeFollowsUplink(t *testing.T) {
 	ip("link", "set", "eth1", "up")()
 }
 
-// wantRevoked waits for a flow to have a fresh lease, makes a change, and
-// expects the lease to end before its time.
+// wantRevoked waits until a flow has a fresh lease, makes a change, and checks that the
+// lease ends before its time.
 func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) {
 	t.Helper()
 	lease := func() int64 {
@@ -349,7 +352,7 @@ func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) 
 	})
 	end := time.Now().Add(time.Duration(left-1) * time.Second)
 	change()
-	for lease() > 0 { // nothing is sent meanwhile that could renew it
+	for lease() > 0 { // nothing is sent meanwhile, so nothing renews it
 		if time.Now().After(end) {
 			t.Errorf("the change of the %s did not end a lease of %d s", what, left)
 			return
@@ -358,8 +361,8 @@ func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) 
 	}
 }
 
-// TestE2EUplinkAddressInSubnet gives the uplink an address inside the bridge's
-// subnet: the conflict is told, and neither the host nor a container is cut off.
+// TestE2EUplinkAddressInSubnet gives the uplink an address inside the bridge's subnet.
+// The conflict is reported, and neither the host nor a container is cut off.
 func TestE2EUplinkAddressInSubnet(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {

@@ -27,8 +27,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// How long a churn lasts and how many containers come and go; `make churn` asks
-// for more by FASTBR_CHURN and FASTBR_CHURN_CONTAINERS.
+// How long a churn lasts, and how many containers come and go. `make churn` raises both
+// by FASTBR_CHURN and FASTBR_CHURN_CONTAINERS.
 const (
 	churnTime       = 6 * time.Second
 	churnContainers = 24
@@ -45,7 +45,7 @@ type churn struct {
 	stay   [2]*lab.Namespace // the first of them is published
 }
 
-// comer is a container that comes and goes: every other one is Docker's.
+// comer is a container that comes and goes. Every other one is Docker's.
 type comer struct {
 	*churn
 	ns     *lab.Namespace
@@ -56,8 +56,8 @@ type comer struct {
 }
 
 // TestE2EChurn starts and removes containers at random, by a CNI runtime and by
-// Docker's calls at once, each with published ports and traffic, beside two that
-// stay: their traffic goes on, and in the end nothing is left of the others.
+// Docker's calls at the same time. Each has published ports and traffic. The traffic of
+// two containers that stay must go on, and in the end nothing is left of the others.
 func TestE2EChurn(t *testing.T) {
 	t.Parallel()
 	lasts, count := churnSize(t)
@@ -118,12 +118,12 @@ func churnSize(t *testing.T) (lasts time.Duration, count int) {
 	return lasts, count
 }
 
-// newChurn has both engines' networks up, and the two that stay.
+// newChurn brings up the networks of both engines, and the two containers that stay.
 func newChurn(t *testing.T, lasts time.Duration, count int) *churn {
 	t.Helper()
 	c := &churn{runtime: newRuntime(t, e2eModes()[0], lab.Options{Containers: count})}
 	if lasts > harness.Deadline/2 {
-		c.Ctx = context.WithoutCancel(c.Ctx) // it ends with the test binary's own deadline
+		c.Ctx = context.WithoutCancel(c.Ctx) // the test binary's own deadline ends it
 	}
 	c.list = c.runtime.list(t, "1.0.0", "churn", ownNetwork)
 	c.Must(t, "up")
@@ -142,7 +142,7 @@ func newChurn(t *testing.T, lasts time.Duration, count int) *churn {
 	return c
 }
 
-// change starts or removes the container. One that has started is used.
+// change starts or removes the container. After a start it also uses it.
 func (k *comer) change(abrupt bool) error {
 	if k.up {
 		return k.remove(abrupt)
@@ -211,8 +211,8 @@ func (k *comer) join() error {
 	return err
 }
 
-// use reaches the container by its published ports, and the outside from it. A
-// connection stays open.
+// use reaches the container by its published ports, and the outside from the container.
+// One connection stays open.
 func (k *comer) use() (err error) {
 	ctx, cancel := context.WithTimeout(k.Ctx, churnPatience)
 	defer cancel()
@@ -224,8 +224,8 @@ func (k *comer) use() (err error) {
 		k.ns.EchoTCP(ctx, netip.AddrPort{}, on(k.Outside.Addr, 7), "outwards"))
 }
 
-// remove removes a container that is up; abruptly, as after its namespace or its
-// engine has died.
+// remove removes a container that is up. abrupt: as after its namespace or its engine
+// has died.
 func (k *comer) remove(abrupt bool) error {
 	if !k.up {
 		return nil
@@ -254,15 +254,15 @@ func (k *comer) remove(abrupt bool) error {
 	return err
 }
 
-// stream is one of those that must not notice: a question and its answer, again
-// and again, on one socket.
+// stream is traffic that must not be disturbed: a question and its answer, again and
+// again, on one socket.
 type stream struct {
 	name string
 	sock net.Conn
 	stop chan struct{}
 	done chan struct{}
-	took []time.Duration // of each question
-	n    atomic.Int64    // of them, while it runs
+	took []time.Duration // the time that each question took
+	n    atomic.Int64    // the number of questions so far
 	err  error
 }
 
@@ -283,7 +283,7 @@ func (h *e2e) startStream(t *testing.T, name string, udp bool, from *lab.Namespa
 	return s
 }
 
-// traffic starts streams of those that stay, by every way there is.
+// traffic starts streams of the containers that stay, on every kind of path.
 func (c *churn) traffic(t *testing.T) (all []*stream) {
 	t.Helper()
 	a, b, host := c.stay[0], c.stay[1], c.HostAddr(0)
@@ -320,7 +320,7 @@ func (s *stream) run() {
 	}
 }
 
-// ask does not ask twice: what is lost is an error.
+// ask asks only once: a lost packet is an error.
 func (s *stream) ask(text string) error {
 	if err := s.sock.SetDeadline(time.Now().Add(churnPatience)); err != nil {
 		return err
@@ -338,7 +338,7 @@ func (s *stream) ask(text string) error {
 	return nil
 }
 
-// end wants every question answered, and tells how long that took.
+// end checks that every question was answered, and logs how long that took.
 func (s *stream) end(t *testing.T) {
 	t.Helper()
 	close(s.stop)
@@ -368,7 +368,8 @@ func (c *churn) owned(t *testing.T) snapshot {
 	return s
 }
 
-// openFiles counts what serve has open while it does nothing: then it has no map.
+// openFiles counts the files that serve has open while it is idle. Then it has no map
+// open.
 func (c *churn) openFiles(t *testing.T) (n int) {
 	t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", c.docker.serve.Process.Pid)
@@ -383,8 +384,8 @@ func (c *churn) openFiles(t *testing.T) (n int) {
 	return n
 }
 
-// assertNothingLeft fails for anything of a container that has gone: devices,
-// pins, addresses, flows, publications.
+// assertNothingLeft fails if devices, pins, addresses, flows or publications of a
+// removed container are left.
 func (c *churn) assertNothingLeft(t *testing.T, before snapshot) {
 	t.Helper()
 	for kind, now := range c.owned(t) {
@@ -405,7 +406,7 @@ func (c *churn) assertNothingLeft(t *testing.T, before snapshot) {
 			t.Errorf("a flow is left: %+v", f)
 		}
 	}
-	// The next container gets the lowest address that they had.
+	// The next container gets the lowest address that the removed ones had.
 	if a := c.Attach(t, c.Containers[0], "next"); netip.MustParsePrefix(a.IP).Addr() != c.stay[1].Addr.Next() {
 		t.Errorf("the next container has %s, those that stay %v", a.IP, stay)
 	}

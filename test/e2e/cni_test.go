@@ -27,8 +27,8 @@ import (
 // debianCNI is where Debian keeps the reference plugins.
 const debianCNI = "/usr/lib/cni"
 
-// runtime is a lab whose host has a CNI runtime: libcni, the library that the
-// engines use, with the plugin as `fastbr cni install` puts it.
+// runtime is a lab whose host has a CNI runtime: libcni, the library that engines use,
+// with the plugin as `fastbr cni install` installs it.
 type runtime struct {
 	*e2e
 	cni    *libcni.CNIConfig
@@ -36,7 +36,8 @@ type runtime struct {
 	exec   *labExec
 }
 
-// labExec runs plugins in the lab's host, with its places for pins and state.
+// labExec runs plugins in the lab's host, with the lab's directories for pins and
+// state.
 type labExec struct {
 	invoke.DefaultExec
 	host *lab.Namespace
@@ -63,7 +64,7 @@ func newRuntime(t *testing.T, m harness.Mode, o lab.Options) *runtime {
 	return r
 }
 
-// list makes a network list; %L in it is the directory for host-local's leases.
+// list makes a network list. %L in it stands for the directory of host-local's leases.
 func (r *runtime) list(t *testing.T, version, name, plugins string) *libcni.NetworkConfigList {
 	t.Helper()
 	text := fmt.Sprintf(`{"cniVersion": %q, "name": %q, "plugins": [%s]}`, version, name, strings.ReplaceAll(plugins, "%L", r.leases))
@@ -74,13 +75,13 @@ func (r *runtime) list(t *testing.T, version, name, plugins string) *libcni.Netw
 	return l
 }
 
-// attachment is what a runtime says of one.
+// attachment is what a runtime says about one attachment.
 func attachment(c *lab.Namespace, capabilities map[string]any) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: containerID(c), NetNS: c.Path(), IfName: "eth0", CapabilityArgs: capabilities}
 }
 
-// containerID tells the containers of all labs apart by its first letters, as a
-// runtime's does.
+// containerID is an id whose first letters differ between the containers of all labs,
+// as a runtime's ids do.
 func containerID(c *lab.Namespace) string {
 	parts := strings.Split(c.Name, "-") // fblab-LAB-NAME
 	return parts[2] + "-" + parts[1]
@@ -112,7 +113,7 @@ func (r *runtime) del(t *testing.T, l *libcni.NetworkConfigList, rt *libcni.Runt
 	}
 }
 
-// containers are the ports that are no uplink.
+// containers is the number of ports, without uplinks.
 func (r *runtime) containers(t *testing.T) (n int) {
 	t.Helper()
 	if r.Fastbr(t, "status").Code == 3 {
@@ -142,8 +143,8 @@ func code(t *testing.T, err error) uint {
 const ownNetwork = `{"type": "fastbr", "network": "default",
 	"capabilities": {"portMappings": true, "ips": true, "mac": true, "dns": true, "bandwidth": true}}`
 
-// bridgeNetwork is a configuration of the reference bridge plugin, as Podman
-// writes it, with a place for the type.
+// bridgeNetwork is a configuration of the reference bridge plugin as Podman writes it,
+// with a placeholder for the type.
 const bridgeNetwork = `{"type": "%s", "bridge": "cni7", "isGateway": true, "ipMasq": true, "hairpinMode": true,
 	"ipam": {"type": "host-local", "dataDir": "%%L", "routes": [{"dst": "0.0.0.0/0"}],
 		"ranges": [[{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]]}}`
@@ -182,7 +183,7 @@ func TestE2ECNILife(t *testing.T) {
 			}
 			r.del(t, l, ra)
 			r.del(t, l, ra)
-			rb.NetNS = "" // as after a reboot of the container
+			rb.NetNS = "" // as after a restart of the container
 			r.del(t, l, rb)
 			if n := r.containers(t); n != 0 {
 				t.Errorf("%d ports are left", n)
@@ -191,8 +192,8 @@ func TestE2ECNILife(t *testing.T) {
 	}
 }
 
-// TestE2ECNIOnlyTheTypeChanged runs one list with the reference bridge plugin
-// and, but for the type, the same with fastbr: the container must not notice.
+// TestE2ECNIOnlyTheTypeChanged runs one list with the reference bridge plugin, and the
+// same list with only the type changed to fastbr. The container must see no difference.
 func TestE2ECNIOnlyTheTypeChanged(t *testing.T) {
 	t.Parallel()
 	chain := `, {"type": "firewall"}, {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}`
@@ -215,7 +216,8 @@ func TestE2ECNIOnlyTheTypeChanged(t *testing.T) {
 			if err := r.Outside.EchoTCP(r.Ctx, netip.AddrPort{}, on(r.Host.Addr, 8080), "by the published port"); err != nil {
 				t.Error(err)
 			}
-			// The CHECK of this portmap wants rules for IPv6, which it has not made.
+			// The CHECK of this portmap requires rules for IPv6, which the plugin does
+			// not make.
 			if err := r.cni.CheckNetworkList(r.Ctx, r.list(t, "1.0.0", "podman", bridged(kind)+chain), ra); err != nil {
 				t.Errorf("CHECK: %v", err)
 			}
@@ -229,7 +231,7 @@ func TestE2ECNIOnlyTheTypeChanged(t *testing.T) {
 	}
 }
 
-// inside is what a container sees of its network, without what is random.
+// inside is what a container sees of its network, without random values.
 func inside(t *testing.T, r *runtime, c *lab.Namespace, res *current.Result) string {
 	t.Helper()
 	out := fmt.Sprintf("%d interfaces, the IP's %d, %s via %s\n", len(res.Interfaces), *res.IPs[0].Interface, res.IPs[0].Address.String(), res.IPs[0].Gateway)
@@ -238,7 +240,7 @@ func inside(t *testing.T, r *runtime, c *lab.Namespace, res *current.Result) str
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The interface index and its peer's differ.
+		// The interface indexes of the device and its peer differ.
 		_, text, _ = strings.Cut(text, "eth0")
 		out += text
 	}
@@ -254,7 +256,7 @@ func (r *runtime) assertNoLeases(t *testing.T, network string) {
 	}
 }
 
-// TestE2ECNICheckFindsADetachedProgram: what CHECK is for.
+// TestE2ECNICheckFindsADetachedProgram: CHECK finds a program that was detached.
 func TestE2ECNICheckFindsADetachedProgram(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -286,8 +288,8 @@ func TestE2ECNICheckFindsADetachedProgram(t *testing.T) {
 	r.del(t, l, rt)
 }
 
-// TestE2ECNIGarbage: GC removes the stale attachments of its network, and
-// nothing else: no other network's, no other engine's, no user's.
+// TestE2ECNIGarbage: GC removes the stale attachments of its own network. It removes
+// nothing of another network, of another engine or of a user.
 func TestE2ECNIGarbage(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 5})
@@ -301,8 +303,8 @@ func TestE2ECNIGarbage(t *testing.T) {
 		}
 	}
 	r.Attach(t, r.Containers[4], "mine")
-	// libcni would send a DEL for what it remembers itself: a runtime that has
-	// lost its memory is the case for GC.
+	// libcni would send a DEL for each attachment that it remembers. GC is for a
+	// runtime that has lost its memory.
 	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
 	err := forgetful.GCNetworkList(r.Ctx, l, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: containerID(r.Containers[1]), IfName: "eth0"}}})
 	if err != nil {
@@ -320,7 +322,8 @@ func TestE2ECNIGarbage(t *testing.T) {
 	r.mustPing(t, r.Containers[1], r.Containers[4].Addr, lab.PingOptions{Count: 1})
 }
 
-// TestE2ECNIMany attaches and detaches a hundred at once, while a user does the same.
+// TestE2ECNIMany attaches and detaches a hundred containers at once, while a user does
+// the same.
 func TestE2ECNIMany(t *testing.T) {
 	t.Parallel()
 	many := sized(40, 100)
@@ -364,8 +367,8 @@ func TestE2ECNIMany(t *testing.T) {
 	r.assertNoLeases(t, "many")
 }
 
-// TestE2ECNIKilled kills ADD after each of its steps; the runtime's DEL, or any
-// other command, leaves nothing of it.
+// TestE2ECNIKilled kills ADD after each of its steps. The runtime's DEL, or any other
+// command, removes everything that it left.
 func TestE2ECNIKilled(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -399,8 +402,8 @@ func TestE2ECNIKilled(t *testing.T) {
 	r.del(t, l, rt)
 }
 
-// TestE2ECNIRefuses gives wrong orders: the code says whose fault it is, and
-// nothing is left, no address of host-local's either.
+// TestE2ECNIRefuses makes wrong calls. The error code says whose fault it is, and
+// nothing is left, no address of host-local either.
 func TestE2ECNIRefuses(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -449,7 +452,7 @@ func TestE2ECNIRefuses(t *testing.T) {
 	}
 }
 
-// TestE2ECNICapabilities: what a runtime asks of one attachment.
+// TestE2ECNICapabilities: what a runtime may ask for one attachment.
 func TestE2ECNICapabilities(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -498,7 +501,7 @@ func TestE2ECNICapabilities(t *testing.T) {
 	})
 }
 
-// cniLimit is asked of shaped ports, in bit/s.
+// cniLimit is the limit of shaped ports, in bit/s.
 const cniLimit = 20e6
 
 // bandwidth asks for cniLimit in both directions.
@@ -507,13 +510,13 @@ func bandwidth(c *lab.Namespace) *libcni.RuntimeConf {
 		"ingressRate": int(cniLimit), "ingressBurst": 800000, "egressRate": int(cniLimit), "egressBurst": 800000}})
 }
 
-// assertLimit sends both ways between a container with a limit and another end:
-// nothing passes above it, and TCP gets most of it.
+// assertLimit sends in both directions between a container with a limit and another
+// end. No direction exceeds the limit, and TCP gets most of it.
 func (r *runtime) assertLimit(t *testing.T, other, shaped *lab.Namespace) {
 	t.Helper()
 	for direction, o := range map[string]lab.IperfOptions{"in": {Seconds: 2}, "out": {Seconds: 2, Reverse: true}} {
 		client, server := other, shaped
-		if other == r.Outside { // which cannot begin
+		if other == r.Outside { // outside cannot be the client
 			client, server, o.Reverse = shaped, other, !o.Reverse
 		}
 		got, err := lab.Iperf(r.Ctx, client, server, server.Addr, o)
@@ -521,16 +524,16 @@ func (r *runtime) assertLimit(t *testing.T, other, shaped *lab.Namespace) {
 			t.Fatal(err)
 		}
 		t.Logf("%s: %.1f of %.0f Mbit/s", direction, got.BitsPerSecond/1e6, cniLimit/1e6)
-		// The burst may pass beyond the rate.
+		// The burst may exceed the rate.
 		if got.BitsPerSecond > 1.05*cniLimit || got.BitsPerSecond < cniLimit/2 {
 			t.Errorf("%s: %.1f Mbit/s pass, the limit is %.0f", direction, got.BitsPerSecond/1e6, cniLimit/1e6)
 		}
 	}
 }
 
-// TestE2ECNIBandwidth: the limits of the capability hold in both directions,
-// towards containers and towards outside; CHECK finds one that is gone, and DEL
-// leaves nothing of them.
+// TestE2ECNIBandwidth: the limits of the bandwidth capability hold in both directions,
+// between containers and to outside. CHECK finds a limit that is gone, and DEL leaves
+// nothing of them.
 func TestE2ECNIBandwidth(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
@@ -556,7 +559,7 @@ func TestE2ECNIBandwidth(t *testing.T) {
 	}
 	r.del(t, l, rt)
 
-	// GC, and a namespace that is gone, clean up as well.
+	// GC, and a DEL after the namespace is gone, clean up as well.
 	r.add(t, l, shaped, rt)
 	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
 	if err := forgetful.GCNetworkList(r.Ctx, l, &libcni.GCArgs{}); err != nil {
@@ -568,9 +571,9 @@ func TestE2ECNIBandwidth(t *testing.T) {
 	}
 }
 
-// TestE2ECNIShaped chains the bandwidth plugin: its limit holds in both
-// directions from the first packet on, between two containers too, which the fast
-// path would lead past the shaper. Nobody has told fastbr of it.
+// TestE2ECNIShaped chains the bandwidth plugin. Its limit holds in both directions from
+// the first packet on, also between two containers, where the fast path would pass by
+// the shaper. Nobody has told fastbr about it.
 func TestE2ECNIShaped(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})

@@ -26,8 +26,8 @@ func (h *e2e) usePort(t *testing.T, n *lab.Namespace, p uint16, to netip.AddrPor
 	return c, h.listenUDP(t, n, on(netip.IPv4Unspecified(), p))
 }
 
-// TestE2EHostPingsWithMappedID lets the host ping with the very id that a
-// container's ping has outside: each must get its own replies.
+// TestE2EHostPingsWithMappedID: the host pings with the id that a container's ping has
+// outside. Each must get its own replies.
 func TestE2EHostPingsWithMappedID(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -43,7 +43,7 @@ func TestE2EHostPingsWithMappedID(t *testing.T) {
 		if id < natFirst || id > natLast {
 			t.Fatalf("the container's id 77 is %d outside: %+v", id, h.Flows(t))
 		}
-		// The host takes the id; a reply that is on its way just then would be the host's.
+		// The host takes the id. A reply under way at that moment would go to the host.
 		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{Count: 1, ID: id})
 		var wg sync.WaitGroup
 		wg.Go(func() { h.mustPing(t, c1, h.Outside.Addr, lab.PingOptions{Count: 5, ID: 77}) })
@@ -52,8 +52,8 @@ func TestE2EHostPingsWithMappedID(t *testing.T) {
 	})
 }
 
-// TestE2EHostListenerIsSilent has a service of the host in the NAT range that
-// has never sent when a container comes with its port.
+// TestE2EHostListenerIsSilent: a service of the host listens in the NAT range and has
+// never sent when a container comes with its port.
 func TestE2EHostListenerIsSilent(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -86,8 +86,8 @@ func TestE2EHostListenerIsSilent(t *testing.T) {
 	})
 }
 
-// TestE2EHostPortRange widens the host's ephemeral ports over the NAT range,
-// before and after `up`: its own connections stay out of it, and work.
+// TestE2EHostPortRange widens the host's ephemeral ports over the NAT range, before and
+// after `up`. The host's own connections stay out of the NAT range, and work.
 func TestE2EHostPortRange(t *testing.T) {
 	t.Parallel()
 	for _, when := range []string{"before", "after"} {
@@ -127,9 +127,8 @@ func TestE2EHostPortRange(t *testing.T) {
 	}
 }
 
-// TestE2ENeighbourPublishesInRange publishes a port of a docker0-style container
-// inside the NAT range, with nothing but a DNAT rule, while a container of ours
-// uses that port.
+// TestE2ENeighbourPublishesInRange publishes a port of a docker0-style container inside
+// the NAT range, by a DNAT rule alone. One of our containers uses that port.
 func TestE2ENeighbourPublishesInRange(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -164,11 +163,11 @@ func TestE2ENeighbourPublishesInRange(t *testing.T) {
 	})
 }
 
-// TestE2ENeighbourTakesTuple lets the host, or a neighbour whose masquerade knows
-// nothing of our flows, come with the very tuple that a container has: they keep
-// it, and the container goes on from another port. An established connection of
-// the container's could not: there they get the other port, as the kernel's own
-// NAT would give them one.
+// TestE2ENeighbourTakesTuple: the host, or a neighbour whose masquerade does not know
+// our flows, comes with the tuple of a container's flow. It keeps the tuple, and the
+// container goes on from another port. An established connection of the container
+// cannot move. Then the newcomer gets another port, as the kernel's own NAT would give
+// it one.
 func TestE2ENeighbourTakesTuple(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -182,7 +181,7 @@ func TestE2ENeighbourTakesTuple(t *testing.T) {
 	})
 }
 
-// remapped runs what makes one flow more get another port than its own.
+// remapped runs do, which must make one more flow get another port than its own.
 func (h *e2e) remapped(t *testing.T, do func()) {
 	t.Helper()
 	const name = "fastbr_nat_port_remaps_total"
@@ -193,8 +192,8 @@ func (h *e2e) remapped(t *testing.T, do func()) {
 	}
 }
 
-// asSeen is where a datagram of c's comes from, as its server sees it. The
-// server's answer must find back.
+// asSeen is the source of a datagram of c as its server sees it. The server's answer
+// must reach c.
 func (h *e2e) asSeen(t *testing.T, c, server *net.UDPConn, msg string) netip.AddrPort {
 	t.Helper()
 	var from netip.AddrPort
@@ -299,8 +298,9 @@ func (h *e2e) takeTCP(t *testing.T, them *lab.Namespace, p uint16) {
 	}
 }
 
-// TestE2ENeighbourSendsFromAPublishedPort: a docker0-style container whose port,
-// kept by masquerade, is one that is published for ours gets its own answers.
+// TestE2ENeighbourSendsFromAPublishedPort: a docker0-style container sends from a
+// source port that masquerade keeps and that is published for our container. It gets
+// its own answers.
 func TestE2ENeighbourSendsFromAPublishedPort(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {

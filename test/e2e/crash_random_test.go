@@ -13,7 +13,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// chaos runs commands two at a time and kills them at random moments.
+// chaos runs two commands at a time and kills them at random moments.
 type chaos struct {
 	*e2e
 	commands []string // as typed, "C" and "D" being containers
@@ -23,13 +23,13 @@ type chaos struct {
 	history []string // of this round
 }
 
-// TestE2EKilledAtRandom kills commands at any moment, not only between two steps,
-// beside others that wait for the lock. Whatever they have left, `up` and the like
-// must work, and `down` must leave the host as it was.
+// TestE2EKilledAtRandom kills commands at any moment, not only between two steps, while
+// others wait for the lock. Whatever they leave, `up` and other commands must work, and
+// `down` must leave the host as it was.
 func TestE2EKilledAtRandom(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 2})
-	if err := h.Host.IPTables(h.Ctx, "-P", "FORWARD", "DROP"); err != nil { // accept rules, too
+	if err := h.Host.IPTables(h.Ctx, "-P", "FORWARD", "DROP"); err != nil { // so that accept rules are added, too
 		t.Fatal(err)
 	}
 	c := &chaos{e2e: h, rand: testutil.Rand(t), commands: []string{
@@ -53,10 +53,10 @@ func TestE2EKilledAtRandom(t *testing.T) {
 	t.Logf("%d rounds of ten commands", round)
 }
 
-// round ends with everything down.
+// round runs commands and ends with everything down.
 func (c *chaos) round(t *testing.T) {
 	t.Helper()
-	if c.chance(0.8) { // else from nothing
+	if c.chance(0.8) { // otherwise from nothing
 		c.Must(t, "up")
 		c.Must(t, "attach", c.Containers[0].Path(), "--name", "c1")
 	}
@@ -85,8 +85,8 @@ func (c *chaos) chance(p float64) bool {
 	return c.rand.Float64() < p
 }
 
-// one starts a command and kills it, mostly before it ends by itself: some time
-// after one of its steps.
+// one starts a command and kills it some time after one of its steps, mostly before it
+// ends by itself.
 func (c *chaos) one(t *testing.T) {
 	c.mu.Lock()
 	text := c.commands[c.rand.IntN(len(c.commands))]

@@ -18,8 +18,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// killed is a command that is killed with SIGKILL after each of its steps, in a
-// lab of its own: most of the time is waiting for the kernel.
+// killed is a command that is killed with SIGKILL after each of its steps. It has a lab
+// of its own, since most of the time is spent waiting for the kernel.
 type killed struct {
 	*e2e
 	killedCommand
@@ -27,16 +27,17 @@ type killed struct {
 	steps  []string
 }
 
-// killedCommand changes something. setup runs once, prepare before each time,
-// and undo takes back what may have been done; it fails where there is nothing.
+// killedCommand is a command that changes something. setup runs once, prepare before
+// each run. undo reverts what the command may have done, and fails if there is nothing
+// to revert.
 type killedCommand struct {
 	setup, prepare [][]string
 	args, undo     []string
 }
 
-// killedCommands are all of them, by name; c1 is a container.
+// killedCommands are all such commands, by name. c1 is a container.
 func killedCommands(c1 *lab.Namespace) map[string]killedCommand {
-	// on: so that the uplink is one of the things to put back.
+	// on: so that the uplink also has something to restore.
 	up, down, attach := []string{"up", "--big-tcp", "on"}, []string{"down", "--all"}, []string{"attach", c1.Path(), "--name", "c1"}
 	create, remove := []string{"network", "create", "blue"}, []string{"network", "rm", "blue"}
 	publish, unpublish := []string{"publish", "add", "8080:80", "c1"}, []string{"publish", "rm", "8080"}
@@ -75,8 +76,8 @@ func newKilled(t *testing.T, command string) *killed {
 	return k
 }
 
-// eachKill kills the commands at every step, and then lets repair do its work. In
-// the end all must be as before.
+// eachKill kills the commands at every step and then runs repair. In the end everything
+// must be as before.
 func eachKill(t *testing.T, repair func(t *testing.T, k *killed), commands ...string) {
 	for _, command := range commands {
 		t.Run(command, func(t *testing.T) {
@@ -91,7 +92,7 @@ func eachKill(t *testing.T, repair func(t *testing.T, k *killed), commands ...st
 
 func (k *killed) at(t *testing.T, s string, repair func(t *testing.T, k *killed)) {
 	k.Renew()
-	t.Cleanup(func() { k.Fastbr(t, k.undo...) }) // a failure must not spoil the next
+	t.Cleanup(func() { k.Fastbr(t, k.undo...) }) // a failure must not affect the next run
 	for _, args := range k.prepare {
 		k.Must(t, args...)
 	}
@@ -101,8 +102,8 @@ func (k *killed) at(t *testing.T, s string, repair func(t *testing.T, k *killed)
 	k.assertAsBefore(t, k.before)
 }
 
-// TestE2EKilledThenUp goes on with `up` and the same command: they must finish the
-// work, and traffic must pass.
+// TestE2EKilledThenUp runs `up` and the same command again. They must finish the work,
+// and traffic must pass.
 func TestE2EKilledThenUp(t *testing.T) {
 	t.Parallel()
 	eachKill(t, func(t *testing.T, k *killed) {
@@ -110,7 +111,7 @@ func TestE2EKilledThenUp(t *testing.T) {
 		if _, there := k.ports(t)["c1"]; there && k.args[0] == "down" {
 			t.Error("down was killed, and has left a port")
 		}
-		if k.args[0] != "down" { // 1: it was killed after its last step
+		if k.args[0] != "down" { // exit status 1: it was killed after its last step
 			if r := k.Fastbr(t, k.args...); r.Code > 1 || strings.Count(r.Stderr, "\n") > 1 {
 				t.Errorf("fastbr %v again: exit %d: %s", k.args, r.Code, r.Stderr)
 			}
@@ -124,13 +125,13 @@ func TestE2EKilledThenUp(t *testing.T) {
 	}, "up", "attach", "down", "network create", "network rm", "publish add", "publish rm")
 }
 
-// TestE2EKilledThenDown gives up at once: `down` must find everything.
+// TestE2EKilledThenDown runs `down` right after the kill. It must find everything.
 func TestE2EKilledThenDown(t *testing.T) {
 	t.Parallel()
 	eachKill(t, func(*testing.T, *killed) {}, "up", "attach, down", "down")
 }
 
-// announced runs a command to its end and lists the steps it tells of.
+// announced runs a command to its end and lists the steps that it announces.
 func (h *e2e) announced(t *testing.T, args []string) (list []string) {
 	t.Helper()
 	c := h.Cmd(args...)
@@ -151,7 +152,7 @@ func (h *e2e) announced(t *testing.T, args []string) (list []string) {
 // snapshot is what `down` must restore, one text per kind of thing.
 type snapshot map[string]string
 
-// volatileSysctls change by themselves, or belong to a device.
+// volatileSysctl tells whether a sysctl changes by itself or belongs to a device.
 func volatileSysctl(path string) bool {
 	for _, part := range []string{"/conf/", "/neigh/", "nf_conntrack_count", "/random", "nf_log", "netdev_rss_key", "tcp_fastopen_key", "flush", "/core/"} {
 		if strings.Contains(path, part) {
@@ -184,13 +185,13 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 	return s
 }
 
-// ruleCounter is what nft shows of the packets that met a rule.
+// ruleCounter is how nft prints the counter of a rule.
 var ruleCounter = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
 
-// linkState is what ip shows of a device's carrier, which takes its time.
+// linkState is how ip prints a device's carrier, which changes with a delay.
 var linkState = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|state \w+ |linkdown `)
 
-// dropVolatile leaves out lines about what nobody of us made, counters and carriers.
+// dropVolatile removes lines that no command of ours causes, counters and carriers.
 func dropVolatile(out string) string {
 	var keep []string
 	for line := range strings.Lines(out) {
@@ -228,7 +229,7 @@ func sysctls(t *testing.T, n *lab.Namespace) string {
 	return b.String()
 }
 
-// tree lists files below dir; a missing dir is an empty one.
+// tree lists the files below dir. A missing dir counts as empty.
 func tree(t *testing.T, dir string) string {
 	t.Helper()
 	var b strings.Builder
@@ -273,8 +274,8 @@ func lineDiff(a, b string) string {
 	return strings.Join(out, "\n")
 }
 
-// TestE2EDownLeavesHostAsBefore is the same comparison without any crash, from
-// the very first `up` of a namespace, and with `up` twice.
+// TestE2EDownLeavesHostAsBefore makes the same comparison without a crash. It begins
+// with the very first `up` of a namespace, and runs `up` twice.
 func TestE2EDownLeavesHostAsBefore(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -300,8 +301,9 @@ func TestE2EDownLeavesHostAsBefore(t *testing.T) {
 	}
 }
 
-// TestE2EAttachTwiceAtOnce runs two `attach` at a time, many times: each gets an
-// address and a name of its own, or a clear refusal where both want the same.
+// TestE2EAttachTwiceAtOnce runs two `attach` at a time, many times. Each gets an
+// address and a name of its own. Where both want the same name, one gets a clear
+// refusal.
 func TestE2EAttachTwiceAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 2})
@@ -343,7 +345,8 @@ func TestE2EAttachTwiceAtOnce(t *testing.T) {
 	}
 }
 
-// TestE2EAttachDuringDown runs `down` beside `attach`: whoever wins, the state is sound.
+// TestE2EAttachDuringDown runs `down` beside `attach`. Whichever wins, the state is
+// sound.
 func TestE2EAttachDuringDown(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -355,13 +358,13 @@ func TestE2EAttachDuringDown(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.Must(t, "down", "--all")
-		_ = attach.Wait() // may have come too late
+		_ = attach.Wait() // it may have come too late
 		h.Must(t, "down", "--all")
 	}
 	h.assertAsBefore(t, before)
 }
 
-// TestE2EContainerVanishes deletes namespaces under fastbr's hands.
+// TestE2EContainerVanishes deletes namespaces while their containers are attached.
 func TestE2EContainerVanishes(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})

@@ -17,9 +17,9 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// TestE2ESameAsPlainBridge is the project's central claim: the same packets,
-// sent through a plain kernel bridge with masquerade and through fastbr, arrive
-// the same, and are answered the same. Only the translated port may differ.
+// TestE2ESameAsPlainBridge checks the central claim of the project. It sends the same
+// packets through a plain kernel bridge with masquerade and through fastbr. They must
+// arrive the same and be answered the same. Only the translated port may differ.
 func TestE2ESameAsPlainBridge(t *testing.T) {
 	t.Parallel()
 	type view struct{ mode, out, in string }
@@ -28,8 +28,8 @@ func TestE2ESameAsPlainBridge(t *testing.T) {
 		t.Run(m.Name, func(t *testing.T) {
 			h := upE2E(t, m, lab.Options{Containers: 2})
 			h.unlimitErrors(t)
-			// A server outside and in c2, so that some probes are answered. One for
-			// all probes: see lab.ListenUDP on opening a port again.
+			// A server outside and one in c2, so that some probes are answered. All
+			// probes share them: see lab.ListenUDP on opening a port again.
 			for _, n := range []*lab.Namespace{h.Outside, h.Containers[1]} {
 				h.ServeUDP(t, n, on(n.Addr, 7))
 			}
@@ -63,8 +63,8 @@ func TestE2ESameAsPlainBridge(t *testing.T) {
 	}
 }
 
-// unlimitErrors lets every packet have its ICMP error. The mask lifts both of
-// the kernel's limits: the one per destination and the one for all.
+// unlimitErrors allows an ICMP error for every packet. The mask lifts both limits of
+// the kernel: the one per destination and the global one.
 func (h *e2e) unlimitErrors(t *testing.T) {
 	t.Helper()
 	for _, n := range append([]*lab.Namespace{h.Host, h.Outside}, h.Containers...) {
@@ -74,28 +74,27 @@ func (h *e2e) unlimitErrors(t *testing.T) {
 	}
 }
 
-// probe is a frame that c1 sends several times, so that the later ones may take
-// the fast path. Each copy has one answer, of far or of the host.
+// probe is a frame that c1 sends several times, so that the later copies may take the
+// fast path. Each copy gets one answer, from far or from the host.
 type probe struct {
 	name  string
 	frame testutil.Frame
 	// byHost: the host answers, and nothing arrives at far.
 	byHost bool
-	// noNeighbour: nobody has the address. All copies are sent before the first
-	// answer is awaited, since each wait would last until ARP gives up; and the
-	// host may answer under any of its addresses. The copies of all other probes
-	// wait for the answer to the one before: two packets of a new flow at the
-	// same time race for its conntrack entry, and where a translation is
-	// involved the kernel may drop the one that loses.
+	// noNeighbour: nobody has the address. All copies are sent before the first answer
+	// is awaited, since each wait would last until ARP gives up. The host may answer
+	// with any of its addresses. For all other probes each copy waits for the answer to
+	// the one before. Two packets of a new flow at the same time race for its conntrack
+	// entry, and where one is translated, the kernel may drop the loser.
 	noNeighbour bool
 }
 
-// answeredByHost marks a probe that must not get past the host.
+// answeredByHost marks a probe that the host answers and does not forward.
 func answeredByHost(p probe) probe { p.byHost = true; return p }
 
 const (
 	probeCopies = 4
-	// probeDeadline is for what never arrives; ARP alone takes 3 s to give up.
+	// probeDeadline is for packets that never arrive. ARP alone takes 3 s to give up.
 	probeDeadline = 30 * time.Second
 )
 
@@ -121,7 +120,7 @@ func (h *e2e) probes(t *testing.T) []probe {
 	}
 	var next uint16
 	of := func(name string, change func(*testutil.Frame)) probe {
-		next++ // a source port of its own for each
+		next++ // each has a source port of its own
 		return probe{name: name, frame: udp.With(func(f *testutil.Frame) { f.UDP.SrcPort += next; f.ID = 1000 + next }, change)}
 	}
 	toC2 := func(f *testutil.Frame) { f.Dst, f.DstMAC = c2.Addr, mac(c2, "eth0") }
@@ -158,9 +157,9 @@ func (h *e2e) probes(t *testing.T) []probe {
 	}
 }
 
-// observe sends a probe and describes what arrives, at outside or c2, and what
-// comes back to c1. It ends when everything expected has arrived, and a closing
-// datagram after that, which brings to light what arrives beyond it.
+// observe sends a probe. It describes what arrives at outside or c2, and what comes
+// back to c1. It waits for everything expected, and then for a closing datagram, which
+// shows whether more has arrived.
 func (h *e2e) observe(t *testing.T, p probe) (out, in string) {
 	t.Helper()
 	c1, c2 := h.Containers[0], h.Containers[1]
@@ -168,7 +167,7 @@ func (h *e2e) observe(t *testing.T, p probe) (out, in string) {
 	if p.frame.Dst == c2.Addr {
 		farNS = c2
 	}
-	// A receiver for the answers, so that c1 does not send ICMP errors.
+	// A receiver for the answers: without it c1 would send ICMP errors.
 	if p.frame.UDP != nil {
 		sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), p.frame.UDP.SrcPort))
 		if err != nil {
@@ -176,7 +175,7 @@ func (h *e2e) observe(t *testing.T, p probe) (out, in string) {
 		}
 		defer func() { _ = sock.Close() }()
 	}
-	// Closing datagrams that were sent twice may arrive during a later probe.
+	// A closing datagram that was sent twice may arrive during a later probe.
 	end := append(slices.Clone(closing), ": "+p.name...)
 	far, near := h.watch(t, farNS, end), h.watch(t, c1, end)
 	defer far.sniff.Close()
@@ -205,8 +204,8 @@ func (h *e2e) observe(t *testing.T, p probe) (out, in string) {
 	return out, in
 }
 
-// assertComplete fails if a probe had not exactly one arrival and one answer for
-// each copy; the same loss in every mode would not show in the comparison.
+// assertComplete fails unless each copy of a probe had exactly one arrival and one
+// answer. The comparison alone would not show a loss that is the same in every mode.
 func (p probe) assertComplete(t *testing.T, out, in string) {
 	t.Helper()
 	want := probeCopies
@@ -252,7 +251,7 @@ func (h *e2e) watch(t *testing.T, n *lab.Namespace, end []byte) *observer {
 	return &observer{sniff: s, mac: mac, end: end}
 }
 
-// next waits for one more packet, and reports whether it was the last.
+// next waits for one more packet and reports whether it was the last.
 func (o *observer) next(ctx context.Context) (last bool, err error) {
 	f, err := o.sniff.Next(ctx, func(f []byte) bool {
 		return len(f) >= 34 && f[12] == 8 && f[13] == 0 && slices.Equal(f[:6], o.mac) &&
@@ -265,8 +264,8 @@ func (o *observer) next(ctx context.Context) (last bool, err error) {
 	return false, nil
 }
 
-// await waits until n packets have arrived since the start. That ctx has ended
-// first is no failure here: the comparison will show what is missing.
+// await waits until n packets have arrived since the start. If ctx ends first, that is
+// no failure here: the comparison shows what is missing.
 func (o *observer) await(ctx context.Context, n int) {
 	for len(o.packets) < n {
 		if last, _ := o.next(ctx); last {
@@ -275,7 +274,7 @@ func (o *observer) await(ctx context.Context, n int) {
 	}
 }
 
-// describe lists what has arrived until the closing datagram, without what may
+// describe lists what has arrived before the closing datagram. It leaves out what may
 // differ: translated ports, ids and checksums.
 func (o *observer) describe(t *testing.T, ctx context.Context) string {
 	t.Helper()
@@ -293,7 +292,7 @@ func (o *observer) describe(t *testing.T, ctx context.Context) string {
 	}
 }
 
-// describePacket shows an IPv4 packet; inside an ICMP error, also the inner one.
+// describePacket describes an IPv4 packet and, in an ICMP error, the quoted packet.
 func describePacket(ip []byte) string {
 	const icmp, tcp, udp = 1, 6, 17
 	hlen := int(ip[0]&0xf) * 4
@@ -322,8 +321,8 @@ func describePacket(ip []byte) string {
 
 func addr4(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b[:4])) }
 
-// portClass names a port: the translated one and the container's own of the
-// probes are "ephemeral"; which of the two is where shows in the addresses.
+// portClass names a port. The translated port and the container's own port of a probe
+// are both "ephemeral": the addresses show which is where.
 func portClass(b []byte) string {
 	if p := binary.BigEndian.Uint16(b); p < 1024 {
 		return fmt.Sprint(p)

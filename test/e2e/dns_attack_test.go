@@ -38,8 +38,8 @@ func askDNS(t *testing.T, from *lab.Namespace, network string, to netip.Addr, na
 	return reply, err
 }
 
-// silentServer is a resolver outside that answers for good.example, by UDP and
-// TCP, and leaves all else unanswered.
+// silentServer is a resolver outside that answers only for good.example, by UDP and
+// TCP.
 func (h *e2e) silentServer(t *testing.T) netip.AddrPort {
 	t.Helper()
 	at := on(h.Outside.Addr, 53)
@@ -66,14 +66,14 @@ func (h *e2e) silentServer(t *testing.T) netip.AddrPort {
 	return at
 }
 
-// TestE2EDNSFlood: one container has more questions without an answer, and more
-// connections, than there may be. Another's names, the world's and the metrics are
-// there all the time.
+// TestE2EDNSFlood: one container has more unanswered questions and more connections
+// than the resolver admits. Another container's names, names of the outside and the
+// metrics stay available all the time.
 func TestE2EDNSFlood(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
 	serve, at := h.serve(t, "--dns-upstream", h.silentServer(t).String())
-	// As many descriptors as a service often has.
+	// As many file descriptors as a service often has.
 	if err := unix.Prlimit(serve.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 1024}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestE2EDNSFlood(t *testing.T) {
 		}
 	}()
 	defer func() { close(stop); <-done }()
-	// It reads what it is refused: the questions that may wait are all its own then.
+	// It reads its refusals. From then on all questions that may wait are its own.
 	buf := make([]byte, 512)
 	for range 100 {
 		_ = flood.SetReadDeadline(time.Now().Add(pingPatience))

@@ -10,8 +10,8 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// reach is one way to a container: TCP to port tcp and UDP to port udp of an
-// address, and who the container must see.
+// reach is one way to reach a container: TCP to port tcp and UDP to port udp of an
+// address. seen is the client address that the container must see.
 type reach struct {
 	how      string
 	from     *lab.Namespace
@@ -20,8 +20,8 @@ type reach struct {
 	seen     netip.Addr
 }
 
-// assertReach reaches a container's published ports from everywhere, and the
-// container itself. far is of another network, whose gateway is farGateway.
+// assertReach reaches a container's published ports from everywhere, and the container
+// itself from its network. far is in another network, whose gateway is farGateway.
 func (d *engine) assertReach(t *testing.T, c1, c2, far *lab.Namespace) {
 	t.Helper()
 	host, gateway := d.HostAddr(0), netip.MustParseAddr("10.77.0.1")
@@ -55,8 +55,8 @@ func (d *engine) assertReach(t *testing.T, c1, c2, far *lab.Namespace) {
 	d.notLetIn(t, d.Outside, tcp.Addr, "from outside by the container's own address")
 }
 
-// ask sends one question by a way. A socket of the host's is a process's of the
-// lab's cgroup.
+// ask sends one question by a way. If the host asks, a process in the lab's cgroup does
+// it.
 func (d *engine) ask(t *testing.T, w reach, proto, to string) {
 	t.Helper()
 	family := "4"
@@ -78,9 +78,9 @@ func seenBy(s *lab.Server) (out []netip.Addr) {
 	return out
 }
 
-// assertMovesOut connects a running container to a second network, which
-// becomes its way out, as Docker decides by the names: its ports are published
-// there, and are back when it has left.
+// assertMovesOut connects a running container to a second network, which becomes its
+// way out, as Docker decides by the names. Its ports are then published there. When the
+// container has left that network, they are published where they were before.
 func (d *engine) assertMovesOut(t *testing.T, c1, far *lab.Namespace) {
 	t.Helper()
 	d.docker(t, "network", "connect", "other", "c1")

@@ -20,8 +20,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// replay is dockerd's side of the protocol, played by the test: what newer ones
-// send, and crashes at the right moment.
+// replay is dockerd's side of the protocol, played by the test. It covers what newer
+// versions send, and crashes at a chosen moment.
 type replay struct {
 	*e2e
 	socket string
@@ -35,7 +35,7 @@ func newReplay(t *testing.T, m harness.Mode, containers int) *replay {
 	return replayIn(t, newE2E(t, m, lab.Options{Containers: containers}))
 }
 
-// replayIn starts the driver in a lab that is there.
+// replayIn starts the driver in an existing lab.
 func replayIn(t *testing.T, h *e2e) *replay {
 	t.Helper()
 	r := &replay{e2e: h, net: strings.Repeat("0123456789abcdef", 4)}
@@ -61,7 +61,7 @@ func (r *replay) start(t *testing.T, c *exec.Cmd) {
 	})
 }
 
-// stop ends serve, which must be clean.
+// stop ends serve, which must exit cleanly.
 func (r *replay) stop(t *testing.T) {
 	t.Helper()
 	if r.serve == nil {
@@ -74,7 +74,7 @@ func (r *replay) stop(t *testing.T) {
 	r.serve = nil
 }
 
-// try makes a call. dockerd names no content type.
+// try makes a call. Like dockerd, it sends no content type.
 func (r *replay) try(path string, body any) (answer map[string]any, err error) {
 	var text io.Reader
 	if body != nil {
@@ -128,8 +128,8 @@ func (r *replay) with(endpoint string, more fields) fields {
 	return f
 }
 
-// join is what dockerd does to start a container, up to the interface in place.
-// mac may be empty: the driver's.
+// join does what dockerd does to start a container, up to the moved interface. An empty
+// mac leaves the choice to the driver.
 func (r *replay) join(t *testing.T, endpoint string, c *lab.Namespace, ip, mac string) (src string) {
 	t.Helper()
 	created := r.call(t, "CreateEndpoint", r.with(endpoint, fields{"Interface": fields{"Address": ip, "AddressIPv6": "", "MacAddress": mac}, "Options": fields{}}))
@@ -154,7 +154,7 @@ func (r *replay) configure(t *testing.T, c *lab.Namespace, src, dst, ip, mac, ga
 	r.ip(t, c, "addr", "add", ip, "dev", dst)
 	r.ip(t, c, "link", "set", dst, "up")
 	r.ip(t, c, "route", "add", "default", "via", gateway)
-	// The kernel's bridge learns of the carrier a little later.
+	// The kernel's bridge learns about the carrier a little later.
 	waitFor(t, r.Ctx, src+" to forward", func() bool {
 		out, err := r.Host.Run(r.Ctx, "bridge", "link", "show", "dev", strings.TrimSuffix(src, "c"))
 		return err == nil && strings.Contains(out, "state forwarding")
@@ -183,7 +183,7 @@ func portMap(bindings ...fields) fields {
 	return fields{"Options": fields{"com.docker.network.portmap": bindings, "com.docker.network.endpoint.exposedports": []fields{{"Proto": 6, "Port": 80}}}}
 }
 
-// TestE2EDockerReplay plays the life of two containers, fast and slow.
+// TestE2EDockerReplay plays the life of two containers, one fast and one slow.
 func TestE2EDockerReplay(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -210,7 +210,7 @@ func TestE2EDockerReplay(t *testing.T) {
 		r.call(t, "DeleteNetwork", fields{"NetworkID": r.net})
 		r.call(t, "DeleteNetwork", fields{"NetworkID": r.net})
 		r.Must(t, "down", "--all")
-		r.stop(t) // it may be about to look whether anything is to be mended
+		r.stop(t) // it may be about to look for something to mend
 		r.assertAsBefore(t, before)
 		if _, err := os.Stat(r.socket); err == nil {
 			t.Error("serve has ended and left its socket")
@@ -218,7 +218,8 @@ func TestE2EDockerReplay(t *testing.T) {
 	})
 }
 
-// assertReached: published ports lead to c, the one that was chosen too.
+// assertReached: published ports lead to c, also the one whose host port was not given
+// but chosen.
 func (r *replay) assertReached(t *testing.T, c *lab.Namespace) {
 	t.Helper()
 	var pubs []ctl.PublicationView
@@ -239,8 +240,8 @@ func (r *replay) assertReached(t *testing.T, c *lab.Namespace) {
 	assertPeers(t, udp, r.Outside.Addr)
 }
 
-// replaceContainer stops c1 as dockerd does and starts another with its address
-// and another MAC: who knew the address learns that at once.
+// replaceContainer stops c1 as dockerd does and starts another container with its
+// address and another MAC address. Neighbours that knew the address learn that at once.
 func (r *replay) replaceContainer(t *testing.T, e1, src string) {
 	t.Helper()
 	c1, c2 := r.Containers[0], r.Containers[1]
@@ -264,9 +265,9 @@ func (r *replay) replaceContainer(t *testing.T, e1, src string) {
 	}
 }
 
-// assertForgotten takes everything down, as a reboot does, and lets dockerd go
-// on: it never creates a network twice. The endpoint that it has forgotten, e2,
-// has the address that it gives next.
+// assertForgotten takes everything down, as a reboot does, and lets dockerd go on.
+// dockerd never creates a network twice. It has forgotten the endpoint e2, whose
+// address it gives out next.
 func (r *replay) assertForgotten(t *testing.T, e2 string) {
 	t.Helper()
 	c1, c2 := r.Containers[0], r.Containers[1]
@@ -281,7 +282,7 @@ func (r *replay) assertForgotten(t *testing.T, e2 string) {
 	r.call(t, "DeleteEndpoint", r.ids(endpointID("5")))
 }
 
-// TestE2EDockerActivated passes the socket as systemd does. It stays when serve
+// TestE2EDockerActivated passes the socket as systemd does. The socket stays when serve
 // ends.
 func TestE2EDockerActivated(t *testing.T) {
 	t.Parallel()

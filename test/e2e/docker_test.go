@@ -21,12 +21,12 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// engine is a real dockerd on a lab's host, with everything of its own, and
-// `fastbr serve` beside it. The directory of plugin sockets is the machine's, so
-// the driver's name is the lab's.
+// engine is a real dockerd on a lab's host, with directories of its own, and `fastbr
+// serve` beside it. All labs share the machine's directory of plugin sockets, so the
+// driver is named after the lab.
 type engine struct {
 	*e2e
-	dir    string // short: sockets are below it
+	dir    string // short, since paths of sockets begin with it
 	driver string
 	daemon *lab.Cmd
 	log    *os.File
@@ -35,7 +35,7 @@ type engine struct {
 
 const engineImage = "busybox"
 
-// engineUp is how long a daemon may take to answer; it needs seconds.
+// engineUp is how long a daemon may take to answer. It usually needs seconds.
 const engineUp = time.Minute
 
 func newEngine(t *testing.T) *engine {
@@ -63,7 +63,7 @@ func newEngine(t *testing.T) *engine {
 	return d
 }
 
-// busyboxTree is the smallest image there is: one static program.
+// busyboxTree is the smallest image possible: one static program.
 func busyboxTree(t *testing.T) []byte {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
@@ -124,8 +124,8 @@ func (d *engine) logged() string {
 	return string(b)
 }
 
-// killDaemon is a crash of the engine: of dockerd and containerd, and with all
-// also of the shims and the containers.
+// killDaemon crashes the engine: dockerd and containerd and, with all, also the shims
+// and the containers.
 func (d *engine) killDaemon(all bool) {
 	_ = d.daemon.Process.Kill()
 	_ = d.daemon.Wait()
@@ -134,8 +134,9 @@ func (d *engine) killDaemon(all bool) {
 	_ = os.Remove(d.dir + "/pid")
 }
 
-// killRest ends what a killed dockerd leaves: containerd, which names our
-// directory, and with all the shims, which do too, and their children.
+// killRest ends what a killed dockerd leaves behind: containerd and, with all, the
+// shims and their children. It finds containerd and the shims by our directory in their
+// arguments.
 func (d *engine) killRest(all bool) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	ours := map[string]bool{}
@@ -187,8 +188,8 @@ func (d *engine) end(t *testing.T) {
 	}
 }
 
-// client is the docker that came with dockerd, if there are two: a newer one
-// refuses to ask an older daemon for some things.
+// client is the docker command that came with dockerd, if there are two. A newer one
+// refuses some requests to an older daemon.
 func (d *engine) client(args ...string) *exec.Cmd {
 	program := "/usr/bin/docker"
 	if _, err := os.Stat(program); err != nil {
@@ -212,7 +213,7 @@ func (d *engine) docker(t *testing.T, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// refused runs a command that has to fail with a word about why.
+// refused runs a command that must fail with a message that contains why.
 func (d *engine) refused(t *testing.T, why string, args ...string) {
 	t.Helper()
 	out, err := d.client(args...).CombinedOutput()
@@ -221,7 +222,7 @@ func (d *engine) refused(t *testing.T, why string, args ...string) {
 	}
 }
 
-// start runs a container that does nothing, and adopts its namespace.
+// start runs a container that does nothing and returns its namespace.
 func (d *engine) start(t *testing.T, name, network string, args ...string) *lab.Namespace {
 	t.Helper()
 	run := append([]string{"run", "-d", "--name", name, "--network", network}, args...)
@@ -240,7 +241,7 @@ func (d *engine) adopt(t *testing.T, name, network string) *lab.Namespace {
 	return n
 }
 
-// address is a container's on one of its networks.
+// address is the address of a container on one of its networks.
 func (d *engine) address(t *testing.T, name, network string) netip.Addr {
 	t.Helper()
 	text := d.docker(t, "inspect", "-f", "{{.NetworkSettings.Networks."+network+".IPAddress}}", name)
@@ -251,7 +252,7 @@ func (d *engine) address(t *testing.T, name, network string) netip.Addr {
 	return a
 }
 
-// assertNoGwbridge: dockerd makes one, silently, when it misses a gateway.
+// assertNoGwbridge: dockerd silently makes docker_gwbridge if it misses a gateway.
 func (d *engine) assertNoGwbridge(t *testing.T) {
 	t.Helper()
 	if names := d.docker(t, "network", "ls", "--format", "{{.Name}}"); strings.Contains(names, "docker_gwbridge") {
@@ -259,7 +260,7 @@ func (d *engine) assertNoGwbridge(t *testing.T) {
 	}
 }
 
-// TestE2EDocker is a day in the life of a dockerd with fastbr's networks.
+// TestE2EDocker leads a dockerd with fastbr's networks through a typical day.
 func TestE2EDocker(t *testing.T) {
 	t.Parallel()
 	d := newEngine(t)
@@ -290,7 +291,7 @@ func TestE2EDocker(t *testing.T) {
 	if ports := d.ports(t); len(ports) != 4 { // c1 twice, c3, eth0
 		t.Errorf("ports after c2 has gone: %v", ports)
 	}
-	d.killDaemon(false) // the containers live on
+	d.killDaemon(false) // the containers stay up
 	d.startDaemon(t)
 	d.assertPublished(t, c1)
 	d.docker(t, "rm", "-f", "c3")
@@ -303,14 +304,14 @@ func TestE2EDocker(t *testing.T) {
 	d.docker(t, "rm", "-f", "c1")
 	d.docker(t, "network", "rm", "web", "other", "inner")
 	for kind, now := range d.snapshot(t) {
-		// A restarted dockerd puts its own rules in another order.
+		// A restarted dockerd writes its own rules in another order.
 		if diff := lineDiff(before[kind], now); diff != "" {
 			t.Errorf("%s differ from before:\n%s", kind, diff)
 		}
 	}
 }
 
-// assertInspect wants Docker to tell the truth, and fastbr the same.
+// assertInspect checks that Docker tells the truth, and that fastbr says the same.
 func (d *engine) assertInspect(t *testing.T) {
 	t.Helper()
 	got := d.docker(t, "network", "inspect", "-f", "{{.Driver}} {{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}", "web")
@@ -337,7 +338,7 @@ func (d *engine) assertInspect(t *testing.T) {
 	}
 }
 
-// assertWorld: names, each other, the outside.
+// assertWorld checks that names, other containers and the outside are reached.
 func (d *engine) assertWorld(t *testing.T, c1, c2 *lab.Namespace) {
 	t.Helper()
 	if out := d.docker(t, "exec", "c1", "/bin/busybox", "nslookup", "c2"); !strings.Contains(out, "127.0.0.11") || !strings.Contains(out, "10.77.0.9") {
@@ -376,8 +377,8 @@ func (d *engine) assertPublished(t *testing.T, c *lab.Namespace) {
 	assertPeers(t, s, d.Outside.Addr)
 }
 
-// assertSecondNetwork connects a running container to an internal network,
-// where nothing is published and nothing leads outside.
+// assertSecondNetwork connects a running container to an internal network. Nothing is
+// published there, and nothing leads outside.
 func (d *engine) assertSecondNetwork(t *testing.T, c1 *lab.Namespace) {
 	t.Helper()
 	d.docker(t, "network", "create", "-d", d.driver, "--internal", "--subnet", "10.78.0.0/24", "inner")
@@ -398,8 +399,8 @@ func (d *engine) assertSecondNetwork(t *testing.T, c1 *lab.Namespace) {
 	d.assertPublished(t, c1)
 }
 
-// assertServeMayDie kills the driver under two connections, one of them to a
-// published port, which go on, and lets a new one take over from the stale socket.
+// assertServeMayDie kills the driver while two connections are open, one of them to a
+// published port. Both go on. A new driver takes over from the stale socket.
 func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 	t.Helper()
 	s := d.ServeTCP(t, d.Outside, on(d.Outside.Addr, 9))
@@ -431,8 +432,8 @@ func (d *engine) assertServeMayDie(t *testing.T, c1 *lab.Namespace) {
 	d.docker(t, "rm", "-f", "c4")
 }
 
-// assertRules: nothing of fastbr's in the firewall but the accept rules that
-// dockerd's FORWARD policy asks for.
+// assertRules: fastbr has no rules in the firewall but the accept rules that dockerd's
+// FORWARD policy makes necessary.
 func (d *engine) assertRules(t *testing.T) {
 	t.Helper()
 	out, err := d.Host.Run(d.Ctx, "iptables-save")

@@ -17,7 +17,7 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// notes are those of `status`, in one text.
+// notes are the notes of `status`, as one text.
 func (h *e2e) notes(t *testing.T) string {
 	t.Helper()
 	var v ctl.StatusView
@@ -69,20 +69,20 @@ func (h *e2e) unpin(t *testing.T, pattern string) {
 	}
 }
 
-// TestE2EUplinkWithoutItsProgram takes an uplink's egress program away behind
-// fastbr's back. From that moment nothing of a container's leaves by it (the lab
-// watches); `status` says why, and the next command that changes something mends it.
+// TestE2EUplinkWithoutItsProgram removes an uplink's egress program behind fastbr's
+// back. From then on no packet of a container leaves by it, which the lab watches.
+// `status` says why, and the next command that changes something mends it.
 func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
-		c := h.Containers[1] // no flow of its has begun
+		c := h.Containers[1] // none of its flows has begun
 		h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
 		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{})
 
 		before := h.drops(t, "no_uplink")
 		h.unpin(t, strconv.Itoa(h.index(t, "eth0"))+"-out")
-		// The kernel lets a program go some time after its last pin.
+		// The kernel detaches a program some time after its last pin is gone.
 		out, err := c.DialUDP(netip.AddrPort{}, on(h.Outside.Addr, 9))
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +93,7 @@ func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 			return h.drops(t, "no_uplink") > before
 		})
 		h.noPing(t, c, h.Outside.Addr)
-		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{}) // the host's own is no matter of the guard's
+		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{}) // the guard does not concern the host's own packets
 		h.AssertNoLeak(t)
 		if n := h.notes(t); !strings.Contains(n, "uplink eth0: link") {
 			t.Errorf("status says %q", n)
@@ -110,7 +110,7 @@ func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 	})
 }
 
-// TestE2EUplinkOnATakenSlot has an uplink whose ifindex falls on the slot of a port.
+// TestE2EUplinkOnATakenSlot: an uplink's ifindex falls on the slot of a port.
 func TestE2EUplinkOnATakenSlot(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -123,7 +123,8 @@ func TestE2EUplinkOnATakenSlot(t *testing.T) {
 			t.Fatal(err)
 		}
 		index := h.index(t, h.ports(t)["c1"].Port) + datapath.MaxDevices
-		// A device keeps its ifindex for life: the pair is made anew, with the one wanted.
+		// A device keeps its ifindex for life, so the pair is made again with the
+		// wanted one.
 		h.onHost(t, "ip link del tmp0", "ip link add wan0 index "+strconv.Itoa(index)+" type veth peer name eth0 netns "+far.Name)
 		err = errors.Join(h.Host.SetUp("wan0"), far.SetUp("eth0"),
 			h.Host.AddAddr("wan0", netip.MustParsePrefix("203.0.113.1/24")), far.AddAddr("eth0", netip.MustParsePrefix("203.0.113.2/24")),
@@ -148,14 +149,14 @@ func TestE2EUplinkOnATakenSlot(t *testing.T) {
 			t.Errorf("status says %q", n)
 		}
 		h.AssertNoLeak(t)
-		last := len(h.Captures) - 1 // `down` gives the device back, with whatever it then carries
+		last := len(h.Captures) - 1 // `down` gives the device back, so what it carries then does not count
 		h.Captures[last].Close()
 		h.Captures = h.Captures[:last]
 	})
 }
 
-// TestE2EUplinkAttachKilled kills a command between the record of an uplink and its
-// programs: `status` says so, and the next command attaches them.
+// TestE2EUplinkAttachKilled kills a command after it has recorded an uplink and before
+// it has attached the programs. `status` says so, and the next command attaches them.
 func TestE2EUplinkAttachKilled(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -175,15 +176,15 @@ func TestE2EUplinkAttachKilled(t *testing.T) {
 	}
 }
 
-// drift is something that another program or an admin does to what is fastbr's.
+// drift is a change that another program or an admin makes to something of fastbr's.
 type drift struct {
 	name  string
 	spoil func(t *testing.T, h *e2e)
 	says  string // what `status` says then
-	event bool   // the kernel tells of it, so that serve mends it at once
+	event bool   // the kernel notifies serve of it, which mends it at once
 }
 
-// drifts are all that is mended, on a lab with a container c1.
+// drifts are all the changes that fastbr mends, on a lab with a container c1.
 func drifts() []drift {
 	host := func(command string) func(*testing.T, *e2e) {
 		return func(t *testing.T, h *e2e) {
@@ -207,10 +208,10 @@ func drifts() []drift {
 	}
 }
 
-// TestE2EDriftIsMended spoils what is fastbr's in every way that it mends: `status`
-// names it, and `up`, any other command that changes something, or serve by itself
-// puts it right. One by one, by `up` and by another command in turn; then all
-// together, by each of them, and `check` names every one.
+// TestE2EDriftIsMended makes every change that fastbr mends. `status` names it, and
+// `up`, any other command that changes something, or serve by itself mends it. First
+// each change is mended alone, by `up` and by another command in turn. Then all are
+// mended together, by each of them, and `check` names every one.
 func TestE2EDriftIsMended(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
@@ -261,7 +262,7 @@ func TestE2EDriftIsMended(t *testing.T) {
 		mend(t, commands[i%2], d)
 	}
 	all := drifts()
-	slices.Reverse(all) // programs are found by devices that are up
+	slices.Reverse(all) // programs are found through devices that are up
 	for _, command := range commands {
 		mend(t, command, all...)
 	}

@@ -1,6 +1,6 @@
-// Package e2e drives the real binary in labs. Each topic has its own file; this
-// one holds what they share. Tests that need the machine to themselves
-// (throughput, the kernel's one ARP table) are not parallel.
+// Package e2e runs the real binary in labs. Each topic has a file of its own; this file
+// holds what they share. Tests that need the machine to themselves (throughput, the
+// kernel's single ARP table) are not parallel.
 package e2e
 
 import (
@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// pingPatience is for a reply that never comes.
+	// pingPatience is how long to wait for a reply that never comes.
 	pingPatience = 15 * time.Second
-	// arpRetry is after how long the kernel repeats an ARP request.
+	// arpRetry is the time after which the kernel repeats an ARP request.
 	arpRetry = time.Second
 )
 
@@ -109,13 +109,13 @@ func (h *e2e) allDrops(t *testing.T) map[string]map[string]uint64 {
 	return m
 }
 
-// gateway is the address of the default network's bridge, whichever mode.
+// gateway is the address of the default network's bridge, in every mode.
 func (h *e2e) gateway() netip.Addr {
 	return netip.PrefixFrom(h.Containers[0].Addr, 16).Masked().Addr().Next()
 }
 
-// mustPing expects a reply to each request, however long a loaded machine takes.
-// One that took as long as a repeated ARP request is told of: the first may have
+// mustPing expects a reply to each request, however long a loaded machine takes. It
+// logs a reply that took as long as a repeated ARP request: the first request may have
 // been lost.
 func (h *e2e) mustPing(t *testing.T, from *lab.Namespace, to netip.Addr, o lab.PingOptions) {
 	t.Helper()
@@ -142,7 +142,7 @@ func (h *e2e) noPing(t *testing.T, from *lab.Namespace, to netip.Addr) {
 	}
 }
 
-// assertPeers fails if a server saw a client at any address but these.
+// assertPeers fails if a server has seen a client with any other address than these.
 func assertPeers(t *testing.T, s *lab.Server, only ...netip.Addr) {
 	t.Helper()
 	if len(s.Peers()) == 0 {
@@ -159,8 +159,8 @@ next:
 	}
 }
 
-// arriving is a frame from an outside to its host, as it is on their link: f has the
-// MAC addresses.
+// arriving is a frame from an outside to its host, as it is on their link. It is f with
+// the MAC addresses filled in.
 func (h *e2e) arriving(t *testing.T, outside int, f testutil.Frame) testutil.Frame {
 	t.Helper()
 	from, err := h.Outsides[outside].MAC("eth0")
@@ -175,7 +175,7 @@ func (h *e2e) arriving(t *testing.T, outside int, f testutil.Frame) testutil.Fra
 	return f
 }
 
-// port makes an address without a host: a source port, or a listener anywhere.
+// port is an address without a host: for a source port, or a listener on any address.
 func port(p uint16) netip.AddrPort { return netip.AddrPortFrom(netip.Addr{}, p) }
 
 var on = netip.AddrPortFrom

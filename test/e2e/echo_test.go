@@ -8,8 +8,8 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// TestE2EArgumentsCannotDrive: whatever a command is given, what it says is lines
-// of printable text: nobody's argument moves the cursor or starts a line of its own.
+// TestE2EArgumentsCannotDrive: a command prints only lines of printable text, whatever
+// its arguments are. No argument can move the cursor or begin a line of its own.
 func TestE2EArgumentsCannotDrive(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})

@@ -14,8 +14,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EHeldPorts: a port that the runtime holds for its container is given to
-// it, one that anybody else listens on is not.
+// TestE2EHeldPorts: a port that the runtime holds for its container can be published. A
+// port on which anybody else listens cannot.
 func TestE2EHeldPorts(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -24,7 +24,7 @@ func TestE2EHeldPorts(t *testing.T) {
 	l := r.list(t, "1.0.0", "net", ownNetwork)
 	r.Must(t, "up")
 
-	stranger := r.ServeTCP(t, r.Host, on(r.Host.Addr, 8080)) // the test's own: not one that it has started for the container
+	stranger := r.ServeTCP(t, r.Host, on(r.Host.Addr, 8080)) // the test's own, not one that the runtime has started for the container
 	if _, err := r.cni.AddNetworkList(r.Ctx, l, rt); err == nil || !strings.Contains(err.Error(), "8080/tcp is in use by a socket of the host") {
 		t.Errorf("ADD beside a stranger's listener: %v", err)
 	}
@@ -52,8 +52,8 @@ func TestE2EHeldPorts(t *testing.T) {
 	r.del(t, l, rt)
 }
 
-// TestE2ECNIOldVersions: with lists of before 0.3.1 (and of no version) the
-// reference plugin's results come, with either kind of configuration.
+// TestE2ECNIOldVersions: lists older than 0.3.1, or without a version, get the
+// reference plugin's results, with either kind of configuration.
 func TestE2ECNIOldVersions(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -73,8 +73,8 @@ func TestE2ECNIOldVersions(t *testing.T) {
 	}
 }
 
-// TestE2ECNIEmptyNetworkFollows: another subnet or MTU in the list, as after the
-// node got another podCIDR, makes a network without containers anew. One with
+// TestE2ECNIEmptyNetworkFollows: a list with another subnet or MTU, as after the node
+// got another podCIDR, recreates a network without containers. A network with
 // containers is left as it is.
 func TestE2ECNIEmptyNetworkFollows(t *testing.T) {
 	t.Parallel()
@@ -97,8 +97,8 @@ func TestE2ECNIEmptyNetworkFollows(t *testing.T) {
 	r.assertNoLeases(t, "pods")
 }
 
-// TestE2ECNIOlderIPAMPlugin: a list of 1.1.0 with an IPAM plugin that knows 1.0.0
-// lives its whole life, and GC leaves no address.
+// TestE2ECNIOlderIPAMPlugin: a list of version 1.1.0 with an IPAM plugin that knows
+// only 1.0.0 goes through its whole life, and GC leaves no address.
 func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
 	t.Parallel()
 	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2})
@@ -130,8 +130,8 @@ func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
 	r.assertNoLeases(t, "pods")
 }
 
-// TestE2EPublishedAddress: a port is published on an address by which somebody
-// can reach it, or the command says why not.
+// TestE2EPublishedAddress: a port is published on an address by which somebody can
+// reach it. Otherwise the command says why not.
 func TestE2EPublishedAddress(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -157,9 +157,9 @@ func TestE2EPublishedAddress(t *testing.T) {
 	h.Must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
 }
 
-// TestE2EPublishedRouted publishes ports of a network that is not translated: what
-// answers a published port has the host's address, fragments and ICMP errors
-// included, which the lab's captures assert; what does not is left as it is.
+// TestE2EPublishedRouted publishes ports of a network that is not translated. What
+// answers a published port has the host's address, fragments and ICMP errors included.
+// Other packets stay as they are. The lab's captures check the addresses.
 func TestE2EPublishedRouted(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -200,8 +200,8 @@ func TestE2EPublishedRouted(t *testing.T) {
 	})
 }
 
-// TestE2ERoutedStaysRouted: beside published ports, a container of such a network
-// talks and is talked to by its own address.
+// TestE2ERoutedStaysRouted: besides its published ports, a container of such a network
+// sends and receives with its own address.
 func TestE2ERoutedStaysRouted(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, harness.Mode{Name: "fast", Leaky: true}, lab.Options{Containers: 1}, "--masquerade=false")
@@ -230,7 +230,7 @@ func TestE2ERoutedStaysRouted(t *testing.T) {
 	assertPeers(t, udp, c1.Addr)
 }
 
-// TestE2EDockerOrphan: serve is away while dockerd removes a container. The next
+// TestE2EDockerOrphan: serve does not run while dockerd removes a container. The next
 // command finds the device that has come back, and the port is free.
 func TestE2EDockerOrphan(t *testing.T) {
 	t.Parallel()

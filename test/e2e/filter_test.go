@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	// dropTime is after how long what a filter drops silently is taken for dropped.
+	// dropTime is after how long a connection counts as silently dropped.
 	dropTime = 2 * time.Second
-	// passTime is how long a loaded machine may take for what a filter lets through.
+	// passTime is how long a connection that a filter lets through may take on a loaded
+	// machine.
 	passTime = 2 * time.Minute
 )
 
@@ -27,7 +28,7 @@ func (h *e2e) reaches(from *lab.Namespace, to netip.AddrPort, within time.Durati
 	return from.EchoTCP(ctx, netip.AddrPort{}, to, "let through?")
 }
 
-// blocked tells that a filter lets no connection through.
+// blocked tells whether a filter lets no connection through.
 func (h *e2e) blocked(from *lab.Namespace, to netip.AddrPort) bool {
 	return h.reaches(from, to, dropTime) != nil
 }
@@ -53,7 +54,7 @@ func (h *e2e) resolves(from *lab.Namespace, within time.Duration) error {
 	return errors.Join(errs...)
 }
 
-// eventually waits for what another process does when it gets to it.
+// eventually waits until another process has done something.
 func (h *e2e) eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(h.Ctx, passTime)
@@ -64,8 +65,8 @@ func (h *e2e) eventually(t *testing.T, what string, try func() error) {
 	}
 }
 
-// through wants a container to get out and to the gateway's names, and clients to get
-// to a published port.
+// through checks that a container reaches outside and gets names from its gateway, and
+// that clients reach a published port.
 func (h *e2e) through(t *testing.T, when string, from *lab.Namespace, server, published netip.AddrPort) {
 	t.Helper()
 	for what, err := range map[string]error{"out": h.reaches(from, server, passTime), "to the published port": h.reaches(h.Outside, published, passTime)} {

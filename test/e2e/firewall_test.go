@@ -19,7 +19,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// strictForward is the FORWARD chain of a careful administrator. Every rule counts.
+// strictForward is the FORWARD chain of a careful administrator. Every rule has a
+// counter.
 func strictForward(bridge string) string {
 	return fmt.Sprintf(`
 		table ip strict {
@@ -33,8 +34,8 @@ func strictForward(bridge string) string {
 		`, bridge)
 }
 
-// TestE2EStrictForward runs bulk traffic through a stateful firewall that sees
-// only a few of the packets, and must not find any of them invalid.
+// TestE2EStrictForward runs bulk traffic through a stateful firewall that sees only a
+// few of the packets. The firewall must not find any of them invalid.
 func TestE2EStrictForward(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -43,7 +44,7 @@ func TestE2EStrictForward(t *testing.T) {
 			lease = "0"
 		}
 		h := newE2E(t, m, lab.Options{Containers: 2})
-		// Conntrack judges super-packets without a length, too.
+		// Conntrack must also accept super-packets whose headers have no length.
 		if err := errors.Join(h.Host.NFT(h.Ctx, strictForward("fastbr0")), h.Outside.SetGSO("eth0", lab.CableGSO)); err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +72,7 @@ func TestE2EStrictForward(t *testing.T) {
 	})
 }
 
-// conntrackWatch transfers for some leases and looks at conntrack meanwhile.
+// conntrackWatch transfers data during several leases and watches conntrack meanwhile.
 type conntrackWatch struct {
 	h       *e2e
 	sport   uint16
@@ -86,7 +87,7 @@ func (w *conntrackWatch) look(ctx context.Context) error {
 	return err
 }
 
-// transfer streams for as long as conntrack has been looked at 30 times, then closes.
+// transfer streams until conntrack has been read 30 times, then closes.
 func (w *conntrackWatch) transfer(c1 *lab.Namespace, reverse bool) error {
 	w.sport++
 	s, err := w.h.Outside.ServeTCP(on(w.h.Outside.Addr, 7), func(c *net.TCPConn) {
@@ -136,8 +137,8 @@ type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-// TestE2EDropRuleReachesFlow inserts a DROP in the middle of a transfer: new
-// connections end at once, and the running one does when its lease has.
+// TestE2EDropRuleReachesFlow inserts a DROP rule during a transfer. New connections are
+// stopped at once, and the running one when its lease has ended.
 func TestE2EDropRuleReachesFlow(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -158,7 +159,8 @@ func TestE2EDropRuleReachesFlow(t *testing.T) {
 			_ = c.Close()
 			t.Error("a new connection passed the DROP rule")
 		}
-		// Standing still means: nothing within a second, at whatever speed before.
+		// Stopped means that nothing arrives within a second, whatever the speed was
+		// before.
 		last, since := st.got.Load(), time.Now()
 		waitFor(t, h.Ctx, "the running transfer to stop", func() bool {
 			if now := st.got.Load(); now != last {
@@ -169,11 +171,11 @@ func TestE2EDropRuleReachesFlow(t *testing.T) {
 	})
 }
 
-// upload is a connection from a container to the outside that sends without end.
+// upload is a connection from a container to the outside that sends all the time.
 type upload struct {
 	server netip.AddrPort
 	got    atomic.Int64 // bytes that have arrived
-	ended  chan error   // why it sends no more
+	ended  chan error   // why it has stopped sending
 }
 
 // startUpload returns when the stream runs. It ends with the test.
@@ -207,7 +209,7 @@ func (h *e2e) startUpload(t *testing.T, from *lab.Namespace) *upload {
 	return st
 }
 
-// goesOn waits until more has arrived than was under way.
+// goesOn waits until more has arrived than could be under way.
 func (st *upload) goesOn(t *testing.T, ctx context.Context, when string) {
 	t.Helper()
 	begin, from := time.Now(), st.got.Load()
@@ -229,8 +231,8 @@ func waitFor(t *testing.T, ctx context.Context, what string, cond func() bool) {
 	}
 }
 
-// TestE2ESurvivesFlushAndKill flushes all nft rules and kills `fastbr serve`
-// during a transfer, which goes on. How fast is reported, not asserted.
+// TestE2ESurvivesFlushAndKill flushes all nft rules and kills `fastbr serve` during a
+// transfer. The transfer goes on. Its speed is logged, not checked.
 func TestE2ESurvivesFlushAndKill(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -260,8 +262,8 @@ func TestE2ESurvivesFlushAndKill(t *testing.T) {
 	})
 }
 
-// TestE2EForwardTurnsToDrop sets the policy after `up`, as dockerd does: the
-// next mutating command repairs, says so, and `down` takes the rules away.
+// TestE2EForwardTurnsToDrop sets the policy after `up`, as dockerd does. The next
+// command that changes something repairs that and says so. `down` removes the rules.
 func TestE2EForwardTurnsToDrop(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -303,9 +305,9 @@ func (h *e2e) forwardRules(t *testing.T) string {
 	return out
 }
 
-// TestE2EConntrackKeepsUDP: a UDP flow that has been answered lives as long in
-// connection tracking, whose own time would be shorter, as in the NAT. Else a
-// firewall that accepts only ESTABLISHED would cut it.
+// TestE2EConntrackKeepsUDP: an answered UDP flow lives as long in conntrack as in the
+// NAT. conntrack's own timeout would be shorter, and a firewall that accepts only
+// ESTABLISHED would then cut the flow.
 func TestE2EConntrackKeepsUDP(t *testing.T) {
 	t.Parallel()
 	const (

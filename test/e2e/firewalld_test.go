@@ -13,15 +13,15 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// busConfig is a D-Bus on which everybody may do everything.
+// busConfig is the configuration of a D-Bus on which everybody may do everything.
 const busConfig = `<busconfig><type>system</type><listen>unix:path=%s</listen><auth>EXTERNAL</auth><policy context="default">
 <allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="false"/><allow send_type="method_call"/><allow send_type="signal"/>
 <allow send_requested_reply="true" send_type="method_return"/><allow send_requested_reply="true" send_type="error"/>
 <allow receive_type="method_call"/><allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/>
 </policy></busconfig>`
 
-// firewalld starts the real daemon in the lab's host, on a bus and with a
-// configuration of its own, and returns what its commands need in the environment.
+// firewalld starts the real daemon in the lab's host, with a bus and a configuration of
+// its own. It returns the environment that its commands need.
 func (h *e2e) firewalld(t *testing.T) (env string) {
 	t.Helper()
 	testutil.RequireCommand(t, "firewall-cmd", "firewalld", "dbus-daemon")
@@ -53,10 +53,11 @@ func (h *e2e) firewalld(t *testing.T) (env string) {
 	return env
 }
 
-// TestE2EFirewalld: firewalld's default zone cuts containers off. Told by the bus, it
-// lets them out, to the gateway's names, and clients in, also after a reload or a
-// change of its zone, until `down`. Where the bus cannot be reached, every command
-// that looks says what to run, which does the same.
+// TestE2EFirewalld: firewalld's default zone cuts containers off. After fastbr has told
+// firewalld by the bus, containers reach the outside and the gateway's names, and
+// clients reach published ports. That holds after a reload or a change of the zone,
+// until `down`. Where the bus cannot be reached, every command that looks prints
+// commands that do the same.
 func TestE2EFirewalld(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
@@ -104,7 +105,7 @@ func TestE2EFirewalld(t *testing.T) {
 		t.Fatal("firewalld lets containers through: nothing to mend")
 	}
 	through := func(when string) { t.Helper(); h.through(t, when, c1, server.Addr, published) }
-	h.serve(t) // answers for names, and has no bus: nobody tells firewalld again
+	h.serve(t) // serve answers questions for names. It has no bus, so it cannot tell firewalld again
 	mend := func() {
 		t.Helper()
 		if r := harness.Run(t, bus("up")); r.Code != 0 || !strings.Contains(r.Stderr, "firewalld: put fastbr0 in the zone fastbr") {
@@ -121,7 +122,7 @@ func TestE2EFirewalld(t *testing.T) {
 	if r := harness.Run(t, bus("up")); r.Code != 0 || strings.Contains(r.Stderr, "firewalld") {
 		t.Errorf("up again: exit %d, %q, want no word about firewalld", r.Code, r.Stderr)
 	}
-	// A bridge that somebody has put elsewhere stays there.
+	// A bridge that somebody has put in another zone stays there.
 	shell("firewall-cmd --zone=public --change-interface=fastbr0")
 	_, back, ok := strings.Cut(harness.Run(t, bus("up")).Stderr, "it is in the zone public; to have it in fastbr's: ")
 	back, _, _ = strings.Cut(back, " && fastbr up")

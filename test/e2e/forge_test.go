@@ -14,8 +14,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// aims are places at which a sender may have a checksum filled in that is none:
-// offsets in a frame with a UDP datagram, of where summing begins and of the field.
+// aims are places at which a sender may ask for a checksum though there is none. Each
+// is an offset at which summing begins and one of the field, in a frame with a UDP
+// datagram.
 func aims() (all []lab.VirtioHeader) {
 	for _, a := range [][2]uint16{
 		{20, 2}, {20, 4}, {20, 6}, {20, 8}, {20, 10}, {20, 12}, // TTL, checksum, addresses
@@ -26,14 +27,14 @@ func aims() (all []lab.VirtioHeader) {
 	return all
 }
 
-// TestE2EForgedChecksums lets c1 ask for checksums where there are none: whoever
-// fills them in, behind every check, would write addresses of c1's choice.
+// TestE2EForgedChecksums: c1 asks for checksums where there are none. Whoever fills
+// them in, after every check, would write addresses of c1's choice.
 func TestE2EForgedChecksums(t *testing.T) {
 	t.Parallel()
 	testutil.RequireCommand(t, "ethtool")
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
-		h.ethtool(t, h.Host, "-K", "eth0", "tx", "off") // the kernel fills in what leaves
+		h.ethtool(t, h.Host, "-K", "eth0", "tx", "off") // the kernel fills in checksums of what leaves
 		v := h.victims(t, netip.Addr{})
 		c1, c2 := h.Containers[0], h.Containers[1]
 		s := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
@@ -42,7 +43,7 @@ func TestE2EForgedChecksums(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = sock.Close() }()
-		for range 3 { // there is a session, with a lease
+		for range 3 { // so that there is a session with a lease
 			if err := lab.EchoUDPOn(h.Ctx, sock, s.Addr, "honest"); err != nil {
 				t.Fatal(err)
 			}
@@ -79,7 +80,7 @@ func TestE2EForgedChecksums(t *testing.T) {
 		send(lab.VirtioHeader{Flags: 1, CsumStart: 20, CsumOff: 8}, arp.Bytes(t))
 		h.waitDrops(t, "bad_csum", before, sent)
 
-		// A wrong header checksum is not made right on the way.
+		// A wrong header checksum is not corrected on the way.
 		wrong := out.Bytes(t)
 		wrong[24] ^= 0x10
 		if err := inj.SendVirtio(lab.VirtioHeader{}, wrong); err != nil {
@@ -97,8 +98,8 @@ func TestE2EForgedChecksums(t *testing.T) {
 	})
 }
 
-// TestE2EChecksumsOfTunnels: a container may have the checksum of a packet filled
-// in that its packet carries, as VXLAN does.
+// TestE2EChecksumsOfTunnels: a container may leave the checksum of an inner packet to
+// be filled in, as VXLAN does.
 func TestE2EChecksumsOfTunnels(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -135,8 +136,8 @@ func TestE2EChecksumsOfTunnels(t *testing.T) {
 	})
 }
 
-// TestE2EInternalStaysInside sends from an internal network to addresses that are
-// not in it, in every frame that the kernel takes for itself.
+// TestE2EInternalStaysInside sends from an internal network to addresses outside it, in
+// every kind of frame that the kernel accepts.
 func TestE2EInternalStaysInside(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -181,7 +182,8 @@ func TestE2EInternalStaysInside(t *testing.T) {
 		for p := range s.Peers() {
 			t.Errorf("%v reached the host", p)
 		}
-		// From a network that is not internal, another network's gateway is as far away.
+		// From a network that is not internal, another network's gateway is not reached
+		// either.
 		c1 := h.Containers[0]
 		before = h.drops(t, "isolated")
 		if err := c1.Inject("eth0", f.With(func(f *testutil.Frame) { f.SrcMAC, f.Src, f.DstMAC, f.Dst = mac(c1, "eth0"), c1.Addr, all, gateway }).Bytes(t)); err != nil {
@@ -200,7 +202,7 @@ func TestE2EInternalStaysInside(t *testing.T) {
 	})
 }
 
-// assertOnlyFrom reads until the closing frame; whatever else came is from addr.
+// assertOnlyFrom reads up to the closing frame. Everything else must come from addr.
 func (w *witness) assertOnlyFrom(t *testing.T, h *e2e, addr netip.Addr) {
 	t.Helper()
 	for {
@@ -218,8 +220,9 @@ func (w *witness) assertOnlyFrom(t *testing.T, h *e2e, addr netip.Addr) {
 	}
 }
 
-// TestE2EIPv6StaysInside gives the host and its bridge IPv6, as an admin's sysctl
-// may: containers speak it with each other, in fragments, too, and find no way out.
+// TestE2EIPv6StaysInside gives the host and its bridge IPv6, as an admin's sysctl may.
+// Containers use it among themselves, in fragments as well, and do not reach the
+// outside.
 func TestE2EIPv6StaysInside(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -272,7 +275,8 @@ func TestE2EIPv6StaysInside(t *testing.T) {
 	})
 }
 
-// ping6 sends an ICMPv6 echo with size bytes, and may wait for the answer.
+// ping6 sends an ICMPv6 echo request with size bytes. With answered it waits for the
+// reply.
 func (h *e2e) ping6(t *testing.T, from *lab.Namespace, to string, size int, answered bool) {
 	t.Helper()
 	var c *icmp.PacketConn

@@ -41,19 +41,20 @@ func sequences() map[string][]piece {
 	}
 }
 
-// fragmentIDs gives every datagram of a test an id of its own.
+// fragmentIDs gives each datagram of a test an id of its own.
 type fragmentIDs struct{ last uint16 }
 
 func (c *fragmentIDs) next() uint16 { c.last++; return c.last }
 
-// big is a payload of this size that no other has.
+// big is a payload of this size that no other datagram has.
 func big(size int) []byte {
 	b := make([]byte, size)
 	_, _ = rand.Read(b) // never fails
 	return b
 }
 
-// sendPieces injects the datagrams of a sequence on eth0 of n, and returns their payloads.
+// sendPieces injects the datagrams of a sequence on eth0 of n and returns their
+// payloads.
 func sendPieces(t *testing.T, n *lab.Namespace, f testutil.Frame, ids *fragmentIDs, seq []piece) (sent [][]byte) {
 	t.Helper()
 	var frags [][][]byte
@@ -71,8 +72,8 @@ func sendPieces(t *testing.T, n *lab.Namespace, f testutil.Frame, ids *fragmentI
 	return sent
 }
 
-// wantDatagrams expects exactly these datagrams on a socket, in any order, and
-// returns where the last came from.
+// wantDatagrams expects exactly these datagrams on a socket, in any order. It returns
+// the source of the last.
 func wantDatagrams(t *testing.T, c *net.UDPConn, want [][]byte) (from netip.AddrPort) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
@@ -105,8 +106,8 @@ func (h *e2e) listenUDP(t *testing.T, n *lab.Namespace, at netip.AddrPort) *net.
 	return c
 }
 
-// toOutside is a datagram of a container to the server's port 4000, as the
-// container's device sends it.
+// toOutside is a datagram of a container to port 4000 of the server, as the container's
+// device sends it.
 func (h *e2e) toOutside(t *testing.T, c *lab.Namespace, source uint16) testutil.Frame {
 	t.Helper()
 	mac, err := c.MAC("eth0")
@@ -121,7 +122,7 @@ func (h *e2e) toOutside(t *testing.T, c *lab.Namespace, source uint16) testutil.
 		UDP: &testutil.UDP{SrcPort: source, DstPort: 4000}}
 }
 
-// TestE2EFragmentsOut sends datagrams in pieces from containers, in every order.
+// TestE2EFragmentsOut sends fragmented datagrams from containers, in every order.
 func TestE2EFragmentsOut(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -166,8 +167,8 @@ func TestE2EFragmentsOut(t *testing.T) {
 	})
 }
 
-// fromOutside opens a flow from port source of a container to the server and
-// returns the container's socket and a datagram of the server's on that flow.
+// fromOutside opens a flow from port source of a container to the server. It returns
+// the container's socket and a datagram of the server on that flow.
 func (h *e2e) fromOutside(t *testing.T, c *lab.Namespace, source uint16, server *net.UDPConn) (*net.UDPConn, testutil.Frame) {
 	t.Helper()
 	s := h.listenUDP(t, c, on(netip.IPv4Unspecified(), source))
@@ -179,15 +180,15 @@ func (h *e2e) fromOutside(t *testing.T, c *lab.Namespace, source uint16, server 
 	return s, h.toHost(t, from)
 }
 
-// toHost is a datagram of the server's, port 4000, to an address of the host's,
-// as the device outside sends it.
+// toHost is a datagram from port 4000 of the server to an address of the host, as the
+// device outside sends it.
 func (h *e2e) toHost(t *testing.T, to netip.AddrPort) testutil.Frame {
 	t.Helper()
 	return h.arriving(t, 0, testutil.Frame{Src: h.Outside.Addr, Dst: to.Addr(), UDP: &testutil.UDP{SrcPort: 4000, DstPort: to.Port()}})
 }
 
-// TestE2EFragmentsIn sends datagrams in pieces from outside, to containers and
-// to the host, in every order.
+// TestE2EFragmentsIn sends fragmented datagrams from outside, to containers and to the
+// host, in every order.
 func TestE2EFragmentsIn(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -213,8 +214,8 @@ func TestE2EFragmentsIn(t *testing.T) {
 	})
 }
 
-// TestE2EBigPings sends echo requests that have to be fragmented: from
-// containers, two of them with one id at once, and from outside to the host.
+// TestE2EBigPings sends echo requests that must be fragmented: from containers (two of
+// them with one id at the same time), and from outside to the host.
 func TestE2EBigPings(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -233,18 +234,17 @@ func TestE2EBigPings(t *testing.T) {
 	})
 }
 
-// TestE2EFragmentFlood sends fragments that never become a datagram from both
-// sides, a hundred thousand a second each in `make stress`, while another
-// container and the host do what they always do. Fragments get through again once
-// the kernel has given up what was incomplete.
+// TestE2EFragmentFlood sends fragments that never make a datagram, from both sides, a
+// hundred thousand a second each in `make stress`. Another container and the host go on
+// as usual. Fragments pass again once the kernel has given up the incomplete datagrams.
 func TestE2EFragmentFlood(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
-		if !stress() { // else one after the other, for what they say of latency
+		if !stress() { // make stress logs latency, so the modes take turns
 			t.Parallel()
 		}
 		h := upE2E(t, m, lab.Options{Containers: 2})
-		// What containers send is reassembled by the host itself.
+		// The host itself reassembles what containers send.
 		if err := h.Host.SetSysctl("net.ipv4.ipfrag_time", "2"); err != nil {
 			t.Fatal(err)
 		}
@@ -292,8 +292,8 @@ func TestE2EFragmentFlood(t *testing.T) {
 	})
 }
 
-// TestE2EFragmentsOfTwoUplinks: a fragment goes on at the uplink it came by,
-// else the host's reverse path filter would drop it.
+// TestE2EFragmentsOfTwoUplinks: a fragment goes on at the uplink by which it came.
+// Otherwise the host's reverse path filter would drop it.
 func TestE2EFragmentsOfTwoUplinks(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
@@ -311,7 +311,7 @@ func TestE2EFragmentsOfTwoUplinks(t *testing.T) {
 	}
 }
 
-// TestE2EFragmentsToPublishedPort begins flows with datagrams in pieces, from outside.
+// TestE2EFragmentsToPublishedPort begins flows from outside with fragmented datagrams.
 func TestE2EFragmentsToPublishedPort(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -329,7 +329,7 @@ func TestE2EFragmentsToPublishedPort(t *testing.T) {
 				if want := on(h.Outside.Addr, source); from != want {
 					t.Errorf("it came from %v, want the client's own address %v", from, want)
 				}
-				// The answer is in pieces, too, and comes from the published port.
+				// The answer is fragmented, too, and comes from the published port.
 				client := h.listenUDP(t, h.Outside, on(h.Outside.Addr, source))
 				answer := big(bigPayload)
 				if _, err := s.WriteToUDPAddrPort(answer, from); err != nil {
@@ -343,8 +343,8 @@ func TestE2EFragmentsToPublishedPort(t *testing.T) {
 	})
 }
 
-// TestE2EHostFragmentsForContainers: what is too big for the uplink and may be
-// fragmented, the host fragments on its way (RFC 4787 REQ-13a).
+// TestE2EHostFragmentsForContainers: the host fragments what is too big for the uplink
+// and has no DF (RFC 4787 REQ-13a).
 func TestE2EHostFragmentsForContainers(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {

@@ -12,8 +12,8 @@ import (
 )
 
 // TestE2EGuardOfPublishedPort: a rule that guards a published port behind a kernel
-// bridge, and lets everybody in here, is named by every command that looks, and what
-// these say to write instead keeps clients out.
+// bridge lets everybody in here. Every command that looks names it, and the rule that
+// they suggest keeps clients out.
 func TestE2EGuardOfPublishedPort(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -16,8 +16,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EHairpin lets containers reach each other by the host's address, each
-// seeing the other's external ip:port (RFC 4787 REQ-9, RFC 5382 REQ-8).
+// TestE2EHairpin: containers reach each other by the host's address. Each sees the
+// other's external address and port (RFC 4787 REQ-9, RFC 5382 REQ-8).
 func TestE2EHairpin(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -31,7 +31,7 @@ func TestE2EHairpin(t *testing.T) {
 	})
 }
 
-// external is what a server outside sees of a container's socket.
+// external is a container's socket address as a server outside sees it.
 func (h *e2e) external(t *testing.T, proto string, src netip.AddrPort) netip.AddrPort {
 	t.Helper()
 	for _, f := range h.Flows(t) {
@@ -43,7 +43,7 @@ func (h *e2e) external(t *testing.T, proto string, src netip.AddrPort) netip.Add
 	return netip.AddrPort{}
 }
 
-// mapped opens a UDP socket and gives it a mapping; returns its external address.
+// mapped opens a UDP socket that has a mapping. It returns the external address, too.
 func (h *e2e) mapped(t *testing.T, c *lab.Namespace, server netip.AddrPort) (*net.UDPConn, netip.AddrPort) {
 	t.Helper()
 	sock, err := c.ListenUDP(on(netip.IPv4Unspecified(), 0))
@@ -82,7 +82,8 @@ func (h *e2e) testHairpinUDP(t *testing.T) {
 			t.Errorf("got %.20q… (%d bytes) from %s (%v), want %.20q… (%d) from %s", buf[:n], n, src, err, msg, len(msg), from)
 		}
 	}
-	// Who has not been written to does not hear strangers: not even their neighbours.
+	// b has not written to a yet, and so does not let it in, although a is its
+	// neighbour.
 	send(a, bExt, "too early")
 	h.waitDrops(t, "filtered", before, 1)
 	for i := range 3 {
@@ -91,13 +92,14 @@ func (h *e2e) testHairpinUDP(t *testing.T) {
 		send(a, bExt, fmt.Sprint("from a ", i))
 		want(b, aExt, fmt.Sprint("from a ", i))
 	}
-	// Datagrams that do not fit into one packet pass, too.
+	// Datagrams that need fragments pass, too.
 	for i := range 3 {
 		big := strings.Repeat(fmt.Sprint("big ", i, " "), 1000)
 		send(a, bExt, big)
 		want(b, aExt, big)
 	}
-	// A closed port's error reaches the sender as one about its own packet.
+	// The error of a closed port reaches the sender, and quotes the sender's own
+	// packet.
 	_ = b.Close()
 	raw, err := a.SyscallConn()
 	if err != nil {
@@ -114,8 +116,8 @@ func (h *e2e) testHairpinUDP(t *testing.T) {
 	}
 }
 
-// testHairpinTCP opens one connection from both ends at once, by external
-// addresses: neither listens.
+// testHairpinTCP opens one connection from both ends at once, by external addresses.
+// Neither end listens.
 func (h *e2e) testHairpinTCP(t *testing.T) {
 	s := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 80))
 	defer s.Close()
@@ -162,7 +164,7 @@ func (h *e2e) testHairpinTCP(t *testing.T) {
 	}
 }
 
-// A port of the range that is nobody's is the host's, as it always was.
+// A port of the range that nobody uses is the host's.
 func (h *e2e) testHairpinNobody(t *testing.T) {
 	s := h.ServeTCP(t, h.Host, on(h.HostAddr(0), 12345))
 	defer s.Close()
@@ -172,7 +174,7 @@ func (h *e2e) testHairpinNobody(t *testing.T) {
 	assertPeers(t, s, h.Containers[0].Addr)
 }
 
-// A firewall's RST reaches who has connected by the host's address.
+// A firewall's RST reaches a client that has connected by the host's address.
 func (h *e2e) testHairpinReset(t *testing.T) {
 	h.Must(t, "publish", "add", "8080:80", "c1")
 	h.withRule(t, []string{"FORWARD", "-d", h.Containers[0].Addr.String(), "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"})

@@ -16,9 +16,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EHostUsesRange lets the host, a masqueraded neighbour and containers
-// use the same source port, inside the NAT range, to the same server at once,
-// whoever comes first.
+// TestE2EHostUsesRange: the host, a masqueraded neighbour and containers use the same
+// source port, inside the NAT range, to the same server at the same time. Either may
+// come first.
 func TestE2EHostUsesRange(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -85,8 +85,8 @@ func (h *e2e) sharePortUDP(t *testing.T, order []*lab.Namespace, p uint16, to ne
 	}
 }
 
-// TestE2EHostListensInRange has services of the host in the NAT range; a
-// container that uses the same port must not take it from them.
+// TestE2EHostListensInRange: services of the host listen in the NAT range. A container
+// that uses the same port must not take it from them.
 func TestE2EHostListensInRange(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -127,9 +127,9 @@ func TestE2EHostListensInRange(t *testing.T) {
 	})
 }
 
-// TestE2EHostErrorsDoNotLeak lets the host answer translated packets with ICMP
-// errors and RSTs of its own: they leave translated or not at all. The leak
-// capture of the lab looks into them.
+// TestE2EHostErrorsDoNotLeak: the host answers translated packets with ICMP errors and
+// RSTs of its own. They leave translated or not at all. The lab's leak capture also
+// looks inside them.
 func TestE2EHostErrorsDoNotLeak(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -150,11 +150,10 @@ func TestE2EHostErrorsDoNotLeak(t *testing.T) {
 	})
 }
 
-// exchange is a UDP session between c1 and a server outside, both ends in the
-// hands of the test.
+// exchange is a UDP session between c1 and a server outside. The test holds both ends.
 type exchange struct {
 	client, server *net.UDPConn
-	nat            netip.AddrPort // of the client, as the server sees it
+	nat            netip.AddrPort // the client's address as the server sees it
 }
 
 func (h *e2e) exchange(t *testing.T, size int) exchange {
@@ -183,12 +182,12 @@ func (h *e2e) exchange(t *testing.T, size int) exchange {
 	return e
 }
 
-// assertRefused sends replies until the server's socket is told of an error
-// about one of them, which proves that the host's ICMP error came translated,
-// since the server's kernel would not match any other.
+// assertRefused sends replies until the server's socket gets an error about one of
+// them. That proves that the host's ICMP error was translated: the server's kernel
+// would match no other.
 func (e exchange) assertRefused(t *testing.T, h *e2e, size int, want syscall.Errno) {
 	t.Helper()
-	// Only a connected socket is told.
+	// Only a connected socket gets errors.
 	local := e.server.LocalAddr().(*net.UDPAddr).AddrPort()
 	_ = e.server.Close()
 	c, err := h.Outside.DialUDP(local, e.nat)
@@ -201,7 +200,7 @@ func (e exchange) assertRefused(t *testing.T, h *e2e, size int, want syscall.Err
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = raw.Control(func(fd uintptr) { // soft errors are only reported to those who ask
+		err = raw.Control(func(fd uintptr) { // soft errors are reported only on request
 			_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, syscall.IP_RECVERR, 1)
 			_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, syscall.IP_MTU_DISCOVER, syscall.IP_PMTUDISC_PROBE)
 		})
@@ -252,8 +251,8 @@ func (h *e2e) testReplyTooBig(t *testing.T) {
 	h.exchange(t, 10).assertRefused(t, h, 1450, syscall.EMSGSIZE)
 }
 
-// testRejectTCP lets the host answer the container's data with an RST to the
-// container, and the server's data with an RST to the server.
+// testRejectTCP: the host answers the container's data with an RST to the container,
+// and the server's data with an RST to the server.
 func (h *e2e) testRejectTCP(t *testing.T) {
 	s := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
 	c, err := h.Containers[0].DialTCP(h.Ctx, netip.AddrPort{}, s.Addr)
@@ -270,7 +269,7 @@ func (h *e2e) testRejectTCP(t *testing.T) {
 		defer cancel()
 		return lab.Echo(ctx, c, "after the rule") != nil
 	})
-	// A new connection: its SYN/ACK is rejected, and an RST goes to the server.
+	// On a new connection the SYN-ACK is rejected, and an RST goes to the server.
 	short, cancel := context.WithTimeout(h.Ctx, time.Second)
 	defer cancel()
 	if c, err := h.Containers[0].DialTCP(short, netip.AddrPort{}, s.Addr); err == nil {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain is where hostClient starts.
+// TestMain runs hostClient if the binary is called by that name.
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "hostclient" {
 		hostClient()
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// seen is what a socket of the host was told.
+// seen is what a socket of the host has been told.
 type seen struct {
 	Err, Local, Peer, From, Echo string
 }

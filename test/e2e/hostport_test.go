@@ -26,7 +26,7 @@ func (h *e2e) hostSocket(t *testing.T, ns *lab.Namespace, args ...string) (s see
 	return s
 }
 
-// hostClient is the command of hostSocket.
+// hostClient is the command that hostSocket runs.
 func (h *e2e) hostClient(t *testing.T, ns *lab.Namespace, args ...string) *lab.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -46,7 +46,7 @@ type staying struct {
 	out  *json.Decoder
 }
 
-// stay connects a socket and waits for its first answer.
+// stay connects a socket and waits for the first answer.
 func (h *e2e) stay(t *testing.T, args string) *staying {
 	t.Helper()
 	c := h.hostClient(t, h.Host, strings.Fields(args)...)
@@ -80,7 +80,7 @@ func (s *staying) read(t *testing.T) (got seen) {
 	return got
 }
 
-// again has it ask once more.
+// again makes the socket ask once more.
 func (s *staying) again(t *testing.T) seen {
 	t.Helper()
 	if _, err := s.in.Write([]byte("\n")); err != nil {
@@ -89,7 +89,7 @@ func (s *staying) again(t *testing.T) seen {
 	return s.read(t)
 }
 
-// inCgroup makes a command one of the host's processes, that fastbr hooks.
+// inCgroup puts a command into the cgroup of the host's processes, which fastbr hooks.
 func (h *e2e) inCgroup(t *testing.T, c *exec.Cmd) {
 	t.Helper()
 	dir, err := os.Open(h.Cgroup)
@@ -100,7 +100,8 @@ func (h *e2e) inCgroup(t *testing.T, c *exec.Cmd) {
 	c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, int(dir.Fd())
 }
 
-// hostPortLab is a lab with the echo servers of c1 published, and those servers.
+// hostPortLab is a lab in which c1's echo servers are published. It returns the
+// servers, too.
 func hostPortLab(t *testing.T) (h *e2e, tcp, udp *lab.Server) {
 	t.Helper()
 	h = upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
@@ -111,9 +112,9 @@ func hostPortLab(t *testing.T) (h *e2e, tcp, udp *lab.Server) {
 	return h, tcp, udp
 }
 
-// TestE2EPublishedToTheHost reaches published ports from processes of the host
-// by loopback and by its own addresses, by every kind of socket: each is told
-// the address that it asked for.
+// TestE2EPublishedToTheHost reaches published ports from processes of the host, by
+// loopback and by the host's own addresses, with every kind of socket. Each socket is
+// told the address that it asked for.
 func TestE2EPublishedToTheHost(t *testing.T) {
 	t.Parallel()
 	h, tcp, udp := hostPortLab(t)
@@ -163,15 +164,17 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 		}
 	}
 
-	// The kernel sends no datagram of ::1 to IPv4, and a socket bound to a loopback
-	// address or to a device stays there: all are as if nothing were published.
+	// The kernel sends no datagram from ::1 to IPv4. A socket that is bound to a
+	// loopback address or to a device stays there. All of them see what they would see
+	// without a publication.
 	for _, args := range []string{"udp 6 sendto - [::1]:8080", "tcp 4 connect 127.0.0.1:0 127.0.0.1:8080",
 		"tcp 4 connect dev:lo 127.0.0.1:8080", "udp 4 sendto dev:lo 127.0.0.1:8080"} {
 		if s := h.hostSocket(t, h.Host, strings.Fields(args)...); s.Err == "" {
 			t.Errorf("%s: %+v", args, s)
 		}
 	}
-	// Somebody else's port of that number, and other namespaces, are not ours.
+	// A port of the same number on another address, or in another namespace, is not
+	// ours.
 	outside := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 8080))
 	defer outside.Close()
 	if s := h.hostSocket(t, h.Host, "tcp", "4", "connect", "-", outside.Addr.String()); s.Echo != "hello" || len(outside.Peers()) != 1 {
@@ -190,7 +193,7 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 	}
 }
 
-// hostPrograms are the links pinned for sockets of the host.
+// hostPrograms are the links that are pinned for sockets of the host.
 func (h *e2e) hostPrograms(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("find", h.BPFFS, "-path", "*/links/host-*").Output()
@@ -200,8 +203,8 @@ func (h *e2e) hostPrograms(t *testing.T) string {
 	return string(out)
 }
 
-// TestE2EPublishedOnLoopback: what is published on 127.0.0.1 is for the host
-// alone, whatever a neighbour on the link writes into its packets.
+// TestE2EPublishedOnLoopback: what is published on 127.0.0.1 is for the host alone,
+// whatever a neighbour on the link writes into its packets.
 func TestE2EPublishedOnLoopback(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
@@ -225,7 +228,7 @@ func TestE2EPublishedOnLoopback(t *testing.T) {
 	}
 	h.notLetIn(t, h.Outside, on(h.HostAddr(0), 8080), "from outside")
 	h.notLetIn(t, h.Containers[1], on(h.HostAddr(0), 8080), "from another container")
-	// An outsider that routes 127.0.0.0/8 to the host is told nothing either.
+	// An outsider that routes 127.0.0.0/8 to the host gets no answer either.
 	for _, c := range []*lab.Namespace{h.Outside, h.Containers[1]} {
 		if err := c.SetSysctl("net.ipv4.conf.all.route_localnet", "1"); err != nil {
 			t.Fatal(err)
@@ -242,8 +245,8 @@ func TestE2EPublishedOnLoopback(t *testing.T) {
 	}
 }
 
-// TestE2EListenerOfTheHostGoesFirst: one that the published port does not exclude,
-// since it is for IPv6 alone.
+// TestE2EListenerOfTheHostGoesFirst: a listener that a published port does not exclude,
+// since it is for IPv6 only.
 func TestE2EListenerOfTheHostGoesFirst(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -301,8 +304,8 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 	}
 }
 
-// TestE2EPublishedPortIsNotChosen: the kernel gives no published port to a socket
-// of the host that lets it choose, in whose place the container would be answered.
+// TestE2EPublishedPortIsNotChosen: the kernel never chooses a published port for a
+// socket of the host. Answers to such a socket would go to the container.
 func TestE2EPublishedPortIsNotChosen(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -340,9 +343,9 @@ func TestE2EPublishedPortIsNotChosen(t *testing.T) {
 	})
 }
 
-// TestE2EPublishedNoMoreEndsTheHostsSockets: whoever gets the container's address
-// next is sent nothing by a process of the host that was connected before, which
-// learns that its connection has ended. Others stay.
+// TestE2EPublishedNoMoreEndsTheHostsSockets: a process of the host is connected when a
+// publication is removed. It learns that its connection has ended, and sends nothing to
+// the next container with that address. Other connections stay.
 func TestE2EPublishedNoMoreEndsTheHostsSockets(t *testing.T) {
 	t.Parallel()
 	h, tcp, udp := hostPortLab(t)

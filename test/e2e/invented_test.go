@@ -12,9 +12,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EInventedClientsCutNobodyOff sends first packets with invented addresses
-// to published ports, many times as many as the table holds, while containers, the
-// host and honest clients of the very port go on.
+// TestE2EInventedClientsCutNobodyOff sends first packets with invented source addresses
+// to published ports, many times more than the table holds. Containers, the host and
+// honest clients of the same port go on.
 func TestE2EInventedClientsCutNobodyOff(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -57,8 +57,8 @@ func TestE2EInventedClientsCutNobodyOff(t *testing.T) {
 	})
 }
 
-// invent sends SYNs and datagrams from invented addresses to a port of the host,
-// until stop is called; at least 8,192 are sent before it returns.
+// invent sends SYNs and datagrams with invented source addresses to a port of the host.
+// It returns after at least 8,192, and goes on until stop is called.
 func (h *e2e) invent(t *testing.T, port uint16) (stop func()) {
 	t.Helper()
 	in, err := h.Outside.NewInjector("eth0")

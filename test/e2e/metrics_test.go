@@ -24,8 +24,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// serve starts `fastbr serve` on the lab's host, on a port of the kernel's
-// choice, and returns where its metrics are.
+// serve starts `fastbr serve` on the lab's host, on a port that the kernel chooses. It
+// returns the address of the metrics.
 func (h *e2e) serve(t *testing.T, args ...string) (*exec.Cmd, netip.AddrPort) {
 	t.Helper()
 	c := h.Cmd(append([]string{"serve", "--metrics", "127.0.0.1:0"}, args...)...)
@@ -54,7 +54,7 @@ func (h *e2e) serve(t *testing.T, args ...string) (*exec.Cmd, netip.AddrPort) {
 	return nil, netip.AddrPort{}
 }
 
-// httpGet asks from inside a namespace.
+// httpGet makes a request from inside a namespace.
 func (h *e2e) httpGet(n *lab.Namespace, url string) (int, string, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
@@ -81,7 +81,8 @@ func (h *e2e) scrape(t *testing.T, at netip.AddrPort) string {
 	return body
 }
 
-// prometheus is a program that `make deps` installs; in CI it must be there.
+// requirePrometheus skips the test if the program, which `make deps` installs, is
+// missing. In CI it fails the test.
 func requirePrometheus(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("prometheus"); err != nil {
@@ -127,7 +128,7 @@ scrape_configs:
 	err := lab.Poll(h.Ctx, func() (bool, error) {
 		_, body, err := h.httpGet(h.Host, query)
 		if err != nil {
-			return false, nil // prometheus is not listening yet
+			return false, nil // Prometheus does not listen yet
 		}
 		var answer struct{ Data struct{ Result []sample } }
 		if err := json.Unmarshal([]byte(body), &answer); err != nil {
@@ -149,7 +150,7 @@ scrape_configs:
 	}
 }
 
-// What is scraped is what `port ls` shows, and what `fastbr metrics` prints.
+// A scrape shows the same as `port ls` and as `fastbr metrics`.
 func TestMetricsAgreeWithPorts(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 2})
@@ -159,7 +160,7 @@ func TestMetricsAgreeWithPorts(t *testing.T) {
 	_, at := h.serve(t)
 	var text, once string
 	var p ctl.PortView
-	waitFor(t, h.Ctx, "a while without a packet", func() bool { // the kernel asks for an address again, too
+	waitFor(t, h.Ctx, "a while without a packet", func() bool { // the kernel repeats ARP requests, too
 		before := h.ports(t)["c1"].RXBytes
 		text, once = h.scrape(t, at), h.Must(t, "metrics")
 		p = h.ports(t)["c1"]
@@ -181,7 +182,7 @@ func TestMetricsAgreeWithPorts(t *testing.T) {
 	}
 }
 
-// value of one series in an exposition.
+// value is the value of one series in an exposition.
 func value(t *testing.T, text, series string) (v float64) {
 	t.Helper()
 	for line := range strings.Lines(text) {
@@ -236,8 +237,7 @@ func TestServePortTaken(t *testing.T) {
 	}
 }
 
-// serve follows the host: with it a rule reaches a running flow at once, though
-// the lease is long.
+// With serve, a new rule reaches a running flow at once, though the lease is long.
 func TestServeRevokesOnRuleChange(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1}, "--lease", "15s")
@@ -273,7 +273,7 @@ func TestServeRevokesOnRuleChange(t *testing.T) {
 	}
 }
 
-// A demo that is interrupted removes its lab.
+// An interrupted demo removes its lab.
 func TestDemoInterrupted(t *testing.T) {
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{})
 	c := exec.CommandContext(h.Ctx, h.Bin, "--bpffs", h.BPFFS, "--state-dir", h.StateDir, "demo")

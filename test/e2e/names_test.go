@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// nameServer is a resolver outside that gives every name its own address.
+// nameServer is a resolver outside that gives its own address for every name.
 func (h *e2e) nameServer(t *testing.T) netip.AddrPort {
 	t.Helper()
 	at := on(h.Outside.Addr, 53)
@@ -36,8 +36,8 @@ func (h *e2e) nameServer(t *testing.T) netip.AddrPort {
 	return at
 }
 
-// TestE2ENames asks, as a program in a container does, for other containers by
-// name and for names of the world.
+// TestE2ENames asks, as a program in a container does, for names of other containers
+// and for names of the outside.
 func TestE2ENames(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -47,7 +47,7 @@ func TestE2ENames(t *testing.T) {
 		return strings.Fields(h.Must(t, "run", "--network", network, "--", "getent", "ahostsv4", name) + " none")[0]
 	}
 	c1 := h.Containers[0].Addr.String()
-	// The first answer tells that serve has found the network.
+	// The first answer shows that serve has found the network.
 	waitFor(t, h.Ctx, "names to be answered", func() bool {
 		return h.Fastbr(t, "run", "--", "getent", "ahostsv4", "c1").Code == 0
 	})
@@ -61,7 +61,7 @@ func TestE2ENames(t *testing.T) {
 	if r := h.Fastbr(t, "run", "--", "getent", "ahostsv4", "nobody.default"); r.Code == 0 {
 		t.Errorf("a name that nobody has is %s", r.Stdout)
 	}
-	// A run has the name that was asked for, and its own /etc/resolv.conf.
+	// A run has the name that it was given, and an /etc/resolv.conf of its own.
 	own := h.Must(t, "run", "--name", "job", "--", "sh", "-c", "getent ahostsv4 job.default; cat /etc/resolv.conf")
 	if !strings.HasPrefix(own, "172.30.0.") || !strings.Contains(own, "nameserver "+h.gateway().String()+"\n") {
 		t.Errorf("inside a run named job: %s", own)

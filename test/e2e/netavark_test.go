@@ -11,8 +11,9 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// netavark calls the plugin as netavark does: a word and a namespace, JSON in
-// and out. The answer is decoded into to, unless that is nil.
+// netavark calls the plugin as netavark does: with a command and a namespace as
+// arguments, and JSON on standard input and output. It decodes the answer into to,
+// unless that is nil.
 func (h *e2e) netavark(t *testing.T, stdin string, to any, args ...string) error {
 	t.Helper()
 	c := h.Host.Exec(h.Ctx, append([]string{h.Bin}, args...)...)
@@ -35,8 +36,8 @@ func (h *e2e) netavark(t *testing.T, stdin string, to any, args ...string) error
 	return json.Unmarshal(out, to)
 }
 
-// created is a network's configuration as `podman network create -d fastbr`
-// leaves it: what the user gave, completed by the plugin.
+// created is a network's configuration after `podman network create -d fastbr`: the
+// user's, completed by the plugin.
 func (h *e2e) created(t *testing.T, text string) string {
 	t.Helper()
 	var all map[string]any
@@ -50,14 +51,14 @@ func (h *e2e) created(t *testing.T, text string) string {
 	return string(b)
 }
 
-// joined is what setup and teardown get for a container.
+// joined is the input of setup and teardown for a container.
 func joined(c *lab.Namespace, network, ifname, options string) string {
 	return fmt.Sprintf(`{"container_id": %q, "container_name": "web", "network": %s,
 		"port_mappings": [{"container_port": 80, "host_ip": "", "host_port": 8080, "protocol": "tcp", "range": 3}],
 		"network_options": {"aliases": null, "interface_name": %q %s}}`, c.Name, network, ifname, options)
 }
 
-// TestE2ENetavark leads a container through the life that Podman leads it.
+// TestE2ENetavark leads a container through its life as Podman does.
 func TestE2ENetavark(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -102,16 +103,16 @@ func TestE2ENetavark(t *testing.T) {
 	if err := h.Outside.EchoTCP(h.Ctx, netip.AddrPort{}, on(h.Host.Addr, 8082), "the last of the range"); err != nil {
 		t.Error(err)
 	}
-	// A second network of the same container; Podman asks it for the same ports.
+	// A second network of the same container. Podman asks for the same ports there.
 	second := joined(c, two, "eth1", `, "static_ips": ["10.89.0.9"], "static_mac": "02:00:00:00:00:09"`)
-	second = strings.Replace(second, `"web"`, `"`+strings.Repeat("long", 30)+`"`, 1) // no name for a port
+	second = strings.Replace(second, `"web"`, `"`+strings.Repeat("long", 30)+`"`, 1) // too long as the name of a port
 	if err := h.netavark(t, second, &got, "setup", c.Path()); err != nil || got.Interfaces["eth1"].Subnets[0].IPNet != "10.89.0.9/24" {
 		t.Errorf("second network: %+v, %v", got, err)
 	}
 	if err := h.netavark(t, joined(other, one, "eth0", ""), nil, "setup", other.Path()); err == nil || !strings.Contains(err.Error(), "published already") {
 		t.Errorf("ports of another container = %v", err)
 	}
-	for range 2 { // gone already is no error
+	for range 2 { // a second teardown is no error
 		for _, text := range []string{second, joined(c, one, "eth0", "")} {
 			if err := h.netavark(t, text, nil, "teardown", c.Path()); err != nil {
 				t.Error(err)

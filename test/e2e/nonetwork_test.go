@@ -8,13 +8,13 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// TestE2ENoNetwork sets what holds for all networks before there is any.
+// TestE2ENoNetwork changes settings of the instance before any network exists.
 func TestE2ENoNetwork(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
 	before := h.snapshot(t)
 	h.Must(t, "up", "--no-network", "--uplink", "eth1", "--nat-range", "20000-20999")
-	h.Must(t, "up", "--no-network", "--lease", "5") // the rest stays
+	h.Must(t, "up", "--no-network", "--lease", "5") // other settings stay
 	if out := h.Must(t, "show"); strings.Contains(out, "fastbr") {
 		t.Errorf("there is a bridge:\n%s", out)
 	}

@@ -15,19 +15,19 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// podmanList is what Debian's Podman brings as its default network, with a
-// place for the type.
+// podmanList is the default network of Debian's Podman, with a placeholder for the
+// type.
 const podmanList = `{"cniVersion": "0.4.0", "name": "podman", "plugins": [
 	{"type": "%s", "bridge": "cni-podman0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
 		"ipam": {"type": "host-local", "dataDir": "%s", "routes": [{"dst": "0.0.0.0/0"}],
 			"ranges": [[{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]]}},
 	{"type": "portmap", "capabilities": {"portMappings": true}}, {"type": "firewall"}, {"type": "tuning"}]}`
 
-// podmanPatience is for a server in a new container to listen.
+// podmanPatience is how long a server in a new container may take to listen.
 const podmanPatience = time.Minute
 
-// podman is a real Podman with CNI on the host of a lab, with everything it
-// keeps in a directory of the test.
+// podman is a real Podman with CNI on the host of a lab. Everything that it keeps is in
+// a directory of the test.
 type podman struct {
 	*runtime
 	dir    string
@@ -79,8 +79,8 @@ func (p *podman) write(t *testing.T, name, text string) {
 	}
 }
 
-// must runs podman on the lab's host, as a process of the host: it binds published
-// ports itself.
+// must runs podman on the lab's host, in the cgroup of the host's processes, since
+// podman itself binds published ports.
 func (p *podman) must(t *testing.T, args ...string) string {
 	t.Helper()
 	store := filepath.Join(p.dir, "store")
@@ -95,8 +95,8 @@ func (p *podman) must(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// TestE2EPodman runs real containers on Podman's default network, first with
-// the plugin it brings, then with only the type changed.
+// TestE2EPodman runs real containers on Podman's default network: first with the plugin
+// that Podman brings, then with only the type changed.
 func TestE2EPodman(t *testing.T) {
 	t.Parallel()
 	var seen []string
@@ -123,8 +123,7 @@ func TestE2EPodman(t *testing.T) {
 	}
 }
 
-// publishes runs a server that stays, reaches it from outside and from the host,
-// and removes it.
+// publishes runs a server, reaches it from outside and from the host, and removes it.
 func (p *podman) publishes(t *testing.T, network string) {
 	t.Helper()
 	p.must(t, "run", "-d", "--name", "web", "--network", network, "-p", "8080:80", "--rootfs", p.rootfs,
@@ -136,7 +135,7 @@ func (p *podman) publishes(t *testing.T, network string) {
 	}
 	p.assertReached(t)
 	if network == "fastbr" {
-		// Podman's monitor holds the port while the network is made again.
+		// Podman's monitor holds the port while the network is reloaded.
 		p.must(t, "network", "reload", "web")
 		p.assertReached(t)
 		p.must(t, "network", "disconnect", network, "web")
@@ -160,7 +159,7 @@ func (p *podman) assertReached(t *testing.T) {
 	if err != nil {
 		t.Errorf("the published port does not answer: %v", err)
 	}
-	// Podman's own socket on the port is not what the host's processes mean.
+	// The host's processes reach the container, not Podman's own socket on the port.
 	for _, to := range []string{"127.0.0.1:8080", p.Host.Addr.String() + ":8080"} {
 		if s := p.hostSocket(t, p.Host, "tcp", "4", "connect", "-", to); s.Echo != "hello" {
 			t.Errorf("from the host by %s: %+v", to, s)

@@ -21,15 +21,15 @@ const kernelNetwork = `{"type": "bridge", "bridge": "cni8", "isGateway": true, "
 	"ipam": {"type": "host-local", "dataDir": "%L", "routes": [{"dst": "0.0.0.0/0"}],
 		"ranges": [[{"subnet": "10.89.0.0/16", "gateway": "10.89.0.1"}]]}}`
 
-// portmapChain is what Podman's default list has behind the bridge.
+// portmapChain is what follows the bridge in Podman's default list.
 const portmapChain = `, {"type": "portmap", "capabilities": {"portMappings": true}}, {"type": "firewall"}, {"type": "tuning"}`
 
-// portmapPatience is for an echo by a path that is open.
+// portmapPatience is how long an echo on an open path may take.
 const portmapPatience = time.Minute
 
-// TestE2EPortmap: a port that the portmap plugin publishes, chained behind fastbr
-// as in Podman's default list, is reached from everywhere, and the container sees
-// the client that it sees behind the reference bridge plugin.
+// TestE2EPortmap: the portmap plugin, chained behind fastbr as in Podman's default
+// list, publishes a port. The port is reached from everywhere. The container sees the
+// same client address as behind the reference bridge plugin.
 func TestE2EPortmap(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -67,8 +67,8 @@ func (r *runtime) gatewayOf(c *lab.Namespace) netip.Addr {
 	return netip.PrefixFrom(c.Addr, 16).Masked().Addr().Next()
 }
 
-// assertPortmapped asks the ports of server that portmap publishes, in packets of
-// one piece and of several.
+// assertPortmapped sends to the ports of server that portmap publishes, in whole
+// packets and in fragments.
 func (r *runtime) assertPortmapped(t *testing.T, server *lab.Namespace, w reach) {
 	t.Helper()
 	tcp, udp := r.ServeTCP(t, server, on(server.Addr, 80)), r.ServeUDP(t, server, on(server.Addr, 53))
@@ -93,7 +93,7 @@ func (r *runtime) assertPortmapped(t *testing.T, server *lab.Namespace, w reach)
 	}
 }
 
-// assertPortmapRefuses: a client in another network hears that nobody listens.
+// assertPortmapRefuses: a client in another network is told that nobody listens.
 func (r *runtime) assertPortmapRefuses(t *testing.T, from *lab.Namespace, to netip.AddrPort) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(r.Ctx, portmapPatience)
@@ -112,8 +112,8 @@ func (r *runtime) assertPortmapRefuses(t *testing.T, from *lab.Namespace, to net
 	}
 }
 
-// assertOnlyPortmapped: what the rules do not lead to the container is as closed as
-// ever: its address, its other ports, and all of it for an internal network.
+// assertOnlyPortmapped: what the rules do not lead to the container stays closed: its
+// own address and its other ports, and everything for an internal network.
 func (r *runtime) assertOnlyPortmapped(t *testing.T, server, far, kernel *lab.Namespace) {
 	t.Helper()
 	s := r.ServeTCP(t, server, on(server.Addr, 80))

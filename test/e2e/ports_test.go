@@ -16,10 +16,10 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// vip is an address of the host's that is on no device that packets come by.
+// vip is an address of the host that is on no device by which packets come.
 var vip = netip.MustParseAddr("192.0.2.99")
 
-// addVIP gives the host an address on lo, and the outside its route there.
+// addVIP gives the host vip on lo, and the outside a route to it.
 func (h *e2e) addVIP(t *testing.T) {
 	t.Helper()
 	p := netip.PrefixFrom(vip, 32)
@@ -28,9 +28,9 @@ func (h *e2e) addVIP(t *testing.T) {
 	}
 }
 
-// TestE2ESpoofedPacketsTakeNoPort sends packets from one remote's address and port
-// to every port of the NAT range, as anybody outside can: connection tracking has
-// an entry for each datagram then. The containers reach that remote all the same.
+// TestE2ESpoofedPacketsTakeNoPort sends packets from one remote address and port to
+// every port of the NAT range, as anybody outside can. Connection tracking then has an
+// entry for each datagram. The containers must still reach that remote.
 func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -80,10 +80,10 @@ func TestE2ESpoofedPacketsTakeNoPort(t *testing.T) {
 	})
 }
 
-// TestE2EServicesOfTheHostOnPortsOfTheRange lets a container have a mapping on the
-// very port on which the host serves: at addresses that are no mapping's, at the
-// mapping's own once the service is there, and by a rule of the admin's. The other
-// containers reach them all.
+// TestE2EServicesOfTheHostOnPortsOfTheRange: a container has a mapping on the port on
+// which the host serves. The service is at addresses that are not the mapping's, or at
+// the mapping's own once the service is there, or behind a rule of the admin. The other
+// containers reach all of them.
 func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -95,7 +95,7 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 		defer out.Close()
 		defer far.Close()
 		const first = 15000
-		// c1 has the ports: its own source ports lie in the range.
+		// c1 has the ports, since its own source ports are in the range.
 		for p := uint16(first); p < first+4; p++ {
 			if err := c1.EchoUDP(h.Ctx, on(c1.Addr, p), out.Addr, "mine"); err != nil {
 				t.Fatal(err)
@@ -139,7 +139,7 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 			t.Fatal(err)
 		}
 		try("by a rule of the admin's", c2, on(h.HostAddr(0), first+2))
-		// What nobody has is as silent as ever: c1 might send to c2 next.
+		// A port that nobody has stays silent: c1 might send to c2 next.
 		ctx, cancel := context.WithTimeout(h.Ctx, 2*time.Second)
 		defer cancel()
 		if _, err := c2.DialTCP(ctx, netip.AddrPort{}, on(h.HostAddr(0), first+3)); err == nil || errors.Is(err, unix.ECONNREFUSED) {
@@ -149,8 +149,8 @@ func TestE2EServicesOfTheHostOnPortsOfTheRange(t *testing.T) {
 	})
 }
 
-// TestE2EPublishedAtAnAddressElsewhere reaches a published port by an address of
-// the host's that is not on the device by which packets come.
+// TestE2EPublishedAtAnAddressElsewhere reaches a published port by an address of the
+// host that is not on the device by which packets come.
 func TestE2EPublishedAtAnAddressElsewhere(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -178,9 +178,9 @@ func TestE2EPublishedAtAnAddressElsewhere(t *testing.T) {
 	})
 }
 
-// TestE2EPublishedAnswersByTheOtherUplink has clients whose packets come by one
-// uplink while the host's route to them leads by the other. The answers must have
-// the address that was asked.
+// TestE2EPublishedAnswersByTheOtherUplink: clients' packets come by one uplink, while
+// the host's route to the clients leads by the other. The answers must have the address
+// that was asked.
 func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -225,9 +225,9 @@ func TestE2EPublishedAnswersByTheOtherUplink(t *testing.T) {
 	})
 }
 
-// TestE2EPublishedPortOfTheRange publishes ports of the NAT range: one that is free,
-// and one that a container's mapping has, which goes on with its remote. No mapping
-// gets them until they are published no more.
+// TestE2EPublishedPortOfTheRange publishes ports of the NAT range. One is free. A
+// container's mapping has the other, and goes on with its remote. No mapping gets
+// either port while it is published.
 func TestE2EPublishedPortOfTheRange(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -236,7 +236,7 @@ func TestE2EPublishedPortOfTheRange(t *testing.T) {
 		web, c2 := h.Containers[0], h.Containers[1]
 		far := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
 		defer far.Close()
-		conn, err := c2.DialTCP(h.Ctx, on(c2.Addr, 27001), far.Addr) // has that port outside, too
+		conn, err := c2.DialTCP(h.Ctx, on(c2.Addr, 27001), far.Addr) // it also has that port outside
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +265,8 @@ func TestE2EPublishedPortOfTheRange(t *testing.T) {
 		if err := lab.Echo(h.Ctx, conn, "still mine"); err != nil {
 			t.Errorf("the mapping that had the port: %v", err)
 		}
-		// Another range: what is published stays so, in either, and the connection, too.
+		// After a change of the range, what is published stays published, inside or
+		// outside the range. The connection stays, too.
 		h.Must(t, "up", "--nat-range", "27001-27040")
 		reach("another range", 27000)
 		reach("another range", 27001)

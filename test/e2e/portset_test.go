@@ -8,13 +8,12 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// TestE2EPortSet makes a port slow and fast again while it is attached, and asks
-// why it is slow.
+// TestE2EPortSet makes an attached port slow and fast again, and asks why it is slow.
 func TestE2EPortSet(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
 	c1, c2 := h.Containers[0], h.Containers[1]
-	// grows is whether c2's packets to c1 take the fast path.
+	// grows tells whether c2's packets to c1 take the fast path.
 	grows := func() bool {
 		before := h.ports(t)["c2"].FastPackets
 		h.mustPing(t, c2, c1.Addr, lab.PingOptions{Count: 3})
@@ -44,7 +43,7 @@ func TestE2EPortSet(t *testing.T) {
 	if _, err := h.Host.Run(h.Ctx, "tc", "qdisc", "add", "dev", dev, "root", "tbf", "rate", "100mbit", "burst", "100kb", "latency", "50ms"); err != nil {
 		t.Fatal(err)
 	}
-	h.Must(t, "port", "set", "c1", "--slow=false") // it is slow all the same
+	h.Must(t, "port", "set", "c1", "--slow=false") // it stays slow, for another reason
 	if why("tbf"); grows() {
 		t.Error("c1 has a queueing discipline, and is fast")
 	}

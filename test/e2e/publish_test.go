@@ -11,8 +11,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EPublish reaches a container from outside by ports of the host: the
-// container sees the client's own address, and the client the host's.
+// TestE2EPublish reaches a container from outside by ports of the host. The container
+// sees the client's own address, and the client sees the host's.
 func TestE2EPublish(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -43,14 +43,14 @@ func TestE2EPublish(t *testing.T) {
 		}
 		h.assertBytesEqual(t)
 
-		// What is published no more is closed at once, for running flows too.
+		// A removed publication is closed at once, for running flows too.
 		h.Must(t, "publish", "rm", "5000-5999")
 		ctx, cancel := context.WithTimeout(h.Ctx, time.Second)
 		defer cancel()
 		if err := h.Outside.EchoUDP(ctx, on(h.Outside.Addr, 44000), on(h.Host.Addr, 5000), "still there?"); err == nil {
 			t.Error("a port that is published no more still answers")
 		}
-		// The container's own way out is untouched by all this.
+		// The container's own way out is not affected.
 		out := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 81))
 		defer out.Close()
 		if err := web.EchoTCP(h.Ctx, netip.AddrPort{}, out.Addr, "outwards"); err != nil {
@@ -59,7 +59,7 @@ func TestE2EPublish(t *testing.T) {
 	})
 }
 
-// TestE2EPublishedBulk moves data both ways through a published port: it must
+// TestE2EPublishedBulk moves data both ways through a published port. The data must
 // take the fast path.
 func TestE2EPublishedBulk(t *testing.T) {
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -82,7 +82,7 @@ func TestE2EPublishedBulk(t *testing.T) {
 	h.assertBytesEqual(t)
 }
 
-// TestE2EPublishRefusesAPortInUse leaves a listener of the host alone.
+// TestE2EPublishRefusesAPortInUse: a listener of the host keeps its port.
 func TestE2EPublishRefusesAPortInUse(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -97,9 +97,9 @@ func TestE2EPublishRefusesAPortInUse(t *testing.T) {
 	}
 }
 
-// TestE2EPublishedToContainers reaches a published port from containers: of the
-// same network, of another one, and from the very container that serves it, by
-// every address of the host. The server sees the address that the client has
+// TestE2EPublishedToContainers reaches a published port from containers, by every
+// address of the host: from one of the same network, from one of another network, and
+// from the container that serves it. The server sees the address that the client has
 // asked for, never a container's own.
 func TestE2EPublishedToContainers(t *testing.T) {
 	t.Parallel()
@@ -159,7 +159,7 @@ func TestE2EPublishedToContainers(t *testing.T) {
 	})
 }
 
-// notLetIn expects that a connection does not come about, by RST or by silence.
+// notLetIn expects that a connection fails, by RST or by silence.
 func (h *e2e) notLetIn(t *testing.T, from *lab.Namespace, to netip.AddrPort, what string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(h.Ctx, time.Second)

@@ -13,9 +13,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2ERuleRefusesAPortOfTheRange: a REJECT rule of the admin's for a port of the
-// NAT range is heard outside, by an uplink of either kind, and in a container that
-// asks for another one's external port. What only the stack refuses is not.
+// TestE2ERuleRefusesAPortOfTheRange: an admin's REJECT rule for a port of the NAT range
+// answers outside, by an uplink of either kind. It also answers a container that asks
+// for another container's external port. A refusal by the stack alone answers nobody.
 func TestE2ERuleRefusesAPortOfTheRange(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -44,8 +44,8 @@ func TestE2ERuleRefusesAPortOfTheRange(t *testing.T) {
 	})
 }
 
-// refusals sends from from to the host at to, with rules that refuse it and without;
-// reason is what the stack's refusal is dropped for.
+// refusals sends from from to the host at to, with rules that refuse it and without.
+// reason is the drop reason of the stack's refusal.
 func (h *e2e) refusals(t *testing.T, from *lab.Namespace, to netip.AddrPort, reason string) {
 	h.wantSilence(t, from, to, reason)
 	dport := fmt.Sprint(to.Port())
@@ -85,7 +85,7 @@ func (h *e2e) refusals(t *testing.T, from *lab.Namespace, to netip.AddrPort, rea
 	h.wantSilence(t, from, to, reason)
 }
 
-// wantRefusal asks to until the socket is told so.
+// wantRefusal sends to to until the socket is told of the refusal.
 func (h *e2e) wantRefusal(t *testing.T, what, proto string, from *lab.Namespace, to netip.AddrPort, want syscall.Errno) {
 	t.Helper()
 	if proto == "udp" {
@@ -103,8 +103,8 @@ func (h *e2e) wantRefusal(t *testing.T, what, proto string, from *lab.Namespace,
 	})
 }
 
-// wantSilence connects to where nobody listens, until the host's refusal is counted
-// as dropped; the socket is not told.
+// wantSilence connects to a port without a listener until the host's refusal is counted
+// as dropped. The socket is not told.
 func (h *e2e) wantSilence(t *testing.T, from *lab.Namespace, to netip.AddrPort, reason string) {
 	t.Helper()
 	before := h.drops(t, reason)
@@ -125,8 +125,8 @@ func (h *e2e) wantSilence(t *testing.T, from *lab.Namespace, to netip.AddrPort, 
 	}
 }
 
-// TestE2EClosedListenerRefuses: a port of the NAT range that a listener of the host
-// had is refused as any other, once the listener has gone.
+// TestE2EClosedListenerRefuses: a port of the NAT range that a listener of the host has
+// used refuses like any other port after the listener is gone.
 func TestE2EClosedListenerRefuses(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {

@@ -26,7 +26,7 @@ func (h *e2e) setForward(t *testing.T, v string) {
 	}
 }
 
-// routesThrough gives two outsides routes to each other by way of the host.
+// routesThrough gives two outsides routes to each other through the host.
 func (h *e2e) routesThrough(t *testing.T) (from *lab.Namespace, to netip.Addr) {
 	t.Helper()
 	near, far := h.Outsides[0], h.Outsides[1]
@@ -39,9 +39,9 @@ func (h *e2e) routesThrough(t *testing.T) (from *lab.Namespace, to netip.Addr) {
 	return near, far.Addr
 }
 
-// TestE2EHostIsNoRouter: a host that was no router is none after `up`, by whatever
-// of its devices, until somebody sets ip_forward; containers have their way out all
-// the time, and `down` leaves what it has found.
+// TestE2EHostIsNoRouter: a host that was no router is none after `up`, between any of
+// its devices, until somebody sets ip_forward. Containers have their way out all the
+// time, and `down` restores what `up` has found.
 func TestE2EHostIsNoRouter(t *testing.T) {
 	t.Parallel()
 	for i, uplinks := range [][]string{{"--uplink", "eth0"}, {"--uplink", "eth0", "--uplink", "eth1"}} {
@@ -62,14 +62,14 @@ func TestE2EHostIsNoRouter(t *testing.T) {
 			if r := h.Fastbr(t, "check"); !strings.Contains(r.Stdout, "only containers' packets are forwarded, by fastbr0, eth0") {
 				t.Errorf("check says %s", r.Stdout)
 			}
-			// Somebody else wants a router: dockerd, which finds 0.
+			// Another program wants a router: dockerd, which finds 0.
 			h.setForward(t, "1")
 			h.mustPing(t, near, far, lab.PingOptions{})
 			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{})
 			if r := h.Fastbr(t, "check"); !strings.Contains(r.Stdout, "this host is a router") {
 				t.Errorf("check says %s", r.Stdout)
 			}
-			// And no more: all devices are closed then, ours too.
+			// It sets 0 again, which closes all devices, ours too.
 			h.setForward(t, "0")
 			for _, device := range []string{"fastbr0", "eth0"} {
 				if r := h.Fastbr(t, "status"); !strings.Contains(r.Stdout, "net.ipv4.conf."+device+".forwarding is 0") {
@@ -87,12 +87,13 @@ func TestE2EHostIsNoRouter(t *testing.T) {
 	}
 }
 
-// TestE2EHostIsARouter: one that was stays one, also while fastbr is up and after.
+// TestE2EHostIsARouter: a host that was a router stays one, while fastbr is up and
+// afterwards.
 func TestE2EHostIsARouter(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]map[string]string{
 		"ip_forward": {"all": "1"},
-		// As systemd-networkd does with IPv4Forwarding= of a link.
+		// As systemd-networkd does for IPv4Forwarding= of a link.
 		"by devices": {"all": "0", "eth0": "1", "eth1": "1"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,8 +119,8 @@ func TestE2EHostIsARouter(t *testing.T) {
 	}
 }
 
-// TestE2ERouterBesideUs: ip_forward set by another engine while we are up stays
-// when we go, for the devices that we had opened, too.
+// TestE2ERouterBesideUs: another engine sets ip_forward while fastbr is up. It stays
+// set after `down`, for the devices that fastbr had opened, too.
 func TestE2ERouterBesideUs(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
@@ -129,7 +130,7 @@ func TestE2ERouterBesideUs(t *testing.T) {
 	h.setForward(t, "1")
 	h.Must(t, "down", "--all")
 	h.mustPing(t, near, far, lab.PingOptions{})
-	// A network that is routed needs a router, and it ends with it.
+	// A routed network needs a router. That need ends with the network.
 	h.setForward(t, "0")
 	h.Must(t, "up", "--uplink", "eth0", "--masquerade=false")
 	if v := h.forwarding(t, "all"); v != "1" {

@@ -11,12 +11,12 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// mostPorts is what the kernel's bridge can have.
+// mostPorts is the most ports that the kernel's bridge can have.
 const mostPorts = 1023
 
-// TestE2EManyPorts attaches dozens of containers to one network, or as many as are
-// possible: each is reached, by others, by far addresses and without asking
-// everybody. How long that takes is reported, not asserted.
+// TestE2EManyPorts attaches dozens of containers to one network, or in `make stress` as
+// many as possible. Each is reached by others, also at far addresses, and no question
+// goes to every port. The time is logged, not checked.
 func TestE2EManyPorts(t *testing.T) {
 	t.Parallel()
 	n := sized(48, mostPorts)
@@ -26,7 +26,7 @@ func TestE2EManyPorts(t *testing.T) {
 	for i, c := range h.Containers {
 		h.Renew()
 		var at []string
-		if i%5 == 4 { // all bytes of an address count
+		if i%5 == 4 { // every byte of an address must count
 			at = []string{"--ip", fmt.Sprintf("172.30.%d.%d", 255-i/5, i/5%2*255)}
 		}
 		start := time.Now()
@@ -56,10 +56,10 @@ func TestE2EManyPorts(t *testing.T) {
 	defer bystander.Close()
 	h.pingAll(t, h.Containers[:n-1])
 	h.assertNotAsked(t, bystander)
-	h.Renew() // `down` of them all
+	h.Renew() // `down` removes them all
 }
 
-// pingAll pings from the first to every other, and from some to the outside.
+// pingAll pings from the first container to every other, and from some to the outside.
 func (h *e2e) pingAll(t *testing.T, all []*lab.Namespace) {
 	t.Helper()
 	for i, c := range all[1:] {
@@ -68,8 +68,8 @@ func (h *e2e) pingAll(t *testing.T, all []*lab.Namespace) {
 		if i%10 == 0 {
 			h.mustPing(t, c, h.Outside.Addr, lab.PingOptions{Count: 1})
 		}
-		// The kernel's ARP table is one for all namespaces of the machine and
-		// ends at 1024 entries, whatever bridge lies between.
+		// The machine has one ARP table of 1024 entries for all namespaces, whatever
+		// bridge lies between.
 		for _, n := range []*lab.Namespace{all[0], c} {
 			if _, err := n.Run(h.Ctx, "ip", "neigh", "flush", "dev", "eth0"); err != nil {
 				t.Fatal(err)
@@ -81,8 +81,8 @@ func (h *e2e) pingAll(t *testing.T, all []*lab.Namespace) {
 	}
 }
 
-// assertNotAsked wants that a bystander has seen no question about anybody's
-// address but the last: that of an address that nobody has, which goes to all.
+// assertNotAsked checks that a bystander has seen no ARP request but the last. That one
+// is for an address that nobody has, and goes to all ports.
 func (h *e2e) assertNotAsked(t *testing.T, bystander *lab.Sniffer) {
 	t.Helper()
 	nobody := h.gateway().As4()
@@ -100,7 +100,8 @@ func (h *e2e) assertNotAsked(t *testing.T, bystander *lab.Sniffer) {
 	}
 }
 
-// assertFull wants one more port refused in one line, and nothing left of it.
+// assertFull checks that one more port is refused in one line, and that nothing of it
+// is left.
 func (h *e2e) assertFull(t *testing.T) {
 	t.Helper()
 	extra, err := h.Add("extra")

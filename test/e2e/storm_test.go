@@ -12,12 +12,12 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// stormRate is how many ports a storm attaches or detaches a second.
+// stormRate is how many ports a storm attaches or detaches per second.
 const stormRate = 50
 
-// TestE2EAttachStorm attaches and detaches ports beside two that stay, which must
-// not lose a packet: by the driver that dockerd asks, and by commands, of which
-// each begins with starting a process. The rate that was reached is reported.
+// TestE2EAttachStorm attaches and detaches ports beside two that stay. Those must not
+// lose a packet. It uses the Docker driver, and commands, each of which starts a
+// process. The rate that is reached is logged.
 func TestE2EAttachStorm(t *testing.T) {
 	t.Parallel()
 	lasts := sized(2*time.Second, 30*time.Second)
@@ -63,9 +63,9 @@ func TestE2EAttachStorm(t *testing.T) {
 // stormWorkers is how many ports come and go at the same time.
 const stormWorkers = 4
 
-// storm lets each worker attach and detach its port in turn, stormRate times a
-// second together if the machine can, while the first two containers and the
-// outside talk.
+// storm makes each worker attach and detach its port in turn. Together they change
+// stormRate ports per second if the machine can. The first two containers and the
+// outside talk meanwhile.
 func (h *e2e) storm(t *testing.T, lasts time.Duration, change func(worker int, attach bool) error) {
 	t.Helper()
 	traffic := h.bystanders(t, "storm", h.Containers[0], h.Containers[1])
@@ -94,8 +94,8 @@ func (h *e2e) storm(t *testing.T, lasts time.Duration, change func(worker int, a
 	t.Logf("%.0f ports a second attached or detached", rate)
 }
 
-// bystanders are streams of datagrams from a container to another and outwards:
-// a single one that is lost is an error.
+// bystanders are streams of datagrams from a container to another one and to the
+// outside. A single lost datagram is an error.
 func (h *e2e) bystanders(t *testing.T, when string, from, other *lab.Namespace) []*stream {
 	t.Helper()
 	in, out := h.ServeUDP(t, other, on(other.Addr, 0)), h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 0))
@@ -105,9 +105,9 @@ func (h *e2e) bystanders(t *testing.T, when string, from, other *lab.Namespace) 
 	}
 }
 
-// TestE2ESweepBesideTraffic opens as many flows as a table is made for: none may
-// disturb a bystander's traffic, neither while they are opened, nor while the timer
-// walks over them, nor while it takes them away.
+// TestE2ESweepBesideTraffic opens as many flows as a table is made for. A bystander's
+// traffic must not be disturbed while they are opened, while the timer walks over them,
+// or while it removes them.
 func TestE2ESweepBesideTraffic(t *testing.T) {
 	t.Parallel()
 	sources, dests := sized(1000, 5000), sized(10, 100)
@@ -154,7 +154,7 @@ func TestE2ESweepBesideTraffic(t *testing.T) {
 	}
 }
 
-// sweepPort is the first of the ports that nobody answers at.
+// sweepPort is the first of the ports at which nobody answers.
 const sweepPort = 20000
 
 // openFlows sends a datagram from every source port to every port of the outside.

@@ -18,11 +18,11 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// stress is whether this is `make stress`: the sizes at which these tests say
-// what they are about, instead of those that every day has time for.
+// stress tells whether this is `make stress`. Then tests run at full size, which every
+// day has no time for.
 func stress() bool { return os.Getenv("FASTBR_STRESS") != "" }
 
-// sized is one of two sizes.
+// sized is everyday or, in `make stress`, full.
 func sized[T any](everyday, full T) T {
 	if stress() {
 		return full
@@ -30,8 +30,8 @@ func sized[T any](everyday, full T) T {
 	return everyday
 }
 
-// TestE2EConnectionRate opens connections to one server as fast as the machine
-// can, by defaults: none fails, however many ports their predecessors still hold.
+// TestE2EConnectionRate opens connections to one server as fast as the machine can,
+// with default settings. None fails, however many ports the earlier ones still hold.
 func TestE2EConnectionRate(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -50,16 +50,16 @@ func TestE2EConnectionRate(t *testing.T) {
 	if n := h.refused(t); n != 0 {
 		t.Errorf("%d flows were refused: %v", n, h.allDrops(t))
 	}
-	// Each holds its port for 240 seconds if nobody needs it.
+	// Each connection holds its port for 240 seconds if nobody needs it.
 	if s.Requests > natLast-natFirst+1 && reclaimed == 0 {
 		t.Errorf("%d connections, and no port was reclaimed", s.Requests)
 	}
 }
 
-// TestE2EFifteenThousandConnectionsASecond makes them to one server, by packets
-// whose two ends are programs: everything between those is as always. None fails,
-// by defaults, and no port goes to another connection before both ends are done
-// with it.
+// TestE2EFifteenThousandConnectionsASecond makes that many connections to one server,
+// with default settings. Both ends are simulated by the test's packets; everything
+// between them is real. None fails, and no port goes to another connection before both
+// ends are done with it.
 func TestE2EFifteenThousandConnectionsASecond(t *testing.T) {
 	t.Parallel()
 	const perSecond = 15_000
@@ -79,14 +79,14 @@ func TestE2EFifteenThousandConnectionsASecond(t *testing.T) {
 	if refused := h.refused(t); refused != 0 {
 		t.Errorf("%d flows were refused: %v", refused, h.allDrops(t))
 	}
-	// Each would hold its port for 240 seconds.
+	// Each connection would hold its port for 240 seconds.
 	if want := float64(n - (natLast - natFirst + 1)); reclaimed < want {
 		t.Errorf("%d connections, and only %.0f ports were reclaimed, want %.0f", n, reclaimed, want)
 	}
 }
 
 // TestE2ERangeAt95Percent fills the default range to 95 % with live flows to one
-// destination: each finds a port of its own, and the metrics tell how hard it was.
+// destination. Each finds a port of its own, and the metrics show how hard that was.
 func TestE2ERangeAt95Percent(t *testing.T) {
 	t.Parallel()
 	const each = (natLast - natFirst + 1) * 95 / 200
@@ -131,16 +131,16 @@ func TestE2ERangeAt95Percent(t *testing.T) {
 	}
 }
 
-// bystanders do what a host and a container do beside one that does harm.
+// bystanders are a host and a container that go on working beside a harmful container.
 type bystanders struct {
 	h    *e2e
 	echo netip.AddrPort // a server outside, by TCP and UDP
-	flow *net.UDPConn   // a flow of c2 that goes on and on
+	flow *net.UDPConn   // a flow of c2 that lasts
 	ssh  *net.TCPConn   // somebody outside types into the host
 	took map[string][]time.Duration
 }
 
-// newBystanders begins what goes on and on. The lab ends it.
+// newBystanders begins what lasts. The lab ends it.
 func (h *e2e) newBystanders(t *testing.T) *bystanders {
 	t.Helper()
 	b := &bystanders{h: h, echo: on(h.Outside.Addr, 80), took: map[string][]time.Duration{}}
@@ -156,10 +156,10 @@ func (h *e2e) newBystanders(t *testing.T) *bystanders {
 	return b
 }
 
-// round does everything once: each has to succeed.
+// round does everything once. Each action must succeed.
 func (b *bystanders) round(t *testing.T) {
 	t.Helper()
-	msg := strings.Repeat("x", 1+len(b.took)) // some bytes
+	msg := strings.Repeat("x", 1+len(b.took)) // messages of different length
 	for who, do := range map[string]func(context.Context) error{
 		"connections of c2": func(ctx context.Context) error {
 			return b.h.Containers[1].EchoTCP(ctx, netip.AddrPort{}, b.echo, msg)
@@ -180,8 +180,8 @@ func (b *bystanders) round(t *testing.T) {
 	}
 }
 
-// tell logs how long everything took, and begins anew. A lost datagram is sent
-// again after a second, a lost SYN as well, other segments after a fifth of one.
+// tell logs how long everything took and begins anew. A lost datagram is sent again
+// after a second, and so is a lost SYN; other segments after a fifth of a second.
 func (b *bystanders) tell(t *testing.T, when string) {
 	t.Helper()
 	for _, who := range slices.Sorted(maps.Keys(b.took)) {

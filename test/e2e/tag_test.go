@@ -17,7 +17,7 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// A tag of a frame, outermost first.
+// tag is a VLAN tag of a frame.
 type tag struct{ proto, tci uint16 }
 
 const (
@@ -25,7 +25,7 @@ const (
 	pcp5       = 5 << 13
 )
 
-// tagged puts tags into a frame.
+// tagged puts tags into a frame, outermost first.
 func tagged(frame []byte, tags ...tag) []byte {
 	b := append([]byte(nil), frame[:12]...)
 	for _, t := range tags {
@@ -34,8 +34,8 @@ func tagged(frame []byte, tags ...tag) []byte {
 	return append(b, frame[12:]...)
 }
 
-// tagAll tags whatever the stack of n, or an injector there, sends by dev, until
-// the returned function is called.
+// tagAll tags whatever n's stack, or an injector there, sends by dev, until the
+// returned function is called.
 func tagAll(t *testing.T, n *lab.Namespace, dev string, tags ...tag) func() {
 	t.Helper()
 	insns := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
@@ -68,7 +68,7 @@ func tagAll(t *testing.T, n *lab.Namespace, dev string, tags ...tag) func() {
 	}
 }
 
-// priorityTags are ways to say "no VLAN".
+// priorityTags are the ways to say "no VLAN".
 func priorityTags() map[string][]tag {
 	return map[string][]tag{
 		"802.1Q":            {{ctag, 0}},
@@ -81,8 +81,9 @@ func priorityTags() map[string][]tag {
 	}
 }
 
-// TestE2EPriorityTags has outside send with tags that the kernel would strip: what
-// is dropped without them is dropped with them, what is delivered is delivered.
+// TestE2EPriorityTags sends from outside with tags that the kernel would strip. What is
+// dropped without them is dropped with them, and what is delivered without them is
+// delivered with them.
 func TestE2EPriorityTags(t *testing.T) {
 	t.Parallel()
 	for _, m := range append(e2eModes()[:2], native()) {
@@ -108,7 +109,7 @@ func TestE2EPriorityTags(t *testing.T) {
 // testTagsOpenNoDoor forges packets to a container's own address.
 func (h *e2e) testTagsOpenNoDoor(t *testing.T) {
 	c1 := h.Containers[0]
-	h.sendClosing(t, h.Host, c1) // the neighbours are known: whatever is let in arrives
+	h.sendClosing(t, h.Host, c1) // the neighbours are known, so whatever is let in arrives
 	w := newWitness(t, c1, "eth0", hasMark)
 	datagram := h.forgedOutside(t, c1.Addr)
 	syn := datagram.With(func(f *testutil.Frame) {
@@ -134,7 +135,7 @@ func (h *e2e) testTagsOpenNoDoor(t *testing.T) {
 			}
 		}
 	}
-	// A VLAN is the host's, which has none of that number.
+	// A frame in a VLAN is for the host, which has no such VLAN.
 	frames = append(frames, tagged(syn.Bytes(t), tag{ctag, 5}), tagged(syn.Bytes(t), tag{stag, pcp5}, tag{ctag, 5}))
 	if err := h.Outside.Inject("eth0", frames...); err != nil {
 		t.Fatal(err)
@@ -152,7 +153,7 @@ func (h *e2e) forgedOutside(t *testing.T, to netip.Addr) testutil.Frame {
 	return h.arriving(t, 0, testutil.Frame{Src: h.OutsideAddr(0), Dst: to, UDP: &testutil.UDP{SrcPort: 1111, DstPort: 2222}, Payload: forgedMark})
 }
 
-// testTaggedTraffic: whatever comes from outside is tagged.
+// testTaggedTraffic tags everything that comes from outside.
 func (h *e2e) testTaggedTraffic(t *testing.T) {
 	c1 := h.Containers[0]
 	before := h.drops(t, "direct")
@@ -169,9 +170,9 @@ func (h *e2e) testTaggedTraffic(t *testing.T) {
 	}
 }
 
-// TestE2ESecondDoor takes the program away that guards the uplink: what comes from
-// there and belongs to no session does not reach a container all the same. Rules of
-// the host's own, by which conntrack translates, still lead there.
+// TestE2ESecondDoor removes the program that guards the uplink. Packets from there that
+// belong to no session still do not reach a container. The host's own rules, by which
+// conntrack translates, still lead to one.
 func TestE2ESecondDoor(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {

@@ -83,7 +83,7 @@ func (h *e2e) testUDP(t *testing.T) {
 	}
 }
 
-// testParallel holds 200 connections open at once before any of them ends.
+// testParallel opens 200 connections before it closes any of them.
 func (h *e2e) testParallel(t *testing.T) {
 	c1, c2 := h.Containers[0], h.Containers[1]
 	for _, to := range []*lab.Namespace{c2, h.Outside} {
@@ -119,8 +119,8 @@ func (h *e2e) testParallel(t *testing.T) {
 	}
 }
 
-// testSameSourcePort uses one source port in both containers to one server at
-// the same time: inside the NAT range and outside of it.
+// testSameSourcePort uses one source port in both containers to one server at the same
+// time, once inside the NAT range and once outside it.
 func (h *e2e) testSameSourcePort(t *testing.T) {
 	tcp := h.ServeTCP(t, h.Outside, on(h.Outside.Addr, 7))
 	udp := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 7))
@@ -156,8 +156,8 @@ func (h *e2e) testSameSourcePort(t *testing.T) {
 	assertPeers(t, udp, h.HostAddr(0))
 }
 
-// assertBytesEqual compares what `port ls` says with what the containers'
-// devices counted themselves, once the last packets have passed.
+// assertBytesEqual compares `port ls` with the counters of the containers' own devices,
+// once the last packets have passed.
 func (h *e2e) assertBytesEqual(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
@@ -186,20 +186,20 @@ func (h *e2e) assertBytesEqual(t *testing.T) {
 	}
 }
 
-// usualGSO is the most that super-packets have without BIG TCP, in bytes.
+// usualGSO is the size limit of super-packets without BIG TCP, in bytes.
 const usualGSO = 65536
 
-// meanSize is how large the packets were, on average, that a container sent and
-// received between two readings of its own counters, in bytes.
+// meanSize is the average size, in bytes, of the packets that a container sent and
+// received between two readings of its own counters.
 func meanSize(before, after lab.Counters) (sent, received float64) {
 	sent = float64(after.TXBytes-before.TXBytes) / float64(max(1, after.TXPackets-before.TXPackets))
 	received = float64(after.RXBytes-before.RXBytes) / float64(max(1, after.RXPackets-before.RXPackets))
 	return sent, received
 }
 
-// TestE2EFastShare asks that nearly every packet of bulk traffic takes the fast
-// path, and none does when it is switched off; and that super-packets of more than
-// 64 KiB, whose headers have no length, travel whole either way.
+// TestE2EFastShare checks that nearly every packet of bulk traffic takes the fast path,
+// and that none does when the fast path is off. Super-packets of more than 64 KiB,
+// whose headers have no length, travel whole in both cases.
 func TestE2EFastShare(t *testing.T) {
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2})
@@ -240,7 +240,7 @@ func TestE2EFastShare(t *testing.T) {
 	})
 }
 
-// counters are a container's own.
+// counters are the counters of a container's own device.
 func (h *e2e) counters(t *testing.T, c *lab.Namespace) lab.Counters {
 	t.Helper()
 	own, err := c.Counters("eth0")
@@ -250,13 +250,14 @@ func (h *e2e) counters(t *testing.T, c *lab.Namespace) lab.Counters {
 	return own
 }
 
-// TestE2EInsideNamespace works from a process that is in the namespace already,
-// as on a machine of one's own: the same instance as with --netns.
+// TestE2EInsideNamespace runs a command in a process that is already in the namespace,
+// as on an ordinary host. It works on the same instance as with --netns.
 func TestE2EInsideNamespace(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	for _, noun := range []string{"network", "port"} {
-		// Until nothing is counted between the two: the gratuitous ARP may still be on its way.
+		// Repeated until nothing is counted between the two commands: the gratuitous
+		// ARP may still be under way.
 		var inside, with string
 		ctx, cancel := context.WithTimeout(h.Ctx, 10*time.Second)
 		err := lab.Poll(ctx, func() (same bool, err error) {

@@ -14,7 +14,7 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// tunE2E brings fastbr up with a TUN device beside eth0 as uplinks.
+// tunE2E brings fastbr up with two uplinks: eth0 and a TUN device.
 func tunE2E(t *testing.T, m harness.Mode, upArgs ...string) (*e2e, *lab.Tunnel) {
 	t.Helper()
 	h := newE2E(t, m, lab.Options{Containers: 2})
@@ -29,8 +29,8 @@ func tunE2E(t *testing.T, m harness.Mode, upArgs ...string) (*e2e, *lab.Tunnel) 
 	return h, tun
 }
 
-// TestE2ERawIPUplink sends over an uplink without an Ethernet header what the
-// other tests send over one with it.
+// TestE2ERawIPUplink sends over an uplink without Ethernet header what other tests send
+// over an uplink with one.
 func TestE2ERawIPUplink(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -72,8 +72,8 @@ func TestE2ERawIPUplink(t *testing.T) {
 	})
 }
 
-// testTunFrames looks at the frames that a container receives: whole, though the
-// packets came without a frame.
+// testTunFrames checks the frames that a container receives. They must be complete,
+// though the packets came without an Ethernet header.
 func (h *e2e) testTunFrames(t *testing.T, tun *lab.Tunnel) {
 	c1, far := h.Containers[0], tun.Outside
 	mac, err := c1.MAC("eth0")
@@ -99,7 +99,7 @@ func (h *e2e) testTunFrames(t *testing.T, tun *lab.Tunnel) {
 	}
 }
 
-// TestE2ERawIPUplinkErrors has ICMP errors in both directions on such an uplink.
+// TestE2ERawIPUplinkErrors sends ICMP errors in both directions over such an uplink.
 func TestE2ERawIPUplinkErrors(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -107,7 +107,7 @@ func TestE2ERawIPUplinkErrors(t *testing.T) {
 		if m.Name == "fast" {
 			h.Must(t, "up", "--lease", "1s")
 		}
-		h.Outside = tun.Outside // what the following talk to
+		h.Outside = tun.Outside // the subtests talk to it
 		t.Run("reject reply", h.testRejectReply)
 		t.Run("ttl of reply", h.testReplyTTL)
 		t.Run("reply too big", h.testReplyTooBig)
@@ -118,14 +118,14 @@ func TestE2ERawIPUplinkErrors(t *testing.T) {
 	})
 }
 
-// TestE2ERawIPUplinkRefusal tells a container whose flow is refused for want of
-// a port.
+// TestE2ERawIPUplinkRefusal: a container is told that its flow is refused for lack of a
+// port.
 func TestE2ERawIPUplinkRefusal(t *testing.T) {
 	t.Parallel()
 	h, tun := tunE2E(t, e2eModes()[0], "--nat-range", "20000-20007", "--nat-on-exhaustion", "refuse")
 	s := h.ServeUDP(t, tun.Outside, on(tun.Outside.Addr, 7))
 	c1 := h.Containers[0]
-	for i := range 7 { // a container may have four fifths of them
+	for i := range 7 { // a container may have four fifths of the ports
 		if err := c1.EchoUDP(h.Ctx, port(uint16(30000+i)), s.Addr, "mine"); err != nil {
 			t.Fatal(err)
 		}
@@ -133,8 +133,8 @@ func TestE2ERawIPUplinkRefusal(t *testing.T) {
 	h.wantSocketError(t, c1, s.Addr, syscall.EHOSTUNREACH)
 }
 
-// TestE2ERawIPUplinkIsGuarded lets those beyond the tunnel send to a container's
-// own address.
+// TestE2ERawIPUplinkIsGuarded sends from beyond the tunnel to a container's own
+// address.
 func TestE2ERawIPUplinkIsGuarded(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -147,7 +147,7 @@ func TestE2ERawIPUplinkIsGuarded(t *testing.T) {
 		before := h.drops(t, "direct")
 		h.noPing(t, far, c1.Addr)
 		h.waitDrops(t, "direct", before, 1)
-		// The host itself is reached, but not by ports of the range.
+		// The host itself is reached, but not at ports of the range.
 		h.mustPing(t, far, tun.HostAddr(), lab.PingOptions{})
 		h.wantSocketError(t, far, on(tun.HostAddr(), 9), syscall.ECONNREFUSED)
 		before = h.drops(t, "foreign")
@@ -163,7 +163,7 @@ func TestE2ERawIPUplinkIsGuarded(t *testing.T) {
 	})
 }
 
-// wantSocketError sends datagrams until the socket is told of an ICMP error.
+// wantSocketError sends datagrams until the socket gets an ICMP error.
 func (h *e2e) wantSocketError(t *testing.T, from *lab.Namespace, to netip.AddrPort, want syscall.Errno) {
 	t.Helper()
 	c, err := from.DialUDP(netip.AddrPort{}, to)

@@ -12,8 +12,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// ufwRun runs ufw with the configuration of the directory that comes first. Without
-// IPv6 it takes half the time.
+// ufwRun runs ufw with the configuration in the directory that is its first argument.
+// Without IPv6 ufw takes half the time.
 const ufwRun = `dir=$1; shift
 mount --bind "$dir/ufw" /etc/ufw
 mount --bind "$dir/default" /etc/default/ufw
@@ -52,18 +52,18 @@ func (u ufw) run(t *testing.T, command string) {
 	}
 }
 
-// TestE2EUfw: beside the real ufw, denying what comes in and what is routed as it
-// does by default, containers get out, published ports and the gateway's names are
-// reached, and nothing else is opened: whether ufw was enabled before `up` or after,
-// also when it is reloaded. What its own rules drop is named with the command that
-// lets it through.
+// TestE2EUfw: the real ufw denies incoming and routed packets, as by default.
+// Containers reach the outside and the gateway's names, and clients reach published
+// ports. Nothing else is opened. That holds whether ufw was enabled before `up` or
+// after, and after a reload. A packet that ufw's own rules drop is reported, with the
+// command that lets it through.
 func TestE2EUfw(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
 		h := newE2E(t, m, lab.Options{Containers: 1})
 		u := h.ufw(t)
-		first := m.Name == "fast" // ufw
+		first := m.Name == "fast" // ufw is enabled before `up`
 		if first {
 			u.run(t, "ufw --force enable")
 		}
@@ -86,7 +86,7 @@ func TestE2EUfw(t *testing.T) {
 				t.Errorf("status: %s", status)
 			}
 		}
-		h.serve(t) // mends by itself
+		h.serve(t) // serve mends by itself
 		h.eventually(t, "names and traffic", func() error {
 			return errors.Join(h.resolves(c1, dropTime), h.reaches(c1, server.Addr, dropTime))
 		})
@@ -110,7 +110,8 @@ func TestE2EUfw(t *testing.T) {
 			return
 		}
 
-		// A rule about what comes in does not see a published port, one about what is routed does.
+		// A rule for incoming packets does not see a published port. A rule for routed
+		// packets does.
 		u.run(t, "ufw deny 8080/tcp")
 		if err := h.reaches(h.Outside, published, passTime); err != nil {
 			t.Errorf("ufw deny 8080/tcp: %v, want that it changes nothing, as behind docker0", err)

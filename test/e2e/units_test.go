@@ -28,8 +28,8 @@ func unitSetting(t *testing.T, unit, name string) string {
 	return ""
 }
 
-// TestE2EUnitsHaveWhatTheyNeed runs what the units run with no capability but
-// theirs, and no way to get more.
+// TestE2EUnitsHaveWhatTheyNeed runs the units' commands with only the units'
+// capabilities, and without a way to get more.
 func TestE2EUnitsHaveWhatTheyNeed(t *testing.T) {
 	t.Parallel()
 	testutil.RequireCommand(t, "setpriv")

@@ -21,7 +21,7 @@ import (
 // lastLayout is the commit of the last release whose maps had another layout.
 const lastLayout = "b8fe80d"
 
-// lastBinary is fastbr of that commit, built from the history once.
+// lastBinary is fastbr built from that commit, once.
 var lastBinary = sync.OnceValues(func() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -44,8 +44,8 @@ var lastBinary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// upgradable is a host that fastbr of the last layout has brought up, with traffic
-// by every way there is, that must not notice an upgrade.
+// upgradable is a host that fastbr of the last layout has brought up. It has traffic on
+// every kind of path, which an upgrade must not disturb.
 type upgradable struct {
 	*e2e
 	old, new string
@@ -96,7 +96,7 @@ func (u *upgradable) startTraffic(t *testing.T) {
 	}
 }
 
-// goOn waits until every stream has got further answers.
+// goOn waits until every stream has received more answers.
 func (u *upgradable) goOn(t *testing.T, when string) {
 	t.Helper()
 	for _, s := range u.streams {
@@ -112,8 +112,8 @@ func (u *upgradable) goOn(t *testing.T, when string) {
 	}
 }
 
-// connections are opened one after another until it ends: short ones that fall into
-// every moment of an upgrade.
+// connections are short connections, opened one after another until stop is closed.
+// Some fall into every moment of an upgrade.
 type connections struct {
 	stop, done chan struct{}
 	n          int
@@ -170,9 +170,9 @@ func (c *connections) end(t *testing.T, what string) {
 	t.Logf("%s: %d connections", what, c.n)
 }
 
-// TestE2EUpgradeFromTheLastLayout: a new build over a running instance of the last
-// layout. Whatever command comes first upgrades it, with every stream going on and
-// every connection that begins meanwhile; nothing has to be detached.
+// TestE2EUpgradeFromTheLastLayout: a new build meets a running instance of the last
+// layout. The first command, whichever it is, upgrades it. Every stream goes on, and so
+// does every connection that begins meanwhile. Nothing has to be detached.
 func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -199,7 +199,7 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 		after := u.Flows(t)
 		for _, f := range before {
 			if f.Proto == "tcp" && f.State != "established" {
-				continue // one of the short ones
+				continue // one of the short connections
 			}
 			if !slices.ContainsFunc(after, func(g ctl.FlowView) bool {
 				return f.Proto == g.Proto && f.Src == g.Src && f.Dst == g.Dst && f.NAT == g.NAT
@@ -214,7 +214,7 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 		}
 		u.mustPing(t, u.Containers[2], u.Outside.Addr, lab.PingOptions{})
 		u.Must(t, "up")
-		// The old one sees that it is too old, and changes nothing.
+		// The old build sees that it is too old and changes nothing.
 		u.Bin = u.old
 		if r := u.Fastbr(t, "up"); r.Code == 0 || !strings.Contains(r.Stderr, "newer") {
 			t.Errorf("the old build's up: %d, %s", r.Code, r.Stderr)
@@ -223,9 +223,9 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 	})
 }
 
-// TestE2EUpgradeKilled kills an upgrade after every step, one after the other, and
-// lets the next command go on: streams go on all the time, from whatever programs,
-// and connections can be opened.
+// TestE2EUpgradeKilled kills an upgrade after every step, one after the other, and lets
+// the next command go on. Streams go on all the time, on old programs or new, and new
+// connections can be opened.
 func TestE2EUpgradeKilled(t *testing.T) {
 	t.Parallel()
 	u := newUpgradable(t, e2eModes()[0], 2)

@@ -11,8 +11,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2ETwoUplinks routes to servers behind two uplinks: each must see the
-// address of its own.
+// TestE2ETwoUplinks routes to servers behind two uplinks. Each server must see the
+// address of its own uplink.
 func TestE2ETwoUplinks(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -41,7 +41,7 @@ func TestE2ETwoUplinks(t *testing.T) {
 	})
 }
 
-// TestE2ENotAnUplink has a second NIC that fastbr was not given: nothing of a
+// TestE2ENotAnUplink: the host has a second NIC that is no uplink. No packet of a
 // container leaves by it, and nobody there reaches a container.
 func TestE2ENotAnUplink(t *testing.T) {
 	t.Parallel()
@@ -55,7 +55,7 @@ func TestE2ENotAnUplink(t *testing.T) {
 		h.noPing(t, c1, far.Addr)
 		h.waitDrops(t, "no_uplink", before, 1)
 
-		h.setForward(t, "1") // by somebody else: fastbr has opened only its own uplink
+		h.setForward(t, "1") // another program sets it: fastbr has opened only its own uplink
 		if err := far.AddRoute(netip.MustParsePrefix("172.30.0.0/16"), h.HostAddr(1)); err != nil {
 			t.Fatal(err)
 		}
@@ -83,9 +83,9 @@ func TestE2ENotAnUplink(t *testing.T) {
 	})
 }
 
-// TestE2EUplinkAppearsLater brings fastbr up without a default route; it must
-// say so, and pick the uplink up with a later command. Super-packets are large as
-// long as there is no uplink that would have to cut them.
+// TestE2EUplinkAppearsLater brings fastbr up without a default route. It must say so,
+// and a later command must find the uplink. Super-packets stay large as long as no
+// uplink would have to cut them.
 func TestE2EUplinkAppearsLater(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})

@@ -7,9 +7,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EVPN: what a VPN's device leads to, containers reach when it is named beside
-// the default route's, also where a rule leads everything there, as wg-quick does;
-// unnamed, nothing of theirs enters it.
+// TestE2EVPN: a VPN's device is named as an uplink beside the default route's.
+// Containers then reach what it leads to, also where a rule leads everything there, as
+// wg-quick makes it. If it is not named, no packet of a container enters it.
 func TestE2EVPN(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})

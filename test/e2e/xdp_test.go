@@ -25,8 +25,8 @@ func native() harness.Mode {
 	return harness.Mode{Name: "xdp", Up: []string{"--xdp", "native"}}
 }
 
-// upXDP builds a lab with XDP on the uplink, whose other end leaves whole
-// checksums: what comes off a wire has them, too.
+// upXDP builds a lab with XDP on the uplink. The uplink's other end sends whole
+// checksums, as packets from a wire have them.
 func upXDP(t *testing.T, m harness.Mode, containers int) *e2e {
 	t.Helper()
 	testutil.RequireCommand(t, "ethtool")
@@ -48,8 +48,8 @@ func (h *e2e) ethtool(t *testing.T, n *lab.Namespace, args ...string) string {
 	return out
 }
 
-// xdpCount is the driver's own counter of what XDP did to the uplink's packets:
-// "redirect", "drops".
+// xdpCount is the driver's own counter of what XDP did with the uplink's packets:
+// "redirect" or "drops".
 func (h *e2e) xdpCount(t *testing.T, what string) (sum int) {
 	t.Helper()
 	for _, m := range regexp.MustCompile(`rx_queue_\d+_xdp_`+what+`: (\d+)`).FindAllStringSubmatch(h.ethtool(t, h.Host, "-S", "eth0"), -1) {
@@ -62,7 +62,7 @@ func (h *e2e) xdpCount(t *testing.T, what string) (sum int) {
 	return sum
 }
 
-// uplinkXDP is what `status` says of XDP on the uplink.
+// uplinkXDP is what `status` says about XDP on the uplink.
 func (h *e2e) uplinkXDP(t *testing.T) ctl.UplinkView {
 	t.Helper()
 	var v ctl.StatusView
@@ -100,7 +100,7 @@ func TestE2EXDP(t *testing.T) {
 	if fast := after["c1"].FastPackets - before["c1"].FastPackets; sent < 40 || fast < 90 {
 		t.Errorf("of 50 answers XDP sent %d; %d packets of both directions were fast", sent, fast)
 	}
-	// With half a checksum, as packets of this machine have it, tc sends them.
+	// tc forwards packets with a pending checksum, as this machine's own packets have.
 	h.ethtool(t, h.Outside, "-K", "eth0", "tx", "on")
 	sent = h.xdpCount(t, "redirect")
 	h.echoes(t, 50)
@@ -128,8 +128,8 @@ func (h *e2e) echoes(t *testing.T, n int) {
 	assertPeers(t, s, h.HostAddr(0))
 }
 
-// TestE2EXDPLeases: without leases XDP sends nothing; with them a new rule of
-// the host's reaches what XDP sends.
+// TestE2EXDPLeases: without leases XDP forwards nothing. With leases, a new rule of the
+// host takes effect on what XDP forwards.
 func TestE2EXDPLeases(t *testing.T) {
 	t.Parallel()
 	m := native()
@@ -180,8 +180,8 @@ func TestE2EXDPLeases(t *testing.T) {
 	}
 }
 
-// TestE2EXDPLife: XDP comes and goes with `up`, and no kill and no `down` leaves
-// anything of it.
+// TestE2EXDPLife: XDP comes and goes with `up`. No kill and no `down` leaves anything
+// of it.
 func TestE2EXDPLife(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
@@ -214,7 +214,7 @@ func TestE2EXDPLife(t *testing.T) {
 			t.Error("XDP sent nothing")
 		}
 	}
-	// A container that turns GRO off is served by tc from the next command on.
+	// After a container has turned GRO off, tc serves it from the next command on.
 	h.ethtool(t, c1, "-K", "eth0", "gro", "off")
 	h.Must(t, "flows", "flush")
 	sent := h.xdpCount(t, "redirect")
@@ -237,7 +237,7 @@ func TestE2EXDPLife(t *testing.T) {
 	h.testForeignXDP(t)
 }
 
-// testDirectInXDP sends to a container's own address from outside.
+// testDirectInXDP sends from outside to a container's own address.
 func (h *e2e) testDirectInXDP(t *testing.T) {
 	t.Helper()
 	c1 := h.Containers[0]
@@ -252,8 +252,8 @@ func (h *e2e) testDirectInXDP(t *testing.T) {
 	}
 }
 
-// testForeignXDP: somebody else's program stays; `native` refuses and leaves
-// nothing, `auto` and off do without.
+// testForeignXDP: another program's XDP stays. `native` refuses and leaves nothing
+// behind; `auto` and off do without XDP.
 func (h *e2e) testForeignXDP(t *testing.T) {
 	t.Helper()
 	detach := foreignXDP(t, h.Host, "eth0")
@@ -276,9 +276,9 @@ func (h *e2e) testForeignXDP(t *testing.T) {
 	h.assertAsBefore(t, before)
 }
 
-// TestE2EXDPAuto: on a device whose driver runs XDP and keeps its offloads, `auto`
-// has it, a tap is one; on the veth beside it, it has not. A device that is made
-// again is decided about anew.
+// TestE2EXDPAuto: `auto` attaches XDP on a device whose driver runs XDP and keeps its
+// offloads, such as a tap. It does not on the veth beside it. For a device that is made
+// again it decides again.
 func TestE2EXDPAuto(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, e2eModes()[0], lab.Options{})
@@ -326,7 +326,7 @@ func TestE2EXDPAuto(t *testing.T) {
 	}
 }
 
-// foreignXDP puts a program of somebody else's on a device; the result takes it away.
+// foreignXDP attaches another program's XDP to a device. The result detaches it.
 func foreignXDP(t *testing.T, n *lab.Namespace, dev string) (detach func()) {
 	t.Helper()
 	index, err := n.Index(dev)
