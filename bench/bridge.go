@@ -9,30 +9,30 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Bridge is the kernel's own bridge: docker0 without Docker, and without the
-// filter rules that Docker adds, which would slow it down.
+// Bridge is the kernel's bridge: docker0 without Docker, and without Docker's
+// filter rules, which would slow it down.
 type Bridge struct {
-	// NAT for what leaves.
+	// NAT is the translation of outbound packets.
 	NAT NAT
-	// NFCall lets bridged frames pass iptables (bridge-nf-call-iptables=1), as
-	// Docker had it until 27.2. Off: as Docker leaves it today.
+	// NFCall passes bridged frames to iptables (bridge-nf-call-iptables=1), as
+	// Docker did until 27.2. If false they bypass it, as with Docker today.
 	NFCall bool
-	// Flowtable offloads connections that nft has let through to the kernel's software
-	// flowtable, at the ports and at the uplink.
+	// Flowtable offloads connections that nft has accepted to the kernel's
+	// software flowtable, at the ports and at the uplink.
 	Flowtable bool
-	// Big sets bridge, ports and containers to super-packets as large as fastbr's.
+	// Big gives bridge, ports and containers super-packets as large as fastbr's.
 	Big bool
 }
 
-// NAT is how a kernel bridge's containers get out.
+// NAT is how the containers of a kernel bridge reach the outside.
 type NAT int
 
-// The kinds of NAT. A connection's first packet alone meets the masquerading
-// rule, so that nftables and iptables differ little.
+// The kinds of NAT. Only a connection's first packet meets the masquerading
+// rule, so nftables and iptables hardly differ.
 const (
 	NFTables NAT = iota
 	IPTables     // as Docker does
-	Routed       // none: outside knows the way to the containers' own addresses
+	Routed       // no NAT: the outside has a route to the containers' addresses
 )
 
 // Name implements Contestant.
@@ -72,7 +72,7 @@ func (b Bridge) Options() lab.Options {
 	return lab.Options{Plain: true, NFCall: b.NFCall, Private: []netip.Prefix{}}
 }
 
-// containers' subnet in a lab with a plain bridge.
+// containers is the containers' subnet in a lab with a plain bridge.
 var containers = netip.MustParsePrefix("172.30.0.0/16")
 
 // Setup implements Contestant. The lab has built the bridge already.
@@ -99,7 +99,7 @@ func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
 	return l.Host.IPTables(ctx, "-t", "nat", "-A", "POSTROUTING", "-s", containers.String(), "!", "-o", "br0", "-j", "MASQUERADE")
 }
 
-// flowtable of a lab with two containers.
+// flowtable is the ruleset for a lab with two containers.
 const flowtable = `
 table inet lab-flowtable {
 	flowtable fast {
@@ -116,7 +116,8 @@ table inet lab-flowtable {
 // Flows implements Contestant.
 func (b Bridge) Flows() int { return conntrackMax() }
 
-// conntrackMax is how many connections conntrack takes, of all namespaces together.
+// conntrackMax returns the maximum number of connections that conntrack tracks,
+// in all namespaces together.
 func conntrackMax() int {
 	n, _ := strconv.Atoi(line("/proc/sys/net/netfilter/nf_conntrack_max"))
 	return n

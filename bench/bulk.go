@@ -12,7 +12,7 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Direction of a workload's payload.
+// Direction is the direction of a workload's payload.
 type Direction int
 
 // The directions.
@@ -22,35 +22,38 @@ const (
 	OutsideToContainer // in a flow that the container began
 )
 
-// String is for people.
+// String returns the direction for reports.
 func (d Direction) String() string {
 	return [...]string{"container → container", "container → outside", "outside → container"}[d]
 }
 
-// Bulk is TCP at full speed, by iperf3, one stream per process.
+// Bulk is TCP at full speed with iperf3, one stream per process.
 //
-// Sender and receiver of a stream share a CPU, unless they are Apart, and neither
-// interrupts the other (SCHED_BATCH). So the CPU is never idle and throughput says
-// the whole cost of a byte. On two CPUs it depends on how often one wakes up the
-// other: the faster one sleeps after each segment, and waking it up costs the other
-// more than the segment did. Whether a run gets there is chance.
+// Sender and receiver of a stream share a CPU, unless they are Apart, and
+// neither preempts the other (SCHED_BATCH). So the CPU is never idle, and
+// throughput shows the whole cost of a byte. On two CPUs throughput depends on
+// how often one wakes up the other: the faster one sleeps after each segment,
+// and waking it up costs the other more than the segment did. Whether a run
+// gets into that state is chance.
 type Bulk struct {
 	Direction Direction
-	// Apart puts sender and receiver on two CPUs, where there are two.
+	// Apart puts sender and receiver on two CPUs, if there are two.
 	Apart bool
-	// Processes at a time; 0: one. Not iperf3's -P: before 3.16 it is single-threaded.
+	// Processes is the number of concurrent processes; 0: one. iperf3's -P would
+	// not do: before 3.16 iperf3 is single-threaded.
 	Processes int
-	// Omit that many seconds at the start.
+	// Omit is the number of seconds at the start that do not count.
 	Omit int
 }
 
-// congestion control of all bulk transfers: the kernel's own default, whatever
-// the machine's is. BBR sends from a pacing timer as well, so that a lab of veth
-// pairs measures how two CPUs overtake each other: tens of thousands of spurious
-// retransmits, at little more than half the throughput.
+// congestion is the congestion control of all bulk transfers: the kernel's
+// default, whatever the machine's is. BBR also sends from a pacing timer. In a
+// lab of veth pairs that measures how two CPUs overtake each other: tens of
+// thousands of spurious retransmits, at little more than half the throughput.
 const congestion = "cubic"
 
-// firstPort is iperf3's default; the processes take the following ones.
+// firstPort is iperf3's default port. The processes use the ports from there
+// on.
 const firstPort = 5201
 
 // Name implements Workload.
@@ -80,7 +83,7 @@ func (b Bulk) Title() string {
 // Unit implements Workload.
 func (b Bulk) Unit() string { return gbits }
 
-// gbits is the unit of Bulk: payload that arrives.
+// gbits is the unit of Bulk: payload received.
 const gbits = "Gbit/s"
 
 // Run implements Workload. d is rounded down to whole seconds, at least one.
@@ -133,7 +136,7 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func()
 	return s, errors.Join(append(errs, err)...)
 }
 
-// place says on which of the CPUs client and server of the i-th process run.
+// place returns the CPUs of client and server of the i-th process.
 func (b Bulk) place(cpus []int, i int) (client, server *int) {
 	client = &cpus[i%len(cpus)]
 	if b.Apart {
@@ -142,7 +145,7 @@ func (b Bulk) place(cpus []int, i int) (client, server *int) {
 	return client, client
 }
 
-// usableCPUs are those that this process may run on.
+// usableCPUs returns the CPUs on which this process may run.
 func usableCPUs() ([]int, error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {

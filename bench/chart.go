@@ -13,14 +13,14 @@ import (
 // chartsDir is beside README.md.
 const chartsDir = "charts"
 
-// The chart's geometry, in pixels. A page shows it at its own width at most.
+// The chart's geometry, in pixels. A page never enlarges a chart.
 const (
 	chartWidth  = 800
 	chartTop    = 52 // title and unit
-	chartLimit  = 22 // the line's label, below the bars
+	chartLimit  = 22 // the label of the limit's line, below the bars
 	barHeight   = 20
 	barStep     = 28
-	barLeft     = 180 // names stand before the bars
+	barLeft     = 180 // the names are left of the bars
 	barLongest  = 530
 	barRounding = 3
 )
@@ -30,7 +30,7 @@ var chartText string
 
 var chartTemplate = template.Must(template.New("chart").Parse(chartText))
 
-// limits are contestants that are no products: they show the most that a machine
+// limits are contestants that are not products but show the most that a machine
 // can do. A chart shows the first one that ran as a line.
 var limits = []string{"floor", "direct", "xdp-drop"}
 
@@ -44,18 +44,18 @@ type chart struct {
 	LimitTop, LimitBottom   int
 }
 
-// bar is one contestant. Positions and lengths are pixels.
+// bar is one contestant's bar. Positions and lengths are in pixels.
 type bar struct {
 	Name, Class, Value string
 	Y, Middle, Length  int
-	End, After         int // of the bar, and where its value stands
+	End, After         int // end of the bar, and position of its value
 
 	median float64
 }
 
-// Charts writes one SVG for each workload that at least two contestants ran into
-// dir, which is made if it is missing, and returns their paths. Other files in
-// dir stay as they are.
+// Charts writes an SVG file into dir for each workload that at least two
+// contestants ran. It returns their paths. It makes dir if it does not exist,
+// and leaves other files alone.
 func (r *Report) Charts(dir string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the directory of the charts: %w", err)
@@ -75,7 +75,7 @@ func (r *Report) Charts(dir string) ([]string, error) {
 	return paths, nil
 }
 
-// charted are the results that a chart is drawn of, in the order of the report.
+// charted returns the results to chart, in the order of the report.
 func (r *Report) charted() []Result {
 	return slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool {
 		return res.Unit == failures || len(r.bars(res)) < 2
@@ -84,7 +84,7 @@ func (r *Report) charted() []Result {
 
 func chartName(res Result) string { return res.Workload + ".svg" }
 
-// bars are the medians of all contestants that ran, the best first.
+// bars returns the medians of all contestants that ran, the best first.
 func (r *Report) bars(res Result) []bar {
 	var bars []bar
 	for _, name := range r.names() {
@@ -113,7 +113,7 @@ func (r *Report) bars(res Result) []bar {
 	return bars
 }
 
-// chart lays a result's bars out, the best on top, and the limit as a line.
+// chart lays out a result's bars, the best on top, and the limit's line.
 func (r *Report) chart(res Result) chart {
 	c := chart{Title: res.Title, Unit: res.Unit, Width: chartWidth,
 		Left: barLeft, Top: chartTop, Bar: barHeight, Rounded: barRounding}
@@ -140,7 +140,7 @@ func (r *Report) chart(res Result) chart {
 		b.Y = chartTop + i*barStep
 		b.Middle = b.Y + barHeight/2
 		place(b)
-		// A value beside its bar must not stand on the line.
+		// A value beside its bar must not overlap the line.
 		if c.Limit != nil {
 			limit := barLeft + int(c.Limit.median/longest*barLongest)
 			if b.End < limit && limit < b.After+len(b.Value)*9 {

@@ -13,12 +13,12 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// ConnMax opens short TCP connections to one server as fast as it can: connect,
-// one byte there, one back, close.
+// ConnMax opens short TCP connections to one server as fast as possible:
+// connect, one byte each way, close.
 type ConnMax struct{}
 
 const (
-	// connClients are enough to keep two cores busy; each has one connection at a time.
+	// connClients keep two cores busy. Each has one connection at a time.
 	connClients = 8
 	connBacklog = 4096
 	connPort    = 7777
@@ -33,14 +33,14 @@ func (ConnMax) Title() string { return "TCP connections, " + ContainerToOutside.
 // Unit implements Workload.
 func (ConnMax) Unit() string { return connsPerSecond }
 
-// connsPerSecond is the unit of ConnMax: whole connections.
+// connsPerSecond is the unit of ConnMax: complete connections.
 const connsPerSecond = "connections/s"
 
 // Run implements Workload.
 func (ConnMax) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error) {
 	client, server := l.Containers[0], l.Outside
-	// The client's ports rest a minute after use; without both it would run out
-	// of them and that would be measured.
+	// The client's ports stay in TIME-WAIT for a minute. Without both settings
+	// it would run out of ports, and the benchmark would measure that.
 	for key, value := range map[string]string{"net.ipv4.ip_local_port_range": "1024 65535", "net.ipv4.tcp_tw_reuse": "1"} {
 		if err := client.SetSysctl(key, value); err != nil {
 			return Sample{}, err
@@ -62,7 +62,7 @@ func (ConnMax) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func(
 	end := time.Now().Add(d)
 	var all sync.WaitGroup
 	for range connClients {
-		mine := *to // Connect writes into it
+		mine := *to // Connect writes to it
 		all.Go(func() { t.connect(ctx, client, &mine, end) })
 	}
 	all.Wait()
@@ -74,7 +74,7 @@ func (ConnMax) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func(
 	return s, nil
 }
 
-// connect opens one connection after the other until end.
+// connect opens one connection after another until end.
 func (t *tally) connect(ctx context.Context, n *lab.Namespace, to unix.Sockaddr, end time.Time) {
 	err := n.Do(func() error {
 		for time.Now().Before(end) && ctx.Err() == nil {
@@ -89,7 +89,8 @@ func (t *tally) connect(ctx context.Context, n *lab.Namespace, to unix.Sockaddr,
 	}
 }
 
-// byteThereAndBack blocks its thread: Go's poller would cost as much as the rest.
+// byteThereAndBack blocks its thread: Go's poller would cost as much as the
+// rest.
 func byteThereAndBack(to unix.Sockaddr) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -102,7 +103,7 @@ func byteThereAndBack(to unix.Sockaddr) error {
 		return err
 	}
 	_, err = uninterrupted(func() (int, error) { return 0, unix.Connect(fd, to) })
-	if err != nil && !errors.Is(err, unix.EISCONN) { // interrupted, and done meanwhile
+	if err != nil && !errors.Is(err, unix.EISCONN) { // interrupted, and connected meanwhile
 		return err
 	}
 	b := []byte{1}
@@ -117,8 +118,8 @@ func byteThereAndBack(to unix.Sockaddr) error {
 	return nil
 }
 
-// uninterrupted repeats a blocking system call that a signal of Go's scheduler has
-// interrupted. The kernel does not restart a call that has a time-out.
+// uninterrupted repeats a blocking system call that a signal of Go's scheduler
+// interrupts. The kernel does not restart calls with a time-out.
 func uninterrupted(call func() (int, error)) (int, error) {
 	for {
 		if n, err := call(); !errors.Is(err, unix.EINTR) {
@@ -127,7 +128,8 @@ func uninterrupted(call func() (int, error)) (int, error) {
 	}
 }
 
-// serveByte answers each connection's byte and waits for the client to close.
+// serveByte echoes one byte on each connection and waits for the client to
+// close.
 func serveByte(n *lab.Namespace, at *unix.SockaddrInet4) (stop func(), err error) {
 	fd := -1
 	err = n.Do(func() (err error) {
@@ -143,7 +145,7 @@ func serveByte(n *lab.Namespace, at *unix.SockaddrInet4) (stop func(), err error
 		return nil, fmt.Errorf("listening on %v in %s: %w", netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port)), n.Name, err)
 	}
 	var all sync.WaitGroup
-	for range 2 * connClients { // some wait for the last client to close
+	for range 2 * connClients { // some wait for their client to close
 		all.Go(func() {
 			for {
 				c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)

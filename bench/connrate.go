@@ -15,24 +15,25 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// ConnRate opens short TCP connections to one server and makes DNS exchanges, each
-// from a new source port, at a steady rate, and counts what fails. A NAT that runs out of ports or entries, or hands them out again too
-// early, shows here and not in throughput.
+// ConnRate makes short TCP connections and DNS exchanges with one server, each
+// from a new source port, at a steady rate. It counts failures. A NAT that runs
+// out of ports or entries, or reuses them too early, fails here; throughput
+// does not show it.
 type ConnRate struct {
-	// PerSecond of each kind; 0: 500.
+	// PerSecond is the rate of each kind; 0: 500.
 	PerSecond int
 }
 
 const (
 	defaultRate = 500
 	tcpPatience = 5 * time.Second // survives two lost SYNs
-	udpPatience = 2 * time.Second // one datagram, no second try
+	udpPatience = 2 * time.Second // one datagram, no retry
 	exchange    = 64              // bytes each way
-	// dnsPort matters: a NAT may soon forget a question that was answered, and must not
-	// do so with other UDP.
+	// dnsPort matters: a NAT may soon forget an answered DNS query, but not
+	// other UDP.
 	dnsPort = 53
-	// inFlight bounds the requests that wait; a request beyond it is a failure
-	// of the generator and counted as such.
+	// inFlight bounds the pending requests. A request beyond it fails because of
+	// the generator, and counts as a failure.
 	inFlight = 4096
 )
 
@@ -57,8 +58,8 @@ func (c ConnRate) rate() int {
 // Run implements Workload.
 func (c ConnRate) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error) {
 	client, server := l.Containers[0], l.Outside
-	// The container closes first and keeps its ports in TIME-WAIT for 60 s; the
-	// kernel's default range would run out inside the container at 470/s.
+	// The container closes first, and keeps its ports in TIME-WAIT for 60 s. At
+	// 470 connections a second the kernel's default range would run out.
 	if err := client.SetSysctl("net.ipv4.ip_local_port_range", "1024 65535"); err != nil {
 		return Sample{}, err
 	}
@@ -91,7 +92,7 @@ func (c ConnRate) Run(ctx context.Context, l *lab.Lab, d time.Duration, start fu
 	return t.sample(), nil
 }
 
-// pace calls one at the workload's rate for d, each call on its own.
+// pace calls one at the workload's rate for d, each call in its own goroutine.
 func (c ConnRate) pace(ctx context.Context, d time.Duration, t *tally, kind string, one func() error) {
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -99,7 +100,7 @@ func (c ConnRate) pace(ctx context.Context, d time.Duration, t *tally, kind stri
 	start := time.Now()
 	every := time.Second / time.Duration(c.rate())
 	for i := range int(d / every) {
-		// Against the clock and not the call before, so that the rate holds.
+		// By the clock and not after the previous call, so that the rate holds.
 		select {
 		case <-time.After(time.Until(start.Add(time.Duration(i) * every))):
 		case <-ctx.Done():
@@ -122,14 +123,15 @@ func (c ConnRate) pace(ctx context.Context, d time.Duration, t *tally, kind stri
 
 var errBehind = errors.New("generator is behind")
 
-// connectOnce is one short connection: a question, an answer, an orderly close.
+// connectOnce makes one short connection: a question, an answer, an orderly
+// close.
 func connectOnce(ctx context.Context, n *lab.Namespace, to netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, tcpPatience)
 	defer cancel()
 	return n.EchoTCP(ctx, netip.AddrPort{}, to, message)
 }
 
-// askOnce is one exchange over a socket, and so a port, of its own.
+// askOnce makes one exchange on its own socket, and so its own port.
 func askOnce(n *lab.Namespace, to netip.AddrPort) error {
 	var c net.Conn
 	err := n.Do(func() (err error) {
@@ -156,7 +158,7 @@ func askOnce(n *lab.Namespace, to netip.AddrPort) error {
 
 var message = string(make([]byte, exchange))
 
-// tally collects results from many goroutines.
+// tally collects the results of many goroutines.
 type tally struct {
 	mu       sync.Mutex
 	requests int
@@ -192,7 +194,8 @@ func (t *tally) sample() Sample {
 	return s
 }
 
-// cause is an error without the addresses and ports that make each one unique.
+// cause returns an error's text without the addresses and ports that make each
+// one unique.
 func cause(err error) string {
 	var errno syscall.Errno
 	switch {

@@ -9,24 +9,25 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Timing is how long one step of the control plane takes, as a user on the host
-// sees it: a whole command, from start to end.
+// Timing holds the times of one step of the control plane as the user sees it:
+// a whole command, from start to end.
 type Timing struct {
 	Contestant string `json:"contestant"`
 	Step       string `json:"step"`
-	// Milliseconds by the clock, one for each time, and of CPU of the command's
-	// own process; in scrapes that of `fastbr serve`.
+	// Milliseconds of elapsed time, one for each repetition. CPU is that of the
+	// command's own process; in scrapes, that of `fastbr serve`.
 	Milliseconds    []float64 `json:"ms"`
 	CPUMilliseconds []float64 `json:"cpu_ms"`
 }
 
 const (
-	// controlRepeats of each step that can be repeated.
+	// controlRepeats is the number of repetitions of each step that can be
+	// repeated.
 	controlRepeats = 10
 	controlNetwork = "fastbr-bench"
 )
 
-// stopwatch runs commands on a lab's host and collects their timings.
+// stopwatch runs commands on a lab's host and records their times.
 type stopwatch struct {
 	host       *lab.Namespace
 	contestant string
@@ -97,8 +98,8 @@ func (f Fastbr) Control(ctx context.Context, ports int) (_ []Timing, err error) 
 	return w.timings, w.run(ctx, "down"+with, argv("down", "--all")...)
 }
 
-// attachStep names the attachment of the i-th port: those around the tenth, and
-// the last ones, stand for "the 10th" and "the last".
+// attachStep names the attachment of the i-th port: those around the tenth
+// count as "the 10th", and the last ones as "the last".
 func attachStep(i, ports int) string {
 	switch {
 	case i > ports-controlRepeats:
@@ -109,8 +110,8 @@ func attachStep(i, ports int) string {
 	return "attach, in between"
 }
 
-// Control times the corresponding commands of Docker, on a network of its own, with
-// running containers.
+// Control times the corresponding commands of Docker, on a network of its own,
+// with running containers.
 func (d Docker) Control(ctx context.Context) (_ []Timing, err error) {
 	l, err := Build(ctx, d)
 	if err != nil {
@@ -132,7 +133,7 @@ func (d Docker) Control(ctx context.Context) (_ []Timing, err error) {
 	return w.timings, nil
 }
 
-// controlPlane shows medians.
+// controlPlane returns the table of medians.
 func (r *Report) controlPlane() table {
 	t := table{head: []string{"Control plane, median", "Contestant", "Times", "Clock", "CPU of the process"}}
 	for _, c := range r.Control {

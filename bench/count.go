@@ -11,14 +11,17 @@ import (
 	"strings"
 )
 
-// An emulated machine whose clock advances with each instruction (QEMU's icount)
-// turns times into counts that repeat. `make bench-count` runs CountPlan there.
+// On an emulated machine whose clock advances with each instruction (QEMU's
+// icount), times become repeatable instruction counts. `make bench-count` runs
+// CountPlan there.
 
-// nsPerInstruction is what .ci/vm --count sets: 2 to the power of its shift.
+// nsPerInstruction is the value that .ci/vm --count sets: 2 to the power of its
+// shift.
 const nsPerInstruction = 2
 
-// countSlack is how far a count may be from the golden one: two runs of one build
-// differ by up to 1 %, since timer interrupts and disk reads fall elsewhere.
+// countSlack is the tolerance of a count relative to the golden one. Two runs
+// of one build differ by up to 1 %, because timer interrupts and disk reads
+// come at other points.
 const countSlack = 0.02
 
 const (
@@ -27,23 +30,23 @@ const (
 	attachCount  = "attach"
 )
 
-// Counts are guest instructions by workload and contestant: of everything that the
-// machine does, senders and receivers included.
+// Counts are guest instructions by workload and contestant. They include
+// everything on the machine, senders and receivers too.
 type Counts struct {
 	Schema int        `json:"schema"`
 	Kernel string     `json:"kernel"`
 	Rows   []CountRow `json:"rows"`
 }
 
-// CountRow is one workload.
+// CountRow is the counts of one workload.
 type CountRow struct {
 	Workload     string             `json:"workload"`
 	Title        string             `json:"title"`
-	Per          string             `json:"per"` // what the instructions are spent on
+	Per          string             `json:"per"` // the unit of work that the instructions are for
 	Instructions map[string]float64 `json:"instructions"`
 }
 
-// CountPlan counts with self as fastbr.
+// CountPlan returns the plan for counting, with self as fastbr.
 func CountPlan(self Fastbr) Plan {
 	all := []string{Bridge{}.Name(), Bridge{Flowtable: true}.Name(), self.Name(), NewFloor().Name(), Direct{}.Name()}
 	return Plan{
@@ -64,8 +67,9 @@ func CountPlan(self Fastbr) Plan {
 // ErrNotCounting: the machine's clock does not count instructions.
 var ErrNotCounting = errors.New("this machine's clock does not count instructions")
 
-// Count runs the plan, and attach, on a machine whose clock counts instructions.
-// The error wraps ErrNotCounting on any other, as far as that can be told.
+// Count runs the plan, and attach, on a machine whose clock counts
+// instructions. On other machines the error wraps ErrNotCounting, as far as
+// that can be detected.
 func Count(ctx context.Context, p Plan, self Fastbr) (*Counts, error) {
 	if cpu, _ := cpuInfo("/proc/cpuinfo"); !strings.Contains(cpu, "TCG") {
 		return nil, fmt.Errorf("%w: it is %s, not an emulated processor", ErrNotCounting, cpu)
@@ -111,7 +115,7 @@ func newCounts(r *Report, timings []Timing) *Counts {
 	return c
 }
 
-// LoadCounts reads what Save wrote.
+// LoadCounts reads a file that Save wrote.
 func LoadCounts(path string) (*Counts, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -127,13 +131,14 @@ func LoadCounts(path string) (*Counts, error) {
 	return &c, nil
 }
 
-// Save writes the counts into dir under name.
+// Save writes the counts to the file name in dir.
 func (c *Counts) Save(dir, name string) (string, error) { return save(c, dir, name) }
 
-// Compare says which of fastbr's counts are above or below golden's by more than
-// the slack. Another kernel build counts differently for everybody, so golden's
-// are taken in proportion to the first other contestant of their row. attach has
-// none, and goes by the Go compiler: it is shown, not compared.
+// Compare returns a line for each of fastbr's counts that differs from golden's
+// by more than the slack. Another kernel build changes the counts of all
+// contestants, so golden's are scaled by the first other contestant of their
+// row. attach has no other contestant and depends on the Go compiler: it is
+// shown but not compared.
 func (c *Counts) Compare(golden *Counts) []string {
 	var off []string
 	for _, want := range golden.Rows {
@@ -157,7 +162,7 @@ func (c *Counts) Compare(golden *Counts) []string {
 	return off
 }
 
-// reference is the contestant that tells one kernel build from another.
+// reference returns the contestant whose counts show a different kernel build.
 func (c *Counts) reference(row CountRow) string {
 	for _, name := range []string{NewFloor().Name(), Bridge{}.Name()} {
 		if row.Instructions[name] > 0 {
@@ -167,7 +172,7 @@ func (c *Counts) reference(row CountRow) string {
 	return ""
 }
 
-// table has a row for each workload.
+// table returns a row for each workload.
 func (c *Counts) table() table {
 	names := []string{}
 	for _, row := range c.Rows {
@@ -192,7 +197,7 @@ func (c *Counts) table() table {
 	return t
 }
 
-// Text is for a terminal.
+// Text returns the counts for a terminal.
 func (c *Counts) Text() string { return c.table().text() }
 
 const (
@@ -200,8 +205,9 @@ const (
 	endCounts   = "<!-- /counts -->\n"
 )
 
-// RenderReadme puts the counts between their markers of the page at path. The
-// error wraps ErrNoMarkers if the page has none, os.ErrNotExist if there is no page.
+// RenderReadme puts the counts between their markers in the page at path. The
+// error wraps ErrNoMarkers if the page has no markers, and os.ErrNotExist if
+// there is no page.
 func (c *Counts) RenderReadme(path, golden string) error {
 	text := fmt.Sprintf("Linux %s, raw numbers in [%s](%s).\n\n%s", c.Kernel, golden, golden, c.table().markdown())
 	return rewrite(path, beginCounts, endCounts, text)

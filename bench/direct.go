@@ -8,9 +8,8 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Direct is a veth pair between the two containers and nothing else: what two
-// namespaces can do without a host between them. The second container is also the
-// outside.
+// Direct is only a veth pair between the two containers: what two namespaces
+// can do without a host between them. The second container is also the outside.
 type Direct struct{}
 
 // Name implements Contestant.

@@ -19,13 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Docker is Docker itself: a dockerd of its own in the lab's host namespace,
-// with docker0, its iptables rules and all, and containers of a busybox image.
+// Docker is Docker itself: its own dockerd in the lab's host namespace, with
+// docker0, its iptables rules and containers of a busybox image.
 type Docker struct{ *dockerd }
 
-// dockerd is what Teardown has to undo.
+// dockerd is the state that Teardown needs.
 type dockerd struct {
-	dir  string // of everything it writes
+	dir  string // for everything it writes
 	cmd  *lab.Cmd
 	exit chan error
 }
@@ -71,7 +71,7 @@ func (d Docker) Setup(ctx context.Context, l *lab.Lab) error {
 	return nil
 }
 
-// ready starts dockerd and gives it an image to run.
+// ready starts dockerd and loads an image.
 func (d Docker) ready(ctx context.Context, l *lab.Lab) error {
 	if err := d.start(ctx, l); err != nil {
 		return err
@@ -135,12 +135,13 @@ func (d Docker) path(name string) string { return filepath.Join(d.dir, name) }
 func (d Docker) log() string             { return d.path("log") }
 func (d Docker) socket() string          { return "unix://" + d.path("socket") }
 
-// argv is a docker command for this dockerd.
+// argv returns a docker command for this dockerd.
 func (d Docker) argv(args ...string) []string {
 	return append([]string{"docker", "--host", d.socket()}, args...)
 }
 
-// runContainer starts a container that sleeps, and takes its namespace into the lab.
+// runContainer starts a container that sleeps, and adopts its namespace into
+// the lab.
 func (d Docker) runContainer(ctx context.Context, l *lab.Lab, name string) (*lab.Namespace, error) {
 	if _, err := l.Host.Run(ctx, d.argv("run", "--detach", "--name", name, dockerImage, "/"+busybox, "sleep", "1000000")...); err != nil {
 		return nil, err
@@ -162,7 +163,7 @@ func (d Docker) runContainer(ctx context.Context, l *lab.Lab, name string) (*lab
 	return n, nil
 }
 
-// busyboxImage is a tar archive with one file.
+// busyboxImage returns the path of a tar archive with one file.
 func busyboxImage() (string, error) {
 	path, err := exec.LookPath(busybox)
 	if err != nil {
@@ -193,7 +194,7 @@ func (d Docker) Teardown(ctx context.Context, l *lab.Lab) error {
 	if d.cmd != nil {
 		errs = append(errs, d.clear(ctx, l), d.stop(ctx))
 	}
-	// Left only if dockerd did not end in order.
+	// Left only if dockerd did not shut down properly.
 	mounts, _ := filepath.Glob(d.path("exec/netns/*"))
 	for _, m := range mounts {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
@@ -212,7 +213,7 @@ func (d Docker) clear(ctx context.Context, l *lab.Lab) error {
 	return err
 }
 
-// stop ends dockerd, and with it its containerd.
+// stop ends dockerd, and so its containerd.
 func (d Docker) stop(ctx context.Context) error {
 	containerd := pidIn(d.path("exec/containerd/containerd.pid"))
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {

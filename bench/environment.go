@@ -22,9 +22,9 @@ type Environment struct {
 	CPU         string            `json:"cpu"`
 	Cores       int               `json:"cores"`
 	Hypervisor  bool              `json:"hypervisor"`
-	Mitigations map[string]string `json:"mitigations"` // vulnerability → what is done about it; unaffected ones left out
+	Mitigations map[string]string `json:"mitigations"` // vulnerability → mitigation; vulnerabilities that do not affect the CPU are left out
 	MemoryGiB   float64           `json:"memory_gib"`
-	LoadBefore  float64           `json:"load_before"` // one-minute load average: who else was there
+	LoadBefore  float64           `json:"load_before"` // one-minute load average: other load on the machine
 	MTU         int               `json:"mtu"`
 	Offloads    map[string]string `json:"offloads"`               // of a container's eth0
 	Congestion  string            `json:"tcp_congestion_control"` // of bulk transfers
@@ -37,8 +37,8 @@ type Environment struct {
 	Iperf       string            `json:"iperf3"`
 }
 
-// ReadEnvironment describes the machine, and the lab that a contestant runs in.
-// What cannot be read stays empty.
+// ReadEnvironment describes the machine and the lab of a contestant. What it
+// cannot read stays empty.
 func ReadEnvironment(ctx context.Context, l *lab.Lab, version, commit string) Environment {
 	e := Environment{
 		Congestion: congestion,
@@ -68,7 +68,7 @@ func ReadEnvironment(ctx context.Context, l *lab.Lab, version, commit string) En
 	return e
 }
 
-// readDevice reads eth0 of a container.
+// readDevice reads the properties of a container's eth0.
 func (e *Environment) readDevice(ctx context.Context, n *lab.Namespace) {
 	if out, err := n.Run(ctx, "ip", "-o", "link", "show", "eth0"); err == nil {
 		if _, rest, ok := strings.Cut(out, " mtu "); ok {
@@ -77,7 +77,7 @@ func (e *Environment) readDevice(ctx context.Context, n *lab.Namespace) {
 	}
 	out, err := n.Run(ctx, "ethtool", "-k", "eth0")
 	if err != nil {
-		return // no ethtool: a veth pair's are the kernel's defaults anyway
+		return // no ethtool: the offloads of a veth pair are the kernel's defaults anyway
 	}
 	e.Offloads = map[string]string{}
 	for l := range strings.Lines(out) {
@@ -88,7 +88,7 @@ func (e *Environment) readDevice(ctx context.Context, n *lab.Namespace) {
 	}
 }
 
-// mitigations reads sysfs' list of CPU vulnerabilities.
+// mitigations reads the CPU vulnerabilities in sysfs.
 func mitigations(dir string) map[string]string {
 	m := map[string]string{}
 	files, _ := filepath.Glob(filepath.Join(dir, "*"))
@@ -117,7 +117,7 @@ func cpuInfo(path string) (model string, hypervisor bool) {
 	return model, hypervisor
 }
 
-// line is the first line of a small file, "" if it cannot be read.
+// line returns the first line of a small file, or "" if it cannot be read.
 func line(path string) string {
 	b, _ := os.ReadFile(path)
 	first, _, _ := strings.Cut(string(b), "\n")
@@ -135,10 +135,11 @@ func firstLine(ctx context.Context, argv ...string) string {
 	return strings.TrimSpace(first)
 }
 
-// userHZ is the unit of /proc/stat, fixed by the kernel's ABI.
+// userHZ is the ticks per second of /proc/stat, fixed by the kernel's ABI.
 const userHZ = 100
 
-// busyCPU is the time in seconds that all cores together were not idle since boot.
+// busyCPU returns the time in seconds that all cores together were busy since
+// boot.
 func busyCPU() (float64, error) {
 	f, err := os.Open("/proc/stat")
 	if err != nil {

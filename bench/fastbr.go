@@ -19,22 +19,22 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Fastbr is fastbr with its defaults, driven by its own command line.
+// Fastbr is fastbr with its defaults, run by its command line.
 type Fastbr struct {
 	// Binary is the path of the executable.
 	Binary string
-	// Flags go to every command (--state-dir and the like).
+	// Flags are passed to every command (--state-dir and the like).
 	Flags []string
-	// Sessions that the NAT holds (--nat-flows); 0: fastbr's default.
+	// Sessions is the NAT's limit (--nat-flows); 0: fastbr's default.
 	Sessions int
-	// XDP is the mode of --xdp; "": fastbr's default.
+	// XDP is the value of --xdp; "": fastbr's default.
 	XDP string
-	// BigTCP is the mode of --big-tcp; "": fastbr's default.
+	// BigTCP is the value of --big-tcp; "": fastbr's default.
 	BigTCP string
-	// Env is more of its environment: KEY=VALUE.
+	// Env holds additional environment variables: KEY=VALUE.
 	Env []string
-	// Log, if set, gets every command as a user would type it, with the host's
-	// namespace in $HOST, and what it printed.
+	// Log, if set, receives every command as a user would type it, with $HOST
+	// for the host's namespace, and its output.
 	Log io.Writer
 }
 
@@ -57,7 +57,7 @@ func (f Fastbr) Describe() string {
 	return "fastbr with its defaults"
 }
 
-// upFlags are those of `fastbr up`.
+// upFlags returns the flags of `fastbr up`.
 func (f Fastbr) upFlags() (flags []string) {
 	if f.Sessions != 0 {
 		flags = append(flags, "--nat-flows", fmt.Sprint(f.Sessions))
@@ -71,13 +71,13 @@ func (f Fastbr) upFlags() (flags []string) {
 	return flags
 }
 
-// WithXDP is the same with native XDP on the uplink.
+// WithXDP returns f with native XDP on the uplink.
 func (f Fastbr) WithXDP() Fastbr {
 	f.XDP = ctl.XDPNative
 	return f
 }
 
-// WithoutBigTCP is the same with the kernel's usual super-packets of 64 KiB.
+// WithoutBigTCP returns f with the kernel's usual super-packets of 64 KiB.
 func (f Fastbr) WithoutBigTCP() Fastbr {
 	f.BigTCP = ctl.BigTCPOff
 	return f
@@ -93,14 +93,15 @@ func (f Fastbr) sessions() int {
 	return f.Sessions
 }
 
-// Flows implements Contestant. A single container may have four fifths.
+// Flows implements Contestant. One container may have four fifths of the
+// sessions.
 func (f Fastbr) Flows() int { return f.sessions() - f.sessions()/5 }
 
 // Options implements Contestant.
 func (f Fastbr) Options() lab.Options { return lab.Options{Private: []netip.Prefix{}} }
 
-// WithRoomFor gives the NAT as many sessions as a workload needs, if the default
-// is not enough.
+// WithRoomFor returns f with as many sessions as a workload needs, if the
+// default is too small.
 func (f Fastbr) WithRoomFor(w Workload) Fastbr {
 	if p, ok := w.(PPS); ok && p.Flows > f.Flows() {
 		f.Sessions = 2 * p.Flows
@@ -143,7 +144,7 @@ func (f Fastbr) Setup(ctx context.Context, l *lab.Lab) error {
 
 func portName(i int) string { return fmt.Sprintf("c%d", i+1) }
 
-// ports reads the counters, without mention.
+// ports returns the ports with their counters. It does not log the command.
 func (f Fastbr) ports(ctx context.Context, l *lab.Lab) ([]ctl.PortView, error) {
 	f.Log = nil
 	out, err := f.Command(ctx, l, "port", "ls", "-o", "json")
@@ -157,8 +158,8 @@ func (f Fastbr) ports(ctx context.Context, l *lab.Lab) ([]ctl.PortView, error) {
 	return ports, nil
 }
 
-// Paths implements Contestant. The uplink's counters stand for packets that a
-// container's port has counted already, so only ports count.
+// Paths implements Contestant. It adds up only the ports' counters: the
+// uplink's counters count the same packets again.
 func (f Fastbr) Paths(ctx context.Context, l *lab.Lab) (Paths, bool, error) {
 	ports, err := f.ports(ctx, l)
 	if err != nil {
@@ -196,7 +197,7 @@ func (f Fastbr) Command(ctx context.Context, l *lab.Lab, args ...string) ([]byte
 	return out.Bytes(), nil
 }
 
-// Typed is the command line as a user would type it.
+// Typed returns the command line as a user would type it.
 func (f Fastbr) Typed(args ...string) string {
 	argv := append([]string{"fastbr", "--netns", "$HOST"}, f.Flags...)
 	return strings.Join(append(argv, args...), " ")
@@ -209,8 +210,8 @@ func (f Fastbr) logf(format string, args ...any) {
 }
 
 // Prepare makes a command without starting it. When ctx ends it gets SIGTERM,
-// and SIGKILL a little later. It has a process group of its own: a Ctrl-C on
-// the terminal is for the one who started it, who then ends it in order.
+// and SIGKILL a little later. It has its own process group: a Ctrl-C on the
+// terminal goes to the process that started it, which then ends it in order.
 func (f Fastbr) Prepare(ctx context.Context, l *lab.Lab, args ...string) *exec.Cmd {
 	argv := append([]string{"--netns", l.Host.Path()}, f.Flags...)
 	c := exec.CommandContext(ctx, f.Binary, append(argv, args...)...)

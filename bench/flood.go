@@ -10,7 +10,8 @@ import (
 )
 
 // Flood is small UDP packets from outside to a container's own address, which
-// nothing translates: how many of them one core generates and the host gets rid of.
+// nothing translates. It measures how many of them one core generates and the
+// host drops.
 type Flood struct{}
 
 // Name implements Workload.

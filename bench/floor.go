@@ -14,11 +14,11 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Floor is the limit of what redirecting in tc can give: the plain bridge's lab
-// with programs of a few constant instructions on top, without NAT, lookup,
-// check or counter. Outside knows the way to the containers' own addresses. Not
-// something to use, but what is left to gain, and how many retransmits any
-// redirect causes (sender and ACKs transmit from two CPUs).
+// Floor is the limit for redirects in tc: the plain bridge's lab with programs
+// of a few constant instructions, without NAT, lookup, check or counter. The
+// outside has a route to the containers' addresses. It is not for use: it shows
+// what is left to gain, and how many retransmits any redirect causes (sender
+// and ACKs transmit from two CPUs).
 type Floor struct {
 	// held keeps the programs attached.
 	held *[]link.Link
@@ -41,14 +41,14 @@ func (f Floor) Options() lab.Options { return Bridge{}.Options() }
 // Setup implements Contestant.
 func (f Floor) Setup(ctx context.Context, l *lab.Lab) error { return f.setup(ctx, l, nil) }
 
-// setup attaches the redirects, before each of them what is to be done with
-// every IPv4 packet: R6 is its context.
+// setup attaches the redirects. Each program first runs before on every IPv4
+// packet, with its context in R6.
 func (f Floor) setup(ctx context.Context, l *lab.Lab, before asm.Instructions) error {
 	c1, c2 := l.Containers[0], l.Containers[1]
 	if err := l.Outside.AddRoute(containers, l.HostAddr(0)); err != nil {
 		return err
 	}
-	// The kernel resolves the neighbours first; the programs handle IPv4 only.
+	// First the kernel resolves the neighbours: the programs handle only IPv4.
 	for _, to := range []netip.Addr{c2.Addr, l.Outside.Addr} {
 		if _, err := c1.Ping(ctx, to, lab.PingOptions{Count: 1}); err != nil {
 			return err
@@ -108,12 +108,12 @@ func (f Floor) attach(l *lab.Lab, ifindex int, insns asm.Instructions) error {
 	})
 }
 
-// hop sends packets to one address out of one device.
+// hop redirects packets for one address to one device.
 type hop struct {
 	to    netip.Addr
 	index int
-	peer  bool   // into the namespace behind the device
-	macs  []byte // 12 bytes to write over destination and source; nil: keep
+	peer  bool   // into the namespace at the device's other end
+	macs  []byte // 12 bytes to write over destination and source; nil: keep them
 }
 
 const (
@@ -128,10 +128,10 @@ const (
 	flagsOfRedirect = 0
 )
 
-// redirects is the program: a chain of comparisons with constants, after whatever
-// comes before it.
+// redirects returns the program: before, then a chain of comparisons with
+// constants.
 func redirects(before asm.Instructions, hops []hop) asm.Instructions {
-	// The field holds the ethertype in network order.
+	// The field holds the ethertype in network byte order.
 	ipv4 := int32(binary.NativeEndian.Uint16([]byte{etherIPv4 >> 8, etherIPv4 & 0xff}))
 	prog := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
@@ -139,7 +139,7 @@ func redirects(before asm.Instructions, hops []hop) asm.Instructions {
 		asm.JNE.Imm(asm.R0, ipv4, labelNext),
 	}
 	prog = append(prog, before...)
-	prog = append(prog, asm.LoadAbs(offsetDst, asm.Word)) // into R0, host order
+	prog = append(prog, asm.LoadAbs(offsetDst, asm.Word)) // into R0, in host byte order
 	for i, h := range hops {
 		skip := fmt.Sprintf("hop%d", i+1)
 		if i == len(hops)-1 {
@@ -188,8 +188,8 @@ func (h hop) instructions() asm.Instructions {
 	)
 }
 
-// macPairs are destination and source, as a frame starts, on the uplink and
-// towards the first container.
+// macPairs are the destination and source address at the start of a frame, on
+// the uplink and towards the first container.
 type macPairs struct{ out, in []byte }
 
 func readMACs(l *lab.Lab) (p macPairs, err error) {

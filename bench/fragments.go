@@ -10,15 +10,15 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// FragmentFlood is UDP fragments that never become a datagram: of each second
-// datagram the beginning, of the others the middle.
+// FragmentFlood is UDP fragments that never complete a datagram: alternately
+// the beginning of a datagram and the middle of another.
 type FragmentFlood struct {
 	From       *lab.Namespace
 	Source, To netip.AddrPort
 }
 
-// Run sends perSecond of them a second until ctx is done, from when start has been
-// called, and returns how many a second there really were.
+// Run sends perSecond fragments a second until ctx is done. It calls start when
+// it begins, and returns the actual rate per second.
 func (f FragmentFlood) Run(ctx context.Context, perSecond int, start func()) (rate float64, err error) {
 	s := stream{src: f.Source, dst: f.To, arriveAt: f.To.Addr()}
 	if err := s.aim(ctx, f.From); err != nil {

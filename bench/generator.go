@@ -17,18 +17,18 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// stream describes the frames of the generator.
+// stream describes the generator's frames.
 type stream struct {
 	srcMAC, dstMAC net.HardwareAddr
 	src, dst       netip.AddrPort // of the first flow
-	// sports and dports are how many ports count up from those of src and dst:
-	// there are sports × dports flows.
+	// sports and dports are the number of ports that count up from those of src
+	// and dst: there are sports × dports flows.
 	sports, dports int
-	// arriveAt is the destination when they arrive, after translation.
+	// arriveAt is the destination address on arrival, after translation.
 	arriveAt netip.Addr
 }
 
-// aim fills in the MAC addresses of what from sends to dst.
+// aim sets the MAC addresses of frames that from sends to dst.
 func (s *stream) aim(ctx context.Context, from *lab.Namespace) (err error) {
 	if s.dstMAC, err = from.NextHop(ctx, s.dst.Addr()); err != nil {
 		return err
@@ -38,12 +38,13 @@ func (s *stream) aim(ctx context.Context, from *lab.Namespace) (err error) {
 }
 
 const (
-	frameBytes = 64 // as the sender's kernel sees them: without the wire's checksum
-	// burst is how many frames one system call sends: a fraction of a second.
+	frameBytes = 64 // as the sender's kernel sees them: without the frame check sequence
+	// burst is the number of frames per system call: they take a fraction of a
+	// second.
 	burst = 1 << 16
 )
 
-// template is one frame, all but ports and UDP checksum, and the sum of what
+// template returns a frame without ports and UDP checksum, and the sum of what
 // the checksum covers, in memory order.
 func (s stream) template(magic uint32) (frame [frameBytes]byte, udpSum uint32) {
 	copy(frame[0:], s.dstMAC)
@@ -62,7 +63,7 @@ func (s stream) template(magic uint32) (frame [frameBytes]byte, udpSum uint32) {
 	return frame, fold(sum(ip[12:20]) + sum(pseudo) + sum(udp))
 }
 
-// sum adds 16-bit words as they lie in memory.
+// sum adds 16-bit words in memory order.
 func sum(b []byte) (s uint32) {
 	for i := 0; i < len(b); i += 2 {
 		s += uint32(binary.NativeEndian.Uint16(b[i:]))
@@ -84,7 +85,7 @@ type generator struct {
 	from    *lab.Namespace
 }
 
-// run generates a stream for as long as d once open has sent what must precede it.
+// run generates a stream for d, after open has sent what must precede it.
 func (s stream) run(ctx context.Context, from, to *lab.Namespace, d time.Duration, open func(*generator) error, start func() error) (r rate, err error) {
 	g, err := newGenerator(s, from, to)
 	if err != nil {
@@ -100,8 +101,8 @@ func (s stream) run(ctx context.Context, from, to *lab.Namespace, d time.Duratio
 	return g.flow(ctx, d)
 }
 
-// newGenerator loads the programs for frames that leave from by its eth0, and
-// are counted and dropped at eth0 of to. Close it.
+// newGenerator loads the programs. Frames leave from by its eth0, and are
+// counted and dropped at the eth0 of to. The caller closes the generator.
 func newGenerator(s stream, from, to *lab.Namespace) (*generator, error) {
 	in, err := to.Index(device)
 	if err != nil {
@@ -117,7 +118,8 @@ func newGenerator(s stream, from, to *lab.Namespace) (*generator, error) {
 	return g, nil
 }
 
-// newSender loads a generator of frames that nobody counts. Close it.
+// newSender loads a generator of frames that nobody counts. The caller closes
+// it.
 func newSender(s stream, from *lab.Namespace) (*generator, error) {
 	out, err := from.Index(device)
 	if err != nil {
@@ -200,7 +202,8 @@ func (g *generator) flow(ctx context.Context, d time.Duration) (r rate, err erro
 	return r, err
 }
 
-// rate is what a generator sent, and what of it arrived, in a time.
+// rate is the number of frames that a generator sent in a time, and of those
+// that arrived.
 type rate struct {
 	sent, received uint64
 	took           time.Duration

@@ -14,36 +14,38 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Handshakes are whole TCP connections of a container to one server, so many a
-// second. Programs are both ends, so that the rate is not that of sockets. What
-// gets lost, as in a queue of a machine with other things to do, is sent again
-// when the port's turn comes again, some seconds later.
+// Handshakes are complete TCP connections of a container to one server, at a
+// fixed rate. BPF programs are both ends, so the rate is not limited by
+// sockets. A segment that is lost, for instance in a queue of a busy machine,
+// is sent again when the turn of its port comes again, some seconds later.
 type Handshakes struct {
 	Client, Server *lab.Namespace
 	PerSecond      int
 }
 
-// Handshaken is what has become of them.
+// Handshaken is the result of a run.
 type Handshaken struct {
 	Took time.Duration
-	// Begun, and completed as the client and as the server have seen it.
+	// Begun connections, and those completed from the client's and from the
+	// server's view.
 	Begun, Completed, Served uint64
-	// Repeated are segments that were sent again.
+	// Repeated is the number of segments that were sent again.
 	Repeated uint64
-	// Unfinished are connections that the server knew open when another came
-	// from the same port. Unexpected are segments that no connection was waiting
-	// for, resets above all.
+	// Unfinished is the number of connections that were open at the server when
+	// another came from the same port. Unexpected is the number of segments for
+	// which no connection was waiting, above all resets.
 	Unfinished, Unexpected uint64
 }
 
-// Failed is how many connections did not complete, as either end has seen it.
+// Failed returns the number of connections that did not complete from the view
+// of either end.
 func (h Handshaken) Failed() uint64 { return h.Begun - min(h.Begun, h.Completed, h.Served) }
 
 const (
 	handshakeBytes = 58 // the longest segment
-	// handshakePorts are the client's, one after the other.
+	// handshakePorts is the number of the client's ports, which it uses in turn.
 	handshakeFirst, handshakePorts = 1024, 1<<16 - 1024
-	// handshakeTries is how often the last connections get another chance.
+	// handshakeTries is the number of further chances for the last connections.
 	handshakeTries = 3
 )
 
@@ -65,7 +67,7 @@ func (h Handshakes) Run(ctx context.Context, n int) (r Handshaken, err error) {
 	}
 	l := live{from: h.Client, prog: o.FbrConnGenerate, size: handshakeBytes}
 	begin := time.Now()
-	for r.Begun < uint64(n) { // what was sent again began nothing
+	for r.Begun < uint64(n) { // a repeated segment begins no connection
 		if _, err := l.pace(ctx, n-int(r.Begun), h.PerSecond); err != nil {
 			return r, err
 		}
@@ -75,7 +77,7 @@ func (h Handshakes) Run(ctx context.Context, n int) (r Handshaken, err error) {
 	}
 	r.Took = time.Since(begin)
 	for i := 0; i < handshakeTries && r.Failed() > 0; i++ {
-		time.Sleep(time.Second / 2) // for what is still on the way
+		time.Sleep(time.Second / 2) // for segments still on the way
 		if _, err := l.pace(ctx, handshakePorts, 10*h.PerSecond); err != nil {
 			return r, err
 		}
@@ -123,7 +125,7 @@ func (h Handshakes) load(ctx context.Context, n int, o *connObjects) error {
 	return spec.LoadAndAssign(o, nil)
 }
 
-// wireAddr is an address as it lies in a packet.
+// wireAddr returns an address as it lies in a packet.
 func wireAddr(a netip.Addr) uint32 {
 	b := a.As4()
 	return binary.NativeEndian.Uint32(b[:])

@@ -10,14 +10,14 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// HashFloor is the floor with one lookup for each packet, in a hash table that
-// knows both directions of every flow: what the obvious way to tell them apart costs.
+// HashFloor is the floor with one lookup per packet in a hash table of both
+// directions of every flow: the cost of the obvious way to tell flows apart.
 type HashFloor struct {
 	Floor
 	flows int
 }
 
-// HashFloor has a table as large as that of f.
+// HashFloor returns a hash floor whose table is as large as that of f.
 func (f Fastbr) HashFloor() HashFloor { return HashFloor{NewFloor(), f.sessions()} }
 
 // Name implements Contestant.
@@ -31,7 +31,8 @@ func (f HashFloor) Describe() string {
 // Flows implements Contestant.
 func (f HashFloor) Flows() int { return f.flows }
 
-// The table: addresses, ports and protocol, and what a translation needs.
+// The table's key is addresses, ports and protocol; its value has the size of
+// what a translation needs.
 const (
 	flowKeyBytes   = 16
 	flowValueBytes = 56
@@ -52,12 +53,12 @@ func (f HashFloor) Setup(ctx context.Context, l *lab.Lab) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = table.Close() }() // the programs keep it
+	defer func() { _ = table.Close() }() // the programs hold it
 	return f.setup(ctx, l, lookUp(table))
 }
 
-// lookUp finds the packet's addresses and ports in the table and reads the first
-// and the last word of its value; a new flow gets two entries.
+// lookUp looks up the packet's addresses and ports in the table, and reads the
+// first and the last word of the value. A new flow gets two entries.
 func lookUp(table *ebpf.Map) asm.Instructions {
 	const (
 		key, value     = -flowKeyBytes, -flowKeyBytes - flowValueBytes // on the stack
@@ -96,7 +97,7 @@ func lookUp(table *ebpf.Map) asm.Instructions {
 	fresh := append(zero(value, key), insert()...)
 	fresh[0] = fresh[0].WithSymbol(unknown)
 	prog = append(prog, fresh...)
-	prog = append(prog, asm.StoreImm(asm.RFP, -4, 1, asm.Word)) // stands for the other direction
+	prog = append(prog, asm.StoreImm(asm.RFP, -4, 1, asm.Word)) // makes the key of the other direction
 	prog = append(prog, insert()...)
 	return append(prog, asm.Mov.Imm(asm.R0, 0).WithSymbol(known))
 }

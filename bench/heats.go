@@ -2,13 +2,13 @@ package bench
 
 import "slices"
 
-// Set is a choice of heats that belong together.
+// Set is a set of heats that belong together.
 type Set struct {
 	Name, Purpose string
 	Heats         []Heat
 }
 
-// Sets are those that can be asked for by name.
+// Sets returns the sets that can be selected by name.
 func Sets() []Set {
 	return []Set{
 		{"table", "what README.md compares, in some ten minutes: --set table --rounds 10 --seconds 1", tableHeats()},
@@ -17,14 +17,15 @@ func Sets() []Set {
 	}
 }
 
-// tableHeats leave out what says nothing: bulk TCP hardly differs between kinds
-// of kernel NAT, and a bare veth pair is no comparison for small packets.
+// tableHeats omit what shows nothing: bulk TCP hardly differs between kinds of
+// kernel NAT, and a bare veth pair is no comparison for small packets.
 func tableHeats() []Heat {
 	kernel, call, docker := Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), NewDocker().Name()
 	fast, floor, hash, direct := Fastbr{}.Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()
 	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{kernel, docker, fast, direct}, []string{docker, fast}
 	many := []string{fast, floor, hash}
-	// What of it is due to larger super-packets, with which outside does not answer.
+	// These show what larger super-packets contribute: the outside does not send
+	// any.
 	big := append(slices.Clone(bulk), Fastbr{}.WithoutBigTCP().Name(), Bridge{NAT: IPTables, Big: true}.Name())
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(pps), call)},
@@ -70,7 +71,8 @@ func fullHeats() []Heat {
 	return heats
 }
 
-// droppers let nothing in to a container's own address.
+// droppers are the contestants that let nothing in to a container's own
+// address.
 func droppers() []string {
 	return []string{Fastbr{}.Name(), Fastbr{}.WithXDP().Name(), NewXDPDrop().Name()}
 }

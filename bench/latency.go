@@ -12,7 +12,7 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// RoundTrip is TCP request and response, one at a time, by sockperf.
+// RoundTrip is TCP request and response, one at a time, with sockperf.
 type RoundTrip struct{ Direction Direction }
 
 const (
@@ -29,7 +29,7 @@ func (r RoundTrip) Title() string { return "TCP round trip, " + r.Direction.Stri
 // Unit implements Workload.
 func (r RoundTrip) Unit() string { return micros }
 
-// micros is the unit of RoundTrip: the median. Less is better.
+// micros is the unit of RoundTrip, for the median. Less is better.
 const micros = "µs"
 
 // Run implements Workload. d is rounded down to whole seconds, at least one.
@@ -68,7 +68,7 @@ var (
 	dropped      = regexp.MustCompile(`# dropped messages = (\d+);`)
 )
 
-// parseSockperf reads what it prints for people; it has nothing for machines.
+// parseSockperf parses sockperf's output for people; it has no other.
 func parseSockperf(out string) (Sample, error) {
 	at := map[string]float64{}
 	for _, m := range percentile.FindAllStringSubmatch(out, -1) {

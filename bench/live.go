@@ -13,17 +13,17 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// live lets the kernel make frames, which an XDP program writes, and take them
-// for received by lo of a namespace.
+// live makes the kernel generate frames, which an XDP program fills in, and
+// receive them on lo of a namespace.
 type live struct {
 	from *lab.Namespace
 	prog *ebpf.Program
-	size int // bytes of a frame
+	size int // bytes per frame
 }
 
 const (
 	liveFrames = 2  // BPF_F_TEST_XDP_LIVE_FRAMES, include/uapi/linux/bpf.h
-	liveBatch  = 64 // frames that the kernel makes at a time, TEST_XDP_MAX_BATCH there
+	liveBatch  = 64 // frames that the kernel makes at a time: TEST_XDP_MAX_BATCH there
 	loopback   = 1  // ifindex of lo in every namespace
 )
 
@@ -32,8 +32,8 @@ type xdpContext struct {
 	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
 }
 
-// send makes at least so many frames, on one CPU. When it returns, the kernel has
-// forwarded or dropped them, but for the last few.
+// send makes at least so many frames on one CPU. When it returns, the kernel
+// has forwarded or dropped all but the last few.
 func (l live) send(frames int) error {
 	return l.from.Do(func() error {
 		var before, one unix.CPUSet
@@ -61,7 +61,7 @@ func (l live) run(frames int) error {
 	return nil
 }
 
-// lastCPU: interrupts tend to the first.
+// lastCPU returns the last CPU: interrupts tend to use the first.
 func lastCPU(set unix.CPUSet) int {
 	last := 0
 	for i := range len(set) * 64 {
@@ -72,10 +72,10 @@ func lastCPU(set unix.CPUSet) int {
 	return last
 }
 
-// pace makes perSecond frames a second until there are n of them, or ctx is
-// done, on any CPU, and returns how many that were. What the machine's other work
-// has kept it from it makes up for. To begin and to end a run costs the kernel some
-// milliseconds, so the traffic comes in bursts.
+// pace makes perSecond frames a second on any CPU, until there are n of them or
+// ctx is done. It returns the number of frames. It catches up on time that it
+// lost to other work on the machine. Starting and ending a run costs the kernel
+// some milliseconds, so the traffic comes in bursts.
 func (l live) pace(ctx context.Context, n, perSecond int) (sent int, err error) {
 	const atMost = 64 * liveBatch
 	err = l.from.Do(func() error {

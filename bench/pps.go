@@ -10,23 +10,23 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// PPS is small UDP packets as fast as one core generates, forwards and counts
-// them. They leave the sender by its eth0, without a socket or a stack before it.
+// PPS is small UDP packets as fast as one core can generate, forward and count
+// them. They leave the sender by its eth0, without a socket or a stack.
 type PPS struct {
 	Direction Direction
-	// Flows at a time; 0: one. Above one they need a direction that the sender
-	// can open flows in.
+	// Flows is the number of concurrent flows; 0: one. More than one need a
+	// direction in which the sender can open flows.
 	Flows int
-	// opening is how long they take to begin; 0: as fast as they can.
+	// opening is the time in which the flows begin; 0: as fast as they can.
 	opening time.Duration
 }
 
-// Ports of the flows. A flow that is answered by a low port is forgotten sooner.
+// Ports of the flows. NATs forget flows to an answering low port sooner.
 const (
 	ppsSourcePort = 20000
 	ppsServerPort = 40000
-	// ppsSourcePorts: each takes one of the NAT's external ports, whatever the
-	// number of destinations.
+	// ppsSourcePorts is the number of source ports. Each takes one of the NAT's
+	// external ports, whatever the number of destinations.
 	ppsSourcePorts = 1000
 )
 
@@ -51,7 +51,7 @@ func (p PPS) Title() string {
 	return title
 }
 
-// thousands writes a number with commas.
+// thousands formats a number with commas.
 func thousands(n int) string {
 	if n < 1000 {
 		return fmt.Sprint(n)
@@ -62,7 +62,7 @@ func thousands(n int) string {
 // Unit implements Workload.
 func (p PPS) Unit() string { return mpps }
 
-// mpps is the unit of PPS: frames that arrive.
+// mpps is the unit of PPS: million frames received a second.
 const mpps = "Mpps"
 
 // Run implements Workload.
@@ -90,7 +90,7 @@ func (p PPS) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() 
 	return sample, nil
 }
 
-// stream fills in addresses.
+// stream returns the stream from from to to, with its addresses.
 func (p PPS) stream(ctx context.Context, from, to *lab.Namespace) (s stream, err error) {
 	flows := max(1, p.Flows)
 	s = stream{
@@ -107,8 +107,8 @@ func (p PPS) stream(ctx context.Context, from, to *lab.Namespace) (s stream, err
 	return s, err
 }
 
-// openInside lets inside begin a flow to a socket of outside, and returns where
-// outside saw it come from.
+// openInside makes inside open a flow to a socket of outside. It returns the
+// source address that outside saw.
 func openInside(ctx context.Context, inside, outside *lab.Namespace, at netip.AddrPort) (netip.AddrPort, error) {
 	server, err := outside.ServeUDPEcho(at)
 	if err != nil {
@@ -129,12 +129,13 @@ func openInside(ctx context.Context, inside, outside *lab.Namespace, at netip.Ad
 	return netip.AddrPort{}, fmt.Errorf("%s saw nobody", outside.Name)
 }
 
-// leaseTime is fastbr's default: each flow's lease is renewed once in it.
+// leaseTime is fastbr's default lease: each flow renews its lease once in that
+// time.
 const leaseTime = 10 * time.Second
 
-// leasedBy is the workload for a contestant: where there are leases, many flows
-// begin spread over the time of one, so that they are renewed as in a host that
-// has been up for long, a few at a time.
+// leasedBy returns the workload for a contestant. If the contestant has leases,
+// many flows open spread over one lease time. So their leases are renewed a few
+// at a time, as on a host that has been up for long.
 func (p PPS) leasedBy(c Contestant) PPS {
 	if _, ok := c.(Fastbr); ok {
 		p.opening = leaseTime
@@ -142,9 +143,9 @@ func (p PPS) leasedBy(c Contestant) PPS {
 	return p
 }
 
-// open begins every flow and warms up everything else. In the end every flow sends
-// once more: what its lease has lost meanwhile, a flow that goes on would have
-// renewed.
+// open begins every flow and warms up everything else. At the end every flow
+// sends once more: a continuous flow would have renewed a lease that ended
+// meanwhile.
 func (p PPS) open(ctx context.Context, g *generator) error {
 	if p.Flows <= 1 {
 		return g.send(burst)

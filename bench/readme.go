@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// The parts of README.md between these markers are rendered, never edited.
+// The parts of README.md between these markers are rendered and never edited.
 const (
 	beginMark  = "<!-- results: rendered by fastbr bench -->\n"
 	endMark    = "<!-- /results -->\n"
@@ -21,7 +21,8 @@ const (
 // ErrNoMarkers: the page has no place for the results.
 var ErrNoMarkers = errors.New("no markers for the results")
 
-// Markdown is the report for README.md. file is the name of the raw results.
+// Markdown returns the report for README.md. file is the name of the raw
+// results.
 func (r *Report) Markdown(file string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Run of %s, raw results in [%s](results/%s). %d rounds of %d s.\n\n",
@@ -76,9 +77,9 @@ func orNone(s string) string {
 	return s
 }
 
-// RenderReadme puts the report between the markers of the page at path, and its
-// charts into a directory beside it. The error wraps ErrNoMarkers if the page has
-// none, os.ErrNotExist if there is no page.
+// RenderReadme puts the report between the markers in the page at path, and its
+// charts into a directory beside it. The error wraps ErrNoMarkers if the page
+// has no markers, and os.ErrNotExist if there is no page.
 func (r *Report) RenderReadme(path, results string) error {
 	if err := rewrite(path, beginMark, endMark, r.Markdown(filepath.Base(results))); err != nil {
 		return err
@@ -95,7 +96,7 @@ func (r *Report) RenderReadme(path, results string) error {
 	return err
 }
 
-// rewrite puts text between two markers of the page at path.
+// rewrite replaces the text between two markers in the page at path.
 func rewrite(path, begin, end, text string) error {
 	page, err := os.ReadFile(path)
 	if err == nil {

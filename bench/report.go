@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// schema of the result files; raised when a field changes its meaning.
+// schema of the result files. It is raised when the meaning of a field changes.
 const schema = 1
 
 // Report is one whole benchmark, as stored in results/.
@@ -18,8 +18,8 @@ type Report struct {
 	Started     time.Time   `json:"started"`
 	Environment Environment `json:"environment"`
 	Rounds      int         `json:"rounds"`
-	Seconds     int         `json:"seconds"`      // of each run, without
-	Omit        int         `json:"omit_seconds"` // those at the start of a bulk transfer that do not count
+	Seconds     int         `json:"seconds"`      // of each run, without the omitted ones
+	Omit        int         `json:"omit_seconds"` // at the start of a bulk transfer, which do not count
 	Entrants    []Entrant   `json:"contestants"`
 	Results     []Result    `json:"results"`
 	Control     []Timing    `json:"control_plane,omitempty"`
@@ -36,9 +36,9 @@ type Result struct {
 	Workload string `json:"workload"`
 	Title    string `json:"title"`
 	Unit     string `json:"unit"`
-	// OneFlow is the workload that differs only in having a single flow.
+	// OneFlow names the workload that differs only in having a single flow.
 	OneFlow string `json:"one_flow,omitempty"`
-	// Samples by contestant; the index counts the rounds that it ran in.
+	// Samples by contestant. The index counts the rounds in which it ran.
 	Samples map[string][]Sample `json:"samples"`
 	// Ratios to the baseline by contestant, for workloads that measure a rate.
 	Ratios map[string]Interval `json:"ratios_to_baseline,omitempty"`
@@ -52,8 +52,8 @@ func newResult(w Workload) Result {
 	return r
 }
 
-// failures is the unit of workloads that count what went wrong. Less is better,
-// and there are no ratios of it.
+// failures is the unit of workloads that count failures. Less is better, and
+// there are no ratios.
 const failures = "failures"
 
 // summarise fills in what follows from the samples.
@@ -76,7 +76,7 @@ func (r *Report) summarise() {
 	}
 }
 
-// Failed counts the runs that gave no value, of all.
+// Failed returns the number of runs without a value, and of all runs.
 func (r *Report) Failed() (failed, all int) {
 	for _, res := range r.Results {
 		for _, samples := range res.Samples {
@@ -91,7 +91,8 @@ func (r *Report) Failed() (failed, all int) {
 	return failed, all
 }
 
-// FileName sorts by time: 20260102T150405Z-COMMIT.json.
+// FileName returns the file's name, which sorts by time:
+// 20260102T150405Z-COMMIT.json.
 func (r *Report) FileName() string { return fileName(r.Started, r.Environment.Commit) }
 
 func fileName(started time.Time, commit string) string {
@@ -102,8 +103,8 @@ func fileName(started time.Time, commit string) string {
 	return name + ".json"
 }
 
-// Save writes the report into dir, which is made if it is missing, and returns
-// the file's path.
+// Save writes the report into dir and returns the file's path. It makes dir if
+// it does not exist.
 func (r *Report) Save(dir string) (string, error) { return save(r, dir, r.FileName()) }
 
 func save(r any, dir, name string) (string, error) {
@@ -137,7 +138,7 @@ func Load(path string) (*Report, error) {
 	return &r, nil
 }
 
-// column gathers one figure of the runs that succeeded.
+// column collects one figure of the successful runs.
 func column(samples []Sample, figure func(Sample) (float64, bool)) []float64 {
 	var v []float64
 	for _, s := range samples {
@@ -160,11 +161,11 @@ func fastShare(s Sample) (float64, bool) {
 	return *s.FastShare, true
 }
 
-// cpuPerUnit is the machine's busy time in seconds for each gigabit, million
+// cpuPerUnit returns the machine's busy time, in seconds, per gigabit, million
 // packets and so on.
 func (r *Report) cpuPerUnit(s Sample) (float64, bool) {
 	seconds := s.Seconds
-	if seconds == 0 { // an older file: the whole run
+	if seconds == 0 { // an older file: use the whole run
 		seconds = float64(r.Seconds + r.Omit)
 	}
 	if s.Value == 0 || seconds == 0 {
@@ -173,7 +174,8 @@ func (r *Report) cpuPerUnit(s Sample) (float64, bool) {
 	return s.CPUSeconds / (s.Value * seconds), true
 }
 
-// lowest of some numbers: the figure to show for a share that should be 1.
+// lowest returns the lowest of some numbers: the figure to show for a share
+// that should be 1.
 func lowest(v []float64) (float64, bool) {
 	if len(v) == 0 {
 		return 0, false

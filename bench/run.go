@@ -12,27 +12,29 @@ import (
 
 // Plan says what to measure.
 type Plan struct {
-	// Contestants; the first is the baseline.
+	// Contestants take part; the first is the baseline.
 	Contestants []Contestant
 	Heats       []Heat
 	Rounds      int
 	Seconds     int // of each run
-	// Version and Commit of the fastbr that is measured.
+	// Version and Commit of the measured fastbr.
 	Version, Commit string
-	// Progress, if set, is told of each run when it is over.
+	// Progress, if set, is called after each run.
 	Progress func(round int, w Workload, c Contestant, s Sample)
 }
 
-// Heat is a workload and who takes part in it.
+// Heat is a workload and its contestants.
 type Heat struct {
 	Workload Workload
 	// Contestants by name; nil: all.
 	Contestants []string
-	// Every so many rounds; 0: each. For workloads that take long.
+	// Every is the interval in rounds, for workloads that take long; 0: each
+	// round.
 	Every int
 }
 
-// entered tells whether a contestant takes part: it is asked to, and can.
+// entered reports whether a contestant takes part: it is selected, and supports
+// the workload.
 func (h Heat) entered(c Contestant) bool {
 	if h.Contestants != nil && !slices.Contains(h.Contestants, c.Name()) {
 		return false
@@ -43,7 +45,7 @@ func (h Heat) entered(c Contestant) bool {
 
 func (h Heat) runsIn(round int) bool { return h.Every == 0 || round%h.Every == 0 }
 
-// Runs is how many there will be.
+// Runs returns the number of runs.
 func (p Plan) Runs() (n int) {
 	for round := range p.Rounds {
 		for _, h := range p.Heats {
@@ -57,11 +59,11 @@ func (p Plan) Runs() (n int) {
 	return n
 }
 
-// cleanupTime is what Teardown gets, also after ctx has ended.
+// cleanupTime is the time for Teardown, even after ctx has ended.
 const cleanupTime = 20 * time.Second
 
 // Close undoes Setup and removes the lab, whatever has happened before. The
-// error is Teardown's; the lab is gone in any case.
+// error is Teardown's; the lab is removed in any case.
 func Close(c Contestant, l *lab.Lab) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 	defer cancel()
@@ -70,9 +72,9 @@ func Close(c Contestant, l *lab.Lab) error {
 	return err
 }
 
-// Run measures. Every contestant keeps its lab for the whole time, and only one
-// of them carries traffic at a time. A run that fails is noted in its sample; a
-// lab that cannot be built, or ctx, ends everything.
+// Run measures. Every contestant keeps its lab throughout, and only one at a
+// time has traffic. A failed run is recorded in its sample. Run ends early if a
+// lab cannot be built or ctx ends.
 func (p Plan) Run(ctx context.Context) (_ *Report, err error) {
 	p.Contestants = slices.DeleteFunc(slices.Clone(p.Contestants), func(c Contestant) bool {
 		return !slices.ContainsFunc(p.Heats, func(h Heat) bool { return h.entered(c) })
@@ -112,7 +114,8 @@ func (p Plan) round(ctx context.Context, round int, labs []*lab.Lab, r *Report) 
 			continue
 		}
 		for k := range p.Contestants {
-			// Who begins alternates, so that none always has the warmer or the busier machine.
+			// The first contestant alternates, so that none always has the warmer
+			// or the busier machine.
 			i := (k + round) % len(p.Contestants)
 			c := p.Contestants[i]
 			if !h.entered(c) {
@@ -132,8 +135,8 @@ func (p Plan) round(ctx context.Context, round int, labs []*lab.Lab, r *Report) 
 	return nil
 }
 
-// Measure runs a workload once and adds what the contestant's counters and the
-// machine's clocks say about it.
+// Measure runs a workload once and adds the figures of the contestant's
+// counters and the machine's clocks.
 func Measure(ctx context.Context, c Contestant, w Workload, l *lab.Lab, d time.Duration) Sample {
 	m := meter{ctx: ctx, contestant: c, lab: l}
 	if p, ok := w.(PPS); ok {
@@ -158,7 +161,7 @@ type meter struct {
 	began   time.Time
 	cpu     float64
 	paths   Paths
-	counted bool // paths says something
+	counted bool // paths is valid
 }
 
 func (m *meter) start() (err error) {

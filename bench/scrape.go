@@ -14,16 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scrapesAtOnce are averaged into one time, so that each has its share of serve's
-// garbage collections.
+// scrapesAtOnce is the number of scrapes averaged into one time, so that each
+// has its share of serve's garbage collections.
 const scrapesAtOnce = 10
 
-// prometheusAccepts is what Prometheus 3 asks for.
+// prometheusAccepts is the Accept header of Prometheus 3.
 const prometheusAccepts = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5," +
 	"application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
 
-// scrapes times what Prometheus does: GETs on one connection, of a `fastbr serve`
-// that runs already. CPU is that of serve, all threads.
+// scrapes times what Prometheus does: GETs on one connection to a running
+// `fastbr serve`. CPU is that of all threads of serve.
 func (w *stopwatch) scrapes(ctx context.Context, step string, serve ...string) (err error) {
 	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9469)
 	c := w.host.Exec(ctx, append(serve, "--metrics", at.String())...)
@@ -42,7 +42,7 @@ func (w *stopwatch) scrapes(ctx context.Context, step string, serve ...string) (
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 	url := fmt.Sprintf("http://%v/metrics", at)
-	if err := get(ctx, client, url); err != nil { // the first makes serve's buffers
+	if err := get(ctx, client, url); err != nil { // the first allocates serve's buffers
 		return err
 	}
 	for range controlRepeats {
@@ -86,8 +86,9 @@ func get(ctx context.Context, client *http.Client, url string) error {
 	return nil
 }
 
-// cpuTime is what the threads of a process have used so far. Its clock is not
-// /proc's, which counts hundredths of a second: see clock_getcpuclockid(3).
+// cpuTime returns the CPU time that the threads of a process have used. It is
+// precise, while /proc counts hundredths of a second: see
+// clock_getcpuclockid(3).
 func cpuTime(pid int) (time.Duration, error) {
 	const scheduler = 2 // CPUCLOCK_SCHED of the kernel's posix-timers.h
 	var t unix.Timespec

@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// StartPlan says which starts of containers to time.
+// StartPlan says which container starts to time.
 type StartPlan struct {
 	Fastbr Fastbr
-	// Rounds of everything; each has one start on every network.
+	// Rounds is the number of rounds. Each has one start on every network.
 	Rounds int
-	// Ports that a container publishes, 0 for none; the same number is published
-	// by another container already.
+	// Ports lists how many ports a container publishes; 0: none. Another
+	// container already publishes the same number.
 	Ports []int
-	// DockerMost ports are asked of docker's own bridge; its time grows faster than
-	// they do.
+	// DockerMost is the largest number of ports for docker's own bridge, whose
+	// time grows faster than the number.
 	DockerMost int
-	// Version and Commit of the fastbr that is measured.
+	// Version and Commit of the measured fastbr.
 	Version, Commit string
-	// Progress, if set, is told of each start when it is over.
+	// Progress, if set, is called after each start.
 	Progress func(Start)
 }
 
@@ -30,30 +30,29 @@ type StartPlan struct {
 type Start struct {
 	Contestant string `json:"contestant"`
 	Step       string `json:"step"`
-	// Ports published by the command, and by others before; 0: none.
+	// Ports published by the command, and by another container before; 0: none.
 	Ports        int       `json:"ports,omitempty"`
 	Milliseconds []float64 `json:"ms"`
-	// Processes on the host that came with it, in the last round.
+	// Processes is the number that a start added on the host, in the last round.
 	Processes int `json:"processes,omitempty"`
 }
 
-// Steps that are timed.
+// The timed steps.
 const (
 	stepArrive  = "docker run, until the container's first connection is accepted outside"
 	stepRun     = "docker run"
 	stepPublish = "fastbr publish add"
 )
 
-// From dockerOnce ports on, docker's own bridge has one round only: a thousand take
-// it most of a minute.
+// dockerOnce is the number of ports from which docker's own bridge runs only
+// one round: a thousand ports take it most of a minute.
 const dockerOnce = 1000
 
-// startCleanup is what removing thousands of rules may take.
+// startCleanup bounds the removal of thousands of rules.
 const startCleanup = 5 * time.Minute
 
-// Host ports for what is published: by another container before, of docker's
-// network and of fastbr's, and by the start that is timed. They lie outside the
-// NAT range.
+// First host ports: of the containers that exist before (on docker's and on
+// fastbr's network) and of the timed start. They lie outside the NAT range.
 const (
 	portsBefore = 30000 // and 40000
 	portsTimed  = 50000
@@ -92,10 +91,11 @@ func (p StartPlan) Run(ctx context.Context) (_ *StartReport, err error) {
 
 type entrant struct {
 	contestant, network string
-	before              int // first host port of the container that was there before
+	before              int // first host port of the container that exists before
 }
 
-// entrants in the order of a round: who begins alternates.
+// entrants returns the entrants in the order of a round. The first one
+// alternates.
 func entrants(round int) []entrant {
 	e := []entrant{{Docker{}.Name(), dockerNetwork, portsBefore}, {Fastbr{}.Name(), fastbrNetwork, portsBefore + 10000}}
 	if round%2 == 1 {
@@ -104,7 +104,8 @@ func entrants(round int) []entrant {
 	return e
 }
 
-// arrive starts a container that connects to the server outside.
+// arrive starts a container that connects to the server outside. It returns the
+// time until the connection.
 func (s *startLab) arrive(ctx context.Context, network string) (time.Duration, error) {
 	begin := time.Now()
 	if err := s.run(ctx, network, 0, 0, "nc", s.Outside.Addr.String(), fmt.Sprint(serverPort)); err != nil {
@@ -120,13 +121,14 @@ func (s *startLab) arrive(ctx context.Context, network string) (time.Duration, e
 	}
 }
 
-// Containers by name.
+// Names of containers.
 const (
 	timedContainer  = "bench-timed"
-	beforeContainer = "bench-before-" // and the network
+	beforeContainer = "bench-before-" // followed by the network
 )
 
-// run starts a container that publishes so many ports from a host port on.
+// run starts a container that publishes so many ports, from the host port first
+// on.
 func (s *startLab) run(ctx context.Context, network string, first, ports int, command ...string) error {
 	name := timedContainer
 	if first != portsTimed && ports > 0 {
@@ -177,13 +179,13 @@ func (p StartPlan) publishing(ctx context.Context, s *startLab, n int, note func
 	return s.do(ctx, append([]string{"rm", "-f"}, there...)...)
 }
 
-// skipped tells whether docker's own bridge sits a round out.
+// skipped reports whether docker's own bridge skips a round.
 func (p StartPlan) skipped(e entrant, ports, round int) bool {
 	return e.contestant == Docker{}.Name() && (ports > p.DockerMost || ports >= dockerOnce && round > 0)
 }
 
-// timeRun times `docker run` as a whole, and counts the processes that it added
-// on the host.
+// timeRun times a whole `docker run`, and counts the processes that it added on
+// the host.
 func (s *startLab) timeRun(ctx context.Context, network string, n int) (took time.Duration, more int, err error) {
 	before, err := s.processes()
 	if err != nil {
@@ -198,14 +200,15 @@ func (s *startLab) timeRun(ctx context.Context, network string, n int) (took tim
 	return took, after - before, errors.Join(err, s.do(ctx, "rm", "-f", timedContainer))
 }
 
-// timePublish times `fastbr publish add` for the container that was there before,
-// as a user on the host starts it: --netns would be a second start.
+// timePublish times `fastbr publish add` for the container that exists before.
+// It starts the command as a user on the host would: --netns would start
+// fastbr a second time.
 func (s *startLab) timePublish(ctx context.Context, n int) (time.Duration, error) {
 	id, err := s.Host.Run(ctx, s.docker.argv("inspect", "-f", "{{(index .NetworkSettings.Networks \""+fastbrNetwork+"\").EndpointID}}", beforeContainer+fastbrNetwork)...)
 	if err != nil {
 		return 0, err
 	}
-	id = fmt.Sprintf("%.12s", strings.TrimSpace(id)) // what fastbr calls it
+	id = fmt.Sprintf("%.12s", strings.TrimSpace(id)) // fastbr's name for it
 	host := fmt.Sprintf("%d-%d", portsTimed, portsTimed+n-1)
 	c := s.Host.Exec(ctx, append(append([]string{s.fastbr.Binary}, s.fastbr.Flags...), "publish", "add", fmt.Sprintf("%s:%d", host, portsTimed), id)...)
 	c.Env = append(os.Environ(), s.fastbr.Env...)

@@ -16,17 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startLab is one dockerd with two networks, one of its own bridge driver and one of
-// fastbr, on a host with an outside.
+// startLab is one dockerd with two networks, one of its own bridge driver and
+// one of fastbr, on a host with an outside.
 type startLab struct {
 	*lab.Lab
 	docker Docker
 	fastbr Fastbr
-	cgroup string    // where fastbr hooks the host's sockets, instead of the whole machine
-	serve  *exec.Cmd // fastbr's driver; nil: it does not run
+	cgroup string    // for fastbr's hooks on the host's sockets, instead of the whole machine
+	serve  *exec.Cmd // fastbr's driver; nil: not running
 
 	server  *lab.Server
-	arrived chan time.Time // of each connection to the server outside
+	arrived chan time.Time // time of each connection to the server outside
 }
 
 // Networks by contestant.
@@ -35,7 +35,7 @@ const (
 	fastbrNetwork = "bench-fastbr"
 )
 
-// serverPort outside is where containers report that they are there.
+// serverPort is the port outside to which containers connect when they are up.
 const serverPort = 7
 
 func newStartLab(ctx context.Context, f Fastbr) (_ *startLab, err error) {
@@ -69,7 +69,8 @@ func newStartLab(ctx context.Context, f Fastbr) (_ *startLab, err error) {
 	return s, s.do(ctx, "network", "create", "-d", s.driver(), fastbrNetwork)
 }
 
-// driver is this lab's own: the directory of Docker's plugins is the machine's.
+// driver returns the name of this lab's own driver: Docker's plugin directory
+// belongs to the whole machine.
 func (s *startLab) driver() string { return "fb" + s.ID }
 
 // startServe runs fastbr's network driver until close.
@@ -97,8 +98,8 @@ func (s *startLab) do(ctx context.Context, args ...string) error {
 	return err
 }
 
-// processes are those in the host's network namespace: proxies and shims, not
-// what runs in containers.
+// processes counts the processes in the host's network namespace: proxies and
+// shims, not those in containers.
 func (s *startLab) processes() (n int, err error) {
 	var host, of unix.Stat_t
 	if err := unix.Stat(s.Host.Path(), &host); err != nil {
@@ -113,7 +114,7 @@ func (s *startLab) processes() (n int, err error) {
 	return n, err
 }
 
-// close leaves nothing. It does not stop at an error.
+// close removes everything. It continues after an error.
 func (s *startLab) close() error {
 	if s.Lab == nil {
 		return nil
@@ -123,7 +124,7 @@ func (s *startLab) close() error {
 	var errs []error
 	if s.serve != nil {
 		errs = append(errs, s.docker.clear(ctx, s.Lab))
-		// It fails if it was never created.
+		// This fails if the network was never created.
 		_ = s.do(ctx, "network", "rm", fastbrNetwork)
 		_, err := s.fastbr.Command(ctx, s.Lab, "down", "--all")
 		errs = append(errs, err, s.serve.Process.Signal(syscall.SIGTERM), s.serve.Wait())
@@ -136,7 +137,7 @@ func (s *startLab) close() error {
 	return errors.Join(errs...)
 }
 
-// newCgroup makes an empty one below the root of the cgroup2 hierarchy.
+// newCgroup makes an empty cgroup below the root of the cgroup2 hierarchy.
 func newCgroup() (string, error) {
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var fs unix.Statfs_t

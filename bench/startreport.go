@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// StartReport is what StartPlan.Run has measured, as stored in results/starts.
+// StartReport is the result of StartPlan.Run, as stored in results/starts.
 type StartReport struct {
 	Schema      int         `json:"schema"`
 	Started     time.Time   `json:"started"`
@@ -28,7 +28,7 @@ func (r *StartReport) note(s Start) {
 	r.Starts = append(r.Starts, s)
 }
 
-// find is nil where a contestant took no part.
+// find returns the start of a contestant, or nil if it took no part.
 func (r *StartReport) find(contestant, step string, ports int) *Start {
 	i := slices.IndexFunc(r.Starts, func(s Start) bool { return s.Contestant == contestant && s.Step == step && s.Ports == ports })
 	if i < 0 {
@@ -37,7 +37,7 @@ func (r *StartReport) find(contestant, step string, ports int) *Start {
 	return &r.Starts[i]
 }
 
-// table has a row for each step.
+// table returns a row for each step.
 func (r *StartReport) table() table {
 	docker, fast := Docker{}.Name(), Fastbr{}.Name()
 	t := table{head: []string{"Median", docker, fast, fast + " / " + docker + " (95 % CI)", fast + " / without ports"}}
@@ -66,7 +66,7 @@ func (s *Start) title() string {
 	return fmt.Sprintf("%s, %s ports, beside %s", s.Step, thousands(s.Ports), thousands(s.Ports))
 }
 
-// text is the median, with the number of processes if there was a look at them.
+// text returns the median, with the number of processes if they were counted.
 func (s *Start) text() string {
 	if s == nil {
 		return none
@@ -78,7 +78,7 @@ func (s *Start) text() string {
 	return strings.Replace(text, ", 1 processes", ", 1 process", 1)
 }
 
-// over is the ratio to another start, round by round.
+// over returns the ratio to another start, round by round.
 func (s *Start) over(other *Start) string {
 	if s == nil || other == nil {
 		return none
@@ -90,23 +90,25 @@ func (s *Start) over(other *Start) string {
 	return Bootstrap(ratios).String()
 }
 
-// Text is the report for a terminal.
+// Text returns the report for a terminal.
 func (r *StartReport) Text() string { return r.table().text() }
 
-// Markdown is the report for README.md. file is the name of the raw results.
+// Markdown returns the report for README.md. file is the name of the raw
+// results.
 func (r *StartReport) Markdown(file string) string {
 	return fmt.Sprintf("Run of %s, raw results in [%s](results/starts/%s). %d rounds, load before %.2f, commit %s.\n\n%s",
 		r.Started.Format("2006-01-02"), file, file, r.Rounds, r.Environment.LoadBefore, orNone(r.Environment.Commit), r.table().markdown())
 }
 
-// Save writes the report into dir, which is made if it is missing, and returns
-// the file's path.
+// Save writes the report into dir and returns the file's path. It makes dir if
+// it does not exist.
 func (r *StartReport) Save(dir string) (string, error) {
 	return save(r, dir, fileName(r.Started, r.Environment.Commit))
 }
 
-// RenderReadme puts the report between its markers of the page at path. The
-// error wraps ErrNoMarkers if it has none, os.ErrNotExist if there is no page.
+// RenderReadme puts the report between its markers in the page at path. The
+// error wraps ErrNoMarkers if the page has no markers, and os.ErrNotExist if
+// there is no page.
 func (r *StartReport) RenderReadme(path, results string) error {
 	return rewrite(path, beginStart, endStart, r.Markdown(filepath.Base(results)))
 }

@@ -11,10 +11,10 @@ type Interval struct {
 	Median float64 `json:"median"`
 	Low    float64 `json:"low"`
 	High   float64 `json:"high"`
-	Values int     `json:"values"` // it was made of
+	Values int     `json:"values"` // number of values
 }
 
-// Median of some numbers; 0 of none.
+// Median returns the median of some numbers, or 0 if there are none.
 func Median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
@@ -27,13 +27,13 @@ func Median(v []float64) float64 {
 	return (s[mid-1] + s[mid]) / 2
 }
 
-// resamples of the bootstrap: the interval's ends no longer move in the second
-// digit with another seed.
+// resamples of the bootstrap. With so many, another seed no longer changes the
+// second digit of the interval's ends.
 const resamples = 10000
 
-// Bootstrap gives the median with the percentile bootstrap's 95 % interval. The
-// same numbers always give the same interval. With fewer than some five values
-// the interval is hardly more than their range.
+// Bootstrap returns the median with the percentile bootstrap's 95 % interval.
+// It is deterministic. With fewer than about five values the interval is hardly
+// more than their range.
 func Bootstrap(v []float64) Interval {
 	if len(v) == 0 {
 		return Interval{}
@@ -52,10 +52,10 @@ func Bootstrap(v []float64) Interval {
 	return Interval{Median: Median(v), Low: medians[tail], High: medians[resamples-1-tail], Values: len(v)}
 }
 
-// minValues for an interval that is worth showing.
+// minValues is the least number of values for which an interval is shown.
 const minValues = 3
 
-// String shows the median and, if there is enough to it, the interval.
+// String returns the median and, if there are enough values, the interval.
 func (i Interval) String() string {
 	if i.Values < minValues {
 		return fmt.Sprintf("**%.2f** (too few rounds)", i.Median)
@@ -63,8 +63,8 @@ func (i Interval) String() string {
 	return fmt.Sprintf("**%.2f** (%.2f–%.2f)", i.Median, i.Low, i.High)
 }
 
-// PairedRatios divides a by b round by round; rounds in which either run
-// failed or gave nothing, or took place only once, are left out.
+// PairedRatios divides a by b round by round. It leaves out rounds in which
+// either run failed, gave nothing or did not take place.
 func PairedRatios(a, b []Sample) []float64 {
 	rounds := map[int]Sample{}
 	for i, s := range b {
@@ -79,7 +79,8 @@ func PairedRatios(a, b []Sample) []float64 {
 	return r
 }
 
-// round of the sample with this index; in older files the index counts rounds.
+// round returns the round of the sample with this index. In older files the
+// index counts rounds.
 func (s Sample) round(index int) int {
 	if s.Round == 0 {
 		return index + 1

@@ -7,14 +7,14 @@ import (
 	"text/tabwriter"
 )
 
-// table is a head and rows of cells; the same one is printed on a terminal and
-// rendered into README.md.
+// table is a header and rows of cells. It is printed on a terminal and rendered
+// into README.md.
 type table struct {
 	head []string
 	rows [][]string
 }
 
-// text aligns the columns; Markdown's emphasis goes.
+// text aligns the columns and removes Markdown's emphasis.
 func (t table) text() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
@@ -34,10 +34,11 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// none stands where there is nothing to show.
+// none is the cell for a missing value.
 const none = "–"
 
-// rates are the results that measure one, by unit in the order of the report.
+// rates calls show with the results that measure a rate, by unit, in the order
+// of the report.
 func (r *Report) rates(show func(unit string, results []Result)) {
 	var units []string
 	for _, res := range r.Results {
@@ -50,8 +51,8 @@ func (r *Report) rates(show func(unit string, results []Result)) {
 	}
 }
 
-// matrix has a row for each result and a column for each contestant. Columns
-// and rows without any cell are left out.
+// matrix returns a row for each result and a column for each contestant. It
+// leaves out empty columns and rows.
 func (r *Report) matrix(head string, results []Result, cell func(Result, string) string) table {
 	names := r.names()
 	cells := map[string]map[string]string{}
@@ -80,7 +81,7 @@ func (r *Report) matrix(head string, results []Result, cell func(Result, string)
 	return t
 }
 
-// names of all contestants, baseline first.
+// names returns the names of all contestants, baseline first.
 func (r *Report) names() []string {
 	var names []string
 	for _, e := range r.Entrants {
@@ -89,7 +90,7 @@ func (r *Report) names() []string {
 	return names
 }
 
-// medians in one unit.
+// medians returns the table of the medians in one unit.
 func (r *Report) medians(unit string, results []Result) table {
 	head := unit
 	if unit == micros {
@@ -98,8 +99,8 @@ func (r *Report) medians(unit string, results []Result) table {
 	return r.matrix(head, results, func(res Result, name string) string { return res.median(name) })
 }
 
-// subjects are the contestants that the others are compared with: those that
-// have a fast path; else the baseline.
+// subjects returns the contestants with which the others are compared: those
+// with a fast path, otherwise the baseline.
 func (r *Report) subjects() []string {
 	s := slices.DeleteFunc(r.names(), func(name string) bool { return !r.hasPaths(name) })
 	if len(s) == 0 {
@@ -108,7 +109,7 @@ func (r *Report) subjects() []string {
 	return s
 }
 
-// ratios of one contestant to each other one.
+// ratios returns the table of one contestant's ratios to each other one.
 func (r *Report) ratios(subject string, results []Result) table {
 	t := r.matrix(subject+" / … (95 % CI)", results, func(res Result, name string) string {
 		if name == subject {
@@ -130,7 +131,8 @@ func ratioText(a, b []Sample) string {
 	return Bootstrap(ratios).String()
 }
 
-// manyFlows compares each workload of many flows with the same one of one flow.
+// manyFlows compares each workload of many flows with the same workload of one
+// flow.
 func (r *Report) manyFlows() table {
 	return r.matrix("Many flows / one flow (95 % CI)", r.Results, func(res Result, name string) string {
 		for _, one := range r.Results {
@@ -142,7 +144,7 @@ func (r *Report) manyFlows() table {
 	})
 }
 
-// cpu per unit.
+// cpu returns the table of CPU time per unit.
 func (r *Report) cpu(unit string, results []Result) table {
 	return r.matrix("CPU s per "+per[unit].name, results, func(res Result, name string) string {
 		v := column(res.Samples[name], r.cpuPerUnit)
@@ -153,16 +155,16 @@ func (r *Report) cpu(unit string, results []Result) table {
 	})
 }
 
-// per names the unit of a rate to which CPU time is related.
+// per names the unit of work of a rate, for CPU time.
 var per = map[string]struct {
 	name  string
 	times float64
 }{gbits: {"Gbit", 1}, mpps: {"million packets", 1}, connsPerSecond: {"1,000 connections", 1000}}
 
-// proof shows the worst round's share of packets that took the fast path.
+// proof shows the lowest share of packets on the fast path in any round.
 func (r *Report) proof() table {
 	return r.matrix("Fast path, worst round", r.Results, func(res Result, name string) string {
-		// Opening connections is the kernel's work, and no proof of anything.
+		// Opening connections is the kernel's work and proves nothing.
 		share, ok := lowest(column(res.Samples[name], fastShare))
 		if !ok || res.Unit == failures || res.Unit == connsPerSecond {
 			return ""
@@ -171,7 +173,7 @@ func (r *Report) proof() table {
 	})
 }
 
-// lost shows the worst round's share of packets that did not arrive.
+// lost shows the highest share of lost packets in any round.
 func (r *Report) lost() table {
 	return r.matrix("Lost, worst round", r.Results, func(res Result, name string) string {
 		v := column(res.Samples[name], func(s Sample) (float64, bool) {
@@ -187,7 +189,7 @@ func (r *Report) lost() table {
 	})
 }
 
-// hasPaths tells whether a contestant has a fast path to count.
+// hasPaths reports whether a contestant counts a fast path.
 func (r *Report) hasPaths(name string) bool {
 	for _, res := range r.Results {
 		if len(column(res.Samples[name], fastShare)) > 0 {
@@ -197,8 +199,8 @@ func (r *Report) hasPaths(name string) bool {
 	return false
 }
 
-// retransmits shows them beside what the receivers reported as spurious. The
-// difference is segments that were lost, or whose report was.
+// retransmits shows them beside those that the receivers reported as spurious.
+// The difference is segments that were lost, or whose report was lost.
 func (r *Report) retransmits() table {
 	return r.matrix("TCP segments per run: sent again / got twice", r.Results, func(res Result, name string) string {
 		if res.Unit != gbits || len(res.Samples[name]) == 0 {
@@ -210,7 +212,8 @@ func (r *Report) retransmits() table {
 	})
 }
 
-// median of a contestant, with the number of runs that failed; "" if it took no part.
+// median returns a contestant's median, with the number of failed runs, or ""
+// if it took no part.
 func (res *Result) median(name string) string {
 	samples := res.Samples[name]
 	v := column(samples, value)
@@ -224,7 +227,7 @@ func (res *Result) median(name string) string {
 	return cell
 }
 
-// number has as many digits as are significant.
+// number formats a number with its significant digits.
 func number(v float64) string {
 	if v >= 1000 {
 		return fmt.Sprintf("%.0f", v)
@@ -232,7 +235,7 @@ func number(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-// requests lists the workloads that count them.
+// requests lists the workloads that count requests.
 func (r *Report) requests() table {
 	t := table{head: []string{"Workload", "Contestant", "Requests", "Failed", "p50", "p99", "p99.9", "Why"}}
 	for _, res := range r.Results {
@@ -286,7 +289,7 @@ func (res *Result) failed(name string) []string {
 		millis(p50), millis(p99), millis(p999), strings.Join(causes, "; ")}
 }
 
-// millis is a median of milliseconds, "–" where it was not measured.
+// millis returns the median of some milliseconds, or "–" if there are none.
 func millis(v []float64) string {
 	if m := Median(v); m > 0 {
 		return fmt.Sprintf("%.3f ms", m)
@@ -299,7 +302,7 @@ func Percent(share float64) string {
 	return fmt.Sprintf("%.2f %%", float64(int(share*10000))/100)
 }
 
-// Text is the report for a terminal.
+// Text returns the report for a terminal.
 func (r *Report) Text() string {
 	var b strings.Builder
 	r.tables(func(t table) { b.WriteString("\n" + t.text()) })

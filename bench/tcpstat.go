@@ -13,11 +13,11 @@ import (
 // tcpStat counts segments of all TCP senders of a namespace.
 type tcpStat struct {
 	again int64 // sent again
-	twice int64 // that a receiver reported to have got twice (DSACK): no loss had called for sending them again
+	twice int64 // reported by a receiver as received twice (DSACK): they were sent again without need
 }
 
-// readTCP reads the kernel's counters and not iperf3's, which leave the first
-// seconds out of the one figure and do not have the other.
+// readTCP reads the kernel's counters. iperf3's omit the first seconds of one
+// figure and lack the other.
 func readTCP(n *lab.Namespace) (s tcpStat, err error) {
 	var snmp, netstat []byte
 	err = n.Do(func() (err error) {
@@ -39,7 +39,7 @@ func readTCP(n *lab.Namespace) (s tcpStat, err error) {
 	return s, nil
 }
 
-// counter reads from pairs of lines "GROUP NAME …" and "GROUP VALUE …".
+// counter parses pairs of lines "GROUP NAME …" and "GROUP VALUE …".
 func counter(text, group, name string) (int64, error) {
 	var names []string
 	for line := range strings.Lines(text) {

@@ -7,54 +7,57 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// Workload is one thing to measure.
+// Workload is something to measure.
 type Workload interface {
 	// Name is a key in the results: "tcp-c2c".
 	Name() string
-	// Title is for people: "TCP container → container".
+	// Title is the name for reports: "TCP container → container".
 	Title() string
 	// Unit of Sample.Value: "Gbit/s", "Mpps", "failures".
 	Unit() string
 	// Run measures once, for about d. It calls start when everything is warm:
-	// what counters and clocks say before does not count.
+	// counters and clocks count from there.
 	Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() error) (Sample, error)
 }
 
-// Sample is what one run of a workload gave.
+// Sample is the result of one run of a workload.
 type Sample struct {
-	// Round it was taken in, from 1.
+	// Round in which it was taken, from 1.
 	Round int `json:"round,omitempty"`
 	// Value in the workload's unit.
 	Value float64 `json:"value"`
-	// Retransmits of the sending TCP in segments, spurious ones and those of
-	// the warm-up included.
+	// Retransmits of the sending TCP in segments, including spurious ones and
+	// those of the warm-up.
 	Retransmits int64 `json:"retransmits,omitempty"`
-	// Spurious is how many segments the receiver reported to have got twice (DSACK).
+	// Spurious is the number of segments that the receiver reported as received
+	// twice (DSACK).
 	Spurious int64 `json:"spurious_retransmits,omitempty"`
-	// Lost is the share of packets that did not arrive, 0 to 1; absent where
-	// something sends them again.
+	// Lost is the share of packets that did not arrive, 0 to 1. It is absent if
+	// lost packets are sent again.
 	Lost *float64 `json:"lost_share,omitempty"`
-	// Seconds of the clock that CPUSeconds and FastShare are about.
+	// Seconds of the clock to which CPUSeconds and FastShare refer.
 	Seconds float64 `json:"seconds,omitempty"`
-	// CPUSeconds that all cores of the machine were busy, everybody included.
+	// CPUSeconds is the busy time of all cores of the machine, other processes
+	// included.
 	CPUSeconds float64 `json:"cpu_seconds"`
-	// FastShare of the packets, 0 to 1; absent where there is one path only.
+	// FastShare is the share of packets on the fast path, 0 to 1. It is absent
+	// if there is only one path.
 	FastShare *float64 `json:"fast_share,omitempty"`
-	// Requests made and Failures by cause, for workloads that count them.
+	// Requests made, and Failures by cause, for workloads that count them.
 	Requests int            `json:"requests,omitempty"`
 	Failures map[string]int `json:"failures,omitempty"`
-	// Percentiles of a request in milliseconds.
+	// Percentiles of a request's time in milliseconds.
 	P50  float64 `json:"p50_ms,omitempty"`
 	P99  float64 `json:"p99_ms,omitempty"`
 	P999 float64 `json:"p99.9_ms,omitempty"`
-	// Error of a run that failed; its Value does not count.
+	// Error of a failed run, whose Value does not count.
 	Error string `json:"error,omitempty"`
 }
 
-// warmUp in seconds belongs to TCP's slow start and to the first lease.
+// warmUp, in seconds, covers TCP's slow start and the first lease.
 const warmUp = 1
 
-// Workloads are all there are, in the order of the report.
+// Workloads returns all workloads, in the order of the report.
 func Workloads() []Workload {
 	return []Workload{
 		Bulk{Direction: ContainerToContainer, Omit: warmUp},

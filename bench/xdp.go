@@ -15,8 +15,8 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// XDPFloor is the floor with XDP on the uplink: what of UDP comes from outside is
-// redirected to the first container by a few constant instructions in the driver.
+// XDPFloor is the floor with XDP on the uplink: in the driver, a few constant
+// instructions redirect UDP from outside to the first container.
 type XDPFloor struct{ Floor }
 
 // NewXDPFloor returns the contestant.
@@ -53,7 +53,7 @@ func (f XDPFloor) Setup(ctx context.Context, l *lab.Lab) error {
 	return f.attachXDP(l, udpTo(c1.Addr, redirectXDP(macs.in, port)))
 }
 
-// XDPDrop is a plain bridge whose uplink drops, in XDP, what is for the first
+// XDPDrop is a plain bridge whose uplink drops, in XDP, packets for the first
 // container's own address: the limit of a drop rate.
 type XDPDrop struct{ Floor }
 
@@ -81,7 +81,7 @@ const (
 	xdpPass = 2
 )
 
-// attachXDP puts a program on the host's uplink, in the driver.
+// attachXDP attaches a program to the host's uplink in native mode.
 func (f Floor) attachXDP(l *lab.Lab, insns asm.Instructions) error {
 	index, err := l.Host.Index(device)
 	if err != nil {
@@ -104,15 +104,15 @@ func (f Floor) attachXDP(l *lab.Lab, insns asm.Instructions) error {
 	})
 }
 
-// Offsets in an untagged frame without IP options.
+// Offsets in an untagged frame with an IP header without options.
 const (
 	offsetEtherType = 12
 	offsetIPProto   = 14 + 9
 	headersLength   = 14 + 20 + 8
 )
 
-// udpTo is a program that does something with UDP to one address, R2 being the
-// frame, and passes everything else on.
+// udpTo returns a program that runs do on UDP packets to one address and passes
+// everything else. In do, R2 points to the frame.
 func udpTo(to netip.Addr, do asm.Instructions) asm.Instructions {
 	addr := to.As4()
 	const pass = "pass"
@@ -133,7 +133,8 @@ func udpTo(to netip.Addr, do asm.Instructions) asm.Instructions {
 	return append(prog, asm.Mov.Imm(asm.R0, xdpPass).WithSymbol(pass), asm.Return())
 }
 
-// redirectXDP writes MACs over the frame's and sends it to a device.
+// redirectXDP overwrites the frame's MAC addresses and redirects it to a
+// device.
 func redirectXDP(macs []byte, index int) (prog asm.Instructions) {
 	for i := 0; i < macsLength; i += 4 {
 		prog = append(prog, asm.StoreImm(asm.R2, int16(i), int64(int32(binary.NativeEndian.Uint32(macs[i:]))), asm.Word))
@@ -146,8 +147,8 @@ func redirectXDP(macs []byte, index int) (prog asm.Instructions) {
 	)
 }
 
-// completeChecksums lets a namespace send whole checksums, as a wire has them:
-// XDP sees no difference between a packet of this machine and one off a wire.
+// completeChecksums makes a namespace send complete checksums, as on a wire:
+// XDP cannot tell packets of this machine from those off a wire.
 func completeChecksums(n *lab.Namespace) error { return setOffload(n, netdev.TXChecksum, false) }
 
 func setOffload(n *lab.Namespace, feature string, on bool) error {

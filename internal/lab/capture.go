@@ -14,35 +14,35 @@ import (
 )
 
 const (
-	// controlType is the ethertype of the frames by which a capture proves that
-	// it lives: one of the two that IEEE reserves for local experiments.
+	// controlType is the ethertype of control frames, by which a capture proves
+	// that it works. IEEE reserves it for local experiments.
 	controlType  = 0x88b5
 	etherHdrLen  = 14
-	snapLen      = 256     // bytes kept of each frame: enough for an ICMP error with what it carries
-	captureQueue = 8 << 20 // bytes of receive buffer; only matching frames take from it
+	snapLen      = 256     // bytes kept of each frame: enough for an ICMP error and the packet it quotes
+	captureQueue = 8 << 20 // bytes of receive buffer; only matching frames use it
 	controlWait  = 10 * time.Second
-	maxLeaks     = 1000 // kept; more are only counted
+	maxLeaks     = 1000 // kept; further leaks are only counted
 )
 
 // Leak is a frame that must not have arrived outside.
 type Leak struct {
 	// Why names the rule: "IPv4 source 172.30.0.2", "ARP sender …", "ICMP error about …".
 	Why string
-	// Frame is its beginning, link layer header first.
+	// Frame is the beginning of the frame, from the link layer header on.
 	Frame []byte
 }
 
 func (l Leak) String() string { return fmt.Sprintf("%s: % x", l.Why, l.Frame) }
 
-// Capture watches what the outside end of an uplink receives, and records every
+// Capture watches what the outside end of an uplink receives. It records every
 // frame that has an address of the private prefixes as IPv4 source, as ARP
-// sender, or in the packet that an ICMP error carries.
+// sender, or in the packet that an ICMP error quotes.
 //
-// A capture that sees nothing proves nothing. So it has two positive controls:
-// when it starts, one forged frame of each kind must be recorded; and each call
+// A capture that sees nothing proves nothing, so it has two positive controls.
+// When it starts, it must record one forged frame of each kind. And each call
 // of Leaks sends a control frame over the uplink and waits until the capture
-// has seen it. Since the queue keeps the order, everything that arrived before
-// has then been looked at too.
+// sees it. The queue keeps the order, so the capture has then seen everything
+// that arrived before.
 type Capture struct {
 	// Dev is the host's uplink: "eth0".
 	Dev string
@@ -60,7 +60,7 @@ type Capture struct {
 	dead     error                    // why the reader stopped
 }
 
-// newCapture starts a capture on dev of outside, the other end of hostDev of host.
+// newCapture starts a capture on dev of outside, the peer of hostDev of host.
 func newCapture(host *Namespace, hostDev string, outside *Namespace, dev string, private []netip.Prefix) (*Capture, error) {
 	c := &Capture{Dev: hostDev, private: private, done: make(chan struct{}), controls: map[string]chan struct{}{}}
 	fd, err := outside.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
@@ -88,7 +88,7 @@ func newCapture(host *Namespace, hostDev string, outside *Namespace, dev string,
 	return c, nil
 }
 
-// selfTest proves, on the still empty link, that each kind of leak is recorded.
+// selfTest proves, on the idle link, that each kind of leak is recorded.
 func (c *Capture) selfTest() error {
 	for _, p := range c.private {
 		for i, f := range forgeries(p.Masked().Addr().Next()) {
@@ -153,8 +153,9 @@ func (c *Capture) take(f []byte) {
 	}
 }
 
-// Leaks returns what was recorded since the capture started. The error says
-// that the capture is dead, or has lost frames: then no leak means nothing.
+// Leaks returns what was recorded since the capture started. An error means
+// that the capture is dead or has lost frames: an empty result then proves
+// nothing.
 func (c *Capture) Leaks() ([]Leak, error) {
 	if err := c.control(); err != nil {
 		return nil, fmt.Errorf("capture outside of %s: %w", c.Dev, err)
@@ -171,7 +172,7 @@ func (c *Capture) Leaks() ([]Leak, error) {
 	return append([]Leak(nil), c.leaks...), nil
 }
 
-// control sends a control frame and waits until it has come by.
+// control sends a control frame and waits until the capture has seen it.
 func (c *Capture) control() error {
 	payload := make([]byte, 46)
 	_, _ = rand.Read(payload) // never fails
@@ -196,7 +197,8 @@ func (c *Capture) control() error {
 	}
 }
 
-// lost reads, and resets, the number of frames the socket's queue had no room for.
+// lost returns and resets the number of frames for which the socket's queue had
+// no room.
 func (c *Capture) lost() (uint32, error) {
 	conn, err := c.sock.SyscallConn()
 	if err != nil {
@@ -213,7 +215,7 @@ func (c *Capture) lost() (uint32, error) {
 	return st.Drops, nil
 }
 
-// Close ends the capture. Idempotent.
+// Close ends the capture. It is idempotent.
 func (c *Capture) Close() {
 	_ = c.sock.Close()
 	<-c.done
@@ -223,7 +225,8 @@ func (c *Capture) Close() {
 	c.closers = nil
 }
 
-// Leaks of all captures of the lab. An error also if there is none.
+// Leaks returns the leaks of all captures of the lab. It fails if there is no
+// capture.
 func (l *Lab) Leaks() ([]Leak, error) {
 	if len(l.Captures) == 0 {
 		return nil, errors.New("the lab has no capture")
@@ -242,8 +245,8 @@ func (l *Lab) Leaks() ([]Leak, error) {
 	return all, nil
 }
 
-// Watch captures on a device of the lab that is not an uplink: dev of n, the
-// other end of hostDev of the host. It becomes one of Captures.
+// Watch adds a capture on a device of the lab that is not an uplink: dev of n,
+// the peer of hostDev of the host.
 func (l *Lab) Watch(hostDev string, n *Namespace, dev string) error {
 	c, err := newCapture(l.Host, hostDev, n, dev, l.opts.Private)
 	if err != nil {

@@ -17,9 +17,9 @@ type Cmd struct {
 	ns *Namespace
 }
 
-// Exec prepares a command. Its process is killed when ctx ends or the
-// namespace is closed, whichever is first. The mount namespace stays the
-// caller's: bpffs and /run are the same inside.
+// Exec prepares a command. Its process is killed when ctx ends or the namespace
+// is closed, whichever comes first. It stays in the caller's mount namespace:
+// bpffs and /run are the same.
 func (n *Namespace) Exec(ctx context.Context, argv ...string) *Cmd {
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -28,7 +28,8 @@ func (n *Namespace) Exec(ctx context.Context, argv ...string) *Cmd {
 	return &Cmd{Cmd: c, ns: n}
 }
 
-// Start starts the process; the child inherits the namespace of the starting thread.
+// Start starts the process. The child inherits the network namespace of the
+// starting thread.
 func (c *Cmd) Start() error {
 	if err := c.ns.Do(c.Cmd.Start); err != nil {
 		return fmt.Errorf("starting %s in %s: %w", c.Args[0], c.ns.Name, err)
@@ -45,7 +46,7 @@ func (c *Cmd) Start() error {
 	return nil
 }
 
-// Wait is exec.Cmd's.
+// Wait waits for the process, as exec.Cmd's Wait does.
 func (c *Cmd) Wait() error {
 	err := c.Cmd.Wait()
 	c.ns.mu.Lock()
@@ -62,8 +63,8 @@ func (c *Cmd) Run() error {
 	return c.Wait()
 }
 
-// Output runs the process and returns its standard output. The error carries
-// what it wrote to standard error, unless the caller set Stderr.
+// Output runs the process and returns its standard output. The error contains
+// its standard error, unless the caller set Stderr.
 func (c *Cmd) Output() ([]byte, error) {
 	var out, errs bytes.Buffer
 	c.Stdout = &out
@@ -76,7 +77,8 @@ func (c *Cmd) Output() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// CombinedOutput runs the process and returns both of its streams.
+// CombinedOutput runs the process and returns standard output and standard
+// error.
 func (c *Cmd) CombinedOutput() ([]byte, error) {
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, &out
@@ -88,13 +90,13 @@ func (c *Cmd) kill() {
 	_ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL)
 }
 
-// Run runs a command to its end and returns its standard output.
+// Run runs a command and returns its standard output.
 func (n *Namespace) Run(ctx context.Context, argv ...string) (string, error) {
 	out, err := n.Exec(ctx, argv...).Output()
 	return string(out), err
 }
 
-// RunInput is Run with something on standard input.
+// RunInput is Run with stdin as standard input.
 func (n *Namespace) RunInput(ctx context.Context, stdin string, argv ...string) (string, error) {
 	c := n.Exec(ctx, argv...)
 	c.Stdin = strings.NewReader(stdin)

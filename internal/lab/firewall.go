@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// NFT loads a ruleset in nft's own language (`nft -f -`). A closing brace
-// belongs on a line of its own: older versions insist.
+// NFT loads a ruleset in nft's language (`nft -f -`). A closing brace must be
+// on a line of its own: older versions insist.
 func (n *Namespace) NFT(ctx context.Context, ruleset string) error {
 	if _, err := n.RunInput(ctx, ruleset, "nft", "-f", "-"); err != nil {
 		return fmt.Errorf("loading nft rules in %s: %w", n.Name, err)
@@ -15,7 +15,7 @@ func (n *Namespace) NFT(ctx context.Context, ruleset string) error {
 	return nil
 }
 
-// IPTables runs `iptables -w ARGS`: the flavour Docker and ufw use.
+// IPTables runs `iptables -w ARGS`, as Docker and ufw do.
 func (n *Namespace) IPTables(ctx context.Context, args ...string) error {
 	if _, err := n.Run(ctx, append([]string{"iptables", "-w"}, args...)...); err != nil {
 		return fmt.Errorf("setting iptables rules in %s: %w", n.Name, err)
@@ -23,8 +23,8 @@ func (n *Namespace) IPTables(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// RuleCounter reads the packets counted by the rule or rules with the given
-// comment, of any nft table. The error says so if there is no such rule.
+// RuleCounter returns the packets counted by the rules with the given comment,
+// in any nft table. It fails if there is no such rule.
 func (n *Namespace) RuleCounter(ctx context.Context, comment string) (packets uint64, err error) {
 	out, err := n.Run(ctx, "nft", "-j", "list", "ruleset")
 	if err != nil {

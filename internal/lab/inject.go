@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// packetSocket opens a non-blocking AF_PACKET socket on dev for proto, host
-// byte order; 0 receives nothing. prepare runs before the socket sees traffic.
+// packetSocket opens a non-blocking AF_PACKET socket on dev. proto is in host
+// byte order; with 0 the socket receives nothing. prepare runs before the
+// socket sees traffic.
 func (n *Namespace) packetSocket(dev string, proto uint16, prepare func(fd int) error) (int, error) {
 	idx, err := n.Index(dev)
 	if err != nil {
@@ -38,10 +39,10 @@ func (n *Namespace) packetSocket(dev string, proto uint16, prepare func(fd int) 
 	return fd, nil
 }
 
-// Injector sends whole frames, as they are, on one device.
+// Injector sends raw frames on one device.
 type Injector struct{ f *os.File }
 
-// NewInjector opens one. Close it; the namespace does not.
+// NewInjector opens an injector on dev. The caller closes it.
 func (n *Namespace) NewInjector(dev string) (*Injector, error) {
 	fd, err := n.packetSocket(dev, 0, nil)
 	if err != nil {
@@ -50,20 +51,20 @@ func (n *Namespace) NewInjector(dev string) (*Injector, error) {
 	return &Injector{os.NewFile(uintptr(fd), "inject "+dev)}, nil
 }
 
-// Send sends one frame, link layer header first.
+// Send sends one frame, which begins with the link layer header.
 func (i *Injector) Send(frame []byte) error {
 	_, err := i.f.Write(frame)
 	return err
 }
 
-// Close ends the injector. Idempotent.
+// Close closes the injector. It is idempotent.
 func (i *Injector) Close() { _ = i.f.Close() }
 
-// VirtioHeader is struct virtio_net_hdr, before a frame: what its sender asks of the
-// device, or of the kernel, that it passes.
+// VirtioHeader is struct virtio_net_hdr, which precedes a frame: offloads that
+// the sender asks for.
 type VirtioHeader struct {
-	Flags     uint8 // 1: the checksum is to be filled in
-	GSOType   uint8 // 0: no super-packet
+	Flags     uint8 // 1: the checksum must be completed
+	GSOType   uint8 // 0: not a super-packet
 	HdrLen    uint16
 	GSOSize   uint16
 	CsumStart uint16 // bytes from the beginning of the frame
@@ -81,7 +82,8 @@ func (n *Namespace) NewVirtioInjector(dev string) (*Injector, error) {
 	return &Injector{os.NewFile(uintptr(fd), "inject "+dev)}, nil
 }
 
-// SendVirtio sends one frame with such a header. The kernel refuses some with EINVAL.
+// SendVirtio sends one frame with a virtio header. The kernel rejects some
+// headers with EINVAL.
 func (i *Injector) SendVirtio(h VirtioHeader, frame []byte) error {
 	b, err := binary.Append(nil, binary.NativeEndian, h)
 	if err != nil {
@@ -105,10 +107,11 @@ func (n *Namespace) Inject(dev string, frames ...[]byte) error {
 	return nil
 }
 
-// Sniffer receives whole frames of one device.
+// Sniffer receives the raw frames of one device.
 type Sniffer struct{ f *os.File }
 
-// NewSniffer opens one: frames that arrive, or leave, from now on. Close it.
+// NewSniffer opens a sniffer. It sees frames that arrive or leave from now on.
+// The caller closes it.
 func (n *Namespace) NewSniffer(dev string) (*Sniffer, error) {
 	fd, err := n.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureQueue)
@@ -119,8 +122,9 @@ func (n *Namespace) NewSniffer(dev string) (*Sniffer, error) {
 	return &Sniffer{os.NewFile(uintptr(fd), "sniff "+dev)}, nil
 }
 
-// Next returns the next frame for which match is true (nil: any). When ctx ends
-// first, the error wraps ctx.Err(), and a later call goes on where this one stopped.
+// Next returns the next frame for which match is true (nil: any). If ctx ends
+// first, the error wraps ctx.Err(), and a later call continues where this one
+// stopped.
 func (s *Sniffer) Next(ctx context.Context, match func([]byte) bool) ([]byte, error) {
 	fired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -150,5 +154,5 @@ func (s *Sniffer) Next(ctx context.Context, match func([]byte) bool) ([]byte, er
 	}
 }
 
-// Close ends the sniffer. Idempotent.
+// Close closes the sniffer. It is idempotent.
 func (s *Sniffer) Close() { _ = s.f.Close() }

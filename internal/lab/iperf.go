@@ -12,48 +12,51 @@ import (
 	"time"
 )
 
-// IperfOptions shape one run of iperf3.
+// IperfOptions are the options of one run of iperf3.
 type IperfOptions struct {
-	// Seconds of sending; 0: 10.
+	// Seconds is the sending time; 0: 10.
 	Seconds int
-	// Bytes to send instead of Seconds; 0: by time.
+	// Bytes is the amount to send, instead of Seconds; 0: by time.
 	Bytes int64
-	// Parallel streams; 0: one.
+	// Parallel is the number of streams; 0: one.
 	Parallel int
-	// Reverse lets the server send.
+	// Reverse: the server sends.
 	Reverse bool
-	// UDP at this many bits per second instead of TCP; 0: TCP.
+	// UDPBitrate, in bits per second, sends UDP instead of TCP; 0: TCP.
 	UDPBitrate int64
-	// Interval of the samples in seconds; 0: one.
+	// Interval between samples, in seconds; 0: one.
 	Interval float64
-	// Omit the first seconds, which belong to TCP slow start.
+	// Omit is the number of seconds at the start that do not count (TCP slow
+	// start).
 	Omit int
 	// Port of the server; 0: 5201.
 	Port uint16
-	// Congestion control of the sender, by the kernel's name; "": the machine's.
+	// Congestion is the sender's congestion control, by the kernel's name; "":
+	// the machine's.
 	Congestion string
-	// Via is where the client connects to if that is not the server's own address.
+	// Via is the address to which the client connects if that is not the
+	// server's own.
 	Via netip.Addr
 	// ClientCPU and ServerCPU pin the two processes; nil: anywhere.
 	ClientCPU, ServerCPU *int
-	// Batch runs both as SCHED_BATCH (sched(7)): to be woken up does not
-	// interrupt who runs.
+	// Batch runs both as SCHED_BATCH (sched(7)): waking up one of them does not
+	// preempt the running process.
 	Batch bool
 }
 
-// IperfResult is the sum over all streams.
+// IperfResult holds the sums over all streams.
 type IperfResult struct {
-	// BitsPerSecond as the receiver counted them.
+	// BitsPerSecond as counted by the receiver.
 	BitsPerSecond float64
-	// Bytes as the receiver counted them.
+	// Bytes as counted by the receiver.
 	Bytes int64
 	// Retransmits of the sender (TCP).
 	Retransmits int64
-	// LostPackets as the receiver counted them (UDP).
+	// LostPackets as counted by the receiver (UDP).
 	LostPackets int64
-	// Intervals are bits per second of each sample.
+	// Intervals holds the rate of each sample in bits per second.
 	Intervals []float64
-	// Raw is iperf3's own JSON.
+	// Raw is iperf3's JSON output.
 	Raw json.RawMessage
 }
 
@@ -61,7 +64,7 @@ type IperfResult struct {
 const iperfGrace = 30 * time.Second
 
 // Iperf runs one iperf3 server in server, bound to addr, and one client in
-// client, and returns the client's view. iperf3 must be installed.
+// client. It returns the client's result. iperf3 must be installed.
 func Iperf(ctx context.Context, client, server *Namespace, addr netip.Addr, o IperfOptions) (IperfResult, error) {
 	o = o.withDefaults()
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(o.Seconds+o.Omit)*time.Second+iperfGrace)
@@ -83,7 +86,7 @@ func Iperf(ctx context.Context, client, server *Namespace, addr netip.Addr, o Ip
 	out, err := client.Exec(ctx, o.clientArgs(to)...).Output()
 	r, perr := parseIperf(out)
 	if perr != nil {
-		return r, perr // iperf3 reports its errors in the JSON
+		return r, perr // iperf3 reports its errors in the JSON output
 	}
 	if err != nil {
 		return r, fmt.Errorf("iperf3 %s to %v: %w", client.Name, to, err)
@@ -164,7 +167,7 @@ func parseIperf(out []byte) (IperfResult, error) {
 			}
 		}
 		End struct {
-			Sum         sum // UDP: what the receiver got
+			Sum         sum // UDP: as received
 			SumSent     sum `json:"sum_sent"`
 			SumReceived sum `json:"sum_received"`
 		}
@@ -192,7 +195,7 @@ func parseIperf(out []byte) (IperfResult, error) {
 	return r, nil
 }
 
-// WaitListen waits until a TCP socket listens at exactly this address and port.
+// WaitListen waits until a TCP socket listens on exactly this address and port.
 func (n *Namespace) WaitListen(ctx context.Context, at netip.AddrPort) error {
 	a := at.Addr().As4()
 	want := fmt.Sprintf(": %02X%02X%02X%02X:%04X 00000000:0000 0A ", a[3], a[2], a[1], a[0], at.Port())
@@ -210,11 +213,11 @@ func (n *Namespace) WaitListen(ctx context.Context, at netip.AddrPort) error {
 	return nil
 }
 
-// pollEvery is the pause between two looks at something that sends no event.
+// pollEvery is the pause between two polls.
 const pollEvery = 20 * time.Millisecond
 
-// Poll calls cond until it is true or fails, or ctx ends. It leaves at least half of
-// the time to what is waited for.
+// Poll calls cond until it returns true or an error, or ctx ends. It sleeps at
+// least half of the time, so that what it waits for gets CPU.
 func Poll(ctx context.Context, cond func() (bool, error)) error {
 	for {
 		began := time.Now()

@@ -7,37 +7,40 @@ import (
 	"sync"
 )
 
-// Options say what a lab consists of. The zero value is a host with one uplink,
-// one outside and no containers.
+// Options describe a lab. The zero value is a host with one uplink, one outside
+// and no containers.
 type Options struct {
-	// Containers is the number of empty namespaces c1..cN.
+	// Containers is the number of empty namespaces c1 to cN.
 	Containers int
-	// Uplinks is 1 (eth0; also for 0) or 2 (eth0 and eth1, each with an outside of its own).
+	// Uplinks is 1 (eth0; 0 means 1) or 2 (eth0 and eth1, each with its own
+	// outside).
 	Uplinks int
 	// Plain connects the containers with a kernel bridge and nftables masquerade
-	// on every uplink: what fastbr is compared with. Off: containers are left
-	// empty for fastbr to attach.
+	// on every uplink, for comparison with fastbr. If false, containers are left
+	// for fastbr to attach.
 	Plain bool
-	// Subnet of the plain bridge; its first address is the gateway, containers
-	// follow. Zero: 172.30.0.0/16, what fastbr takes by default.
+	// Subnet of the plain bridge. Its first address is the gateway's; those of
+	// the containers follow. Zero: 172.30.0.0/16, fastbr's default.
 	Subnet netip.Prefix
-	// Neighbour adds a docker0-style bridge (172.17.0.1/16, masqueraded on every
-	// uplink) with one container, 172.17.0.2, to the host.
+	// Neighbour adds to the host a docker0-style bridge (172.17.0.1/16,
+	// masqueraded on every uplink) with one container, 172.17.0.2.
 	Neighbour bool
-	// Router puts a switch between the host's eth0 and the outside, and on it a
-	// router with a server beyond it, and a neighbour. With one uplink only.
+	// Router puts a switch between the host's eth0 and the outside, with a LAN
+	// neighbour and a router that has a server behind it. It needs a single
+	// uplink.
 	Router bool
-	// NFCall leaves bridge-nf-call-iptables in the host as the kernel starts it (1
-	// where br_netfilter is present). Off: 0, which does not flatter fastbr.
+	// NFCall leaves the host's bridge-nf-call-iptables at the kernel's default
+	// (1 where br_netfilter is loaded). If false it is 0, which does not flatter
+	// fastbr.
 	NFCall bool
-	// MTU of the uplinks in bytes. 0: 1500.
+	// MTU of the uplinks in bytes; 0: 1500.
 	MTU int
-	// Private lists the prefixes that must never be seen outside. Nil: the
-	// private ranges of RFC 1918. Empty but not nil: no capture at all.
+	// Private lists the prefixes that must never appear outside. Nil: the
+	// private ranges of RFC 1918. Empty but not nil: no capture.
 	Private []netip.Prefix
 }
 
-// Addresses of every lab, from the ranges for documentation.
+// Addresses of every lab, from the documentation ranges (RFC 5737).
 var (
 	hostAddr     = [2]netip.Prefix{netip.MustParsePrefix("198.51.100.1/24"), netip.MustParsePrefix("203.0.113.1/24")}
 	outsideAddr  = [2]netip.Prefix{netip.MustParsePrefix("198.51.100.2/24"), netip.MustParsePrefix("203.0.113.2/24")}
@@ -51,34 +54,35 @@ var (
 type Lab struct {
 	// ID is the random part of every name.
 	ID string
-	// Host is the machine that fastbr works on. Its Addr is that of eth0.
+	// Host is the machine on which fastbr works. Its Addr is that of eth0.
 	Host *Namespace
-	// Outside is beyond eth0. Its Addr is a server's, not on the link, so that
-	// the host has to route.
+	// Outside is the first outside, beyond eth0. Its Addr is a server's and not
+	// on the link, so the host has to route.
 	Outside *Namespace
-	// Outsides are all of them; Outsides[1] is beyond eth1.
+	// Outsides holds all outsides; Outsides[1] is beyond eth1.
 	Outsides []*Namespace
-	// Containers are c1..cN.
+	// Containers holds c1 to cN.
 	Containers []*Namespace
 	// Neighbour is the container on the docker0-style bridge; nil without one.
 	Neighbour *Namespace
-	// Router, Far beyond it and LAN, the neighbour on the switch; nil without
-	// Options.Router.
+	// Router, Far and LAN are the router, the server behind it and the neighbour
+	// on the switch. They are nil without Options.Router.
 	Router, Far, LAN *Namespace
-	// Captures watch the outside end of each uplink; empty if Options.Private was empty.
+	// Captures watch the outside end of each uplink. It is empty if
+	// Options.Private is.
 	Captures []*Capture
 
 	opts    Options
-	sw      *Namespace // the switch; nil without
+	sw      *Namespace // nil: no switch
 	tunnels []*Tunnel
 	closed  sync.Once
 	mu      sync.Mutex
 	all     []*Namespace
 }
 
-// New builds a lab. On failure, or when ctx ends while it builds, what exists
-// already is removed. The caller must Close it; ctx does not bound its life.
-// What a killed process left of its labs is removed first.
+// New builds a lab. On failure, or when ctx ends meanwhile, it removes what it
+// has made. The caller must Close the lab; ctx does not bound its life. New
+// first removes what killed processes left of their labs.
 func New(ctx context.Context, o Options) (*Lab, error) {
 	removeDead()
 	l := &Lab{ID: randomID(), opts: o.withDefaults()}
@@ -160,10 +164,10 @@ func (l *Lab) build(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// name is that of one of the lab's namespaces.
+// name returns the full name of one of the lab's namespaces.
 func (l *Lab) name(name string) string { return namePrefix + l.ID + "-" + name }
 
-// Add makes one more namespace, "fblab-ID-NAME", that lives as long as the lab.
+// Add makes another namespace, "fblab-ID-NAME", which lives as long as the lab.
 func (l *Lab) Add(name string) (*Namespace, error) {
 	n, err := NewNamespace(l.name(name))
 	if err != nil {
@@ -179,7 +183,7 @@ func (l *Lab) keep(n *Namespace) {
 	l.all = append(l.all, n)
 }
 
-// Servers are the addresses that are served outside: two beyond each uplink.
+// Servers returns the addresses of the servers outside: two beyond each uplink.
 func (l *Lab) Servers() []netip.Addr {
 	var s []netip.Addr
 	for i := range l.opts.Uplinks {
@@ -190,13 +194,13 @@ func (l *Lab) Servers() []netip.Addr {
 	return s
 }
 
-// HostAddr is the host's address on uplink i, what outside may see.
+// HostAddr returns the host's address on uplink i, which may appear outside.
 func (l *Lab) HostAddr(i int) netip.Addr { return hostAddr[i].Addr() }
 
-// OutsideAddr is the address at the other end of uplink i, on the link.
+// OutsideAddr returns the address at the other end of uplink i.
 func (l *Lab) OutsideAddr(i int) netip.Addr { return outsideAddr[i].Addr() }
 
-// Close removes what New and Add made, processes included. Idempotent.
+// Close removes what New and Add made, processes included. It is idempotent.
 func (l *Lab) Close() {
 	l.closed.Do(func() {
 		for _, c := range l.Captures {

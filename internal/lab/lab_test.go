@@ -209,8 +209,8 @@ func TestNewCleansUpAfterFailure(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces")
 	}
-	// Names cannot tell: other labs on the machine come and go. Descriptors can:
-	// every namespace that is left would hold one.
+	// Names do not show it: other labs on the machine come and go. Descriptors
+	// do: every remaining namespace would hold one.
 	before := openFiles(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -261,8 +261,8 @@ func TestExecRunsInsideNamespace(t *testing.T) {
 	}
 }
 
-// TestTunnelCarriesAndRecords proves that a tunnel is a way to its outside, and
-// that a private address on it is recorded.
+// TestTunnelCarriesAndRecords proves that packets reach the outside through a
+// tunnel, and that a private address on it is recorded.
 func TestTunnelCarriesAndRecords(t *testing.T) {
 	l, ctx := newLab(t, lab.Options{})
 	tun, err := l.AddTunnel("tun0")

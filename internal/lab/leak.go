@@ -17,10 +17,10 @@ const (
 	arpSenderIP = etherHdrLen + 14
 )
 
-// attachFilter lets the kernel drop what leakReason would not look at twice, so
-// that the capture keeps up with bulk traffic. It lets pass: frames received
-// (not sent) by the device that are control frames, tagged frames, ARP, ICMP,
-// and IPv4 from a private prefix.
+// attachFilter makes the kernel drop what leakReason would ignore, so that the
+// capture keeps up with bulk traffic. It passes only frames that the device
+// received: control frames, tagged frames, ARP, ICMP, and IPv4 from a private
+// prefix.
 func attachFilter(fd int, private []netip.Prefix) error {
 	raw, err := bpf.Assemble(captureFilter(private))
 	if err != nil {
@@ -67,8 +67,8 @@ func captureFilter(private []netip.Prefix) []bpf.Instruction {
 	return append(prog, bpf.RetConstant{Val: 0})
 }
 
-// leakReason says why a frame is a leak, or "" if it is none. Tags are looked
-// through: a tagged private packet is a leak as well.
+// leakReason returns why a frame is a leak, or "". It looks behind VLAN tags: a
+// tagged private packet is a leak as well.
 func leakReason(f []byte, private []netip.Prefix) string {
 	if len(f) < etherHdrLen {
 		return ""
@@ -96,8 +96,8 @@ func packetLeakReason(ip []byte, private []netip.Prefix) string {
 	return icmpLeakReason(ip, private)
 }
 
-// icmpLeakReason looks at the packet inside an ICMP error: towards the outside,
-// neither of its addresses may be private.
+// icmpLeakReason checks the packet that an ICMP error quotes: outside, neither
+// of its addresses may be private.
 func icmpLeakReason(ip []byte, private []netip.Prefix) string {
 	if len(ip) < ipHdrLen || ip[9] != protoICMP || binary.BigEndian.Uint16(ip[6:])&0x1fff != 0 {
 		return ""
@@ -107,7 +107,7 @@ func icmpLeakReason(ip []byte, private []netip.Prefix) string {
 		return ""
 	}
 	switch ip[hlen] {
-	case 3, 4, 5, 11, 12: // unreachable, quench, redirect, time exceeded, parameter problem
+	case 3, 4, 5, 11, 12: // unreachable, source quench, redirect, time exceeded, parameter problem
 	default:
 		return ""
 	}
@@ -150,8 +150,9 @@ func controlPayload(f []byte) ([]byte, bool) {
 	return f[etherHdrLen:], true
 }
 
-// forgeries are one frame of each kind that a capture must record. Checksums
-// are left out: the capture does not look at them, and nobody must accept these.
+// forgeries returns one frame of each kind that a capture must record. They
+// have no checksums: the capture ignores them, and nobody must accept these
+// frames.
 func forgeries(private netip.Addr) [][]byte {
 	a := private.As4()
 	packet := func(proto byte, src, dst [4]byte, payload []byte) []byte {

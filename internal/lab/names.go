@@ -11,14 +11,15 @@ import (
 )
 
 const (
-	// runDir is where iproute2 keeps named namespaces; nsenter --net= takes its files.
+	// runDir is where iproute2 keeps named namespaces; nsenter --net= accepts
+	// its files.
 	runDir = "/run/netns"
-	// namePrefix begins the names of a lab's namespaces.
+	// namePrefix is the prefix of the names of a lab's namespaces.
 	namePrefix = "fblab-"
 )
 
-// bindName gives an open namespace a name. The descriptor is locked as long as
-// it is open, which tells others that somebody still wants the namespace.
+// bindName gives an open namespace a name. It locks the descriptor. The lock
+// shows other processes that somebody uses the namespace.
 func bindName(name string, fd int) error {
 	if err := unix.Flock(fd, unix.LOCK_SH); err != nil {
 		return fmt.Errorf("locking the namespace: %w", err)
@@ -45,10 +46,10 @@ func unbindName(name string) {
 	_ = os.Remove(path)
 }
 
-// shareRunDir makes runDir a shared mount of itself, as `ip netns add` does.
-// Done by that command later, it would hide what is mounted there by then, and
-// closing the lab would reveal it instead of removing it. The lock is
-// iproute2's, too: two at once would mount it twice.
+// shareRunDir makes runDir a shared mount of itself, as `ip netns add` does. If
+// that command did it later, it would hide what is mounted there by then, and
+// closing the lab would uncover it instead of removing it. The lock is the one
+// that iproute2 takes: two processes at once would mount it twice.
 func shareRunDir() error {
 	if err := os.MkdirAll(runDir, 0o755); err != nil {
 		return err
@@ -63,7 +64,7 @@ func shareRunDir() error {
 	}
 	share := func() error { return unix.Mount("", runDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
 	err = share()
-	if errors.Is(err, unix.EINVAL) { // not a mount point yet
+	if errors.Is(err, unix.EINVAL) { // not yet a mount point
 		if err = unix.Mount(runDir, runDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
 			err = share()
 		}
@@ -74,9 +75,9 @@ func shareRunDir() error {
 	return nil
 }
 
-// removeDead removes the names of labs whose process was killed: nobody has
-// their namespaces locked any more. The kernel frees the namespaces when the
-// processes that the lab started in them have ended, too.
+// removeDead removes the names of labs whose process was killed: nobody holds
+// their locks. The kernel frees these namespaces when the processes that the
+// lab started in them have ended, too.
 func removeDead() {
 	names, err := filepath.Glob(filepath.Join(runDir, namePrefix+"*"))
 	if err != nil {
@@ -89,8 +90,8 @@ func removeDead() {
 	}
 }
 
-// dead tells of a namespace that nobody has locked. A name to which nothing is
-// bound yet is not.
+// dead reports whether nobody has locked a namespace. It reports false for a
+// name to which nothing is bound yet.
 func dead(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {

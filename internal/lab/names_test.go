@@ -14,10 +14,10 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// inChild marks the process that asChild has started.
+// inChild marks the process that asChild started.
 const inChild = "FASTBR_LAB_TEST_CHILD"
 
-// asChild prepares a process that runs the calling test once more.
+// asChild prepares a process that runs the calling test again.
 func asChild(t *testing.T) *exec.Cmd {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -28,8 +28,9 @@ func asChild(t *testing.T) *exec.Cmd {
 	return c
 }
 
-// The first `ip netns add` of a machine mounts /run/netns on itself. It must not
-// hide a lab that is there already. In a /run that nobody has used.
+// TestLabOutlivesIPNetnsAdd: the first `ip netns add` of a machine mounts
+// /run/netns on itself. It must not hide an existing lab. The test runs with a
+// fresh /run.
 func TestLabOutlivesIPNetnsAdd(t *testing.T) {
 	if os.Getenv(inChild) == "" {
 		c := asChild(t)
@@ -58,7 +59,8 @@ func TestLabOutlivesIPNetnsAdd(t *testing.T) {
 	}
 }
 
-// What a killed process leaves of its lab, the next lab removes; not a living one's.
+// TestKilledLabIsRemoved: the next lab removes what a killed process left of
+// its lab, but not the lab of a living process.
 func TestKilledLabIsRemoved(t *testing.T) {
 	if os.Getenv(inChild) != "" {
 		l, _ := newLab(t, lab.Options{Containers: 1})

@@ -22,25 +22,26 @@ import (
 type Namespace struct {
 	// Name is the file below /run/netns: "fblab-1a2b3c4d-h".
 	Name string
-	// Addr is the address others reach this namespace by. The lab sets it for
-	// the host, the outsides and whatever it connects itself (plain mode,
-	// neighbour); whoever attaches a container sets it with SetAddr. Zero: none yet.
+	// Addr is the address by which others reach this namespace. The lab sets it
+	// for the host, the outsides and what it connects itself (plain mode,
+	// neighbour). Whoever attaches a container sets it with SetAddr. Zero: none
+	// yet.
 	Addr netip.Addr
 
 	fd netns.NsHandle
 	nl *netlink.Handle
 
 	mu    sync.Mutex
-	procs map[*Cmd]struct{} // started, not yet waited for
-	close []func()          // servers and sessions to end, last first
+	procs map[*Cmd]struct{} // started and not yet waited for
+	close []func()          // ends servers and sessions, last first
 	done  bool
-	path  string // of an adopted one; "": below runDir
-	named bool   // below runDir, and ours to remove
+	path  string // of an adopted namespace; "": below runDir
+	named bool   // below runDir, and to be removed by Close
 }
 
-// NewNamespace makes a namespace named NAME with lo up, IPv6 off and, where the
-// kernel has it, bridge-nf-call-iptables off. Its Close removes it again. A lab
-// makes all of its own; more are for tests that need an extra host.
+// NewNamespace makes a namespace with lo up, IPv6 off and, where the kernel has
+// it, bridge-nf-call-iptables off. Close removes it. A lab makes its own
+// namespaces; this one is for tests that need another host.
 func NewNamespace(name string) (*Namespace, error) {
 	fd := netns.None()
 	err := onOwnThread(func() (err error) {
@@ -56,8 +57,8 @@ func NewNamespace(name string) (*Namespace, error) {
 	return nameNamespace(name, fd)
 }
 
-// Adopt gives the lab a namespace that somebody else made, a container engine
-// maybe, under the name "fblab-ID-NAME". It is set up as NewNamespace does.
+// Adopt gives a namespace that somebody else made, such as a container engine,
+// the name "fblab-ID-NAME" in the lab. It is set up as NewNamespace does.
 func (l *Lab) Adopt(name, path string) (*Namespace, error) {
 	fd, err := netns.GetFromPath(path)
 	if err != nil {
@@ -71,7 +72,7 @@ func (l *Lab) Adopt(name, path string) (*Namespace, error) {
 	return n, nil
 }
 
-// nameNamespace binds an open namespace, which becomes the result's, to a name.
+// nameNamespace binds an open namespace to a name. The result owns fd.
 func nameNamespace(name string, fd netns.NsHandle) (*Namespace, error) {
 	n := &Namespace{Name: name, fd: fd, procs: map[*Cmd]struct{}{}}
 	err := bindName(name, int(fd))
@@ -86,8 +87,8 @@ func nameNamespace(name string, fd netns.NsHandle) (*Namespace, error) {
 	return n, nil
 }
 
-// Adopt opens a namespace that somebody else made, a container engine for one.
-// It is used as it is, and Close leaves it.
+// Adopt opens a namespace that somebody else made, such as a container engine.
+// It does not set it up, and Close does not remove it.
 func Adopt(path string) (*Namespace, error) {
 	fd, err := netns.GetFromPath(path)
 	if err != nil {
@@ -132,14 +133,14 @@ func (n *Namespace) open() error {
 	return nil
 }
 
-// Path is what `nsenter --net=` and `fastbr --netns` take.
+// Path returns the path for `nsenter --net=` and `fastbr --netns`.
 func (n *Namespace) Path() string { return cmp.Or(n.path, filepath.Join(runDir, n.Name)) }
 
-// SetAddr records the address others reach this namespace by.
+// SetAddr sets the address by which others reach this namespace.
 func (n *Namespace) SetAddr(a netip.Addr) { n.Addr = a }
 
-// Do calls fn on a thread that is inside the namespace. Sockets made by fn and
-// processes started by it belong to the namespace; goroutines started by it do not.
+// Do calls fn on a thread inside the namespace. Sockets and processes that fn
+// makes belong to the namespace; goroutines do not.
 func (n *Namespace) Do(fn func() error) error {
 	runtime.LockOSThread()
 	before, err := netns.Get()
@@ -153,7 +154,7 @@ func (n *Namespace) Do(fn func() error) error {
 		return fmt.Errorf("entering %s: %w", n.Name, err)
 	}
 	defer func() {
-		// A thread that cannot get back stays locked and dies with its goroutine.
+		// A thread that cannot return stays locked and ends with its goroutine.
 		if netns.Set(before) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -161,8 +162,9 @@ func (n *Namespace) Do(fn func() error) error {
 	return fn()
 }
 
-// Sysctl reads a sysctl by its dotted name; the name of a device may itself not contain a dot.
-// The error wraps os.ErrNotExist where the kernel does not have it.
+// Sysctl reads a sysctl by its dotted name. A device name in it must not
+// contain a dot. The error wraps os.ErrNotExist if the kernel does not have the
+// sysctl.
 func (n *Namespace) Sysctl(key string) (string, error) {
 	var val string
 	err := n.Do(func() error {
@@ -176,7 +178,8 @@ func (n *Namespace) Sysctl(key string) (string, error) {
 	return val, nil
 }
 
-// SetSysctl writes a sysctl. The error wraps os.ErrNotExist where the kernel does not have it.
+// SetSysctl writes a sysctl. The error wraps os.ErrNotExist if the kernel does
+// not have it.
 func (n *Namespace) SetSysctl(key, val string) error {
 	err := n.Do(func() error { return os.WriteFile(sysctlPath(key), []byte(val), 0) })
 	if err != nil {
@@ -189,8 +192,8 @@ func sysctlPath(key string) string {
 	return filepath.Join("/proc/sys", strings.ReplaceAll(key, ".", "/"))
 }
 
-// onClose registers something to end before the namespace goes. It reports
-// false, and registers nothing, once the namespace is closed.
+// onClose registers f to be called before the namespace goes. Once the
+// namespace is closed it registers nothing and reports false.
 func (n *Namespace) onClose(f func()) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -202,7 +205,7 @@ func (n *Namespace) onClose(f func()) bool {
 }
 
 // Close ends the processes and servers started in the namespace and removes it.
-// Idempotent. The kernel frees the namespace once nobody else holds it.
+// It is idempotent. The kernel frees the namespace once nobody else holds it.
 func (n *Namespace) Close() {
 	n.mu.Lock()
 	if n.done {
@@ -230,14 +233,14 @@ func (n *Namespace) Close() {
 	}
 }
 
-// onOwnThread runs fn on a thread that is thrown away afterwards.
+// onOwnThread runs fn on a thread that is discarded afterwards.
 func onOwnThread(fn func() error) error {
 	ch := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread is never thrown away, and /proc/self shows its
-			// namespace: keep it busy here while another thread does the work.
+			// The main thread is never discarded, and /proc/self shows its
+			// namespace. Block it here while another thread does the work.
 			defer runtime.UnlockOSThread()
 			ch <- onOwnThread(fn)
 			return

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// NextHop is the MAC address to which n sends packets for the address to. It pings
-// to first, so that every hop has resolved its neighbours.
+// NextHop returns the MAC address to which n sends packets for the address to.
+// It pings to first, so every hop has resolved its neighbours.
 func (n *Namespace) NextHop(ctx context.Context, to netip.Addr) (net.HardwareAddr, error) {
 	if _, err := n.Ping(ctx, to, PingOptions{Count: 1}); err != nil {
 		return nil, err

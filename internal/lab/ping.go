@@ -11,21 +11,21 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// PingOptions shape a series of echo requests.
+// PingOptions are the options of a series of echo requests.
 type PingOptions struct {
-	// Count of requests; 0: 3.
+	// Count is the number of requests; 0: 3.
 	Count int
 	// Size of the payload in bytes; 0: 56, as ping(8).
 	Size int
 	// TTL of the requests; 0: the kernel's.
 	TTL int
-	// ID of the requests; 0: a constant one.
+	// ID of the requests; 0: a constant.
 	ID uint16
-	// Wait for each reply; 0: one second.
+	// Wait bounds the wait for each reply; 0: one second.
 	Wait time.Duration
 }
 
-// PingResult is what came of it.
+// PingResult is the result of a series.
 type PingResult struct {
 	Sent, Received int
 	// RTT of each received reply.
@@ -36,8 +36,9 @@ type PingResult struct {
 
 const pingID = 0xfb
 
-// Ping sends echo requests from inside the namespace, each after the reply to
-// the one before or its time-out. The error is about sending; loss shows in the result.
+// Ping sends echo requests from inside the namespace. It sends each after the
+// reply to the previous one, or its time-out. An error means that sending
+// failed; loss shows in the result.
 func (n *Namespace) Ping(ctx context.Context, to netip.Addr, o PingOptions) (PingResult, error) {
 	o = o.withDefaults()
 	var c net.PacketConn
@@ -115,7 +116,7 @@ func (o PingOptions) one(c net.PacketConn, to netip.Addr, seq int, r *PingResult
 	}
 }
 
-// aboutEcho tells whether m is an error about our echo request.
+// aboutEcho reports whether m is an error about our echo request.
 func aboutEcho(m *icmp.Message, id uint16, seq int) bool {
 	var data []byte
 	switch b := m.Body.(type) {

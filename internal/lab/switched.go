@@ -8,7 +8,7 @@ import (
 )
 
 // FarMTU is the MTU, in bytes, of the router's device towards Far. Far itself
-// believes in 1500, so that only path MTU discovery finds the narrow place.
+// assumes 1500, so only path MTU discovery finds the bottleneck.
 const FarMTU = 1280
 
 const switchDev = "sw0"
@@ -21,7 +21,7 @@ var (
 	farAddr       = netip.MustParsePrefix("192.0.2.130/25")
 )
 
-// buildSwitch makes the namespace of the switch.
+// buildSwitch makes the switch's namespace.
 func (l *Lab) buildSwitch() error {
 	var err error
 	if l.sw, err = l.Add("sw"); err != nil {
@@ -35,7 +35,8 @@ func (l *Lab) buildSwitch() error {
 	return l.sw.SetUp(switchDev)
 }
 
-// toSwitch connects a device of n with a port of the switch, and returns its name.
+// toSwitch connects a device of n to a port of the switch. It returns the
+// port's name.
 func (l *Lab) toSwitch(n *Namespace, dev, port string) (string, error) {
 	if err := Veth(n, dev, l.sw, port, l.opts.MTU); err != nil {
 		return "", err
@@ -43,8 +44,8 @@ func (l *Lab) toSwitch(n *Namespace, dev, port string) (string, error) {
 	return port, l.sw.enslave(switchDev, port)
 }
 
-// buildRouter adds, beside host and outside on the switch, a router with a
-// server beyond it, and a neighbour.
+// buildRouter adds to the switch, beside host and outside, a neighbour and a
+// router with a server behind it.
 func (l *Lab) buildRouter() error {
 	for _, m := range []struct {
 		to   **Namespace

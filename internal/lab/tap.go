@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tapSnap is the longest frame a tap returns whole: a super-packet of BIG TCP.
+// tapSnap is the longest frame, in bytes, that a tap returns whole: a BIG TCP
+// super-packet.
 const tapSnap = 256 << 10
 
-// Tap sees every frame of one device, in both directions, and what the kernel
-// knows about it besides its bytes. Not for concurrent use.
+// Tap sees every frame of one device in both directions, with the kernel's
+// metadata. It is not safe for concurrent use.
 type Tap struct {
 	fd  int
 	buf []byte
@@ -21,17 +22,17 @@ type Tap struct {
 
 // Tapped is one frame at a tap.
 type Tapped struct {
-	// Frame begins with the link layer header. A tag that the kernel has taken
-	// out of it is in its place again.
+	// Frame begins with the link layer header. A VLAN tag that the kernel has
+	// removed is back in its place.
 	Frame []byte
-	// Sent: the device sends it; else it has received it.
+	// Sent: the device sent the frame; otherwise it received it.
 	Sent bool
-	// Partial: the L4 checksum holds the sum of the pseudo header only, and is to
-	// be filled in by whoever sends the frame on a wire.
+	// Partial: the L4 checksum covers only the pseudo header. Whoever sends the
+	// frame on a wire completes it.
 	Partial bool
 }
 
-// NewTap opens one; it sees what comes from now on. Close it.
+// NewTap opens a tap, which sees frames from now on. The caller closes it.
 func (n *Namespace) NewTap(dev string) (*Tap, error) {
 	fd, err := n.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
@@ -45,9 +46,9 @@ func (n *Namespace) NewTap(dev string) (*Tap, error) {
 	return &Tap{fd: fd, buf: make([]byte, tapSnap), oob: make([]byte, 256)}, nil
 }
 
-// Drain calls see with each frame that has come by since the last call, without
-// waiting for any. A frame is see's until it returns. The error says that the tap
-// is dead, or that it has lost frames.
+// Drain calls see with each frame since the last call. It does not wait. A
+// frame is valid until see returns. An error means that the tap is dead or has
+// lost frames.
 func (t *Tap) Drain(see func(Tapped)) error {
 	for {
 		n, oobn, _, from, err := unix.Recvmsg(t.fd, t.buf, t.oob, unix.MSG_DONTWAIT)
@@ -109,5 +110,5 @@ func (t *Tap) lost() error {
 	return nil
 }
 
-// Close ends the tap.
+// Close closes the tap.
 func (t *Tap) Close() { _ = unix.Close(t.fd) }

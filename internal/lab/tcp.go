@@ -15,9 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Server is a service inside a namespace. It ends with Close or its namespace.
+// Server is a service inside a namespace. It ends with Close or with its
+// namespace.
 type Server struct {
-	// Addr it listens on.
+	// Addr is the address on which it listens.
 	Addr netip.AddrPort
 
 	stop func()
@@ -27,8 +28,8 @@ type Server struct {
 	peers map[netip.AddrPort]int
 }
 
-// Peers are the addresses that clients came from, with the number of
-// connections (TCP) or datagrams (UDP) of each.
+// Peers returns the clients' addresses, with the number of connections (TCP) or
+// datagrams (UDP) of each.
 func (s *Server) Peers() map[netip.AddrPort]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,14 +53,14 @@ func (s *Server) sawPeer(a net.Addr) {
 	s.mu.Unlock()
 }
 
-// Close ends the server and its connections. Idempotent.
+// Close ends the server and its connections. It is idempotent.
 func (s *Server) Close() {
 	s.stop()
 	s.wg.Wait()
 }
 
-// ListenTCP listens inside the namespace; port 0 takes a free one. The caller
-// closes it. A port that is taken is tried again for bindPatience.
+// ListenTCP listens inside the namespace. Port 0 takes a free port. The caller
+// closes the listener. ListenTCP retries a taken port for bindPatience.
 func (n *Namespace) ListenTCP(at netip.AddrPort) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
@@ -80,8 +81,8 @@ func (n *Namespace) ListenTCP(at netip.AddrPort) (*net.TCPListener, error) {
 	return ln.(*net.TCPListener), nil
 }
 
-// ServeTCP answers each connection with handle, which owns the connection only
-// until it returns.
+// ServeTCP calls handle with each connection. The connection is closed when
+// handle returns.
 func (n *Namespace) ServeTCP(at netip.AddrPort, handle func(*net.TCPConn)) (*Server, error) {
 	ln, err := n.ListenTCP(at)
 	if err != nil {
@@ -114,13 +115,14 @@ func (n *Namespace) ServeTCP(at netip.AddrPort, handle func(*net.TCPConn)) (*Ser
 	return s, nil
 }
 
-// ServeTCPEcho sends back what comes, and closes when the client has.
+// ServeTCPEcho sends back what it receives, and closes when the client has
+// closed.
 func (n *Namespace) ServeTCPEcho(at netip.AddrPort) (*Server, error) {
 	return n.ServeTCP(at, func(c *net.TCPConn) { _, _ = io.Copy(c, struct{ io.Reader }{c}) })
 }
 
-// DialTCP connects from inside the namespace. from may be zero, or only its
-// port or address.
+// DialTCP connects from inside the namespace. from may be zero, or have only an
+// address or only a port.
 func (n *Namespace) DialTCP(ctx context.Context, from, to netip.AddrPort) (*net.TCPConn, error) {
 	d := net.Dialer{LocalAddr: localTCP(from), Control: reuseAddr}
 	d.SetMultipathTCP(false)
@@ -135,7 +137,8 @@ func (n *Namespace) DialTCP(ctx context.Context, from, to netip.AddrPort) (*net.
 	return c.(*net.TCPConn), nil
 }
 
-// reuseAddr lets a port be used again while an earlier connection is in TIME_WAIT.
+// reuseAddr lets a socket bind to a port while an earlier connection is in
+// TIME_WAIT.
 func reuseAddr(_, _ string, c syscall.RawConn) error {
 	var err error
 	cerr := c.Control(func(fd uintptr) {
@@ -165,7 +168,7 @@ func (n *Namespace) EchoTCP(ctx context.Context, from, to netip.AddrPort, msg st
 	return Echo(ctx, c, msg)
 }
 
-// Echo sends msg on an existing connection and expects it back.
+// Echo sends msg on a connection and expects it back.
 func Echo(ctx context.Context, c net.Conn, msg string) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -183,8 +186,8 @@ func Echo(ctx context.Context, c net.Conn, msg string) error {
 }
 
 // Bulk sends size bytes over one TCP connection from client to a sink in
-// server, which answers with the number of bytes it got. Reverse sends them the
-// other way. The error says how far it came.
+// server. The sink answers with the number of bytes it got. With reverse the
+// server sends. The error says how far the transfer got.
 func Bulk(ctx context.Context, client, server *Namespace, addr netip.Addr, size int64, reverse bool) error {
 	var got atomic.Int64
 	s, err := server.ServeTCP(netip.AddrPortFrom(addr, 0), func(c *net.TCPConn) {
@@ -222,7 +225,7 @@ func Bulk(ctx context.Context, client, server *Namespace, addr netip.Addr, size 
 	return bulkResult(got.Load(), size, err)
 }
 
-// EchoBulk sends size bytes to a server that echoes them, and expects them back.
+// EchoBulk sends size bytes to an echo server, and expects them back.
 func EchoBulk(ctx context.Context, client *Namespace, to netip.AddrPort, size int64) error {
 	c, err := client.DialTCP(ctx, netip.AddrPort{}, to)
 	if err != nil {

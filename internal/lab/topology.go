@@ -10,7 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// buildUplink connects the host's eth<i> with eth0 of a new outside, and routes.
+// buildUplink connects the host's eth<i> to eth0 of a new outside, and adds
+// routes.
 func (l *Lab) buildUplink(i int) error {
 	o, err := l.Add(fmt.Sprintf("o%d", i+1))
 	if err != nil {
@@ -50,8 +51,8 @@ func (l *Lab) buildUplink(i int) error {
 	return l.Watch(dev, end, endDev)
 }
 
-// connect joins an uplink of the host and the eth0 of an outside, by a cable or
-// by the switch, and returns where the host's end of it can be watched.
+// connect joins an uplink of the host to the eth0 of an outside, by a cable or
+// the switch. It returns where the host's end can be watched.
 func (l *Lab) connect(dev string, o *Namespace) (*Namespace, string, error) {
 	if l.sw == nil {
 		if err := Veth(l.Host, dev, o, "eth0", l.opts.MTU); err != nil {
@@ -66,8 +67,8 @@ func (l *Lab) connect(dev string, o *Namespace) (*Namespace, string, error) {
 	return l.sw, port, err
 }
 
-// Veth connects devices named a and b of two namespaces and sets both up.
-// mtu in bytes; 0: the kernel's 1500.
+// Veth connects devices named a and b of two namespaces and sets both up. mtu
+// is in bytes; 0: the kernel's 1500.
 func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = a, mtu
@@ -81,10 +82,10 @@ func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
 	return nb.SetUp(b)
 }
 
-// CableGSO is the largest IPv4 super-packet, in bytes, that an uplink takes. The
-// driver of a fast network card takes as much, and so does veth; by default it would
-// keep the kernel's 64 KiB. The size holds for the whole path, which here is one
-// cable. A switch would have to cut such packets.
+// CableGSO is the largest IPv4 super-packet of an uplink, in bytes. Drivers of
+// fast network cards support as much, and so does veth, but the kernel's
+// default is 64 KiB. The size must suit the whole path, which here is one
+// cable: a switch would have to split such packets.
 const CableGSO = 128 << 10
 
 // SetGSO sets the largest IPv4 super-packet of a device, in bytes
@@ -95,7 +96,7 @@ func (n *Namespace) SetGSO(dev string, bytes int) error {
 	})
 }
 
-// GSO reads what SetGSO sets.
+// GSO returns what SetGSO sets.
 func (n *Namespace) GSO(dev string) (int, error) {
 	link, err := n.nl.LinkByName(dev)
 	if err != nil {
@@ -130,21 +131,21 @@ func (n *Namespace) withLink(dev, doing string, fn func(netlink.Link) error) err
 	return nil
 }
 
-// AddAddr gives a device an address.
+// AddAddr adds an address to a device.
 func (n *Namespace) AddAddr(dev string, p netip.Prefix) error {
 	return n.withLink(dev, "adding "+p.String()+" to %s in %s", func(link netlink.Link) error {
 		return n.nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p)})
 	})
 }
 
-// DelAddr takes an address from a device.
+// DelAddr removes an address from a device.
 func (n *Namespace) DelAddr(dev string, p netip.Prefix) error {
 	return n.withLink(dev, "taking "+p.String()+" from %s in %s", func(link netlink.Link) error {
 		return n.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
 	})
 }
 
-// AddRoute adds a route; an invalid (zero) dst is the default route.
+// AddRoute adds a route. An invalid (zero) dst is the default route.
 func (n *Namespace) AddRoute(dst netip.Prefix, via netip.Addr) error {
 	r := &netlink.Route{Gw: via.AsSlice()}
 	if dst.IsValid() {
@@ -156,7 +157,7 @@ func (n *Namespace) AddRoute(dst netip.Prefix, via netip.Addr) error {
 	return nil
 }
 
-// MAC of a device.
+// MAC returns the MAC address of a device.
 func (n *Namespace) MAC(dev string) (net.HardwareAddr, error) {
 	link, err := n.nl.LinkByName(dev)
 	if err != nil {
@@ -165,7 +166,7 @@ func (n *Namespace) MAC(dev string) (net.HardwareAddr, error) {
 	return link.Attrs().HardwareAddr, nil
 }
 
-// Index of a device.
+// Index returns the ifindex of a device.
 func (n *Namespace) Index(dev string) (int, error) {
 	link, err := n.nl.LinkByName(dev)
 	if err != nil {
@@ -174,14 +175,14 @@ func (n *Namespace) Index(dev string) (int, error) {
 	return link.Attrs().Index, nil
 }
 
-// Counters are a device's own, as `ip -s link` shows them.
+// Counters are a device's counters, as in `ip -s link`.
 type Counters struct {
 	RXPackets, RXBytes, RXDropped uint64
 	TXPackets, TXBytes, TXDropped uint64
 }
 
-// Counters reads a device's counters. Netlink, not /sys: that one shows the
-// devices of the namespace it was mounted from.
+// Counters reads a device's counters by netlink. /sys shows the devices of the
+// namespace in which it was mounted.
 func (n *Namespace) Counters(dev string) (Counters, error) {
 	link, err := n.nl.LinkByName(dev)
 	if err != nil {
@@ -197,12 +198,12 @@ func (n *Namespace) Counters(dev string) (Counters, error) {
 	}, nil
 }
 
-// buildPlain connects the containers the way docker0 does, without Docker.
+// buildPlain connects the containers as docker0 does, without Docker.
 func (l *Lab) buildPlain(ctx context.Context) error {
 	return l.bridge(ctx, "br0", l.opts.Subnet, l.Containers)
 }
 
-// buildNeighbour adds the docker0-style bridge with its one container.
+// buildNeighbour adds the docker0-style bridge with its container.
 func (l *Lab) buildNeighbour(ctx context.Context) error {
 	n, err := l.Add("nb")
 	if err != nil {
@@ -212,8 +213,8 @@ func (l *Lab) buildNeighbour(ctx context.Context) error {
 	return l.bridge(ctx, "docker0", dockerSubnet, []*Namespace{n})
 }
 
-// bridge builds a kernel bridge in the host with the first address of subnet,
-// plugs the members in as eth0 and masquerades what leaves the subnet.
+// bridge builds a kernel bridge in the host with the first address of subnet.
+// It plugs each member in as eth0, and masquerades what leaves the subnet.
 func (l *Lab) bridge(ctx context.Context, name string, subnet netip.Prefix, members []*Namespace) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, l.opts.MTU
@@ -248,8 +249,8 @@ func (l *Lab) bridge(ctx context.Context, name string, subnet netip.Prefix, memb
 		`, name, subnet.Masked()))
 }
 
-// BigTCP lets the containers of a plain bridge build super-packets as large as the
-// uplinks take.
+// BigTCP lets the containers of a plain bridge send super-packets as large as
+// the uplinks accept.
 func (l *Lab) BigTCP() error {
 	err := l.Host.SetGSO("br0", CableGSO)
 	for i, c := range l.Containers {
@@ -258,7 +259,7 @@ func (l *Lab) BigTCP() error {
 	return err
 }
 
-// plug gives m an eth0 on the bridge.
+// plug connects m to the bridge with an eth0.
 func (l *Lab) plug(bridge, port string, m *Namespace, addr netip.Prefix, gw netip.Addr) error {
 	if err := Veth(l.Host, port, m, "eth0", l.opts.MTU); err != nil {
 		return err

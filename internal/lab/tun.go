@@ -10,19 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses of a tunnel, from the range for documentation and for benchmarks.
+// Addresses of a tunnel, from the documentation and benchmarking ranges.
 var (
 	tunHostAddr    = netip.MustParsePrefix("198.18.0.1/24")
 	tunOutsideAddr = netip.MustParsePrefix("198.18.0.2/24")
 	tunServerAddr  = netip.MustParsePrefix("192.0.2.31/32")
 )
 
-// Tunnel is an uplink without an Ethernet header, as WireGuard, ppp and VPN
-// programs make one: a TUN device in the host and one outside, whose packets
-// this process carries from one to the other. It looks at each packet that
-// leaves the host, as a Capture does.
+// Tunnel is an uplink without an Ethernet header, like those of WireGuard, ppp
+// and VPN programs. It has a TUN device in the host and one outside, and this
+// process carries packets between them. It checks each packet that leaves the
+// host, as a Capture does.
 type Tunnel struct {
-	// Outside is beyond the tunnel. Its Addr is a server's, not on the link.
+	// Outside is the far side of the tunnel. Its Addr is a server's and not on
+	// the link.
 	Outside *Namespace
 
 	private []netip.Prefix
@@ -34,7 +35,7 @@ type Tunnel struct {
 }
 
 // AddTunnel makes the device dev in the host and an outside beyond it, with a
-// route to its server; Close of the lab removes it.
+// route to its server. The lab's Close removes them.
 func (l *Lab) AddTunnel(dev string) (*Tunnel, error) {
 	o, err := l.Add("o-" + dev)
 	if err != nil {
@@ -73,13 +74,13 @@ func (l *Lab) AddTunnel(dev string) (*Tunnel, error) {
 	return t, nil
 }
 
-// HostAddr is the host's address on the tunnel, what outside may see.
+// HostAddr returns the host's address on the tunnel, which may appear outside.
 func (t *Tunnel) HostAddr() netip.Addr { return tunHostAddr.Addr() }
 
-// OutsideAddr is the address at the other end, on the link.
+// OutsideAddr returns the address at the other end of the tunnel.
 func (t *Tunnel) OutsideAddr() netip.Addr { return tunOutsideAddr.Addr() }
 
-// openTun makes a TUN device that lives as long as the file.
+// openTun makes a TUN device that lives as long as the file is open.
 func (n *Namespace) openTun(dev string) (*os.File, error) {
 	var fd int
 	err := n.Do(func() (err error) {
@@ -103,7 +104,7 @@ func (n *Namespace) openTun(dev string) (*os.File, error) {
 }
 
 // carry writes to one end what it reads from the other, until either is closed.
-// A packet that the other end does not take (the device is down) is lost.
+// A packet that the other end does not accept (its device is down) is lost.
 func carry(from, to *os.File, look func(packet []byte)) {
 	buf := make([]byte, 1<<16)
 	for {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ListenUDP opens a socket inside the namespace; port 0 takes a free one. The
-// caller closes it. A port that is taken is tried again for bindPatience.
+// ListenUDP opens a socket inside the namespace. Port 0 takes a free port. The
+// caller closes the socket. ListenUDP retries a taken port for bindPatience.
 func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
 	err := retryBind(func() error {
@@ -27,9 +27,9 @@ func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	return c, nil
 }
 
-// DialUDP opens a socket inside the namespace that is connected to to; a zero
-// local takes any free port. The caller closes it. A port that is taken is tried
-// again for bindPatience.
+// DialUDP opens a socket inside the namespace that is connected to to. A zero
+// local takes any free port. The caller closes the socket. DialUDP retries a
+// taken port for bindPatience.
 func (n *Namespace) DialUDP(local, to netip.AddrPort) (*net.UDPConn, error) {
 	var from *net.UDPAddr
 	if local.IsValid() {
@@ -48,11 +48,13 @@ func (n *Namespace) DialUDP(local, to netip.AddrPort) (*net.UDPConn, error) {
 	return c, nil
 }
 
-// bindPatience is how long a port may stay taken by a socket that is closed: a
-// process just forked, by any goroutine, has a copy of it until its exec.
+// bindPatience bounds how long a closed socket may still hold its port: a
+// process that any goroutine has just forked has a copy of the socket until its
+// exec.
 const bindPatience = 10 * time.Second
 
-// retryBind calls bind until it fails with something else than a taken port.
+// retryBind calls bind until it succeeds or fails with another error than a
+// taken port.
 func retryBind(bind func() error) error {
 	for end := time.Now().Add(bindPatience); ; time.Sleep(time.Millisecond) {
 		if err := bind(); !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
@@ -61,7 +63,7 @@ func retryBind(bind func() error) error {
 	}
 }
 
-// ServeUDPEcho sends every datagram back to where it came from.
+// ServeUDPEcho sends every datagram back to its sender.
 func (n *Namespace) ServeUDPEcho(at netip.AddrPort) (*Server, error) {
 	c, err := n.ListenUDP(at)
 	if err != nil {
@@ -93,11 +95,11 @@ func (n *Namespace) ServeUDPEcho(at netip.AddrPort) (*Server, error) {
 	return s, nil
 }
 
-// udpTry is how long one datagram waits for its echo before it is sent again.
+// udpTry is the time after which a datagram without an echo is sent again.
 const udpTry = time.Second
 
-// EchoUDP sends msg and expects it back; a lost datagram is sent again until
-// ctx ends. from may be zero, or only its port.
+// EchoUDP sends msg and expects it back. It resends a lost datagram until ctx
+// ends. from may be zero, or have only a port.
 func (n *Namespace) EchoUDP(ctx context.Context, from, to netip.AddrPort, msg string) error {
 	if !from.Addr().IsValid() {
 		from = netip.AddrPortFrom(netip.IPv4Unspecified(), from.Port())
