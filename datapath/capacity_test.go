@@ -21,7 +21,7 @@ func (h *harness) live(t *testing.T) uint32 {
 	return st.Flows
 }
 
-// waitLive polls until so many sessions are left.
+// waitLive waits until exactly want sessions are left.
 func (h *harness) waitLive(t *testing.T, want uint32) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Minute); h.live(t) != want; time.Sleep(20 * time.Millisecond) {
@@ -31,21 +31,21 @@ func (h *harness) waitLive(t *testing.T, want uint32) {
 	}
 }
 
-// sweepAfter lets the programs sweep after so long, as the timer would.
+// sweepAfter lets d pass and then sweeps, as the timer would.
 func (h *harness) sweepAfter(t *testing.T, d time.Duration) {
 	t.Helper()
 	h.age(t, d)
 	h.run(t, h.sweep, make([]byte, 64), 0, 0)
 }
 
-// udpTo is a packet of c1 or c2 from this port.
+// udpFrom is a UDP packet of c1 or c2 from this port.
 func (h *harness) udpFrom(src netip.Addr, port uint16) testutil.Frame {
 	f := h.fromC1()
 	f.Src, f.TCP, f.UDP = src, nil, &testutil.UDP{SrcPort: port, DstPort: 9999}
 	return f
 }
 
-// TestExpiredSessionsAreSwept by the kernel's own timer.
+// TestExpiredSessionsAreSwept: the kernel's own timer removes them.
 func TestExpiredSessionsAreSwept(t *testing.T) {
 	h := newReal(t, Config{FlowsMax: 64}, quick)
 	for p := range uint16(20) {
@@ -99,7 +99,7 @@ func TestExpiredSessionsMakeRoomAtOnce(t *testing.T) {
 	for p := range uint16(16) {
 		h.sentFrom(t, h.udpFrom(c1Addr, 40000+p))
 	}
-	h.age(t, 4*time.Second) // and no sweep
+	h.age(t, 4*time.Second) // nothing sweeps
 	for p := range uint16(16) {
 		h.sentFrom(t, h.udpFrom(c1Addr, 42000+p))
 	}
@@ -117,7 +117,7 @@ func TestClosedConnectionsMakeRoom(t *testing.T) {
 		h.sentFrom(t, seg(port, func(s *testutil.TCP) { s.FIN = true }))
 		h.uplinkIn(t, h.reply(seg(port, func(s *testutil.TCP) { s.FIN = true }), eport).Bytes(t))
 		if i%16 == 15 {
-			h.age(t, 30*time.Millisecond) // closed ones rest 20 ms
+			h.age(t, 30*time.Millisecond) // a closed connection keeps its port for 20 ms
 		}
 	}
 	st, err := h.NATStats()
@@ -146,11 +146,11 @@ func TestPortsAreSharedOnlyWhenNoneIsFree(t *testing.T) {
 	if st, _ := h.NATStats(); st.PortOverloads != 1 {
 		t.Errorf("%d overloads, want 1", st.PortOverloads)
 	}
-	h.wantRefused(t, h.c1, "nat_full", h.udpFrom(c1Addr, 46000)) // towards the first server every tuple is taken
+	h.wantRefused(t, h.c1, "nat_full", h.udpFrom(c1Addr, 46000)) // every tuple to the first server is taken
 }
 
-// A container keeps its own source port, but not where another has just had it
-// (RFC 6888 REQ-8).
+// A container keeps its own source port, unless another has just had it (RFC 6888
+// REQ-8).
 func TestReleasedPortIsOnHold(t *testing.T) {
 	for _, hold := range []uint32{120, 0} {
 		h := newHarness(t, Config{FlowsMax: 64}, func(v *tcVariableSpecs) error { return v.CfgToHold.Set(hold) })

@@ -15,8 +15,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// otherLayout are the programs with maps of another layout, of every kind of map
-// whose contents are carried over; what the programs do with them is the same.
+// otherLayout are the programs with another layout of every kind of map whose contents
+// are carried over. The programs themselves do the same.
 func otherLayout() (*ebpf.CollectionSpec, error) {
 	spec, err := loadInjected()
 	if err != nil {
@@ -36,7 +36,7 @@ func newOtherLayout(t *testing.T, cfg Config) *harness {
 	return h
 }
 
-// bySource are sessions by what they are from and to: slots may change.
+// bySource are sessions by their outbound tuple. Their slots may change.
 func bySource(t nm.Table) map[nm.Tuple]nm.Session {
 	out := map[nm.Tuple]nm.Session{}
 	for _, s := range t.Sessions {
@@ -45,7 +45,7 @@ func bySource(t nm.Table) map[nm.Tuple]nm.Session {
 	return out
 }
 
-// wantSameTable compares what two datapaths remember, but for slots.
+// wantSameTable compares what two datapaths remember, except slots.
 func wantSameTable(t *testing.T, got, want nm.Table) {
 	t.Helper()
 	for _, x := range []struct {
@@ -71,14 +71,14 @@ func wantSameTable(t *testing.T, got, want nm.Table) {
 	}
 }
 
-// populate leaves a session of every kind in the tables.
+// populate makes a session of every kind.
 func (h *harness) populate(t *testing.T) {
 	t.Helper()
 	h.open(t, h.fromC1())
 	h.sentFrom(t, h.fromC1().With(func(f *testutil.Frame) { f.Dst = mustAddr("192.0.2.12") }))
 	h.open(t, testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server, UDP: &testutil.UDP{SrcPort: 40001, DstPort: 53}})
 	h.open(t, testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server, Echo: &testutil.Echo{ID: 7}})
-	// One side of this one closes; that one is half-open.
+	// One side of the first connection closes. The second is half-open.
 	h.open(t, h.fromC1().With(func(f *testutil.Frame) { f.TCP.SrcPort = 40002 }))
 	for _, change := range []func(*testutil.Frame){
 		func(f *testutil.Frame) { f.TCP.SrcPort, f.TCP.FIN = 40002, true },
@@ -92,7 +92,7 @@ func (h *harness) populate(t *testing.T) {
 	if got := h.uplinkIn(t, h.client("tcp", 8081).Bytes(t)); got.verdict != next {
 		t.Fatalf("a client: verdict %d", got.verdict)
 	}
-	// A port that was given back, and is on hold.
+	// A port that was released, and is on hold.
 	gone := h.udpFrom(c2Addr, 41000)
 	if got := h.uplinkOut(t, h.routed(gone).Bytes(t), h.bridge); got.verdict != next {
 		t.Fatalf("verdict %d", got.verdict)
@@ -102,9 +102,9 @@ func (h *harness) populate(t *testing.T) {
 	}
 }
 
-// TestUpgradeAcrossLayouts: everything that the NAT remembers is as before, on maps
-// that were made anew, and so are counters, devices and publications. Afterwards
-// nothing is lost or counted twice: when the sessions end, all is free.
+// TestUpgradeAcrossLayouts: on maps that were made anew, everything that the NAT
+// remembers is as before, and so are counters, devices and publications. Afterwards
+// nothing is lost or counted twice: when the sessions end, everything is free.
 func TestUpgradeAcrossLayouts(t *testing.T) {
 	for name, policy := range map[string]NATPolicy{
 		"default":              {},
@@ -131,7 +131,7 @@ func TestUpgradeAcrossLayouts(t *testing.T) {
 			check(t, n.VerifyPort(h.c1))
 			check(t, n.VerifyUplink(h.uplink))
 			check(t, n.VerifyPublication(h.publication(false)))
-			// Both directions go on, on the fast path, and a new flow begins.
+			// Both directions go on, on the fast path, and a new flow can begin.
 			if got := n.portIn(t, h.fromC1().Bytes(t)); got.verdict != redirect {
 				t.Errorf("outbound: verdict %d", got.verdict)
 			}
@@ -147,8 +147,8 @@ func TestUpgradeAcrossLayouts(t *testing.T) {
 }
 
 // TestUpgradeIsFinishedOrUndone breaks an upgrade at every step, one after the other.
-// Until programs are swapped it is as if it had not been; after that the next one
-// goes on, with what began meanwhile on the old programs.
+// Before the programs are swapped, it leaves nothing behind. Afterwards the next
+// upgrade goes on, with the sessions that have meanwhile begun on the old programs.
 func TestUpgradeIsFinishedOrUndone(t *testing.T) {
 	h := newOtherLayout(t, Config{FlowsMax: 64})
 	h.populate(t)
@@ -157,7 +157,7 @@ func TestUpgradeIsFinishedOrUndone(t *testing.T) {
 	broken := errors.New("broken")
 	for _, x := range []struct {
 		at   string
-		left []string // of the places for pins
+		left []string // in the directories for pins
 	}{
 		{"upgrade-load", []string{h.dir}},
 		{"upgrade-copy", []string{h.dir}},
@@ -203,7 +203,7 @@ func TestUpgradeIsFinishedOrUndone(t *testing.T) {
 	n := *h
 	n.Datapath = d
 	got := n.table(t)
-	got.Counters = want.Counters // late's was counted on the old maps
+	got.Counters = want.Counters // those of late were counted on the old maps
 	wantSameTable(t, got, want)
 	if got := n.portIn(t, late.Bytes(t)); got.verdict != redirect {
 		t.Errorf("outbound: verdict %d", got.verdict)
@@ -213,8 +213,9 @@ func TestUpgradeIsFinishedOrUndone(t *testing.T) {
 	}
 }
 
-// TestNoSessionBeginsWhileProgramsAreSwapped: what may be of a session that is still
-// to come waits: it is not begun again from another port, nor answered by the host.
+// TestNoSessionBeginsWhileProgramsAreSwapped: a packet waits if it may belong to a
+// session that is still to be carried over. Its flow does not begin again from another
+// port, and the host does not answer it.
 func TestNoSessionBeginsWhileProgramsAreSwapped(t *testing.T) {
 	h, ext, _ := hairpinned(t)
 	check(t, h.Publish(h.publication(false)))
@@ -234,7 +235,7 @@ func TestNoSessionBeginsWhileProgramsAreSwapped(t *testing.T) {
 		})
 	}
 	h.wantHost(t, "the host's own", h.client("tcp", 22))
-	// Another container's mapping may be to come, or its session.
+	// The mapping of another container, or its session, may still be to come.
 	for name, to := range map[string]uint16{"to nobody's port": DefaultNATFirst, "to one that has not asked": ext} {
 		t.Run("from a container, "+name, func(t *testing.T) {
 			h.wantDrop(t, h.c2.Ifindex, "unsupported", func() result { return h.portInOf(t, h.c2, h.udpOf(h.c2, extAddr.String(), to)) })
@@ -248,10 +249,10 @@ func TestNoSessionBeginsWhileProgramsAreSwapped(t *testing.T) {
 	h.open(t, h.fromC1())
 }
 
-// TestAnAnswerDuringAnUpgradeIsKnown: a SYN-ACK that only the old programs have seen
-// is what its client acknowledges.
+// TestAnAnswerDuringAnUpgradeIsKnown: only the old programs have seen the SYN-ACK that
+// the client acknowledges.
 func TestAnAnswerDuringAnUpgradeIsKnown(t *testing.T) {
-	const isn = 1 << 24 // what it acknowledges is not near 0
+	const isn = 1 << 24 // the acknowledged number is not near 0
 	h := newOtherLayout(t, usual)
 	check(t, h.Publish(h.publication(false)))
 	f := h.asks(0, false)
@@ -269,7 +270,7 @@ func TestAnAnswerDuringAnUpgradeIsKnown(t *testing.T) {
 	}
 }
 
-// TestSchemaOfANewerBuildIsRefused says so, whatever the maps look like.
+// TestSchemaOfANewerBuildIsRefused: the error says so, whatever the maps look like.
 func TestSchemaOfANewerBuildIsRefused(t *testing.T) {
 	h := newOtherLayout(t, Config{FlowsMax: 64})
 	h.meta.Schema++
@@ -286,8 +287,8 @@ func TestSchemaOfANewerBuildIsRefused(t *testing.T) {
 	}
 }
 
-// TestConversionGoesByNames: a field goes where the one of its name is, however far
-// down, and what is not there any more, or new, is left out.
+// TestConversionGoesByNames: each field is copied to the field of the same name, at any
+// depth. A field that is gone, or new, is left out.
 func TestConversionGoesByNames(t *testing.T) {
 	u8, u16, u32 := &btf.Int{Size: 1}, &btf.Int{Size: 2}, &btf.Int{Size: 4}
 	field := func(name string, at uint32, typ btf.Type) btf.Member {

@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// addVethAt is addVeth with an ifindex.
+// addVethAt is addVeth with a given ifindex.
 func addVethAt(t testing.TB, name string, index int) int {
 	t.Helper()
 	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500, Index: index}, PeerName: name + "p"}))
@@ -23,9 +23,9 @@ func addVethAt(t testing.TB, name string, index int) int {
 	return index
 }
 
-// An uplink and a bridge may have an ifindex whose slot a port has, and do all
-// that others do there; neither is in the other's way, whoever goes first. A port
-// may not, and says so: its ifindex can be chosen.
+// An uplink and a bridge may have an ifindex that falls on the slot of a port. They
+// then do all that others do, and none is in another's way, whichever goes first. A
+// port may not, and the error says so: its ifindex can be chosen.
 func TestSlotIsShared(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	index := addVethAt(t, "up9", h.c1.Ifindex+MaxDevices)
@@ -72,9 +72,9 @@ func TestSlotIsShared(t *testing.T) {
 	if err := h.AttachPort(clash); !errors.Is(err, ErrSlotTaken) {
 		t.Errorf("a port whose slot is taken: %v, want ErrSlotTaken", err)
 	}
-	check(t, h.AttachPort(h.c1)) // what the refused one has overwritten
+	check(t, h.AttachPort(h.c1)) // restores what the refused port has overwritten
 
-	// The port goes; the uplink stays where it is, and the slot is free.
+	// The port is detached. The uplink stays, and the slot is free.
 	check(t, h.DetachPort(h.c1.Ifindex))
 	check(t, h.VerifyUplink(up))
 	check(t, h.AttachPort(h.c1))

@@ -14,7 +14,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// steps is how many random steps the walks make together.
+// steps is how many random steps all walks make together.
 func steps(t *testing.T) int {
 	t.Helper()
 	s := os.Getenv("FASTBR_MODEL_STEPS")
@@ -26,9 +26,9 @@ func steps(t *testing.T) int {
 	return n
 }
 
-// The programs do what the model does, packet by packet: verdict and bytes of
-// each, everything remembered each thousand steps. FASTBR_MODEL_STEPS sets how
-// many, FASTBR_TEST_SEED repeats a walk.
+// The programs do what the model does, packet by packet. The test compares the verdict
+// and the bytes of each packet, and everything that both remember after each thousand
+// steps. FASTBR_MODEL_STEPS sets the number of steps, FASTBR_TEST_SEED repeats a walk.
 func TestProgramsEqualModel(t *testing.T) {
 	worlds := map[string]Config{
 		"room for all": {FlowsMax: 512, NATFirst: 10000, NATLast: 10999},
@@ -63,7 +63,7 @@ func TestProgramsEqualModel(t *testing.T) {
 	}
 }
 
-// encounters are what the walks have met together.
+// encounters are the cases that the walks have met together.
 type encounters struct {
 	sync.Mutex
 	seen     map[string]int
@@ -97,7 +97,7 @@ func (e *encounters) add(w *walk) {
 	}
 }
 
-// check fails if the walks have missed something: they would prove nothing about it.
+// check fails if the walks have missed a case, since they prove nothing about it.
 func (e *encounters) check(t *testing.T) {
 	for _, what := range []string{
 		"port_in 7 ", "port_in -1 ", "port_in 2 spoof_ip", "port_in 2 isolated", "port_out -1 ",

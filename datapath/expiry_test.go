@@ -10,7 +10,7 @@ import (
 
 const startOfTime = 1 << 30 // jiffies
 
-// after sets the clock to so many seconds after the start, less a jiffy if early.
+// after sets the clock to secs seconds after the start, less one jiffy if early.
 func (in *injected) after(t *testing.T, secs uint64, early bool) {
 	t.Helper()
 	now := startOfTime + secs*uint64(in.meta.Hz)
@@ -20,7 +20,7 @@ func (in *injected) after(t *testing.T, secs uint64, early bool) {
 	in.set(t, now, 1)
 }
 
-// What a session of each kind lives after its last packet, to the jiffy.
+// How long a session of each kind lives after its last packet, to the jiffy.
 func TestSessionsEndOnTime(t *testing.T) {
 	in := newInjected(t, Config{FlowsMax: 64}, nil)
 	s := in.samples()
@@ -67,8 +67,8 @@ func TestSessionsEndOnTime(t *testing.T) {
 	}
 }
 
-// A forged RST must not end a connection that was only idle: it lives 240 s from
-// the RST, and a segment in that time takes it back (RFC 7857 section 2.2).
+// A forged RST must not end a connection that was only idle. The connection lives 240 s
+// from the RST, and a segment in that time cancels it (RFC 7857 section 2.2).
 func TestResetLeavesAnIdleConnectionItsTime(t *testing.T) {
 	for _, policy := range []NATPolicy{{}, {Filtering: EIF}} {
 		t.Run(string(policy.Filtering), func(t *testing.T) {
@@ -94,8 +94,8 @@ func TestResetLeavesAnIdleConnectionItsTime(t *testing.T) {
 	}
 }
 
-// Nobody outside keeps a session that only its container may keep, not even by
-// the lease that the session's last minute grants (RFC 7857 section 7).
+// Nobody outside keeps a session alive that only its container may keep, not even by
+// the lease that is granted in the session's last minute (RFC 7857 section 7).
 func TestNoLeaseOutlivesItsSession(t *testing.T) {
 	in := newInjected(t, Config{FlowsMax: 64}, nil)
 	in.setPolicy(t, NATPolicy{Filtering: EIF})
@@ -116,8 +116,8 @@ func TestNoLeaseOutlivesItsSession(t *testing.T) {
 	}
 }
 
-// Ports that their containers chose themselves stay in the queue until their
-// turn comes: they must not make a free port look taken.
+// Ports that containers chose themselves stay in the queue until their turn comes. They
+// must not make a free port look taken.
 func TestFullMeansFull(t *testing.T) {
 	const ports = 400
 	in := newInjected(t, Config{FlowsMax: 1024, NATFirst: 10000, NATLast: 10000 + ports - 1}, func(v *tcVariableSpecs) error {
@@ -142,8 +142,8 @@ func TestFullMeansFull(t *testing.T) {
 	}
 }
 
-// Every value of every checksum, on both paths, in both directions: each must be
-// what it would be if computed anew.
+// Every value of every checksum, on both paths, in both directions. Each checksum must
+// be what a new computation gives.
 func TestChecksumSweep(t *testing.T) {
 	in := newInjected(t, Config{FlowsMax: 64}, nil)
 	for i, name := range []string{"udp", "tcp", "echo"} {
@@ -162,7 +162,7 @@ func TestChecksumSweep(t *testing.T) {
 	}
 }
 
-// sweepIDs sends p with every id, which is in its payload, too, and gets answers.
+// sweepIDs sends p with every id, which is also in its payload, and gets answers.
 func (in *injected) sweepIDs(t *testing.T, p nm.Packet, eport uint16) {
 	t.Helper()
 	copy(p.MACs[:], append(append([]byte(nil), in.gateway...), in.c1.MAC...))

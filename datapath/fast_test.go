@@ -15,8 +15,8 @@ const (
 	offFlags  = 47
 )
 
-// putLen changes a length field. The header's checksum stays right: it is not what
-// the packet is judged by.
+// putLen changes a length field and keeps the header checksum right, so that only the
+// length can be the reason for the verdict.
 func putLen(off int, change int) func([]byte) []byte {
 	return func(b []byte) []byte {
 		binary.BigEndian.PutUint16(b[off:], uint16(int(binary.BigEndian.Uint16(b[off:]))+change))
@@ -31,9 +31,9 @@ func padded(n int) func([]byte) []byte {
 	return func(b []byte) []byte { return append(b, make([]byte, n)...) }
 }
 
-// The kernel drops a frame that is shorter than its header says, trims one that
-// is longer, and connection tracking calls headers invalid that do not fit their
-// packet: none of them may take the fast path, which does none of that.
+// The kernel drops a frame that is shorter than its header says and trims one that is
+// longer. Connection tracking calls headers invalid that do not fit their packet. The
+// fast path does none of that, so it must take none of these packets.
 func TestMalformedLengthsAreTheKernels(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	samples := h.samples()

@@ -11,12 +11,12 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// fragment is the IP payload of the fragments here, but for the last.
+// fragment is the IP payload of every fragment here but the last, in bytes.
 const fragment = 1480
 
 var fragmentPeer = mustMAC("02:00:00:00:00:f1")
 
-// big are datagrams of c1 that do not fit into one packet.
+// big are datagrams of c1 that need fragments.
 func (h *harness) big() map[string]testutil.Frame {
 	f := h.fromC1()
 	f.TCP, f.Payload = nil, make([]byte, 4000)
@@ -37,7 +37,7 @@ func fill(b []byte) {
 	}
 }
 
-// sendOut runs fragments as the kernel hands them to the uplink, and returns
+// sendOut runs fbr_uplink_out on fragments, as the kernel hands them over, and returns
 // what leaves.
 func (h *harness) sendOut(t *testing.T, frags [][]byte) (out [][]byte) {
 	t.Helper()
@@ -51,7 +51,7 @@ func (h *harness) sendOut(t *testing.T, frags [][]byte) (out [][]byte) {
 	return out
 }
 
-// tracked counts the datagrams in fbr_frag, and ages them if asked.
+// tracked counts the datagrams in fbr_frag. With expire it also ages them.
 func (h *harness) tracked(t *testing.T, expire bool) (n int) {
 	t.Helper()
 	var (
@@ -101,7 +101,7 @@ func TestFragmentsLeaveTranslated(t *testing.T) {
 			if n := h.tracked(t, false); n != 0 {
 				t.Errorf("%d datagrams are tracked after the last fragment", n)
 			}
-			// A fragment proves nothing about what the kernel does with a whole packet.
+			// A fragment does not show what the kernel does with a whole packet.
 			if got := h.portIn(t, f.With(func(f *testutil.Frame) { f.Payload = f.Payload[:8] }).Bytes(t)); got.verdict != next {
 				t.Errorf("a fragment granted a lease: verdict %d", got.verdict)
 			}
@@ -155,13 +155,13 @@ func TestFragmentsHaveAQuota(t *testing.T) {
 		h.sendOut(t, [][]byte{first(id)})
 	}
 	h.wantDrop(t, h.c1.Ifindex, "fragment", func() result { return h.uplinkOut(t, first(quota), h.bridge) })
-	// Nobody else is concerned.
+	// Other containers are not affected.
 	h.sendOut(t, testutil.Fragments(t, f.With(func(f *testutil.Frame) { f.Src = c2Addr }).Bytes(t), fragment, 1))
-	// What was lost is forgotten without any process's help.
+	// Lost datagrams are forgotten without the help of any process.
 	if n := h.tracked(t, true); n != quota {
 		t.Errorf("%d datagrams are tracked, want %d", n, quota)
 	}
-	for id := range uint16(quota) { // looking at 64 of 4096 slots each time
+	for id := range uint16(quota) { // each packet looks at 64 of 4096 slots
 		if h.uplinkOut(t, first(quota+id), h.bridge).verdict == next {
 			h.sendOut(t, testutil.Fragments(t, f.Bytes(t), fragment, 2*quota+id))
 			return
@@ -170,7 +170,8 @@ func TestFragmentsHaveAQuota(t *testing.T) {
 	t.Error("the quota is still used up by datagrams that are long gone")
 }
 
-// attachFragments gives the harness the device to the other namespace.
+// attachFragments gives the harness the device to the namespace that reassembles
+// fragments.
 func (h *harness) attachFragments(t *testing.T) int {
 	t.Helper()
 	index := addVeth(t, "frags")
@@ -183,7 +184,7 @@ func (h *harness) fragIn(t *testing.T, frame []byte, ifindex int) result {
 	return h.run(t, h.progs.FbrFragIn, frame, ifindex, ifindex)
 }
 
-// uplinkMAC is what frames to the host are addressed to.
+// uplinkMAC is the destination MAC address of frames to the host.
 func (h *harness) uplinkMAC(t *testing.T) (mac net.HardwareAddr) {
 	t.Helper()
 	h.ns.Do(t, func() {
@@ -203,7 +204,7 @@ func bounced(t *testing.T, frame []byte) []byte {
 	return refreshed(f)
 }
 
-// refreshed has a right IP checksum.
+// refreshed recomputes the IPv4 header checksum.
 func refreshed(f []byte) []byte {
 	f[24], f[25] = 0, 0
 	be.PutUint16(f[24:], ^testutil.Sum(0, f[14:34]))
@@ -307,7 +308,7 @@ func TestFragmentsOfTheHost(t *testing.T) {
 	untouched("namespace is gone", host)
 }
 
-// TestInboundFragmentsHaveAQuota: the remote of a flow sends beginnings only.
+// TestInboundFragmentsHaveAQuota: the remote of a flow sends only first fragments.
 func TestInboundFragmentsHaveAQuota(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	index := h.attachFragments(t)
@@ -328,13 +329,13 @@ func TestInboundFragmentsHaveAQuota(t *testing.T) {
 	h.wantDrop(t, h.uplink.Ifindex, "fragment", func() result { return arrive(512) })
 }
 
-// TestNeighbourKeepsItsDatagrams: the host sends in pieces from a port that a
-// container has towards the same remote. Its fragments leave as they are, and the
-// answer, in pieces as well, finds the host; the container goes on from another port.
+// TestNeighbourKeepsItsDatagrams: the host sends fragments from a port that a container
+// has towards the same remote. Its fragments leave unchanged. The answer, also in
+// fragments, reaches the host, and the container goes on from another port.
 func TestNeighbourKeepsItsDatagrams(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	index := h.attachFragments(t)
-	f := h.big()["udp"].With(func(f *testutil.Frame) { f.UDP.SrcPort = 12345 }) // in the range: kept
+	f := h.big()["udp"].With(func(f *testutil.Frame) { f.UDP.SrcPort = 12345 }) // in the range, so the port is kept
 	h.sendOut(t, testutil.Fragments(t, h.routed(f).Bytes(t), fragment, 1))
 	if p := h.eport(t, f); p != 12345 {
 		t.Fatalf("external port %d, want the container's own", p)

@@ -15,11 +15,11 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// Any bytes into the programs: whatever goes on never carries a container's
-// address outside, leaves by a port of the range, and keeps right checksums right.
-// The seeds run with every test; `make fuzz` looks for more.
+// Programs run on any bytes. Whatever goes on never carries a container's address
+// outside, leaves by a port of the range, and keeps right checksums right. The seeds
+// run with every test; `make fuzz` looks for more.
 
-// fuzzer runs programs for targets, whose goroutines are not in the namespace.
+// fuzzer runs programs for fuzz targets, whose goroutines are not in the namespace.
 type fuzzer struct {
 	*injected
 	jobs chan func()
@@ -86,7 +86,7 @@ func (z *fuzzer) converse(f *testing.F, p nm.Packet) (in nm.Packet) {
 	return in
 }
 
-// seeds are packets of every kind, and errors about them, from inside and outside.
+// seeds are packets of every kind, and errors about them, from inside and from outside.
 func (z *fuzzer) seeds(f *testing.F) (inside, outside [][]byte) {
 	f.Helper()
 	for _, p := range z.outbound() {
@@ -111,7 +111,8 @@ func (z *fuzzer) seeds(f *testing.F) (inside, outside [][]byte) {
 	return inside, outside
 }
 
-// run executes a program inside the namespace; false if the kernel takes no such frame.
+// run runs a program inside the namespace. It is false if the kernel does not accept
+// the frame.
 func (z *fuzzer) run(t *testing.T, p *ebpf.Program, frame []byte, ifindex, iif int) (result, bool) {
 	t.Helper()
 	if len(frame) < 14 || len(frame) > 1514 { // no frame
@@ -141,7 +142,7 @@ func (z *fuzzer) run(t *testing.T, p *ebpf.Program, frame []byte, ifindex, iif i
 	return got, got.verdict != shot
 }
 
-// packet is what an untagged IPv4 frame holds, or nil.
+// packet is the IPv4 packet in an untagged frame, or nil.
 func packet(frame []byte) []byte {
 	if len(frame) < 34 || be.Uint16(frame[12:]) != 0x0800 || frame[14]>>4 != 4 || frame[14]&0xf < 5 {
 		return nil
@@ -154,7 +155,7 @@ func ofContainer(a []byte) bool {
 	return netip.MustParsePrefix("172.30.0.0/15").Contains(ip)
 }
 
-// quoted is the packet inside of an ICMP error, or nil.
+// quoted is the packet inside an ICMP error, or nil.
 func quoted(ip []byte) []byte {
 	l4 := int(ip[0]&0xf) * 4
 	if ip[9] != 1 || be.Uint16(ip[6:])&0x1fff != 0 || len(ip) < l4+28 {
@@ -171,7 +172,8 @@ func quoted(ip []byte) []byte {
 	return nil
 }
 
-// leaks says what of a frame that leaves by the uplink must not.
+// leaks is an error if a frame that leaves by the uplink has the address of a
+// container.
 func leaks(frame []byte) error {
 	ip := packet(frame)
 	if ip == nil {
@@ -186,7 +188,7 @@ func leaks(frame []byte) error {
 	return nil
 }
 
-// outOfRange says that a container's packet left by a port that is not ours.
+// outOfRange says whether a container's packet left by a port that is not ours.
 func outOfRange(sent, got []byte) error {
 	a, b := packet(sent), packet(got)
 	if a == nil || b == nil || !ofContainer(a[12:16]) || be.Uint16(b[6:])&0x1fff != 0 || quoted(a) != nil {
@@ -206,7 +208,7 @@ func outOfRange(sent, got []byte) error {
 	return nil
 }
 
-// wrongSums says that right checksums became wrong ones.
+// wrongSums says whether a right checksum became a wrong one.
 func wrongSums(sent, got []byte) error {
 	ip := packet(sent)
 	if ip == nil || len(ip) < int(be.Uint16(ip[2:])) || shortL4(ip) || testutil.CheckSums(sent) != nil {
@@ -218,13 +220,13 @@ func wrongSums(sent, got []byte) error {
 	return nil
 }
 
-// shortL4: the L4 header is not there, so that it has no checksum.
+// shortL4 tells whether the L4 header is not complete, so that there is no checksum.
 func shortL4(ip []byte) bool {
 	need := map[byte]int{1: 8, 6: 20, 17: 8}[ip[9]]
 	return int(be.Uint16(ip[2:]))-int(ip[0]&0xf)*4 < need
 }
 
-// fixed gives a frame c1's source and right sums, so that it gets further.
+// fixed gives a frame c1's source address and right checksums, so that it gets further.
 func (z *fuzzer) fixed(frame []byte, how byte, inside bool) []byte {
 	b := bytes.Clone(frame)
 	ip := packet(b)

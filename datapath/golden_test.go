@@ -23,28 +23,30 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/golden.json instead of comparing with it")
 
-// golden is what the programs cost: a record that shows in review what a change
-// made dearer. Sizes may grow by the slack; calls on a hit path are exact.
+// golden is what the programs cost. The record shows in review what a change has made
+// more expensive. Sizes may grow by the slack; calls on a hit path are exact.
 type golden struct {
-	// Kernel that the sizes are of, "6.18": another's verifier and JIT differ.
+	// Kernel that the sizes were measured on, as "6.18". Another kernel's verifier and
+	// JIT give other sizes.
 	Kernel   string             `json:"kernel"`
 	Programs map[string]program `json:"programs"`
-	// HitPaths, and what renews a lease, which with very many flows every few packets do.
+	// HitPaths are the fast paths and the renewal of a lease. With very many flows,
+	// every few packets renew one.
 	HitPaths map[string]callPath `json:"hit_paths"`
 }
 
 type program struct {
-	Verified uint32 `json:"verified_instructions"` // the verifier's work
+	Verified uint32 `json:"verified_instructions"` // instructions that the verifier has processed
 	Stack    int    `json:"stack_bytes"`           // of all frames together
 	JITed    uint32 `json:"jited_bytes"`
 }
 
-// callPath counts what one packet calls, in the order of the names. Array
-// lookups and jiffies64 are inlined by the JIT; hash lookups are not.
+// callPath counts the calls that one packet makes, in the order of their names. The JIT
+// inlines array lookups and jiffies64, but not hash lookups.
 type callPath struct {
 	Calls map[string]int `json:"calls"`
-	// NS of a run when the record was written, the clock's own cost included:
-	// never compared.
+	// NS of a run when the record was written, including the cost of the clock itself.
+	// It is never compared.
 	NS int `json:"ns_informative"`
 }
 
@@ -78,7 +80,7 @@ func TestGoldenRecord(t *testing.T) {
 	}
 }
 
-// beyond says where got costs more than the record allows, or is not in it.
+// beyond says where got costs more than the record allows, or is not in the record.
 func (got golden) beyond(want golden) (complaints []string) {
 	complain := func(format string, args ...any) { complaints = append(complaints, fmt.Sprintf(format, args...)) }
 	for _, name := range slices.Sorted(maps.Keys(got.Programs)) {
@@ -140,7 +142,8 @@ func TestGoldenComplains(t *testing.T) {
 	}
 }
 
-// loadAgain loads the programs once more, changed, on the same maps.
+// loadAgain loads the programs once more on the same maps, after change has changed
+// them.
 func (h *harness) loadAgain(t *testing.T, change func(*ebpf.CollectionSpec)) *ebpf.Collection {
 	t.Helper()
 	spec, err := loadTc()
@@ -185,8 +188,8 @@ func measure(t *testing.T, p *ebpf.Program) program {
 	return m
 }
 
-// hitPaths sends a packet over each fast path, and one whose lease has run out
-// over the kernel's, and counts what it calls.
+// hitPaths sends a packet over each fast path, and one with an ended lease over the
+// kernel's path. It counts the calls of each.
 func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[string]callPath {
 	t.Helper()
 	udp := testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server,
@@ -195,7 +198,7 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 	out := h.portIn(t, udp.Bytes(t))
 	l2 := udp.With()
 	l2.DstMAC, l2.Dst = h.c2.MAC, c2Addr
-	h.portIn(t, l2.Bytes(t)) // the first one is looked up
+	h.portIn(t, l2.Bytes(t)) // the first packet looks the port up
 	direct := h.reply(udp, eport)
 	direct.Dst = c1Addr
 	reply := h.reply(udp, eport).Bytes(t)
@@ -235,7 +238,7 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 		}
 		run(c.prog)
 		calls := c.calls(t)
-		for calls["call fbr_brnf_look"] > 0 { // until a packet is not its jiffy's first
+		for calls["call fbr_brnf_look"] > 0 { // until a packet is not the first of its jiffy
 			check(t, c.marks.Put(uint32(0), make([]byte, c.marks.ValueSize())))
 			run(c.prog)
 			calls = c.calls(t)
@@ -245,8 +248,8 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 	return paths
 }
 
-// nanoseconds that a run of the untouched program takes, on average: for
-// information, and so only when the record is written.
+// nanoseconds is the average time that a run of the unchanged program takes. It is
+// informative, and so measured only when the record is written.
 func nanoseconds(t *testing.T, run func(), p *ebpf.Program) int {
 	t.Helper()
 	if !*update {
@@ -263,8 +266,8 @@ func nanoseconds(t *testing.T, run func(), p *ebpf.Program) int {
 	return int(s.Runtime.Nanoseconds() / int64(s.RunCount))
 }
 
-// callCounter is a program with a mark set before each of its calls. A hit path
-// has no loop: whatever it calls, it calls once.
+// callCounter is a program that sets a mark before each of its calls. A hit path has no
+// loop, so it makes each call at most once.
 type callCounter struct {
 	prog  *ebpf.Program
 	marks *ebpf.Map
@@ -301,7 +304,8 @@ func isCall(ins asm.Instruction) bool {
 	return ins.OpCode.Class().IsJump() && ins.OpCode.JumpOp() == asm.Call
 }
 
-// markCalls puts a store before each call. R0 is free there: the call overwrites it.
+// markCalls puts a store before each call. R0 is free there, since the call overwrites
+// it.
 func markCalls(insns asm.Instructions, marks int) (out asm.Instructions, names []string) {
 	insns = labelJumps(slices.Clone(insns))
 	for i, ins := range insns {
@@ -310,7 +314,7 @@ func markCalls(insns asm.Instructions, marks int) (out asm.Instructions, names [
 			continue
 		}
 		load := asm.LoadMapValue(asm.R0, marks, uint32(4*len(names)))
-		// A jump to the call, and what debug information says of it, belong to its mark.
+		// A jump to the call, and its debug information, move to its mark.
 		load = load.WithSymbol(ins.Symbol()).WithSource(ins.Source())
 		if fn := btf.FuncMetadata(&ins); fn != nil {
 			load, ins = btf.WithFuncMetadata(load, fn), btf.WithFuncMetadata(ins, nil)
@@ -321,8 +325,8 @@ func markCalls(insns asm.Instructions, marks int) (out asm.Instructions, names [
 	return out, names
 }
 
-// labelJumps replaces distances by names, which stay right when something is
-// put in between.
+// labelJumps replaces jump distances by labels, which stay right when instructions are
+// inserted.
 func labelJumps(insns asm.Instructions) asm.Instructions {
 	at := map[asm.RawInstructionOffset]int{}
 	for iter := insns.Iterate(); iter.Next(); {
@@ -344,7 +348,7 @@ func labelJumps(insns asm.Instructions) asm.Instructions {
 	return insns
 }
 
-// callName is the helper, and the map it works on.
+// callName is the helper and the map that it works on.
 func callName(before asm.Instructions, call asm.Instruction) string {
 	if !call.IsBuiltinCall() {
 		return "call " + call.Reference()

@@ -7,7 +7,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// hairpinned is a harness whose c1 and c2 have each a UDP mapping.
+// hairpinned is a harness in which c1 and c2 each have a UDP mapping.
 func hairpinned(t *testing.T) (h *harness, ext1, ext2 uint16) {
 	t.Helper()
 	h = newHarness(t, Config{FlowsMax: 64}, nil)
@@ -32,12 +32,12 @@ func (h *harness) portInOf(t *testing.T, p Port, f testutil.Frame) result {
 	return h.run(t, h.progs.FbrPortIn, f.Bytes(t), p.Ifindex, p.Ifindex)
 }
 
-// Between two containers by external addresses the kernel gets a packet with
+// Between two containers that use external addresses, the kernel gets a packet with
 // their own addresses, once the receiver has written first.
 func TestHairpin(t *testing.T) {
 	h, ext1, ext2 := hairpinned(t)
 	to1 := h.udpOf(h.c2, extAddr.String(), ext1)
-	// Before, the packet is the host's, whose own refusal is not heard.
+	// Before that, the packet is for the host, whose own refusal does not leave.
 	if got := h.portInOf(t, h.c2, to1); got.verdict != next || string(got.frame) != string(to1.Bytes(t)) {
 		t.Errorf("to who has not asked: verdict %d, changed: %v", got.verdict, string(got.frame) != string(to1.Bytes(t)))
 	}
@@ -99,8 +99,8 @@ func TestHairpinLeavesTheHostAlone(t *testing.T) {
 	}
 }
 
-// A datagram in pieces goes the same way, with an id of its own: to its receiver
-// it comes from the host, like those of other containers.
+// A fragmented datagram takes the same way, with an id of its own. Its receiver gets it
+// from the host, as datagrams of other containers.
 func TestHairpinFragments(t *testing.T) {
 	h, ext1, ext2 := hairpinned(t)
 	h.portInOf(t, h.c1, h.udpOf(h.c1, extAddr.String(), ext2))
@@ -128,15 +128,16 @@ func TestHairpinFragments(t *testing.T) {
 		t.Errorf("%d datagrams are tracked after the last fragment", n)
 	}
 
-	// Of a datagram whose beginning was not seen nothing is known: it is the host's.
+	// Nothing is known of a datagram whose first fragment was not seen. It is the
+	// host's.
 	later := testutil.Fragments(t, f.Bytes(t), fragment, 8)[1]
 	if got := h.run(t, h.progs.FbrPortIn, later, h.c2.Ifindex, h.c2.Ifindex); got.verdict != next || string(got.frame) != string(later) {
 		t.Errorf("verdict %d, header %x", got.verdict, got.frame[:42])
 	}
 }
 
-// An error that the host makes about a hairpinned packet quotes it as the kernel
-// has routed it; its sender gets it about the packet that it has sent.
+// A host's ICMP error about a hairpinned packet quotes it as the kernel has routed it.
+// The sender gets an error that quotes the packet as it was sent.
 func TestHairpinErrorsOfTheHost(t *testing.T) {
 	h, ext1, ext2 := hairpinned(t)
 	h.portInOf(t, h.c1, h.udpOf(h.c1, extAddr.String(), ext2))
@@ -154,7 +155,7 @@ func TestHairpinErrorsOfTheHost(t *testing.T) {
 	if want := about(sent.IP(t)); got.verdict != next || string(got.frame) != string(want) {
 		t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
 	}
-	// About a packet that nobody has translated nothing changes.
+	// An error about a packet that nobody has translated stays as it is.
 	for what, f := range map[string]testutil.Frame{
 		"from another port":    sent.With(func(f *testutil.Frame) { f.Dst, f.UDP.SrcPort, f.UDP.DstPort = c1Addr, 40001, 40000 }),
 		"to another port":      sent.With(func(f *testutil.Frame) { f.Dst, f.UDP.DstPort = c1Addr, 40001 }),
@@ -167,8 +168,8 @@ func TestHairpinErrorsOfTheHost(t *testing.T) {
 	}
 }
 
-// A RST that the host makes, as a firewall's answer to a hairpinned segment, comes
-// from where its sender has sent it.
+// A RST of the host, as a firewall's answer to a hairpinned segment, has as its source
+// the address to which the segment was sent.
 func TestHairpinRSTOfTheHost(t *testing.T) {
 	h, _, _ := hairpinned(t)
 	check(t, h.Publish(h.publication(false)))

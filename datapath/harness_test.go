@@ -15,20 +15,20 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// A host with two networks, two ports on the first, one on the second, and an
-// uplink; no packet travels: the programs are run one by one.
+// harness is a host with two networks, an uplink, two ports on the first network and
+// one on the second. No packet travels: each program is run by itself.
 type harness struct {
 	*Datapath
 	ns                 *testutil.Netns // subtests run on other threads, so each run enters it
 	bridge, bridge2    int
 	c1, c2, other      Port
 	uplink             Uplink
-	foreign            int // a device that is neither
+	foreign            int // a device that is none of these
 	gateway, outsideHW net.HardwareAddr
 
 	loaded *loaded       // nil: only this test uses the objects
-	clock  *ebpf.Memory  // nil: the programs are the real ones, on the kernel's clock
-	sweep  *ebpf.Program // injected, too
+	clock  *ebpf.Memory  // nil: the released programs, on the kernel's clock
+	sweep  *ebpf.Program // only with the test's clock
 }
 
 var (
@@ -72,7 +72,7 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// failVerbosely is check for what the verifier has a say in.
+// failVerbosely fails the test with all of a verifier's output.
 func failVerbosely(t testing.TB, err error) {
 	t.Helper()
 	var ve *ebpf.VerifierError
@@ -105,8 +105,8 @@ func addBridge(t testing.TB, name string) int {
 	return l.Attrs().Index
 }
 
-// newHarness is on a clock that stands still unless the test says so: whatever the
-// machine does meanwhile, no lease, session or timeout runs out.
+// newHarness has a clock that stands still unless the test moves it. However slow the
+// machine is, no lease, session or timeout ends.
 func newHarness(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *harness {
 	t.Helper()
 	testutil.RequireRoot(t)
@@ -121,14 +121,14 @@ func newHarness(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *ha
 	return h
 }
 
-// newReal has the programs that are released, on the kernel's clock.
+// newReal has the released programs, on the kernel's clock.
 func newReal(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *harness {
 	t.Helper()
 	testutil.RequireRoot(t)
 	return newHarnessFrom(t, cfg, loading(loadTc, tune), nil)
 }
 
-// newHarnessFrom is on the objects of a loader, which may be borrowed.
+// newHarnessFrom has the objects of a loader. borrowed is nil if they are not shared.
 func newHarnessFrom(t testing.TB, cfg Config, load loader, borrowed *loaded) *harness {
 	t.Helper()
 	h := &harness{
@@ -138,16 +138,16 @@ func newHarnessFrom(t testing.TB, cfg Config, load loader, borrowed *loaded) *ha
 		outsideHW: mustMAC("02:00:00:00:00:99"),
 	}
 	h.ns.Enter(t)
-	// The kernel's own neighbour discovery would be counted, too.
+	// Otherwise the kernel's own neighbour discovery is counted, too.
 	for _, which := range []string{"all", "default"} {
 		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0))
 	}
-	// New namespaces start with 1 where br_netfilter is built in.
+	// In a new namespace the switch is 1 where br_netfilter is built in.
 	err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	// bpf_fib_lookup says nothing where the kernel would not forward.
+	// bpf_fib_lookup finds no route where the kernel would not forward.
 	check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 	meta := metaOf(t, cfg)
 	if borrowed != nil {
@@ -202,8 +202,8 @@ type result struct {
 	mark    uint32
 }
 
-// run runs a program on a frame that came in by iif (0: made by the host) at
-// device ifindex.
+// run runs a program at device ifindex, on a frame that came in by iif (0: made by the
+// host).
 func (h *harness) run(t *testing.T, p *ebpf.Program, frame []byte, ifindex, iif int, change ...func(*skb)) result {
 	t.Helper()
 	in := skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(iif)}
@@ -227,7 +227,7 @@ func (h *harness) portIn(t *testing.T, frame []byte, change ...func(*skb)) resul
 	return h.run(t, h.progs.FbrPortIn, frame, h.c1.Ifindex, h.c1.Ifindex, change...)
 }
 
-// uplinkOut runs what leaves by the uplink after the kernel has routed it.
+// uplinkOut runs fbr_uplink_out on a frame that the kernel has routed.
 func (h *harness) uplinkOut(t *testing.T, frame []byte, iif int, change ...func(*skb)) result {
 	t.Helper()
 	return h.run(t, h.progs.FbrUplinkOut, frame, h.uplink.Ifindex, iif, change...)
@@ -243,7 +243,7 @@ func (h *harness) portOut(t *testing.T, frame []byte, iif int) result {
 	return h.run(t, h.progs.FbrPortOut, frame, h.c1.Ifindex, iif)
 }
 
-// input runs what a packet meets that every rule of INPUT lets through.
+// input runs fbr_input on a packet that every rule of INPUT lets through.
 func (h *harness) input(t *testing.T, f testutil.Frame) {
 	t.Helper()
 	var ret uint32
@@ -259,7 +259,8 @@ type xdpContext struct {
 	Data, DataEnd, DataMeta, IngressIfindex, RXQueueIndex, EgressIfindex uint32
 }
 
-// xdpIn runs what arrives at the uplink, on which XDP must be attached.
+// xdpIn runs fbr_uplink_xdp on a frame that arrives at the uplink. XDP must be attached
+// there.
 func (h *harness) xdpIn(t *testing.T, frame []byte) result {
 	t.Helper()
 	return h.runXDP(t, h.progs.FbrUplinkXdp, frame)
@@ -277,7 +278,7 @@ func (h *harness) runXDP(t *testing.T, p *ebpf.Program, frame []byte) result {
 	return result{verdict: int32(ret), frame: opts.DataOut}
 }
 
-// counters of a device.
+// of are the counters of a device.
 func (h *harness) of(t *testing.T, ifindex int) Counters {
 	t.Helper()
 	all, err := h.Stats()
@@ -285,7 +286,7 @@ func (h *harness) of(t *testing.T, ifindex int) Counters {
 	return all[ifindex]
 }
 
-// wantDrop asserts that exactly one more drop, of this reason, was counted on the device.
+// wantDrop asserts that exactly one more drop of this reason was counted on the device.
 func (h *harness) wantDrop(t *testing.T, ifindex int, reason Reason, do func() result) {
 	t.Helper()
 	h.wantCounted(t, ifindex, reason, func() {
@@ -295,8 +296,8 @@ func (h *harness) wantDrop(t *testing.T, ifindex int, reason Reason, do func() r
 	})
 }
 
-// wantRefused asserts that f, as the kernel routes it, makes no session, and
-// that its container is told so.
+// wantRefused asserts that f, as the kernel routes it, makes no session, and that its
+// container is told so.
 func (h *harness) wantRefused(t *testing.T, p Port, reason Reason, f testutil.Frame) {
 	t.Helper()
 	h.wantCounted(t, p.Ifindex, reason, func() {
@@ -337,7 +338,8 @@ func (h *harness) fromC1() testutil.Frame {
 	}
 }
 
-// routed is the same frame as the kernel hands it to the uplink: other MACs, TTL one less.
+// routed is f as the kernel hands it to the uplink, with other MAC addresses and a TTL
+// of one less.
 func (h *harness) routed(f testutil.Frame) testutil.Frame {
 	f.SrcMAC, f.DstMAC = mustMAC("02:00:00:00:00:01"), h.outsideHW
 	if f.TTL == 0 {
@@ -374,8 +376,8 @@ func (h *harness) flow(t *testing.T) Flow {
 	return fs[0]
 }
 
-// open sends f out by the kernel path and the reply in, so that both directions
-// hold a lease, which is younger than any revocation; it returns the external port.
+// open sends f out by the kernel's path and a reply in. Then both directions hold a
+// lease that is younger than any revocation. It returns the external port.
 func (h *harness) open(t *testing.T, f testutil.Frame) uint16 {
 	t.Helper()
 	h.age(t, 0)
@@ -398,8 +400,8 @@ func (h *harness) open(t *testing.T, f testutil.Frame) uint16 {
 	return eport
 }
 
-// keep makes sessions and leases on the kernel's clock outlast a slow machine: the ones
-// by an hour, the others as far as they can.
+// keep makes sessions and leases on the kernel's clock outlast a slow machine. Sessions
+// live an hour, leases as long as they can.
 func (h *harness) keep(t *testing.T) {
 	t.Helper()
 	for i, v := range all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax) {

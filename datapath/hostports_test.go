@@ -9,8 +9,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// The programs for sockets of the host come once, survive an upgrade and the
-// loss of their cgroup, and go with the last publication.
+// The programs for sockets of the host are attached once. They survive an upgrade and
+// the loss of their cgroup, and go with the last publication.
 func TestHostHooks(t *testing.T) {
 	h := newReal(t, Config{FlowsMax: 64}, nil)
 	links := func(want int) {

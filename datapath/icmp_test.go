@@ -21,8 +21,8 @@ func (h *harness) asSeenByC1(f testutil.Frame, eport uint16) testutil.Frame {
 	return in
 }
 
-// An error about a translated packet reaches its sender as if nobody had
-// translated anything, down to the last checksum, however much is quoted.
+// An error about a translated packet reaches its sender as if nobody had translated
+// anything, down to the last checksum, however much it quotes.
 func TestErrorsFromOutsideReachTheContainer(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	router := mustAddr("203.0.113.254")
@@ -102,14 +102,14 @@ func TestErrorsAboutNothingOfOursPass(t *testing.T) {
 			t.Errorf("%s: verdict %d", name, got.verdict)
 		}
 	}
-	// A container cannot speak about somebody else's packet.
+	// A container cannot send an error about another's packet.
 	spoof := testutil.Frame{Src: c1Addr, Dst: server, ICMP: &testutil.ICMPError{Type: 3, Code: 3, Inner: testutil.Frame{Src: server, Dst: c2Addr, UDP: &testutil.UDP{SrcPort: 9999, DstPort: 1}}.IP(t)}}
 	h.wantDrop(t, h.c1.Ifindex, "spoof_ip", func() result { return h.uplinkOut(t, h.routed(spoof).Bytes(t), h.bridge) })
 }
 
-// An error with a wrong checksum, or that quotes an IPv4 header with one, is
-// dropped in either direction (RFC 5508 REQ-3); what the quoted L4 header's
-// checksum says does not matter.
+// An error is dropped in either direction if its checksum is wrong, or that of the
+// quoted IPv4 header (RFC 5508 REQ-3). The checksum of the quoted L4 header does not
+// matter.
 func TestErrorsWithWrongSumsAreDropped(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := h.samples()["udp"]

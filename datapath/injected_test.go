@@ -27,7 +27,7 @@ func newInjected(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *i
 }
 
 // inject finds what bpf/tests/injected.bpf.c adds to the programs: they take the time
-// and their chance from the test, and sweep when it says so.
+// and random numbers from the test, and sweep when it says so.
 func (h *harness) inject(t testing.TB) {
 	t.Helper()
 	m, err := ebpf.LoadPinnedMap(mapPath(h.dir, "fbr_injected"), nil)
@@ -41,7 +41,7 @@ func (h *harness) inject(t testing.TB) {
 	h.set(t, startOfTime-1, 1)
 }
 
-// set says what time it is (jiffies) and which chance comes next.
+// set sets the time in jiffies and the next random number.
 func (h *harness) set(t testing.TB, now, random uint64) {
 	t.Helper()
 	v := [2]uint64{now, random}
@@ -50,7 +50,7 @@ func (h *harness) set(t testing.TB, now, random uint64) {
 	}
 }
 
-// age lets time pass, a jiffy at least.
+// age lets time pass, at least one jiffy.
 func (h *harness) age(t testing.TB, d time.Duration) {
 	t.Helper()
 	n := max(1, uint64(jiffies(d, h.meta.Hz)))
@@ -65,14 +65,14 @@ func (h *harness) age(t testing.TB, d time.Duration) {
 	}
 }
 
-// loads are the objects of the usual harness that no test uses at the moment: to load
-// them takes more time than all the rest of most tests.
+// loads are objects of the usual harness that no test uses at the moment. Loading
+// objects takes longer than the rest of most tests.
 var loads struct {
 	sync.Mutex
 	idle []*loaded
 }
 
-// usual is what a harness is like whose objects are used again, whatever its range.
+// usual is the configuration whose objects are reused, with any NAT range.
 var usual = Config{FlowsMax: 64}
 
 type loaded struct {
@@ -80,9 +80,9 @@ type loaded struct {
 	coll *ebpf.Collection
 }
 
-// borrow gives the objects of a usual harness, with empty maps, until the test ends.
-// They know another namespace's cookie, which only the hooks for sockets of the host
-// compare.
+// borrow lends the objects of a usual harness, with empty maps, until the test ends.
+// They hold the cookie of another namespace, which only the hooks for sockets of the
+// host compare.
 func borrow(t testing.TB) *loaded {
 	t.Helper()
 	loads.Lock()
@@ -110,7 +110,7 @@ func borrow(t testing.TB) *loaded {
 	return l
 }
 
-// again is a loader of the same objects.
+// again is a loader that returns the same objects.
 func (l *loaded) again(tcFbrMeta, map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	out := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
 	var err error
@@ -127,7 +127,7 @@ func (l *loaded) again(tcFbrMeta, map[string]*ebpf.Map) (*ebpf.Collection, error
 	return out, nil
 }
 
-// clearMap makes a map as it was when it was made.
+// clearMap makes a map as it was when it was created.
 func clearMap(m *ebpf.Map) error {
 	switch m.Type() {
 	case ebpf.Array, ebpf.PerCPUArray:
@@ -161,12 +161,12 @@ func clearMap(m *ebpf.Map) error {
 			}
 		}
 	case ebpf.SkStorage:
-		return nil // went with the sockets
+		return nil // its entries went with the sockets
 	}
 	return fmt.Errorf("no test knows how to clear a %s", m.Type())
 }
 
-// TestObjectsAreUsedAgainAsNew: nothing of one test is there in the next one.
+// TestObjectsAreUsedAgainAsNew: the next test finds nothing that one test has left.
 func TestObjectsAreUsedAgainAsNew(t *testing.T) {
 	contents := func(l *loaded) map[string]int {
 		n := map[string]int{}
@@ -211,8 +211,8 @@ func (l *lcg) next() uint32 {
 	return uint32(*l >> 32)
 }
 
-// runner runs programs through BPF_PROG_TEST_RUN with the same buffers each
-// time: a million runs must not be a million allocations.
+// runner runs programs through BPF_PROG_TEST_RUN with the same buffers each time. A
+// million runs must not make a million allocations.
 type runner struct {
 	attr          runAttr
 	in, out       skb
@@ -230,7 +230,7 @@ type runAttr struct {
 	flags, cpu, batchSize, _      uint32
 }
 
-// exec runs p on a frame that came in by iif at device ifindex; the frame of the
+// exec runs p at device ifindex, on a frame that came in by iif. The frame of the
 // result is valid until the next run.
 func (r *runner) exec(p *ebpf.Program, frame []byte, ifindex, iif int, mark uint32) (result, error) {
 	r.in = skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(iif), Mark: mark}
@@ -243,7 +243,8 @@ func (r *runner) exec(p *ebpf.Program, frame []byte, ifindex, iif int, mark uint
 	return got, err
 }
 
-// execXDP runs an XDP program on a frame that comes in at ifindex; likewise.
+// execXDP runs an XDP program on a frame that comes in at ifindex. Its result is valid
+// as long as that of exec.
 func (r *runner) execXDP(p *ebpf.Program, frame []byte, ifindex int) (result, error) {
 	r.xdpIn = xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(ifindex)}
 	r.attr = runAttr{
@@ -253,7 +254,7 @@ func (r *runner) execXDP(p *ebpf.Program, frame []byte, ifindex int) (result, er
 	return r.call(p, frame)
 }
 
-// execInput runs fbr_input on an IPv4 packet; likewise.
+// execInput runs fbr_input on an IPv4 packet.
 func (r *runner) execInput(p *ebpf.Program, packet []byte) error {
 	r.attr = runAttr{}
 	got, err := r.call(p, packet)
@@ -263,7 +264,7 @@ func (r *runner) execInput(p *ebpf.Program, packet []byte) error {
 	return err
 }
 
-// call makes the system call; the context stands in r.attr.
+// call makes the system call. The caller has put the context in r.attr.
 func (r *runner) call(p *ebpf.Program, frame []byte) (result, error) {
 	r.attr.prog = uint32(p.FD())
 	r.attr.sizeIn, r.attr.sizeOut = uint32(len(frame)), uint32(len(r.frame))

@@ -27,7 +27,7 @@ func readReleased(t *testing.T) (r released) {
 	return r
 }
 
-// wantSchema is the number that maps of these layouts need at least.
+// wantSchema is the lowest schema number that maps of these layouts may have.
 func (r released) wantSchema(now map[string]string) uint32 {
 	if len(differences(r.Maps, now)) > 0 {
 		return r.Schema + 1
@@ -35,8 +35,8 @@ func (r released) wantSchema(now map[string]string) uint32 {
 	return r.Schema
 }
 
-// TestSchemaIsRaisedWithTheLayout compares every map with the last release's.
-// -update makes this build the last release: it belongs to the commit that is one.
+// TestSchemaIsRaisedWithTheLayout compares every map with that of the last release.
+// -update records this build as the last release, so it belongs in a release's commit.
 func TestSchemaIsRaisedWithTheLayout(t *testing.T) {
 	spec, err := loadTc()
 	check(t, err)
@@ -55,9 +55,9 @@ func TestSchemaIsRaisedWithTheLayout(t *testing.T) {
 	}
 }
 
-// A map that is new, gone, of another type or size, or whose entries have another
-// field, place or name of one, is another layout; the number of entries that the
-// user chooses is not.
+// A layout changes if a map is added or removed, or changes its type or a size, or if a
+// field of its entries changes its type, its offset or its name. The number of entries
+// is not part of the layout where the user chooses it.
 func TestAnyChangeOfAMapIsSeen(t *testing.T) {
 	change := func(f func(*ebpf.CollectionSpec)) uint32 {
 		spec, err := loadTc()
@@ -90,7 +90,8 @@ func TestAnyChangeOfAMapIsSeen(t *testing.T) {
 	}
 }
 
-// What the kernel says of a map that this build made is what the object file says.
+// The layout that the kernel reports for a map of this build is that of the object
+// file.
 func TestPinnedLayoutIsTheObjectFiles(t *testing.T) {
 	d := newReal(t, Config{FlowsMax: 64}, nil)
 	spec, err := loadTc()
@@ -105,7 +106,7 @@ func TestPinnedLayoutIsTheObjectFiles(t *testing.T) {
 	}
 }
 
-// member is a field of a map's value, to be changed.
+// member is a field of a map's value. The test changes it.
 func member(t *testing.T, s *ebpf.CollectionSpec, name, field string) *btf.Member {
 	t.Helper()
 	v := btf.Copy(s.Maps[name].Value).(*btf.Struct)

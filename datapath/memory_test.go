@@ -9,7 +9,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// memory is what the kernel says that the maps take, in bytes.
+// memory is the kernel's figure for the memory of all maps, in bytes.
 func (d *Datapath) memory(t *testing.T) (n int) {
 	t.Helper()
 	for _, m := range d.named {
@@ -21,7 +21,7 @@ func (d *Datapath) memory(t *testing.T) (n int) {
 	return n
 }
 
-// What a session takes is what the documentation says, within a tenth.
+// A session takes as much memory as the documentation says, within a tenth.
 func TestMemoryOfASession(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.NewNetns(t).Enter(t)

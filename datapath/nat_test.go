@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// samples are the kinds of packets that are translated.
+// samples are a packet of each kind that is translated.
 func (h *harness) samples() map[string]testutil.Frame {
 	f := h.fromC1()
 	udp := f.With(func(f *testutil.Frame) { f.TCP, f.UDP = nil, &testutil.UDP{SrcPort: 40001, DstPort: 9999} })
@@ -24,7 +24,7 @@ func (h *harness) samples() map[string]testutil.Frame {
 	}
 }
 
-// translated is what f must look like outside.
+// translated is f as it must look outside.
 func translated(f testutil.Frame, eport uint16) testutil.Frame {
 	out := f.With()
 	out.Src = extAddr
@@ -39,7 +39,8 @@ func translated(f testutil.Frame, eport uint16) testutil.Frame {
 	return out
 }
 
-// The central promise: a packet leaves the fast path byte for byte as it leaves the kernel's.
+// The central promise: a packet leaves the fast path byte for byte as it leaves the
+// kernel's path.
 func TestFastPathEqualsKernelPath(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	for name, f := range h.samples() {
@@ -314,7 +315,7 @@ func TestMappingIsEndpointIndependent(t *testing.T) {
 	}
 }
 
-// sentFrom sends f out by the kernel path and returns its external source port.
+// sentFrom sends f out by the kernel's path and returns its external source port.
 func (h *harness) sentFrom(t *testing.T, f testutil.Frame) uint16 {
 	t.Helper()
 	got := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge)
@@ -327,7 +328,7 @@ func (h *harness) sentFrom(t *testing.T, f testutil.Frame) uint16 {
 	return binary.BigEndian.Uint16(got.frame[34:])
 }
 
-// own is a sample whose source port, or id, lies in the NAT range, from c1.
+// own is a sample from c1 whose source port, or id, is in the NAT range.
 func (h *harness) own(proto string) testutil.Frame {
 	return h.samples()[proto].With(func(f *testutil.Frame) {
 		switch {

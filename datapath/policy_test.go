@@ -7,7 +7,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// setPolicy changes c1's and c2's network.
+// setPolicy changes the policy of c1's and c2's network.
 func (h *harness) setPolicy(t *testing.T, p NATPolicy) {
 	t.Helper()
 	check(t, p.Check())
@@ -15,7 +15,7 @@ func (h *harness) setPolicy(t *testing.T, p NATPolicy) {
 		Masquerade: true, NAT: p}))
 }
 
-// from changes the remote of a frame that comes from outside.
+// from changes the remote address and port of a frame from outside.
 func from(f testutil.Frame, addr string, port uint16) testutil.Frame {
 	return f.With(func(f *testutil.Frame) {
 		f.Src = mustAddr(addr)
@@ -27,7 +27,7 @@ func from(f testutil.Frame, addr string, port uint16) testutil.Frame {
 	})
 }
 
-// Who else may send to a mapping, and that an answer leaves from the same port.
+// Who else may send to a mapping. An answer leaves from the same port.
 func TestFilterDecidesWhoElseMaySend(t *testing.T) {
 	for _, tc := range []struct {
 		filtering            Filtering
@@ -75,8 +75,8 @@ func TestFilterDecidesWhoElseMaySend(t *testing.T) {
 	}
 }
 
-// Nothing but the first packet of a connection opens a filter, and nothing at
-// all opens a port without a mapping.
+// Only the first packet of a connection opens a filter. No packet from outside opens a
+// port without a mapping.
 func TestFilterOpensForFirstPacketsOnly(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	h.setPolicy(t, NATPolicy{Filtering: EIF})
@@ -108,8 +108,8 @@ func TestFilterOpensForFirstPacketsOnly(t *testing.T) {
 	}
 }
 
-// An outsider who keeps sending must not keep a mapping that the container has
-// forgotten (RFC 7857 section 7), where he could have opened it himself.
+// An outsider must not keep a mapping alive that the container no longer uses, where he
+// could have opened the session himself (RFC 7857 section 7).
 func TestOutsidersDoNotRefreshWhatTheyMayOpen(t *testing.T) {
 	for filtering, survives := range map[Filtering]bool{APDF: true, ADF: false, EIF: false} {
 		t.Run(string(filtering), func(t *testing.T) {
@@ -129,7 +129,7 @@ func TestOutsidersDoNotRefreshWhatTheyMayOpen(t *testing.T) {
 	}
 }
 
-// A contacted address stays let in as long as a session leads there.
+// A contacted address is let in as long as a session leads there.
 func TestAddressFilterFollowsItsSessions(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	h.setPolicy(t, NATPolicy{Filtering: ADF})
@@ -171,7 +171,7 @@ func TestEndpointDependentMapping(t *testing.T) {
 	}
 }
 
-// Strict: what is open stays, what is new is refused with word to the container.
+// Strict: existing sessions stay. New ones are refused, and the container is told.
 func TestStrictRefusesInsteadOfSharing(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64, NATFirst: 10000, NATLast: 10007}, func(v *tcVariableSpecs) error {
 		return v.CfgPortsQuota.Set(uint32(1000))
@@ -182,7 +182,7 @@ func TestStrictRefusesInsteadOfSharing(t *testing.T) {
 	}
 	elsewhere := h.udpFrom(c1Addr, 45000).With(func(f *testutil.Frame) { f.Dst = mustAddr("192.0.2.12") })
 	h.wantRefused(t, h.c1, "nat_full", elsewhere)
-	// Told once is enough for a while (RFC 1812 section 4.3.2.8).
+	// The container is not told again for a while (RFC 1812 section 4.3.2.8).
 	h.wantDrop(t, h.c1.Ifindex, "nat_full", func() result {
 		return h.uplinkOut(t, h.routed(elsewhere).Bytes(t), h.bridge)
 	})
@@ -196,8 +196,8 @@ func TestStrictRefusesInsteadOfSharing(t *testing.T) {
 	}
 }
 
-// A container that opens connections without end is stopped before it has used
-// what the others need, and only as long as they are half-open.
+// A container that opens connections without end is stopped before it takes what others
+// need. That holds only while its connections are half-open.
 func TestHalfOpenConnectionsHaveAQuota(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 100}, nil) // 80 for one container, 20 of them half-open
 	syn := func(src netip.Addr, port uint16) testutil.Frame {

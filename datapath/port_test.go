@@ -81,7 +81,8 @@ func TestPortInDropsWhatIsNotThePorts(t *testing.T) {
 	}
 }
 
-// Who is asked for is known: no other port need hear the question.
+// fastbr knows the address that is asked for, so no other port needs to hear the
+// question.
 func TestPortInAnswersARP(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	ask := func(change func(*testutil.ARP)) []byte {
@@ -130,7 +131,7 @@ func ip6(h *harness, nextHeader byte, payload []byte) []byte {
 	f := append(append([]byte(nil), 0x33, 0x33, 0, 0, 0, 1), h.c1.MAC...)
 	f = append(f, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(payload)), nextHeader, 255)
 	dst := make([]byte, 32)
-	dst[16] = 0xff // a group
+	dst[16] = 0xff // a multicast group
 	return append(append(f, dst...), payload...)
 }
 
@@ -177,7 +178,7 @@ func TestPortInForwardsBetweenPorts(t *testing.T) {
 	slow("target gone", func() { check(t, h.DetachPort(h.c2.Ifindex)) })
 }
 
-// misleadFDB makes every hint of fbr_fdb_near lead to one port.
+// misleadFDB makes every hint in fbr_fdb_near lead to one port.
 func (h *harness) misleadFDB(t *testing.T, ifindex int) {
 	t.Helper()
 	for i := range h.maps.FbrFdbNear.MaxEntries() {

@@ -7,7 +7,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// The others of enum fbr_port_state (carry.go).
+// The other values of enum fbr_port_state (carry.go has the rest).
 const (
 	portFree  = 2
 	portTaken = 4
@@ -20,8 +20,8 @@ func (h *harness) pool(t testing.TB, class uint32) *tcFbrPool {
 	return p
 }
 
-// free counts the free ports of a class, and wants each of them in the pool once,
-// at its place, and open.
+// free counts the free ports of a class. It checks that each is in the pool once, at
+// its place, and open.
 func (h *harness) free(t testing.TB, class uint32) int {
 	t.Helper()
 	pool := h.pool(t, class)
@@ -46,8 +46,8 @@ func (h *harness) free(t testing.TB, class uint32) int {
 	return n
 }
 
-// TestEveryPortIsFree wants each port of the range in the pool once, the first and
-// last ones there are included.
+// TestEveryPortIsFree: each port of the range is in the pool once, also the first and
+// the last port that exist.
 func TestEveryPortIsFree(t *testing.T) {
 	for _, r := range [][2]uint16{{20000, 20000 + requestChunk}, {1, 8}, {65530, 65535}} {
 		h := newHarness(t, Config{FlowsMax: 64, NATFirst: r[0], NATLast: r[1]}, nil)
@@ -62,13 +62,13 @@ func TestEveryPortIsFree(t *testing.T) {
 	}
 }
 
-// knower is a container that remembers which ports it has had, in what order.
+// knower is a container that remembers which ports it has had, and in what order.
 type knower struct {
 	*injected
 	now uint64
 }
 
-// take opens UDP flows from so many source ports and returns their external ports.
+// take opens UDP flows from n source ports and returns their external ports.
 func (k *knower) take(t *testing.T, from testutil.Frame, n int) (ext []uint16) {
 	t.Helper()
 	for i := range n {
@@ -93,11 +93,11 @@ func (k *knower) pass(t *testing.T, secs uint64) {
 	}
 }
 
-// TestNextPortIsNotKnown plays a container that takes all the ports it may have,
-// lets them expire, takes those that were left, and guesses which ones another
-// container gets next: what it gave back first, in that order. Without chance in
-// the choice it knows all of them. Time and chance are the test's, so the result
-// is the same each time.
+// TestNextPortIsNotKnown plays a container that takes all the ports it may have, lets
+// them expire, and takes those that were left. It then guesses which ports another
+// container gets next: those that it gave back first, in that order. If the choice were
+// not random, every guess would be right. The test sets the time and the random
+// numbers, so the result is always the same.
 func TestNextPortIsNotKnown(t *testing.T) {
 	const (
 		ports  = 2000
@@ -139,24 +139,24 @@ func TestNextPortIsNotKnown(t *testing.T) {
 			sum += float64(at) / float64(len(order))
 		}
 		k.pass(t, 130)
-		k.pass(t, 130) // and the hold
+		k.pass(t, 130) // and the hold ends
 	}
 	t.Logf("%d of %d ports were among the %d guessed; %d had been the other's, at %.2f of what it gave back on average",
 		known, rounds*wanted, wanted, placed, sum/float64(placed))
-	// A guess is one of at least half the free ports, 800 here: 9 of 240 by chance,
-	// with a standard deviation of 3.
+	// A port is chosen from at least half of the free ports, 800 here. By chance 9 of
+	// 240 guesses are right, with a standard deviation of 3.
 	if known > 21 {
 		t.Errorf("%d of %d ports were guessed", known, rounds*wanted)
 	}
-	// Where in that half a port stood must be chance, too: 0.25 on average if all
-	// were on hold, 0.5 if none was, each with 0.29 as its deviation at most.
+	// The place of a port in that half must be random, too. The mean is 0.25 if all
+	// were on hold and 0.5 if none was. A single place deviates by at most 0.29.
 	if mean := sum / float64(placed); mean < 0.25-4*0.29/math.Sqrt(float64(placed)) {
 		t.Errorf("the next ports are those given back first: %.2f", mean)
 	}
 }
 
-// TestReleasedPortsComeLast has one container release ports, and
-// another take all there is: what is on hold comes after what is not.
+// TestReleasedPortsComeLast: one container releases ports, and another takes all there
+// are. Ports on hold come after the others.
 func TestReleasedPortsComeLast(t *testing.T) {
 	h := newInjected(t, Config{FlowsMax: 256, NATFirst: 10000, NATLast: 10099}, func(v *tcVariableSpecs) error { return v.CfgPortsQuota.Set(uint32(1000)) })
 	k := &knower{h, 1 << 30}
@@ -168,7 +168,7 @@ func TestReleasedPortsComeLast(t *testing.T) {
 	k.pass(t, 130)
 	got := k.take(t, k.udpFrom(c2Addr, 0), 100)
 	early := 0
-	for _, p := range got[:20] { // 60 to 41 others are left then, 40 on hold
+	for _, p := range got[:20] { // then 60 to 41 others are left, and 40 on hold
 		if released[p] {
 			early++
 		}
@@ -182,8 +182,8 @@ func TestReleasedPortsComeLast(t *testing.T) {
 }
 
 // TestPublishedPortsAreNoMappings publishes a port of the range twice, at two
-// addresses: it is no mapping's until both are taken back, nor does another range
-// open it.
+// addresses. No mapping gets it until both are withdrawn. Another range does not open
+// it either.
 func TestPublishedPortsAreNoMappings(t *testing.T) {
 	const tcp, udp = 0, 1
 	h := newHarness(t, Config{FlowsMax: 64, NATFirst: 10000, NATLast: 10007}, nil)
@@ -195,7 +195,7 @@ func TestPublishedPortsAreNoMappings(t *testing.T) {
 	}
 	one := Publication{HostAddr: extAddr, First: 9998, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 80}
 	two := Publication{HostAddr: mustAddr("198.51.100.9"), First: 10001, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 90}
-	for range 2 { // again changes nothing
+	for range 2 { // a second time changes nothing
 		check(t, h.Publish(one, two))
 	}
 	want("published", tcp, 6)
@@ -218,7 +218,7 @@ func TestPublishedPortsAreNoMappings(t *testing.T) {
 	want("one of two taken back", tcp, 7)
 	unpublish(two)
 	want("both taken back", tcp, 8)
-	// The old mapping lives on, and its port does not come back.
+	// The old mapping lives on, and its port is not given out again.
 	if p := h.sentFrom(t, f); p < 20000 || p > 20003 {
 		t.Errorf("the old mapping moved to port %d", p)
 	}

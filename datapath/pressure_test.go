@@ -23,7 +23,8 @@ func syn(s *testutil.TCP)    { s.SYN, s.ACK = true, false }
 func synAck(s *testutil.TCP) { s.SYN = true }
 func fin(s *testutil.TCP)    { s.FIN = true }
 
-// connection is a short one, opened and closed by both sides; false if it was refused.
+// connection opens and closes a connection from both sides. It is false if that was
+// refused.
 func (h *harness) connection(t *testing.T, src, dst netip.Addr, port uint16) bool {
 	t.Helper()
 	first := h.uplinkOut(t, h.routed(h.segment(src, dst, port, syn)).Bytes(t), h.bridge)
@@ -37,8 +38,8 @@ func (h *harness) connection(t *testing.T, src, dst netip.Addr, port uint16) boo
 	return true
 }
 
-// burst opens n connections one after another and returns how many were refused.
-// Closed ones rest 20 ms before they give way, which pass after each few.
+// burst opens n connections one after another and returns how many were refused. A
+// closed connection keeps its port for 20 ms, so that time passes after each few.
 func (h *harness) burst(t *testing.T, src netip.Addr, n, few int, dst func(i int) (netip.Addr, uint16)) (refused int) {
 	t.Helper()
 	for i := range n {
@@ -53,7 +54,8 @@ func (h *harness) burst(t *testing.T, src netip.Addr, n, few int, dst func(i int
 	return refused
 }
 
-// What the sweep frees leaves fbr_closed, too: a quiet past must not cost a busy present.
+// The sweep also removes what it frees from fbr_closed. A quiet past must not cost a
+// busy present.
 func TestQuietPastDoesNotHinderReclaim(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, func(v *tcVariableSpecs) error { return v.CfgToTcpClosing.Set(uint32(1)) })
 	port := uint16(40000)
@@ -88,7 +90,8 @@ func TestOthersClosedSessionsAreNotInTheWay(t *testing.T) {
 func TestSharedMappingsDoNotHinderReclaim(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 8192, NATFirst: 10000, NATLast: 10399}, nil)
 	rnd := testutil.Rand(t)
-	// Many destinations from few source ports: a session given up rarely frees its port.
+	// Many destinations from few source ports: reclaiming a session rarely frees its
+	// port.
 	n := h.burst(t, c1Addr, 2000, 40, func(int) (netip.Addr, uint16) {
 		return netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + rnd.IntN(20))}), 40000 + uint16(rnd.IntN(565))
 	})
@@ -106,8 +109,8 @@ func TestFINFirstIsNoConnection(t *testing.T) {
 	}
 }
 
-// RSTs and port-unreachables are held back only where the host answers for a
-// port of the range by itself, and nobody uses it.
+// RSTs and port-unreachable errors are kept back only where the host's stack itself
+// answers for a port of the range, and nobody uses that port.
 func TestOthersRefusalsPass(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	routed := mustAddr("10.9.9.9")
@@ -192,7 +195,7 @@ func (h *harness) eachOnCPU(t *testing.T, n int, work func(w int)) {
 	wg.Wait()
 }
 
-// raw runs a program without failing the test: for other goroutines.
+// raw runs a program without failing the test, for use in other goroutines.
 func (h *harness) raw(p *ebpf.Program, frame []byte, ifindex, iif int) (int32, []byte, error) {
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(iif)}}
 	ret, err := p.Run(&opts)
@@ -222,8 +225,8 @@ func TestSameFlowOnTwoCPUs(t *testing.T) {
 	}
 }
 
-// Two CPUs open and close colliding sessions while the sweep and a flush end
-// them: afterwards every slot, port and count is back where it belongs.
+// Two CPUs open and close colliding sessions while the sweep and a flush end them.
+// Afterwards every slot, port and count is back where it belongs.
 func TestNothingIsLostUnderContention(t *testing.T) {
 	const ports = 100
 	h := newReal(t, Config{FlowsMax: 200, NATFirst: 10000, NATLast: 10000 + ports - 1}, func(v *tcVariableSpecs) error {
@@ -277,7 +280,8 @@ func TestNothingIsLostUnderContention(t *testing.T) {
 	h.assertEmpty(t, ports)
 }
 
-// hammer sends n of the frames in an order of its own; every other TCP segment is answered by a FIN.
+// hammer sends n of the frames in random order. Every other TCP segment is answered by
+// a FIN.
 func (h *harness) hammer(frames [][]byte, seed uint64, n int) error {
 	for i := range n {
 		seed = seed*6364136223846793005 + 1442695040888963407
@@ -293,7 +297,7 @@ func (h *harness) hammer(frames [][]byte, seed uint64, n int) error {
 		copy(answer[30:34], out[26:30])
 		copy(answer[34:36], out[36:38])
 		copy(answer[36:38], out[34:36])
-		answer[47] = 0x11 // FIN, ACK; nobody checks the sums
+		answer[47] = 0x11 // FIN, ACK; nobody checks the checksums
 		if _, _, err := h.raw(h.progs.FbrUplinkIn, answer, h.uplink.Ifindex, h.uplink.Ifindex); err != nil {
 			return err
 		}

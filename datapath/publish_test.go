@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// client is a packet of a client to a published port of the host.
+// client is a client's packet to a published port of the host.
 func (h *harness) client(proto string, port uint16) testutil.Frame {
 	f := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: extAddr, Payload: []byte("hello, inside")}
 	if proto == "udp" {
@@ -34,7 +34,7 @@ func (h *harness) wantHost(t *testing.T, what string, f testutil.Frame) {
 	}
 }
 
-// inside is the client's packet as the container gets it.
+// inside is the client's packet as the container receives it.
 func inside(f testutil.Frame, port uint16) testutil.Frame {
 	return f.With(func(f *testutil.Frame) {
 		f.Dst = c1Addr
@@ -46,9 +46,9 @@ func inside(f testutil.Frame, port uint16) testutil.Frame {
 	})
 }
 
-// A published port: the container gets the client's packet with the client's
-// address, its answer leaves from the host's port, and later packets of both
-// directions take the fast path, byte for byte as the kernel's.
+// A published port: the container receives the client's packet with the client's
+// address, and its answer leaves from the host's port. Later packets of both directions
+// take the fast path, byte for byte as on the kernel's path.
 func TestPublishedPort(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
 		t.Run(proto, func(t *testing.T) {
@@ -91,7 +91,7 @@ func TestPublishedPort(t *testing.T) {
 	}
 }
 
-// answerOf is what c1 answers to a packet it got.
+// answerOf is c1's answer to a packet that it has received.
 func (h *harness) answerOf(f testutil.Frame) testutil.Frame {
 	a := f.With(func(a *testutil.Frame) {
 		a.SrcMAC, a.DstMAC, a.Src, a.Dst = h.c1.MAC, h.gateway, f.Dst, f.Src
@@ -166,8 +166,8 @@ func TestNobodyAnswersByABroadcastAddress(t *testing.T) {
 	}
 }
 
-// A server that speaks again after its flow has gone must not do so from a
-// port that its client has never heard of.
+// After its flow has ended, a server that sends again must not do so from a port that
+// its client has never seen.
 func TestPublishedPortAnswersFromItsOwnPort(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	check(t, h.Publish(h.publication(true)))
@@ -193,8 +193,8 @@ func TestManyPortsArePublishedAtOnce(t *testing.T) {
 	h.wantHost(t, "unpublished", f)
 }
 
-// TestPublicationsAreTakenBackTogether takes several back at once, after a part
-// of one of them.
+// TestPublicationsAreTakenBackTogether withdraws several publications at once, after a
+// part of one of them.
 func TestPublicationsAreTakenBackTogether(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	tcp, udp := h.publication(false), h.publication(true)

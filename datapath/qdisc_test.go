@@ -9,8 +9,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// A queueing discipline or filters on a port's device are seen by the programs
-// themselves, by whatever passes off the fast path, and so is that they are gone.
+// The programs themselves notice a queueing discipline or filters on a port's device,
+// from packets off the fast path. They also notice when it is gone.
 func TestQueueOnAPortIsSeen(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	frame := testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.c2.MAC, Src: c1Addr, Dst: c2Addr, UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}}

@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// The labels are the programs' own names for their reasons.
+// The labels of drop reasons are the names that the programs give them.
 func TestReasonsAreThoseOfThePrograms(t *testing.T) {
 	types, err := btf.LoadSpecFromReader(bytes.NewReader(_TcBytes))
 	check(t, err)

@@ -8,8 +8,7 @@ import (
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
 )
 
-// passedPlace is the index into fbr_passed of a packet: fbr_flow_hash of
-// bpf/lib/flow.h.
+// passedPlace is the index of a packet in fbr_passed: fbr_flow_hash of bpf/lib/flow.h.
 func passedPlace(mark uint32, t nm.Tuple) int {
 	swap := func(p uint16) uint64 { return uint64(p>>8 | p<<8) }
 	addr := func(a nm.Addr) uint64 {
@@ -24,8 +23,8 @@ func passedPlace(mark uint32, t nm.Tuple) int {
 	return int(max(place, 1) % 4096)
 }
 
-// refusals are packets for a port of the range, and what the stack or a rule
-// answers.
+// refusals are packets to a port of the range, each with the answer of the stack or of
+// a rule.
 func refusals(t *testing.T, port uint16) map[string][2]testutil.Frame {
 	segment := testutil.Frame{Src: server, Dst: extAddr, TCP: &testutil.TCP{SrcPort: 80, DstPort: port, ACK: true}}
 	syn := segment.With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = true, false })
@@ -44,8 +43,8 @@ func refusals(t *testing.T, port uint16) map[string][2]testutil.Frame {
 	}
 }
 
-// The stack's refusal for a port of the range does not leave. A rule's does: the
-// packet has not passed INPUT.
+// The stack's refusal for a port of the range does not leave. A rule's refusal does:
+// its packet has not passed INPUT.
 func TestOnlyTheStacksRefusalIsKeptBack(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	const free = 15000
@@ -75,8 +74,8 @@ func TestOnlyTheStacksRefusalIsKeptBack(t *testing.T) {
 	}
 }
 
-// A port that the host has used is the host's to refuse, however long ago, until a
-// mapping takes it.
+// The host may refuse a port that it has used, however long ago, until a mapping takes
+// it.
 func TestRefusalForAPortOfTheHost(t *testing.T) {
 	h := newInjected(t, Config{FlowsMax: 64}, nil)
 	now := uint64(1) << 30
@@ -85,7 +84,7 @@ func TestRefusalForAPortOfTheHost(t *testing.T) {
 	refused := refusals(t, port)["SYN, RST"]
 	answer := h.routed(refused[1]).Bytes(t)
 	used := testutil.Frame{Src: extAddr, Dst: server, TCP: &testutil.TCP{SrcPort: port, DstPort: 80, SYN: true, ACK: true}}
-	h.input(t, refused[0]) // a listener's first SYN: it has not sent yet
+	h.input(t, refused[0]) // a listener's first SYN, before it has sent anything
 	h.uplinkOut(t, h.routed(used).Bytes(t), 0)
 	for _, later := range []uint64{0, 1, 86400} {
 		h.set(t, now+later*uint64(h.meta.Hz), 1)

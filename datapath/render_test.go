@@ -8,8 +8,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// Frames of the model's packets. Every checksum is computed from the whole
-// packet, here and nowhere else: the programs update theirs.
+// Frames of the model's packets. Only here is every checksum computed from the whole
+// packet: the programs update theirs.
 
 var be = binary.BigEndian
 
@@ -55,7 +55,8 @@ func renderIP(b []byte, p *nm.Packet) []byte {
 		sumAt = 6
 	}
 	if p.Kind != nm.Error {
-		// The first two bytes are the id, so that a sweep over the ids meets every checksum.
+		// The first two bytes are the id, so a sweep over the ids covers every
+		// checksum.
 		id := [2]byte{byte(p.Body.ID >> 8), byte(p.Body.ID)}
 		for i := range p.Body.Payload {
 			b = append(b, id[i%2]^byte(i/2))
@@ -69,7 +70,7 @@ func renderIP(b []byte, p *nm.Packet) []byte {
 	return b
 }
 
-// l4Sum is the checksum of an L4 packet whose own field is zero.
+// l4Sum is the checksum of an L4 packet whose own checksum field is zero.
 func l4Sum(ip, l4 []byte) uint16 {
 	var pseudo uint32
 	if ip[9] != byte(nm.ICMP) {

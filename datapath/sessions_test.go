@@ -10,10 +10,10 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// client is the i-th address outside that has invented itself.
+// client is the i-th invented address outside.
 func client(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}) }
 
-// asks is a first packet of a client to c1's published port, TCP or UDP.
+// asks is the first packet of a client to c1's published port, by TCP or UDP.
 func (h *harness) asks(i int, udp bool) testutil.Frame {
 	f := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: client(i), Dst: extAddr}
 	if udp {
@@ -24,7 +24,7 @@ func (h *harness) asks(i int, udp bool) testutil.Frame {
 	return f
 }
 
-// answers is c1's SYN and ACK, or datagram, to that.
+// answers is c1's SYN-ACK or datagram in answer to f.
 func (h *harness) answers(f testutil.Frame) testutil.Frame {
 	a := f.With(func(a *testutil.Frame) { a.Src, a.Dst = c1Addr, f.Src })
 	if f.UDP != nil {
@@ -36,8 +36,8 @@ func (h *harness) answers(f testutil.Frame) testutil.Frame {
 	return h.routed(a)
 }
 
-// Whoever invents senders takes the room of other invented senders, and of nobody
-// else: the container's own flows, another's, and a client who is there.
+// Invented senders take room only from other invented senders. They take none from c1's
+// own flows, from another container's, or from a real client.
 func TestInventedClientsTakeNobodysRoom(t *testing.T) {
 	for _, udp := range []bool{false, true} {
 		h := newHarness(t, Config{FlowsMax: 256}, nil)
@@ -69,8 +69,8 @@ func TestInventedClientsTakeNobodysRoom(t *testing.T) {
 	}
 }
 
-// Only a client that acknowledges the container's sequence number has got its answer.
-// That session stays, whatever is invented afterwards.
+// Only a client that acknowledges the container's sequence number has received its
+// answer. Its session stays, whatever is invented afterwards.
 func TestAClientThatIsThereStays(t *testing.T) {
 	for ack, stays := range map[uint32]bool{7001: true, 7001 + 1448: true, 6999: false, 7001 + 1<<17: false} {
 		t.Run(strconv.FormatUint(uint64(ack), 10), func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestAClientThatIsThereStays(t *testing.T) {
 	}
 }
 
-// An answer to a SYN whose session has gone begins none: it would be c1's own.
+// A SYN-ACK whose session is gone begins no session: it would count as c1's own.
 func TestAnAnswerBeginsNothing(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	check(t, h.Publish(h.publication(false)))
@@ -120,7 +120,7 @@ func TestHairpinIsTheSenders(t *testing.T) {
 	}
 }
 
-// A forged RST and full tables do not end a connection: others go first.
+// A forged RST and full tables do not end a connection. Other sessions go first.
 func TestAForgedRSTIsBelievedLast(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := h.segment(c1Addr, server, 40000, syn)
@@ -138,7 +138,7 @@ func TestAForgedRSTIsBelievedLast(t *testing.T) {
 	}
 }
 
-// Short is only a question to port 53 with its answer.
+// Only a question to port 53 and its answer make a short session.
 func TestOnlyQuestionsToNameServersAreShort(t *testing.T) {
 	for _, tc := range []struct {
 		port  uint16

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// stressFlows is how many flows a stress test opens: FASTBR_STRESS_FLOWS, or
-// enough for every day.
+// stressFlows is how many flows a stress test opens: FASTBR_STRESS_FLOWS, or a number
+// for every day.
 func stressFlows(t *testing.T, everyday int) int {
 	t.Helper()
 	s := os.Getenv("FASTBR_STRESS_FLOWS")
@@ -24,9 +24,9 @@ func stressFlows(t *testing.T, everyday int) int {
 	return n
 }
 
-// Two containers open connections from equal ports to one server, on two CPUs at
-// once, as fast as they can: no external tuple is given twice, every reply finds
-// its connection, and at the end the mappings are the ports in use.
+// Two containers open connections from equal ports to one server, on two CPUs at once,
+// as fast as they can. No external tuple is used twice, and every reply reaches its
+// connection. At the end the mappings are the ports in use.
 func TestTwoCPUsOpenFlowsFromEqualPorts(t *testing.T) {
 	const round = 4000 // of one container: less than its share of the range
 	h := newReal(t, Config{FlowsMax: 4 * round, NATFirst: 10000, NATLast: 10000 + 4*round - 1}, nil)
@@ -48,8 +48,8 @@ func TestTwoCPUsOpenFlowsFromEqualPorts(t *testing.T) {
 	}
 }
 
-// openAll opens n connections of a container and sends each a reply, which must
-// come to the port it was opened from.
+// openAll opens n connections of a container and sends each a reply. The reply must
+// arrive at the port that opened the connection.
 func (h *harness) openAll(t *testing.T, src netip.Addr, n int, owners *sync.Map) error {
 	var r runner
 	out := h.routed(h.udpFrom(src, 0)).Bytes(t)
@@ -76,8 +76,8 @@ func (h *harness) openAll(t *testing.T, src netip.Addr, n int, owners *sync.Map)
 	return nil
 }
 
-// assertMappings checks that there are n sessions, each with a port of its own
-// and a mapping that leads to it.
+// assertMappings checks that there are n sessions, each with a port of its own and a
+// mapping that leads to it.
 func (h *harness) assertMappings(t *testing.T, n int) {
 	t.Helper()
 	got := h.table(t)
@@ -95,9 +95,9 @@ func (h *harness) assertMappings(t *testing.T, n int) {
 	}
 }
 
-// A container opens and closes 15,000 connections a second to one server, by the
-// injected clock, in a range of the default size: each finds a port, since those
-// that are over give theirs up. A million are 67 seconds.
+// A container opens and closes 15,000 connections a second to one server, on the test's
+// clock, in a range of the default size. Each finds a port, since closed connections
+// give theirs up. A million connections take 67 seconds of that clock.
 func TestFifteenThousandConnectionsASecond(t *testing.T) {
 	const perSecond, ports = 15_000, 20_000
 	n := stressFlows(t, 40_000)
@@ -118,8 +118,8 @@ func TestFifteenThousandConnectionsASecond(t *testing.T) {
 	}
 }
 
-// connection is all of one from port of c1; segments are templates of what goes
-// out and comes in. Nobody checks their sums.
+// connection opens, uses and closes a connection from port of c1. segments are
+// templates of the outbound and the inbound segments. Nobody checks their checksums.
 func (in *injected) connection(segments [2][]byte, port uint16) error {
 	eport := uint16(0)
 	for _, s := range []struct {

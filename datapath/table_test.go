@@ -10,14 +10,14 @@ import (
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
 )
 
-// The model's addresses and ports are in host byte order, the maps' in network's.
+// The model has addresses and ports in host byte order, the maps in network byte order.
 func fromBE32(a uint32) nm.Addr { return nm.Addr(bits.ReverseBytes32(a)) }
 func fromBE16(p uint16) uint16  { return bits.ReverseBytes16(p) }
 func fromKey(k tcFbrFlowKey) nm.Tuple {
 	return nm.Tuple{Src: fromBE32(k.Saddr), Dst: fromBE32(k.Daddr), SPort: fromBE16(k.Sport), DPort: fromBE16(k.Dport), Proto: nm.Proto(k.Proto)}
 }
 
-// all reads a whole map. At most n entries are expected.
+// all reads a whole map of at most n entries.
 func all[K comparable, V any](t testing.TB, m *ebpf.Map, n uint32) map[K]V {
 	t.Helper()
 	keys, values := make([]K, n+1), make([]V, n+1)
@@ -38,7 +38,7 @@ func all[K comparable, V any](t testing.TB, m *ebpf.Map, n uint32) map[K]V {
 	return out
 }
 
-// table reads everything the NAT remembers, in the model's terms.
+// table reads everything that the NAT remembers, as the model describes it.
 func (h *harness) table(t testing.TB) nm.Table {
 	t.Helper()
 	st, err := h.state()
@@ -102,7 +102,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 	return out
 }
 
-// session is one with its two entries, which it removes from flows.
+// session is a session with its two entries, which it removes from flows.
 func (h *harness) session(t testing.TB, flows map[tcFbrFlowKey]tcFbrFlow, slot uint32, s tcFbrSession) nm.Session {
 	t.Helper()
 	out := nm.Session{Fwd: fromKey(s.Fwd), Ext: fromBE32(s.Ext), EPort: fromBE16(s.Eport), Bits: nm.Bits(s.Bits), Ifindex: int(s.Pif), ISN: s.Isn}

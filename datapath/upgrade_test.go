@@ -9,14 +9,14 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// otherBuild makes the pins look like those of another build with the same maps.
+// otherBuild makes the pins look as if another build with the same maps had made them.
 func (h *harness) otherBuild(t *testing.T) {
 	t.Helper()
 	h.meta.Build++
 	check(t, h.maps.FbrMeta.Put(uint32(0), &h.meta))
 }
 
-// upgraded upgrades the pins, and opens them.
+// upgraded upgrades the pins and opens them.
 func (h *harness) upgraded(t *testing.T) *harness {
 	t.Helper()
 	return h.upgradedWith(t, Hooks{})
@@ -82,7 +82,7 @@ func TestUpgradeKeepsFlowsAndAttachments(t *testing.T) {
 	if after := n.of(t, h.c1.Ifindex); after.RX.FastPackets != before.RX.FastPackets+1 {
 		t.Errorf("counters were lost: %+v, then %+v", before, after)
 	}
-	// A detached port takes its links along, with the new programs, too.
+	// The links of a detached port go with it, on the new programs, too.
 	check(t, n.DetachPort(h.c1.Ifindex))
 	if _, err := os.Stat(linkPath(h.dir, deviceLink(h.c1.Ifindex, "in"))); !os.IsNotExist(err) {
 		t.Errorf("link left: %v", err)
@@ -108,7 +108,7 @@ func TestGuardIsAttachedOnceAndSurvivesReattaching(t *testing.T) {
 	}
 }
 
-// Pins of a build that knew less are older ones, whatever is missing.
+// Pins of a build that had fewer maps or programs count as older, whichever is missing.
 func TestPinsOfLessAreOlder(t *testing.T) {
 	for _, missing := range []string{tcMapFbrHair, progsDir + "/" + tcProgFbrTunIn} {
 		h := newHarness(t, Config{FlowsMax: 64}, nil)

@@ -14,7 +14,7 @@ import (
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
 )
 
-// walk sends the same random packets through the programs and the model.
+// walk sends the same random packets through the programs and through the model.
 type walk struct {
 	*injected
 	t       *testing.T
@@ -33,7 +33,7 @@ type walk struct {
 	bits    nm.Bits // of all sessions compared
 }
 
-// sight is what a program did, to see that a walk has met everything.
+// sight is what a program did. It shows whether a walk has met every case.
 type sight struct {
 	prog   *ebpf.Program
 	action nm.Action
@@ -47,7 +47,7 @@ var (
 
 var secondAddr = mustAddr("198.51.100.3")
 
-// Listeners of the host on the first ports of the range, which nobody may get.
+// The host listens on the first ports of the range, which nobody else may get.
 const (
 	busyTCP = 1
 	busyUDP = 2
@@ -93,7 +93,7 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 
 func (w *walk) ports() []Port { return []Port{w.c1, w.c2, w.other} }
 
-// tellModel tells the model of a port.
+// tellModel adds a port to the model.
 func (w *walk) tellModel(p Port, n *nm.Network) *nm.Device {
 	d := &nm.Device{Ifindex: p.Ifindex, IP: modelAddr(p.IP), Net: n}
 	copy(d.MACs[:], append(append([]byte(nil), p.MAC...), p.BridgeMAC...))
@@ -135,13 +135,13 @@ func (w *walk) addAddress(a netip.Addr) {
 	check(w.t, netlink.AddrAdd(w.link(), addr))
 }
 
-// chance is true once in n.
+// chance is true once in n times.
 func (w *walk) chance(n int) bool { return w.rnd.IntN(n) == 0 }
 
 func pick[T any](w *walk, from []T) T { return from[w.rnd.IntN(len(from))] }
 
-// exec runs a program on p, and compares what it does with the model's verdict.
-// It returns whether the packet goes on, and as what.
+// exec runs a program on p and compares the result with the model's verdict. It returns
+// whether the packet goes on.
 func (w *walk) exec(prog *ebpf.Program, p nm.Packet, ifindex, iif int, mark uint32, v nm.Verdict) bool {
 	w.frame = render(w.frame[:0], &p)
 	got, err := w.injected.exec(prog, w.frame, ifindex, iif, mark)
@@ -192,8 +192,8 @@ func (w *walk) one() {
 	}
 }
 
-// later is how many jiffies pass before the next step: mostly none, seldom so
-// many that a timeout is just reached, or just not.
+// later is how many jiffies pass before the next step. Mostly there are none. Rarely
+// there are so many that a timeout is just reached, or just not.
 func (w *walk) later() uint64 {
 	hz := w.model.HZ
 	switch x := w.rnd.IntN(10000); {
@@ -222,7 +222,7 @@ func (w *walk) flags() nm.Flags {
 	return pick(w, []nm.Flags{nm.SYN, nm.SYN, nm.SYN | nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.ACK, nm.FIN | nm.ACK, nm.FIN | nm.ACK, nm.RST, nm.RST | nm.ACK, 0})
 }
 
-// proto completes p with a protocol's own.
+// proto fills in the fields of a protocol.
 func (w *walk) proto(p nm.Packet, proto nm.Proto, out bool) nm.Packet {
 	p.Proto, p.Kind = proto, nm.Ports
 	switch {
@@ -247,8 +247,8 @@ func (w *walk) anyProto() nm.Proto {
 	return pick(w, []nm.Proto{nm.TCP, nm.TCP, nm.TCP, nm.UDP, nm.UDP, nm.ICMP})
 }
 
-// known is a live session, if one is found: mostly one of a few that talk now,
-// else leases would have ended before they were used.
+// known is a live session, if one is found. Mostly it is one of a few that talk now:
+// otherwise leases would end before they are used.
 func (w *walk) known() (nm.Session, bool) {
 	if w.chance(200) {
 		w.hot = w.rnd.IntN(1 << 20)
@@ -265,7 +265,7 @@ func (w *walk) known() (nm.Session, bool) {
 	return nm.Session{}, false
 }
 
-// fromContainer is what a container sends: on a session of its, or anew.
+// fromContainer is a packet of a container, on one of its sessions or on a new one.
 func (w *walk) fromContainer() (nm.Packet, *nm.Device) {
 	s, ok := w.known()
 	ok = ok && s.Ifindex != 0 && !w.chance(3)
@@ -306,7 +306,7 @@ func (w *walk) containerSends() {
 	}
 }
 
-// routed is p as the kernel hands it to the uplink.
+// routed sends p out by the uplink, as the kernel hands it over.
 func (w *walk) routed(p nm.Packet, d *nm.Device) {
 	p.TTL--
 	w.atUplink(&p)
@@ -317,7 +317,8 @@ func (w *walk) routed(p nm.Packet, d *nm.Device) {
 	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
 }
 
-// atUplink gives p the MACs of the wire; the gateway's changes now and then.
+// atUplink gives p the MAC addresses of the uplink's link. The gateway's changes now
+// and then.
 func (w *walk) atUplink(p *nm.Packet) {
 	p.MACs = [12]byte{2, 0, 0, 0, 0, 0x99, 2, 0, 0, 0, 0, 1}
 	if w.model.Now/(20*w.model.HZ)%2 == 1 {
@@ -331,9 +332,10 @@ func (w *walk) outsideSends() {
 	proto := w.anyProto()
 	if s, ok := w.known(); ok && !w.chance(8) {
 		p.Src, p.Dst, p.SPort, p.DPort, proto = s.Fwd.Dst, s.Ext, s.Fwd.DPort, s.EPort, s.Fwd.Proto
-		// What the container has sent first, the end of its first window, or what nobody has sent.
+		// What the container has sent first, the end of its first window, or what
+		// nobody has sent.
 		p.Body.Ack = pick(w, []uint32{s.ISN + 1, s.ISN + 1, s.ISN + 1, s.ISN + 65536, s.ISN + 65537, 0})
-		switch w.rnd.IntN(12) { // somebody else
+		switch w.rnd.IntN(12) { // from somebody else
 		case 0:
 			p.SPort = 4242
 		case 1:
@@ -349,7 +351,7 @@ func (w *walk) outsideSends() {
 	w.arrive(w.proto(p, proto, false))
 }
 
-// arrive is p at the uplink and, if the kernel delivers it, at its container.
+// arrive runs p at the uplink and, if the kernel delivers it, at its container.
 func (w *walk) arrive(p nm.Packet) {
 	w.atUplink(&p)
 	xdp := w.chance(2)
@@ -378,7 +380,7 @@ func (w *walk) arrive(p nm.Packet) {
 	}
 }
 
-// execXDP runs p through fbr_uplink_xdp.
+// execXDP runs fbr_uplink_xdp on p.
 func (w *walk) execXDP(p nm.Packet) result {
 	w.frame = render(w.frame[:0], &p)
 	got, err := w.injected.execXDP(w.progs.FbrUplinkXdp, w.frame, w.uplink.Ifindex)
@@ -388,9 +390,9 @@ func (w *walk) execXDP(p nm.Packet) result {
 	return got
 }
 
-// endsInXDP compares what fbr_uplink_xdp did to p with the verdict that the model
-// has on it: it forwards what is no TCP, drops what has a wrong address, and
-// leaves the rest to tc, untouched.
+// endsInXDP compares what fbr_uplink_xdp did to p with the model's verdict. XDP
+// forwards only what is not TCP, drops what has a wrong address, and leaves the rest to
+// tc, untouched.
 func (w *walk) endsInXDP(p nm.Packet, got result, v nm.Verdict) bool {
 	want, bytesWanted := int32(xdpPass), p
 	bulk := p.Proto == nm.TCP && p.Flags&(nm.SYN|nm.ACK) == nm.ACK && p.Dst == w.model.Uplink
@@ -408,8 +410,8 @@ func (w *walk) endsInXDP(p nm.Packet, got result, v nm.Verdict) bool {
 	return want != xdpPass
 }
 
-// hostSends is the host itself, or another NAT on its address; sometimes with
-// the tuple of one of our sessions.
+// hostSends sends a packet of the host itself, or of another NAT on its address.
+// Sometimes it has the tuple of one of our sessions.
 func (w *walk) hostSends() {
 	p := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, walkRemotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count+1)), DPort: pick(w, walkPorts), TTL: 64, Body: w.body()}
 	proto := w.anyProto()
@@ -430,8 +432,8 @@ func (w *walk) hostSends() {
 	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
 }
 
-// hostReceives is p at the end of INPUT, where it has met no rule: not all packets
-// get so far, and not all that do are answered.
+// hostReceives runs p at the end of INPUT, where no rule has stopped it. Not all
+// packets get that far, and not all that do are answered.
 func (w *walk) hostReceives(p nm.Packet) {
 	w.frame = render(w.frame[:0], &p)
 	if err := w.injected.execInput(w.progs.FbrInput, w.frame[14:]); err != nil {
@@ -444,7 +446,7 @@ func (w *walk) icmpError() nm.Packet {
 	return nm.Packet{Kind: nm.Error, Proto: nm.ICMP, TTL: w.ttl(), Body: w.body(), Type: pick(w, []uint8{3, 3, 3, 11, 12}), Code: uint8(w.rnd.IntN(5))}
 }
 
-// errorArrives is an ICMP error about a packet that left by the uplink.
+// errorArrives sends an ICMP error about a packet that left by the uplink.
 func (w *walk) errorArrives() {
 	p := w.icmpError()
 	q := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, walkRemotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count)), DPort: pick(w, walkPorts), TTL: 3, Body: w.body()}
@@ -460,8 +462,8 @@ func (w *walk) errorArrives() {
 	w.arrive(p)
 }
 
-// errorLeaves is an ICMP error of a container, or of the host, about a packet
-// that came in: as the container saw it, or as the host did.
+// errorLeaves sends an ICMP error of a container, or of the host, about a packet that
+// came in. It quotes the packet as the container or the host saw it.
 func (w *walk) errorLeaves() {
 	p := w.icmpError()
 	d := pick(w, w.devs)
@@ -526,7 +528,7 @@ func (w *walk) operator() {
 	}
 }
 
-// reattach takes a port away and brings it back.
+// reattach detaches a port and attaches it again.
 func (w *walk) reattach(i int) {
 	p, d := w.ports()[i], w.devs[i]
 	check(w.t, w.DetachPort(p.Ifindex))
@@ -535,8 +537,8 @@ func (w *walk) reattach(i int) {
 	w.devs[i] = w.tellModel(p, d.Net)
 }
 
-// changeAddress makes the kernel choose another source address, and tells the
-// datapath of the one it chose before or after.
+// changeAddress makes the kernel choose another source address. It tells the datapath
+// about the address before or after that.
 func (w *walk) changeAddress() {
 	m := w.model
 	m.Route = pick(w, w.exts)
@@ -589,7 +591,7 @@ func (w *walk) compare() {
 	w.fail("the tables differ")
 }
 
-// misdirect makes what fbr_near knows lead to other entries, used or not: it must
+// misdirect makes the hints in fbr_near lead to other entries, used or not. That must
 // make no difference.
 func (w *walk) misdirect() {
 	w.t.Helper()

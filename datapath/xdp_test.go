@@ -17,7 +17,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// newXDPHarness is a harness with XDP on the uplink, and c1 ready for it.
+// newXDPHarness is a harness with XDP on the uplink and on c1.
 func newXDPHarness(t *testing.T) *harness {
 	t.Helper()
 	return newHarness(t, usual, nil).withXDP(t)
@@ -31,7 +31,7 @@ func (h *harness) withXDP(t *testing.T) *harness {
 	return h
 }
 
-// difference of two readings of a device's counters, drops aside.
+// difference is the difference of two readings of a device's counters, without drops.
 func difference(after, before Counters) (rx, tx PathCounters) {
 	sub := func(a, b PathCounters) PathCounters {
 		return PathCounters{a.FastPackets - b.FastPackets, a.FastBytes - b.FastBytes, a.SlowPackets - b.SlowPackets, a.SlowBytes - b.SlowBytes}
@@ -39,8 +39,7 @@ func difference(after, before Counters) (rx, tx PathCounters) {
 	return sub(after.RX, before.RX), sub(after.TX, before.TX)
 }
 
-// What XDP forwards leaves as tc would have forwarded it, byte for byte, and is
-// counted the same.
+// XDP forwards a packet as tc would, byte for byte, and counts it the same.
 func TestXDPForwardsAsTCDoes(t *testing.T) {
 	h := newXDPHarness(t)
 	samples := h.samples()
@@ -79,8 +78,8 @@ func TestXDPForwardsAsTCDoes(t *testing.T) {
 	}
 }
 
-// partial leaves the checksum as the kernel does that wants the device to
-// complete it: the sum over the pseudo header.
+// partial leaves the checksum pending, as the kernel does for a device that completes
+// it: the field holds the sum over the pseudo header.
 func partial(b []byte) []byte {
 	binary.BigEndian.PutUint16(b[40:], testutil.Sum(uint32(b[23])+uint32(binary.BigEndian.Uint16(b[38:])), b[26:34]))
 	return b
@@ -90,7 +89,7 @@ func flipped(off int) func([]byte) []byte {
 	return func(b []byte) []byte { b[off] ^= 1; return b }
 }
 
-// XDP leaves to tc, untouched and uncounted, whatever is not its to send.
+// XDP leaves everything that it does not forward to tc, untouched and uncounted.
 func TestXDPLeavesTheRestToTC(t *testing.T) {
 	h := newXDPHarness(t)
 	samples := h.samples()
@@ -175,8 +174,8 @@ func (h *harness) changePort(t *testing.T, change func(*Port)) {
 	check(t, h.AttachPort(p))
 }
 
-// A flow that has had a datagram which XDP leaves to tc stays there: between the
-// two ways there is no order. Other flows do not.
+// After a datagram that XDP leaves to tc, the rest of the flow goes by tc as well:
+// there is no order between the two. Other flows are not affected.
 func TestXDPKeepsTheOrderOfAFlow(t *testing.T) {
 	h := newXDPHarness(t)
 	f := h.samples()["udp"]
@@ -200,13 +199,13 @@ func TestXDPKeepsTheOrderOfAFlow(t *testing.T) {
 	}
 }
 
-// XDP drops what tc would drop for its addresses, for the same reason; of TCP to
-// the host's own address only what opens a connection.
+// XDP drops what tc would drop for its addresses, with the same reason. Of TCP to the
+// host's own address it drops only what opens a connection.
 func TestXDPDropsAsTCDoes(t *testing.T) {
 	h := newXDPHarness(t)
 	l, err := netlink.LinkByIndex(h.uplink.Ifindex)
 	check(t, err)
-	second, err := netlink.ParseAddr("172.30.9.9/32") // the host's, in the network
+	second, err := netlink.ParseAddr("172.30.9.9/32") // an address of the host in the network
 	check(t, err)
 	check(t, netlink.AddrAdd(l, second))
 	for _, tc := range []struct {
@@ -271,7 +270,7 @@ func TestXDPDropsAsTCDoes(t *testing.T) {
 	}
 }
 
-// A container of a network that is not translated may be seen from outside.
+// A container in a network that is not translated may be reached from outside.
 func TestXDPLetsInToRoutedNetworks(t *testing.T) {
 	h := newXDPHarness(t)
 	n := Network{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: gateway1, Bridge: h.bridge}
@@ -288,7 +287,7 @@ func TestXDPLetsInToRoutedNetworks(t *testing.T) {
 	}
 }
 
-// programOn is the id of the XDP program on a device, 0: none.
+// programOn is the id of the XDP program on a device, or 0.
 func programOn(t *testing.T, ifindex int) uint32 {
 	t.Helper()
 	l, err := netlink.LinkByIndex(ifindex)
@@ -331,7 +330,7 @@ func TestXDPIsAttachedOnceAndGoesWithTheUplink(t *testing.T) {
 	if got := programOn(t, up); got != 0 {
 		t.Errorf("program %d is left", got)
 	}
-	// Somebody detached it; the device is another one.
+	// Somebody has detached the program, and the device is another one.
 	check(t, d.AttachUplink(h.uplink))
 	check(t, d.AttachXDP(up))
 	l, err := link.LoadPinnedLink(linkPath(h.dir, deviceLink(up, xdpHook)), nil)
@@ -371,8 +370,8 @@ func TestXDPYieldsToAnotherProgram(t *testing.T) {
 	}
 }
 
-// An uplink with jumbo frames has XDP, too: those in several buffers go on to tc,
-// unless their addresses alone condemn them.
+// An uplink with jumbo frames has XDP, too. Frames in several buffers go on to tc,
+// unless XDP drops them for their addresses.
 func TestXDPWithJumboFrames(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	for _, name := range []string{"up0", "up0p"} {
