@@ -147,7 +147,7 @@ func (op *operation) plugIn(n *network, r AttachRequest, ns *link.Netns) (res At
 	if _, err := inside.ByName(p.Ifname); err == nil {
 		return res, tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
 	}
-	steps := op.portSteps(n, p, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish})
+	steps := op.portSteps(n, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish}, p)
 	if err := op.runner.run(op.ctx, steps); err != nil {
 		return res, err
 	}
@@ -304,37 +304,39 @@ type plug struct {
 	publish []*publication
 }
 
-// portSteps is what `attach` does, in order. The programs are on the device
-// before it joins the bridge: no frame ever passes unchecked.
-func (op *operation) portSteps(n *network, p *port, at *plug) []step {
-	steps := op.unplugSteps(n, []*port{p})
-	for i, do := range []func() error{
-		func() error { n.Ports[p.Port] = p; return op.save() },
-		func() error { return op.createVeth(n, p, at, 0) },
-		func() error { return op.attachPrograms(n, p, at) },
-		func() error { return op.shapePort(n, p) },
-		func() error { return op.joinBridge(n, p) },
-	} {
-		steps[i].do = do
+// portSteps is what `attach` does for a port, in order. The programs are on the
+// device before it joins the bridge: no frame ever passes unchecked. Undone in
+// reverse it is what `detach` does, for all of the ports at once.
+func (op *operation) portSteps(n *network, at *plug, ports ...*port) []step {
+	p := ports[0]
+	on := func(f func(*network, *port) error) func() error { return func() error { return f(n, p) } }
+	with := func(f func(*network, *port, *plug) error) func() error { return func() error { return f(n, p, at) } }
+	all := func(f func(*network, []*port) error) func() error { return func() error { return f(n, ports) } }
+	return []step{
+		{"port-record", on(op.recordPort), all(op.forgetPorts), nil},
+		{"port-veth", with(op.createVeth), all(op.deleteVeths), nil},
+		{"port-programs", with(op.attachPrograms), all(op.detachPrograms), on(op.portPrograms)},
+		{"port-shape", on(op.shapePort), all(op.unshapePorts), nil},
+		{"port-join", on(op.joinBridge), all(op.leaveBridge), on(op.joinBridge)},
+		{"port-up", on(op.raisePort), nil, on(op.raisePort)},
+		{"port-accelerate", on(op.accelerate), nil, on(op.accelerate)},
+		{"port-inside", with(op.configureInside), nil, nil},
+		{"port-publish", func() error { return op.publishAll(p, at.publish) }, nil, // port-programs takes it back
+			func() error { return op.setPublications(p, p.Publications) }},
+		{"port-done", on(op.finishPort), nil, nil},
 	}
-	return append(steps,
-		step{"port-up", func() error { return op.conn.SetUp(p.Index, true) }, nil},
-		step{"port-xdp", func() error { return op.newPortToXDP(n, p) }, nil},
-		step{"port-inside", func() error { return op.configureInside(n, p, at) }, nil},
-		step{"port-publish", func() error { return op.publishAll(p, at.publish) }, nil}, // port-programs takes it back
-		step{"port-done", func() error { p.Pending = false; return op.save() }, nil})
 }
 
-// unplugSteps are the steps of portSteps that are undone, in reverse, by
-// `detach`, and for many ports at once by `down`.
-func (op *operation) unplugSteps(n *network, ports []*port) []step {
-	return []step{
-		{"port-record", nil, func() error { return op.forgetPorts(n, ports) }},
-		{"port-veth", nil, func() error { return op.deleteVeths(n, ports) }},
-		{"port-programs", nil, func() error { return op.detachPrograms(n, ports) }},
-		{"port-shape", nil, func() error { return op.unshapePorts(n, ports) }},
-		{"port-join", nil, func() error { return op.leaveBridge(n, ports) }},
-	}
+func (op *operation) recordPort(n *network, p *port) error {
+	n.Ports[p.Port] = p
+	return op.save()
+}
+
+func (op *operation) raisePort(_ *network, p *port) error { return op.conn.SetUp(p.Index, true) }
+
+func (op *operation) finishPort(_ *network, p *port) error {
+	p.Pending = false
+	return op.save()
 }
 
 // forgetPorts ends the records, and the reservation of what the ports published.
@@ -352,23 +354,25 @@ func (op *operation) forgetPorts(n *network, ports []*port) error {
 	return op.save()
 }
 
-func (op *operation) createVeth(n *network, p *port, at *plug, index int) error {
+func (op *operation) createVeth(n *network, p *port, at *plug) error {
+	return op.createVethAt(n, p, at, 0)
+}
+
+// createVethAt makes the pair, with an ifindex of its own or 0: the kernel's choice.
+func (op *operation) createVethAt(n *network, p *port, at *plug, index int) error {
 	mac, err := net.ParseMAC(p.MAC)
 	if err != nil {
 		return fmt.Errorf("reading the state: %w", err)
 	}
-	p.GSO = op.wantedGSO(n, p)
-	index, peer, err := op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
-		PeerName: cmp.Or(p.Peer, p.Ifname), PeerMAC: mac, PeerNS: at.ns, MTU: n.MTU, GSO: p.GSO})
+	inside := end{ns: at.ns, conn: cmp.Or(at.conn, op.conn), name: cmp.Or(p.Peer, p.Ifname)}
+	p.Index, inside.index, err = op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
+		PeerName: inside.name, PeerMAC: mac, PeerNS: at.ns, MTU: n.MTU})
 	if err != nil {
+		p.Index = 0 // as before: see detachFromDatapath
 		return err
 	}
-	p.Index = index // written down when the port is done: see detachFromDatapath
-	if p.GSO != 0 {
-		_ = cmp.Or(at.conn, op.conn).SetGSO(peer, p.GSO) // else TCP goes on as everywhere
-	}
-	if p.XDP, p.GRO = false, false; op.st.xdpOn() {
-		_ = op.openToXDP(p, at.ns, cmp.Or(p.Peer, p.Ifname)) // newPortToXDP sees whether it did
+	for _, a := range op.accelerators() {
+		a.prepare(n, p, inside)
 	}
 	return quietIPv6(p.Port)
 }
@@ -413,7 +417,7 @@ func (op *operation) attachPrograms(n *network, p *port, at *plug) error {
 	if err := op.conn.Delete(p.Index); err != nil {
 		return fmt.Errorf("deleting %s: %w", p.Port, err)
 	}
-	if err := op.createVeth(n, p, at, index); err != nil {
+	if err := op.createVethAt(n, p, at, index); err != nil {
 		return err
 	}
 	return op.portPrograms(n, p)
@@ -509,9 +513,6 @@ func (op *operation) joinBridge(n *network, p *port) error {
 	}
 	if err := op.conn.SetMaster(p.Index, n.Index); err != nil {
 		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
-	}
-	if p.GSO != 0 {
-		op.setBridgeGSO(n, p.GSO)
 	}
 	if p.Hairpin {
 		if err := op.conn.SetHairpin(p.Index); err != nil {

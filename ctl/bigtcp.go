@@ -23,12 +23,17 @@ const (
 // slower than 64 again: the payload has left the cache before it is copied out.
 const bigGSO = 128 << 10
 
-// bigTCP is what was decided about super-packets for all networks but internal
-// ones, which lead to no uplink.
-type bigTCP struct {
+// superPackets is what was decided about them for all networks but internal ones,
+// which lead to no uplink.
+type superPackets struct {
 	Size int    `json:"size"` // bytes; 0: the kernel's own
 	Why  string `json:"why"`
 }
+
+// bigTCP is the accelerator that lets super-packets be larger than usual.
+type bigTCP struct{ op *operation }
+
+func (bigTCP) name() string { return "big-tcp" }
 
 // raisedUplink is an uplink that takes larger super-packets than it was set to,
 // with what it was set to before.
@@ -41,12 +46,12 @@ type raisedUplink struct {
 
 // decideBigTCP says how large the super-packets of ports may be (0: the kernel's
 // own size) and why.
-func decideBigTCP(mode string, uplinks []link.Device) bigTCP {
+func decideBigTCP(mode string, uplinks []link.Device) superPackets {
 	switch mode {
 	case BigTCPOff:
-		return bigTCP{0, "not wanted"}
+		return superPackets{0, "not wanted"}
 	case BigTCPOn:
-		return bigTCP{bigGSO, "asked for"}
+		return superPackets{bigGSO, "asked for"}
 	}
 	size, why := bigGSO, "every uplink takes them"
 	if len(uplinks) == 0 {
@@ -55,11 +60,11 @@ func decideBigTCP(mode string, uplinks []link.Device) bigTCP {
 	for _, d := range uplinks {
 		takes, reason := takenBy(d)
 		if takes <= link.DefaultGSO {
-			return bigTCP{0, reason}
+			return superPackets{0, reason}
 		}
 		size = min(size, takes)
 	}
-	return bigTCP{size, why}
+	return superPackets{size, why}
 }
 
 // takenBy is the largest super-packet that is certain to leave an uplink whole,
@@ -82,24 +87,24 @@ func takenBy(d link.Device) (int, string) {
 	return d.GSOMax, fmt.Sprintf("the driver of %s takes %d bytes at most", d.Name, d.GSOMax)
 }
 
-// wantedGSO is what a port's ends should be set to, 0: the kernel's own. A port
+// wanted is what a port's ends should be set to, 0: the kernel's own. A port
 // with a limit gets nothing: it is not to be faster, and large packets would be
 // let through in bursts.
-func (op *operation) wantedGSO(n *network, p *port) int {
+func (b bigTCP) wanted(n *network, p *port) int {
 	switch {
-	case p.Bandwidth != Bandwidth{}, op.st.Settings.BigTCP == BigTCPOff:
+	case p.Bandwidth != Bandwidth{}, b.op.st.Settings.BigTCP == BigTCPOff:
 		return 0
 	case n.Internal:
 		return bigGSO
 	}
-	return op.st.BigTCP.Size
+	return b.op.st.BigTCP.Size
 }
 
-// syncBigTCP decides anew and makes uplinks and ports what that asks for.
-func (op *operation) syncBigTCP() error {
+// sync decides anew and makes uplinks and ports what that asks for.
+func (b bigTCP) sync(bool) error {
 	var devices []link.Device
-	for _, u := range op.st.Uplinks {
-		d, err := op.uplinkDevice(u)
+	for _, u := range b.op.st.Uplinks {
+		d, err := b.op.uplinkDevice(u)
 		if errors.Is(err, link.ErrNotFound) {
 			continue // until another takes its place
 		} else if err != nil {
@@ -107,28 +112,28 @@ func (op *operation) syncBigTCP() error {
 		}
 		devices = append(devices, d)
 	}
-	if now := decideBigTCP(op.st.Settings.BigTCP, op.asFound(devices)); now != op.st.BigTCP {
-		op.st.BigTCP = now
-		if err := op.save(); err != nil {
+	if now := decideBigTCP(b.op.st.Settings.BigTCP, b.asFound(devices)); now != b.op.st.BigTCP {
+		b.op.st.BigTCP = now
+		if err := b.op.save(); err != nil {
 			return err
 		}
 	}
-	if err := op.raiseUplinks(devices); err != nil {
+	if err := b.setUplinks(devices); err != nil {
 		return err
 	}
-	return op.eachPort(func(n *network, p *port) error {
-		if want := op.wantedGSO(n, p); want != p.GSO {
-			return op.setPortGSO(n, p, want)
+	return b.op.eachPort(func(n *network, p *port) error {
+		if want := b.wanted(n, p); want != p.GSO {
+			return b.setPort(n, p, want)
 		}
 		return nil
 	})
 }
 
-// asFound are uplinks as they were set before raiseUplinks.
-func (op *operation) asFound(devices []link.Device) []link.Device {
+// asFound are uplinks as they were set before setUplinks.
+func (b bigTCP) asFound(devices []link.Device) []link.Device {
 	found := slices.Clone(devices)
 	for i, d := range found {
-		for _, r := range op.st.Raised {
+		for _, r := range b.op.st.Raised {
 			if r.Index == d.Index && r.New == d.GSO {
 				found[i].GSO = r.Old
 			}
@@ -137,26 +142,16 @@ func (op *operation) asFound(devices []link.Device) []link.Device {
 	return found
 }
 
-// uplinkDevice is an uplink's device. The error wraps link.ErrNotFound if another has
-// its name by now, or none.
-func (op *operation) uplinkDevice(u uplink) (link.Device, error) {
-	d, err := op.host.device(u.Index)
-	if err == nil && d.Name != u.Name {
-		err = fmt.Errorf("uplink %s: %w", u.Name, link.ErrNotFound)
-	}
-	return d, err
-}
-
-// raiseUplinks lets the uplinks take what the ports build, and puts those back
+// setUplinks lets the uplinks take what the ports build, and puts those back
 // that need not any more. Old values are on disk before the first write.
-func (op *operation) raiseUplinks(devices []link.Device) error {
-	size := op.st.BigTCP.Size
-	for _, r := range slices.Clone(op.st.Raised) {
+func (b bigTCP) setUplinks(devices []link.Device) error {
+	size := b.op.st.BigTCP.Size
+	for _, r := range slices.Clone(b.op.st.Raised) {
 		needed := func(d link.Device) bool { return d.Index == r.Index && min(size, d.GSOMax) == r.New }
 		if slices.ContainsFunc(devices, needed) {
 			continue
 		}
-		if err := op.restoreUplink(r); err != nil {
+		if err := b.restoreUplink(r); err != nil {
 			return err
 		}
 	}
@@ -165,52 +160,52 @@ func (op *operation) raiseUplinks(devices []link.Device) error {
 		if d.GSO >= want || want <= link.DefaultGSO {
 			continue
 		}
-		if !slices.ContainsFunc(op.st.Raised, func(r raisedUplink) bool { return r.Index == d.Index }) {
-			op.st.Raised = append(op.st.Raised, raisedUplink{d.Name, d.Index, d.GSO, want})
-			if err := op.save(); err != nil {
+		if !slices.ContainsFunc(b.op.st.Raised, func(r raisedUplink) bool { return r.Index == d.Index }) {
+			b.op.st.Raised = append(b.op.st.Raised, raisedUplink{d.Name, d.Index, d.GSO, want})
+			if err := b.op.save(); err != nil {
 				return err
 			}
 		}
-		if err := op.conn.SetGSO(d.Index, want); err != nil {
-			op.say("uplink %s: %v", d.Name, err) // slower, and right all the same
+		if err := b.op.conn.SetGSO(d.Index, want); err != nil {
+			b.op.say("uplink %s: %v", d.Name, err) // slower, and right all the same
 			continue
 		}
-		op.say("uplink %s takes super-packets of %d bytes now, as its driver can (before: %d)", d.Name, want, d.GSO)
-		op.host.forget()
+		b.op.say("uplink %s takes super-packets of %d bytes now, as its driver can (before: %d)", d.Name, want, d.GSO)
+		b.op.host.forget()
 	}
 	return nil
 }
 
 // restoreUplink puts an uplink back unless it has gone or somebody changed it
 // again meanwhile.
-func (op *operation) restoreUplink(r raisedUplink) error {
-	d, err := op.host.device(r.Index)
+func (b bigTCP) restoreUplink(r raisedUplink) error {
+	d, err := b.op.host.device(r.Index)
 	if err == nil && d.Name == r.Name && d.GSO == r.New {
-		err = op.conn.SetGSO(r.Index, r.Old)
+		err = b.op.conn.SetGSO(r.Index, r.Old)
 	}
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return fmt.Errorf("uplink %s: %w", r.Name, err)
 	}
-	op.host.forget()
-	op.st.Raised = slices.DeleteFunc(op.st.Raised, func(x raisedUplink) bool { return x == r })
-	return op.save()
+	b.op.host.forget()
+	b.op.st.Raised = slices.DeleteFunc(b.op.st.Raised, func(x raisedUplink) bool { return x == r })
+	return b.op.save()
 }
 
-// restoreBigTCP puts the uplinks back; ports and bridges go with their network.
-func (op *operation) restoreBigTCP() error {
-	op.st.BigTCP = bigTCP{}
-	return op.raiseUplinks(nil)
+// undo puts the uplinks back; ports and bridges go with their network.
+func (b bigTCP) undo() error {
+	b.op.st.BigTCP = superPackets{}
+	return b.setUplinks(nil)
 }
 
-// setPortGSO sets both ends of a port that is up, and its bridge. A container
+// setPort sets both ends of a port that is up, and its bridge. A container
 // that is not found keeps what it has: slower or not as fast, but right.
-func (op *operation) setPortGSO(n *network, p *port, want int) error {
+func (b bigTCP) setPort(n *network, p *port, want int) error {
 	size := cmp.Or(want, link.DefaultGSO)
-	op.setBridgeGSO(n, size)
-	if err := op.conn.SetGSO(p.Index, size); err != nil && !errors.Is(err, link.ErrNotFound) {
-		op.say("%s: %v", p.Port, err)
+	b.setBridge(n, size)
+	if err := b.op.conn.SetGSO(p.Index, size); err != nil && !errors.Is(err, link.ErrNotFound) {
+		b.op.say("%s: %v", p.Port, err)
 	}
-	if ns, d, err := op.inside(p); err == nil {
+	if ns, d, err := b.op.inside(p); err == nil {
 		if conn, err := link.OpenIn(ns); err == nil {
 			_ = conn.SetGSO(d.Index, size)
 			conn.Close()
@@ -218,29 +213,44 @@ func (op *operation) setPortGSO(n *network, p *port, want int) error {
 		ns.Close()
 	}
 	p.GSO = want
-	return op.save()
+	return b.op.save()
 }
 
-// setBridgeGSO lets a bridge that has a port take what its ports build: what it
+// prepare sets both ends of a new port. An end that cannot be set goes on as everywhere.
+func (b bigTCP) prepare(n *network, p *port, inside end) {
+	if p.GSO = b.wanted(n, p); p.GSO != 0 {
+		_ = b.op.conn.SetGSO(p.Index, p.GSO)
+		_ = inside.conn.SetGSO(inside.index, p.GSO)
+	}
+}
+
+// ready lets the bridge take what the port builds.
+func (b bigTCP) ready(n *network, p *port) error {
+	if p.GSO != 0 {
+		b.setBridge(n, p.GSO)
+	}
+	return nil
+}
+
+// setBridge lets a bridge that has a port take what its ports build: what it
 // does not take, it would cut on the kernel's path. It cannot if a foreign device
 // on it takes less.
-func (op *operation) setBridgeGSO(n *network, size int) { _ = op.conn.SetGSO(n.Index, size) }
+func (b bigTCP) setBridge(n *network, size int) { _ = b.op.conn.SetGSO(n.Index, size) }
 
-func (op *operation) bigTCPView() BigTCPView {
-	return BigTCPView{Mode: cmp.Or(op.st.Settings.BigTCP, BigTCPAuto), Size: cmp.Or(op.st.BigTCP.Size, link.DefaultGSO), Why: op.st.BigTCP.Why}
+func (b bigTCP) view() BigTCPView {
+	return BigTCPView{Mode: cmp.Or(b.op.st.Settings.BigTCP, BigTCPAuto), Size: cmp.Or(b.op.st.BigTCP.Size, link.DefaultGSO), Why: b.op.st.BigTCP.Why}
 }
 
-// bigTCPFinding says what was decided, or where nothing is up what would be.
-func (op *operation) bigTCPFinding() (FeatureView, error) {
-	v := FeatureView{Name: "big-tcp", State: "ok", Minimum: "6.3"}
-	b, would := op.st.BigTCP, ""
-	if len(op.st.Networks) == 0 {
-		devices, _, err := op.autoUplinks()
+// findings says what was decided, or where nothing is up what would be.
+func (b bigTCP) findings() ([]FeatureView, error) {
+	decided, would := b.op.st.BigTCP, ""
+	if len(b.op.st.Networks) == 0 {
+		devices, _, err := b.op.autoUplinks()
 		if err != nil {
-			return v, err
+			return nil, err
 		}
-		b, would = decideBigTCP(BigTCPAuto, devices), "'fastbr up' would choose "
+		decided, would = decideBigTCP(BigTCPAuto, devices), "'fastbr up' would choose "
 	}
-	v.Detail = fmt.Sprintf("%ssuper-packets of %d bytes: %s", would, cmp.Or(b.Size, link.DefaultGSO), b.Why)
-	return v, nil
+	return []FeatureView{{Name: "big-tcp", State: "ok", Minimum: "6.3",
+		Detail: fmt.Sprintf("%ssuper-packets of %d bytes: %s", would, cmp.Or(decided.Size, link.DefaultGSO), decided.Why)}}, nil
 }

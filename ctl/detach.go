@@ -86,7 +86,7 @@ func (op *operation) detachPorts(n *network, ports []*port) error {
 	}
 	var errs []error
 	for batch := range slices.Chunk(ports, detachBatch) {
-		errs = append(errs, op.runner.undo(op.unplugSteps(n, batch)))
+		errs = append(errs, op.runner.undo(op.portSteps(n, nil, batch...)))
 	}
 	return errors.Join(errs...)
 }

@@ -227,7 +227,7 @@ func (c *Controller) EndpointCreate(ctx context.Context, r EndpointRequest) (v E
 		}
 		p.Peer, p.Ifname, p.Touched = p.Port+"c", r.Ifname, sinceBoot()
 		v = endpointView(n, p)
-		return op.runner.run(ctx, op.portSteps(n, p, &plug{}))
+		return op.runner.run(ctx, op.portSteps(n, &plug{}, p))
 	})
 	return v, err
 }

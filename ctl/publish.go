@@ -331,9 +331,9 @@ func (pub *publication) overlaps(x *publication) bool {
 func (op *operation) publishSteps(p *port, pubs []*publication) []step {
 	return []step{
 		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return op.recordPublications() },
-			func() error { p.forget(pubs); return errors.Join(op.reserve(), op.save()) }},
-		{"publish-ports", func() error { return op.setPublications(p, pubs) }, func() error { return op.unsetPublications(p, pubs) }},
-		{"publish-done", func() error { setPending(pubs, false); return op.save() }, nil},
+			func() error { p.forget(pubs); return errors.Join(op.reserve(), op.save()) }, nil},
+		{"publish-ports", func() error { return op.setPublications(p, pubs) }, func() error { return op.unsetPublications(p, pubs) }, nil},
+		{"publish-done", func() error { setPending(pubs, false); return op.save() }, nil, nil},
 	}
 }
 

@@ -89,7 +89,7 @@ func (op *operation) recover(thorough bool) error {
 		}
 		if lost || devices[n.Index].Name != n.Bridge {
 			op.host.forget()
-			if err := op.rebuild(n, devices[n.Index].Name == n.Bridge); err != nil {
+			if err := op.rebuildNetwork(n, devices[n.Index].Name == n.Bridge); err != nil {
 				return err
 			}
 		}
@@ -176,48 +176,29 @@ func namesOf(devices map[int]link.Entry) map[string]bool {
 	return names
 }
 
-// rebuild makes a network again whose bridge or pins somebody removed.
-func (op *operation) rebuild(n *network, bridgeThere bool) error {
+// rebuildNetwork makes a network again whose bridge or pins somebody removed.
+func (op *operation) rebuildNetwork(n *network, bridgeThere bool) error {
 	if !bridgeThere {
 		op.say("bridge %s is gone: making it again", n.Bridge)
 		if err := op.unsetNetwork(n); err != nil {
 			return err
 		}
+		n.Index = 0
 	}
-	for _, st := range op.networkSteps(n, nil) {
-		switch st.name {
-		case "record", "sysctls", "datapath", "uplinks", "xdp", "big-tcp", "forward", "done":
-			continue
-		case "bridge":
-			if bridgeThere {
-				continue
-			}
-		}
-		if err := st.do(); err != nil {
-			return fmt.Errorf("rebuilding network %s: %w", n.Name, err)
-		}
-	}
+	err := rebuild(op.networkSteps(n, nil))
 	for _, p := range n.sortedPorts() {
-		if err := op.reattach(n, p); err != nil {
-			return fmt.Errorf("rebuilding network %s: %w", n.Name, err)
+		if err == nil {
+			err = op.reattach(n, p)
 		}
+	}
+	if err != nil {
+		return fmt.Errorf("rebuilding network %s: %w", n.Name, err)
 	}
 	return nil
 }
 
 // reattach gives a port whose device still exists its bridge and programs back.
-func (op *operation) reattach(n *network, p *port) error {
-	if err := op.portPrograms(n, p); err != nil {
-		return err
-	}
-	if err := op.setPublications(p, p.Publications); err != nil {
-		return err
-	}
-	if err := op.joinBridge(n, p); err != nil {
-		return err
-	}
-	return op.conn.SetUp(p.Index, true)
-}
+func (op *operation) reattach(n *network, p *port) error { return rebuild(op.portSteps(n, nil, p)) }
 
 func (op *operation) reattachUplinks() error {
 	for _, u := range op.st.Uplinks {

@@ -14,9 +14,23 @@ import (
 // step is one named change that can be taken back. undo must succeed when do
 // never ran, ran halfway, or has been undone: after a SIGKILL nobody knows.
 type step struct {
-	name string
-	do   func() error
-	undo func() error // nil: nothing to take back
+	name    string
+	do      func() error
+	undo    func() error // nil: nothing to take back
+	rebuild func() error // makes it again after somebody else removed it; nil: nothing to make
+}
+
+// rebuild does again what is there to be made again, in order.
+func rebuild(steps []step) error {
+	for _, s := range steps {
+		if s.rebuild == nil {
+			continue
+		}
+		if err := s.rebuild(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // runner runs steps. Two hooks from outside, for tests of the real binary:

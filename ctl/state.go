@@ -32,7 +32,7 @@ type state struct {
 	Networks map[string]*network `json:"networks"`
 	Uplinks  []uplink            `json:"uplinks,omitempty"` // attached ones
 	XDP      []uplinkXDP         `json:"xdp,omitempty"`     // of the attached ones
-	BigTCP   bigTCP              `json:"big_tcp,omitzero"`
+	BigTCP   superPackets        `json:"big_tcp,omitzero"`
 	Raised   []raisedUplink      `json:"raised,omitempty"`
 	Sysctls  []sysctl            `json:"sysctls,omitempty"`
 	Reserved *reservation        `json:"reserved_ports,omitempty"`

@@ -19,7 +19,7 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 		}
 		set := r.st.Settings
 		v = StatusView{Up: true, Instance: r.instance, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
-			BigTCP: r.bigTCPView(), NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
+			BigTCP: bigTCP{r.operation}.view(), NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
 		if err := r.statusOfDatapath(&v); err != nil {
 			return err
 		}
@@ -159,12 +159,15 @@ func (op *operation) hostFindings() ([]FeatureView, error) {
 	if err != nil {
 		return nil, err
 	}
-	xdp, err := op.xdpFindings()
-	if err != nil {
-		return nil, err
+	out = append(out, uplink)
+	for _, a := range op.accelerators() {
+		found, err := a.findings()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
 	}
-	big, err := op.bigTCPFinding()
-	return append(append(append(out, uplink), xdp...), big), err
+	return out, nil
 }
 
 func bridgeCallFinding() FeatureView {

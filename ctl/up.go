@@ -128,9 +128,9 @@ func (op *operation) applyInstance(ir InstanceRequest) error {
 	old := op.st.Settings
 	op.st.Settings = settings
 	if settings.XDP != old.XDP {
-		if err := op.syncXDP(false); err != nil {
+		if err := (xdp{op}).sync(false); err != nil {
 			op.st.Settings = old
-			return errors.Join(err, op.syncXDP(true))
+			return errors.Join(err, xdp{op}.sync(true))
 		}
 	}
 	if err := op.recordReserved(); err != nil {
@@ -195,7 +195,7 @@ func (op *operation) refresh(quiet bool) error {
 	if err := op.syncSlow(); err != nil {
 		return err
 	}
-	if err := errors.Join(op.syncXDP(quiet), op.syncBigTCP()); err != nil {
+	if err := op.syncAccelerators(quiet); err != nil {
 		return err
 	}
 	if len(op.publications()) > 0 {
@@ -316,29 +316,31 @@ func (op *operation) bridgeFree(network, bridge string) error {
 // is what `down` does. The instance comes with the first network and goes with
 // the last.
 func (op *operation) networkSteps(n *network, uplinks []uplink) []step {
+	on := func(f func(*network) error) func() error { return func() error { return f(n) } }
+	last := func(f func() error) func() error { return func() error { return op.ifLast(f) } }
 	steps := []step{
-		{"record", func() error { return op.recordNetwork(n) }, func() error { return op.forgetNetwork(n) }},
-		{"sysctls", op.setSysctls, func() error { return op.ifLast(op.restoreSysctls) }},
-		{"datapath", op.createDatapath, func() error { return op.ifLast(op.removeDatapath) }},
-		{"fragments", op.ensureFragments, func() error { return op.ifLast(op.removeFragments) }},
-		{"bridge", func() error { return op.createBridge(n) }, func() error { return op.deleteBridge(n) }},
-		{"bridge-settings", func() error { return op.configureBridge(n) }, nil},
-		{"datapath-network", func() error { return op.setNetwork(n) }, func() error { return op.unsetNetwork(n) }},
-		{"address", func() error {
-			return op.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
-		}, nil},
-		{"uplinks", func() error { return op.addUplinks(uplinks) }, func() error { return op.ifLast(op.detachUplinks) }},
-		{"xdp", func() error { return op.syncXDP(false) }, nil}, // goes with the uplinks
-		{"big-tcp", op.syncBigTCP, func() error { return op.ifLast(op.restoreBigTCP) }},
-		{"speed", op.setSpeed, nil},
-		{"forward", op.openFirewall, func() error { return firewall.Remove(n.filtered()) }},
-		{"bridge-up", func() error { return op.conn.SetUp(n.Index, true) }, nil},
+		{"record", on(op.recordNetwork), on(op.forgetNetwork), nil},
+		{"sysctls", op.setSysctls, last(op.restoreSysctls), nil},
+		{"datapath", op.createDatapath, last(op.removeDatapath), nil},
+		{"fragments", op.ensureFragments, last(op.removeFragments), op.ensureFragments},
+		{"bridge", on(op.createBridge), on(op.deleteBridge), on(op.createBridge)},
+		{"bridge-settings", on(op.configureBridge), nil, on(op.configureBridge)},
+		{"datapath-network", on(op.setNetwork), on(op.unsetNetwork), on(op.setNetwork)},
+		{"address", on(op.addGateway), nil, on(op.addGateway)},
+		{"uplinks", func() error { return op.addUplinks(uplinks) }, last(op.detachUplinks), nil},
 	}
+	for _, a := range op.accelerators() {
+		steps = append(steps, step{a.name(), func() error { return a.sync(false) }, last(a.undo), nil})
+	}
+	steps = append(steps,
+		step{"speed", op.setSpeed, nil, op.setSpeed},
+		step{"forward", op.openFirewall, func() error { return firewall.Remove(n.filtered()) }, nil},
+		step{"bridge-up", on(op.raiseBridge), nil, on(op.raiseBridge)})
 	if n.Defining {
 		steps = append(steps, step{"define", func() error { return op.defs.put(n.Definition) },
-			func() error { return op.defs.remove(n.Name) }})
+			func() error { return op.defs.remove(n.Name) }, nil})
 	}
-	return append(steps, step{"done", func() error { n.Pending, n.Defining = false, false; return op.save() }, nil})
+	return append(steps, step{"done", on(op.finishNetwork), nil, nil})
 }
 
 // ifLast runs f if no other network needs what it takes away.
@@ -362,6 +364,17 @@ func (op *operation) forgetNetwork(n *network) error {
 	delete(op.st.Networks, n.Name)
 	return op.save()
 }
+
+func (op *operation) finishNetwork(n *network) error {
+	n.Pending, n.Defining = false, false
+	return op.save()
+}
+
+func (op *operation) addGateway(n *network) error {
+	return op.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
+}
+
+func (op *operation) raiseBridge(n *network) error { return op.conn.SetUp(n.Index, true) }
 
 // createDatapath makes the instance's datapath unless there is one.
 func (op *operation) createDatapath() error {
@@ -414,9 +427,12 @@ func (op *operation) removeDatapath() error {
 	return nil
 }
 
-// createBridge makes the device. It is ours from the first moment: the record
-// is on disk, and the MAC address is the gateway's.
+// createBridge makes the device unless it is there. It is ours from the first
+// moment: the record is on disk, and the MAC address is the gateway's.
 func (op *operation) createBridge(n *network) error {
+	if n.Index != 0 {
+		return nil
+	}
 	index, err := op.conn.CreateBridge(n.Bridge, ipam.MAC(n.Gateway), n.MTU)
 	if err != nil {
 		return err

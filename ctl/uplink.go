@@ -68,6 +68,16 @@ func (op *operation) namedUplink(name string) (link.Device, error) {
 	return d, nil
 }
 
+// uplinkDevice is an uplink's device. The error wraps link.ErrNotFound if another has
+// its name by now, or none.
+func (op *operation) uplinkDevice(u uplink) (link.Device, error) {
+	d, err := op.host.device(u.Index)
+	if err == nil && d.Name != u.Name {
+		err = fmt.Errorf("uplink %s: %w", u.Name, link.ErrNotFound)
+	}
+	return d, err
+}
+
 // autoUplinks are the devices of the default route.
 func (op *operation) autoUplinks() (devices []link.Device, notes []string, err error) {
 	indexes, err := op.host.defaultDevices()
@@ -244,7 +254,7 @@ func (op *operation) detachUplinks() error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	op.st.Uplinks, op.st.XDP = nil, nil
+	op.st.Uplinks = nil
 	return op.save()
 }
 

@@ -15,7 +15,7 @@ import (
 // would copy every packet.
 const (
 	XDPOff    = "off"
-	XDPAuto   = "auto"   // where it is certain to cost nothing; see uncertainXDP
+	XDPAuto   = "auto"   // where it is certain to cost nothing; see uncertain
 	XDPNative = "native" // on every uplink, or refuse
 )
 
@@ -42,24 +42,30 @@ func (st *state) xdpOn() bool {
 	return slices.ContainsFunc(st.XDP, func(x uplinkXDP) bool { return x.On })
 }
 
-// syncXDP makes XDP on the uplinks what is wanted now, and then prepares the
+// xdp is the accelerator that takes packets in an uplink's driver.
+type xdp struct{ op *operation }
+
+func (xdp) name() string { return "xdp" }
+
+// sync makes XDP on the uplinks what is wanted now, and then prepares the
 // ports. quiet: an uplink on which it cannot run is a note, and a port that was
 // not ready before is not looked for.
-func (op *operation) syncXDP(quiet bool) error {
+func (x xdp) sync(quiet bool) error {
+	op := x.op
 	mode := op.st.Settings.XDP
 	var now []uplinkXDP
 	for _, u := range op.st.Uplinks {
-		x, err := op.uplinkToXDP(u, mode)
+		decided, err := x.uplink(u, mode)
 		if err != nil && !quiet {
 			return err
 		} else if err != nil {
-			x = uplinkXDP{u.Index, mode, false, err.Error()}
+			decided = uplinkXDP{u.Index, mode, false, err.Error()}
 		}
 		// What nobody asked for is news only where it is on.
-		if old := op.st.uplinkXDP(u.Index); x != old && (x.On || old.On || mode != "" && mode != XDPOff) {
-			op.say("uplink %s: XDP %s: %s", u.Name, onOff(x.On), x.Why)
+		if old := op.st.uplinkXDP(u.Index); decided != old && (decided.On || old.On || mode != "" && mode != XDPOff) {
+			op.say("uplink %s: XDP %s: %s", u.Name, onOff(decided.On), decided.Why)
 		}
-		now = append(now, x)
+		now = append(now, decided)
 	}
 	if !slices.Equal(now, op.st.XDP) {
 		op.st.XDP = now
@@ -67,29 +73,35 @@ func (op *operation) syncXDP(quiet bool) error {
 			return err
 		}
 	}
-	return op.syncPortsXDP(quiet)
+	return x.syncPorts(quiet)
 }
 
-// uplinkToXDP attaches XDP to an uplink or detaches it, and says why. What
+// undo forgets what was decided: the program goes with its uplink's.
+func (x xdp) undo() error {
+	x.op.st.XDP = nil
+	return x.op.save()
+}
+
+// uplink attaches XDP to an uplink or detaches it, and says why. What
 // `auto` has decided about a device stands until it is another device.
-func (op *operation) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
-	old, auto := op.st.uplinkXDP(u.Index), mode == "" || mode == XDPAuto
+func (x xdp) uplink(u uplink, mode string) (uplinkXDP, error) {
+	old, auto := x.op.st.uplinkXDP(u.Index), mode == "" || mode == XDPAuto
 	switch {
 	case mode == XDPOff:
-		return uplinkXDP{u.Index, mode, false, "not wanted"}, op.detachXDP(u)
-	case old.Mode == mode && old.On && op.dp.VerifyXDP(u.Index) == nil:
+		return uplinkXDP{u.Index, mode, false, "not wanted"}, x.detach(u)
+	case old.Mode == mode && old.On && x.op.dp.VerifyXDP(u.Index) == nil:
 		return old, nil
 	case auto && old.Index == u.Index && old.Mode == mode && !old.On:
 		return old, nil
 	}
-	doubt, err := op.uncertainXDP(u, auto)
+	doubt, err := x.uncertain(u, auto)
 	if errors.Is(err, link.ErrNotFound) { // until another takes its place
 		return uplinkXDP{u.Index, mode, false, "the device is gone"}, nil
 	} else if err != nil {
 		return uplinkXDP{}, err
 	}
 	if doubt == "" {
-		doubt, err = op.attachXDP(u, auto)
+		doubt, err = x.attach(u, auto)
 	}
 	switch {
 	case err != nil:
@@ -99,19 +111,19 @@ func (op *operation) uplinkToXDP(u uplink, mode string) (uplinkXDP, error) {
 	case doubt == "":
 		return uplinkXDP{u.Index, mode, true, "asked for"}, nil
 	case !auto:
-		return uplinkXDP{}, errors.Join(fmt.Errorf("uplink %s: no native XDP: %s", u.Name, doubt), op.detachXDP(u))
+		return uplinkXDP{}, errors.Join(fmt.Errorf("uplink %s: no native XDP: %s", u.Name, doubt), x.detach(u))
 	}
-	return uplinkXDP{u.Index, mode, false, doubt}, op.detachXDP(u)
+	return uplinkXDP{u.Index, mode, false, doubt}, x.detach(u)
 }
 
-// uncertainXDP says, without touching the device, why XDP must not run on an
+// uncertain says, without touching the device, why XDP must not run on an
 // uplink, or under `auto` should not; "" if nothing speaks against it.
-func (op *operation) uncertainXDP(u uplink, auto bool) (string, error) {
-	d, err := op.host.device(u.Index)
+func (x xdp) uncertain(u uplink, auto bool) (string, error) {
+	d, err := x.op.host.device(u.Index)
 	if err != nil {
 		return "", fmt.Errorf("uplink %s: %w", u.Name, err)
 	}
-	entries, err := op.host.listing()
+	entries, err := x.op.host.listing()
 	if err != nil {
 		return "", err
 	}
@@ -134,11 +146,11 @@ func doubtXDP(d link.Device, entries map[int]link.Entry, auto bool) string {
 	return ""
 }
 
-// attachXDP attaches, and says what stands against it: the driver, another
+// attach attaches, and says what stands against it: the driver, another
 // program or, under `auto`, offloads that the driver gives up for it.
-func (op *operation) attachXDP(u uplink, auto bool) (doubt string, err error) {
+func (x xdp) attach(u uplink, auto bool) (doubt string, err error) {
 	before, beforeErr := link.Offloads(u.Name)
-	err = op.dp.AttachXDP(u.Index)
+	err = x.op.dp.AttachXDP(u.Index)
 	switch {
 	case errors.Is(err, datapath.ErrXDPTaken):
 		return "another XDP program is on it", nil
@@ -176,8 +188,8 @@ func lostOffloads(before, after map[string]bool) string {
 	return "its driver would give up " + strings.Join(lost, ", ")
 }
 
-func (op *operation) detachXDP(u uplink) error {
-	if err := op.dp.DetachXDP(u.Index); err != nil {
+func (x xdp) detach(u uplink) error {
+	if err := x.op.dp.DetachXDP(u.Index); err != nil {
 		return fmt.Errorf("detaching XDP from uplink %s: %w", u.Name, err)
 	}
 	return nil
@@ -190,14 +202,15 @@ func onOff(on bool) string {
 	return "off"
 }
 
-// xdpFindings says of each uplink, or where nothing is up of each that would be
+// findings says of each uplink, or where nothing is up of each that would be
 // one, whether XDP runs on it, or could.
-func (op *operation) xdpFindings() ([]FeatureView, error) {
+func (x xdp) findings() ([]FeatureView, error) {
+	op := x.op
 	if len(op.st.Uplinks) > 0 {
 		var out []FeatureView
 		for _, u := range op.st.Uplinks {
-			x := op.st.uplinkXDP(u.Index)
-			out = append(out, FeatureView{Name: "xdp", State: "ok", Detail: fmt.Sprintf("%s on %s: %s", onOff(x.On), u.Name, x.Why)})
+			decided := op.st.uplinkXDP(u.Index)
+			out = append(out, FeatureView{Name: "xdp", State: "ok", Detail: fmt.Sprintf("%s on %s: %s", onOff(decided.On), u.Name, decided.Why)})
 		}
 		return out, nil
 	}

@@ -7,11 +7,12 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// syncPortsXDP makes the ports ready for what XDP sends them as long as an uplink
+// syncPorts makes the ports ready for what XDP sends them as long as an uplink
 // has it, and puts back what that changed in them afterwards.
-func (op *operation) syncPortsXDP(quiet bool) error {
+func (x xdp) syncPorts(quiet bool) error {
+	op := x.op
 	if !op.st.xdpOn() {
-		return op.eachPort(op.closeToXDP)
+		return op.eachPort(x.closePort)
 	}
 	var indexes []int
 	_ = op.eachPort(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
@@ -23,7 +24,7 @@ func (op *operation) syncPortsXDP(quiet bool) error {
 	return op.eachPort(func(n *network, p *port) error {
 		ready := features[p.Index]&link.XDPTakes != 0
 		if !ready && !quiet {
-			ready = op.openPortToXDP(p)
+			ready = x.openPort(p)
 		}
 		if ready == p.XDP {
 			return nil
@@ -48,31 +49,31 @@ func (op *operation) eachPort(f func(*network, *port) error) error {
 	return nil
 }
 
-// openToXDP lets the container's end, device name of namespace ns (nil: the
+// open lets the container's end, device name of namespace ns (nil: the
 // host's), take frames from XDP: GRO makes it poll for them.
-func (op *operation) openToXDP(p *port, ns *link.Netns, name string) error {
+func (x xdp) open(p *port, ns *link.Netns, name string) error {
 	return doIn(ns, func() error {
 		on, err := link.Offloads(name)
 		if err != nil || on[link.GRO] {
 			return err
 		}
 		p.GRO = true // ours to undo
-		if err := op.save(); err != nil {
+		if err := x.op.save(); err != nil {
 			return err
 		}
 		return link.SetOffload(name, link.GRO, true)
 	})
 }
 
-// openPortToXDP is openToXDP for a port that was there before, whose container
+// openPort is open for a port that was there before, whose container
 // has to be found. It reports whether the host's end says that it takes frames.
-func (op *operation) openPortToXDP(p *port) bool {
-	ns, d, err := op.inside(p)
+func (x xdp) openPort(p *port) bool {
+	ns, d, err := x.op.inside(p)
 	if err != nil {
 		return false
 	}
 	defer ns.Close()
-	return op.openToXDP(p, ns, d.Name) == nil && takesXDP(p)
+	return x.open(p, ns, d.Name) == nil && takesXDP(p)
 }
 
 func takesXDP(p *port) bool {
@@ -80,21 +81,28 @@ func takesXDP(p *port) bool {
 	return err == nil && features[p.Index]&link.XDPTakes != 0
 }
 
-// newPortToXDP tells the datapath that a new port takes frames from XDP. That its
-// end does shows when it is up; where it does not, tc sends them.
-func (op *operation) newPortToXDP(n *network, p *port) error {
-	if !op.st.xdpOn() || !takesXDP(p) {
+// prepare opens a new port to XDP; ready sees whether that worked.
+func (x xdp) prepare(_ *network, p *port, inside end) {
+	if p.XDP, p.GRO = false, false; x.op.st.xdpOn() {
+		_ = x.open(p, inside.ns, inside.name)
+	}
+}
+
+// ready tells the datapath that a new port takes frames from XDP. That its end does
+// shows when it is up; where it does not, tc sends them.
+func (x xdp) ready(n *network, p *port) error {
+	if p.XDP || !x.op.st.xdpOn() || !takesXDP(p) {
 		return nil
 	}
 	p.XDP = true
-	return op.portPrograms(n, p)
+	return x.op.portPrograms(n, p)
 }
 
-// closeToXDP undoes openToXDP. A container that is not found keeps its GRO: it is
+// closePort undoes open. A container that is not found keeps its GRO: it is
 // about to go.
-func (op *operation) closeToXDP(n *network, p *port) error {
+func (x xdp) closePort(n *network, p *port) error {
 	if p.GRO {
-		if ns, d, err := op.inside(p); err == nil {
+		if ns, d, err := x.op.inside(p); err == nil {
 			_ = doIn(ns, func() error { return link.SetOffload(d.Name, link.GRO, false) })
 			ns.Close()
 		}
@@ -103,7 +111,7 @@ func (op *operation) closeToXDP(n *network, p *port) error {
 		return nil
 	}
 	p.XDP, p.GRO = false, false
-	return errors.Join(op.save(), op.portPrograms(n, p))
+	return errors.Join(x.op.save(), x.op.portPrograms(n, p))
 }
 
 // inside finds the container's end of a port, whatever it is called now.

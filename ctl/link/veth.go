@@ -17,7 +17,6 @@ type Veth struct {
 	PeerMAC  net.HardwareAddr
 	PeerNS   *Netns // nil: this namespace
 	MTU      int    // bytes, both ends
-	GSO      int    // of this end, as in SetGSO; 0: the kernel's default
 }
 
 // CreateVeth makes the pair, both ends down. It returns the ifindexes of this
@@ -25,7 +24,7 @@ type Veth struct {
 // taken.
 func (c *Conn) CreateVeth(v Veth) (index, peer int, err error) {
 	a := netlink.NewLinkAttrs()
-	a.Name, a.MTU, a.Index, a.GSOIPv4MaxSize = v.Name, v.MTU, v.Index, uint32(v.GSO)
+	a.Name, a.MTU, a.Index = v.Name, v.MTU, v.Index
 	pair := &netlink.Veth{
 		LinkAttrs: a,
 		PeerName:  v.PeerName, PeerHardwareAddr: v.PeerMAC,
