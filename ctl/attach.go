@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -347,7 +348,7 @@ func (op *operation) forgetPorts(n *network, ports []*port) error {
 		published = published || len(p.Publications) > 0
 	}
 	if published {
-		if err := op.reserve(); err != nil {
+		if err := op.hostconf.Reserve(op.st.reserved()); err != nil {
 			return err
 		}
 	}
@@ -374,7 +375,7 @@ func (op *operation) createVethAt(n *network, p *port, at *plug, index int) erro
 	for _, a := range op.accelerators() {
 		a.prepare(n, p, inside)
 	}
-	return quietIPv6(p.Port)
+	return hostconf.QuietIPv6(p.Port)
 }
 
 // deleteVeths removes the pairs.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 )
@@ -144,6 +145,7 @@ type operation struct {
 	// hostReached: reachFromHost has been called.
 	hostReached bool
 	host        hostCache
+	hostconf    hostconf.Host
 	features    []datapath.Feature // see kernelFeatures
 	thorough    bool               // see mutation
 }
@@ -265,6 +267,7 @@ func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *o
 		return nil, err
 	}
 	op.host.conn = op.conn
+	op.hostconf = hostconf.Host{Record: &st.Record, Save: op.save, Say: op.say}
 	op.dp, err = c.opts.planes.open(c.pins)
 	switch {
 	case err == nil, errors.Is(err, datapath.ErrNotLoaded):

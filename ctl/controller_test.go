@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -450,14 +451,14 @@ func TestDownAllRemovesPinsOfAnotherSchema(t *testing.T) {
 func TestSysctlsAreRestored(t *testing.T) {
 	h := newHost(t)
 	h.addDevice(t, "lan0", "", false)
-	for path, value := range map[string]string{sysReserved: "8080,29990-30010", sysConf + "lan0/forwarding": "1"} {
-		if err := writeSysctl(path, value); err != nil {
+	for path, value := range map[string]string{hostconf.Reserved: "8080,29990-30010", hostconf.Conf + "lan0/forwarding": "1"} {
+		if err := hostconf.Write(path, value); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before := h.traces(t)
 	h.up(t)
-	if v, _ := readSysctl(sysReserved); v != "8080,10000-30010" {
+	if v, _ := hostconf.Read(hostconf.Reserved); v != "8080,10000-30010" {
 		t.Errorf("reserved ports while up: %s", v)
 	}
 	h.downAll(t)
@@ -465,11 +466,11 @@ func TestSysctlsAreRestored(t *testing.T) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 	h.up(t)
-	if err := writeSysctl(sysReserved, "8080,10000-30010,40000"); err != nil {
+	if err := hostconf.Write(hostconf.Reserved, "8080,10000-30010,40000"); err != nil {
 		t.Fatal(err)
 	}
 	h.downAll(t)
-	if v, _ := readSysctl(sysReserved); v != "8080,29990-30010,40000" {
+	if v, _ := hostconf.Read(hostconf.Reserved); v != "8080,29990-30010,40000" {
 		t.Errorf("reserved ports after somebody added one: %s", v)
 	}
 }
@@ -535,7 +536,7 @@ func TestReconcileMends(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(h.ctl(t).Reconcile(h.ctx), writeSysctl(forwardingOf("fastbr0"), "0"), h.conn.SetUp(d.Index, false)); err != nil {
+	if err := errors.Join(h.ctl(t).Reconcile(h.ctx), hostconf.Write(hostconf.Forwarding("fastbr0"), "0"), h.conn.SetUp(d.Index, false)); err != nil {
 		t.Fatal(err)
 	}
 	if h.fake(t).Ports[d.Index].Slow {
@@ -544,7 +545,7 @@ func TestReconcileMends(t *testing.T) {
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if v, _ := readSysctl(forwardingOf("fastbr0")); v != "1" {
+	if v, _ := hostconf.Read(hostconf.Forwarding("fastbr0")); v != "1" {
 		t.Errorf("forwarding of fastbr0 %s", v)
 	}
 	if d, err := h.conn.ByName(res.Port); err != nil || !d.Up {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -81,12 +82,12 @@ func TestDamagedStateIsMended(t *testing.T) {
 // TestLostStateSaysWhatStays: without any record, what is known is taken back.
 func TestLostStateSaysWhatStays(t *testing.T) {
 	h := newHost(t)
-	before, err := readReserved()
+	before, err := hostconf.ReservedNow()
 	if err != nil {
 		t.Fatal(err)
 	}
 	index := h.addDevice(t, "wan0", "203.0.113.2/24", true)
-	if err := errors.Join(writeSysctl(sysForward, "0"), h.conn.AddDefault(index, netip.MustParseAddr("203.0.113.1"))); err != nil {
+	if err := errors.Join(hostconf.Write(hostconf.IPForward, "0"), h.conn.AddDefault(index, netip.MustParseAddr("203.0.113.1"))); err != nil {
 		t.Fatal(err)
 	}
 	h.up(t)
@@ -97,7 +98,7 @@ func TestLostStateSaysWhatStays(t *testing.T) {
 		t.Errorf("network rm: %v", err)
 	}
 	h.downAll(t)
-	if after, err := readReserved(); err != nil || after != before {
+	if after, err := hostconf.ReservedNow(); err != nil || after != before {
 		t.Errorf("reserved ports %q, %v, want %q", after, err, before)
 	}
 	if !strings.Contains(h.messages.String(), "net.ipv4.conf.wan0.forwarding=1") {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
+	"github.com/fastbr/fastbr/ctl/hostconf"
 )
 
 // Down undoes `up` of one network and detaches its ports. A network that is not
@@ -118,29 +119,29 @@ func (op *operation) restoreUnrecorded() error {
 		if err != nil {
 			return fmt.Errorf("reading the datapath's configuration: %w", err)
 		}
-		have, err := reservedNow()
+		have, err := hostconf.ReservedNow()
 		if err != nil {
 			return err
 		}
-		if list := have.minus(portRange(cfg.NATFirst, cfg.NATLast)); list != have {
-			if err := writeSysctl(sysReserved, list.String()); err != nil {
+		if list := have.Minus(hostconf.PortRange(cfg.NATFirst, cfg.NATLast)); list != have {
+			if err := hostconf.Write(hostconf.Reserved, list.String()); err != nil {
 				return err
 			}
 		}
 	}
 	var stay []string
-	paths := []string{sysForward, sysLiberal}
-	if router, err := readSysctl(sysForward); err == nil && router != "1" {
-		devices, _ := filepath.Glob(forwardingOf("*"))
-		paths = append(devices, sysLiberal)
+	paths := []string{hostconf.IPForward, hostconf.Liberal}
+	if router, err := hostconf.Read(hostconf.IPForward); err == nil && router != "1" {
+		devices, _ := filepath.Glob(hostconf.Forwarding("*"))
+		paths = append(devices, hostconf.Liberal)
 	}
 	for _, path := range paths {
-		if v, err := readSysctl(path); err == nil && v == "1" {
-			stay = append(stay, sysctlName(path)+"=1")
+		if v, err := hostconf.Read(path); err == nil && v == "1" {
+			stay = append(stay, hostconf.Name(path)+"=1")
 		}
 	}
-	if v, err := readReserved(); err == nil && v != "" {
-		stay = append(stay, sysctlName(sysReserved)+"="+v)
+	if v, err := hostconf.ReservedNow(); err == nil && v != (hostconf.PortSet{}) {
+		stay = append(stay, hostconf.Name(hostconf.Reserved)+"="+v.String())
 	}
 	if len(stay) > 0 {
 		op.say("what these were before 'fastbr up' is not known, so they stay: %s", strings.Join(stay, ", "))

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
 )
@@ -107,11 +108,11 @@ func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
 	if gateway := netip.PrefixFrom(n.Gateway, n.Subnet.Bits()); !slices.Contains(addrs, gateway) {
 		note(anew(func() error { return op.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
 	}
-	if v, err := readSysctl(sysNet + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
+	if v, err := hostconf.Read(hostconf.Net + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
 		note(func() error { return op.quietNetwork(n) }, "has been given IPv6")
 	}
 	if what, is := closed(n.Bridge); is {
-		out = append(out, fault{what, func() error { return open(n.Bridge) }})
+		out = append(out, fault{what, func() error { return hostconf.Open(n.Bridge) }})
 	}
 	return out, nil
 }
@@ -119,9 +120,9 @@ func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
 // quietNetwork takes IPv6 from a bridge again, and from its ports: it mostly comes
 // to all devices at once.
 func (op *operation) quietNetwork(n *network) error {
-	errs := []error{quietIPv6(n.Bridge)}
+	errs := []error{hostconf.QuietIPv6(n.Bridge)}
 	for _, p := range n.Ports {
-		errs = append(errs, quietIPv6(p.Port))
+		errs = append(errs, hostconf.QuietIPv6(p.Port))
 	}
 	return errors.Join(errs...)
 }
@@ -138,9 +139,9 @@ func (op *operation) addNeighbours(n *network) error {
 
 // closed tells whether the kernel would not forward what comes in by a device.
 func closed(device string) (what string, is bool) {
-	path := forwardingOf(device)
-	v, err := readSysctl(path)
-	return fmt.Sprintf("%s is 0: nothing is forwarded from %s", sysctlName(path), device), err == nil && v == "0"
+	path := hostconf.Forwarding(device)
+	v, err := hostconf.Read(path)
+	return fmt.Sprintf("%s is 0: nothing is forwarded from %s", hostconf.Name(path), device), err == nil && v == "0"
 }
 
 // portFaults looks at the host end of a port, and with programs at what the

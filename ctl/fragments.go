@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 )
@@ -121,7 +122,7 @@ func (op *operation) pairFragments(f *fragments, ns *link.Netns, inside *link.Co
 		return link.Device{}, err
 	}
 	f.Index = index
-	if err := errors.Join(op.save(), quietIPv6(fragmentsDevice)); err != nil {
+	if err := errors.Join(op.save(), hostconf.QuietIPv6(fragmentsDevice)); err != nil {
 		return link.Device{}, err
 	}
 	d, err := inside.ByName(fragmentsPeer)
@@ -170,17 +171,17 @@ func (op *operation) configureFragments(ns *link.Netns, inside *link.Conn, d lin
 
 // fragmentsSysctls runs inside.
 func fragmentsSysctls() error {
-	if err := quietIPv6(fragmentsPeer); err != nil {
+	if err := hostconf.QuietIPv6(fragmentsPeer); err != nil {
 		return err
 	}
 	for _, set := range [][2]string{
-		{sysForward, "1"},
-		{sysNet + "ipv4/ipfrag_time", fragmentsTime},
+		{hostconf.IPForward, "1"},
+		{hostconf.Net + "ipv4/ipfrag_time", fragmentsTime},
 		// A device's own setting and that of all devices are combined.
-		{sysConf + "all/rp_filter", "0"}, {sysConf + fragmentsPeer + "/rp_filter", "0"},
-		{sysConf + "all/send_redirects", "0"}, {sysConf + fragmentsPeer + "/send_redirects", "0"},
+		{hostconf.Conf + "all/rp_filter", "0"}, {hostconf.Conf + fragmentsPeer + "/rp_filter", "0"},
+		{hostconf.Conf + "all/send_redirects", "0"}, {hostconf.Conf + fragmentsPeer + "/send_redirects", "0"},
 	} {
-		if err := writeSysctl(set[0], set[1]); err != nil {
+		if err := hostconf.Write(set[0], set[1]); err != nil {
 			return err
 		}
 	}

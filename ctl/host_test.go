@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -120,9 +121,9 @@ func (h *host) traces(t *testing.T) string {
 	for _, r := range routes {
 		out = append(out, fmt.Sprintf("route %s table %d", r.Dst, r.Table))
 	}
-	conf, _ := filepath.Glob(sysConf + "*/forwarding")
-	for _, p := range append(conf, sysForward, sysReserved, sysLiberal, sysConf+"all/accept_redirects") {
-		v, _ := readSysctl(p)
+	conf, _ := filepath.Glob(hostconf.Conf + "*/forwarding")
+	for _, p := range append(conf, hostconf.IPForward, hostconf.Reserved, hostconf.Liberal, hostconf.Conf+"all/accept_redirects") {
+		v, _ := hostconf.Read(p)
 		out = append(out, p+" "+v)
 	}
 	rules, err := exec.Command("nft", "list", "ruleset").Output()

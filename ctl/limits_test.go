@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl/hostconf"
 )
 
 // A memory limit that the maps do not fit in is said with their sizes, and what to do.
@@ -38,7 +40,7 @@ func TestSettingAgainIsSaid(t *testing.T) {
 	const line = "somebody has set net.ipv4.ip_forward to 0: it is 1 again"
 	for _, want := range []int{0, 1, 0} {
 		if want == 1 {
-			if err := writeSysctl(sysForward, "0"); err != nil {
+			if err := hostconf.Write(hostconf.IPForward, "0"); err != nil {
 				t.Fatal(err)
 			}
 		}

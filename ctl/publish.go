@@ -160,7 +160,7 @@ func (op *operation) publishAll(p *port, pubs []*publication) error {
 
 // recordPublications saves what has been added, and what it will reserve.
 func (op *operation) recordPublications() error {
-	if err := op.recordReserved(); err != nil {
+	if err := op.hostconf.RecordReserved(op.st.reserved()); err != nil {
 		return err
 	}
 	return op.save()
@@ -331,7 +331,7 @@ func (pub *publication) overlaps(x *publication) bool {
 func (op *operation) publishSteps(p *port, pubs []*publication) []step {
 	return []step{
 		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return op.recordPublications() },
-			func() error { p.forget(pubs); return errors.Join(op.reserve(), op.save()) }, nil},
+			func() error { p.forget(pubs); return errors.Join(op.hostconf.Reserve(op.st.reserved()), op.save()) }, nil},
 		{"publish-ports", func() error { return op.setPublications(p, pubs) }, func() error { return op.unsetPublications(p, pubs) }, nil},
 		{"publish-done", func() error { setPending(pubs, false); return op.save() }, nil, nil},
 	}
@@ -364,7 +364,7 @@ func (op *operation) setPublications(p *port, pubs []*publication) error {
 	if len(pubs) == 0 {
 		return nil
 	}
-	if err := op.reserve(); err != nil {
+	if err := op.hostconf.Reserve(op.st.reserved()); err != nil {
 		return err
 	}
 	if err := op.dp.Publish(p.toDatapath(pubs)...); err != nil {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -17,16 +18,16 @@ func TestPublishedPortsAreReserved(t *testing.T) {
 		others = append(others, fmt.Sprint(p))
 	}
 	others = append(others, "40001")
-	if err := writeSysctl(sysReserved, strings.Join(others, ",")); err != nil {
+	if err := hostconf.Write(hostconf.Reserved, strings.Join(others, ",")); err != nil {
 		t.Fatal(err)
 	}
 	want := func(when, published string) {
 		t.Helper()
-		all, err := parsePorts(strings.Join(others, ",") + "," + published)
+		all, err := hostconf.ParsePorts(strings.Join(others, ",") + "," + published)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if have, err := reservedNow(); err != nil || have != all {
+		if have, err := hostconf.ReservedNow(); err != nil || have != all {
 			t.Errorf("%s: %s, %v, want %s", when, have, err, all)
 		}
 	}
@@ -42,7 +43,7 @@ func TestPublishedPortsAreReserved(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("published", "10000-29999,8080-8081,40000-40002")
-	if err := writeSysctl(sysReserved, strings.Join(others, ",")); err != nil {
+	if err := hostconf.Write(hostconf.Reserved, strings.Join(others, ",")); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {

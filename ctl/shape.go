@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
@@ -64,7 +65,7 @@ func (op *operation) shapePort(n *network, p *port) error {
 	if err != nil {
 		return err
 	}
-	if err := quietIPv6(p.ifb()); err != nil {
+	if err := hostconf.QuietIPv6(p.ifb()); err != nil {
 		return err
 	}
 	if err := op.conn.Shape(index, n.MTU, p.Bandwidth.Out.link()); err != nil {

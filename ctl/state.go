@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
@@ -34,8 +35,7 @@ type state struct {
 	XDP      []uplinkXDP         `json:"xdp,omitempty"`     // of the attached ones
 	BigTCP   superPackets        `json:"big_tcp,omitzero"`
 	Raised   []raisedUplink      `json:"raised,omitempty"`
-	Sysctls  []sysctl            `json:"sysctls,omitempty"`
-	Reserved *reservation        `json:"reserved_ports,omitempty"`
+	hostconf.Record
 	// Features are the kernel's, as they were found when the programs were loaded.
 	// To find them again takes longer than the rest of `status`: the kernel's type
 	// information has to be read.

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/fastbr/fastbr/ctl/hostconf"
 )
 
 func TestStateRoundTrip(t *testing.T) {
@@ -16,7 +18,7 @@ func TestStateRoundTrip(t *testing.T) {
 		Gateway: netip.MustParseAddr("10.0.0.1")}, Index: 7, Pending: true,
 		Ports: map[string]*port{"veth0": {Name: "c1", Port: "veth0", IP: netip.MustParseAddr("10.0.0.2")}}}
 	st.Uplinks = []uplink{{"eth0", 2, netip.MustParseAddr("192.0.2.1"), 1500, false}, {"tun0", 3, netip.MustParseAddr("192.0.2.2"), 1420, true}}
-	st.Sysctls = []sysctl{{sysForward, "0", "1"}}
+	st.Sysctls = []hostconf.Sysctl{{Path: hostconf.IPForward, Old: "0", New: "1"}}
 	if err := st.save(path); err != nil {
 		t.Fatal(err)
 	}

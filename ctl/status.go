@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/datapath"
 )
 
@@ -87,8 +88,8 @@ func (r *reading) notes() []string {
 	}
 	notes = append(notes, r.driftNotes()...)
 	note(bridgeCallFinding())
-	if v, err := readSysctl(sysLiberal); err == nil && v == "0" {
-		notes = append(notes, sysctlName(sysLiberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
+	if v, err := hostconf.Read(hostconf.Liberal); err == nil && v == "0" {
+		notes = append(notes, hostconf.Name(hostconf.Liberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
 	}
 	return notes
 }
@@ -172,8 +173,8 @@ func (op *operation) hostFindings() ([]FeatureView, error) {
 
 func bridgeCallFinding() FeatureView {
 	v := FeatureView{Name: "br_netfilter", State: "ok", Detail: "frames between ports do not meet iptables"}
-	if now, err := readSysctl(sysBridgeCall); err == nil && now == "1" {
-		v.State, v.Detail = "warning", sysctlName(sysBridgeCall)+
+	if now, err := hostconf.Read(hostconf.BridgeCall); err == nil && now == "1" {
+		v.State, v.Detail = "warning", hostconf.Name(hostconf.BridgeCall)+
 			" is 1: frames between ports pass the host's firewall, on the kernel's path; with 0 they are fast"
 	}
 	return v
@@ -181,14 +182,14 @@ func bridgeCallFinding() FeatureView {
 
 func (op *operation) liberalFinding() FeatureView {
 	v := FeatureView{Name: "conntrack-be-liberal", State: "ok", Detail: "1"}
-	now, err := readSysctl(sysLiberal)
+	now, err := hostconf.Read(hostconf.Liberal)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		v.Detail = "connection tracking is not loaded; 'fastbr up' tries to load it"
 	case err != nil:
 		v.State, v.Detail = "warning", err.Error()
 	case now != "1" && len(op.st.Networks) > 0:
-		v.State, v.Detail = "warning", sysctlName(sysLiberal)+" is 0 again: connections will break; set it to 1"
+		v.State, v.Detail = "warning", hostconf.Name(hostconf.Liberal)+" is 0 again: connections will break; set it to 1"
 	case now != "1":
 		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
 	}

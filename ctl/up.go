@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/ctl/ipam"
@@ -133,7 +134,7 @@ func (op *operation) applyInstance(ir InstanceRequest) error {
 			return errors.Join(err, xdp{op}.sync(true))
 		}
 	}
-	if err := op.recordReserved(); err != nil {
+	if err := op.hostconf.RecordReserved(op.st.reserved()); err != nil {
 		return err
 	}
 	if err := op.save(); err != nil {
@@ -152,7 +153,7 @@ func (op *operation) setNATRange() error {
 	if now.NATFirst == first && now.NATLast == last {
 		return nil
 	}
-	if err := op.reserve(); err != nil { // the kernel gives none of them out any more
+	if err := op.hostconf.Reserve(op.st.reserved()); err != nil { // the kernel gives none of them out any more
 		return err
 	}
 	if err := op.dp.SetNATRange(first, last); err != nil {
@@ -180,7 +181,7 @@ func (op *operation) refresh(quiet bool) error {
 	if len(op.st.Networks) == 0 || op.dp == nil {
 		return nil
 	}
-	if err := op.setSysctls(); err != nil {
+	if err := op.setHost(); err != nil {
 		return err
 	}
 	if err := op.ensureFragments(); err != nil && !quiet {
@@ -320,7 +321,7 @@ func (op *operation) networkSteps(n *network, uplinks []uplink) []step {
 	last := func(f func() error) func() error { return func() error { return op.ifLast(f) } }
 	steps := []step{
 		{"record", on(op.recordNetwork), on(op.forgetNetwork), nil},
-		{"sysctls", op.setSysctls, last(op.restoreSysctls), nil},
+		{"sysctls", op.setHost, last(op.hostconf.Restore), nil},
 		{"datapath", op.createDatapath, last(op.removeDatapath), nil},
 		{"fragments", op.ensureFragments, last(op.removeFragments), op.ensureFragments},
 		{"bridge", on(op.createBridge), on(op.deleteBridge), on(op.createBridge)},
@@ -448,7 +449,7 @@ func (op *operation) configureBridge(n *network) error {
 	if err := op.conn.SetForwardDelay(n.Index, 0); err != nil {
 		return fmt.Errorf("setting the forward delay of %s: %w", n.Bridge, err)
 	}
-	return errors.Join(quietIPv6(n.Bridge), open(n.Bridge))
+	return errors.Join(hostconf.QuietIPv6(n.Bridge), hostconf.Open(n.Bridge))
 }
 
 // deleteBridge removes the device if it is ours: by its mark, or, where a kill
@@ -506,8 +507,8 @@ func (op *operation) addUplinks(uplinks []uplink) error {
 // warnBridgeCalls tells of the one setting under which frames between ports
 // meet the host's firewall, and so are not fast.
 func (op *operation) warnBridgeCalls() {
-	if v, err := os.ReadFile(sysBridgeCall); err == nil && strings.TrimSpace(string(v)) == "1" {
+	if v, err := os.ReadFile(hostconf.BridgeCall); err == nil && strings.TrimSpace(string(v)) == "1" {
 		op.say("%s is 1: frames between ports pass the host's firewall, on the kernel's path; with 0 they are fast",
-			sysctlName(sysBridgeCall))
+			hostconf.Name(hostconf.BridgeCall))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 )
@@ -205,7 +206,7 @@ func (u uplink) datapath() datapath.Uplink {
 }
 
 func (op *operation) attachUplink(u uplink) error {
-	closed, err := op.recordClosed(u.Name)
+	closed, err := op.hostconf.RecordClosed(u.Name)
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
@@ -214,7 +215,7 @@ func (op *operation) attachUplink(u uplink) error {
 	if err := op.dp.AttachUplink(dp); err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
-	return open(u.Name)
+	return hostconf.Open(u.Name)
 }
 
 // detachUplink gives one up. Packets of containers that wait there for a
@@ -229,7 +230,10 @@ func (op *operation) detachUplink(u uplink) error {
 	if err := op.dp.DetachUplink(u.Index); err != nil {
 		return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
 	}
-	return op.closeAgain(u)
+	if d, err := op.conn.ByName(u.Name); err == nil && d.Index != u.Index {
+		return nil // another device of that name, which may be the next uplink
+	}
+	return op.hostconf.Close(u.Name)
 }
 
 // dropUnresolved drops the packets that wait at an uplink for a neighbour's address.

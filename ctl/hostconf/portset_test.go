@@ -1,4 +1,4 @@
-package ctl
+package hostconf
 
 import "testing"
 
@@ -7,29 +7,29 @@ func TestPortSetNotation(t *testing.T) {
 		"": "", "80": "80", "80,81,82": "80-82", "10000-29999": "10000-29999", "65535,1": "1,65535",
 		"0-65535": "0-65535", " 5-7,6-9 ": "5-9",
 	} {
-		s, err := parsePorts(in)
+		s, err := ParsePorts(in)
 		if err != nil || s.String() != want {
 			t.Errorf("%q: %q, %v, want %q", in, s, err, want)
 		}
 	}
 	for _, in := range []string{"x", "1-", "9-8", "65536", "-1"} {
-		if _, err := parsePorts(in); err == nil {
+		if _, err := ParsePorts(in); err == nil {
 			t.Errorf("%q: no error", in)
 		}
 	}
 }
 
 func TestPortSetArithmetic(t *testing.T) {
-	have, _ := parsePorts("8080,20000-40000")
-	ours := portRange(10000, 29999)
-	added := ours.minus(have)
+	have, _ := ParsePorts("8080,20000-40000")
+	ours := PortRange(10000, 29999)
+	added := ours.Minus(have)
 	if got := added.String(); got != "10000-19999" {
 		t.Errorf("added %s", got)
 	}
-	if got := have.plus(added).String(); got != "8080,10000-40000" {
+	if got := have.Plus(added).String(); got != "8080,10000-40000" {
 		t.Errorf("together %s", got)
 	}
-	if got := have.plus(added).minus(added); got != have {
+	if got := have.Plus(added).Minus(added); got != have {
 		t.Errorf("taken away again %s", got)
 	}
 }

@@ -1,4 +1,4 @@
-package ctl
+package hostconf
 
 import (
 	"fmt"
@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// portSet is a set of port numbers, as in ip_local_reserved_ports.
-type portSet [65536 / 64]uint64
+// PortSet is a set of port numbers, as in ip_local_reserved_ports.
+type PortSet [65536 / 64]uint64
 
-func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
-func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
+func (s *PortSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
+func (s *PortSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
 
-// addRange adds first to last, inclusive.
-func (s *portSet) addRange(first, last uint16) {
+// AddRange adds first to last, inclusive.
+func (s *PortSet) AddRange(first, last uint16) {
 	for p := int(first); p <= int(last); {
 		if p%64 == 0 && p+63 <= int(last) {
 			s[p/64] = ^uint64(0)
@@ -25,15 +25,15 @@ func (s *portSet) addRange(first, last uint16) {
 	}
 }
 
-// portRange is the set of first to last, inclusive.
-func portRange(first, last uint16) (s portSet) {
-	s.addRange(first, last)
+// PortRange is the set of first to last, inclusive.
+func PortRange(first, last uint16) (s PortSet) {
+	s.AddRange(first, last)
 	return s
 }
 
-// parsePorts reads the kernel's notation: "8080,10000-29999".
-func parsePorts(list string) (portSet, error) {
-	var s portSet
+// ParsePorts reads the kernel's notation: "8080,10000-29999".
+func ParsePorts(list string) (PortSet, error) {
+	var s PortSet
 	for item := range strings.SplitSeq(strings.TrimSpace(list), ",") {
 		if item == "" {
 			continue
@@ -47,19 +47,21 @@ func parsePorts(list string) (portSet, error) {
 		if err1 != nil || err2 != nil || a > b {
 			return s, fmt.Errorf("port range %q is malformed", item)
 		}
-		s.addRange(uint16(a), uint16(b))
+		s.AddRange(uint16(a), uint16(b))
 	}
 	return s, nil
 }
 
-func (s portSet) plus(o portSet) portSet {
+// Plus is what is in either.
+func (s PortSet) Plus(o PortSet) PortSet {
 	for i := range s {
 		s[i] |= o[i]
 	}
 	return s
 }
 
-func (s portSet) minus(o portSet) portSet {
+// Minus is what is in s and not in o.
+func (s PortSet) Minus(o PortSet) PortSet {
 	for i := range s {
 		s[i] &^= o[i]
 	}
@@ -67,7 +69,7 @@ func (s portSet) minus(o portSet) portSet {
 }
 
 // String is the kernel's notation, normalised as the kernel does.
-func (s portSet) String() string {
+func (s PortSet) String() string {
 	var items []string
 	for p := 0; p < 65536; p++ {
 		if !s.has(uint16(p)) {

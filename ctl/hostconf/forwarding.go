@@ -1,0 +1,86 @@
+package hostconf
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+)
+
+// The kernel forwards what came in by a device whose "forwarding" is 1. What
+// containers send comes in by their bridge, and what answers them by an uplink:
+// these devices are opened, one by one, and ip_forward stays what it was. So it
+// still says whether anybody else wants this host to be a router. As long as it
+// is 0, fbr_guard lets what came in by an uplink that was closed before leave by
+// our bridges only: the way between the host's other networks does not open by
+// our doing. Whoever sets ip_forward=1, as other engines do when they find 0,
+// opens that way at once.
+//
+// A network that is not translated (--masquerade=false) is routed, to wherever
+// the host's routes lead: for that ip_forward itself is set.
+
+// Forwarding is the setting of one device.
+func Forwarding(device string) string { return Conf + device + "/forwarding" }
+
+// RecordClosed notes that an uplink forwards nothing by itself, if that is so,
+// before it is opened, and reports whether it was so.
+func (h *Host) RecordClosed(device string) (bool, error) {
+	path := Forwarding(device)
+	if h.Recorded(path) {
+		return true, nil
+	}
+	now, err := Read(path)
+	if err != nil || now != "0" {
+		return false, ignoreMissing(err)
+	}
+	h.Sysctls = append(h.Sysctls, Sysctl{path, now, "1"})
+	return true, h.Save()
+}
+
+// Open lets the kernel forward what comes in by a device.
+func Open(device string) error {
+	path := Forwarding(device)
+	if now, err := Read(path); err != nil || now == "1" {
+		return ignoreMissing(err)
+	}
+	return Write(path, "1")
+}
+
+// Close closes a device that is an uplink no more, unless it was open before, or the
+// host is a router by somebody else's will.
+func (h *Host) Close(device string) error {
+	i := slices.IndexFunc(h.Sysctls, func(c Sysctl) bool { return c.Path == Forwarding(device) })
+	if i < 0 {
+		return nil
+	}
+	if err := h.Sysctls[i].restore(); err != nil {
+		return err
+	}
+	h.Sysctls = slices.Delete(h.Sysctls, i, i+1)
+	return h.Save()
+}
+
+// restore puts the old value back, unless somebody has changed it meanwhile.
+func (c Sysctl) restore() error {
+	now, err := Read(c.Path)
+	if err != nil {
+		return ignoreMissing(err) // the module or the device has gone
+	}
+	if device, ok := strings.CutSuffix(c.Path, "/forwarding"); ok && device != Conf+"all" && c.Old == "0" {
+		if router, err := Read(IPForward); err == nil && router == "1" {
+			return nil // somebody else's ip_forward holds for this device, too
+		}
+	}
+	// Records with Old == New are those the kernel turned on our behalf.
+	if now != c.Old && (now == c.New || c.Old == c.New) {
+		return Write(c.Path, c.Old)
+	}
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

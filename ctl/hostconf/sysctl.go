@@ -1,0 +1,153 @@
+package hostconf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+const (
+	Net        = "/proc/sys/net/"
+	IPForward  = Net + "ipv4/ip_forward"
+	Conf       = Net + "ipv4/conf/"
+	Reserved   = Net + "ipv4/ip_local_reserved_ports"
+	Liberal    = Net + "netfilter/nf_conntrack_tcp_be_liberal"
+	BridgeCall = Net + "bridge/bridge-nf-call-iptables"
+)
+
+func Read(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err
+}
+
+func Write(path, value string) error {
+	if err := os.WriteFile(path, []byte(value+"\n"), 0o644); err != nil {
+		return fmt.Errorf("setting %s: %w", Name(path), err)
+	}
+	return nil
+}
+
+// Name is the name sysctl(8) uses.
+func Name(path string) string {
+	return strings.ReplaceAll(strings.TrimPrefix(path, "/proc/sys/"), "/", ".")
+}
+
+// Set brings the host's settings to what is wanted. Old values are on disk before the
+// first write and never overwritten.
+func (h *Host) Set(want Want) error {
+	before, reserved := slices.Clone(h.Sysctls), h.Reserved
+	if want.Router {
+		if err := h.recordForwarding(); err != nil {
+			return err
+		}
+	}
+	if err := h.recordLiberal(); err != nil {
+		return err
+	}
+	if err := h.RecordReserved(want.Reserved); err != nil {
+		return err
+	}
+	if !slices.Equal(before, h.Sysctls) || reserved != h.Reserved {
+		if err := h.Save(); err != nil {
+			return err
+		}
+	}
+	for _, c := range h.Sysctls {
+		if c.Path != IPForward && c.Path != Liberal {
+			continue // of an uplink, or recorded because the kernel changes it with ip_forward
+		}
+		now, err := Read(c.Path)
+		if err == nil && now == c.New {
+			continue
+		}
+		if err := Write(c.Path, c.New); err != nil {
+			return err
+		}
+		if slices.Contains(before, c) {
+			h.Say("somebody has set %s to %s: it is %s again, as long as networks are up", Name(c.Path), now, c.New)
+		}
+	}
+	return h.Reserve(want.Reserved)
+}
+
+// recordForwarding notes, for a network that is routed, ip_forward and all that the kernel changes with it:
+// writing it sets forwarding on every device and turns accept_redirects.
+func (h *Host) recordForwarding() error {
+	if h.Recorded(IPForward) {
+		return nil
+	}
+	old, err := Read(IPForward)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", Name(IPForward), err)
+	}
+	h.Sysctls = append(h.Sysctls, Sysctl{IPForward, old, "1"})
+	if old == "1" {
+		return nil
+	}
+	paths, _ := filepath.Glob(Conf + "*/forwarding")
+	for _, p := range append(paths, Conf+"all/accept_redirects") {
+		if p == Conf+"all/forwarding" {
+			continue // the same setting as ip_forward
+		}
+		// What the kernel will restore by itself when ip_forward goes back.
+		byItself := "0"
+		if strings.HasSuffix(p, "accept_redirects") {
+			byItself = "1"
+		}
+		if v, err := Read(p); err == nil && v != byItself {
+			h.Sysctls = append(h.Sysctls, Sysctl{p, v, v})
+		}
+	}
+	return nil
+}
+
+// recordLiberal notes conntrack's TCP strictness. Conntrack does not see every
+// segment of a flow on the fast path; strict, it calls the rest invalid.
+func (h *Host) recordLiberal() error {
+	if h.Recorded(Liberal) {
+		return nil
+	}
+	old, err := Read(Liberal)
+	if errors.Is(err, os.ErrNotExist) {
+		// Loaded later, the module would start with 0.
+		_ = exec.Command("modprobe", "-q", "nf_conntrack").Run()
+		old, err = Read(Liberal)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		h.Say("connection tracking is not available: %s stays unset; if it is loaded later, set it to 1", Name(Liberal))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", Name(Liberal), err)
+	}
+	h.Sysctls = append(h.Sysctls, Sysctl{Liberal, old, "1"})
+	return nil
+}
+
+// Restore puts back what Set changed, unless somebody changed it again meanwhile.
+func (h *Host) Restore() error {
+	var errs []error
+	for _, c := range h.Sysctls {
+		errs = append(errs, c.restore())
+	}
+	errs = append(errs, h.unreserve())
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	*h.Record = Record{}
+	return h.Save()
+}
+
+// QuietIPv6 keeps the kernel from giving the device a link-local address and
+// from answering router advertisements on it. Nothing to do without IPv6.
+func QuietIPv6(device string) error {
+	err := Write(Net+"ipv6/conf/"+device+"/disable_ipv6", "1")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
