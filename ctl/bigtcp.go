@@ -104,7 +104,7 @@ func (b bigTCP) wanted(n *network, p *port) int {
 func (b bigTCP) sync(bool) error {
 	var devices []link.Device
 	for _, u := range b.op.st.Uplinks {
-		d, err := b.op.uplinkDevice(u)
+		d, err := b.op.uplinks.device(u)
 		if errors.Is(err, link.ErrNotFound) {
 			continue // until another takes its place
 		} else if err != nil {
@@ -245,7 +245,7 @@ func (b bigTCP) view() BigTCPView {
 func (b bigTCP) findings() ([]FeatureView, error) {
 	decided, would := b.op.st.BigTCP, ""
 	if len(b.op.st.Networks) == 0 {
-		devices, _, err := b.op.autoUplinks()
+		devices, _, err := b.op.uplinks.auto()
 		if err != nil {
 			return nil, err
 		}

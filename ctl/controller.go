@@ -146,8 +146,15 @@ type operation struct {
 	hostReached bool
 	host        hostCache
 	hostconf    hostconf.Host
-	features    []datapath.Feature // see kernelFeatures
-	thorough    bool               // see mutation
+
+	// The parts of an operation.
+	networks   networks
+	uplinks    uplinks
+	reassembly reassembly
+	repair     repair
+
+	features []datapath.Feature // see kernelFeatures
+	thorough bool               // see mutation
 }
 
 // read runs f on the state as it is. f gets an operation with an empty state if
@@ -235,9 +242,9 @@ func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*operati
 	}
 	c.sweepLeftovers()
 	if salvaged {
-		op.settle()
+		op.repair.settle()
 	}
-	if err := op.recover(m.thorough); err != nil {
+	if err := op.repair.recover(m.thorough); err != nil {
 		err = fmt.Errorf("recovering from an interrupted command: %w", err)
 		if !m.evenStale {
 			return err
@@ -266,6 +273,7 @@ func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *o
 	if op.conn, err = link.Open(); err != nil {
 		return nil, err
 	}
+	op.networks, op.uplinks, op.reassembly, op.repair = networks{op}, uplinks{op}, reassembly{op}, repair{op}
 	op.host.conn = op.conn
 	op.hostconf = hostconf.Host{Record: &st.Record, Save: op.save, Say: op.say}
 	op.dp, err = c.opts.planes.open(c.pins)

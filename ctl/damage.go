@@ -48,21 +48,21 @@ func (c *Controller) usableState() (st *state, salvaged bool, err error) {
 
 // settle ends the doubt about what a salvaged state calls unfinished, which may
 // have been finished since: what is there in full is.
-func (op *operation) settle() {
-	if op.dp == nil {
+func (rep repair) settle() {
+	if rep.op.dp == nil {
 		return
 	}
-	for _, n := range op.st.Networks {
-		if d, err := op.conn.ByName(n.Bridge); n.Pending && err == nil && d.Alias == ownerMark(n.Name) && d.Up {
+	for _, n := range rep.op.st.Networks {
+		if d, err := rep.op.conn.ByName(n.Bridge); n.Pending && err == nil && d.Alias == ownerMark(n.Name) && d.Up {
 			n.Index, n.Pending, n.Defining = d.Index, false, false
 		}
 		for _, p := range n.Ports {
-			d, err := op.conn.ByName(p.Port)
-			if at, errAt := op.dp.PortAt(p.IP); p.Pending && errors.Join(err, errAt) == nil && at == d.Index && d.Master == n.Index && d.Up {
+			d, err := rep.op.conn.ByName(p.Port)
+			if at, errAt := rep.op.dp.PortAt(p.IP); p.Pending && errors.Join(err, errAt) == nil && at == d.Index && d.Master == n.Index && d.Up {
 				p.Index, p.Pending = d.Index, false
 			}
 			for _, pub := range p.Publications {
-				if pub.Pending && !slices.ContainsFunc(p.toDatapath([]*publication{pub}), func(to datapath.Publication) bool { return op.dp.VerifyPublication(to) != nil }) {
+				if pub.Pending && !slices.ContainsFunc(p.toDatapath([]*publication{pub}), func(to datapath.Publication) bool { return rep.op.dp.VerifyPublication(to) != nil }) {
 					pub.Pending = false
 				}
 			}

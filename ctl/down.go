@@ -24,7 +24,7 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 			return nil
 		}
 		was = true
-		return op.downNetwork(n)
+		return op.networks.down(n)
 	})
 	return was, err
 }
@@ -37,7 +37,7 @@ func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
 		op.st.Settings.Kept = false
 		var errs []error
 		for _, name := range names {
-			errs = append(errs, op.downNetwork(op.st.Networks[name]))
+			errs = append(errs, op.networks.down(op.st.Networks[name]))
 		}
 		if len(names) == 0 {
 			errs = append(errs, op.removeStray())
@@ -53,12 +53,12 @@ func (c *Controller) NetworkRemove(ctx context.Context, name string) error {
 	if err := checkNetworkName(name); err != nil {
 		return err
 	}
-	return c.mutateWith(ctx, mutation{evenLost: true, looks: looksLast}, func(op *operation) error { return op.removeNetwork(name) })
+	return c.mutateWith(ctx, mutation{evenLost: true, looks: looksLast}, func(op *operation) error { return op.networks.remove(name) })
 }
 
-func (op *operation) removeNetwork(name string) error {
-	n := op.st.Networks[name]
-	def, err := op.defs.get(name)
+func (nets networks) remove(name string) error {
+	n := nets.op.st.Networks[name]
+	def, err := nets.op.defs.get(name)
 	damaged := errors.Is(err, errDamaged)
 	if err != nil && !damaged {
 		return err
@@ -69,24 +69,24 @@ func (op *operation) removeNetwork(name string) error {
 	case n != nil && len(n.Ports) > 0:
 		return tagged(ErrInUse, fmt.Sprintf("network %s has %d port(s): detach them first", name, len(n.Ports)))
 	case n != nil:
-		if err := op.downNetwork(n); err != nil {
+		if err := nets.down(n); err != nil {
 			return err
 		}
 	}
-	return op.defs.remove(name)
+	return nets.op.defs.remove(name)
 }
 
-// downNetwork undoes the steps of `up`. Killed in between, the next command
+// down undoes the steps of `up`. Killed in between, the next command
 // finds the network pending and goes on.
-func (op *operation) downNetwork(n *network) error {
+func (nets networks) down(n *network) error {
 	n.Pending = true
-	if err := op.save(); err != nil {
+	if err := nets.op.save(); err != nil {
 		return err
 	}
-	if err := op.detachPorts(n, n.sortedPorts()); err != nil {
+	if err := nets.op.detachPorts(n, n.sortedPorts()); err != nil {
 		return err
 	}
-	return op.runner.undo(op.networkSteps(n, nil))
+	return nets.op.runner.undo(nets.steps(n, nil))
 }
 
 // removeStray removes pins without a state: what is left when somebody deleted

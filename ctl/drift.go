@@ -11,6 +11,9 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
+// repair finds what is not as it was made, and mends it.
+type repair struct{ op *operation }
+
 // fault is something of ours that is not as it was made: another program or an
 // admin has changed it since. The devices are ours like docker0 is Docker's:
 // whatever the reason, they are put right, and the user is told.
@@ -22,57 +25,57 @@ type fault struct {
 // faults finds what is not as it was made. It changes nothing. With thorough,
 // each port is compared with what the datapath knows of it; else a lost pin is
 // seen, which takes one listing for all of them.
-func (op *operation) faults(thorough bool) ([]fault, error) {
-	if op.dp == nil {
+func (rep repair) faults(thorough bool) ([]fault, error) {
+	if rep.op.dp == nil {
 		return nil, nil // recover loads it again, and all that was attached with it
 	}
-	devices, err := op.host.shaped()
+	devices, err := rep.op.host.shaped()
 	if err != nil {
 		return nil, err
 	}
 	var out []fault
-	if err := op.dp.VerifyGuard(); err != nil {
-		out = append(out, fault{err.Error(), op.dp.AttachGuard})
+	if err := rep.op.dp.VerifyGuard(); err != nil {
+		out = append(out, fault{err.Error(), rep.op.dp.AttachGuard})
 	}
-	out = append(out, op.uplinkFaults()...)
-	members, err := op.host.bridgePorts()
+	out = append(out, rep.op.uplinks.faults()...)
+	members, err := rep.op.host.bridgePorts()
 	if err != nil {
 		return nil, err
 	}
-	unpinned, err := op.dp.Unpinned(op.st.portIndexes())
+	unpinned, err := rep.op.dp.Unpinned(rep.op.st.portIndexes())
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range op.st.networkNames() {
-		n := op.st.Networks[name]
+	for _, name := range rep.op.st.networkNames() {
+		n := rep.op.st.Networks[name]
 		if n.Pending {
 			continue
 		}
-		found, err := op.bridgeFaults(n)
+		found, err := rep.bridgeFaults(n)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, found...)
 		for _, p := range n.sortedPorts() {
 			if _, there := devices[p.Index]; there && !p.Pending { // recover forgets what is gone
-				out = append(out, op.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
+				out = append(out, rep.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
 			}
 		}
 	}
 	return out, nil
 }
 
-// uplinkFaults looks at the uplinks that are there; syncUplinks replaces the others.
-func (op *operation) uplinkFaults() (out []fault) {
-	for _, u := range op.st.Uplinks {
-		if _, err := op.uplinkDevice(u); err != nil {
+// faults looks at the uplinks that are there; sync replaces the others.
+func (us uplinks) faults() (out []fault) {
+	for _, u := range us.op.st.Uplinks {
+		if _, err := us.device(u); err != nil {
 			continue
 		}
-		if err := op.dp.VerifyUplink(u.datapath()); err != nil {
-			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return op.attachUplink(u) }})
+		if err := us.op.dp.VerifyUplink(u.datapath()); err != nil {
+			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return us.attach(u) }})
 		}
 		if what, is := closed(u.Name); is {
-			out = append(out, fault{what, func() error { return op.attachUplink(u) }})
+			out = append(out, fault{what, func() error { return us.attach(u) }})
 		}
 	}
 	return out
@@ -80,8 +83,8 @@ func (op *operation) uplinkFaults() (out []fault) {
 
 // bridgeFaults looks at the device of a network, the first of whose properties
 // everything else hangs on.
-func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
-	d, err := op.host.device(n.Index)
+func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
+	d, err := rep.op.host.device(n.Index)
 	if errors.Is(err, link.ErrNotFound) {
 		return nil, nil // recover makes it again
 	} else if err != nil {
@@ -93,23 +96,23 @@ func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
 	// The kernel forgets the neighbours of a device that goes down, loses its last
 	// address or changes its MAC address.
 	anew := func(do func() error) func() error {
-		return func() error { return errors.Join(do(), op.addNeighbours(n)) }
+		return func() error { return errors.Join(do(), rep.addNeighbours(n)) }
 	}
 	if mac := ipam.MAC(n.Gateway); d.MAC.String() != mac.String() {
-		note(anew(func() error { return op.conn.SetMAC(n.Index, mac) }), "has the MAC address %s instead of %s", d.MAC, mac)
+		note(anew(func() error { return rep.op.conn.SetMAC(n.Index, mac) }), "has the MAC address %s instead of %s", d.MAC, mac)
 	}
 	if !d.Up {
-		note(anew(func() error { return op.conn.SetUp(n.Index, true) }), "is down")
+		note(anew(func() error { return rep.op.conn.SetUp(n.Index, true) }), "is down")
 	}
-	addrs, err := op.host.addrsOf(n.Index)
+	addrs, err := rep.op.host.addrsOf(n.Index)
 	if err != nil {
 		return nil, err
 	}
 	if gateway := netip.PrefixFrom(n.Gateway, n.Subnet.Bits()); !slices.Contains(addrs, gateway) {
-		note(anew(func() error { return op.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
+		note(anew(func() error { return rep.op.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
 	}
 	if v, err := hostconf.Read(hostconf.Net + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
-		note(func() error { return op.quietNetwork(n) }, "has been given IPv6")
+		note(func() error { return rep.quietNetwork(n) }, "has been given IPv6")
 	}
 	if what, is := closed(n.Bridge); is {
 		out = append(out, fault{what, func() error { return hostconf.Open(n.Bridge) }})
@@ -119,7 +122,7 @@ func (op *operation) bridgeFaults(n *network) (out []fault, err error) {
 
 // quietNetwork takes IPv6 from a bridge again, and from its ports: it mostly comes
 // to all devices at once.
-func (op *operation) quietNetwork(n *network) error {
+func (rep repair) quietNetwork(n *network) error {
 	errs := []error{hostconf.QuietIPv6(n.Bridge)}
 	for _, p := range n.Ports {
 		errs = append(errs, hostconf.QuietIPv6(p.Port))
@@ -128,9 +131,9 @@ func (op *operation) quietNetwork(n *network) error {
 }
 
 // addNeighbours tells the kernel of every port's address again.
-func (op *operation) addNeighbours(n *network) error {
+func (rep repair) addNeighbours(n *network) error {
 	for _, p := range n.sortedPorts() {
-		if err := op.joinNeighbour(n, p); err != nil {
+		if err := rep.op.joinNeighbour(n, p); err != nil {
 			return err
 		}
 	}
@@ -146,31 +149,31 @@ func closed(device string) (what string, is bool) {
 
 // portFaults looks at the host end of a port, and with programs at what the
 // datapath knows of it.
-func (op *operation) portFaults(n *network, p *port, members map[int]link.BridgePort, programs bool) (out []fault) {
+func (rep repair) portFaults(n *network, p *port, members map[int]link.BridgePort, programs bool) (out []fault) {
 	m := members[p.Index]
 	if m.Master != n.Index {
 		// What has no master is not in the listing: up or not, it is raised.
-		return []fault{{fmt.Sprintf("%s is not a port of %s any more", p.Port, n.Bridge), func() error { return op.reattach(n, p) }}}
+		return []fault{{fmt.Sprintf("%s is not a port of %s any more", p.Port, n.Bridge), func() error { return rep.reattach(n, p) }}}
 	}
 	if !m.Up {
-		out = append(out, fault{p.Port + " is down", func() error { return op.conn.SetUp(p.Index, true) }})
+		out = append(out, fault{p.Port + " is down", func() error { return rep.op.conn.SetUp(p.Index, true) }})
 	}
 	if !programs {
 		return out
 	}
 	dp, err := p.datapath(n)
 	if err == nil {
-		err = op.dp.VerifyPort(dp)
+		err = rep.op.dp.VerifyPort(dp)
 	}
 	if err != nil {
-		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return op.portPrograms(n, p) }})
+		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return rep.op.portPrograms(n, p) }})
 	}
 	return out
 }
 
 // mend puts right what is not as it was made. quiet: what cannot be is a note.
-func (op *operation) mend(quiet bool) error {
-	faults, err := op.faults(op.thorough)
+func (rep repair) mend(quiet bool) error {
+	faults, err := rep.faults(rep.op.thorough)
 	if err != nil {
 		return err
 	}
@@ -180,13 +183,13 @@ func (op *operation) mend(quiet bool) error {
 			errs = append(errs, fmt.Errorf("%s: %w", f.what, err))
 			continue
 		}
-		op.say("%s: mended", f.what)
+		rep.op.say("%s: mended", f.what)
 	}
 	if len(faults) > 0 {
-		op.host.forget()
+		rep.op.host.forget()
 	}
 	if err := errors.Join(errs...); err != nil && quiet {
-		op.say("%v", firstLine(err))
+		rep.op.say("%v", firstLine(err))
 	} else {
 		return err
 	}
@@ -205,13 +208,13 @@ func (st *state) portIndexes() (out []int) {
 	return out
 }
 
-// driftFindings are what `check` says of it.
-func (op *operation) driftFindings() []FeatureView {
-	if len(op.st.Networks) == 0 {
+// findings are what `check` says of it.
+func (rep repair) findings() []FeatureView {
+	if len(rep.op.st.Networks) == 0 {
 		return nil
 	}
 	out := []FeatureView{}
-	for _, note := range op.driftNotes() {
+	for _, note := range rep.notes() {
 		out = append(out, FeatureView{Name: "as-made", State: "warning", Detail: note})
 	}
 	if len(out) == 0 {
@@ -220,9 +223,9 @@ func (op *operation) driftFindings() []FeatureView {
 	return out
 }
 
-// driftNotes are what `status` says of it.
-func (op *operation) driftNotes() []string {
-	faults, err := op.faults(true)
+// notes are what `status` says of it.
+func (rep repair) notes() []string {
+	faults, err := rep.faults(true)
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -230,17 +233,17 @@ func (op *operation) driftNotes() []string {
 	for _, f := range faults {
 		out = append(out, f.what+": the next command that changes something mends it")
 	}
-	return append(out, op.uplinkNotes()...)
+	return append(out, rep.op.uplinks.notes()...)
 }
 
-// uplinkNotes tell of uplinks by which nothing leaves, for reasons that only the
+// notes tell of uplinks by which nothing leaves, for reasons that only the
 // user can mend, and of devices that have become uplinks without being seen.
-func (op *operation) uplinkNotes() (out []string) {
+func (us uplinks) notes() (out []string) {
 	note := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	attached := map[int]bool{}
-	for _, u := range op.st.Uplinks {
+	for _, u := range us.op.st.Uplinks {
 		attached[u.Index] = true
-		d, err := op.uplinkDevice(u)
+		d, err := us.device(u)
 		switch {
 		case err != nil:
 			note("uplink %s is gone: nothing leaves by it", u.Name)
@@ -252,11 +255,11 @@ func (op *operation) uplinkNotes() (out []string) {
 			note("uplink %s has no carrier: nothing leaves by it", u.Name)
 		}
 	}
-	want, notes, err := op.wantedUplinks(op.st.Settings.Uplinks)
+	want, notes, err := us.wanted(us.op.st.Settings.Uplinks)
 	if err != nil {
 		notes = append(notes, err.Error())
 	}
-	if len(op.st.Uplinks) > 0 {
+	if len(us.op.st.Uplinks) > 0 {
 		out = append(out, notes...)
 	}
 	for _, u := range want {

@@ -118,7 +118,7 @@ func (c *Controller) Propose(ctx context.Context, name string, r NetworkRequest)
 		return def, firstLine(err)
 	}
 	err = c.read(ctx, func(op *operation) error {
-		used, err := op.usedAddrs(name)
+		used, err := op.networks.usedAddrs(name)
 		if err != nil {
 			return err
 		}
@@ -172,7 +172,7 @@ func (op *operation) downUndefined(n *network) error {
 	if err != nil || def != nil || n.Name == DefaultNetwork {
 		return err
 	}
-	return op.downNetwork(n)
+	return op.networks.down(n)
 }
 
 // An endpoint is a port whose container end an engine moves, names and
@@ -315,7 +315,7 @@ func (c *Controller) NetworkDiscard(ctx context.Context, name string) error {
 				return err
 			}
 		}
-		if err := op.removeNetwork(name); !errors.Is(err, ErrNoNetwork) {
+		if err := op.networks.remove(name); !errors.Is(err, ErrNoNetwork) {
 			return err
 		}
 		return nil
@@ -341,7 +341,7 @@ func (op *operation) raised(name string, nr NetworkRequest) (*network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := op.upNew(name, def, nr, InstanceRequest{}, false)
+	n, err := op.networks.raise(name, def, nr, InstanceRequest{}, false)
 	if err == nil {
 		op.warnOfFilter()
 	}

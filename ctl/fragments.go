@@ -10,6 +10,9 @@ import (
 	"github.com/fastbr/fastbr/datapath"
 )
 
+// reassembly is the namespace that puts inbound fragments in order.
+type reassembly struct{ op *operation }
+
 // Inbound fragments must be put in order before they can be translated, and the
 // kernel does that only for what it forwards (bpf/lib/frag.h). So an instance
 // has a namespace that forwards everything it gets back to where it came from.
@@ -39,56 +42,56 @@ var fragmentsGateway = netip.MustParseAddr("192.0.0.8")
 // fragmentsMark is the alias of the device: no network has such a name.
 func fragmentsMark() string { return ownerMark("(fragments)") }
 
-// ensureFragments makes the namespace if a network needs it and it is not as it should be.
-func (op *operation) ensureFragments() error {
+// ensure makes the namespace if a network needs it and it is not as it should be.
+func (re reassembly) ensure() error {
 	wanted := false
-	for _, n := range op.st.Networks {
+	for _, n := range re.op.st.Networks {
 		wanted = wanted || !n.Internal
 	}
-	f := op.st.Fragments
-	if !wanted || f != nil && op.fragmentsSound(f) {
+	f := re.op.st.Fragments
+	if !wanted || f != nil && re.sound(f) {
 		return nil
 	}
 	if f != nil {
-		op.say("the namespace for fragments is gone: making it again")
+		re.op.say("the namespace for fragments is gone: making it again")
 	}
-	if err := op.removeFragments(); err != nil {
+	if err := re.remove(); err != nil {
 		return err
 	}
-	if _, err := op.conn.ByName(fragmentsDevice); err == nil {
+	if _, err := re.op.conn.ByName(fragmentsDevice); err == nil {
 		return tagged(ErrExists, fmt.Sprintf("device %s, which fastbr uses for fragments, exists and is not fastbr's: remove or rename it", fragmentsDevice))
 	} else if !errors.Is(err, link.ErrNotFound) {
 		return err
 	}
-	op.st.Fragments = &fragments{}
-	if err := op.save(); err != nil {
+	re.op.st.Fragments = &fragments{}
+	if err := re.op.save(); err != nil {
 		return err
 	}
-	if err := op.makeFragments(op.st.Fragments); err != nil {
+	if err := re.makeAll(re.op.st.Fragments); err != nil {
 		return fmt.Errorf("making the namespace for fragments: %w", err)
 	}
-	return op.save()
+	return re.op.save()
 }
 
-// fragmentsSound says whether everything is in place. A namespace that has died
+// sound says whether everything is in place. A namespace that has died
 // has taken the pair with it.
-func (op *operation) fragmentsSound(f *fragments) bool {
-	d, err := op.host.device(f.Index)
-	return err == nil && op.dp != nil && d.Name == fragmentsDevice && d.Alias == fragmentsMark() && d.Carrier &&
-		op.dp.VerifyFragments(f.Index) == nil
+func (re reassembly) sound(f *fragments) bool {
+	d, err := re.op.host.device(f.Index)
+	return err == nil && re.op.dp != nil && d.Name == fragmentsDevice && d.Alias == fragmentsMark() && d.Carrier &&
+		re.op.dp.VerifyFragments(f.Index) == nil
 }
 
-func (op *operation) makeFragments(f *fragments) error {
+func (re reassembly) makeAll(f *fragments) error {
 	ns, err := link.NewNetns("the namespace for fragments")
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 	// First of all what will keep the namespace alive.
-	if err := ns.Do(op.dp.AttachDefrag); err != nil {
+	if err := ns.Do(re.op.dp.AttachDefrag); err != nil {
 		return err
 	}
-	if err := op.runner.passed("fragments-link"); err != nil {
+	if err := re.op.runner.passed("fragments-link"); err != nil {
 		return err
 	}
 	inside, err := link.OpenIn(ns)
@@ -96,57 +99,57 @@ func (op *operation) makeFragments(f *fragments) error {
 		return err
 	}
 	defer inside.Close()
-	d, err := op.pairFragments(f, ns, inside, 0)
+	d, err := re.pair(f, ns, inside, 0)
 	if errors.Is(err, datapath.ErrSlotTaken) {
-		d, err = op.pairFragmentsAgain(f, ns, inside)
+		d, err = re.pairAgain(f, ns, inside)
 	}
 	if err != nil {
 		return err
 	}
-	if err := op.runner.passed("fragments-pair"); err != nil {
+	if err := re.op.runner.passed("fragments-pair"); err != nil {
 		return err
 	}
-	if err := op.configureFragments(ns, inside, d); err != nil {
+	if err := re.configure(ns, inside, d); err != nil {
 		return err
 	}
-	return op.conn.SetUp(f.Index, true)
+	return re.op.conn.SetUp(f.Index, true)
 }
 
-// pairFragments makes the pair, index of our end 0: the kernel's choice, and
+// pair makes the pair, index of our end 0: the kernel's choice, and
 // puts the program on it; nothing uses it before it is up. Returns the
 // namespace's end.
-func (op *operation) pairFragments(f *fragments, ns *link.Netns, inside *link.Conn, index int) (link.Device, error) {
-	index, _, err := op.conn.CreateVeth(link.Veth{Name: fragmentsDevice, Alias: fragmentsMark(), Index: index,
+func (re reassembly) pair(f *fragments, ns *link.Netns, inside *link.Conn, index int) (link.Device, error) {
+	index, _, err := re.op.conn.CreateVeth(link.Veth{Name: fragmentsDevice, Alias: fragmentsMark(), Index: index,
 		PeerName: fragmentsPeer, PeerNS: ns, MTU: fragmentsMTU})
 	if err != nil {
 		return link.Device{}, err
 	}
 	f.Index = index
-	if err := errors.Join(op.save(), hostconf.QuietIPv6(fragmentsDevice)); err != nil {
+	if err := errors.Join(re.op.save(), hostconf.QuietIPv6(fragmentsDevice)); err != nil {
 		return link.Device{}, err
 	}
 	d, err := inside.ByName(fragmentsPeer)
 	if err != nil {
 		return d, err
 	}
-	return d, op.dp.AttachFragments(index, d.MAC)
+	return d, re.op.dp.AttachFragments(index, d.MAC)
 }
 
-// pairFragmentsAgain is for an ifindex that falls on the slot of another device.
-func (op *operation) pairFragmentsAgain(f *fragments, ns *link.Netns, inside *link.Conn) (link.Device, error) {
-	index, err := op.freeIndex()
+// pairAgain is for an ifindex that falls on the slot of another device.
+func (re reassembly) pairAgain(f *fragments, ns *link.Netns, inside *link.Conn) (link.Device, error) {
+	index, err := re.op.freeIndex()
 	if err != nil {
 		return link.Device{}, err
 	}
-	if err := op.conn.Delete(f.Index); err != nil {
+	if err := re.op.conn.Delete(f.Index); err != nil {
 		return link.Device{}, fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
 	}
-	return op.pairFragments(f, ns, inside, index)
+	return re.pair(f, ns, inside, index)
 }
 
-// configureFragments makes the namespace forward, whatever it gets, back to us.
-func (op *operation) configureFragments(ns *link.Netns, inside *link.Conn, d link.Device) error {
-	us, err := op.conn.ByName(fragmentsDevice)
+// configure makes the namespace forward, whatever it gets, back to us.
+func (re reassembly) configure(ns *link.Netns, inside *link.Conn, d link.Device) error {
+	us, err := re.op.conn.ByName(fragmentsDevice)
 	if err != nil {
 		return err
 	}
@@ -188,28 +191,28 @@ func fragmentsSysctls() error {
 	return nil
 }
 
-// removeFragments takes everything away; the namespace goes with the last
+// remove takes everything away; the namespace goes with the last
 // thing that refers to it.
-func (op *operation) removeFragments() error {
-	f := op.st.Fragments
+func (re reassembly) remove() error {
+	f := re.op.st.Fragments
 	if f == nil {
 		return nil
 	}
-	if op.dp != nil {
-		if err := op.dp.DetachFragments(f.Index); err != nil {
+	if re.op.dp != nil {
+		if err := re.op.dp.DetachFragments(f.Index); err != nil {
 			return fmt.Errorf("detaching %s from the datapath: %w", fragmentsDevice, err)
 		}
 	}
-	d, err := op.conn.ByName(fragmentsDevice)
+	d, err := re.op.conn.ByName(fragmentsDevice)
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return err
 	}
 	// A kill may have come before the mark.
 	if err == nil && d.Kind == "veth" && (d.Alias == fragmentsMark() || d.Alias == "" && f.Index == 0) {
-		if err := op.conn.Delete(d.Index); err != nil {
+		if err := re.op.conn.Delete(d.Index); err != nil {
 			return fmt.Errorf("deleting %s: %w", fragmentsDevice, err)
 		}
 	}
-	op.st.Fragments = nil
-	return op.save()
+	re.op.st.Fragments = nil
+	return re.op.save()
 }

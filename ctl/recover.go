@@ -27,25 +27,25 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 
 // syncSlow tells the datapath which ports a redirect would do wrong by: those
 // with a qdisc or filters, and those without carrier.
-func (op *operation) syncSlow() error {
-	queues, err := op.host.shaped()
+func (rep repair) syncSlow() error {
+	queues, err := rep.op.host.shaped()
 	if err != nil {
 		return err
 	}
-	members, err := op.host.bridgePorts()
+	members, err := rep.op.host.bridgePorts()
 	if err != nil {
 		return err
 	}
 	changed := false
-	for _, name := range op.st.networkNames() {
-		n := op.st.Networks[name]
+	for _, name := range rep.op.st.networkNames() {
+		n := rep.op.st.Networks[name]
 		for _, p := range n.Ports {
 			slow := p.Slow || queues[p.Index] || !members[p.Index].Carrier
 			if slow == p.Slowed {
 				continue
 			}
 			p.Slowed, changed = slow, true
-			if err := op.portPrograms(n, p); err != nil {
+			if err := rep.op.portPrograms(n, p); err != nil {
 				return err
 			}
 		}
@@ -53,49 +53,49 @@ func (op *operation) syncSlow() error {
 	if !changed {
 		return nil
 	}
-	return op.save()
+	return rep.op.save()
 }
 
 // recover brings the instance to a sound state: what a killed command left is
 // undone, what has vanished from the kernel is forgotten or made again. thorough
 // is to list all devices even if none seems to be missing.
-func (op *operation) recover(thorough bool) error {
-	if err := op.finishPending(); err != nil {
+func (rep repair) recover(thorough bool) error {
+	if err := rep.finishPending(); err != nil {
 		return err
 	}
-	if len(op.st.Networks) == 0 || op.stale != nil {
+	if len(rep.op.st.Networks) == 0 || rep.op.stale != nil {
 		return nil
 	}
-	lost := op.dp == nil
+	lost := rep.op.dp == nil
 	if !lost && !thorough {
-		if there, err := op.allThere(); err != nil || there {
+		if there, err := rep.allThere(); err != nil || there {
 			return err
 		}
 	}
-	devices, err := op.host.listing()
+	devices, err := rep.op.host.listing()
 	if err != nil {
 		return err
 	}
 	if lost {
-		op.say("the pinned datapath is gone: loading it again")
-		if err := op.createDatapath(); err != nil {
+		rep.op.say("the pinned datapath is gone: loading it again")
+		if err := rep.op.createDatapath(); err != nil {
 			return err
 		}
 	}
-	for _, name := range op.st.networkNames() {
-		n := op.st.Networks[name]
-		if err := op.dropVanished(n, devices); err != nil {
+	for _, name := range rep.op.st.networkNames() {
+		n := rep.op.st.Networks[name]
+		if err := rep.dropVanished(n, devices); err != nil {
 			return err
 		}
 		if lost || devices[n.Index].Name != n.Bridge {
-			op.host.forget()
-			if err := op.rebuildNetwork(n, devices[n.Index].Name == n.Bridge); err != nil {
+			rep.op.host.forget()
+			if err := rep.rebuildNetwork(n, devices[n.Index].Name == n.Bridge); err != nil {
 				return err
 			}
 		}
 	}
 	if lost {
-		return op.reattachUplinks()
+		return rep.op.uplinks.reattach()
 	}
 	return nil
 }
@@ -103,12 +103,12 @@ func (op *operation) recover(thorough bool) error {
 // allThere says whether every bridge and every port has a device, in the
 // shortest way: their indexes, which the kernel gives to no other so soon, are
 // among those with a queue. An endpoint needs a closer look.
-func (op *operation) allThere() (bool, error) {
-	queues, err := op.host.shaped()
+func (rep repair) allThere() (bool, error) {
+	queues, err := rep.op.host.shaped()
 	if err != nil {
 		return false, err
 	}
-	for _, n := range op.st.Networks {
+	for _, n := range rep.op.st.Networks {
 		if _, ok := queues[n.Index]; !ok {
 			return false, nil
 		}
@@ -122,22 +122,22 @@ func (op *operation) allThere() (bool, error) {
 }
 
 // finishPending undoes networks and ports that are between two states.
-func (op *operation) finishPending() error {
+func (rep repair) finishPending() error {
 	var errs []error
-	for _, name := range op.st.networkNames() {
-		n := op.st.Networks[name]
+	for _, name := range rep.op.st.networkNames() {
+		n := rep.op.st.Networks[name]
 		if n.Pending {
-			errs = append(errs, op.downNetwork(n))
+			errs = append(errs, rep.op.networks.down(n))
 			continue
 		}
 		for _, p := range n.Ports {
 			if p.Pending {
-				errs = append(errs, op.detachPort(n, p))
+				errs = append(errs, rep.op.detachPort(n, p))
 				continue
 			}
 			for _, pub := range slices.Clone(p.Publications) {
 				if pub.Pending {
-					errs = append(errs, op.unpublish(p, pub))
+					errs = append(errs, rep.op.unpublish(p, pub))
 				}
 			}
 		}
@@ -147,7 +147,7 @@ func (op *operation) finishPending() error {
 
 // dropVanished forgets ports whose device went with the container's namespace,
 // and endpoints that their engine gave back and then forgot.
-func (op *operation) dropVanished(n *network, devices map[int]link.Entry) error {
+func (rep repair) dropVanished(n *network, devices map[int]link.Entry) error {
 	var (
 		vanished []*port
 		names    map[string]bool
@@ -157,7 +157,7 @@ func (op *operation) dropVanished(n *network, devices map[int]link.Entry) error 
 			names = namesOf(devices)
 		}
 		e, ok := devices[p.Index]
-		abandoned, err := op.abandoned(p, names)
+		abandoned, err := rep.op.abandoned(p, names)
 		if err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func (op *operation) dropVanished(n *network, devices map[int]link.Entry) error 
 			vanished = append(vanished, p)
 		}
 	}
-	return op.detachPorts(n, vanished)
+	return rep.op.detachPorts(n, vanished)
 }
 
 func namesOf(devices map[int]link.Entry) map[string]bool {
@@ -177,18 +177,18 @@ func namesOf(devices map[int]link.Entry) map[string]bool {
 }
 
 // rebuildNetwork makes a network again whose bridge or pins somebody removed.
-func (op *operation) rebuildNetwork(n *network, bridgeThere bool) error {
+func (rep repair) rebuildNetwork(n *network, bridgeThere bool) error {
 	if !bridgeThere {
-		op.say("bridge %s is gone: making it again", n.Bridge)
-		if err := op.unsetNetwork(n); err != nil {
+		rep.op.say("bridge %s is gone: making it again", n.Bridge)
+		if err := rep.op.networks.untell(n); err != nil {
 			return err
 		}
 		n.Index = 0
 	}
-	err := rebuild(op.networkSteps(n, nil))
+	err := rebuild(rep.op.networks.steps(n, nil))
 	for _, p := range n.sortedPorts() {
 		if err == nil {
-			err = op.reattach(n, p)
+			err = rep.reattach(n, p)
 		}
 	}
 	if err != nil {
@@ -198,14 +198,14 @@ func (op *operation) rebuildNetwork(n *network, bridgeThere bool) error {
 }
 
 // reattach gives a port whose device still exists its bridge and programs back.
-func (op *operation) reattach(n *network, p *port) error { return rebuild(op.portSteps(n, nil, p)) }
+func (rep repair) reattach(n *network, p *port) error { return rebuild(rep.op.portSteps(n, nil, p)) }
 
-func (op *operation) reattachUplinks() error {
-	for _, u := range op.st.Uplinks {
-		if d, err := op.host.device(u.Index); err != nil || d.Name != u.Name {
+func (us uplinks) reattach() error {
+	for _, u := range us.op.st.Uplinks {
+		if d, err := us.op.host.device(u.Index); err != nil || d.Name != u.Name {
 			continue // refresh finds what took its place
 		}
-		if err := op.attachUplink(u); err != nil {
+		if err := us.attach(u); err != nil {
 			return err
 		}
 	}

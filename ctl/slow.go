@@ -28,7 +28,7 @@ func (c *Controller) SetPort(ctx context.Context, networkName, name string, want
 		if err := op.save(); err != nil {
 			return err
 		}
-		return op.syncSlow() // which tells the datapath
+		return op.repair.syncSlow() // which tells the datapath
 	})
 }
 

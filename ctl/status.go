@@ -73,8 +73,8 @@ func (r *reading) notes() []string {
 	if len(r.st.Uplinks) == 0 {
 		notes = append(notes, "no uplink: nothing leads outside until there is a default route and another command runs")
 	}
-	for _, u := range r.currentUplinks() {
-		if conflict := r.uplinkConflict(u); conflict != "" {
+	for _, u := range r.uplinks.current() {
+		if conflict := r.uplinks.conflict(u); conflict != "" {
 			notes = append(notes, conflict)
 		}
 	}
@@ -86,7 +86,7 @@ func (r *reading) notes() []string {
 	for _, f := range r.firewallFindings() {
 		note(f)
 	}
-	notes = append(notes, r.driftNotes()...)
+	notes = append(notes, r.repair.notes()...)
 	note(bridgeCallFinding())
 	if v, err := hostconf.Read(hostconf.Liberal); err == nil && v == "0" {
 		notes = append(notes, hostconf.Name(hostconf.Liberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
@@ -150,12 +150,12 @@ func (c *Controller) bpffsFinding() FeatureView {
 func (op *operation) hostFindings() ([]FeatureView, error) {
 	out := []FeatureView{bridgeCallFinding(), op.forwardFinding(), op.liberalFinding()}
 	out = append(out, op.firewallFindings()...)
-	for _, u := range op.currentUplinks() {
-		if conflict := op.uplinkConflict(u); conflict != "" {
+	for _, u := range op.uplinks.current() {
+		if conflict := op.uplinks.conflict(u); conflict != "" {
 			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})
 		}
 	}
-	out = append(out, op.driftFindings()...)
+	out = append(out, op.repair.findings()...)
 	uplink, err := op.uplinkFinding()
 	if err != nil {
 		return nil, err
@@ -198,7 +198,7 @@ func (op *operation) liberalFinding() FeatureView {
 
 func (op *operation) uplinkFinding() (FeatureView, error) {
 	v := FeatureView{Name: "default-route", State: "ok"}
-	devices, notes, err := op.autoUplinks()
+	devices, notes, err := op.uplinks.auto()
 	if err != nil {
 		return v, err
 	}

@@ -67,8 +67,8 @@ func (u usedAddrs) choose(network string) (_ netip.Prefix, note string, err erro
 }
 
 // usedAddrs looks at the host and at every network but one.
-func (op *operation) usedAddrs(except string) (u usedAddrs, err error) {
-	routes, err := op.conn.Routes()
+func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
+	routes, err := nets.op.conn.Routes()
 	if err != nil {
 		return u, err
 	}
@@ -77,7 +77,7 @@ func (op *operation) usedAddrs(except string) (u usedAddrs, err error) {
 		u.routes = append(u.routes, r.Dst)
 		switch {
 		case r.Connected:
-			d, err := op.conn.ByIndex(r.Index)
+			d, err := nets.op.conn.ByIndex(r.Index)
 			if err != nil {
 				continue // it has just gone
 			}
@@ -86,14 +86,14 @@ func (op *operation) usedAddrs(except string) (u usedAddrs, err error) {
 			u.gateways = append(u.gateways, r.Gateway)
 		}
 	}
-	defs, err := op.defs.all()
+	defs, err := nets.op.defs.all()
 	if err != nil {
 		return u, err
 	}
 	for _, d := range defs {
 		u.networks[d.Name] = d.Subnet
 	}
-	for _, n := range op.st.Networks {
+	for _, n := range nets.op.st.Networks {
 		u.networks[n.Name] = n.Subnet
 		delete(u.devices, n.Subnet) // its bridge's
 	}

@@ -18,6 +18,9 @@ import (
 	"github.com/fastbr/fastbr/datapath"
 )
 
+// networks brings them up and takes them down.
+type networks struct{ op *operation }
+
 // Up brings a network up, the instance with the first one. Up of what is up
 // already changes only what can be changed live, and reports created false.
 // The error wraps ErrInvalid, ErrUnfit, ErrExists or ErrNoNetwork.
@@ -49,10 +52,10 @@ func (c *Controller) raise(ctx context.Context, name string, nr NetworkRequest, 
 		case durable && (n != nil || def != nil):
 			return tagged(ErrExists, fmt.Sprintf("network %s exists already", name))
 		case n != nil:
-			err = op.upAgain(n, nr, ir)
+			err = op.networks.upAgain(n, nr, ir)
 		default:
 			created = true
-			n, err = op.upNew(name, def, nr, ir, durable)
+			n, err = op.networks.raise(name, def, nr, ir, durable)
 		}
 		if err != nil {
 			return err
@@ -83,7 +86,7 @@ func (c *Controller) Settle(ctx context.Context, ir InstanceRequest) error {
 			return err
 		}
 		settings := firstSettings(op.st.Settings, ir)
-		if _, _, err := op.wantedUplinks(settings.Uplinks); err != nil {
+		if _, _, err := op.uplinks.wanted(settings.Uplinks); err != nil {
 			return err
 		}
 		settings.Kept = true
@@ -102,18 +105,18 @@ func firstLine(err error) error {
 }
 
 // upAgain applies what an `up` of a network that is up may change.
-func (op *operation) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) error {
+func (nets networks) upAgain(n *network, nr NetworkRequest, ir InstanceRequest) error {
 	if d := n.differences(nr); len(d) > 0 {
 		return tagged(ErrExists, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
 			n.Name, strings.Join(d, ", "), n.Name))
 	}
-	if err := op.applyInstance(ir); err != nil {
+	if err := nets.op.applyInstance(ir); err != nil {
 		return err
 	}
-	if err := op.upgrade(); err != nil {
+	if err := nets.op.upgrade(); err != nil {
 		return err
 	}
-	return op.refresh(false)
+	return nets.op.refresh(false)
 }
 
 // applyInstance changes the instance's settings while it is up.
@@ -123,7 +126,7 @@ func (op *operation) applyInstance(ir InstanceRequest) error {
 	}
 	settings := op.st.Settings
 	settings.apply(ir)
-	if _, _, err := op.wantedUplinks(settings.Uplinks); err != nil {
+	if _, _, err := op.uplinks.wanted(settings.Uplinks); err != nil {
 		return err
 	}
 	old := op.st.Settings
@@ -184,16 +187,16 @@ func (op *operation) refresh(quiet bool) error {
 	if err := op.setHost(); err != nil {
 		return err
 	}
-	if err := op.ensureFragments(); err != nil && !quiet {
+	if err := op.reassembly.ensure(); err != nil && !quiet {
 		return err
 	} else if err != nil {
 		op.say("%v", err) // no reason to refuse a container
 	}
 	// What is attached again, or raised, is so before anything is decided by it.
-	if err := errors.Join(op.syncUplinks(quiet), op.mend(quiet)); err != nil {
+	if err := errors.Join(op.uplinks.sync(quiet), op.repair.mend(quiet)); err != nil {
 		return err
 	}
-	if err := op.syncSlow(); err != nil {
+	if err := op.repair.syncSlow(); err != nil {
 		return err
 	}
 	if err := op.syncAccelerators(quiet); err != nil {
@@ -207,35 +210,35 @@ func (op *operation) refresh(quiet bool) error {
 	return op.openFirewall()
 }
 
-func (op *operation) upNew(name string, def *Definition, nr NetworkRequest, ir InstanceRequest, durable bool) (*network, error) {
-	first := len(op.st.Networks) == 0
+func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir InstanceRequest, durable bool) (*network, error) {
+	first := len(nets.op.st.Networks) == 0
 	if first {
-		if err := op.fit(); err != nil {
+		if err := nets.op.fit(); err != nil {
 			return nil, err
 		}
-		op.st.Settings = firstSettings(op.st.Settings, ir)
-	} else if err := errors.Join(op.applyInstance(ir), op.refresh(true)); err != nil {
+		nets.op.st.Settings = firstSettings(nets.op.st.Settings, ir)
+	} else if err := errors.Join(nets.op.applyInstance(ir), nets.op.refresh(true)); err != nil {
 		return nil, err
 	}
-	n, err := op.resolve(name, def, nr)
+	n, err := nets.resolve(name, def, nr)
 	if err != nil {
 		return nil, err
 	}
-	uplinks, notes, err := op.wantedUplinks(op.st.Settings.Uplinks)
+	uplinks, notes, err := nets.op.uplinks.wanted(nets.op.st.Settings.Uplinks)
 	if err != nil {
 		return nil, err
 	}
 	if !n.Internal {
 		for _, note := range notes {
-			op.say("%s", note)
+			nets.op.say("%s", note)
 		}
 	}
-	op.warnBridgeCalls()
+	nets.op.warnBridgeCalls()
 	n.Defining = durable
 	if n.MTU = n.Definition.MTU; n.MTU == 0 {
 		n.MTU = uplinkMTU(uplinks)
 	}
-	return n, op.runner.run(op.ctx, op.networkSteps(n, uplinks))
+	return n, nets.op.runner.run(nets.op.ctx, nets.steps(n, uplinks))
 }
 
 // fit refuses a kernel that lacks something, in one line.
@@ -257,7 +260,7 @@ func (op *operation) fit() error {
 
 // resolve makes the network to bring up from its definition or the request,
 // checked against the host as it is.
-func (op *operation) resolve(name string, def *Definition, nr NetworkRequest) (*network, error) {
+func (nets networks) resolve(name string, def *Definition, nr NetworkRequest) (*network, error) {
 	if def != nil {
 		if d := def.differences(nr); len(d) > 0 {
 			return nil, tagged(ErrExists, fmt.Sprintf("network %s is defined with other settings: %s: run 'fastbr network rm %s' first",
@@ -267,11 +270,11 @@ func (op *operation) resolve(name string, def *Definition, nr NetworkRequest) (*
 	}
 	// Before the addresses: a bridge that is there mostly has the same.
 	if nr.Bridge != "" {
-		if err := op.bridgeFree(name, nr.Bridge); err != nil {
+		if err := nets.bridgeFree(name, nr.Bridge); err != nil {
 			return nil, err
 		}
 	}
-	used, err := op.usedAddrs(name)
+	used, err := nets.usedAddrs(name)
 	if err != nil {
 		return nil, err
 	}
@@ -285,19 +288,19 @@ func (op *operation) resolve(name string, def *Definition, nr NetworkRequest) (*
 			return nil, err
 		}
 		if note != "" {
-			op.say("%s", note)
+			nets.op.say("%s", note)
 		}
 		def = &made
 	}
-	if err := op.bridgeFree(name, def.Bridge); err != nil {
+	if err := nets.bridgeFree(name, def.Bridge); err != nil {
 		return nil, err
 	}
 	return &network{Definition: *def, Ports: map[string]*port{}}, nil
 }
 
 // bridgeFree says whether a new network may have a device of that name.
-func (op *operation) bridgeFree(network, bridge string) error {
-	d, err := op.conn.ByName(bridge)
+func (nets networks) bridgeFree(network, bridge string) error {
+	d, err := nets.op.conn.ByName(bridge)
 	switch {
 	case errors.Is(err, link.ErrNotFound):
 		return nil
@@ -313,69 +316,69 @@ func (op *operation) bridgeFree(network, bridge string) error {
 		d.Name, network))
 }
 
-// networkSteps is what `up` does to the host, in order. Undone in reverse, it
+// steps is what `up` does to the host, in order. Undone in reverse, it
 // is what `down` does. The instance comes with the first network and goes with
 // the last.
-func (op *operation) networkSteps(n *network, uplinks []uplink) []step {
+func (nets networks) steps(n *network, uplinks []uplink) []step {
 	on := func(f func(*network) error) func() error { return func() error { return f(n) } }
-	last := func(f func() error) func() error { return func() error { return op.ifLast(f) } }
+	last := func(f func() error) func() error { return func() error { return nets.ifLast(f) } }
 	steps := []step{
-		{"record", on(op.recordNetwork), on(op.forgetNetwork), nil},
-		{"sysctls", op.setHost, last(op.hostconf.Restore), nil},
-		{"datapath", op.createDatapath, last(op.removeDatapath), nil},
-		{"fragments", op.ensureFragments, last(op.removeFragments), op.ensureFragments},
-		{"bridge", on(op.createBridge), on(op.deleteBridge), on(op.createBridge)},
-		{"bridge-settings", on(op.configureBridge), nil, on(op.configureBridge)},
-		{"datapath-network", on(op.setNetwork), on(op.unsetNetwork), on(op.setNetwork)},
-		{"address", on(op.addGateway), nil, on(op.addGateway)},
-		{"uplinks", func() error { return op.addUplinks(uplinks) }, last(op.detachUplinks), nil},
+		{"record", on(nets.record), on(nets.forget), nil},
+		{"sysctls", nets.op.setHost, last(nets.op.hostconf.Restore), nil},
+		{"datapath", nets.op.createDatapath, last(nets.op.removeDatapath), nil},
+		{"fragments", nets.op.reassembly.ensure, last(nets.op.reassembly.remove), nets.op.reassembly.ensure},
+		{"bridge", on(nets.createBridge), on(nets.deleteBridge), on(nets.createBridge)},
+		{"bridge-settings", on(nets.configureBridge), nil, on(nets.configureBridge)},
+		{"datapath-network", on(nets.tell), on(nets.untell), on(nets.tell)},
+		{"address", on(nets.addGateway), nil, on(nets.addGateway)},
+		{"uplinks", func() error { return nets.op.uplinks.add(uplinks) }, last(nets.op.uplinks.detachAll), nil},
 	}
-	for _, a := range op.accelerators() {
+	for _, a := range nets.op.accelerators() {
 		steps = append(steps, step{a.name(), func() error { return a.sync(false) }, last(a.undo), nil})
 	}
 	steps = append(steps,
-		step{"speed", op.setSpeed, nil, op.setSpeed},
-		step{"forward", op.openFirewall, func() error { return firewall.Remove(n.filtered()) }, nil},
-		step{"bridge-up", on(op.raiseBridge), nil, on(op.raiseBridge)})
+		step{"speed", nets.op.setSpeed, nil, nets.op.setSpeed},
+		step{"forward", nets.op.openFirewall, func() error { return firewall.Remove(n.filtered()) }, nil},
+		step{"bridge-up", on(nets.raiseBridge), nil, on(nets.raiseBridge)})
 	if n.Defining {
-		steps = append(steps, step{"define", func() error { return op.defs.put(n.Definition) },
-			func() error { return op.defs.remove(n.Name) }, nil})
+		steps = append(steps, step{"define", func() error { return nets.op.defs.put(n.Definition) },
+			func() error { return nets.op.defs.remove(n.Name) }, nil})
 	}
-	return append(steps, step{"done", on(op.finishNetwork), nil, nil})
+	return append(steps, step{"done", on(nets.finish), nil, nil})
 }
 
 // ifLast runs f if no other network needs what it takes away.
-func (op *operation) ifLast(f func() error) error {
-	if len(op.st.Networks) > 1 {
+func (nets networks) ifLast(f func() error) error {
+	if len(nets.op.st.Networks) > 1 {
 		return nil
 	}
 	return f()
 }
 
-func (op *operation) recordNetwork(n *network) error {
-	if err := op.writeIdentity(); err != nil {
+func (nets networks) record(n *network) error {
+	if err := nets.op.writeIdentity(); err != nil {
 		return err
 	}
 	n.Pending = true
-	op.st.Networks[n.Name] = n
-	return op.save()
+	nets.op.st.Networks[n.Name] = n
+	return nets.op.save()
 }
 
-func (op *operation) forgetNetwork(n *network) error {
-	delete(op.st.Networks, n.Name)
-	return op.save()
+func (nets networks) forget(n *network) error {
+	delete(nets.op.st.Networks, n.Name)
+	return nets.op.save()
 }
 
-func (op *operation) finishNetwork(n *network) error {
+func (nets networks) finish(n *network) error {
 	n.Pending, n.Defining = false, false
-	return op.save()
+	return nets.op.save()
 }
 
-func (op *operation) addGateway(n *network) error {
-	return op.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
+func (nets networks) addGateway(n *network) error {
+	return nets.op.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
 }
 
-func (op *operation) raiseBridge(n *network) error { return op.conn.SetUp(n.Index, true) }
+func (nets networks) raiseBridge(n *network) error { return nets.op.conn.SetUp(n.Index, true) }
 
 // createDatapath makes the instance's datapath unless there is one.
 func (op *operation) createDatapath() error {
@@ -430,23 +433,23 @@ func (op *operation) removeDatapath() error {
 
 // createBridge makes the device unless it is there. It is ours from the first
 // moment: the record is on disk, and the MAC address is the gateway's.
-func (op *operation) createBridge(n *network) error {
+func (nets networks) createBridge(n *network) error {
 	if n.Index != 0 {
 		return nil
 	}
-	index, err := op.conn.CreateBridge(n.Bridge, ipam.MAC(n.Gateway), n.MTU)
+	index, err := nets.op.conn.CreateBridge(n.Bridge, ipam.MAC(n.Gateway), n.MTU)
 	if err != nil {
 		return err
 	}
 	n.Index = index
-	return op.save()
+	return nets.op.save()
 }
 
-func (op *operation) configureBridge(n *network) error {
-	if err := op.conn.SetAlias(n.Index, ownerMark(n.Name)); err != nil {
+func (nets networks) configureBridge(n *network) error {
+	if err := nets.op.conn.SetAlias(n.Index, ownerMark(n.Name)); err != nil {
 		return fmt.Errorf("marking %s: %w", n.Bridge, err)
 	}
-	if err := op.conn.SetForwardDelay(n.Index, 0); err != nil {
+	if err := nets.op.conn.SetForwardDelay(n.Index, 0); err != nil {
 		return fmt.Errorf("setting the forward delay of %s: %w", n.Bridge, err)
 	}
 	return errors.Join(hostconf.QuietIPv6(n.Bridge), hostconf.Open(n.Bridge))
@@ -454,8 +457,8 @@ func (op *operation) configureBridge(n *network) error {
 
 // deleteBridge removes the device if it is ours: by its mark, or, where a kill
 // came before the mark, by the address that only createBridge gives.
-func (op *operation) deleteBridge(n *network) error {
-	d, err := op.conn.ByName(n.Bridge)
+func (nets networks) deleteBridge(n *network) error {
+	d, err := nets.op.conn.ByName(n.Bridge)
 	if errors.Is(err, link.ErrNotFound) {
 		return nil
 	} else if err != nil {
@@ -465,14 +468,14 @@ func (op *operation) deleteBridge(n *network) error {
 	if d.Kind != "bridge" || d.Alias != ownerMark(n.Name) && !unmarked {
 		return nil
 	}
-	if err := op.conn.Delete(d.Index); err != nil {
+	if err := nets.op.conn.Delete(d.Index); err != nil {
 		return fmt.Errorf("deleting bridge %s: %w", n.Bridge, err)
 	}
 	return nil
 }
 
-func (op *operation) setNetwork(n *network) error {
-	err := op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Gateway: n.Gateway, Bridge: n.Index,
+func (nets networks) tell(n *network) error {
+	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Gateway: n.Gateway, Bridge: n.Index,
 		Masquerade: n.Masquerade, Internal: n.Internal, NAT: n.natPolicy()})
 	if err != nil {
 		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)
@@ -480,28 +483,28 @@ func (op *operation) setNetwork(n *network) error {
 	return nil
 }
 
-func (op *operation) unsetNetwork(n *network) error {
-	if op.dp == nil || n.Index == 0 {
+func (nets networks) untell(n *network) error {
+	if nets.op.dp == nil || n.Index == 0 {
 		return nil
 	}
 	// A packet that waits at an uplink would be nobody's, and leave as it is.
-	for _, u := range op.st.Uplinks {
-		if err := op.dropUnresolved(u); err != nil {
+	for _, u := range nets.op.st.Uplinks {
+		if err := nets.op.uplinks.dropUnresolved(u); err != nil {
 			return err
 		}
 	}
-	if err := op.dp.DeleteNetwork(n.Index); err != nil {
+	if err := nets.op.dp.DeleteNetwork(n.Index); err != nil {
 		return fmt.Errorf("removing network %s from the datapath: %w", n.Name, err)
 	}
 	return nil
 }
 
-// addUplinks attaches the uplinks found before the first step.
-func (op *operation) addUplinks(uplinks []uplink) error {
+// add attaches the uplinks found before the first step.
+func (us uplinks) add(uplinks []uplink) error {
 	if len(uplinks) == 0 {
 		return nil
 	}
-	return op.setUplinks(uplinks)
+	return us.set(uplinks)
 }
 
 // warnBridgeCalls tells of the one setting under which frames between ports

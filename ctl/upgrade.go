@@ -58,7 +58,7 @@ func (op *operation) retell(dp plane) error {
 		if _, ok := there[n.Index]; !ok || n.Pending {
 			continue
 		}
-		if err := op.setNetwork(n); err != nil {
+		if err := op.networks.tell(n); err != nil {
 			return err
 		}
 		for _, p := range n.sortedPorts() {
@@ -74,7 +74,7 @@ func (op *operation) retell(dp plane) error {
 		if _, ok := there[u.Index]; !ok {
 			continue
 		}
-		if err := op.attachUplink(u); err != nil {
+		if err := op.uplinks.attach(u); err != nil {
 			return err
 		}
 	}

@@ -11,22 +11,25 @@ import (
 	"github.com/fastbr/fastbr/datapath"
 )
 
-// wantedUplinks resolves what was asked for to devices as they are now. A
+// uplinks are the devices by which containers get outside.
+type uplinks struct{ op *operation }
+
+// wanted resolves what was asked for to devices as they are now. A
 // device without an IPv4 address is left out with a note: a later command
 // picks it up. A named device that cannot be an uplink is an error, the first
 // of which comes with all the others; one that was an uplink stays it.
-func (op *operation) wantedUplinks(names []string) (want []uplink, notes []string, broken error) {
+func (us uplinks) wanted(names []string) (want []uplink, notes []string, broken error) {
 	var devices []link.Device
 	for _, name := range names {
 		if name == AutoUplink {
-			auto, autoNotes, err := op.autoUplinks()
+			auto, autoNotes, err := us.auto()
 			if err != nil {
 				return nil, nil, err
 			}
 			devices, notes = append(devices, auto...), append(notes, autoNotes...)
 			continue
 		}
-		d, err := op.namedUplink(name)
+		d, err := us.named(name)
 		if err == nil {
 			devices = append(devices, d)
 			continue
@@ -34,14 +37,14 @@ func (op *operation) wantedUplinks(names []string) (want []uplink, notes []strin
 		if broken == nil {
 			broken = err
 		}
-		for _, u := range op.st.Uplinks {
+		for _, u := range us.op.st.Uplinks {
 			if u.Name == name && u.Index == d.Index {
 				want = append(want, u)
 			}
 		}
 	}
 	for _, d := range devices {
-		addrs, err := op.host.addrsOf(d.Index)
+		addrs, err := us.op.host.addrsOf(d.Index)
 		if err != nil {
 			return nil, nil, fmt.Errorf("uplink %s: %w", d.Name, err)
 		}
@@ -54,34 +57,34 @@ func (op *operation) wantedUplinks(names []string) (want []uplink, notes []strin
 	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, broken
 }
 
-// namedUplink looks a device up that was asked for by name; an unfit one is
+// named looks a device up that was asked for by name; an unfit one is
 // returned with the error.
-func (op *operation) namedUplink(name string) (link.Device, error) {
-	d, err := op.conn.ByName(name)
+func (us uplinks) named(name string) (link.Device, error) {
+	d, err := us.op.conn.ByName(name)
 	if errors.Is(err, link.ErrNotFound) {
 		return d, fmt.Errorf("uplink %s: %w", name, link.ErrNotFound)
 	} else if err != nil {
 		return d, fmt.Errorf("uplink %w", err)
 	}
-	if reason := op.unfitUplink(d); reason != "" {
+	if reason := us.unfit(d); reason != "" {
 		return d, fmt.Errorf("uplink %s: %s", name, reason)
 	}
 	return d, nil
 }
 
-// uplinkDevice is an uplink's device. The error wraps link.ErrNotFound if another has
+// device is an uplink's device. The error wraps link.ErrNotFound if another has
 // its name by now, or none.
-func (op *operation) uplinkDevice(u uplink) (link.Device, error) {
-	d, err := op.host.device(u.Index)
+func (us uplinks) device(u uplink) (link.Device, error) {
+	d, err := us.op.host.device(u.Index)
 	if err == nil && d.Name != u.Name {
 		err = fmt.Errorf("uplink %s: %w", u.Name, link.ErrNotFound)
 	}
 	return d, err
 }
 
-// autoUplinks are the devices of the default route.
-func (op *operation) autoUplinks() (devices []link.Device, notes []string, err error) {
-	indexes, err := op.host.defaultDevices()
+// auto are the devices of the default route.
+func (us uplinks) auto() (devices []link.Device, notes []string, err error) {
+	indexes, err := us.op.host.defaultDevices()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -89,13 +92,13 @@ func (op *operation) autoUplinks() (devices []link.Device, notes []string, err e
 		return nil, []string{"no default route: nothing leads outside until there is one and another command runs"}, nil
 	}
 	for _, index := range indexes {
-		d, err := op.host.device(index)
+		d, err := us.op.host.device(index)
 		if errors.Is(err, link.ErrNotFound) {
 			continue
 		} else if err != nil {
 			return nil, nil, err
 		}
-		if reason := op.unfitUplink(d); reason != "" {
+		if reason := us.unfit(d); reason != "" {
 			notes = append(notes, fmt.Sprintf("the default route's device %s is not used as uplink: %s", d.Name, reason))
 			continue
 		}
@@ -104,8 +107,8 @@ func (op *operation) autoUplinks() (devices []link.Device, notes []string, err e
 	return devices, notes, nil
 }
 
-// unfitUplink says why a device cannot be an uplink, "" if it can.
-func (op *operation) unfitUplink(d link.Device) string {
+// unfit says why a device cannot be an uplink, "" if it can.
+func (us uplinks) unfit(d link.Device) string {
 	switch {
 	case d.Loopback:
 		return "the loopback device leads nowhere"
@@ -119,54 +122,54 @@ func (op *operation) unfitUplink(d link.Device) string {
 	return ""
 }
 
-// uplinkDue tells whether there is an uplink now where none was: its route or
+// due tells whether there is an uplink now where none was: its route or
 // its address has come later than the network.
-func (op *operation) uplinkDue() bool {
-	if len(op.st.Networks) == 0 || len(op.st.Uplinks) > 0 {
+func (us uplinks) due() bool {
+	if len(us.op.st.Networks) == 0 || len(us.op.st.Uplinks) > 0 {
 		return false
 	}
-	want, _, err := op.wantedUplinks(op.st.Settings.Uplinks)
+	want, _, err := us.wanted(us.op.st.Settings.Uplinks)
 	return err == nil && len(want) > 0
 }
 
-// syncUplinks makes the attached uplinks those that are wanted now. quiet: an
+// sync makes the attached uplinks those that are wanted now. quiet: an
 // uplink that is gone or has become unfit since `up` is a note.
-func (op *operation) syncUplinks(quiet bool) error {
-	want, notes, err := op.wantedUplinks(op.st.Settings.Uplinks)
+func (us uplinks) sync(quiet bool) error {
+	want, notes, err := us.wanted(us.op.st.Settings.Uplinks)
 	if err != nil && !quiet {
 		return err
 	} else if err != nil {
-		op.say("%v", err)
+		us.op.say("%v", err)
 	}
 	if !quiet {
 		for _, n := range notes {
-			op.say("%s", n)
+			us.op.say("%s", n)
 		}
 	}
-	if len(want) == 0 || slices.Equal(want, op.st.Uplinks) {
+	if len(want) == 0 || slices.Equal(want, us.op.st.Uplinks) {
 		return nil // nothing better than what there is
 	}
-	if err := op.setUplinks(want); err != nil && !quiet {
+	if err := us.set(want); err != nil && !quiet {
 		return err
 	} else if err != nil {
-		op.say("%v", firstLine(err)) // no reason to refuse a container
+		us.op.say("%v", firstLine(err)) // no reason to refuse a container
 	}
 	return nil
 }
 
-// setUplinks attaches want and detaches what is not in it. What cannot be attached
+// set attaches want and detaches what is not in it. What cannot be attached
 // is not recorded either, and what it was to replace stays. Killed in between, the
 // record says more than is attached: faults compares.
-func (op *operation) setUplinks(want []uplink) error {
-	old := op.st.Uplinks
+func (us uplinks) set(want []uplink) error {
+	old := us.op.st.Uplinks
 	if slices.Equal(old, want) {
 		return nil
 	}
-	op.st.Uplinks = append(slices.Clone(old), want...) // both are ours while we work
-	if err := op.save(); err != nil {
+	us.op.st.Uplinks = append(slices.Clone(old), want...) // both are ours while we work
+	if err := us.op.save(); err != nil {
 		return err
 	}
-	if err := op.runner.passed("uplinks-record"); err != nil {
+	if err := us.op.runner.passed("uplinks-record"); err != nil {
 		return err
 	}
 	var failed []error
@@ -174,30 +177,30 @@ func (op *operation) setUplinks(want []uplink) error {
 		if slices.Contains(old, u) {
 			continue
 		}
-		if err := op.attachUplink(u); err != nil {
+		if err := us.attach(u); err != nil {
 			failed = append(failed, err)
 			gone := func(x uplink) bool { return x.Index == u.Index }
-			op.st.Uplinks = slices.DeleteFunc(op.st.Uplinks, gone)
+			us.op.st.Uplinks = slices.DeleteFunc(us.op.st.Uplinks, gone)
 			continue
 		}
-		op.say("uplink %s (%s)", u.Name, u.Addr)
-		if conflict := op.uplinkConflict(u); conflict != "" {
-			op.say("warning: %s", conflict)
+		us.op.say("uplink %s (%s)", u.Name, u.Addr)
+		if conflict := us.conflict(u); conflict != "" {
+			us.op.say("warning: %s", conflict)
 		}
 	}
 	if err := errors.Join(failed...); err != nil {
-		return errors.Join(err, op.save())
+		return errors.Join(err, us.op.save())
 	}
 	for _, u := range old {
 		if slices.ContainsFunc(want, func(w uplink) bool { return w.Index == u.Index }) {
 			continue
 		}
-		if err := op.detachUplink(u); err != nil {
+		if err := us.detach(u); err != nil {
 			return err
 		}
 	}
-	op.st.Uplinks = want
-	return op.save()
+	us.op.st.Uplinks = want
+	return us.op.save()
 }
 
 // datapath is what the datapath knows of the uplink, but for Closed.
@@ -205,52 +208,52 @@ func (u uplink) datapath() datapath.Uplink {
 	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP}
 }
 
-func (op *operation) attachUplink(u uplink) error {
-	closed, err := op.hostconf.RecordClosed(u.Name)
+func (us uplinks) attach(u uplink) error {
+	closed, err := us.op.hostconf.RecordClosed(u.Name)
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	dp := u.datapath()
 	dp.Closed = closed
-	if err := op.dp.AttachUplink(dp); err != nil {
+	if err := us.op.dp.AttachUplink(dp); err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	return hostconf.Open(u.Name)
 }
 
-// detachUplink gives one up. Packets of containers that wait there for a
+// detach gives one up. Packets of containers that wait there for a
 // neighbour's address would leave untranslated once the programs are gone.
-func (op *operation) detachUplink(u uplink) error {
-	if err := op.dp.CloseUplink(u.Index); err != nil {
+func (us uplinks) detach(u uplink) error {
+	if err := us.op.dp.CloseUplink(u.Index); err != nil {
 		return fmt.Errorf("closing uplink %s: %w", u.Name, err)
 	}
-	if err := op.dropUnresolved(u); err != nil {
+	if err := us.dropUnresolved(u); err != nil {
 		return err
 	}
-	if err := op.dp.DetachUplink(u.Index); err != nil {
+	if err := us.op.dp.DetachUplink(u.Index); err != nil {
 		return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
 	}
-	if d, err := op.conn.ByName(u.Name); err == nil && d.Index != u.Index {
+	if d, err := us.op.conn.ByName(u.Name); err == nil && d.Index != u.Index {
 		return nil // another device of that name, which may be the next uplink
 	}
-	return op.hostconf.Close(u.Name)
+	return us.op.hostconf.Close(u.Name)
 }
 
 // dropUnresolved drops the packets that wait at an uplink for a neighbour's address.
-func (op *operation) dropUnresolved(u uplink) error {
-	err := op.conn.DropUnresolved(u.Index)
+func (us uplinks) dropUnresolved(u uplink) error {
+	err := us.op.conn.DropUnresolved(u.Index)
 	if err != nil && !errors.Is(err, link.ErrNotFound) {
 		return fmt.Errorf("uplink %s: %w", u.Name, err)
 	}
 	return nil
 }
 
-// detachUplinks gives all of them up.
-func (op *operation) detachUplinks() error {
+// detachAll gives all of them up.
+func (us uplinks) detachAll() error {
 	var errs []error
-	if op.dp != nil {
-		for _, u := range op.st.Uplinks {
-			if err := op.detachUplink(u); err != nil {
+	if us.op.dp != nil {
+		for _, u := range us.op.st.Uplinks {
+			if err := us.detach(u); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -258,28 +261,28 @@ func (op *operation) detachUplinks() error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	op.st.Uplinks = nil
-	return op.save()
+	us.op.st.Uplinks = nil
+	return us.op.save()
 }
 
-// currentUplinks are the attached uplinks with the addresses they have now,
+// current are the attached uplinks with the addresses they have now,
 // which no command may have seen yet.
-func (op *operation) currentUplinks() []uplink {
-	uplinks := slices.Clone(op.st.Uplinks)
+func (us uplinks) current() []uplink {
+	uplinks := slices.Clone(us.op.st.Uplinks)
 	for i, u := range uplinks {
-		if addrs, err := op.host.addrsOf(u.Index); err == nil && len(addrs) > 0 {
+		if addrs, err := us.op.host.addrsOf(u.Index); err == nil && len(addrs) > 0 {
 			uplinks[i].Addr = addrs[0].Addr()
 		}
 	}
 	return uplinks
 }
 
-// uplinkConflict says that an uplink's address has come to lie in a network's
+// conflict says that an uplink's address has come to lie in a network's
 // subnet, "" if it has not. The host and the other containers' flows are served
 // all the same.
-func (op *operation) uplinkConflict(u uplink) string {
-	for _, name := range op.st.networkNames() {
-		if n := op.st.Networks[name]; n.Subnet.Contains(u.Addr) {
+func (us uplinks) conflict(u uplink) string {
+	for _, name := range us.op.st.networkNames() {
+		if n := us.op.st.Networks[name]; n.Subnet.Contains(u.Addr) {
 			return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+
 				"give the network another subnet ('fastbr down %s', 'fastbr up %s --subnet ...')", u.Addr, u.Name, n.Subnet, name, name, name)
 		}

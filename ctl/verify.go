@@ -108,11 +108,11 @@ func (op *operation) verifyDatapath() error {
 	if err := op.dp.VerifyGuard(); err != nil {
 		return broken("%v", err)
 	}
-	if f := op.st.Fragments; f != nil && !op.fragmentsSound(f) {
+	if f := op.st.Fragments; f != nil && !op.reassembly.sound(f) {
 		return broken("the namespace that puts fragments in order is gone: run 'fastbr up' to make it again")
 	}
 	for _, u := range op.st.Uplinks {
-		if _, err := op.uplinkDevice(u); err != nil {
+		if _, err := op.uplinks.device(u); err != nil {
 			continue // it has gone; the next command looks for another
 		}
 		if err := op.dp.VerifyUplink(u.datapath()); err != nil {

@@ -95,7 +95,7 @@ func (r *reading) ports(n *network) []PortView {
 func (r *reading) uplinkPorts() []PortView {
 	out := []PortView{}
 	for _, u := range r.st.Uplinks {
-		d, err := r.uplinkDevice(u)
+		d, err := r.uplinks.device(u)
 		if err != nil {
 			continue
 		}
@@ -182,7 +182,7 @@ func (c *Controller) looking(ctx context.Context, f func(*reading) error) error 
 		return f(r)
 	}
 	err := c.read(ctx, func(op *operation) error {
-		if due = op.uplinkDue(); due {
+		if due = op.uplinks.due(); due {
 			return nil
 		}
 		return look(op)

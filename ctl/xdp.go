@@ -214,7 +214,7 @@ func (x xdp) findings() ([]FeatureView, error) {
 		}
 		return out, nil
 	}
-	devices, _, err := op.autoUplinks()
+	devices, _, err := op.uplinks.auto()
 	if err != nil {
 		return nil, err
 	}
