@@ -45,6 +45,7 @@ type Controller struct {
 	root     string // state directory of all instances
 	pins     string // of this instance
 	defs     definitions
+	hooks    hooks
 	runner   runner
 
 	departures departures
@@ -58,8 +59,9 @@ func Open(opts Options) (*Controller, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("this needs root: run it with sudo")
 	}
+	hooks := currentHooks()
 	if opts.planes == nil {
-		opts.planes = kernel{}
+		opts.planes = kernel{hooks.missing}
 	}
 	if opts.patience == 0 {
 		opts.patience = endpointPatience
@@ -67,7 +69,7 @@ func Open(opts Options) (*Controller, error) {
 	if opts.Messages == nil {
 		opts.Messages = io.Discard
 	}
-	c := &Controller{opts: opts, runner: newRunner(opts.failAt)}
+	c := &Controller{opts: opts, hooks: hooks, runner: newRunner(hooks, opts.failAt)}
 	if err := c.identify(); err != nil {
 		return nil, err
 	}
@@ -100,7 +102,7 @@ func (c *Controller) identify() error {
 	if err != nil {
 		return err
 	}
-	if path := os.Getenv("FASTBR_REFUSE_NETNS"); path != "" {
+	if path := c.hooks.refuse; path != "" {
 		same, err := link.IsCurrent(path)
 		if err != nil {
 			return fmt.Errorf("FASTBR_REFUSE_NETNS: cannot tell whether this is %s: %w", path, err)

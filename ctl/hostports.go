@@ -18,7 +18,7 @@ func (op *operation) reachFromHost() error {
 	if err := op.syncLocal(); err != nil {
 		return err
 	}
-	cgroup, err := hostCgroup()
+	cgroup, err := op.hooks.hostCgroup()
 	if err == nil {
 		err = op.dp.AttachHost(cgroup)
 	}
@@ -41,11 +41,11 @@ func (op *operation) syncLocal() error {
 }
 
 // hostCgroup is the cgroup that all processes of the host are in: the root of
-// the cgroup2 hierarchy, wherever it is mounted. FASTBR_CGROUP=PATH is for tests
-// and labs: their programs must not run for the whole machine.
-func hostCgroup() (string, error) {
-	if path := os.Getenv("FASTBR_CGROUP"); path != "" {
-		return path, nil
+// the cgroup2 hierarchy, wherever it is mounted. Tests and labs name another: their
+// programs must not run for the whole machine.
+func (h hooks) hostCgroup() (string, error) {
+	if h.cgroup != "" {
+		return h.cgroup, nil
 	}
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

@@ -67,7 +67,7 @@ type planes interface {
 }
 
 // kernel is the real thing.
-type kernel struct{}
+type kernel struct{ missing string } // see hooks
 
 func (kernel) prepare(bpffs string) error { return ensureBPFFS(bpffs) }
 
@@ -108,10 +108,10 @@ func (kernel) remove(dir string) error {
 	return nil
 }
 
-// probe lists the kernel's features. FASTBR_PROBE_MISSING="tcx,btf,jit" is a
-// test hook: it makes the named ones report missing.
-func (kernel) probe() []datapath.Feature {
-	return withhold(datapath.Probe(), os.Getenv("FASTBR_PROBE_MISSING"))
+// probe lists the kernel's features; those that a hook names ("tcx,btf,jit") are
+// reported missing.
+func (k kernel) probe() []datapath.Feature {
+	return withhold(datapath.Probe(), k.missing)
 }
 
 func withhold(features []datapath.Feature, names string) []datapath.Feature {

@@ -33,18 +33,17 @@ func rebuild(steps []step) error {
 	return nil
 }
 
-// runner runs steps. Two hooks from outside, for tests of the real binary:
-// FASTBR_TRACE_STEPS=1 prints "step: NAME" to stderr after each step (undone
-// steps are called undo-NAME), FASTBR_KILL_AT=NAME kills the process there.
+// runner runs steps. A hook prints "step: NAME" to stderr after each step (undone
+// steps are called undo-NAME), another kills the process there: see hooks.
 type runner struct {
 	trace  io.Writer // nil: none
 	killAt string
 	failAt string // the step of that name fails after it ran; tests only
 }
 
-func newRunner(failAt string) runner {
-	r := runner{killAt: os.Getenv("FASTBR_KILL_AT"), failAt: failAt}
-	if os.Getenv("FASTBR_TRACE_STEPS") == "1" {
+func newRunner(h hooks, failAt string) runner {
+	r := runner{killAt: h.killAt, failAt: failAt}
+	if h.trace {
 		r.trace = os.Stderr
 	}
 	return r
