@@ -1,5 +1,9 @@
 package ctl
 
+import (
+	"github.com/fastbr/fastbr/datapath"
+)
+
 // The JSON of the command line (docs: README "Output"). Field names are promises.
 
 // PortView is one port with its counters: `port ls`, `stats`, metrics.
@@ -164,4 +168,14 @@ type BridgeView struct {
 	ID         string   `json:"id"` // "8000.024200000001"
 	STP        bool     `json:"stp"`
 	Interfaces []string `json:"interfaces"`
+}
+
+// DropReasons are all values that a key of PortView.Drops can have, whether or
+// not such a packet was ever seen.
+func DropReasons() []string {
+	var out []string
+	for _, r := range datapath.Reasons() {
+		out = append(out, string(r))
+	}
+	return out
 }
