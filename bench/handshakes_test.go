@@ -2,8 +2,8 @@ package bench
 
 import "testing"
 
-// Connections complete, and are known to have failed when their end does not get
-// through.
+// TestHandshakesAreCounted: connections complete, and count as failed if one
+// end does not get through.
 func TestHandshakesAreCounted(t *testing.T) {
 	needRoot(t)
 	l, err := Build(t.Context(), Bridge{})

@@ -6,7 +6,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Each flow gets two entries with its first packet, and is found with the next.
+// TestHashFloorKnowsFlows: a flow's first packet makes two entries, and the
+// next one finds them.
 func TestHashFloorKnowsFlows(t *testing.T) {
 	needRoot(t)
 	table, err := newFlowTable(10)

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// A name that nobody has would silently run nothing.
+// TestSetsNameContestants: a name that no contestant has would silently run
+// nothing.
 func TestSetsNameContestants(t *testing.T) {
 	known := []Contestant{Bridge{}, Bridge{NAT: Routed}, Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, Bridge{NAT: IPTables, Big: true},
 		NewDocker(), Fastbr{}, Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{}}

@@ -21,8 +21,9 @@ func TestPPSNames(t *testing.T) {
 	}
 }
 
-// Frames are what a receiver's stack takes for UDP, checksums included, of as
-// many flows as were asked for, and their addresses get translated.
+// TestGeneratorSendsGoodFrames: a receiver's stack takes the frames for UDP
+// with correct checksums, of as many flows as requested, and with translated
+// addresses.
 func TestGeneratorSendsGoodFrames(t *testing.T) {
 	needRoot(t)
 	l, err := Build(t.Context(), Bridge{})
@@ -67,7 +68,7 @@ func TestGeneratorSendsGoodFrames(t *testing.T) {
 	}
 }
 
-// Every direction arrives, and all of it.
+// TestPPSArrives: all packets arrive, in every direction.
 func TestPPSArrives(t *testing.T) {
 	needRoot(t)
 	l, err := Build(t.Context(), Bridge{})

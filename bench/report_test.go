@@ -183,7 +183,8 @@ func TestChartsShowEveryWorkload(t *testing.T) {
 	}
 }
 
-// The best contestant stands on top; the limit is a line beyond which no bar reaches.
+// TestChartIsSorted: the best contestant is on top, and no bar extends beyond
+// the line of the limit.
 func TestChartIsSorted(t *testing.T) {
 	rates := func(v float64) []Sample { return []Sample{{Value: v}} }
 	r := &Report{
@@ -206,8 +207,8 @@ func TestChartIsSorted(t *testing.T) {
 	}
 }
 
-// The page in the repository must have room for the results, and show those
-// that are stored.
+// TestReadmeShowsNewestResults: the page in the repository has markers for the
+// results, and shows those that are stored.
 func TestReadmeShowsNewestResults(t *testing.T) {
 	page, err := os.ReadFile("README.md")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// fakeLoad notes where it ran and measures nothing.
+// fakeLoad records where it ran and measures nothing.
 type fakeLoad struct{ ran *[]string }
 
 func (f fakeLoad) Name() string  { return "fake" }
@@ -77,7 +77,8 @@ func TestPlanInterleaves(t *testing.T) {
 	}
 }
 
-// Through the plain bridge nothing may fail; the same workload judges fastbr.
+// TestConnRateCountsFailures: nothing fails through the plain bridge; the same
+// workload judges fastbr.
 func TestConnRateCountsFailures(t *testing.T) {
 	needRoot(t)
 	l, err := Build(t.Context(), Bridge{})
@@ -89,7 +90,7 @@ func TestConnRateCountsFailures(t *testing.T) {
 	if s.Error != "" || s.Value != 0 || s.Requests < 180 {
 		t.Errorf("sample %+v, want 200 requests and no failure", s)
 	}
-	// Nobody outside answers any more.
+	// Now nobody outside answers.
 	if err := l.Outside.SetDown("eth0"); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func TestConnMaxCountsConnections(t *testing.T) {
 	if s.Error != "" || s.Value == 0 || s.Requests == 0 || len(s.Failures) > 0 || s.P50 == 0 {
 		t.Errorf("sample %+v", s)
 	}
-	// Nobody serves: each connection is refused, and counted.
+	// There is no server: each connection is refused and counted.
 	tally := newTally()
 	to := &unix.SockaddrInet4{Addr: l.Outside.Addr.As4(), Port: connPort}
 	tally.connect(t.Context(), l.Containers[0], to, time.Now().Add(10*time.Millisecond))

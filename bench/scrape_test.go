@@ -18,7 +18,7 @@ func TestCPUTimeIsThatOfGetrusage(t *testing.T) {
 	}
 	before := used()
 	now, err := cpuTime(os.Getpid())
-	// getrusage counts in microseconds, user and system apart.
+	// getrusage counts user and system time separately, in microseconds.
 	if after := used(); err != nil || now.Nanoseconds() < before-2000 || now.Nanoseconds() > after+2000 {
 		t.Errorf("%d, %v: not between %d and %d", now, err, before, after)
 	}

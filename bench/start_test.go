@@ -48,7 +48,8 @@ func TestDockerSitsOutWhatTakesItTooLong(t *testing.T) {
 	}
 }
 
-// The page must have room for the results, and show those that are stored.
+// TestReadmeShowsNewestStarts: the page has markers for the results, and shows
+// those that are stored.
 func TestReadmeShowsNewestStarts(t *testing.T) {
 	page, err := os.ReadFile("README.md")
 	if err != nil {

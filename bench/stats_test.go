@@ -39,7 +39,7 @@ func TestBootstrap(t *testing.T) {
 	if again := Bootstrap(v); again != got {
 		t.Errorf("the same numbers gave %v and %v", got, again)
 	}
-	// A single outlier moves the mean, and must not move the median.
+	// A single outlier moves the mean but must not move the median.
 	if out := Bootstrap([]float64{1, 1, 1, 1, 100}); out.Median != 1 {
 		t.Errorf("with an outlier: %v", out)
 	}
