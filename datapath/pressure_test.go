@@ -136,6 +136,9 @@ func TestOthersRefusalsPass(t *testing.T) {
 		"host answers a stray":       {rst(extAddr, plain), 0, shot},
 		"host's port is unreachable": {unreachable(extAddr), 0, shot},
 	} {
+		// INPUT has let the packets through that the host answers so.
+		h.input(t, testutil.Frame{Src: server, Dst: extAddr, TCP: &testutil.TCP{SrcPort: 80, DstPort: 15000}})
+		h.input(t, testutil.Frame{Src: server, Dst: extAddr, UDP: &testutil.UDP{SrcPort: 5, DstPort: 15001}})
 		if got := h.uplinkOut(t, tc.frame, tc.iif); got.verdict != tc.verdict {
 			t.Errorf("%s: verdict %d, want %d", name, got.verdict, tc.verdict)
 		}
