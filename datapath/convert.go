@@ -140,7 +140,7 @@ func (c conversion) only(to btf.Type, fields ...string) conversion {
 	return out
 }
 
-// batchSize is how many entries are read from a map by one call.
+// batchSize is the number of entries that one call reads from a map.
 const batchSize = 4096
 
 // errEnd ends a walk through a map.

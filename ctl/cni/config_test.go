@@ -31,8 +31,8 @@ func codeOf(err error) uint {
 	return 0
 }
 
-// TestEveryKeyOfTheBridgePlugin: each is honoured, without consequence here, or
-// refused.
+// TestEveryKeyOfTheBridgePlugin: each key is honoured, has no effect here, or
+// is refused.
 func TestEveryKeyOfTheBridgePlugin(t *testing.T) {
 	for keys, want := range map[string]uint{
 		`"network": "default"`:        0,
@@ -158,7 +158,7 @@ func TestOneAddressAsOftenAsOneLikes(t *testing.T) {
 	}
 }
 
-// TestPortsOfLater are left out, and said; the others stay.
+// TestPortsOfLater: such ports are left out with a note; the others stay.
 func TestPortsOfLater(t *testing.T) {
 	got, notes, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": [
 		{"hostPort": 80, "containerPort": 80, "protocol": "SCTP"}, {"hostPort": 81, "containerPort": 81, "hostIP": "::"}, {"hostPort": 82, "containerPort": 82}]}`, "").publications()

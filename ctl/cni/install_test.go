@@ -26,7 +26,7 @@ func TestInstallIsIdempotentAndRefusesForeign(t *testing.T) {
 	if err != nil || list.Name != "fastbr" || list.Plugins[0].Network.Type != "fastbr" {
 		t.Errorf("example: %+v, %v", list, err)
 	}
-	// What the user has made of the example stays.
+	// The user's version of the example stays.
 	if err := os.WriteFile(filepath.Join(conf, "99-fastbr.conflist"), []byte("mine"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func TestGreediestGivesWay(t *testing.T) {
 	if !take(8, c) || len(ended) != 3 || ended[2] != 2 {
 		t.Errorf("c comes: ended %v, want a's, which are older than b's", ended)
 	}
-	back[0]() // taken away long ago: nothing is free by that
+	back[0]() // taken away long ago: this frees nothing
 	if take(9, a) {
 		t.Errorf("a would have two, as b has, and gets one; ended %v", ended)
 	}

@@ -45,7 +45,7 @@ func (c *Conn) Addrs() (map[int][]netip.Prefix, error) {
 	return addrs, nil
 }
 
-// WithAddr returns the devices that have an IPv4 address.
+// WithAddr returns the devices that have the IPv4 address a.
 func (c *Conn) WithAddr(a netip.Addr) (out []Device, err error) {
 	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
 	if err != nil {

@@ -18,10 +18,10 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// carrierTestLimit is for hanging, not for speed.
+// carrierTestLimit only catches hangs.
 const carrierTestLimit = 10 * time.Second
 
-// inNetns moves the test into a namespace of its own and connects to it.
+// inNetns moves the test into its own namespace and connects to it.
 func inNetns(t *testing.T) *Conn {
 	t.Helper()
 	testutil.NewNetns(t).Enter(t)
@@ -246,7 +246,7 @@ func TestDeleteAllTakesOnlyThese(t *testing.T) {
 	if err := c.Delete(pairs[0]); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // those that are gone are no error, whether some or all
+	for range 2 { // devices that are gone are no error, whether some or all
 		if err := c.DeleteAll(pairs[:3]); err != nil {
 			t.Error(err)
 		}
@@ -261,7 +261,8 @@ func TestDeleteAllTakesOnlyThese(t *testing.T) {
 	}
 }
 
-// TestBucketFits: the numbers given to the kernel, at the ends of what can be asked.
+// TestBucketFits checks the numbers given to the kernel at the ends of their
+// range.
 func TestBucketFits(t *testing.T) {
 	for _, x := range []struct {
 		limit        Limit
@@ -270,7 +271,7 @@ func TestBucketFits(t *testing.T) {
 		{Limit{Rate: 2_500_000, Burst: 100_000}, 100_000, 62_500},
 		{Limit{Rate: 2_500_000}, 2 * 1514, 62_500},                       // a bucket holds two frames
 		{Limit{Rate: 125, Burst: 0}, 2 * 1514, 24 * 1514},                // and some may wait
-		{Limit{Rate: 125_000, Burst: 1 << 40}, math.MaxInt32, 24 * 1514}, // what kubelet asks is not far below
+		{Limit{Rate: 125_000, Burst: 1 << 40}, math.MaxInt32, 24 * 1514}, // kubelet's largest values are not far below
 	} {
 		q := x.limit.tbf(1, 1500)
 		if got := uint64(q.Limit); got != x.burst+x.queue {

@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Many ports are tried only where the kernel lists a socket: the answer is that of
-// an attempt all the same, whatever a socket does with the port.
+// TestPortsFreeIsWhatBindSays: of many ports PortsFree tries only those for
+// which the kernel lists a socket. The answer is still that of an attempt,
+// whatever a socket does with the port.
 func TestPortsFreeIsWhatBindSays(t *testing.T) {
 	const first, last, port = 20000, 20499, 20100
 	four, six := &unix.SockaddrInet4{Port: port}, &unix.SockaddrInet6{Port: port}
@@ -60,8 +61,8 @@ func TestPortsFreeIsWhatBindSays(t *testing.T) {
 	}
 }
 
-// socketAt returns a bound socket that lasts as long as the test, with options of
-// IPv6 set to 1.
+// socketAt returns a bound socket that lasts as long as the test, with the
+// given IPv6 options set to 1.
 func socketAt(t *testing.T, kind int, at unix.Sockaddr, options ...int) int {
 	t.Helper()
 	family := unix.AF_INET
@@ -89,8 +90,8 @@ func listen(t *testing.T, fd int) {
 	}
 }
 
-// connected has a client on the port, whose listener is elsewhere. With ended both
-// have closed, the client first, and TIME_WAIT is left.
+// connected makes a client connection from the port to a listener elsewhere.
+// With ended both have closed, the client first, and TIME_WAIT is left.
 func connected(t *testing.T, at *unix.SockaddrInet4, ended bool) {
 	t.Helper()
 	to := &unix.SockaddrInet4{Port: at.Port + 1000, Addr: at.Addr}
@@ -115,8 +116,8 @@ func connected(t *testing.T, at *unix.SockaddrInet4, ended bool) {
 	}
 }
 
-// Since Linux 6.8 the kernel lists what is bound, so that many ports are not tried
-// one by one.
+// TestSocketPortsListsWhatIsBound: since Linux 6.8 the kernel lists bound
+// sockets, so PortsFree does not try many ports one by one.
 func TestSocketPortsListsWhatIsBound(t *testing.T) {
 	inNetns(t)
 	socketAt(t, unix.SOCK_STREAM, &unix.SockaddrInet4{Port: 20100})
@@ -131,8 +132,7 @@ func TestSocketPortsListsWhatIsBound(t *testing.T) {
 	}
 }
 
-// TestPortsFreeButFor: sockets that are to be overlooked are, and no others are
-// with them.
+// TestPortsFreeButFor: the given sockets do not count, and all others do.
 func TestPortsFreeButFor(t *testing.T) {
 	inode := func(fd int) uint32 {
 		var st unix.Stat_t

@@ -11,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// watchIn subscribes inside a namespace, though the test runs elsewhere.
+// watchIn subscribes inside a namespace; the test itself runs elsewhere.
 func watchIn(t *testing.T, n *lab.Namespace) *link.Watcher {
 	t.Helper()
 	var w *link.Watcher
@@ -22,8 +22,8 @@ func watchIn(t *testing.T, n *lab.Namespace) *link.Watcher {
 	return w
 }
 
-// expect waits until all kinds of change in want were reported, and returns
-// whatever was.
+// expect waits until all kinds of change in want were reported. It returns all
+// that were reported.
 func expect(t *testing.T, w *link.Watcher, want link.Change) link.Change {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -40,7 +40,7 @@ func expect(t *testing.T, w *link.Watcher, want link.Change) link.Change {
 	return got
 }
 
-// settle takes what is still under way.
+// settle takes the changes that are still under way.
 func settle(w *link.Watcher) {
 	for {
 		select {

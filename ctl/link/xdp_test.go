@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The end of a pair says that it takes what XDP redirects to it as long as its
-// peer has GRO; the peer is found by what the end knows of it.
+// TestVethTakesXDPWithGRO: an end of a pair has XDPTakes as long as its peer
+// has GRO. The peer is found by what the end knows of it.
 func TestVethTakesXDPWithGRO(t *testing.T) {
 	c, peer := inNetns(t), openPeer(t)
 	port, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "eth0", PeerMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, PeerNS: peer, MTU: 1500})
@@ -65,7 +65,7 @@ func TestVethTakesXDPWithGRO(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Nobody but a process is in that namespace.
+	// Only a process is in that namespace: it has no name.
 	process := exec.Command("sleep", "600")
 	if err := peer.Do(process.Start); err != nil {
 		t.Fatal(err)

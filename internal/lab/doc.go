@@ -1,7 +1,7 @@
-// Package lab builds throw-away hosts out of network namespaces: a host with
-// an eth0, an outside with servers behind it, and empty namespaces that stand
-// for containers. Tests, `fastbr demo` and the benchmarks share it, so that all
-// of them speak about the same topology:
+// Package lab builds throw-away hosts from network namespaces: a host with an
+// eth0, an outside with servers behind it, and empty namespaces as containers.
+// Tests, `fastbr demo` and the benchmarks share it, so they all have the same
+// topology:
 //
 //	c1 ─┐
 //	c2 ─┤  host (empty, or a plain kernel bridge) eth0 ───── eth0 outside
@@ -17,14 +17,14 @@
 //	                     ├─ router 198.51.100.3 ── (MTU 1280) ── far 192.0.2.130
 //	                     └─ LAN neighbour 198.51.100.66
 //
-// On the outside end of every uplink a capture runs for the whole life of the
-// lab and records what must never arrive there: packets with a container's
-// address as source, and ICMP errors that carry one inside. See Capture.
+// A capture runs on the outside end of every uplink as long as the lab lives.
+// It records what must never arrive there: packets with a container's address
+// as source, and ICMP errors that quote one. See Capture.
 //
-// Everything needs root. Nothing touches a device of the namespace the caller
-// runs in: every device is created inside a namespace of the lab's own.
+// Everything needs root. Nothing touches a device of the caller's namespace:
+// every device is created inside a namespace of the lab.
 //
-// The package uses vishvananda/netlink itself, not ctl/link: a lab must be able
-// to judge ctl/link, and builds things fastbr never builds (foreign bridges,
-// second outsides). It makes no dump requests.
+// The package uses vishvananda/netlink itself and not ctl/link: a lab must be
+// able to judge ctl/link, and it builds things that fastbr never builds
+// (foreign bridges, second outsides). It makes no dump requests.
 package lab
