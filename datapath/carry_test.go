@@ -147,7 +147,7 @@ func TestUpgradeAcrossLayouts(t *testing.T) {
 }
 
 // TestUpgradeIsFinishedOrUndone breaks an upgrade at every step, one after the other.
-// Before the programs are swapped, it leaves nothing behind. Afterwards the next
+// Until programs are swapped, a broken upgrade changes nothing. Afterwards the next
 // upgrade goes on, with the sessions that have meanwhile begun on the old programs.
 func TestUpgradeIsFinishedOrUndone(t *testing.T) {
 	h := newOtherLayout(t, Config{FlowsMax: 64})
@@ -157,7 +157,7 @@ func TestUpgradeIsFinishedOrUndone(t *testing.T) {
 	broken := errors.New("broken")
 	for _, x := range []struct {
 		at   string
-		left []string // in the directories for pins
+		left []string // the directories for pins that exist afterwards
 	}{
 		{"upgrade-load", []string{h.dir}},
 		{"upgrade-copy", []string{h.dir}},

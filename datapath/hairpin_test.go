@@ -37,7 +37,7 @@ func (h *harness) portInOf(t *testing.T, p Port, f testutil.Frame) result {
 func TestHairpin(t *testing.T) {
 	h, ext1, ext2 := hairpinned(t)
 	to1 := h.udpOf(h.c2, extAddr.String(), ext1)
-	// Before that, the packet is for the host, whose own refusal does not leave.
+	// Before that, the packet is for the host, whose refusal does not reach the sender.
 	if got := h.portInOf(t, h.c2, to1); got.verdict != next || string(got.frame) != string(to1.Bytes(t)) {
 		t.Errorf("to who has not asked: verdict %d, changed: %v", got.verdict, string(got.frame) != string(to1.Bytes(t)))
 	}

@@ -149,7 +149,7 @@ func TestNextPortIsNotKnown(t *testing.T) {
 		t.Errorf("%d of %d ports were guessed", known, rounds*wanted)
 	}
 	// The place of a port in that half must be random, too. The mean is 0.25 if all
-	// were on hold and 0.5 if none was. A single place deviates by at most 0.29.
+	// were on hold and 0.5 if none was, with a standard deviation of at most 0.29.
 	if mean := sum / float64(placed); mean < 0.25-4*0.29/math.Sqrt(float64(placed)) {
 		t.Errorf("the next ports are those given back first: %.2f", mean)
 	}

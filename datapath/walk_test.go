@@ -537,8 +537,9 @@ func (w *walk) reattach(i int) {
 	w.devs[i] = w.tellModel(p, d.Net)
 }
 
-// changeAddress makes the kernel choose another source address. It tells the datapath
-// about the address before or after that.
+// changeAddress makes the kernel choose another source address. It attaches the uplink
+// with an address of its own choice, which may be the kernel's or not: a command runs
+// before such a change, or after it.
 func (w *walk) changeAddress() {
 	m := w.model
 	m.Route = pick(w, w.exts)

@@ -214,8 +214,8 @@ func variants(m map[string]any) map[string]dbus.Variant {
 
 // leaveZone takes a network's bridge out of the zone. With the last bridge it deletes
 // the zone and the policy for good. firewalld forgets them at its next reload; until
-// then an empty zone does nothing. A zone or policy that was changed since fastbr made
-// it stays.
+// then an empty zone does nothing. If the zone was changed since fastbr made it, both
+// stay.
 func (rs *ruleset) leaveZone(n Network) error {
 	d := rs.daemon()
 	if d == nil {
