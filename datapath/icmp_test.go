@@ -51,7 +51,7 @@ func TestErrorsFromOutsideReachTheContainer(t *testing.T) {
 	}
 }
 
-// Who writes an error may be any router outside, but nobody in a network of ours.
+// Any router outside may send an error, but not with an address of one of our networks.
 func TestErrorsFromOutsideAreNoNeighbours(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	h.gatewayUp(t, h.bridge, "172.30.0.1/16")

@@ -144,8 +144,8 @@ func (h *harness) gatewayUp(t *testing.T, bridge int, addr string) {
 	})
 }
 
-// A network's broadcast address, which the kernel takes for its own, is no address of the
-// host: no published port answers there, not to outside and not to another network.
+// The kernel accepts packets to a network's broadcast address, but that is no address of
+// the host. No published port answers there, neither to outside nor to another network.
 func TestNobodyAnswersByABroadcastAddress(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	h.gatewayUp(t, h.bridge2, "172.31.0.1/16")
@@ -157,7 +157,7 @@ func TestNobodyAnswersByABroadcastAddress(t *testing.T) {
 	h.wantDrop(t, h.c2.Ifindex, "isolated", func() result {
 		return h.portInOf(t, h.c2, h.udpOf(h.c2, broadcast.String(), 8083))
 	})
-	// The gateway's own is the host's.
+	// The gateway's own address is the host's.
 	if got := h.portInOf(t, h.c2, h.udpOf(h.c2, "172.31.0.1", 8083)); got.verdict != next {
 		t.Errorf("the gateway: verdict %d", got.verdict)
 	}

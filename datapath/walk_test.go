@@ -456,7 +456,7 @@ func (w *walk) errorArrives() {
 	}
 	q = w.proto(q, proto, !w.chance(20))
 	p.Quote, p.Src, p.Dst = &q, pick(w, walkRemotes), q.Src
-	if w.chance(20) { // by the look of it from inside
+	if w.chance(20) { // with a container's address as source
 		p.Src = pick(w, w.devs).IP
 	}
 	w.arrive(p)
