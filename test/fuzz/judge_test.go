@@ -241,7 +241,7 @@ func (p *packet) l4Error(half bool) (uint16, bool) {
 func (p *packet) payload() []byte {
 	n := 8
 	if p.proto == protoTCP {
-		n = int(p.l4[12]>>4) * 4
+		n = max(20, int(p.l4[12]>>4)*4)
 	}
 	return p.l4[min(n, len(p.l4)):]
 }
@@ -351,6 +351,8 @@ func (c *container) routed(j *judge, p *packet) error {
 	switch {
 	case !p.headerOK():
 		return fmt.Errorf("its header is wrong")
+	case p.src == c.gateway && p.dst.IsMulticast():
+		return nil // the host's own, such as IGMP when the bridge comes up
 	case p.dst != c.ip:
 		return fmt.Errorf("its destination is %v", p.dst)
 	case p.src == c.siblingIP || p.src == c.ip:
@@ -358,7 +360,10 @@ func (c *container) routed(j *judge, p *packet) error {
 	case p.src == c.gateway:
 	case c.internal:
 		return fmt.Errorf("its source %v is not of this internal network", p.src)
-	case netA.Contains(p.src), netB.Contains(p.src), p.src == n1IP, p.src.IsLoopback(), p.src.IsMulticast(), p.src == broadcast, p.src == anyone:
+	case p.src == gwB: // the host's, on which a published port answers as on all of its
+	// Anybody outside may use the address of another network of the host's, n1's too:
+	// rp_filter, which would find that, is the host's own choice.
+	case netA.Contains(p.src), netB.Contains(p.src), p.src.IsLoopback(), p.src.IsMulticast(), p.src == broadcast, p.src == anyone:
 		return fmt.Errorf("its source %v has nothing to say here", p.src)
 	}
 	if !c.isOurs(j, p) {
@@ -466,7 +471,7 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 		return fmt.Errorf("it is tagged")
 	case f.src != o.hostMAC:
 		return fmt.Errorf("its MAC address is not the host's")
-	case f.dst != o.mac && f.etype != etherARP:
+	case f.dst != o.mac && f.etype != etherARP && f.dst[0]&1 == 0: // a neighbour may say it is a group
 		return fmt.Errorf("it is for somebody else")
 	}
 	switch {
@@ -479,7 +484,7 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 		return fmt.Errorf("it is not IPv4, but %#x", f.etype)
 	case !p.headerOK():
 		return fmt.Errorf("its header is wrong")
-	case !slices.Contains(hosts, p.src):
+	case !slices.Contains(append(hosts, gwA, gwB), p.src):
 		return fmt.Errorf("its source %v is not the host's", p.src)
 	case ours(p.dst) || p.dst == forbidden:
 		return fmt.Errorf("its destination is %v", p.dst)
