@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Life and death of a session: TCP state, expiry, reclaim, the sweep.
+/* Life and death of a session: TCP state, expiry.
  *
  * Nothing here needs a process. A session past its time is a miss for the
  * packet that finds it; its memory comes back through the sweep timer, through

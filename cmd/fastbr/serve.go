@@ -75,36 +75,12 @@ it. It may be stopped or killed at any time, and started before anything is up.`
 	return cmd
 }
 
-func newMetricsCmd(e *env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "metrics",
-		Short: "Print the metrics once, as Prometheus would scrape them",
-		Long: `Print the metrics once, in Prometheus' text format, and exit: for node_exporter's
-textfile collector, or a look. Without anything up, fastbr_up is 0.`,
-		Example: `  fastbr metrics
-  fastbr metrics > /var/lib/prometheus/node-exporter/fastbr.prom`,
-		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			c, err := e.controller()
-			if err != nil {
-				return err
-			}
-			return metrics.Write(e.stdout, newGatherer(c))
-		},
-	}
-}
-
 // server is a running `fastbr serve`. It holds nothing that a command needs.
 type server struct {
 	controller *ctl.Controller
 	say        func(format string, args ...any)
 	errs       io.Writer
 	resolvers  []netip.AddrPort // of the host, for names that are no container's
-}
-
-func newGatherer(c *ctl.Controller) *metrics.Gatherer {
-	v := buildVersion()
-	return metrics.NewGatherer(c, metrics.Build{Version: v.Version, Revision: v.Revision, GoVersion: v.Go}, ctl.DropReasons())
 }
 
 // run serves until ctx ends, which is no error. addr and driver are "" for what

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fastbr/fastbr/ctl"
+)
+
+func newPortCmd(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "port",
+		Short:   "List ports, and change them",
+		Long:    "Ports are the namespaces that are attached, and the uplinks.",
+		Example: "  fastbr port ls",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newPortLsCmd(e), newPortSetCmd(e))
+	return cmd
+}
+
+func newPortLsCmd(e *env) *cobra.Command {
+	var network string
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List ports with their counters",
+		Long: `List ports with their counters. RX is what the host received from the port, as in
+'ip -s link' of its device. SLOW says why a port always takes the kernel's path:
+"asked" (--slow), "bandwidth" (a limit of an engine's), a queueing discipline such
+as tbf or a "filter" on its device, "no carrier".`,
+		Example: `  fastbr port ls
+  fastbr port ls --network lab -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				ports, err := c.Ports(ctx, network)
+				if err != nil {
+					return err
+				}
+				return e.print(ports, func(w io.Writer) { portTable(w, ports) })
+			})
+		},
+	}
+	cmd.Flags().StringVar(&network, "network", "", "only ports of this `NETWORK`")
+	complete(cmd, "network", e.completeNetworks)
+	return cmd
+}
+
+func portTable(w io.Writer, ports []ctl.PortView) {
+	fmt.Fprintln(w, "NAME\tPORT\tNETWORK\tIP\tMAC\tRX\tTX\tFAST\tDROPS\tSLOW")
+	for _, p := range ports {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Port, dash(p.Network), p.IP, p.MAC,
+			bytesText(p.RXBytes), bytesText(p.TXBytes), share(p), dropsText(p.Drops), dash(strings.Join(p.Slow, ", ")))
+	}
+}
+
+func newPortSetCmd(e *env) *cobra.Command {
+	var network string
+	var slow bool
+	cmd := &cobra.Command{
+		Use:   "set NAME",
+		Short: "Change a port",
+		Long: `Change a port while it is attached. NAME is its name, or its device on the host.
+With --slow all its packets take the kernel's path from now on, with --slow=false
+only those that must. A port that 'port ls' calls slow for other reasons stays slow.`,
+		Example: `  fastbr port set web --slow
+  fastbr port set web --slow=false`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: e.completePorts,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("slow") {
+				return usage("nothing to set: give --slow or --slow=false")
+			}
+			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
+				return c.SetPort(ctx, network, args[0], ctl.PortSettings{Slow: &slow})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&network, "network", "", "`NETWORK` of the port (default any)")
+	cmd.Flags().BoolVar(&slow, "slow", false, "always take the kernel's path")
+	complete(cmd, "network", e.completeNetworks)
+	return cmd
+}
