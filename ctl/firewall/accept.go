@@ -70,9 +70,9 @@ func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error
 			return fmt.Errorf("adding accept rules to %s: %w", at.chain, err)
 		}
 	}
-	// The new rules move every rule behind them.
+	// The new rules renumber every rule behind them. nft's are deleted by their handles.
 	for i := range stray {
-		if stray[i].chain == at.chain && stray[i].at >= at.at {
+		if at.chain.ofIPTables() && stray[i].chain == at.chain && stray[i].at >= at.at {
 			stray[i].at += len(missing)
 		}
 	}
