@@ -41,8 +41,8 @@ const (
 	ofConfig   = busName + ".config"
 )
 
-// daemonPatience is how long one command waits for firewalld, over all its calls. A
-// reload takes a second or two.
+// daemonPatience is how long firewalld may take, from when it is looked for until the
+// last call that follows. A reload takes a second or two.
 const daemonPatience = 30 * time.Second
 
 // ofFirewalld tells whether firewalld keeps the chain. At each reload it throws away
@@ -148,9 +148,8 @@ func (d *daemon) ensure(networks []Network, say func(string, ...any)) error {
 		return err
 	}
 	for _, bridge := range homeless {
-		if err := d.call(busPath, ofZones+".addInterface", nil, zoneName, bridge); err != nil {
-			return err
-		}
+		// What is permanent comes first: a bridge that is only in the running zone does
+		// not look homeless to the next command.
 		var zone string
 		if err := d.call(configPath, ofConfig+".getZoneOfInterface", &zone, bridge); err != nil {
 			return err
@@ -159,6 +158,9 @@ func (d *daemon) ensure(networks []Network, say func(string, ...any)) error {
 			if err := d.call(stored, ofConfig+".zone.addInterface", nil, bridge); err != nil {
 				return err
 			}
+		}
+		if err := d.call(busPath, ofZones+".addInterface", nil, zoneName, bridge); err != nil {
+			return err
 		}
 		say("firewalld: put %s in the zone %s, which accepts", bridge, zoneName)
 	}
@@ -223,12 +225,18 @@ func (rs *ruleset) leaveZone(n Network) error {
 	}
 	defer d.end()
 	zone, err := d.zoneOf(n.Bridge.Name)
-	if err != nil || zone != zoneName {
+	if err != nil || zone != zoneName && zone != "" {
 		return err
 	}
-	if err := d.call(busPath, ofZones+".removeInterface", nil, zoneName, n.Bridge.Name); err != nil {
+	if err := d.leaveStored(n.Bridge.Name); err != nil || zone == "" {
 		return err
 	}
+	return d.call(busPath, ofZones+".removeInterface", nil, zoneName, n.Bridge.Name)
+}
+
+// leaveStored is leaveZone's part in the permanent configuration. It comes first, so that
+// a command that was killed in between is finished by the next one.
+func (d *daemon) leaveStored(bridge string) error {
 	names, err := d.list(configPath, ofConfig+".getZoneNames")
 	if err != nil || !slices.Contains(names, zoneName) {
 		return err
@@ -245,11 +253,11 @@ func (rs *ruleset) leaveZone(n Network) error {
 	if delete(now, "interfaces"); !asMade(now, zoneSettings) {
 		return nil
 	}
-	if !slices.Contains(bridges, n.Bridge.Name) {
+	if !slices.Contains(bridges, bridge) {
 		return nil
 	}
 	if len(bridges) > 1 {
-		return d.call(path, ofConfig+".zone.removeInterface", nil, n.Bridge.Name)
+		return d.call(path, ofConfig+".zone.removeInterface", nil, bridge)
 	}
 	if err := d.removePolicy(); err != nil { // the policy names the zone
 		return err
