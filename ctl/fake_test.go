@@ -24,6 +24,7 @@ type fakeFile struct {
 	Ports     map[int]datapath.Port
 	Uplinks   map[int]datapath.Uplink
 	Published map[uint16]datapath.Publication
+	Local     []netip.Addr
 	Fragments int // device
 	LeaseNow  time.Duration
 	L2        bool
@@ -175,8 +176,12 @@ func (f *fakeFile) VerifyPublication(p datapath.Publication) error {
 	return nil
 }
 
-func (f *fakeFile) AttachHost(string) error     { return nil }
-func (f *fakeFile) SetLocal([]netip.Addr) error { return nil }
+func (f *fakeFile) AttachHost(string) error { return nil }
+
+func (f *fakeFile) SetLocal(addrs []netip.Addr) error {
+	f.Local = addrs
+	return f.save()
+}
 
 func (f *fakeFile) AttachUplink(u datapath.Uplink) error {
 	f.Uplinks[u.Ifindex] = u

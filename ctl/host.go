@@ -8,7 +8,7 @@ import (
 
 // hostCache is what an operation knows of the devices, addresses and routes of the host.
 // It reads each of them when it is first asked for and remembers it, since the lock
-// keeps other operations out. What changes one of them calls forget.
+// keeps other operations out. A step that changes what a later step asks for calls forget.
 type hostCache struct {
 	conn *link.Conn
 	known

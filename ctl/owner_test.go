@@ -323,6 +323,7 @@ func TestRaisingIsOneOperation(t *testing.T) {
 	target := testutil.NewNetns(t).Path()
 	raise := func(c *Controller, subnet string) error {
 		r := owned(target, "c1", "eth0")
+		r.Publish = []PublishRequest{{First: 8080, Last: 8080, Port: 80, Proto: "tcp"}}
 		r.Expect = NetworkRequest{Bridge: "cni0", Subnet: netip.MustParsePrefix(subnet)}
 		_, err := c.AttachRaising(h.ctx, r, false)
 		return err
@@ -351,6 +352,9 @@ func TestRaisingIsOneOperation(t *testing.T) {
 	h.upEngine(t)
 	if err := raise(h.ctl(t), "10.89.0.0/16"); err != nil {
 		t.Errorf("another subnet of a network without ports: %v", err)
+	}
+	if gw := netip.MustParseAddr("10.89.0.1"); !slices.Contains(h.fake(t).Local, gw) {
+		t.Errorf("a publication is reached by %v, want %s among them", h.fake(t).Local, gw)
 	}
 	if err := raise(h.ctl(t), "10.88.0.0/16"); !errors.Is(err, ErrDiffers) {
 		t.Errorf("another subnet of a network with a port = %v, want ErrDiffers", err)

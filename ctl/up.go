@@ -375,6 +375,7 @@ func (nets networks) finish(n *network) error {
 }
 
 func (nets networks) addGateway(n *network) error {
+	defer nets.op.host.forget() // publications are reached by this address, too
 	return nets.op.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
 }
 
