@@ -139,7 +139,7 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 		if (!have || !(f->kind & FBR_OUT) || have->ext != c.ext || have->eport != c.eport)
 			return FBR_CARRY_OTHER;
 		/* The container has answered its client meanwhile. */
-		if (c.isn)
+		if (c.isn && !have->isn)
 			have->isn = c.isn;
 		fbr_carry_tell(have, slot, c.bits, out_seen, in_seen);
 		return FBR_CARRY_TOLD;

@@ -104,7 +104,7 @@ __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 		return true;
 	if (p.kind == FBR_L4_ICMP_ERR) {
 		if (p.frag || fbr_parse_at(skb, p.l4 + sizeof(struct icmphdr), &in) ||
-		    in.kind != FBR_L4_PORTS)
+		    in.kind != FBR_L4_PORTS || in.saddr != p.daddr || in.daddr != p.saddr)
 			return false;
 		fbr_answer_key(&k, &in);
 	} else if (p.kind == FBR_L4_PORTS) {

@@ -195,7 +195,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	if (p.kind == FBR_L4_ICMP_ERR)
 		return p.frag ? FBR_FOREIGN : fbr_hairpin_error(skb, &p, port);
 	if (p.kind != FBR_L4_PORTS ||
-	    (!fbr_hair_target(&p, &pub) && !fbr_hair_may_be_carried(p.dport)) ||
+	    (!fbr_hair_target(&p, &pub) && (pub || !fbr_hair_may_be_carried(p.dport))) ||
 	    !fbr_is_host(skb, port, p.daddr))
 		return FBR_FOREIGN;
 

@@ -10,10 +10,9 @@
  *
  * fbr_input tells the two apart. It runs after every rule of INPUT and notes in
  * fbr_passed the packets that got through: only the stack answers those. A rule
- * answers before. Each note serves one answer. fbr_passed is an array, and a later
- * packet may take another's place: then an answer leaves that should not, which
- * happens only if the kernel queues it, since it answers before it looks at the next
- * packet.
+ * answers before. Each note serves one answer. fbr_passed is an array, and a packet on
+ * another CPU, or one that comes while the answer waits for its next hop, may take a
+ * note's place: then an answer leaves that should not.
  *
  * A port that the host, or a neighbour NAT, has used since a mapping had it is the
  * host's to answer for. A listener that was closed refuses like any other.
