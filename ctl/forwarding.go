@@ -1,7 +1,6 @@
 package ctl
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/hostconf"
@@ -51,7 +50,8 @@ func (op *operation) forwardFinding() FeatureView {
 	default:
 		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(op.opened(), ", ")
 		if closed := op.closedDevices(); len(closed) > 0 {
-			v.State, v.Detail = "warning", closedDetail(closed)
+			v.State = "warning"
+			v.Detail = "forwarding of " + strings.Join(closed, ", ") + " is 0 again: containers do not get outside; the next command that changes something mends it"
 		}
 	}
 	return v
@@ -76,8 +76,4 @@ func (op *operation) closedDevices() (out []string) {
 		}
 	}
 	return out
-}
-
-func closedDetail(devices []string) string {
-	return fmt.Sprintf("forwarding of %s is 0 again: containers do not get outside; the next command that changes something mends it", strings.Join(devices, ", "))
 }

@@ -34,15 +34,7 @@ func TestStrayRulesMove(t *testing.T) {
 				if said := ensure(t, web); len(said) == 0 {
 					t.Errorf("%s: nothing said of rules that are behind %q", c.rules, c.drop)
 				}
-				if again := ensure(t, web); len(again) > 0 {
-					t.Errorf("%s: once more: %q", c.rules, again)
-				}
-				rs, err := read()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if ours := rs.tagged(web, forwarding); len(ours) != 2 || ours[0].at > ours[1].at || ours[1].at+1 >= len(ours[0].chain.rules) {
+				if ours := settled(t, c.rules); len(ours) != 2 || ours[0].at > ours[1].at || ours[1].at+1 >= len(ours[0].chain.rules) {
 					t.Errorf("%s: ours are %v, want two before %q", c.rules, ours, c.drop)
 				}
 				out, err := exec.Command("sh", "-c", c.list).CombinedOutput()
@@ -52,6 +44,21 @@ func TestStrayRulesMove(t *testing.T) {
 			})
 		}
 	}
+}
+
+// settled are the rules of web's that Ensure has put in FORWARD. Ensure has nothing to say
+// when it is asked again.
+func settled(t *testing.T, rules string) []place {
+	t.Helper()
+	if again := ensure(t, web); len(again) > 0 {
+		t.Errorf("%s: once more: %q", rules, again)
+	}
+	rs, err := read()
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	return rs.tagged(web, forwarding)
 }
 
 // shell runs a command in the namespace.

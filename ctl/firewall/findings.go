@@ -30,7 +30,7 @@ func answered(n Network, by Device) packet {
 func asks(pub Publication, by Device) packet {
 	p := anything()
 	p.in, p.out, p.dst, p.origDst = by, pub.Bridge, address(pub.Container), address(pub.Container)
-	p.proto = known(map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP}[pub.Proto])
+	p.proto = known(protocols[pub.Proto])
 	if pub.First == pub.Last {
 		p.dport, p.origDstPort = port(pub.Port), port(pub.Port)
 	}

@@ -147,15 +147,7 @@ func TestRoomBeforeLogs(t *testing.T) {
 		testutil.NewNetns(t).Do(t, func() {
 			load(t, c.rules)
 			ensure(t, web)
-			if again := ensure(t, web); len(again) > 0 {
-				t.Errorf("%s: once more: %q", c.rules, again)
-			}
-			rs, err := read()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			ours := rs.tagged(web, forwarding)
+			ours := settled(t, c.rules)
 			if len(ours) != 2 {
 				t.Errorf("%s: %d rules of ours, want 2", c.rules, len(ours))
 				return

@@ -287,6 +287,9 @@ type container struct {
 // hosts are the addresses of the host that are not a gateway's.
 var hosts = slices.Clip([]netip.Addr{host0IP, host1IP, lanIP})
 
+// ownAddrs are all addresses of the host.
+var ownAddrs = append(hosts, gwA, gwB)
+
 // see judges a frame that a container sends or receives.
 func (c *container) see(j *judge, t lab.Tapped) error {
 	f := parse(t.Frame)
@@ -476,7 +479,7 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 	}
 	switch {
 	case f.etype == etherARP:
-		if !isReply(f.l3, o.hostMAC, append(hosts, gwA, gwB)) && (len(f.l3) < 28 || mac(f.l3[8:14]) != o.hostMAC || !slices.Contains(hosts, netip.AddrFrom4([4]byte(f.l3[14:18])))) {
+		if !isReply(f.l3, o.hostMAC, ownAddrs) && (len(f.l3) < 28 || mac(f.l3[8:14]) != o.hostMAC || !slices.Contains(hosts, netip.AddrFrom4([4]byte(f.l3[14:18])))) {
 			return fmt.Errorf("it does not speak of the host")
 		}
 		return nil
@@ -484,7 +487,7 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 		return fmt.Errorf("it is not IPv4, but %#x", f.etype)
 	case !p.headerOK():
 		return fmt.Errorf("its header is wrong")
-	case !slices.Contains(append(hosts, gwA, gwB), p.src):
+	case !slices.Contains(ownAddrs, p.src):
 		return fmt.Errorf("its source %v is not the host's", p.src)
 	case ours(p.dst) || p.dst == forbidden:
 		return fmt.Errorf("its destination is %v", p.dst)
