@@ -14,6 +14,12 @@ func counts(fastbr, floor float64) *Counts {
 
 func TestCompareCounts(t *testing.T) {
 	golden := counts(1000, 800)
+	elsewhere := func(c *Counts) *Counts { c.Kernel = "another"; return c }
+	connections := func(fastbr float64) *Counts {
+		c := counts(1000, 800)
+		c.Rows = append(c.Rows, CountRow{Workload: "tcp-crr", Title: "TCP", Per: perConnection, Instructions: map[string]float64{"fastbr": fastbr, "floor": 800}})
+		return c
+	}
 	for name, c := range map[string]struct {
 		got  *Counts
 		want string
@@ -22,12 +28,20 @@ func TestCompareCounts(t *testing.T) {
 		"within the slack":              {counts(1019, 800), ""},
 		"dearer":                        {counts(1021, 800), "UDP: 1021 instructions per packet, +2.1 % of the 1000 on record"},
 		"cheaper":                       {counts(979, 800), "UDP: 979 instructions per packet, -2.1 % of the 1000 on record"},
-		"another kernel":                {counts(1100, 880), ""},
-		"dearer on a kernel that is so": {counts(1130, 880), "UDP: 1130 instructions per packet, +2.7 % of the 1100 on record"},
+		"another kernel":                {elsewhere(counts(1100, 880)), ""},
+		"dearer on a kernel that is so": {elsewhere(counts(1130, 880)), "UDP: 1130 instructions per packet, +2.7 % of the 1100 on record"},
+		"the floor alone moved":         {counts(1000, 880), ""},
 		"not counted":                   {&Counts{}, "UDP: not counted; attach: not counted"},
 	} {
 		if got := strings.Join(c.got.Compare(golden), "; "); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+	for got, want := range map[float64]string{
+		1059: "", 941: "", 1061: "TCP: 1061 instructions per connection, +6.1 % of the 1000 on record",
+	} {
+		if off := strings.Join(connections(got).Compare(connections(1000)), "; "); off != want {
+			t.Errorf("%v instructions per connection: %q, want %q", got, off, want)
 		}
 	}
 }
