@@ -4,7 +4,7 @@
  * whatever it does not fully understand is left to the kernel (TCX_NEXT).
  * docs/ARCHITECTURE.md walks a packet through them.
  */
-#include "lib/frag.h"
+#include "lib/frag_in.h"
 #include "lib/from_port.h"
 #include "lib/from_uplink.h"
 #include "lib/guard.h"

@@ -117,7 +117,7 @@ func (c *carrier) portIndex(old uint32) uint32 {
 	return class<<16 | (c.d.meta.NatFirst + off)
 }
 
-// enum fbr_port_state of bpf/lib/types.h.
+// enum fbr_port_state of bpf/lib/extport.h.
 const portOpen = 1
 
 // ports opens in the new maps the ports that are open in the old ones.

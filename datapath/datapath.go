@@ -188,14 +188,14 @@ func moduleTypes() (specs []*btf.Spec) {
 	return specs
 }
 
-// resize sets the max_entries that bpf/lib/maps.h leaves to Go.
+// resize sets the max_entries that bpf/lib leaves to Go.
 func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 	for name, n := range sizes(meta) {
 		spec.Maps[name].MaxEntries = n
 	}
 }
 
-// sizes returns the max_entries that bpf/lib/maps.h leaves to Go.
+// sizes returns the max_entries that bpf/lib leaves to Go.
 func sizes(meta tcFbrMeta) map[string]uint32 {
 	return map[string]uint32{
 		tcMapFbrFlow:    2 * meta.FlowsMax,

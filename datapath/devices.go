@@ -39,7 +39,7 @@ func mac6(m net.HardwareAddr) (out [6]uint8, err error) {
 func slot(ifindex int) uint32 { return uint32(ifindex) % MaxDevices }
 
 // elsewhere returns the index of a device's second slot: fbr_dev_elsewhere of
-// bpf/lib/maps.h.
+// bpf/lib/device.h.
 func elsewhere(ifindex int) uint32 {
 	return MaxDevices + uint32(ifindex+ifindex/MaxDevices)%moreDevices
 }

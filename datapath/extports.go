@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The port spaces: bits 1 << FBR_CLASS_TCP and so on (bpf/lib/types.h) of the
+// The port spaces: bits 1 << FBR_CLASS_TCP and so on (bpf/lib/extport.h) of the
 // argument of FBR_OP_OPEN and FBR_OP_SHUT.
 const (
 	classTCP = 1 << iota

@@ -50,7 +50,7 @@ func TestSchemaIsRaisedWithTheLayout(t *testing.T) {
 	}
 	was := readReleased(t)
 	if want := was.wantSchema(now); schema < want {
-		t.Errorf("FBR_SCHEMA (bpf/lib/types.h) is %d and must be %d: the last release had %d, and these maps differ from it: %s",
+		t.Errorf("FBR_SCHEMA (bpf/lib/instance.h) is %d and must be %d: the last release had %d, and these maps differ from it: %s",
 			schema, want, was.Schema, strings.Join(differences(was.Maps, now), " "))
 	}
 }

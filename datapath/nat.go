@@ -147,7 +147,7 @@ func protoName(p uint8) string {
 	}
 }
 
-// enum fbr_sess_state of bpf/lib/types.h: the low bits of a session's state.
+// enum fbr_sess_state of bpf/lib/nat.h: the low bits of a session's state.
 const (
 	stateLive = 1
 	stateMask = 3

@@ -78,7 +78,7 @@ func (p NATPolicy) WithDefaults() NATPolicy {
 	return p
 }
 
-// flags returns the policy as flags of enum fbr_net_flags of bpf/lib/types.h.
+// flags returns the policy as flags of enum fbr_net_flags of bpf/lib/device.h.
 func (p NATPolicy) flags() (f tcFbrNetFlags) {
 	if p.Mapping == EndpointDependent {
 		f |= tcFbrNetFlagsFBR_NET_EDM

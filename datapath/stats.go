@@ -6,7 +6,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// statsMax is FBR_STATS_MAX of bpf/lib/types.h: the maximum number of devices.
+// statsMax is FBR_STATS_MAX of bpf/lib/device.h: the maximum number of devices.
 const statsMax = 4096
 
 // newStats returns a free index into the counters, with counters at zero. Index

@@ -10,13 +10,9 @@
 #ifndef FBR_BRNF_H
 #define FBR_BRNF_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_core_read.h"
-#include "../include/bpf/bpf_endian.h"
-#include "../include/bpf/bpf_helpers.h"
 #include "clock.h"
 #include "kctx.h"
-#include "types.h"
 
 #define FBR_SYSCTL_DEPTH 16 /* of a tree that holds one directory */
 #define FBR_SYSCTL_NAME  24 /* bytes compared: enough to tell the names apart */

@@ -12,12 +12,17 @@
 #ifndef FBR_CARRY_H
 #define FBR_CARRY_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "claim.h"
-#include "clock.h"
 #include "create.h"
+#include "device.h"
+#include "extport.h"
 #include "flow.h"
-#include "maps.h"
+#include "instance.h"
+#include "nat.h"
 #include "nport.h"
+#include "parse.h"
+#include "pool.h"
 #include "queues.h"
 #include "reclaim.h"
 #include "session.h"

@@ -8,15 +8,22 @@
 #ifndef FBR_CLAIM_H
 #define FBR_CLAIM_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
+#include "device.h"
+#include "extport.h"
 #include "flow.h"
-#include "maps.h"
+#include "instance.h"
+#include "nat.h"
 #include "nport.h"
 #include "parse.h"
+#include "pool.h"
+#include "queues.h"
 #include "reclaim.h"
 #include "session.h"
+#include "socket.h"
 
 #define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
 

@@ -5,7 +5,8 @@
 
 #include "carry.h"
 #include "clock.h"
-#include "maps.h"
+#include "extport.h"
+#include "nat.h"
 #include "pool.h"
 #include "session.h"
 

@@ -3,10 +3,16 @@
 #ifndef FBR_CREATE_H
 #define FBR_CREATE_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "claim.h"
 #include "config.h"
-#include "maps.h"
+#include "device.h"
+#include "extport.h"
+#include "flow.h"
+#include "instance.h"
+#include "nat.h"
 #include "nport.h"
+#include "pool.h"
 #include "queues.h"
 #include "reason.h"
 #include "reclaim.h"

@@ -1,29 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Rewriting addresses and ports with their checksums, twice:
- * fbr_rewrite() through the kernel's helpers, right for every ip_summed, for
- * the kernel path; fbr_rewrite_fast() by precomputed differences and direct
- * writes, for hits. The same tests run against both.
- */
+/* Checksums: the arithmetic, and what is still to be filled in. */
 #ifndef FBR_CSUM_H
 #define FBR_CSUM_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_core_read.h"
-#include "../include/bpf/bpf_endian.h"
-#include "../include/bpf/bpf_helpers.h"
-#include "flow.h"
 #include "kctx.h"
-#include "types.h"
 
 #define FBR_TCP_CSUM  16 /* offsets in the L4 headers */
 #define FBR_UDP_CSUM  6
 #define FBR_ICMP_CSUM 2
 #define FBR_SCTP_CSUM 8
-#define FBR_ICMP_ID   4
 #define FBR_L4_MIN    8 /* bytes: the shortest L4 header before the packet in a tunnel */
-
-/* The difference for a TTL that is one lower, in a word whose low byte it is. */
-#define FBR_TTL_DIFF  0xfffe
 
 static __always_inline __u16 fbr_fold(__u32 sum)
 {
@@ -95,166 +82,6 @@ static __always_inline enum fbr_pending fbr_sum_pending(struct __sk_buff *skb, _
 		return FBR_SUM_INNER;
 	/* start may be less than nothing */
 	return (__s32)start >= (__s32)(l4 + FBR_L4_MIN) ? FBR_SUM_INNER : FBR_SUM_BAD;
-}
-
-/* Rewrites the source (out) or destination of the IPv4 packet whose header is at
- * l3 to addr:port; for ICMP the port is the echo id. All in network byte order.
- * Packet pointers are void afterwards. Returns 0 or an error with the packet
- * half written: point of no return, the caller must drop it.
- */
-__fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 addr, __be16 port)
-{
-	const __u32 a_off = l3 + (out ? 12 : 16);
-	__u32 l4, p_off, c_off, mangled = 0, store = 0;
-	enum fbr_pending pending;
-	__be32 old_addr;
-	__be16 old_port;
-	struct iphdr ip;
-	__sum16 csum;
-
-	if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)))
-		return -1;
-	l4 = l3 + ip.ihl * 4;
-	pending = fbr_sum_pending(skb, l4, ip.protocol);
-	if (pending == FBR_SUM_BAD)
-		return -1;
-	old_addr = out ? ip.saddr : ip.daddr;
-	switch (ip.protocol) {
-	case IPPROTO_TCP:
-		p_off = l4 + (out ? 0 : 2);
-		c_off = l4 + FBR_TCP_CSUM;
-		break;
-	case IPPROTO_UDP:
-		p_off = l4 + (out ? 0 : 2);
-		c_off = l4 + FBR_UDP_CSUM;
-		mangled = BPF_F_MARK_MANGLED_0;
-		if (bpf_skb_load_bytes(skb, c_off, &csum, 2))
-			return -1;
-		if (!csum) /* no checksum that would make up for the port in skb->csum */
-			store = BPF_F_RECOMPUTE_CSUM;
-		else if (pending == FBR_SUM_INNER && !skb->gso_size)
-			return -1; /* complete, which the helpers do not believe */
-		break;
-	case IPPROTO_ICMP:
-		p_off = l4 + FBR_ICMP_ID;
-		c_off = l4 + FBR_ICMP_CSUM;
-		break;
-	default:
-		return -1;
-	}
-	if (bpf_skb_load_bytes(skb, p_off, &old_port, 2))
-		return -1;
-	if (ip.protocol != IPPROTO_ICMP &&
-	    bpf_l4_csum_replace(skb, c_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4))
-		return -1;
-	if (old_port != port && (bpf_l4_csum_replace(skb, c_off, old_port, port, mangled | 2) ||
-				 bpf_skb_store_bytes(skb, p_off, &port, 2, store)))
-		return -1;
-	if (bpf_l3_csum_replace(skb, l3 + 10, old_addr, addr, 4))
-		return -1;
-	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
-}
-
-/* The L4 checksum after a rewrite by f. */
-static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, __u8 proto,
-				       bool partial)
-{
-	if (partial) {
-		/* The field holds the sum over the pseudo header, not complemented. */
-		*csum = fbr_fold((__u32)*csum + f->d_addr);
-		return;
-	}
-	if (proto == IPPROTO_UDP) {
-		if (!*csum)
-			return; /* no checksum */
-		*csum = fbr_csum_add(*csum, f->d_l4);
-		if (!*csum)
-			*csum = 0xffff;
-		return;
-	}
-	*csum = fbr_csum_add(*csum, f->d_l4);
-}
-
-/* Rewrites a frame of flow f, found under k, by direct writes: address and
- * port, unless helpers have done it (helped), TTL - 1, MACs. The caller has parsed
- * it (fbr_fast_parse): 20 bytes of IP header, the L4 header linear. Point of no
- * return: on an error the packet must be dropped.
- * Neighbouring fields are written at once, since whoever gets the frame reads them
- * at once (fbr_fast_key).
- */
-static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const struct fbr_flow *f,
-					     const struct fbr_flow_key *k, bool out, bool helped,
-					     bool partial)
-{
-	struct iphdr *ip = data + ETH_HLEN;
-	__u32 ttl, d_ip = 0;
-	__u16 ip_csum;
-
-	if ((void *)(ip + 1) > data_end)
-		return -1;
-
-	if (!helped) {
-		void *l4 = ip + 1;
-
-		if (ip->protocol == IPPROTO_TCP) {
-			struct tcphdr *tcp = l4;
-
-			if ((void *)(tcp + 1) > data_end)
-				return -1;
-			fbr_l4_fix(&tcp->check, f, IPPROTO_TCP, partial);
-			if (out)
-				tcp->source = f->port;
-			else
-				tcp->dest = f->port;
-		} else if (ip->protocol == IPPROTO_UDP) {
-			struct udphdr *udp = l4;
-
-			if ((void *)(udp + 1) > data_end)
-				return -1;
-			fbr_l4_fix(&udp->check, f, IPPROTO_UDP, partial);
-			if (out)
-				udp->source = f->port;
-			else
-				udp->dest = f->port;
-		} else {
-			struct icmphdr *icmp = l4;
-
-			if ((void *)(icmp + 1) > data_end)
-				return -1;
-			icmp->checksum = fbr_csum_add(icmp->checksum, f->d_l4);
-			icmp->id = f->port;
-		}
-		if (out)
-			ip->saddr = f->addr;
-		else
-			ip->daddr = f->addr;
-		d_ip = f->d_addr;
-	}
-	/* TTL and checksum in one go. The TTL is the low byte of its word. */
-	ttl = *(__u32 *)&ip->ttl;
-	ip_csum = ~fbr_fold((ttl >> 16 ^ 0xffff) + d_ip + FBR_TTL_DIFF);
-	*(__u32 *)&ip->ttl = ((ttl - 1) & 0xffff) | (__u32)ip_csum << 16;
-	((__u64 *)data)[0] = *(__u64 *)&f->macs[0];
-	((__u32 *)data)[2] = *(__u32 *)&f->macs[8];
-	/* An entry that was deleted while we read may be another flow's by now; a
-	 * new one has no lease.
-	 */
-	barrier();
-	return fbr_flow_is(f, k) && f->granted ? 0 : -1;
-}
-
-/* The same for a packet in tc, whatever its ip_summed. */
-static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct fbr_flow *f,
-					    const struct fbr_flow_key *k, bool out)
-{
-	__u32 summed = fbr_ip_summed(skb);
-	/* skb->csum must follow: let the kernel's helpers do it. */
-	bool helped = summed == CHECKSUM_COMPLETE;
-
-	if (helped && fbr_rewrite(skb, ETH_HLEN, out, f->addr, f->port))
-		return -1;
-	return fbr_rewrite_frame((void *)(long)skb->data, (void *)(long)skb->data_end, f, k, out,
-				 helped, summed == CHECKSUM_PARTIAL);
 }
 
 #endif

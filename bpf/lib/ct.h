@@ -3,14 +3,12 @@
 #ifndef FBR_CT_H
 #define FBR_CT_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_core_read.h"
-#include "../include/bpf/bpf_helpers.h"
 #include "config.h"
+#include "device.h"
 #include "kctx.h"
-#include "maps.h"
+#include "nat.h"
 #include "parse.h"
-#include "types.h"
 
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
 					 __u32 tuple_len, struct bpf_ct_opts___12 *opts,

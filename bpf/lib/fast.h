@@ -8,12 +8,10 @@
 #ifndef FBR_FAST_H
 #define FBR_FAST_H
 
-#include "../include/kernel.h"
-#include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_core_read.h"
-#include "../include/bpf/bpf_helpers.h"
+#include "../include/bpf/bpf_endian.h"
 #include "kctx.h"
-#include "types.h"
+#include "nat.h"
 
 /* Makes the headers that are read directly linear as far as the packet has them:
  * L2, IPv4, TCP. Here and below l2 is the length of the L2 header: ETH_HLEN or 0.

@@ -19,7 +19,7 @@
 #define FBR_FLOW_H
 
 #include "config.h"
-#include "maps.h"
+#include "nat.h"
 
 #define FBR_FLOW_NONE  0xffffffff
 #define FBR_NEAR_INDEX 0x7fffff /* in fbr_near.entry: 2 * datapath.FlowsMaxLimit - 1 */

@@ -3,20 +3,25 @@
 #ifndef FBR_FROM_PORT_H
 #define FBR_FROM_PORT_H
 
+#include "../include/bpf/bpf_endian.h"
+#include "addr.h"
 #include "brnf.h"
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
+#include "ct.h"
+#include "device.h"
 #include "fast.h"
 #include "flow.h"
 #include "hairpin.h"
+#include "instance.h"
 #include "lease.h"
-#include "maps.h"
+#include "nat.h"
 #include "port.h"
 #include "qdisc.h"
 #include "reason.h"
+#include "rewrite.h"
 #include "stats.h"
-#include "uplink.h"
 
 /* Between two ports of one bridge: the frame as it is, into the other container. */
 static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,

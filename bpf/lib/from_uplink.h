@@ -3,20 +3,23 @@
 #ifndef FBR_FROM_UPLINK_H
 #define FBR_FROM_UPLINK_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
+#include "device.h"
 #include "fast.h"
-#include "flow.h"
-#include "frag.h"
+#include "frag_in.h"
 #include "icmp.h"
 #include "in.h"
+#include "instance.h"
 #include "l2.h"
 #include "lease.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
 #include "parse.h"
 #include "reason.h"
+#include "rewrite.h"
 #include "stats.h"
 #include "uplink.h"
 

@@ -8,10 +8,12 @@
 #define FBR_GUARD_H
 
 #include "../include/bpf/bpf_core_read.h"
+#include "../include/bpf/bpf_endian.h"
+#include "addr.h"
 #include "ct.h"
-#include "hairpin.h"
+#include "device.h"
+#include "hair.h"
 #include "kctx.h"
-#include "maps.h"
 #include "reason.h"
 #include "stats.h"
 

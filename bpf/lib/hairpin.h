@@ -22,72 +22,27 @@
 #ifndef FBR_HAIRPIN_H
 #define FBR_HAIRPIN_H
 
-#include "../include/bpf/bpf_helpers.h"
+#include "addr.h"
 #include "claim.h"
-#include "config.h"
-#include "ct.h"
+#include "clock.h"
+#include "device.h"
+#include "extport.h"
 #include "flow.h"
 #include "frag.h"
+#include "hair.h"
 #include "icmp.h"
 #include "in.h"
-#include "maps.h"
+#include "instance.h"
+#include "local.h"
+#include "nat.h"
+#include "nport.h"
 #include "out.h"
 #include "parse.h"
 #include "publish.h"
 #include "reason.h"
-#include "refusal.h"
-#include "session.h"
+#include "rewrite.h"
+#include "socket.h"
 #include "track.h"
-#include "uplink.h"
-
-#define FBR_HAIR_SLOT 0x3fffff /* datapath.FlowsMaxLimit - 1 */
-
-static __always_inline void fbr_hair_tag(struct __sk_buff *skb, __u32 slot)
-{
-	bpf_set_hash(skb, (cfg_mark & ~FBR_HAIR_SLOT) | (slot & FBR_HAIR_SLOT));
-}
-
-static __always_inline bool fbr_hair_tagged(__u32 hash)
-{
-	return cfg_mark && !((hash ^ cfg_mark) & ~FBR_HAIR_SLOT);
-}
-
-/* The session in slot if it is the sender's of a hairpinned packet from saddr, or NULL. */
-static __always_inline struct fbr_session *fbr_hair_sender(__u32 slot, __be32 saddr)
-{
-	struct fbr_session *s = fbr_sess_get(slot);
-
-	return s && fbr_is_live(fbr_sess_state(s)) && s->fwd.saddr == saddr &&
-			       s->ext == s->fwd.daddr
-		       ? s
-		       : NULL;
-}
-
-/* The sender's session of a hairpinned packet with this hash and source, or NULL. */
-static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 saddr)
-{
-	return fbr_hair_tagged(hash) ? fbr_hair_sender(hash & FBR_HAIR_SLOT, saddr) : NULL;
-}
-
-/* Where the sender's slot of a packet that the kernel routes so is noted. */
-static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 daddr, __be16 dport)
-{
-	__u32 i = fbr_frag_hash(p->saddr, daddr, (__u32)p->sport << 16 | dport) % FBR_HAIR_HINTS;
-
-	return bpf_map_lookup_elem(&fbr_hair, &i);
-}
-
-/* The key of a receiver's inbound entry: both ends are the host's address. */
-static __always_inline void fbr_hair_key(struct fbr_flow_key *k, __be32 host, __be16 sport,
-					 __be16 dport, __u8 proto)
-{
-	__builtin_memset(k, 0, sizeof(*k));
-	k->saddr = host;
-	k->daddr = host;
-	k->sport = sport;
-	k->dport = dport;
-	k->proto = proto;
-}
 
 /* Whether a container's packet to addr would end at the host. One to an address
  * without a route would, too: nobody else can be meant.
@@ -245,124 +200,6 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	if (fbr_rewrite(skb, p.l3, false, to->addr, to->port))
 		return FBR_UNSUPPORTED;
 	return p.frag ? fbr_frag_first(skb, &p, port, true) : FBR_NONE;
-}
-
-/* What the kernel delivers to a port from a bridge. Returns FBR_FOREIGN if it is
- * no hairpinned packet, untouched; FBR_NONE if its source is now the host's
- * address and the sender's external port; else the reason to drop it.
- */
-__fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
-{
-	struct fbr_session *s;
-	struct fbr_pkt p;
-
-	if (fbr_parse(skb, &p))
-		return FBR_FOREIGN;
-	s = fbr_hair_session(skb->hash, p.saddr);
-	if (!s)
-		return FBR_FOREIGN;
-	if (p.frag & FBR_FRAG_LATER) {
-		if (p.proto != s->fwd.proto)
-			return FBR_FOREIGN;
-		/* Point of no return. */
-		return fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext) ? FBR_UNSUPPORTED
-									   : FBR_NONE;
-	}
-	if (p.kind == FBR_L4_ICMP_ERR)
-		/* Point of no return. */
-		return fbr_rewrite_quote(skb, p.l4, false, s->ext, s->eport) ||
-				       fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext)
-			       ? FBR_UNSUPPORTED
-			       : FBR_NONE;
-	if (p.kind != FBR_L4_PORTS || p.proto != s->fwd.proto || p.sport != s->fwd.sport)
-		return FBR_FOREIGN;
-
-	struct fbr_flow_key inside;
-
-	fbr_key(&inside, &p);
-	fbr_ct_extend(skb, &inside, fbr_timeout(p.proto, s->fwd.dport, s->bits));
-	/* Point of no return. */
-	return fbr_rewrite(skb, p.l3, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
-}
-
-/* The packet that another, p, of the host itself is about: an ICMP error quotes
- * it, a RST answers it. False if p is neither.
- */
-static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct fbr_pkt *p,
-					     struct fbr_pkt *in)
-{
-	if (p->frag)
-		return false;
-	if (p->kind == FBR_L4_ICMP_ERR)
-		return !fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), in) &&
-		       in->kind == FBR_L4_PORTS && in->saddr == p->daddr;
-	if (p->kind != FBR_L4_PORTS || !(p->tcp_flags & TCP_RST))
-		return false;
-	*in = (struct fbr_pkt){
-		.saddr = p->daddr,
-		.daddr = p->saddr,
-		.sport = p->dport,
-		.dport = p->sport,
-		.proto = p->proto,
-	};
-	return true;
-}
-
-/* Whether p is the stack's own refusal of a packet, in, for another container's
- * mapping, which may yet ask for it: as silent as at an uplink (refusal.h).
- */
-static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const struct fbr_pkt *p,
-						const struct fbr_pkt *in)
-{
-	struct fbr_nport *np = fbr_nport_at(in->proto, in->dport);
-	struct fbr_flow_key k;
-	struct fbr_flow *f;
-
-	if (!np)
-		return false;
-	if (p->kind == FBR_L4_ICMP_ERR
-		    ? p->icmp_type != ICMP_DEST_UNREACH || p->icmp_code != ICMP_PORT_UNREACH
-		    : !fbr_answer_rst(skb, p))
-		return false;
-	fbr_key(&k, in);
-	if (!fbr_passed_take(&k) || !np->refs || !np->pif || np->ext != in->daddr)
-		return false;
-	f = fbr_flow_get(&k);
-	return f && f->kind == FBR_OUT && f->addr == in->daddr && !fbr_port_known(skb, &k);
-}
-
-/* What the host itself sends about a hairpinned packet to its sender p->daddr, an
- * ICMP error or a firewall's RST: makes it about the packet that the sender knows.
- * Returns as fbr_hairpin_deliver.
- */
-__fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const struct fbr_pkt *p)
-{
-	if (!p)
-		return FBR_FOREIGN;
-
-	struct fbr_session *s;
-	struct fbr_flow_key k;
-	struct fbr_flow *to;
-	struct fbr_pkt in;
-	__u32 *hint;
-
-	if (!fbr_hair_subject(skb, p, &in))
-		return FBR_FOREIGN;
-	if (fbr_hairpin_refused(skb, p, &in))
-		return FBR_FILTERED;
-	hint = fbr_hair_hint(&in, in.daddr, in.dport);
-	s = hint ? fbr_hair_sender(*hint, in.saddr) : NULL;
-	if (!s || s->fwd.sport != in.sport || s->fwd.proto != in.proto)
-		return FBR_FOREIGN;
-	fbr_hair_key(&k, s->ext, s->eport, s->fwd.dport, in.proto);
-	to = fbr_inbound_live(&k);
-	if (!to || to->addr != in.daddr || to->port != in.dport)
-		return FBR_FOREIGN;
-	/* Point of no return. */
-	if (p->kind == FBR_L4_ICMP_ERR)
-		return fbr_rewrite_quote(skb, p->l4, false, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED
-										  : FBR_NONE;
-	return fbr_rewrite(skb, p->l3, true, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 #endif

@@ -5,14 +5,18 @@
 #ifndef FBR_HOST_H
 #define FBR_HOST_H
 
+#include "claim.h"
+#include "clock.h"
 #include "create.h"
-#include "csum.h"
+#include "device.h"
+#include "extport.h"
 #include "flow.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
 #include "out.h"
 #include "parse.h"
 #include "reason.h"
+#include "rewrite.h"
 #include "session.h"
 #include "track.h"
 

@@ -14,11 +14,23 @@
 #define FBR_HOSTPORT_H
 
 #include "../include/bpf/bpf_endian.h"
-#include "../include/bpf/bpf_helpers.h"
+#include "addr.h"
 #include "config.h"
-#include "maps.h"
+#include "device.h"
+#include "extport.h"
 #include "publish.h"
-#include "types.h"
+#include "told.h"
+
+/* The host's own addresses, as the control plane last saw them: read only by
+ * sockets of the host that use a published port, for which there is no route lookup.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_STATS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, __u32); /* unused */
+} fbr_local SEC(".maps");
 
 #define FBR_CG_ALLOW      1
 #define FBR_CG_DENY       0
@@ -93,48 +105,6 @@ static __always_inline struct fbr_pub *fbr_cg_pub(struct bpf_sock_addr *ctx, __b
 	if (!pub || (!pub->held && fbr_cg_listens(ctx, addr, port, proto, six)))
 		return NULL;
 	return fbr_loopback_or_zero(addr) || bpf_map_lookup_elem(&fbr_local, &addr) ? pub : NULL;
-}
-
-/* Notes what the socket asked for. */
-static __always_inline void fbr_cg_note(struct bpf_sock_addr *ctx, const struct fbr_pub *pub,
-					__be32 addr, bool six)
-{
-	struct fbr_told told = {
-		.ip = pub->ip, .port = pub->port, .host = addr, .hport = ctx->user_port, .six = six
-	};
-	struct bpf_sock *sk = ctx->sk;
-	struct fbr_sock *s;
-	int i;
-
-	if (!sk)
-		return;
-	s = bpf_sk_storage_get(&fbr_told, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!s)
-		return;
-	for (i = 0; i < FBR_TOLD_MAX; i++) {
-		if (s->told[i].ip == told.ip && s->told[i].port == told.port) {
-			s->told[i] = told;
-			return;
-		}
-	}
-	s->told[s->turn++ % FBR_TOLD_MAX] = told;
-}
-
-/* What the socket asked for when it was led to addr:port, or NULL. */
-static __always_inline struct fbr_told *fbr_cg_told(struct bpf_sock_addr *ctx, __be32 addr)
-{
-	struct bpf_sock *sk = ctx->sk;
-	__be16 port = ctx->user_port;
-	struct fbr_sock *s;
-	int i;
-
-	s = sk && addr ? bpf_sk_storage_get(&fbr_told, sk, NULL, 0) : NULL;
-	if (!s)
-		return NULL;
-	for (i = 0; i < FBR_TOLD_MAX; i++)
-		if (s->told[i].ip == addr && s->told[i].port == port)
-			return &s->told[i];
-	return NULL;
 }
 
 /* Whether the socket may go to the container: one that asks for an address of

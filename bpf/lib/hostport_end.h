@@ -9,10 +9,8 @@
 #ifndef FBR_HOSTPORT_END_H
 #define FBR_HOSTPORT_END_H
 
-#include "../include/kernel.h"
-#include "../include/bpf/bpf_helpers.h"
-#include "maps.h"
 #include "publish.h"
+#include "told.h"
 
 extern int bpf_sock_destroy(struct sock_common *sk) __ksym;
 

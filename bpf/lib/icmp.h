@@ -7,17 +7,21 @@
 #ifndef FBR_ICMP_H
 #define FBR_ICMP_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "clock.h"
+#include "config.h"
 #include "csum.h"
+#include "device.h"
 #include "flow.h"
 #include "in.h"
 #include "l2.h"
 #include "local.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
 #include "parse.h"
 #include "reason.h"
 #include "refusal.h"
+#include "rewrite.h"
 #include "session.h"
 
 /* Changes two bytes of an ICMP message whose checksum is at c. */

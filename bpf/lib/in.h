@@ -3,18 +3,26 @@
 #ifndef FBR_IN_H
 #define FBR_IN_H
 
+#include "../include/bpf/bpf_endian.h"
+#include "claim.h"
+#include "clock.h"
+#include "config.h"
 #include "create.h"
-#include "csum.h"
 #include "ct.h"
+#include "device.h"
+#include "extport.h"
 #include "flow.h"
+#include "instance.h"
 #include "lease.h"
 #include "local.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
 #include "parse.h"
 #include "publish.h"
 #include "reason.h"
+#include "rewrite.h"
 #include "session.h"
+#include "socket.h"
 #include "track.h"
 
 /* The inbound entry for k, or NULL if there is none, its time is over, or its port gone. */

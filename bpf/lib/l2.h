@@ -3,7 +3,6 @@
 #ifndef FBR_L2_H
 #define FBR_L2_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
 #include "reason.h"

@@ -7,8 +7,10 @@
 #define FBR_LEASE_H
 
 #include "clock.h"
+#include "device.h"
 #include "flow.h"
-#include "maps.h"
+#include "instance.h"
+#include "nat.h"
 
 static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const struct fbr_conf *c,
 					    __u64 now)

@@ -7,9 +7,8 @@
 #ifndef FBR_LOCAL_H
 #define FBR_LOCAL_H
 
-#include "../include/bpf/bpf_helpers.h"
 #include "config.h"
-#include "maps.h"
+#include "device.h"
 
 /* What bpf_fib_lookup() says to a packet for an address that comes in by a device:
  * BPF_FIB_LKUP_RET_NOT_FWDED is what the kernel takes for itself, on whatever device,

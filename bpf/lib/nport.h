@@ -11,10 +11,12 @@
 #include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
-#include "ct.h"
-#include "maps.h"
-#include "parse.h"
+#include "device.h"
+#include "extport.h"
+#include "instance.h"
+#include "nat.h"
 #include "pool.h"
+#include "socket.h"
 
 #define FBR_PORT_LOOKS  512 /* free ports looked at by one allocation: each costs two lookups */
 #define FBR_PORT_PREFER 6   /* of those, as long as noted ones are passed over */
@@ -46,60 +48,6 @@ static __always_inline struct fbr_nport *fbr_nport_at(__u8 proto, __be16 port)
 	struct fbr_conf *c = fbr_conf_get();
 
 	return c && fbr_in_range(c, port) ? fbr_nport_get(proto, bpf_ntohs(port)) : NULL;
-}
-
-/* Whether a socket of the host would receive packets from t's source to its destination. */
-static __always_inline bool fbr_socket_exists(struct __sk_buff *skb, __u8 proto,
-					      struct bpf_sock_tuple *t)
-{
-	struct bpf_sock *sk = NULL;
-
-	if (proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
-	else if (proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
-}
-
-/* The same of a packet that comes in as k. */
-__fbr_global bool fbr_host_receives(struct __sk_buff *skb, const struct fbr_flow_key *k)
-{
-	if (!k)
-		return false;
-
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = k->saddr,
-			  .daddr = k->daddr,
-			  .sport = k->sport,
-			  .dport = k->dport },
-	};
-
-	return fbr_socket_exists(skb, k->proto, &t);
-}
-
-/* Whether nobody else on this host uses ext:port towards the remote of fwd. */
-__fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext,
-				 __u32 port)
-{
-	if (!fwd)
-		return false;
-
-	/* One tuple for both: this is the end of the longest chain of calls, and
-	 * their stacks together may take 512 bytes.
-	 */
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = fwd->daddr,
-			  .daddr = ext,
-			  .sport = fwd->dport,
-			  .dport = bpf_htons(port) },
-	};
-
-	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
-
-	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
 }
 
 /* A neighbour was seen using the port less than the hold time ago. */
@@ -262,11 +210,6 @@ static __always_inline void fbr_peer_put(__u8 proto, __u16 port, __be32 addr)
 
 	if (n && __sync_fetch_and_add(n, (__u32)-1) == 1)
 		bpf_map_delete_elem(&fbr_peer, &k);
-}
-
-static __always_inline void fbr_atomic_dec(__u32 *v)
-{
-	__sync_fetch_and_add(v, (__u32)-1);
 }
 
 /* Takes one session off a port; the last one releases it. */

@@ -3,16 +3,23 @@
 #ifndef FBR_OUT_H
 #define FBR_OUT_H
 
+#include "claim.h"
+#include "clock.h"
+#include "config.h"
 #include "create.h"
-#include "csum.h"
 #include "ct.h"
+#include "device.h"
+#include "extport.h"
 #include "flow.h"
+#include "instance.h"
 #include "lease.h"
 #include "local.h"
-#include "maps.h"
+#include "nat.h"
+#include "nport.h"
 #include "parse.h"
 #include "publish.h"
 #include "reason.h"
+#include "rewrite.h"
 #include "session.h"
 #include "track.h"
 

@@ -5,10 +5,8 @@
 #ifndef FBR_PARSE_H
 #define FBR_PARSE_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
-#include "../include/bpf/bpf_helpers.h"
-#include "types.h"
+#include "nat.h"
 
 enum fbr_l4_kind {
 	FBR_L4_NONE = 0, /* no ports: other protocol, fragment, cut short */

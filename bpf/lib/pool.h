@@ -16,11 +16,8 @@
 #ifndef FBR_POOL_H
 #define FBR_POOL_H
 
-#include "../include/kernel.h"
-#include "../include/bpf/bpf_helpers.h"
 #include "clock.h"
-#include "maps.h"
-#include "types.h"
+#include "extport.h"
 
 #define FBR_NO_PORT 0xffffffff
 

@@ -6,11 +6,9 @@
 #define FBR_PORT_H
 
 #include "../include/bpf/bpf_endian.h"
-#include "../include/bpf/bpf_helpers.h"
 #include "csum.h"
-#include "maps.h"
+#include "device.h"
 #include "reason.h"
-#include "types.h"
 
 #define FBR_IP6_EXT_MAX 6 /* extension headers followed before giving up */
 

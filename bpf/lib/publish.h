@@ -10,47 +10,44 @@
 #ifndef FBR_PUBLISH_H
 #define FBR_PUBLISH_H
 
-#include "../include/bpf/bpf_helpers.h"
-#include "ct.h"
+#include "addr.h"
+#include "device.h"
+#include "extport.h"
 #include "local.h"
-#include "maps.h"
-#include "nport.h"
-#include "parse.h"
+#include "nat.h"
+#include "socket.h"
 
-static __always_inline bool fbr_loopback_or_zero(__be32 a)
-{
-	return (a & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) ||
-	       (a & bpf_htonl(0xff000000)) == 0;
-}
+#define FBR_PUBS_MAX 262144 /* published ports */
 
-/* Whether a socket of the host is connected to exactly this remote (UDP), or a
- * neighbour NAT's client has written to it from this port: they were there before
- * the publication, and the answers are theirs.
+/* fbr_pub[host address (0: any), port, protocol]: where a port of the host leads */
+struct fbr_pub {
+	__be32 ip; /* the container's */
+	__be16 port;
+	__u8 held; /* the engine keeps a socket on the host's port: sockets there do not count */
+	__u8 pad;
+	__u32 pif;
+	__be32 allow; /* clients: address & mask */
+	__be32 allow_mask;
+};
+
+/* Published ports, and by the container's address and port the host's (0: any
+ * address). Allocated as they come: there are none, a few, or tens of thousands.
  */
-__fbr_global bool fbr_udp_awaited(struct __sk_buff *skb, const struct fbr_flow_key *k)
-{
-	if (!k || k->proto != IPPROTO_UDP)
-		return false;
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_PUBS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_bind_key);
+	__type(value, struct fbr_pub);
+} fbr_pub SEC(".maps");
 
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = k->saddr,
-			  .daddr = k->daddr,
-			  .sport = k->sport,
-			  .dport = k->dport },
-	};
-	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
-	struct bpf_sock *sk;
-	bool connected;
-
-	sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
-	if (sk) {
-		connected = sk->dst_port;
-		bpf_sk_release(sk);
-		if (connected)
-			return true;
-	}
-	return fbr_ct_exists(skb, &t, &o) && o.dir == FBR_CT_REPLY;
-}
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FBR_PUBS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_bind_key);
+	__type(value, struct fbr_bind_key);
+} fbr_pub_of SEC(".maps");
 
 /* The publication of a port of the host, of this address or of any, or NULL. */
 static __always_inline struct fbr_pub *fbr_pub_get(__be32 addr, __be16 port, __u8 proto)

@@ -8,11 +8,9 @@
 #ifndef FBR_QDISC_H
 #define FBR_QDISC_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_core_read.h"
-#include "../include/bpf/bpf_helpers.h"
+#include "device.h"
 #include "kctx.h"
-#include "types.h"
 
 /* Whether a clsact or ingress qdisc has filters at this hook; tcx programs are none. */
 static __always_inline bool fbr_hook_filtered(struct bpf_mprog_entry *e)

@@ -6,9 +6,11 @@
 #define FBR_QUEUES_H
 
 #include "config.h"
+#include "device.h"
 #include "flow.h"
+#include "instance.h"
 #include "lease.h"
-#include "maps.h"
+#include "nat.h"
 #include "session.h"
 
 #define FBR_ROOM_TRIES 64 /* queued sessions looked at to make room for one */

@@ -6,6 +6,8 @@
 #ifndef FBR_REASON_H
 #define FBR_REASON_H
 
+#include "../include/kernel.h"
+
 enum fbr_reason {
 	FBR_NONE = 0,
 	FBR_SPOOF_MAC,   /* source MAC is not the port's */

@@ -5,8 +5,9 @@
 
 #include "clock.h"
 #include "config.h"
-#include "maps.h"
-#include "nport.h"
+#include "device.h"
+#include "instance.h"
+#include "nat.h"
 #include "queues.h"
 #include "session.h"
 

@@ -20,12 +20,26 @@
 #ifndef FBR_REFUSAL_H
 #define FBR_REFUSAL_H
 
-#include "../include/bpf/bpf_helpers.h"
+#include "clock.h"
+#include "extport.h"
 #include "flow.h"
 #include "kctx.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
 #include "parse.h"
+#include "socket.h"
+
+#define FBR_PASSED_MAX 4096 /* of fbr_passed */
+
+/* Packets for ports of the NAT range that INPUT let through, by a hash that is also
+ * the value (refusal.h)
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_PASSED_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} fbr_passed SEC(".maps");
 
 /* Whether the host answers for a port: it was the last to use it, or has used it
  * lately beside a mapping.

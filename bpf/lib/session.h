@@ -11,13 +11,14 @@
 #ifndef FBR_SESSION_H
 #define FBR_SESSION_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
+#include "device.h"
 #include "flow.h"
-#include "lease.h"
-#include "maps.h"
+#include "instance.h"
+#include "nat.h"
 #include "nport.h"
-#include "parse.h"
 
 #define FBR_GRACE 2 /* seconds between expiry and reclaim */
 

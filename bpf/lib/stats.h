@@ -10,8 +10,39 @@
 #ifndef FBR_STATS_H
 #define FBR_STATS_H
 
-#include "maps.h"
+#include "device.h"
 #include "reason.h"
+
+struct fbr_path {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* One cache line a device and CPU. RX = received by the host from the device. */
+struct fbr_stats {
+	struct fbr_path rx[2]; /* [0] slow, [1] fast */
+	struct fbr_path tx[2];
+};
+
+_Static_assert(sizeof(struct fbr_stats) == 64, "fbr_stats");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FBR_STATS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_stats);
+} fbr_stats SEC(".maps");
+
+struct fbr_drops {
+	__u64 n[16]; /* by enum fbr_reason */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FBR_STATS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_drops);
+} fbr_drops SEC(".maps");
 
 #define FBR_SLOW 0
 #define FBR_FAST 1

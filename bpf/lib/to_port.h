@@ -3,16 +3,18 @@
 #ifndef FBR_TO_PORT_H
 #define FBR_TO_PORT_H
 
+#include "../include/bpf/bpf_endian.h"
+#include "addr.h"
 #include "ct.h"
-#include "hairpin.h"
+#include "device.h"
+#include "hair.h"
+#include "hairpin_deliver.h"
 #include "in.h"
 #include "kctx.h"
-#include "maps.h"
 #include "parse.h"
 #include "qdisc.h"
 #include "reason.h"
 #include "stats.h"
-#include "uplink.h"
 
 /* Whether a rule of the host leads what the kernel delivers to a port there, from another
  * network. An internal network is closed to that, too.

@@ -3,10 +3,11 @@
 #ifndef FBR_TO_UPLINK_H
 #define FBR_TO_UPLINK_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "config.h"
+#include "device.h"
 #include "icmp.h"
 #include "local.h"
-#include "maps.h"
 #include "parse.h"
 #include "reason.h"
 #include "stats.h"

@@ -3,11 +3,12 @@
 #ifndef FBR_TRACK_H
 #define FBR_TRACK_H
 
+#include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
 #include "flow.h"
 #include "lease.h"
-#include "maps.h"
+#include "nat.h"
 #include "parse.h"
 #include "queues.h"
 #include "session.h"

@@ -3,21 +3,20 @@
 #ifndef FBR_UPLINK_H
 #define FBR_UPLINK_H
 
+#include "addr.h"
+#include "csum.h"
+#include "device.h"
 #include "frag.h"
 #include "host.h"
 #include "icmp.h"
+#include "instance.h"
 #include "local.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
 #include "out.h"
 #include "parse.h"
 #include "reason.h"
 #include "refusal.h"
-
-static __always_inline bool fbr_multicast(__be32 a)
-{
-	return (a & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
-}
 
 /* Whether a packet from outside has addresses that cannot come from there (RFC 1812
  * section 5.3.7). ctx is that of a tc or an XDP program, here and below.

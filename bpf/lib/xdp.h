@@ -13,12 +13,18 @@
 #ifndef FBR_XDP_H
 #define FBR_XDP_H
 
+#include "../include/bpf/bpf_endian.h"
+#include "clock.h"
+#include "config.h"
 #include "csum.h"
+#include "device.h"
 #include "fast.h"
-#include "flow.h"
+#include "instance.h"
 #include "lease.h"
-#include "maps.h"
+#include "nat.h"
 #include "nport.h"
+#include "reason.h"
+#include "rewrite.h"
 #include "stats.h"
 #include "uplink.h"
 

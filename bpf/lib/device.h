@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Ports, uplinks and bridges, how they are found, and what each of them holds. */
+#ifndef FBR_DEVICE_H
+#define FBR_DEVICE_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_helpers.h"
+
+#define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
+#define FBR_DEVS_MORE 1024  /* and beyond them, for devices whose slot is taken */
+#define FBR_STATS_MAX 4096  /* devices that can exist at once */
+#define FBR_FDB_BITS  12    /* of a hash of a MAC address, for fbr_fdb_near */
+
+enum fbr_dev_flags {
+	FBR_DEV_PORT = 1,
+	FBR_DEV_UPLINK = 2,
+	FBR_DEV_BRIDGE = 4,
+	FBR_DEV_SLOW = 8, /* port: always the kernel path, by the control plane */
+	FBR_DEV_INTERNAL = 16,
+	FBR_DEV_ROUTED = 32,   /* port: its network is not translated */
+	FBR_DEV_FRAGS = 64,    /* to the namespace that puts inbound fragments in order */
+	FBR_DEV_RAW_IP = 128,  /* uplink: no L2 header */
+	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
+	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc or filters on it (qdisc.h) */
+	FBR_DEV_CLOSED = 1024, /* uplink: nobody but us opened it for forwarding (guard.h) */
+};
+
+/* Always the kernel path, whoever says so. */
+#define FBR_DEV_KERNEL_PATH (FBR_DEV_SLOW | FBR_DEV_QUEUES)
+
+/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. An
+ * uplink or a bridge whose slot another device has is at fbr_dev_elsewhere(ifindex).
+ */
+struct fbr_dev {
+	__u32 ifindex; /* 0: slot is free; else must equal the device's */
+	__be32 ip;     /* port: the container's; uplink: the primary address */
+	__u32 bridge;  /* port: ifindex of its bridge; bridge: itself */
+	enum fbr_dev_flags flags;
+	__u16 stats;    /* index into fbr_stats, fbr_drops, fbr_quota */
+	__u16 mtu;      /* bytes, L3 */
+	__u8 mac[6];    /* port: the container's; FBR_DEV_FRAGS: its peer's */
+	__u8 gw_mac[6]; /* port: the bridge's */
+};
+
+_Static_assert(sizeof(struct fbr_dev) == 32, "fbr_dev");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_DEVS_MAX + FBR_DEVS_MORE);
+	__type(key, __u32);
+	__type(value, struct fbr_dev);
+} fbr_devs SEC(".maps");
+
+/* The second slot of a device. Those that share the first differ in the quotient. */
+static __always_inline __u32 fbr_dev_elsewhere(__u32 ifindex)
+{
+	return FBR_DEVS_MAX + (ifindex + ifindex / FBR_DEVS_MAX) % FBR_DEVS_MORE;
+}
+
+/* The entry of a device, or NULL if it is not ours. */
+static __always_inline struct fbr_dev *fbr_dev_get(__u32 ifindex)
+{
+	__u32 slot = ifindex % FBR_DEVS_MAX;
+	struct fbr_dev *d = bpf_map_lookup_elem(&fbr_devs, &slot);
+
+	if (!d || !ifindex)
+		return NULL;
+	if (d->ifindex == ifindex)
+		return d;
+	slot = fbr_dev_elsewhere(ifindex);
+	d = bpf_map_lookup_elem(&fbr_devs, &slot);
+	return d && d->ifindex == ifindex ? d : NULL;
+}
+
+struct fbr_fdb_key {
+	__u8 mac[6];
+	__u16 pad;
+	__u32 bridge;
+};
+
+/* MAC to port, per bridge */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * FBR_STATS_MAX);
+	__type(key, struct fbr_fdb_key);
+	__type(value, __u32); /* ifindex */
+} fbr_fdb SEC(".maps");
+
+/* The port last found in fbr_fdb, by a hash of what it was found under. A hint:
+ * the port's own addresses are compared.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << FBR_FDB_BITS);
+	__type(key, __u32);
+	__type(value, __u32); /* ifindex */
+} fbr_fdb_near SEC(".maps");
+
+/* container address to port; subnets of an instance never overlap */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * FBR_STATS_MAX);
+	__type(key, __be32);
+	__type(value, __u32); /* ifindex */
+} fbr_hosts SEC(".maps");
+
+/* The port of the container that has an address, or NULL. */
+static __always_inline struct fbr_dev *fbr_host_port(__be32 addr)
+{
+	__u32 *ifindex = bpf_map_lookup_elem(&fbr_hosts, &addr);
+
+	return ifindex ? fbr_dev_get(*ifindex) : NULL;
+}
+
+/* fbr_nets: longest prefix match, one entry a subnet */
+struct fbr_net_key {
+	__u32 prefixlen;
+	__be32 addr;
+};
+
+enum fbr_net_flags {
+	FBR_NET_MASQUERADE = 1,
+	FBR_NET_INTERNAL = 2,
+	FBR_NET_EDM = 4, /* endpoint-dependent mapping: every flow has a port of its own */
+	/* Who may answer: neither bit: the contacted address and port (RFC 4787 section 5) */
+	FBR_NET_ADF = 8,     /* any port of a contacted address */
+	FBR_NET_EIF = 16,    /* anybody */
+	FBR_NET_STRICT = 32, /* no port free: refuse instead of sharing one */
+};
+
+struct fbr_net {
+	__u32 bridge; /* ifindex */
+	enum fbr_net_flags flags;
+	__be32 broadcast; /* 0: the subnet has none */
+};
+
+/* Subnets. Read on the kernel path only: a trie costs more than all the rest of a hit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fbr_net_key);
+	__type(value, struct fbr_net);
+} fbr_nets SEC(".maps");
+
+/* The network an address (network byte order) belongs to, or NULL. */
+static __always_inline struct fbr_net *fbr_net_get(__be32 addr)
+{
+	struct fbr_net_key k = { .prefixlen = 32, .addr = addr };
+
+	return bpf_map_lookup_elem(&fbr_nets, &k);
+}
+
+/* What one port holds, for the quotas */
+struct fbr_quota {
+	__u32 sessions;
+	__u32 ports;
+	__u32 half;       /* TCP sessions not established yet */
+	__u32 frags;      /* datagrams whose fragments are passing */
+	__u64 refused_at; /* jiffies of the last ICMP error about a refused flow */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_STATS_MAX);
+	__type(key, __u32);
+	__type(value, struct fbr_quota);
+} fbr_quota SEC(".maps");
+
+/* What a device holds, or NULL if it is gone. */
+static __always_inline struct fbr_quota *fbr_quota_get(__u32 ifindex)
+{
+	struct fbr_dev *d = fbr_dev_get(ifindex);
+	__u32 i;
+
+	if (!d)
+		return NULL;
+	i = d->stats;
+	return bpf_map_lookup_elem(&fbr_quota, &i);
+}
+
+static __always_inline void fbr_atomic_dec(__u32 *v)
+{
+	__sync_fetch_and_add(v, (__u32)-1);
+}
+
+#endif

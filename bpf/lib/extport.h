@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The tables of external ports: who owns which, and which are free. */
+#ifndef FBR_EXTPORT_H
+#define FBR_EXTPORT_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_helpers.h"
+
+enum {
+	FBR_CLASS_TCP,
+	FBR_CLASS_UDP,
+	FBR_CLASS_ICMP,
+	FBR_CLASSES,
+};
+
+struct fbr_bind_key {
+	__be32 ip;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+/* endpoint-independent mapping: source to external port */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024); /* sized by Go: no more than sessions, nor than ports */
+	__type(key, struct fbr_bind_key);
+	__type(value, __u32); /* the port, host byte order */
+} fbr_bind SEC(".maps");
+
+/* fbr_nport[class << 16 | port]: who has it, or had it last */
+struct fbr_nport {
+	__u32 refs;     /* sessions that use it; the last one releases it */
+	__be32 ip;      /* owner */
+	__be16 port;    /* owner's source port */
+	__u16 bound;    /* an entry in fbr_bind points here */
+	__u32 pif;      /* owner's device; 0: the host */
+	__be32 ext;     /* the address that it was last used with */
+	__u64 noted_at; /* jiffies: used beside any mapping; 0: not since one took it */
+	__u64 used_at; /* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_CLASSES << 16);
+	__type(key, __u32);
+	__type(value, struct fbr_nport);
+} fbr_nport SEC(".maps");
+
+/* A remote address that a mapping has contacted: what address-dependent filtering lets in */
+struct fbr_peer_key {
+	__u32 nport; /* index into fbr_nport */
+	__be32 addr;
+};
+
+/* Contacted addresses of networks with address-dependent filtering, and how many
+ * sessions lead there. Its memory is taken at creation like that of all NAT
+ * state: what would be refused to an insert, the filter would refuse to a remote.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024); /* sized by Go */
+	__type(key, struct fbr_peer_key);
+	__type(value, __u32);
+} fbr_peer SEC(".maps");
+
+#define FBR_PORTS 65536
+
+enum fbr_port_state {
+	FBR_PORT_OPEN = 1,  /* mappings may have it */
+	FBR_PORT_FREE = 2,  /* stands in the ring */
+	FBR_PORT_TAKEN = 4, /* by a mapping */
+};
+
+/* fbr_pool[class]: the free ones among the external ports; pool.h says how */
+struct fbr_pool {
+	struct bpf_spin_lock lock; /* for all below */
+	__u32 head;
+	__u32 ripe;
+	__u32 tail;
+	__u32 open;            /* ports with FBR_PORT_OPEN */
+	__u16 ring[FBR_PORTS]; /* free ports, by place */
+	__u16 at[FBR_PORTS];   /* places, by free port */
+	__u8 state[FBR_PORTS]; /* enum fbr_port_state, by port */
+};
+
+/* The free external ports of each protocol */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FBR_CLASSES);
+	__type(key, __u32);
+	__type(value, struct fbr_pool);
+} fbr_pool SEC(".maps");
+
+#endif

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Fragments from outside: the detour by which they come in order (frag.h), and back. */
+#ifndef FBR_FRAG_IN_H
+#define FBR_FRAG_IN_H
+
+#include "../include/bpf/bpf_endian.h"
+#include "config.h"
+#include "device.h"
+#include "flow.h"
+#include "frag.h"
+#include "in.h"
+#include "instance.h"
+#include "l2.h"
+#include "local.h"
+#include "nat.h"
+#include "nport.h"
+#include "parse.h"
+#include "reason.h"
+#include "stats.h"
+
+/* Whether an inbound fragment, come by uplink u, is one for the namespace that
+ * puts them in order: one that the host would deliver to itself. Its hop there
+ * will be given back; a TTL of 1 would not survive it, and leads to no
+ * container either. If so the frame is addressed to that namespace now.
+ */
+__fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p,
+				  const struct fbr_dev *u, __u32 frags)
+{
+	if (!p || !u)
+		return false;
+
+	struct fbr_dev *d = fbr_dev_get(frags);
+	__u32 *via = fbr_frag_via_get(p);
+	__u8 ttl;
+
+	if (!d || !via || skb->pkt_type != PACKET_HOST ||
+	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP) ||
+	    bpf_skb_load_bytes(skb, p->l3 + FBR_IP_TTL, &ttl, 1) || ttl <= 1 ||
+	    !fbr_is_local(skb, u, p->daddr))
+		return false;
+	*via = u->ifindex;
+	return !(!p->l3 && fbr_push_eth(skb)) && !bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0);
+}
+
+/* A fragment that fbr_frag_in has seen to, on its second visit to the uplink. */
+static __always_inline bool fbr_frag_returned(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	if (!p->frag || !cfg_mark || skb->mark != cfg_mark)
+		return false;
+	skb->mark = 0;
+	/* Its frame is still the other namespace's. */
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return true;
+}
+
+/* Gives back the hop that the other namespace took. */
+static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
+{
+	__u16 old, new; /* TTL and protocol */
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + FBR_IP_TTL, &old, 2))
+		return -1;
+	new = old;
+	(*(__u8 *)&new)++;
+	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + FBR_IP_TTL, &new, 2, 0);
+}
+
+/* The first fragment of a datagram from outside, just translated by
+ * fbr_unsnat() under k: enters the datagram. p is as it was before.
+ */
+__fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const struct fbr_pkt *p,
+					       const struct fbr_flow_key *k)
+{
+	if (!p || !k)
+		return FBR_UNSUPPORTED;
+
+	struct fbr_frag_key fk = {
+		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = 1
+	};
+	struct fbr_flow *f = fbr_flow_get(k);
+	struct fbr_frag v = { .id = p->id };
+
+	if (!f || bpf_skb_load_bytes(skb, p->l3 + 16, &v.addr, 4))
+		return FBR_UNSUPPORTED;
+	if (v.addr == p->daddr)
+		return FBR_NONE; /* the host's own: the others are right as they are */
+	v.pif = f->pif;
+	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;
+}
+
+/* Translates a fragment from outside if it belongs to a flow or may begin one:
+ * FBR_NONE, FBR_FOREIGN (the host's, untouched), or a reason to drop it.
+ */
+static __always_inline enum fbr_reason
+fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u)
+{
+	struct fbr_conf *c = fbr_conf_get();
+	struct fbr_flow_key k;
+	enum fbr_reason why;
+
+	if (p->frag & FBR_FRAG_LATER)
+		return fbr_frag_later(skb, p, true);
+	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP) ||
+	    !(fbr_in_range(c, p->dport) || c->published) || p->saddr == p->daddr)
+		return FBR_FOREIGN;
+	fbr_key(&k, p);
+	why = fbr_unsnat_first(skb, p, u, &k);
+	return why ? why : fbr_frag_first_in(skb, p, &k);
+}
+
+/* A packet that comes back from the other namespace. Returns the verdict. */
+static __always_inline int fbr_frag_return(struct __sk_buff *skb)
+{
+	struct fbr_dev *u;
+	struct fbr_pkt p;
+	__u32 *via, why;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &p) || !p.frag)
+		return TCX_DROP; /* that namespace's own */
+	via = fbr_frag_via_get(&p);
+	u = via ? fbr_dev_get(*via) : NULL;
+	if (!u || !(u->flags & FBR_DEV_UPLINK) || fbr_frag_add_hop(skb))
+		return TCX_DROP;
+	why = fbr_frag_unsnat(skb, &p, u);
+	if (why && why != FBR_FOREIGN) {
+		fbr_count_drop(u, why);
+		return TCX_DROP;
+	}
+	skb->mark = cfg_mark;
+	return bpf_redirect(u->ifindex, BPF_F_INGRESS);
+}
+
+#endif

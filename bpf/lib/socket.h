@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Who else on this host uses a port: a socket or, as connection tracking tells, a
+ * neighbour NAT.
+ */
+#ifndef FBR_SOCKET_H
+#define FBR_SOCKET_H
+
+#include "../include/bpf/bpf_endian.h"
+#include "ct.h"
+#include "nat.h"
+
+/* Whether a socket of the host would receive packets from t's source to its destination. */
+static __always_inline bool fbr_socket_exists(struct __sk_buff *skb, __u8 proto,
+					      struct bpf_sock_tuple *t)
+{
+	struct bpf_sock *sk = NULL;
+
+	if (proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
+	else if (proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* The same of a packet that comes in as k. */
+__fbr_global bool fbr_host_receives(struct __sk_buff *skb, const struct fbr_flow_key *k)
+{
+	if (!k)
+		return false;
+
+	struct bpf_sock_tuple t = {
+		.ipv4 = { .saddr = k->saddr,
+			  .daddr = k->daddr,
+			  .sport = k->sport,
+			  .dport = k->dport },
+	};
+
+	return fbr_socket_exists(skb, k->proto, &t);
+}
+
+/* Whether nobody else on this host uses ext:port towards the remote of fwd. */
+__fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext,
+				 __u32 port)
+{
+	if (!fwd)
+		return false;
+
+	/* One tuple for both: this is the end of the longest chain of calls, and
+	 * their stacks together may take 512 bytes.
+	 */
+	struct bpf_sock_tuple t = {
+		.ipv4 = { .saddr = fwd->daddr,
+			  .daddr = ext,
+			  .sport = fwd->dport,
+			  .dport = bpf_htons(port) },
+	};
+
+	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
+
+	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
+}
+
+/* Whether a socket of the host is connected to exactly this remote (UDP), or a
+ * neighbour NAT's client has written to it from this port: they were there before
+ * the publication, and the answers are theirs.
+ */
+__fbr_global bool fbr_udp_awaited(struct __sk_buff *skb, const struct fbr_flow_key *k)
+{
+	if (!k || k->proto != IPPROTO_UDP)
+		return false;
+
+	struct bpf_sock_tuple t = {
+		.ipv4 = { .saddr = k->saddr,
+			  .daddr = k->daddr,
+			  .sport = k->sport,
+			  .dport = k->dport },
+	};
+	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
+	struct bpf_sock *sk;
+	bool connected;
+
+	sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (sk) {
+		connected = sk->dst_port;
+		bpf_sk_release(sk);
+		if (connected)
+			return true;
+	}
+	return fbr_ct_exists(skb, &t, &o) && o.dir == FBR_CT_REPLY;
+}
+
+#endif
