@@ -259,6 +259,7 @@ const (
 	tcFbrReasonFBR_FILTERED    tcFbrReason = 14
 	tcFbrReasonFBR_BAD_CSUM    tcFbrReason = 15
 	tcFbrReasonFBR_REASON_MAX  tcFbrReason = 16
+	tcFbrReasonFBR_NOT_OURS    tcFbrReason = 255
 )
 
 type tcFbrRequest struct {

@@ -50,7 +50,9 @@ volatile const __u32 cfg_to_tcp_closing = 240;
  */
 volatile const __u32 cfg_to_tcp_waiting = 60;
 volatile const __u32 cfg_to_udp_waiting = 30;
-/* how long a released external port, or a neighbour's note on one, keeps it from being taken first */
+/* How long an external port stands back in the pool after its release, or after a neighbour
+ * was seen using it.
+ */
 volatile const __u32 cfg_to_hold = 120;
 
 #endif

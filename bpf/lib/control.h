@@ -14,15 +14,20 @@
  * see the maps as the other programs do. The packet is a struct fbr_request.
  */
 enum fbr_op {
-	FBR_OP_NOW = 1, /* arg = jiffies */
-	FBR_OP_FLUSH =
-		2, /* end the sessions of device ifindex (0: all) in slots [from, to); arg = how many */
-	FBR_OP_FIB = 3, /* arg = what bpf_fib_lookup says to BPF_FIB_LOOKUP_SRC */
-	FBR_OP_OPEN =
-		4, /* let mappings have the ports [from, to) of the classes whose bits arg has */
-	FBR_OP_SHUT = 5, /* or not any more */
-	FBR_OP_CARRY =
-		6, /* a struct fbr_carried follows; from: it may be made anew; arg = enum fbr_carry_result */
+	/* Reads the clock: arg = jiffies. */
+	FBR_OP_NOW = 1,
+	/* Ends the sessions of device ifindex (0: of all) in slots [from, to); arg = how many. */
+	FBR_OP_FLUSH = 2,
+	/* Asks whether the kernel knows BPF_FIB_LOOKUP_SRC: arg = what bpf_fib_lookup() returns. */
+	FBR_OP_FIB = 3,
+	/* Lets mappings have the ports [from, to) of the classes whose bits are set in arg. */
+	FBR_OP_OPEN = 4,
+	/* Takes these ports away from new mappings. */
+	FBR_OP_SHUT = 5,
+	/* Brings over the session in the struct fbr_carried that follows. from: it may be made
+	 * if it is not there. arg = enum fbr_carry_result.
+	 */
+	FBR_OP_CARRY = 6,
 };
 
 struct fbr_request {

@@ -6,7 +6,8 @@
 #include "../include/bpf/bpf_core_read.h"
 #include "kctx.h"
 
-#define FBR_TCP_CSUM  16 /* offsets in the L4 headers */
+#define FBR_IP_CSUM   10 /* offsets in the headers */
+#define FBR_TCP_CSUM  16
 #define FBR_UDP_CSUM  6
 #define FBR_ICMP_CSUM 2
 #define FBR_SCTP_CSUM 8

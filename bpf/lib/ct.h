@@ -19,6 +19,17 @@ extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 #define FBR_CT_REPLY   1 /* enum ip_conntrack_dir */
 #define FBR_CT_ASSURED 4 /* IPS_ASSURED of enum ip_conntrack_status */
 
+/* The addresses and ports of a packet with the key k, as lookups of connections and of
+ * sockets want them.
+ */
+static __always_inline void fbr_ct_tuple(struct bpf_sock_tuple *t, const struct fbr_flow_key *k)
+{
+	t->ipv4.saddr = k->saddr;
+	t->ipv4.daddr = k->daddr;
+	t->ipv4.sport = k->sport;
+	t->ipv4.dport = k->dport;
+}
+
 /* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's,
  * or the host's own. o says the protocol, and is told which way the packet goes. What
  * began outside is one only when it is assured: an entry comes of any packet, whose
@@ -41,25 +52,22 @@ static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock
 	return known;
 }
 
-/* Whether connection tracking has looked at the packet and made or found an entry. */
-static __always_inline bool fbr_ct_knows(struct __sk_buff *skb)
+/* The entry that connection tracking has made or found for the packet, or NULL if it has
+ * not looked at the packet.
+ */
+static __always_inline struct nf_conn *fbr_ct_entry(struct sk_buff *k)
 {
-	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
-
-	return bpf_core_field_exists(k->_nfct) && (k->_nfct & NFCT_PTRMASK);
+	return bpf_core_field_exists(k->_nfct) ? (struct nf_conn *)(k->_nfct & NFCT_PTRMASK) : NULL;
 }
 
-/* What connection tracking says of the packet's connection: bits IPS_*, 0 if it has not
+/* The status of the packet's connection, bits IPS_*; 0 if connection tracking has not
  * looked at the packet.
  */
 static __always_inline __u32 fbr_ct_status(struct sk_buff *k)
 {
-	struct nf_conn *ct;
+	struct nf_conn *ct = fbr_ct_entry(k);
 
-	if (!bpf_core_field_exists(k->_nfct) || !(k->_nfct & NFCT_PTRMASK))
-		return 0;
-	ct = (struct nf_conn *)(k->_nfct & NFCT_PTRMASK);
-	return bpf_core_field_exists(ct->status) ? BPF_CORE_READ(ct, status) : 0;
+	return ct && bpf_core_field_exists(ct->status) ? BPF_CORE_READ(ct, status) : 0;
 }
 
 /* Whether connection tracking translates the packet's connection: by a rule that is
@@ -86,7 +94,7 @@ static __always_inline bool fbr_ct_led(struct sk_buff *k)
 __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 {
 	struct bpf_ct_opts___12 o = { .netns_id = -1 };
-	struct bpf_sock_tuple t = {};
+	struct bpf_sock_tuple t;
 	struct fbr_flow_key k;
 	struct fbr_pkt p, in;
 	struct nf_conn *ct;
@@ -110,10 +118,7 @@ __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 	} else {
 		return false;
 	}
-	t.ipv4.saddr = k.saddr;
-	t.ipv4.daddr = k.daddr;
-	t.ipv4.sport = k.sport;
-	t.ipv4.dport = k.dport;
+	fbr_ct_tuple(&t, &k);
 	o.l4proto = k.proto;
 	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
 	if (!ct)
@@ -132,19 +137,13 @@ __fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key 
 	if (!fwd)
 		return 0;
 
-	struct bpf_sock_tuple t = {
-		.ipv4 = {
-			.saddr = fwd->saddr,
-			.daddr = fwd->daddr,
-			.sport = fwd->sport,
-			.dport = fwd->dport,
-		},
-	};
+	struct bpf_sock_tuple t;
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
 	struct nf_conn *ct;
 
-	if (fwd->proto != IPPROTO_UDP || !cfg_conntrack || !fbr_ct_knows(skb))
+	if (fwd->proto != IPPROTO_UDP || !cfg_conntrack || !fbr_ct_entry(bpf_cast_to_kern_ctx(skb)))
 		return 0;
+	fbr_ct_tuple(&t, fwd);
 	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
 	if (!ct)
 		return 0;

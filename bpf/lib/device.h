@@ -43,6 +43,7 @@ struct fbr_dev {
 };
 
 _Static_assert(sizeof(struct fbr_dev) == 32, "fbr_dev");
+_Static_assert(FBR_STATS_MAX <= 1 << 16, "fbr_dev.stats is an index below it");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -13,6 +13,8 @@ enum {
 	FBR_CLASSES,
 };
 
+#define FBR_PORTS 65536 /* of a class */
+
 struct fbr_bind_key {
 	__be32 ip;
 	__be16 port;
@@ -28,7 +30,7 @@ struct {
 	__type(value, __u32); /* the port, host byte order */
 } fbr_bind SEC(".maps");
 
-/* fbr_nport[class << 16 | port]: who has it, or had it last */
+/* fbr_nport[class * FBR_PORTS + port]: who has it, or had it last */
 struct fbr_nport {
 	__u32 refs;     /* sessions that use it; the last one releases it */
 	__be32 ip;      /* owner */
@@ -37,12 +39,13 @@ struct fbr_nport {
 	__u32 pif;      /* owner's device; 0: the host */
 	__be32 ext;     /* the address that it was last used with */
 	__u64 noted_at; /* jiffies: used beside any mapping; 0: not since one took it */
-	__u64 used_at; /* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
+	/* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
+	__u64 used_at;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FBR_CLASSES << 16);
+	__uint(max_entries, FBR_CLASSES *FBR_PORTS);
 	__type(key, __u32);
 	__type(value, struct fbr_nport);
 } fbr_nport SEC(".maps");
@@ -64,8 +67,6 @@ struct {
 	__type(value, __u32);
 } fbr_peer SEC(".maps");
 
-#define FBR_PORTS 65536
-
 enum fbr_port_state {
 	FBR_PORT_OPEN = 1,  /* mappings may have it */
 	FBR_PORT_FREE = 2,  /* stands in the ring */
@@ -83,6 +84,8 @@ struct fbr_pool {
 	__u16 at[FBR_PORTS];   /* places, by free port */
 	__u8 state[FBR_PORTS]; /* enum fbr_port_state, by port */
 };
+
+_Static_assert(FBR_PORTS == 1 << 16, "a __u16 is a port, and a place in fbr_pool.ring");
 
 /* The free external ports of each protocol */
 struct {

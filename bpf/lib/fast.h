@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What a packet must look like to take the fast path: an unfragmented IPv4
- * packet without options, its header checksum right, TTL above 1, TCP with ACK and without SYN, FIN and RST,
- * UDP, or an ICMP echo, its length fields in agreement with the frame. Everything
- * else is the kernel's, which may trim or drop it, and whose connection tracking
- * calls such headers invalid.
+/* What a packet must look like to take the fast path.
+ *
+ * It is an IPv4 packet without options and not a fragment. Its header checksum is right,
+ * its TTL is above 1, and its length fields agree with the frame. It carries TCP with ACK
+ * and without SYN, FIN and RST, or UDP, or an ICMP echo. Everything else goes to the
+ * kernel, which may trim or drop it, and whose connection tracking calls such headers
+ * invalid.
  */
 #ifndef FBR_FAST_H
 #define FBR_FAST_H

@@ -22,7 +22,7 @@
 #include "nat.h"
 
 #define FBR_FLOW_NONE  0xffffffff
-#define FBR_NEAR_INDEX 0x7fffff /* in fbr_near.entry: 2 * datapath.FlowsMaxLimit - 1 */
+#define FBR_NEAR_INDEX (2 * FBR_FLOWS_LIMIT - 1) /* mask, in fbr_near.entry */
 
 /* The entry with this index, used or not. */
 static __always_inline struct fbr_flow *fbr_flow_at(__u32 i)

@@ -22,20 +22,20 @@
 #include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
+#include "csum.h"
 #include "device.h"
-#include "icmp.h"
 #include "instance.h"
 #include "parse.h"
 #include "reason.h"
+#include "rewrite.h"
 
-#define FBR_FRAGS_MAX   4096 /* datagrams at once; a power of two */
+#define FBR_FRAGS_MAX   4096 /* datagrams at once */
 #define FBR_FRAG_LANES  4096 /* of fbr_frag_id and fbr_frag_via */
 #define FBR_FRAG_SECS   2    /* RFC 6146 section 4 */
 #define FBR_FRAG_PROBES 64   /* slots looked at for a free one */
 #define FBR_FRAG_QUOTA  (FBR_FRAGS_MAX / 8)
 
-#define FBR_IP_ID       4 /* offset in the IPv4 header */
-#define FBR_IP_TTL      8
+_Static_assert((FBR_FRAGS_MAX & (FBR_FRAGS_MAX - 1)) == 0, "fbr_state.frag_hand wraps around");
 
 /* A datagram whose fragments are passing, as on the wire before rewriting */
 struct fbr_frag_key {
@@ -195,12 +195,12 @@ static __always_inline long fbr_frag_set_id(struct __sk_buff *skb, __u32 l3, __b
 {
 	if (old == new)
 		return 0;
-	return bpf_l3_csum_replace(skb, l3 + 10, old, new, 2)
-		       ?: bpf_skb_store_bytes(skb, l3 + FBR_IP_ID, &new, 2, 0);
+	return bpf_l3_csum_replace(skb, l3 + FBR_IP_CSUM, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, l3 + offsetof(struct iphdr, id), &new, 2, 0);
 }
 
 /* Translates a fragment that is not the first. Returns FBR_NONE or the reason to
- * drop it; FBR_FOREIGN: one from outside of whose datagram nothing is known, untouched.
+ * drop it; FBR_NOT_OURS: one from outside of whose datagram nothing is known, untouched.
  */
 __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct fbr_pkt *p, bool in)
 {
@@ -213,7 +213,7 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	struct fbr_frag *f = bpf_map_lookup_elem(&fbr_frag, &k), v;
 
 	if (!f || f->until <= fbr_now())
-		return in ? FBR_FOREIGN : FBR_FRAGMENT;
+		return in ? FBR_NOT_OURS : FBR_FRAGMENT;
 	v = *f;
 	/* It may have been deleted, and be another datagram's by now. */
 	barrier();
@@ -243,7 +243,7 @@ __fbr_global enum fbr_reason fbr_frag_first(struct __sk_buff *skb, const struct 
 	};
 	struct fbr_frag v = { .pif = port->ifindex };
 
-	if (bpf_skb_load_bytes(skb, p->l3 + (hairpin ? 16 : 12), &v.addr, 4))
+	if (bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, !hairpin), &v.addr, 4))
 		return FBR_UNSUPPORTED;
 	/* By the addresses that its receiver will see. */
 	v.id = hairpin ? fbr_frag_new_id(p->daddr, v.addr, p->proto)

@@ -5,6 +5,7 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "config.h"
+#include "csum.h"
 #include "device.h"
 #include "flow.h"
 #include "frag.h"
@@ -35,7 +36,7 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 
 	if (!d || !via || skb->pkt_type != PACKET_HOST ||
 	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP) ||
-	    bpf_skb_load_bytes(skb, p->l3 + FBR_IP_TTL, &ttl, 1) || ttl <= 1 ||
+	    bpf_skb_load_bytes(skb, p->l3 + offsetof(struct iphdr, ttl), &ttl, 1) || ttl <= 1 ||
 	    !fbr_is_local(skb, u, p->daddr))
 		return false;
 	*via = u->ifindex;
@@ -56,14 +57,15 @@ static __always_inline bool fbr_frag_returned(struct __sk_buff *skb, const struc
 /* Gives back the hop that the other namespace took. */
 static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
 {
+	const __u32 off = ETH_HLEN + offsetof(struct iphdr, ttl);
 	__u16 old, new; /* TTL and protocol */
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + FBR_IP_TTL, &old, 2))
+	if (bpf_skb_load_bytes(skb, off, &old, 2))
 		return -1;
 	new = old;
 	(*(__u8 *)&new)++;
-	return bpf_l3_csum_replace(skb, ETH_HLEN + 10, old, new, 2)
-		       ?: bpf_skb_store_bytes(skb, ETH_HLEN + FBR_IP_TTL, &new, 2, 0);
+	return bpf_l3_csum_replace(skb, ETH_HLEN + FBR_IP_CSUM, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
 }
 
 /* The first fragment of a datagram from outside, just translated by
@@ -81,7 +83,7 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_frag v = { .id = p->id };
 
-	if (!f || bpf_skb_load_bytes(skb, p->l3 + 16, &v.addr, 4))
+	if (!f || bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, false), &v.addr, 4))
 		return FBR_UNSUPPORTED;
 	if (v.addr == p->daddr)
 		return FBR_NONE; /* the host's own: the others are right as they are */
@@ -90,7 +92,7 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 }
 
 /* Translates a fragment from outside if it belongs to a flow or may begin one:
- * FBR_NONE, FBR_FOREIGN (the host's, untouched), or a reason to drop it.
+ * FBR_NONE, FBR_NOT_OURS (the host's, untouched), or a reason to drop it.
  */
 static __always_inline enum fbr_reason
 fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u)
@@ -103,7 +105,7 @@ fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr
 		return fbr_frag_later(skb, p, true);
 	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP) ||
 	    !(fbr_in_range(c, p->dport) || c->published) || p->saddr == p->daddr)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	fbr_key(&k, p);
 	why = fbr_unsnat_first(skb, p, u, &k);
 	return why ? why : fbr_frag_first_in(skb, p, &k);
@@ -123,7 +125,7 @@ static __always_inline int fbr_frag_return(struct __sk_buff *skb)
 	if (!u || !(u->flags & FBR_DEV_UPLINK) || fbr_frag_add_hop(skb))
 		return TCX_DROP;
 	why = fbr_frag_unsnat(skb, &p, u);
-	if (why && why != FBR_FOREIGN) {
+	if (why && why != FBR_NOT_OURS) {
 		fbr_count_drop(u, why);
 		return TCX_DROP;
 	}

@@ -58,7 +58,7 @@ __fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
 {
 	if (!p)
 		return TCX_DROP;
-	fbr_note_queue(skb, p);
+	fbr_choose_path(skb, p);
 	fbr_count_rx(skb, p, FBR_SLOW);
 	return TCX_NEXT;
 }
@@ -101,8 +101,8 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			      : FBR_L2_PROTO;
 		if (why)
 			goto drop;
-		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast && !fbr_note_queue(skb, p) &&
-		    fbr_answer_arp(skb, p)) {
+		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast &&
+		    !fbr_choose_path(skb, p) && fbr_answer_arp(skb, p)) {
 			fbr_count_rx(skb, p, FBR_FAST);
 			fbr_count_tx(skb, p, FBR_FAST);
 			return bpf_redirect_peer(p->ifindex, 0);
@@ -167,7 +167,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		__be32 daddr = ip->daddr; /* ip is void after the call */
 
 		why = fbr_hairpin(skb, p);
-		if (why == FBR_FOREIGN)
+		if (why == FBR_NOT_OURS)
 			why = fbr_route_allowed(p, daddr);
 		if (why == FBR_ISOLATED && fbr_ct_answers(skb))
 			why = FBR_NONE;

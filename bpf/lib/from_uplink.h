@@ -79,7 +79,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		goto host;
 	if (fbr_frag_returned(skb, &pkt))
 		return TCX_NEXT; /* counted when it came */
-	why = FBR_FOREIGN;
+	why = FBR_NOT_OURS;
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
 		why = fbr_martian(skb, u, pkt.saddr, pkt.daddr) ? FBR_MARTIAN
 								: fbr_icmp_error_in(skb, &pkt);
@@ -91,7 +91,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	}
 	if (why == FBR_NONE)
 		goto host;
-	if (why != FBR_FOREIGN) { /* half translated */
+	if (why != FBR_NOT_OURS) { /* half translated */
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}

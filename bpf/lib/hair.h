@@ -9,8 +9,10 @@
 #include "parse.h"
 #include "session.h"
 
-#define FBR_HAIR_HINTS 4096     /* of fbr_hair */
-#define FBR_HAIR_SLOT  0x3fffff /* datapath.FlowsMaxLimit - 1 */
+#define FBR_HAIR_HINTS 4096                  /* of fbr_hair */
+#define FBR_HAIR_SLOT  (FBR_FLOWS_LIMIT - 1) /* mask, in skb->hash */
+
+_Static_assert((FBR_FLOWS_LIMIT & FBR_HAIR_SLOT) == 0, "a mask needs a power of two");
 
 /* The sender's slot of a hairpinned packet, by a hash of the packet as the kernel
  * routes it. A hint: what is read here is compared with the sessions.

@@ -76,7 +76,7 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 					       const struct fbr_dev *port)
 {
 	if (!p || !port)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	struct fbr_flow_key k, rev;
 	struct fbr_flow *own, *to;
@@ -84,15 +84,15 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
 	    in.saddr != p->daddr || in.daddr != port->ip)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	own = fbr_flow_get(&k);
 	if (!own || own->kind != FBR_OUT || own->pif != port->ifindex || own->addr != p->daddr)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	fbr_hair_key(&rev, p->daddr, own->port, k.dport, k.proto);
 	to = fbr_inbound_live(&rev);
 	if (!to)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if (!fbr_icmp_sound(skb, p, &in))
 		return FBR_BAD_CSUM;
 	fbr_hair_tag(skb, own->sess);
@@ -127,14 +127,14 @@ static __always_inline bool fbr_hair_may_be_carried(__be16 port)
 	return c && fbr_held() && fbr_in_range(c, port);
 }
 
-/* A container's packet for the host that is no hit. Returns FBR_FOREIGN if it is
+/* A container's packet for the host that is no hit. Returns FBR_NOT_OURS if it is
  * the host's, untouched; FBR_NONE if its destination is a container's now; else
  * the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr_dev *port)
 {
 	if (!port)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	struct fbr_pub *pub = NULL;
 	struct fbr_flow_key k, in;
@@ -144,19 +144,19 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	__u32 slot, *hint;
 
 	if (fbr_parse(skb, &p))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if (p.frag & FBR_FRAG_LATER)
 		return fbr_frag_later(skb, &p, true);
 	if (p.kind == FBR_L4_ICMP_ERR)
-		return p.frag ? FBR_FOREIGN : fbr_hairpin_error(skb, &p, port);
+		return p.frag ? FBR_NOT_OURS : fbr_hairpin_error(skb, &p, port);
 	if (p.kind != FBR_L4_PORTS ||
 	    (!fbr_hair_target(&p, &pub) && (pub || !fbr_hair_may_be_carried(p.dport))) ||
 	    !fbr_is_host(skb, port, p.daddr))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	fbr_key(&k, &p);
 	if (!pub && fbr_host_receives(skb, &k))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	/* Out: the sender's session. */
 	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
@@ -164,7 +164,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		if (fbr_held())
 			return FBR_UNSUPPORTED;
 		if (!fbr_first_packet(&p) || (pub && fbr_udp_awaited(skb, &k)))
-			return FBR_FOREIGN;
+			return FBR_NOT_OURS;
 		why = fbr_out_create(skb, &k, p.daddr, port->ifindex);
 		f = fbr_flow_get(&k);
 		if (!f)
@@ -178,7 +178,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	to = fbr_inbound_live(&in);
 	if (!to) {
 		why = fbr_admit_by(skb, &p, NULL, &in, pub, port->ifindex);
-		if (why && why != FBR_FOREIGN)
+		if (why && why != FBR_NOT_OURS)
 			return why;
 		to = fbr_inbound_live(&in);
 	}
@@ -188,7 +188,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	if (!to && fbr_held())
 		return FBR_UNSUPPORTED;
 	if (!to)
-		return pub ? FBR_FILTERED : FBR_FOREIGN;
+		return pub ? FBR_FILTERED : FBR_NOT_OURS;
 	fbr_sess_track(skb, to->sess, &p, false);
 	if (!(p.tcp_flags & TCP_RST))
 		to->seen = fbr_now();

@@ -7,7 +7,6 @@
 #include "extport.h"
 #include "flow.h"
 #include "hair.h"
-#include "icmp.h"
 #include "in.h"
 #include "nat.h"
 #include "nport.h"
@@ -17,7 +16,7 @@
 #include "rewrite.h"
 #include "session.h"
 
-/* What the kernel delivers to a port from a bridge. Returns FBR_FOREIGN if it is
+/* What the kernel delivers to a port from a bridge. Returns FBR_NOT_OURS if it is
  * no hairpinned packet, untouched; FBR_NONE if its source is now the host's
  * address and the sender's external port; else the reason to drop it.
  */
@@ -27,13 +26,13 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	struct fbr_pkt p;
 
 	if (fbr_parse(skb, &p))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	s = fbr_hair_session(skb->hash, p.saddr);
 	if (!s)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if (p.frag & FBR_FRAG_LATER) {
 		if (p.proto != s->fwd.proto)
-			return FBR_FOREIGN;
+			return FBR_NOT_OURS;
 		/* Point of no return. */
 		return fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext) ? FBR_UNSUPPORTED
 									   : FBR_NONE;
@@ -45,7 +44,7 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 			       ? FBR_UNSUPPORTED
 			       : FBR_NONE;
 	if (p.kind != FBR_L4_PORTS || p.proto != s->fwd.proto || p.sport != s->fwd.sport)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	struct fbr_flow_key inside;
 
@@ -108,7 +107,7 @@ static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const str
 __fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
 	if (!p)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	struct fbr_session *s;
 	struct fbr_flow_key k;
@@ -117,17 +116,17 @@ __fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const 
 	__u32 *hint;
 
 	if (!fbr_hair_subject(skb, p, &in))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if (fbr_hairpin_refused(skb, p, &in))
 		return FBR_FILTERED;
 	hint = fbr_hair_hint(&in, in.daddr, in.dport);
 	s = hint ? fbr_hair_sender(*hint, in.saddr) : NULL;
 	if (!s || s->fwd.sport != in.sport || s->fwd.proto != in.proto)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	fbr_hair_key(&k, s->ext, s->eport, s->fwd.dport, in.proto);
 	to = fbr_inbound_live(&k);
 	if (!to || to->addr != in.daddr || to->port != in.dport)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	/* Point of no return. */
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_rewrite_quote(skb, p->l4, false, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED

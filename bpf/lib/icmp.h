@@ -24,86 +24,10 @@
 #include "rewrite.h"
 #include "session.h"
 
-/* Changes two bytes of an ICMP message whose checksum is at c. */
-static __always_inline long fbr_patch2(struct __sk_buff *skb, __u32 c, __u32 off, __u16 old,
-				       __u16 new)
-{
-	if (old == new)
-		return 0;
-	return bpf_l4_csum_replace(skb, c, old, new, 2)
-		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
-}
-
-/* Rewrites the source (src) or destination of the packet quoted by the ICMP
- * error whose header is at icmp. Of the quoted L4 header eight bytes are
- * certain; its checksum is updated if it is there. Point of no return: on an
- * error the packet must be dropped.
- */
-__fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, __be32 addr,
-				   __be16 port)
-{
-	const __u32 ip = icmp + sizeof(struct icmphdr), c = icmp + FBR_ICMP_CSUM;
-	__u32 a_off = ip + (src ? 12 : 16), p_off, s_off;
-	__sum16 ip_sum, l4_sum;
-	__u16 d_addr, d_l4;
-	struct fbr_pkt in;
-	__be32 old_addr;
-	__be16 old_port;
-
-	if (fbr_parse_at(skb, ip, &in))
-		return -1;
-	p_off = in.l4 + (src ? 0 : 2);
-	switch (in.proto) {
-	case IPPROTO_TCP:
-		s_off = in.l4 + FBR_TCP_CSUM;
-		break;
-	case IPPROTO_UDP:
-		s_off = in.l4 + FBR_UDP_CSUM;
-		break;
-	case IPPROTO_ICMP:
-		p_off = in.l4 + FBR_ICMP_ID;
-		s_off = in.l4 + FBR_ICMP_CSUM;
-		break;
-	default:
-		return -1;
-	}
-	if (bpf_skb_load_bytes(skb, a_off, &old_addr, 4) ||
-	    bpf_skb_load_bytes(skb, p_off, &old_port, 2) ||
-	    bpf_skb_load_bytes(skb, ip + 10, &ip_sum, 2))
-		return -1;
-	d_addr = fbr_diff32(old_addr, addr);
-	d_l4 = fbr_diff16(in.proto == IPPROTO_ICMP ? 0 : d_addr, old_port, port);
-
-	if (!bpf_skb_load_bytes(skb, s_off, &l4_sum, 2) && !(in.proto == IPPROTO_UDP && !l4_sum)) {
-		__sum16 sum = fbr_csum_add(l4_sum, d_l4);
-
-		if (in.proto == IPPROTO_UDP && !sum)
-			sum = 0xffff;
-		if (fbr_patch2(skb, c, s_off, l4_sum, sum))
-			return -1;
-	}
-	if (fbr_patch2(skb, c, p_off, old_port, port) ||
-	    fbr_patch2(skb, c, ip + 10, ip_sum, fbr_csum_add(ip_sum, d_addr)))
-		return -1;
-	if (bpf_l4_csum_replace(skb, c, old_addr, addr, 4))
-		return -1;
-	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
-}
-
-/* Rewrites the source (src) or destination address of the IPv4 packet whose
- * header is at l3, and that has no pseudo header to follow: ICMP.
- */
-static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, __u32 l3, bool src, __be32 old,
-					      __be32 new)
-{
-	if (old == new)
-		return 0;
-	return bpf_l3_csum_replace(skb, l3 + 10, old, new, 4)
-		       ?: bpf_skb_store_bytes(skb, l3 + (src ? 12 : 16), &new, 4, 0);
-}
-
 #define FBR_SUM_CHUNK  64
-#define FBR_SUM_CHUNKS 1024 /* 65536 bytes: any packet */
+#define FBR_SUM_CHUNKS 1024
+
+_Static_assert(FBR_SUM_CHUNK *FBR_SUM_CHUNKS >= 65536, "any packet");
 
 struct fbr_summing {
 	struct __sk_buff *skb;
@@ -147,14 +71,15 @@ __fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
 {
 	__be16 total;
 
-	if (!p || !in || bpf_skb_load_bytes(skb, p->l3 + 2, &total, sizeof(total)))
+	if (!p || !in ||
+	    bpf_skb_load_bytes(skb, p->l3 + offsetof(struct iphdr, tot_len), &total, sizeof(total)))
 		return false;
 	return fbr_sum_right(skb, in->l3, in->l4 - in->l3) &&
 	       fbr_sum_right(skb, p->l4, bpf_ntohs(total) - (p->l4 - p->l3));
 }
 
 /* An ICMP error from outside. Returns FBR_NONE if it was about one of our
- * sessions and is now the container's (or neighbour's), FBR_FOREIGN if it is
+ * sessions and is now the container's (or neighbour's), FBR_NOT_OURS if it is
  * none of ours and untouched, else the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const struct fbr_pkt *p)
@@ -167,14 +92,14 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 	struct fbr_pkt in;
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) || in.saddr != p->daddr ||
 	    in.saddr == in.daddr)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	f = fbr_inbound_live(&k);
 	if (!f)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if (!fbr_icmp_sound(skb, p, &in))
 		return FBR_BAD_CSUM;
 	/* Point of no return. */
@@ -231,6 +156,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 }
 
 #define FBR_QUOTE_MAX 68 /* IPv4 header with all options, and eight bytes */
+
+_Static_assert(FBR_QUOTE_MAX % 4 == 0, "fbr_sum() wants words");
 
 /* ICMP errors about refused flows: at most ten a second to one container (RFC
  * 1812 section 4.3.2.8).

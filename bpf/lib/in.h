@@ -83,7 +83,7 @@ static __always_inline bool fbr_first_packet(const struct fbr_pkt *p)
 
 /* Makes a session for a packet with the inbound key k that found none, if it is
  * a first packet and the publication pub, or else a filter, lets it in. payer is
- * the container that sends it, 0 for outside. Returns FBR_FOREIGN if nobody is
+ * the container that sends it, 0 for outside. Returns FBR_NOT_OURS if nobody is
  * asked for, or why there is no room.
  */
 static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const struct fbr_pkt *p,
@@ -96,7 +96,7 @@ static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const
 	};
 
 	if (!fbr_first_packet(p) || fbr_held())
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	n.fwd.daddr = k->saddr;
 	n.fwd.dport = k->sport;
 	n.fwd.proto = k->proto;
@@ -106,7 +106,7 @@ static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const
 		n.fwd.sport = pub->port;
 		n.pif = pub->pif;
 	} else if (!fbr_filter_admits(skb, u, k, &n)) {
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	}
 	n.payer = payer;
 	return fbr_sess_create(skb, &n);
@@ -117,13 +117,13 @@ __fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_p
 				       const struct fbr_dev *u, struct fbr_flow_key *k)
 {
 	if (!p || !u || !k)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 
 	struct fbr_conf *c = fbr_conf_get();
 	bool look = c && c->published;
 
 	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL, 0);
 }
 
@@ -151,7 +151,7 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	struct fbr_flow *f = fbr_inbound_live(k);
 
 	if (!f)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	fbr_sess_track(skb, f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
 		f->seen = fbr_now();
@@ -192,11 +192,11 @@ static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
 {
 	enum fbr_reason why = fbr_unsnat(skb, p, k);
 
-	if (why == FBR_FOREIGN) {
+	if (why == FBR_NOT_OURS) {
 		why = fbr_admit(skb, p, u, k);
 		if (!why)
 			why = fbr_unsnat(skb, p, k);
-		else if (why == FBR_FOREIGN && fbr_may_be_carried(skb, u, k))
+		else if (why == FBR_NOT_OURS && fbr_may_be_carried(skb, u, k))
 			why = FBR_UNSUPPORTED;
 	}
 	return why;

@@ -32,9 +32,10 @@ struct fbr_meta {
 	__u32 nat_count;
 	__u32 mark;
 	__u32 hz;
-	__u32 epoch;      /* raised by each upgrade */
-	__u64 build;      /* identifies the object file of the programs */
-	__u64 carried_at; /* jiffies when sessions of another layout's maps were read first; 0: never */
+	__u32 epoch; /* raised by each upgrade */
+	__u64 build; /* identifies the object file of the programs */
+	/* jiffies when sessions of another layout's maps were first read; 0: never */
+	__u64 carried_at;
 };
 
 struct {
@@ -85,11 +86,12 @@ struct fbr_state {
 	__u64 overloads;
 	__u64 remaps; /* flows beside the host's or a neighbour's that got another port */
 	__u64 reclaimed;
-	__u64 dropped_early; /* sessions begun outside that were given up before they were assured */
+	/* Sessions begun outside that were given up before they were assured. */
+	__u64 dropped_early;
 	__u64 refused_full;
 	__u64 refused_quota;
-	__u64 tries[FBR_PORT_TRIES +
-		    1];  /* allocations that looked at so many ports; [0]: at more, or found none */
+	/* Allocations that looked at so many ports; [0]: at more, or found none. */
+	__u64 tries[FBR_PORT_TRIES + 1];
 	__u32 epoch;     /* of the program whose callback the timer holds */
 	__u32 frag_hand; /* next slot of fbr_frag_slot to look at */
 	struct bpf_timer timer;

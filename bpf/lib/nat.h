@@ -129,6 +129,8 @@ struct fbr_session {
 
 _Static_assert(sizeof(struct fbr_session) == 56, "fbr_session");
 
+#define FBR_FLOWS_LIMIT (1 << 22) /* sessions, whatever the settings: datapath.FlowsMaxLimit */
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1024); /* sized by Go */

@@ -32,7 +32,7 @@ static __always_inline bool fbr_in_range(const struct fbr_conf *c, __be16 port)
 /* Index into fbr_nport. */
 static __always_inline __u32 fbr_nport_index(__u8 proto, __u16 port)
 {
-	return fbr_class(proto) << 16 | port;
+	return fbr_class(proto) * FBR_PORTS + port;
 }
 
 static __always_inline struct fbr_nport *fbr_nport_get(__u8 proto, __u16 port)

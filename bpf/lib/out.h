@@ -110,15 +110,10 @@ enum fbr_snat_mode {
 	FBR_SNAT_FORWARDED = 1, /* passed FORWARD from its own bridge: may create and lease */
 	FBR_SNAT_HOST = 2, /* the host's own packet with a container's source: existing flow only */
 	/* From a network that is not translated: only what answers a published port,
-	 * else FBR_FOREIGN and untouched.
+	 * else FBR_NOT_OURS and untouched.
 	 */
 	FBR_SNAT_ROUTED = 3,
 };
-
-static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
-{
-	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
-}
 
 /* Translates the source of a container's packet at the uplink's egress.
  * Returns FBR_NONE (translated) or the reason to drop it.
@@ -146,7 +141,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		return FBR_UNSUPPORTED;
 	fbr_key(&k, p);
 	if (routed && !fbr_flow_exists(&k))
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	if (forwarded) {
 		ext = fbr_route(skb, u, p->daddr, &mtu);
 		if (!ext)
@@ -154,7 +149,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	}
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
 	if (!f && routed)
-		return FBR_FOREIGN;
+		return FBR_NOT_OURS;
 	/* What answers a SYN begins nothing: whoever has asked asks again. */
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
 		return FBR_UNSUPPORTED;

@@ -38,6 +38,12 @@ struct fbr_pkt {
 	__be16 id; /* of the IPv4 header */
 };
 
+/* The offset of the source (src) or destination address of the IPv4 header at l3. */
+static __always_inline __u32 fbr_addr_at(__u32 l3, bool src)
+{
+	return l3 + (src ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+}
+
 /* Parses the IPv4 header at off. Returns 0, or -1 if there is none; what has
  * no ports to go by is kind FBR_L4_NONE.
  */
@@ -71,7 +77,8 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 		p->sport = ports.sport;
 		p->dport = ports.dport;
 		if (ip.protocol == IPPROTO_TCP &&
-		    bpf_skb_load_bytes(skb, p->l4 + 13, &p->tcp_flags, 1))
+		    bpf_skb_load_bytes(skb, p->l4 + offsetof(struct tcphdr, flags), &p->tcp_flags,
+				       1))
 			p->tcp_flags = 0; /* inside an ICMP error only 8 bytes may be there */
 		p->kind = FBR_L4_PORTS;
 	} else if (ip.protocol == IPPROTO_ICMP) {
@@ -106,6 +113,12 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 static __always_inline int fbr_parse(struct __sk_buff *skb, struct fbr_pkt *p)
 {
 	return fbr_parse_at(skb, ETH_HLEN, p);
+}
+
+/* Whether a packet is the second of a TCP handshake. */
+static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
 /* The key under which a packet that leaves the containers is found. */

@@ -39,10 +39,10 @@ static __always_inline bool fbr_device_queues(struct __sk_buff *skb)
 	       fbr_hook_filtered(dev->tcx_egress);
 }
 
-/* Sees to it that p, the device that the packet is at, takes the kernel path while
- * it has a queue. Returns whether it does, for whatever reason.
+/* Chooses the path of p, the port at whose device the packet is: the kernel's while the
+ * device has a queue or filters. Returns whether it is the kernel's, for whatever reason.
  */
-__fbr_global bool fbr_note_queue(struct __sk_buff *skb, struct fbr_dev *p)
+__fbr_global bool fbr_choose_path(struct __sk_buff *skb, struct fbr_dev *p)
 {
 	bool queues;
 

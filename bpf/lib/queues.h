@@ -51,12 +51,12 @@ static __always_inline struct fbr_session *fbr_closed_pop(__u32 *slot, bool doub
 	return s;
 }
 
-/* Whether w is still the session that was queued, and waits. */
-static __always_inline bool fbr_still_waits(const struct fbr_wait *w)
+/* The session that was queued as w if it still waits, or NULL. */
+static __always_inline struct fbr_session *fbr_waiter(const struct fbr_wait *w)
 {
 	struct fbr_session *s = fbr_sess_get(w->slot);
 
-	return s && fbr_sess_state(s) == w->state && (s->bits & FBR_S_WAITING);
+	return s && fbr_sess_state(s) == w->state && (s->bits & FBR_S_WAITING) ? s : NULL;
 }
 
 static long fbr_drop_early_one(__u64 i, bool *made)
@@ -67,9 +67,7 @@ static long fbr_drop_early_one(__u64 i, bool *made)
 
 	if (!st || bpf_map_pop_elem(&fbr_waiting, &w))
 		return 1;
-	if (!fbr_still_waits(&w))
-		return 0;
-	s = fbr_sess_get(w.slot);
+	s = fbr_waiter(&w);
 	if (!s || !fbr_sess_claim(s, w.state))
 		return 0;
 	fbr_sess_free(w.slot);
@@ -98,12 +96,12 @@ static __always_inline void fbr_wait_push(__u32 slot, const struct fbr_session *
 	int i;
 
 	for (i = 0; i < FBR_WAIT_TRIM; i++) {
-		if (bpf_map_peek_elem(&fbr_waiting, &head) || fbr_still_waits(&head))
+		if (bpf_map_peek_elem(&fbr_waiting, &head) || fbr_waiter(&head))
 			break;
 		/* Another CPU may have taken the one just seen. */
 		if (bpf_map_pop_elem(&fbr_waiting, &head))
 			break;
-		if (fbr_still_waits(&head))
+		if (fbr_waiter(&head))
 			bpf_map_push_elem(&fbr_waiting, &head, BPF_ANY);
 	}
 	/* Full of those that need not: the oldest gives way, whatever it is. */

@@ -24,8 +24,17 @@ enum fbr_reason {
 	FBR_QUOTA,       /* the container has used its share */
 	FBR_FRAGMENT,    /* a fragment whose first was not seen, or too many datagrams in pieces */
 	FBR_FILTERED,    /* unsolicited, to another container's external port */
-	FBR_BAD_CSUM, /* an ICMP error's, or its quoted header's, is wrong; or one is to be filled in elsewhere */
+	/* The checksum of an ICMP error, or of the header it quotes, is wrong; or one is to be
+	 * filled in at a place that holds none.
+	 */
+	FBR_BAD_CSUM,
 	FBR_REASON_MAX = 16,
+	/* No reason, and never counted: the packet is none of the function's, which has
+	 * left it as it is.
+	 */
+	FBR_NOT_OURS = 255,
 };
+
+_Static_assert(FBR_NOT_OURS >= FBR_REASON_MAX, "FBR_NOT_OURS is not counted");
 
 #endif

@@ -74,7 +74,8 @@ static __always_inline bool fbr_answer_rst(struct __sk_buff *skb, const struct f
 		return false;
 	if (!(p->tcp_flags & TCP_ACK))
 		return true;
-	return !bpf_skb_load_bytes(skb, p->l4 + 4, &seq, 4) && seq == 0;
+	return !bpf_skb_load_bytes(skb, p->l4 + offsetof(struct tcphdr, seq), &seq, sizeof(seq)) &&
+	       seq == 0;
 }
 
 /* What fbr_passed holds for a packet that comes in as k; never 0. */

@@ -10,6 +10,7 @@
 #include "csum.h"
 #include "flow.h"
 #include "nat.h"
+#include "parse.h"
 
 #define FBR_ICMP_ID  4 /* offset in the ICMP header */
 
@@ -23,7 +24,7 @@
  */
 __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 addr, __be16 port)
 {
-	const __u32 a_off = l3 + (out ? 12 : 16);
+	const __u32 a_off = fbr_addr_at(l3, out);
 	__u32 l4, p_off, c_off, mangled = 0, store = 0;
 	enum fbr_pending pending;
 	__be32 old_addr;
@@ -69,7 +70,7 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 	if (old_port != port && (bpf_l4_csum_replace(skb, c_off, old_port, port, mangled | 2) ||
 				 bpf_skb_store_bytes(skb, p_off, &port, 2, store)))
 		return -1;
-	if (bpf_l3_csum_replace(skb, l3 + 10, old_addr, addr, 4))
+	if (bpf_l3_csum_replace(skb, l3 + FBR_IP_CSUM, old_addr, addr, 4))
 		return -1;
 	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
 }
@@ -174,6 +175,84 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 		return -1;
 	return fbr_rewrite_frame((void *)(long)skb->data, (void *)(long)skb->data_end, f, k, out,
 				 helped, summed == CHECKSUM_PARTIAL);
+}
+
+/* Changes two bytes of an ICMP message whose checksum is at c. */
+static __always_inline long fbr_patch2(struct __sk_buff *skb, __u32 c, __u32 off, __u16 old,
+				       __u16 new)
+{
+	if (old == new)
+		return 0;
+	return bpf_l4_csum_replace(skb, c, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
+}
+
+/* Rewrites the source (src) or destination of the packet quoted by the ICMP
+ * error whose header is at icmp. Of the quoted L4 header eight bytes are
+ * certain; its checksum is updated if it is there. Point of no return: on an
+ * error the packet must be dropped.
+ */
+__fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, __be32 addr,
+				   __be16 port)
+{
+	const __u32 ip = icmp + sizeof(struct icmphdr), c = icmp + FBR_ICMP_CSUM;
+	__u32 a_off = fbr_addr_at(ip, src), p_off, s_off;
+	__sum16 ip_sum, l4_sum;
+	__u16 d_addr, d_l4;
+	struct fbr_pkt in;
+	__be32 old_addr;
+	__be16 old_port;
+
+	if (fbr_parse_at(skb, ip, &in))
+		return -1;
+	p_off = in.l4 + (src ? 0 : 2);
+	switch (in.proto) {
+	case IPPROTO_TCP:
+		s_off = in.l4 + FBR_TCP_CSUM;
+		break;
+	case IPPROTO_UDP:
+		s_off = in.l4 + FBR_UDP_CSUM;
+		break;
+	case IPPROTO_ICMP:
+		p_off = in.l4 + FBR_ICMP_ID;
+		s_off = in.l4 + FBR_ICMP_CSUM;
+		break;
+	default:
+		return -1;
+	}
+	if (bpf_skb_load_bytes(skb, a_off, &old_addr, 4) ||
+	    bpf_skb_load_bytes(skb, p_off, &old_port, 2) ||
+	    bpf_skb_load_bytes(skb, ip + FBR_IP_CSUM, &ip_sum, 2))
+		return -1;
+	d_addr = fbr_diff32(old_addr, addr);
+	d_l4 = fbr_diff16(in.proto == IPPROTO_ICMP ? 0 : d_addr, old_port, port);
+
+	if (!bpf_skb_load_bytes(skb, s_off, &l4_sum, 2) && !(in.proto == IPPROTO_UDP && !l4_sum)) {
+		__sum16 sum = fbr_csum_add(l4_sum, d_l4);
+
+		if (in.proto == IPPROTO_UDP && !sum)
+			sum = 0xffff;
+		if (fbr_patch2(skb, c, s_off, l4_sum, sum))
+			return -1;
+	}
+	if (fbr_patch2(skb, c, p_off, old_port, port) ||
+	    fbr_patch2(skb, c, ip + FBR_IP_CSUM, ip_sum, fbr_csum_add(ip_sum, d_addr)))
+		return -1;
+	if (bpf_l4_csum_replace(skb, c, old_addr, addr, 4))
+		return -1;
+	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
+}
+
+/* Rewrites the source (src) or destination address of the IPv4 packet whose
+ * header is at l3, and that has no pseudo header to follow: ICMP.
+ */
+static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, __u32 l3, bool src, __be32 old,
+					      __be32 new)
+{
+	if (old == new)
+		return 0;
+	return bpf_l3_csum_replace(skb, l3 + FBR_IP_CSUM, old, new, 4)
+		       ?: bpf_skb_store_bytes(skb, fbr_addr_at(l3, src), &new, 4, 0);
 }
 
 #endif

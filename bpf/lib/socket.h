@@ -8,36 +8,40 @@
 #include "../include/bpf/bpf_endian.h"
 #include "ct.h"
 #include "nat.h"
+#include "parse.h"
 
-/* Whether a socket of the host would receive packets from t's source to its destination. */
+/* The socket of the host that would receive packets from t's source to its destination,
+ * to be released; NULL if there is none, or for another protocol than TCP and UDP.
+ */
+static __always_inline struct bpf_sock *fbr_socket_find(struct __sk_buff *skb, __u8 proto,
+							struct bpf_sock_tuple *t)
+{
+	if (proto == IPPROTO_TCP)
+		return bpf_skc_lookup_tcp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (proto == IPPROTO_UDP)
+		return bpf_sk_lookup_udp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
+	return NULL;
+}
+
 static __always_inline bool fbr_socket_exists(struct __sk_buff *skb, __u8 proto,
 					      struct bpf_sock_tuple *t)
 {
-	struct bpf_sock *sk = NULL;
+	struct bpf_sock *sk = fbr_socket_find(skb, proto, t);
 
-	if (proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
-	else if (proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return false;
 	bpf_sk_release(sk);
 	return true;
 }
 
-/* The same of a packet that comes in as k. */
+/* Whether a socket of the host would receive a packet that comes in as k. */
 __fbr_global bool fbr_host_receives(struct __sk_buff *skb, const struct fbr_flow_key *k)
 {
+	struct bpf_sock_tuple t;
+
 	if (!k)
 		return false;
-
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = k->saddr,
-			  .daddr = k->daddr,
-			  .sport = k->sport,
-			  .dport = k->dport },
-	};
-
+	fbr_ct_tuple(&t, k);
 	return fbr_socket_exists(skb, k->proto, &t);
 }
 
@@ -51,15 +55,12 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	/* One tuple for both: this is the end of the longest chain of calls, and
 	 * their stacks together may take 512 bytes.
 	 */
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = fwd->daddr,
-			  .daddr = ext,
-			  .sport = fwd->dport,
-			  .dport = bpf_htons(port) },
-	};
-
+	struct bpf_sock_tuple t;
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
+	struct fbr_flow_key in;
 
+	fbr_reverse_key(&in, fwd, ext, bpf_htons(port));
+	fbr_ct_tuple(&t, &in);
 	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
 }
 
@@ -69,20 +70,15 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
  */
 __fbr_global bool fbr_udp_awaited(struct __sk_buff *skb, const struct fbr_flow_key *k)
 {
-	if (!k || k->proto != IPPROTO_UDP)
-		return false;
-
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = k->saddr,
-			  .daddr = k->daddr,
-			  .sport = k->sport,
-			  .dport = k->dport },
-	};
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = IPPROTO_UDP };
+	struct bpf_sock_tuple t;
 	struct bpf_sock *sk;
 	bool connected;
 
-	sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!k || k->proto != IPPROTO_UDP)
+		return false;
+	fbr_ct_tuple(&t, k);
+	sk = fbr_socket_find(skb, IPPROTO_UDP, &t);
 	if (sk) {
 		connected = sk->dst_port;
 		bpf_sk_release(sk);

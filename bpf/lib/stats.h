@@ -34,7 +34,7 @@ struct {
 } fbr_stats SEC(".maps");
 
 struct fbr_drops {
-	__u64 n[16]; /* by enum fbr_reason */
+	__u64 n[FBR_REASON_MAX]; /* by enum fbr_reason */
 };
 
 struct {

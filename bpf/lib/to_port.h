@@ -27,7 +27,7 @@ static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_d
 /* Why what the kernel delivers to a port must not reach it, or FBR_NONE. */
 static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr_dev *p)
 {
-	__u32 iif = skb->ingress_ifindex, why = FBR_FOREIGN;
+	__u32 iif = skb->ingress_ifindex, why = FBR_NOT_OURS;
 	struct fbr_dev *from = fbr_dev_get(iif);
 	struct fbr_pkt pkt;
 
@@ -39,7 +39,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	if (from && !(from->flags & FBR_DEV_UPLINK)) {
 		if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
 			why = fbr_hairpin_deliver(skb);
-		if (why != FBR_FOREIGN)
+		if (why != FBR_NOT_OURS)
 			return why;
 		return from->bridge == p->bridge || fbr_led_in(skb, p) ? FBR_NONE : FBR_ISOLATED;
 	}
@@ -55,7 +55,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
 	if (!from) {
 		why = fbr_hairpin_from_host(skb, &pkt);
-		return why == FBR_FOREIGN ? FBR_NONE : why;
+		return why == FBR_NOT_OURS ? FBR_NONE : why;
 	}
 	/* fbr_uplink_in has let it in, or it did not come past there as it should: so it
 	 * is judged again. A fragment without ports is nothing without its first, which
@@ -77,7 +77,7 @@ static __always_inline int fbr_to_port(struct __sk_buff *skb)
 	why = fbr_deliver(skb, p);
 	if (why)
 		return fbr_drop(p, why);
-	fbr_note_queue(skb, p);
+	fbr_choose_path(skb, p);
 	fbr_count_tx(skb, p, FBR_SLOW);
 	return TCX_NEXT;
 }

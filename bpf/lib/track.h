@@ -13,8 +13,6 @@
 #include "queues.h"
 #include "session.h"
 
-#define FBR_TCP_SEQ      4 /* offsets in the TCP header */
-#define FBR_TCP_ACK_SEQ  8
 #define FBR_FIRST_WINDOW 65536 /* bytes that a container sends before it hears of its client */
 
 /* A session that closes, and would have ended at end (jiffies), lives for the
@@ -67,11 +65,11 @@ static __always_inline bool fbr_acknowledges(struct __sk_buff *skb, const struct
 	if (p->proto != IPPROTO_TCP || !(s->bits & FBR_S_INBOUND))
 		return true;
 	if (!out) {
-		bpf_skb_load_bytes(skb, p->l4 + FBR_TCP_ACK_SEQ, &n, sizeof(n));
+		bpf_skb_load_bytes(skb, p->l4 + offsetof(struct tcphdr, ack_seq), &n, sizeof(n));
 		return (p->tcp_flags & TCP_ACK) && bpf_ntohl(n) - s->isn <= FBR_FIRST_WINDOW;
 	}
-	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
-	    !bpf_skb_load_bytes(skb, p->l4 + FBR_TCP_SEQ, &n, sizeof(n)))
+	if (fbr_syn_ack(p) &&
+	    !bpf_skb_load_bytes(skb, p->l4 + offsetof(struct tcphdr, seq), &n, sizeof(n)))
 		s->isn = bpf_ntohl(n);
 	return true;
 }

@@ -92,7 +92,7 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 	if (p->kind != FBR_L4_PORTS)
 		return FBR_NONE;
 	why = fbr_snat(skb, p, u, port, FBR_SNAT_ROUTED);
-	if (why == FBR_FOREIGN)
+	if (why == FBR_NOT_OURS)
 		return FBR_NONE;
 	return why || !p->frag ? why : fbr_frag_first(skb, p, port, false);
 }

@@ -58,7 +58,7 @@ __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 		if ((void *)(at + 8) > data_end)
 			return false;
 		sum += (__u64)((const __u32 *)at)[0] + ((const __u32 *)at)[1];
-		/* Else the compiler makes one check of all, which the verifier does not see through. */
+		/* Else the compiler merges the checks, which the verifier does not see through. */
 		barrier_var(at);
 	}
 	if (len & 4) {
