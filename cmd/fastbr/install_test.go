@@ -24,7 +24,7 @@ func TestInstallIsWhole(t *testing.T) {
 	for _, prefix := range []string{"/usr", "/usr/local"} {
 		t.Run(prefix, func(t *testing.T) {
 			tree := t.TempDir()
-			install(t, tree, prefix, "install", thisProgram(t), pages)
+			install(t, tree, prefix, "install", program(t), pages)
 			for _, name := range manualPages(newRootCmd(&env{}), nil) {
 				if _, err := os.Stat(filepath.Join(tree, prefix, "share/man/man8", name+".8.gz")); err != nil {
 					t.Error(err)
@@ -55,16 +55,6 @@ func install(t *testing.T, tree, prefix, script string, args ...string) {
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", script, err, out)
 	}
-}
-
-// thisProgram is this test binary under the name of the program: run so, it is fastbr.
-func thisProgram(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("fastbr")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // manualPages are the names of the pages of a command and those below it.

@@ -21,8 +21,33 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"fastbr": main})
 }
 
+// own is this test binary under the name of the program: run so, it is fastbr.
+func own(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("fastbr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// program is the fastbr that `make test` has built, else own. With the race detector
+// each command takes a multiple of the time.
+func program(t *testing.T) string {
+	t.Helper()
+	built := os.Getenv("FASTBR_TEST_BINARY")
+	if built == "" {
+		return own(t)
+	}
+	path := filepath.Join(t.TempDir(), "fastbr")
+	if err := os.Symlink(built, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // TestScripts runs testdata/script, each file in a namespace of its own, on the
-// real datapath.
+// real datapath. Those named run-* run own: `fastbr run` does several things at once.
 //
 //	fb ARG...         fastbr must succeed
 //	bad CODE ARG...   fastbr must exit with CODE, say one line, and leave nothing
@@ -36,9 +61,13 @@ func TestScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+		name := strings.TrimSuffix(filepath.Base(file), ".txtar")
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &scriptHost{host: testutil.NewNetns(t), peer: testutil.NewNetns(t), bpffs: testutil.BPFFS(t), state: t.TempDir(), cgroup: testutil.Cgroup(t)}
+			s := &scriptHost{program: program(t), host: testutil.NewNetns(t), peer: testutil.NewNetns(t), bpffs: testutil.BPFFS(t), state: t.TempDir(), cgroup: testutil.Cgroup(t)}
+			if strings.HasPrefix(name, "run-") {
+				s.program = own(t)
+			}
 			t.Cleanup(func() { s.downAll(t) }) // scripts run in parallel: not before they end
 			testscript.Run(t, testscript.Params{
 				Files: []string{file},
@@ -53,11 +82,13 @@ func TestScripts(t *testing.T) {
 
 // scriptHost is where a script works.
 type scriptHost struct {
+	program              string // called fastbr
 	host, peer           *testutil.Netns
 	bpffs, state, cgroup string
 }
 
 func (s *scriptHost) setup(env *testscript.Env) error {
+	env.Setenv("PATH", filepath.Dir(s.program)+string(filepath.ListSeparator)+env.Getenv("PATH"))
 	env.Setenv("PEER", s.peer.Path())
 	env.Setenv("HOST", s.host.Path())
 	env.Setenv("BPFFS", s.bpffs)
@@ -104,10 +135,6 @@ func assertRefusal(ts *testscript.TestScript, code string, err error, stdout, st
 }
 
 func (s *scriptHost) nobody(ts *testscript.TestScript, _ bool, args []string) {
-	path, err := exec.LookPath("fastbr")
-	if err != nil {
-		path = filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "fastbr")
-	}
 	// A copy that everybody may run: the test's own directory is root's. Another
 	// process writes it: what this one starts meanwhile would inherit a descriptor
 	// open for writing, and no such file can be run.
@@ -115,10 +142,10 @@ func (s *scriptHost) nobody(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	defer os.RemoveAll(dir)
 	ts.Check(os.Chmod(dir, 0o755))
-	program := filepath.Join(dir, "fastbr")
-	ts.Check(exec.Command("cp", path, program).Run())
-	ts.Check(os.Chmod(program, 0o755))
-	cmd := exec.Command(program, args[1:]...)
+	runnable := filepath.Join(dir, "fastbr")
+	ts.Check(exec.Command("cp", s.program, runnable).Run())
+	ts.Check(os.Chmod(runnable, 0o755))
+	cmd := exec.Command(runnable, args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	cmd.Dir = "/"
 	var stdout, stderr bytes.Buffer
@@ -153,13 +180,7 @@ func (s *scriptHost) traces() string {
 
 func (s *scriptHost) downAll(t *testing.T) {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, s.args([]string{"down", "--all"})...)
-	cmd.Args[0] = "fastbr"
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := exec.Command(s.program, s.args([]string{"down", "--all"})...).CombinedOutput(); err != nil {
 		t.Errorf("down --all: %v: %s", err, out)
 	}
 }
