@@ -165,6 +165,7 @@ func loading(from source, tune func(*tcVariableSpecs) error) loader {
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 			MapReplacements: shared,
+			Cache:           kernelTypes,
 			Programs:        ebpf.ProgramOptions{ExtraRelocationTargets: moduleTypes()},
 		})
 		if errors.Is(err, ebpf.ErrNotSupported) {
@@ -177,11 +178,15 @@ func loading(from source, tune func(*tcVariableSpecs) error) loader {
 	}
 }
 
+// kernelTypes holds the types of the kernel and of its modules. To decode them takes
+// longer than all else that a load does in user space.
+var kernelTypes = btf.NewCache()
+
 // moduleTypes returns the types of those kernel modules that the programs look
 // into and that are loaded. If they are built in, the kernel has the types.
 func moduleTypes() (specs []*btf.Spec) {
 	for _, module := range []string{"nf_conntrack", "bridge"} {
-		if s, err := btf.LoadKernelModuleSpec(module); err == nil {
+		if s, err := kernelTypes.Module(module); err == nil {
 			specs = append(specs, s)
 		}
 	}

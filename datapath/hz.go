@@ -107,7 +107,7 @@ func loadControl() (*ebpf.Program, error) {
 	var objs struct {
 		Control *ebpf.Program `ebpf:"fbr_control"`
 	}
-	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{Cache: kernelTypes}); err != nil {
 		return nil, fmt.Errorf("loading fbr_control: %w", err)
 	}
 	return objs.Control, nil

@@ -36,7 +36,7 @@ func Probe() []Feature {
 }
 
 func probeBTF() error {
-	if _, err := btf.LoadKernelSpec(); err != nil {
+	if _, err := kernelTypes.Kernel(); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	return nil
@@ -99,7 +99,7 @@ func probeConntrack() error {
 // probeKfunc looks for a kfunc in the kernel and in the module that may contain
 // it.
 func probeKfunc(name, module string) error {
-	spec, err := btf.LoadKernelSpec()
+	spec, err := kernelTypes.Kernel()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
@@ -109,7 +109,7 @@ func probeKfunc(name, module string) error {
 		return nil
 	}
 	if module != "" {
-		if spec, err = btf.LoadKernelModuleSpec(module); err == nil {
+		if spec, err = kernelTypes.Module(module); err == nil {
 			err = spec.TypeByName(name, &f)
 		}
 	}
