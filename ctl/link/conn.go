@@ -4,8 +4,7 @@
 // interface indexes.
 //
 // A Conn works in the namespace in which it was opened, whatever the calling
-// thread does later. Dumps that the kernel interrupted (EINTR) are
-// repeated.
+// thread does later. Dumps that the kernel interrupted are repeated.
 package link
 
 import (
@@ -32,17 +31,11 @@ var (
 	ErrGone = errors.New("no such network namespace")
 )
 
-// dumpTries bounds the repetitions of an interrupted dump: each is a full walk
-// of the kernel's table. The last result is taken as it is.
-const dumpTries = 20
-
 // Conn is a set of rtnetlink sockets in one network namespace.
 type Conn struct {
 	h *netlink.Handle
 	// raw holds sockets for requests that the library cannot make.
 	raw map[int]*nl.SocketHandle
-	// part is the buffer into which walk reads.
-	part []byte
 }
 
 // Open connects to the namespace of the calling thread.
@@ -77,17 +70,5 @@ func (c *Conn) Close() {
 	c.h.Close()
 	for _, s := range c.raw {
 		s.Close()
-	}
-}
-
-// dump repeats a dump until the kernel delivers it uninterrupted, dumpTries
-// times at most.
-func dump[T any](f func() (T, error)) (T, error) {
-	for try := 1; ; try++ {
-		v, err := f()
-		if try < dumpTries && (errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINTR)) {
-			continue
-		}
-		return v, err
 	}
 }

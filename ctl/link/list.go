@@ -36,9 +36,8 @@ func (c *Conn) List() ([]Entry, error) {
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
 	var out []Entry
-	same := words{}
 	err := c.walk(req, func() { out = nil }, func(m []byte) error {
-		e, err := parseEntry(m, same)
+		e, err := parseEntry(m)
 		out = append(out, e)
 		return err
 	})
@@ -48,7 +47,7 @@ func (c *Conn) List() ([]Entry, error) {
 	return out, nil
 }
 
-func parseEntry(m []byte, same words) (Entry, error) {
+func parseEntry(m []byte) (Entry, error) {
 	if len(m) < unix.SizeofIfInfomsg {
 		return Entry{}, fmt.Errorf("a message of %d bytes", len(m))
 	}
@@ -58,7 +57,7 @@ func parseEntry(m []byte, same words) (Entry, error) {
 		case unix.IFLA_IFNAME:
 			e.Name = text(value)
 		case unix.IFLA_IFALIAS:
-			e.Alias = same.text(value)
+			e.Alias = text(value)
 		case unix.IFLA_MASTER:
 			e.Master = int(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_LINK:
@@ -66,17 +65,17 @@ func parseEntry(m []byte, same words) (Entry, error) {
 		case unix.IFLA_OPERSTATE:
 			e.Carrier = len(value) > 0 && value[0] == netlink.OperUp
 		case unix.IFLA_LINKINFO:
-			e.parseInfo(value, same)
+			e.parseInfo(value)
 		}
 	}
 	return e, nil
 }
 
-func (e *Entry) parseInfo(b []byte, same words) {
+func (e *Entry) parseInfo(b []byte) {
 	for kind, value := range attributes(b) {
 		switch kind {
 		case nl.IFLA_INFO_KIND:
-			e.Kind = same.text(value)
+			e.Kind = text(value)
 		case nl.IFLA_INFO_DATA:
 			if e.Kind == "bridge" { // the kind comes first
 				e.parseBridge(value)
@@ -98,23 +97,6 @@ func (e *Entry) parseBridge(b []byte) {
 
 // text converts a C string. The library's conversion fails without a NUL.
 func text(b []byte) string {
-	return string(beforeNUL(b))
-}
-
-func beforeNUL(b []byte) []byte {
 	b, _, _ = bytes.Cut(b, []byte{0})
-	return b
-}
-
-// words interns the strings that a listing repeats.
-type words map[string]string
-
-func (w words) text(b []byte) string {
-	b = beforeNUL(b)
-	if known, ok := w[string(b)]; ok {
-		return known
-	}
-	word := string(b)
-	w[word] = word
-	return word
+	return string(b)
 }

@@ -24,7 +24,6 @@ func (c *Conn) Queues() (map[int]bool, error) {
 		shaped map[int]bool
 		hooks  []int // with a clsact or ingress qdisc, which may be empty
 	)
-	same := words{}
 	err := c.walk(req, func() { shaped, hooks = map[int]bool{}, nil }, func(m []byte) error {
 		if len(m) < nl.SizeofTcMsg {
 			return fmt.Errorf("a message of %d bytes", len(m))
@@ -34,7 +33,7 @@ func (c *Conn) Queues() (map[int]bool, error) {
 			if kind != tcaKind {
 				continue
 			}
-			name := same.text(value)
+			name := text(value)
 			if name == "clsact" || name == "ingress" {
 				hooks = append(hooks, index)
 			} else {
