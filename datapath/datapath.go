@@ -411,9 +411,10 @@ func openProgram(dir, name string) (*ebpf.Program, error) {
 }
 
 // openPin is BPF_OBJ_GET of bpf(2). The library's function for a pinned program
-// first tests whether the kernel names programs, by making a map, and before
-// that it reads every mount of the machine. `ip netns add` makes a mount for
-// each namespace.
+// first tests whether the kernel names programs: it makes a map, and before that
+// reads every mount of the machine. `ip netns add` makes a mount for each
+// namespace, and with a thousand of them opening the programs takes 9 ms instead
+// of 0.6.
 func openPin(path string) (fd int, err error) {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {
