@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The entry points for sockets of the host. Part of tc.bpf.c. */
+/* Entry points for sockets of the host. Part of tc.bpf.c. */
 #include "lib/hostport.h"
 #include "lib/hostport_end.h"
 
-/* Sockets of the host and published ports, attached to a cgroup while there are any. */
+/* Sockets of the host that use published ports. Attached to a cgroup while there are
+ * publications.
+ */
 SEC("cgroup/connect4")
 int fbr_connect4(struct bpf_sock_addr *ctx)
 {
@@ -58,7 +60,7 @@ int fbr_bind6(struct bpf_sock_addr *ctx)
 	return fbr_cg_bind6(ctx);
 }
 
-/* Through all sockets of the host, once something is published no more. */
+/* Iterators over all sockets of the host, run after a publication is removed. */
 SEC("iter/tcp")
 int fbr_end_tcp(struct bpf_iter__tcp *ctx)
 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The entry points. The kernel path is the specification: what a program here
- * forwards by itself goes exactly where the kernel would have sent it, and
- * whatever it does not fully understand is left to the kernel (TCX_NEXT).
- * docs/ARCHITECTURE.md walks a packet through them.
+/* The entry points. The kernel's path is the specification: a packet that a program
+ * forwards goes exactly where the kernel would have sent it. What a program does not fully
+ * understand is left to the kernel (TCX_NEXT). docs/ARCHITECTURE.md walks a packet through
+ * the programs.
  */
 #include "lib/frag_in.h"
 #include "lib/from_port.h"
@@ -30,7 +30,7 @@ int fbr_port_out(struct __sk_buff *skb)
 	return fbr_to_port(skb);
 }
 
-/* tcx ingress, the device to the namespace that puts inbound fragments in order. */
+/* tcx ingress, the device that leads to the namespace that puts inbound fragments in order. */
 SEC("tcx/ingress")
 int fbr_frag_in(struct __sk_buff *skb)
 {
@@ -49,14 +49,14 @@ int fbr_uplink_out(struct __sk_buff *skb)
 	return fbr_to_uplink(skb, ETH_HLEN);
 }
 
-/* XDP in the driver, uplink: what of fbr_uplink_in can be done without an skb. */
+/* XDP in the driver, uplink: the part of fbr_uplink_in that needs no skb. */
 SEC("xdp.frags")
 int fbr_uplink_xdp(struct xdp_md *ctx)
 {
 	return fbr_xdp_from_uplink(ctx);
 }
 
-/* The same for an uplink without L2 header. A redirect to it takes the frame's off. */
+/* The same for an uplink without L2 header. A redirect to it removes the frame's header. */
 SEC("tcx/ingress")
 int fbr_tun_in(struct __sk_buff *skb)
 {
@@ -83,8 +83,8 @@ int fbr_input(struct bpf_nf_ctx *ctx)
 	return fbr_input_note(ctx);
 }
 
-/* Netfilter, PREROUTING: attached with BPF_F_NETFILTER_IP_DEFRAG, it keeps
- * defragmentation on whatever the ruleset says. The program itself does nothing.
+/* Netfilter, PREROUTING. The program does nothing. It is attached with
+ * BPF_F_NETFILTER_IP_DEFRAG, which keeps defragmentation on whatever the ruleset says.
  */
 SEC("netfilter")
 int fbr_defrag(struct bpf_nf_ctx *ctx)

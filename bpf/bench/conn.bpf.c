@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* TCP connections without sockets, so that two CPUs can make many thousands a
- * second beside what is between client and server: handshake, four bytes there,
- * four back, close by the client, eight segments in all. The generator writes the
- * client's SYNs (as in pps.bpf.c), and when a port's turn comes again before its
- * connection is over, what the client has sent last once more; whatever else is
- * sent answers what has arrived. Each end keeps where each port stands, and counts
- * what it did not expect.
+/* TCP connections without sockets, so that two CPUs can open many thousands a second
+ * through whatever is between client and server. A connection has eight segments:
+ * handshake, four bytes each way, close by the client.
+ *
+ * The generator writes the client's SYNs, as in pps.bpf.c. If a port's turn comes again
+ * before its connection is over, it repeats the client's last segment. Every other segment
+ * answers one that has arrived. Each end keeps the state of each port, and counts what it
+ * did not expect.
  */
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
@@ -26,27 +27,27 @@ volatile const __u8 cfg_gateway_mac[ETH_ALEN];
 volatile const __be32 cfg_client;
 volatile const __be32 cfg_server;
 volatile const __be16 cfg_server_port;
-/* The client's ports, host byte order, one after the other and then again. */
+/* The client's ports, host byte order. They are used in turn, then again. */
 volatile const __u16 cfg_first_port;
 volatile const __u32 cfg_ports;
 /* The client's eth0. */
 volatile const __u32 cfg_ifindex;
 
-/* How many connections there are to be. */
+/* How many connections to open. */
 volatile const __u64 cfg_total;
 
 /* One CPU generates. */
 static __u32 at_port;
-/* Connections begun, completed as the client sees it, closed by the client as the
- * server sees it; segments sent again.
+/* Connections begun; completed, as the client sees it; closed by the client, as the server
+ * sees it. Segments sent again.
  */
 __u64 begun, completed, served, repeated;
-/* SYNs at a port whose last connection the client had not closed yet, and segments
- * that did not belong to where their port stood.
+/* SYNs from a port whose last connection the client had not closed yet. Segments that did
+ * not fit the state of their port.
  */
 __u64 unfinished, unexpected;
 
-/* Where a port's connection stands: the last segment of the client. */
+/* The state of a port's connection: the last segment of the client. */
 enum conn_step { CONN_NONE, CONN_SYN, CONN_OPEN, CONN_DATA, CONN_FIN };
 
 struct conn {
@@ -72,7 +73,7 @@ struct segment {
 
 #define SEGMENT_EMPTY (sizeof(struct segment) - sizeof(__u32))
 
-/* Fills in all but MACs, addresses and ports. Returns the frame's length. */
+/* Fills in everything but MACs, addresses and ports. Returns the frame's length. */
 static __always_inline __u32 complete(struct segment *s, __u32 seq, __u32 ack, __u8 flags)
 {
 	__u32 len = sizeof(struct tcphdr) + (flags & TCP_PSH ? sizeof(s->payload) : 0);
@@ -148,7 +149,7 @@ int fbr_conn_generate(struct xdp_md *ctx)
 	s.tcp.source = bpf_htons(port);
 	s.tcp.dest = cfg_server_port;
 	client_segment(&s, c);
-	*frame = s; /* four bytes too many where there is no payload: padding */
+	*frame = s; /* without a payload four bytes too many: padding */
 	return XDP_PASS;
 }
 
@@ -164,7 +165,7 @@ int fbr_conn_send(struct __sk_buff *skb)
 	return bpf_redirect(cfg_ifindex, 0);
 }
 
-/* Makes of a segment that has come the answer to it. */
+/* Turns a received segment into the answer to it. */
 static __always_inline int answer(struct __sk_buff *skb, const struct segment *in, __u32 seq,
 				  __u32 ack, __u8 flags)
 {
@@ -190,7 +191,7 @@ static __always_inline int surprise(void)
 	return TCX_DROP;
 }
 
-/* A segment between client and server, copied; false if it is something else. */
+/* Copies a segment between client and server. False if it is something else. */
 static __always_inline bool read(struct __sk_buff *skb, struct segment *s)
 {
 	return !bpf_skb_load_bytes(skb, 0, s, SEGMENT_EMPTY) &&
@@ -240,9 +241,7 @@ int fbr_conn_client_in(struct __sk_buff *skb)
 	return err ? TCX_DROP : bpf_redirect(skb->ifindex, 0);
 }
 
-/* Whether the connection c lets its client send this segment next, or again. If
- * so c is past it.
- */
+/* Whether the client may send this segment next, or again, on connection c. If so, updates c. */
 static __always_inline bool expected(struct conn *c, __u32 seq, __u8 flags)
 {
 	enum conn_step step = c->step;

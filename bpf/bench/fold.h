@@ -5,7 +5,7 @@
 
 #include "../include/kernel.h"
 
-/* A sum of less than 2^32 as 16 bits. */
+/* Folds a sum below 2^32 to 16 bits. */
 static __always_inline __u16 fold(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* Both ends of the benchmark's small packets. The generator writes frames for
- * BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES, which arrive at the sender's
- * loopback device; from there they are sent out of its eth0, as if the sender had
- * made them. The kernel recycles the pages of such frames as whoever had them
- * before left them, translated maybe: so every byte of every frame is written.
- * The sink counts the frames that arrive, and drops them.
+/* Both ends of the benchmark's small packets.
+ *
+ * The generator writes frames for BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES. They
+ * arrive at the sender's loopback device and are sent out of its eth0, as if the sender had
+ * made them. The kernel recycles the pages of such frames as their last user left them,
+ * perhaps translated. So every byte of every frame is written. The sink counts the frames
+ * that arrive, and drops them.
  */
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
@@ -14,18 +15,18 @@
 char _license[] SEC("license")
 = "Dual BSD/GPL";
 
-#define FRAME_WORDS 16 /* of 4 bytes: 64 bytes, Ethernet header included */
+#define FRAME_WORDS 16 /* of 4 bytes: 64 bytes, with the Ethernet header */
 
 struct fbr_bench_frame {
 	__u32 words[FRAME_WORDS];
 };
 
-/* A whole frame as in memory, except for ports and UDP checksum. */
+/* A whole frame as in memory, without ports and UDP checksum. */
 volatile const struct fbr_bench_frame cfg_frame;
 /* One's complement sum of what the UDP checksum covers, without the ports. */
 volatile const __u32 cfg_udp_sum;
-/* Flows differ in their ports, host byte order: cfg_sports source ports from
- * cfg_sport with each of cfg_dports destination ports from cfg_dport.
+/* Flows differ in their ports, host byte order: cfg_sports source ports from cfg_sport on,
+ * each with cfg_dports destination ports from cfg_dport on.
  */
 volatile const __u16 cfg_sport;
 volatile const __u32 cfg_sports;
@@ -33,7 +34,7 @@ volatile const __u16 cfg_dport;
 volatile const __u32 cfg_dports;
 /* The sender's eth0. */
 volatile const __u32 cfg_ifindex;
-/* The sink's frames: the destination address and the last word of the payload. */
+/* What the sink counts: frames with this destination address and this last word of payload. */
 volatile const __be32 cfg_daddr;
 volatile const __u32 cfg_magic;
 
@@ -51,7 +52,7 @@ struct fbr_bench_headers {
 
 _Static_assert(sizeof(struct fbr_bench_headers) == sizeof(struct fbr_bench_frame), "64 bytes");
 
-/* The frame, written; NULL if it is too short. */
+/* Writes the frame. NULL if it is too short. */
 static __always_inline struct fbr_bench_headers *write_frame(struct xdp_md *ctx)
 {
 	struct fbr_bench_frame *f = (void *)(long)ctx->data;
@@ -88,8 +89,8 @@ int fbr_bench_generate(struct xdp_md *ctx)
 
 #define FRAGMENT_BYTES 24 /* of payload */
 
-/* Fragments of datagrams that never become whole: the beginning of one, the middle
- * of the next.
+/* Fragments of datagrams that never become complete: the beginning of one, the middle of
+ * the next.
  */
 SEC("xdp")
 int fbr_bench_fragment(struct xdp_md *ctx)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What an IPv4 address tells by itself, in network byte order. */
+/* Facts about an IPv4 address that follow from the address alone. Network byte order. */
 #ifndef FBR_ADDR_H
 #define FBR_ADDR_H
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whether the kernel's bridge lets netfilter see frames (br_netfilter): by the
- * namespace's switches net.bridge.bridge-nf-call-*, or by the bridge's own. Then
- * frames between ports are the kernel's, since rules may drop or translate them.
+/* Whether the kernel's bridge passes frames to netfilter (br_netfilter). The namespace's
+ * switches net.bridge.bridge-nf-call-* decide that, or the bridge's own flag. If it does,
+ * frames between ports are left to the kernel, since rules may drop or translate them.
  *
- * Anybody may turn a switch, or load the module, at any time, and no process need be
- * there to notice. So the programs look by themselves, once a jiffy for each bridge: the
- * switch is where the sysctl's own entry says, which is found as the kernel finds it.
+ * Anybody may set a switch or load the module at any time, and no process may be running to
+ * notice. So the programs read the switch themselves, once a jiffy for each bridge. They
+ * find the sysctl's entry as the kernel does.
  */
 #ifndef FBR_BRNF_H
 #define FBR_BRNF_H
@@ -14,18 +14,18 @@
 #include "clock.h"
 #include "kctx.h"
 
-#define FBR_SYSCTL_DEPTH 16 /* of a tree that holds one directory */
+#define FBR_SYSCTL_DEPTH 16 /* levels of a tree that holds one directory */
 #define FBR_SYSCTL_NAME  24 /* bytes compared: enough to tell the names apart */
 #define FBR_BRNF_LANES   64
 
-/* What the last look at a bridge has found. */
+/* The result of the last look at a bridge. */
 static struct fbr_brnf {
 	__u64 at; /* jiffies */
 	__u32 bridge;
 	bool calls;
 } fbr_brnf[FBR_BRNF_LANES];
 
-/* A name of a sysctl as numbers, which compare as the kernel compares names. */
+/* A sysctl's name as numbers that compare as the kernel compares names. */
 struct fbr_sysctl_name {
 	__u64 part[FBR_SYSCTL_NAME / 8];
 };
@@ -44,8 +44,9 @@ static __always_inline int fbr_name_cmp(const struct fbr_sysctl_name *a,
 	return 0;
 }
 
-/* Looks for a name in a directory (find_entry() in fs/proc/proc_sysctl.c), and returns
- * where the entry's header and, in data, its value is. Both are NULL if there is none.
+/* Looks for a name in a directory, as find_entry() in fs/proc/proc_sysctl.c does. Returns
+ * the entry's header, and in data the address of its value. Both are NULL if there is no
+ * such entry.
  */
 static __always_inline struct ctl_table_header *
 fbr_sysctl_find(struct ctl_dir *dir, const struct fbr_sysctl_name *name, void **data)
@@ -75,7 +76,7 @@ fbr_sysctl_find(struct ctl_dir *dir, const struct fbr_sysctl_name *name, void **
 	return NULL;
 }
 
-/* The value of a switch in net/bridge; 0 where there is none. */
+/* The value of a switch in net/bridge; 0 if there is none. */
 static __always_inline bool fbr_sysctl_set(struct ctl_dir *dir, const struct fbr_sysctl_name *name)
 {
 	void *data;
@@ -92,7 +93,7 @@ static __always_inline bool fbr_sysctl_set(struct ctl_dir *dir, const struct fbr
 	 }){ text }                           \
 		 .name)
 
-/* Looks at the switches for the bridge of the packet's device. */
+/* Reads the switches that apply to the bridge of the packet's device. */
 __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
@@ -109,14 +110,14 @@ __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 	for (i = 0; i < 2; i++) {
 		h = fbr_sysctl_find(dir, &path[i], &data);
 		if (!h)
-			return false; /* no br_netfilter, and so no flag of a bridge matters */
+			return false; /* without br_netfilter, a bridge's flag has no effect */
 		dir = (void *)h - bpf_core_field_offset(struct ctl_dir, header);
 	}
 	if (fbr_sysctl_set(dir, &ip))
 		return true;
 	if (bpf_core_type_exists(struct net_bridge_port)) {
 		struct net_bridge_port *port = BPF_CORE_READ(dev, rx_handler_data);
-		/* Its number since Linux 4.20. The types of a module may lack the enum. */
+		/* The flag's number since Linux 4.20. The types of a module may lack the enum. */
 		__u32 flag = 2;
 
 		if (bpf_core_enum_value_exists(enum net_bridge_opts, BROPT_NF_CALL_IPTABLES))
@@ -126,7 +127,7 @@ __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 	return false;
 }
 
-/* Whether iptables is to see an IPv4 frame of a port of this bridge. */
+/* Whether iptables has to see an IPv4 frame of a port of this bridge. */
 static __always_inline bool fbr_brnf_sees(struct __sk_buff *skb, __u32 bridge)
 {
 	struct fbr_brnf *b = &fbr_brnf[bridge % FBR_BRNF_LANES];

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Sessions of another build's maps, when a layout has changed.
+/* Brings over the sessions of another build's maps when a layout has changed.
  *
- * Go reads them, gives them this build's layout and hands each one over, in the
- * end while packets pass. So a session is brought over as it would begin: its slot,
- * its port and its entries are taken as a packet would take them, and what the
- * free slots and ports are, what each device holds and who is bound to which port
- * follows from that. From the first program that is swapped to the last session
- * brought over no session may begin (fbr_held), else a packet of one that is still
- * missing would begin it again, from another port.
+ * Go reads the old sessions, converts them to this build's layout and hands them over one
+ * by one, at the end while packets pass. Each session begins here as a packet would begin
+ * it: it takes its slot, its port and its entries in the same way. So free slots, free
+ * ports, quotas and bindings come out right by themselves. No session may begin between the
+ * swap of the first program and the arrival of the last session (fbr_held). Otherwise a
+ * packet of a session that is still missing would begin it again from another port.
  */
 #ifndef FBR_CARRY_H
 #define FBR_CARRY_H
@@ -27,7 +26,7 @@
 #include "reclaim.h"
 #include "session.h"
 
-/* A session as Go hands it over. Slots in it mean nothing. */
+/* A session as Go hands it over. The slot numbers in it are not valid here. */
 struct fbr_carried {
 	struct fbr_session s;
 	struct fbr_flow out;
@@ -35,19 +34,19 @@ struct fbr_carried {
 };
 
 enum fbr_carry_result {
-	FBR_CARRY_TOLD = 1, /* it was there: it knows now what its packets have told meanwhile */
+	FBR_CARRY_TOLD = 1, /* it exists, and now has what its packets told meanwhile */
 	FBR_CARRY_MADE,
-	FBR_CARRY_OTHER, /* another one has its addresses */
+	FBR_CARRY_OTHER, /* another session has its addresses */
 	FBR_CARRY_FULL,
-	FBR_CARRY_LEFT, /* not there, and not to be made */
+	FBR_CARRY_LEFT, /* it does not exist and must not be created */
 };
 
-/* What packets tell about a session. */
+/* The bits that packets set. */
 #define FBR_S_TOLD \
 	(FBR_S_REPLIED | FBR_S_ASSURED | FBR_S_FIN_OUT | FBR_S_FIN_IN | FBR_S_RST | FBR_S_RST_IN)
 
-/* Copies the entry at offset off of the request to index i, whose slot is the caller's,
- * under the key k.
+/* Copies the entry at offset off of the request to index i, and enters it under the key k.
+ * The caller owns the slot.
  */
 __fbr_global long fbr_carry_entry(struct __sk_buff *skb, __u32 off, __u32 i,
 				  const struct fbr_flow_key *k)
@@ -69,8 +68,8 @@ __fbr_global long fbr_carry_entry(struct __sk_buff *skb, __u32 off, __u32 i,
 	return err;
 }
 
-/* Counts the session on its external port, whose owner has sent something at seen
- * (jiffies). False if that is another's.
+/* Counts the session on its external port. The port's owner last sent something at seen
+ * (jiffies). False if the port has another owner.
  */
 __fbr_global bool fbr_carry_port(const struct fbr_session *s, __u64 seen)
 {
@@ -96,7 +95,7 @@ __fbr_global bool fbr_carry_port(const struct fbr_session *s, __u64 seen)
 	return true;
 }
 
-/* Tells the session in slot what its packets have told elsewhere. */
+/* Merges what the session's packets have told elsewhere into the session in slot. */
 static __always_inline void fbr_carry_tell(struct fbr_session *have, __u32 slot, __u32 bits,
 					   __u64 out_seen, __u64 in_seen)
 {
@@ -119,8 +118,8 @@ static __always_inline void fbr_carry_tell(struct fbr_session *have, __u32 slot,
 	fbr_closed_push(slot, have);
 }
 
-/* Brings over the session at offset off of the request; anew: one that is not there
- * is made.
+/* Brings over the session at offset off of the request. If anew is set, a session that does
+ * not exist is created.
  */
 static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 off, bool anew)
 {
@@ -172,7 +171,7 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 		c.bits &= ~FBR_S_PEER;
 	if ((c.bits & FBR_S_PEER) && !fbr_peer_ref(c.fwd.proto, bpf_ntohs(c.eport), c.fwd.daddr))
 		c.bits &= ~FBR_S_PEER;
-	/* What is the slot's, and not the session's, stays. */
+	/* These two belong to the slot, not to the session. */
 	c.state = have->state;
 	c.queued = have->queued;
 	*have = c;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What a new session needs: a slot in fbr_sess, an external port, and two entries in
- * fbr_flow. The reverse entry comes first: its key is the lock on the external tuple.
- * The external port belongs to (protocol, container, source port) and is the same
- * for every destination (RFC 4787 REQ-1). A port is shared only when none is free,
- * or when that port is in use towards this very remote.
+/* The parts of a new session: a slot in fbr_sess, an external port, and two entries in
+ * fbr_flow.
+ *
+ * The reverse entry is inserted first: its key is the lock on the external tuple. The
+ * external port belongs to (protocol, container, source port) and is the same for every
+ * destination (RFC 4787 REQ-1). A port is shared only if none is free, or if the mapping's
+ * port is already in use towards this very remote.
  */
 #ifndef FBR_CLAIM_H
 #define FBR_CLAIM_H
@@ -27,7 +29,7 @@
 
 #define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
 
-/* Whether new sessions wait, since those of older maps are being brought over (carry.h). */
+/* Whether new sessions have to wait while sessions of older maps are brought over (carry.h). */
 static __always_inline bool fbr_held(void)
 {
 	struct fbr_conf *c = fbr_conf_get();
@@ -39,14 +41,14 @@ static __always_inline bool fbr_held(void)
 struct fbr_new {
 	struct fbr_flow_key fwd;
 	__be32 ext;
-	__u32 pif;   /* 0: the host's own */
-	__u32 payer; /* the port in whose quota it counts: who causes it; 0: pif */
+	__u32 pif;   /* 0: the host */
+	__u32 payer; /* the port whose quota it counts in; 0: pif */
 	__u32 slot;
-	__be16 eport;           /* external port or id */
+	__be16 eport;           /* external port, or ICMP id */
 	enum fbr_net_flags net; /* of the container's network; 0: the host */
-	bool owns;              /* the port is counted, not shared */
+	bool owns;              /* the external port is counted, not shared */
 	bool inbound;           /* begun by the remote: on a live mapping or not at all */
-	bool outside;           /* which is none of the host's containers */
+	bool outside;           /* the remote is outside, not a container of this host */
 	bool published;         /* eport is a publication's, not one of the range */
 	bool moved;             /* the host or a neighbour has the port that it would have had */
 };
@@ -94,7 +96,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	return err;
 }
 
-/* A free slot of fbr_sess, or cfg_flows_max if there is none. */
+/* Takes a free slot of fbr_sess. Returns cfg_flows_max if there is none. */
 __fbr_global __u32 fbr_slot_take(void)
 {
 	struct fbr_state *st = fbr_state_get();
@@ -120,9 +122,9 @@ __fbr_global __u32 fbr_slot_take(void)
 	return bpf_map_pop_elem(&fbr_free, &slot) ? cfg_flows_max : slot;
 }
 
-/* The external port of an existing binding: sets n->eport and counts one more
- * session on it. False if there is none, or if somebody else on this host
- * already talks to this remote from that port.
+/* Uses the external port of an existing binding: sets n->eport and counts one more session
+ * on the port. False if there is no binding, or if somebody else on this host already talks
+ * to this remote from that port.
  */
 __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 {
@@ -154,13 +156,13 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 			np->ext = n->ext;
 		return true;
 	}
-	/* Released and taken by somebody else since the binding was read. */
+	/* The port was released and taken by another owner since the binding was read. */
 	fbr_port_put(bk.proto, port);
 	return false;
 }
 
-/* Makes the source of fwd the owner of a taken port, for its first session. It
- * becomes the binding's unless there is one.
+/* Makes the source of fwd the owner of a taken port, for its first session. The port
+ * becomes the binding's unless there is one already.
  */
 static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_flow_key *fwd,
 					 __u32 port, __be32 ext, __u32 pif, enum fbr_net_flags net)
@@ -183,8 +185,8 @@ static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_
 		__sync_fetch_and_add(&q->ports, 1);
 }
 
-/* A new external port, which becomes the binding's unless there is one. False
- * if no port is free.
+/* Takes a new external port. It becomes the binding's unless there is one already. False if
+ * no port is free.
  */
 __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 {
@@ -204,7 +206,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	return true;
 }
 
-/* Inserts the pair; a dead session in the way is removed. */
+/* Inserts both entries. A dead session that holds the external tuple is removed. */
 __fbr_global int fbr_pair_claim(struct fbr_new *n)
 {
 	if (!n)
@@ -223,7 +225,7 @@ __fbr_global int fbr_pair_claim(struct fbr_new *n)
 	return err;
 }
 
-/* Inserts the pair on a port that n owns; gives the port back on failure. */
+/* Inserts both entries on a port that n owns. Gives the port back on failure. */
 static __always_inline int fbr_pair_owned(struct fbr_new *n)
 {
 	int err = fbr_pair_claim(n);

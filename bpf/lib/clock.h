@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the programs know from nobody's packet: the time, chance, and the timer
- * that drives the sweep. bpf/tests/injected.bpf.c defines other ones before it
- * includes the programs, so that a test decides what time it is.
+/* What does not come from a packet: the time, random numbers, and the timer of the sweep.
+ * bpf/tests/injected.bpf.c defines its own versions before it includes the programs, so
+ * that a test controls the time.
  */
 #ifndef FBR_CLOCK_H
 #define FBR_CLOCK_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the control plane asks of the programs. */
+/* Requests of the control plane. */
 #ifndef FBR_CONTROL_H
 #define FBR_CONTROL_H
 
@@ -10,8 +10,8 @@
 #include "pool.h"
 #include "session.h"
 
-/* Requests of the control plane, run through BPF_PROG_TEST_RUN so that they
- * see the maps as the other programs do. The packet is a struct fbr_request.
+/* A request is run through BPF_PROG_TEST_RUN, so it sees the maps as the other programs do.
+ * The packet is a struct fbr_request.
  */
 enum fbr_op {
 	/* Reads the clock: arg = jiffies. */
@@ -105,7 +105,7 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 			bpf_loop(r->to - r->from, fbr_ports_one, &ports, 0);
 		return 0;
 	case FBR_OP_FIB:
-		/* A flag the kernel does not know is -EINVAL, whatever the routes. */
+		/* An unknown flag gives -EINVAL, whatever the routes are. */
 		r->arg = bpf_fib_lookup(skb, &fib, sizeof(fib),
 					BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC |
 						BPF_FIB_LOOKUP_SKIP_NEIGH);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* A session begins: whether there is room for it, and what is known of it at birth. */
+/* The birth of a session: whether there is room for it, and its first bits. */
 #ifndef FBR_CREATE_H
 #define FBR_CREATE_H
 
@@ -18,7 +18,7 @@
 #include "reclaim.h"
 #include "session.h"
 
-/* What is known of a session at its birth, fbr_sess_bits. */
+/* The bits that a session has at birth (fbr_sess_bits). */
 static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
 {
 	__u32 bits = n->inbound ? FBR_S_INBOUND : 0;
@@ -45,10 +45,12 @@ static __always_inline __u32 fbr_new_payer(const struct fbr_new *n)
 	return n->payer ? n->payer : n->pif;
 }
 
-/* Whether there is room for n: within the quota of whoever causes it; or, begun
- * outside, where nobody can be held to a quota, beside so many that are not assured,
- * of which the oldest gives way. The last eighths of the table and of its container's
- * share are for what containers begin. Returns FBR_NONE or why not.
+/* Whether there is room for n. Returns FBR_NONE or the reason why not.
+ *
+ * A session that a container begins must fit the quota of its payer. Nobody outside can be
+ * held to a quota, so a session begun outside counts among those that are not assured
+ * (cfg_waiting_max), and the oldest of these gives way. The last eighth of the table, and
+ * of the container's share, is reserved for what containers begin.
  */
 __fbr_global enum fbr_reason fbr_room(const struct fbr_new *n)
 {
@@ -73,9 +75,8 @@ __fbr_global enum fbr_reason fbr_room(const struct fbr_new *n)
 	return FBR_NONE;
 }
 
-/* The session in a slot of the caller's begins: its entries are there, and all of
- * it that does not change with the slot's lives is written. It counts where it
- * belongs.
+/* Begins the session in a slot that the caller owns. Its entries exist, and every field is
+ * written that does not outlive the session. Counts the session where it belongs.
  */
 static __always_inline void fbr_sess_begin(struct fbr_session *s, __u32 slot, struct fbr_state *st)
 {
@@ -96,8 +97,9 @@ static __always_inline void fbr_sess_begin(struct fbr_session *s, __u32 slot, st
 		fbr_wait_push(slot, s);
 }
 
-/* Creates the session of n (fwd, ext, pif, payer given). Returns FBR_NONE if there is
- * one now, made here or by another CPU, or why not; then nothing is left of it.
+/* Creates the session of n (fwd, ext, pif, payer given). Returns FBR_NONE if the session
+ * exists now, created here or by another CPU. Otherwise returns the reason, and nothing is
+ * left behind.
  */
 __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_new *n)
 {
@@ -138,7 +140,7 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 			bpf_map_push_elem(&fbr_free, &n->slot, BPF_ANY);
 			goto quota;
 		}
-		/* Pressure: less than 1/8 of the range is free. */
+		/* Pressure: less than an eighth of the range is free. */
 		if (pool->tail - pool->head <= pool->open / 8)
 			fbr_make_room(0, 0, pool->tail == pool->head);
 		err = fbr_bind_new(skb, n) ? fbr_pair_owned(n) : -ENOENT;

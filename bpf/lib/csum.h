@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Checksums: the arithmetic, and what is still to be filled in. */
+/* Checksum arithmetic, and checksums that are still to be filled in. */
 #ifndef FBR_CSUM_H
 #define FBR_CSUM_H
 
@@ -11,7 +11,7 @@
 #define FBR_UDP_CSUM  6
 #define FBR_ICMP_CSUM 2
 #define FBR_SCTP_CSUM 8
-#define FBR_L4_MIN    8 /* bytes: the shortest L4 header before the packet in a tunnel */
+#define FBR_L4_MIN    8 /* bytes: the shortest L4 header in front of a tunnelled packet */
 
 static __always_inline __u16 fbr_fold(__u32 sum)
 {
@@ -19,7 +19,7 @@ static __always_inline __u16 fbr_fold(__u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* The one's complement difference that turns the sum over old into that over new. */
+/* The one's complement difference that turns the sum over old into the sum over new. */
 static __always_inline __u16 fbr_diff32(__be32 old, __be32 new)
 {
 	old = ~old;
@@ -52,18 +52,18 @@ static __always_inline __u32 fbr_ip_summed(struct __sk_buff *skb)
 	return BPF_CORE_READ_BITFIELD(k, ip_summed);
 }
 
-/* Where the device, or the stack, is to fill a checksum in (CHECKSUM_PARTIAL). The
- * sender of a packet may have said so by itself (PACKET_VNET_HDR), and then it is
- * filled in after everything that looks at the packet.
+/* Where the device or the stack still has to fill in a checksum (CHECKSUM_PARTIAL). The
+ * sender of a packet may have asked for this itself (PACKET_VNET_HDR). The checksum is then
+ * filled in after all programs and rules have seen the packet.
  */
 enum fbr_pending {
 	FBR_SUM_DONE,  /* nowhere */
 	FBR_SUM_OWN,   /* the packet's own TCP or UDP checksum */
-	FBR_SUM_INNER, /* behind the L4 header: of a packet in a tunnel */
+	FBR_SUM_INNER, /* behind the L4 header: of a tunnelled packet */
 	FBR_SUM_BAD,   /* anywhere else */
 };
 
-/* The same for a packet whose L4 header, of protocol proto, is at l4. */
+/* The same for a packet of protocol proto whose L4 header is at l4. */
 static __always_inline enum fbr_pending fbr_sum_pending(struct __sk_buff *skb, __u32 l4, __u8 proto)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
@@ -78,10 +78,10 @@ static __always_inline enum fbr_pending fbr_sum_pending(struct __sk_buff *skb, _
 		return FBR_SUM_OWN;
 	if (proto == IPPROTO_TCP || proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6)
 		return FBR_SUM_BAD;
-	/* SCTP's is no other packet's, but it is not ours to translate either. */
+	/* This checksum is SCTP's own, but SCTP is not translated. */
 	if (proto == IPPROTO_SCTP && start == l4 && field == FBR_SCTP_CSUM)
 		return FBR_SUM_INNER;
-	/* start may be less than nothing */
+	/* start may be negative */
 	return (__s32)start >= (__s32)(l4 + FBR_L4_MIN) ? FBR_SUM_INNER : FBR_SUM_BAD;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the kernel's connection tracking knows of a packet. */
+/* What connection tracking knows about a packet. */
 #ifndef FBR_CT_H
 #define FBR_CT_H
 
@@ -19,9 +19,7 @@ extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 #define FBR_CT_REPLY   1 /* enum ip_conntrack_dir */
 #define FBR_CT_ASSURED 4 /* IPS_ASSURED of enum ip_conntrack_status */
 
-/* The addresses and ports of a packet with the key k, as lookups of connections and of
- * sockets want them.
- */
+/* Fills a tuple with the addresses and ports of k, for a lookup of a connection or a socket. */
 static __always_inline void fbr_ct_tuple(struct bpf_sock_tuple *t, const struct fbr_flow_key *k)
 {
 	t->ipv4.saddr = k->saddr;
@@ -30,10 +28,10 @@ static __always_inline void fbr_ct_tuple(struct bpf_sock_tuple *t, const struct 
 	t->ipv4.dport = k->dport;
 }
 
-/* Whether conntrack knows the connection that t is a packet of: a neighbour NAT's,
- * or the host's own. o says the protocol, and is told which way the packet goes. What
- * began outside is one only when it is assured: an entry comes of any packet, whose
- * sender may have invented the address, and the host's RST counts as a reply to it.
+/* Whether conntrack knows the connection of packet t: a neighbour NAT's, or the host's own.
+ * o gives the protocol and receives the packet's direction. A connection begun outside
+ * counts only once it is assured. Any packet makes an entry, its sender may have forged the
+ * address, and the host's RST counts as a reply.
  */
 static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock_tuple *t,
 					  struct bpf_ct_opts___12 *o)
@@ -53,15 +51,15 @@ static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock
 }
 
 /* The entry that connection tracking has made or found for the packet, or NULL if it has
- * not looked at the packet.
+ * not seen the packet.
  */
 static __always_inline struct nf_conn *fbr_ct_entry(struct sk_buff *k)
 {
 	return bpf_core_field_exists(k->_nfct) ? (struct nf_conn *)(k->_nfct & NFCT_PTRMASK) : NULL;
 }
 
-/* The status of the packet's connection, bits IPS_*; 0 if connection tracking has not
- * looked at the packet.
+/* The status of the packet's connection, bits IPS_*; 0 if connection tracking has not seen
+ * the packet.
  */
 static __always_inline __u32 fbr_ct_status(struct sk_buff *k)
 {
@@ -70,26 +68,28 @@ static __always_inline __u32 fbr_ct_status(struct sk_buff *k)
 	return ct && bpf_core_field_exists(ct->status) ? BPF_CORE_READ(ct, status) : 0;
 }
 
-/* Whether connection tracking translates the packet's connection: by a rule that is
- * none of ours.
+/* Whether connection tracking translates the packet's connection because of somebody else's
+ * rule.
  */
 static __always_inline bool fbr_ct_translates(struct __sk_buff *skb)
 {
 	return fbr_ct_status(bpf_cast_to_kern_ctx(skb)) & IPS_NAT_MASK;
 }
 
-/* Whether a rule of the host gives the packet's connection another destination (DNAT):
- * a port that somebody else publishes, such as CNI's portmap.
+/* Whether a rule of the host has changed the destination of the packet's connection (DNAT):
+ * for example a port published by CNI's portmap.
  */
 static __always_inline bool fbr_ct_led(struct sk_buff *k)
 {
 	return fbr_ct_status(k) & IPS_DST_NAT;
 }
 
-/* Whether a container's packet answers a connection that a rule of the host leads to the
- * container (DNAT), or is an ICMP error about one. Connection tracking has not seen the
- * packet yet. An internal network is closed to answers, too. A later fragment has no ports:
- * the kernel drops it unless the first one came, and fbr_guard sees the reassembled packet.
+/* Whether a container's packet answers a connection that a rule of the host directs to the
+ * container (DNAT), or is an ICMP error about one.
+ *
+ * Connection tracking has not seen the packet yet. An internal network gets no answers
+ * either. A later fragment has no ports: the kernel drops it unless the first one came, and
+ * fbr_guard sees the reassembled packet.
  */
 __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 {
@@ -129,8 +129,9 @@ __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 	return led;
 }
 
-/* conntrack would forget an answered UDP flow long before we do, and a firewall
- * that accepts only ESTABLISHED would then cut it: give it our time.
+/* Extends the timeout of an answered UDP connection in conntrack to secs. Otherwise
+ * conntrack forgets the connection long before its session ends, and a firewall that
+ * accepts only ESTABLISHED cuts it off.
  */
 __fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key *fwd, __u32 secs)
 {

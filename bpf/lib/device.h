@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Ports, uplinks and bridges, how they are found, and what each of them holds. */
+/* Ports, uplinks, bridges and networks: their maps, the lookups, and what each device holds. */
 #ifndef FBR_DEVICE_H
 #define FBR_DEVICE_H
 
@@ -7,32 +7,32 @@
 #include "../include/bpf/bpf_helpers.h"
 
 #define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
-#define FBR_DEVS_MORE 1024  /* and beyond them, for devices whose slot is taken */
-#define FBR_STATS_MAX 4096  /* devices that can exist at once */
+#define FBR_DEVS_MORE 1024  /* further slots, for devices whose slot is taken */
+#define FBR_STATS_MAX 4096  /* devices at the same time */
 #define FBR_FDB_BITS  12    /* of a hash of a MAC address, for fbr_fdb_near */
 
 enum fbr_dev_flags {
 	FBR_DEV_PORT = 1,
 	FBR_DEV_UPLINK = 2,
 	FBR_DEV_BRIDGE = 4,
-	FBR_DEV_SLOW = 8, /* port: always the kernel path, by the control plane */
+	FBR_DEV_SLOW = 8, /* port: always the kernel's path, set by the control plane */
 	FBR_DEV_INTERNAL = 16,
 	FBR_DEV_ROUTED = 32,   /* port: its network is not translated */
-	FBR_DEV_FRAGS = 64,    /* to the namespace that puts inbound fragments in order */
+	FBR_DEV_FRAGS = 64,    /* leads to the namespace that puts inbound fragments in order */
 	FBR_DEV_RAW_IP = 128,  /* uplink: no L2 header */
 	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
 	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc or filters on it (qdisc.h) */
-	FBR_DEV_CLOSED = 1024, /* uplink: nobody but us opened it for forwarding (guard.h) */
+	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
 };
 
-/* Always the kernel path, whoever says so. */
+/* Always the kernel's path, for either reason. */
 #define FBR_DEV_KERNEL_PATH (FBR_DEV_SLOW | FBR_DEV_QUEUES)
 
-/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. An
- * uplink or a bridge whose slot another device has is at fbr_dev_elsewhere(ifindex).
+/* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. If
+ * another device has that slot, an uplink or a bridge is at fbr_dev_elsewhere(ifindex).
  */
 struct fbr_dev {
-	__u32 ifindex; /* 0: slot is free; else must equal the device's */
+	__u32 ifindex; /* 0: the slot is free; otherwise it must equal the device's */
 	__be32 ip;     /* port: the container's; uplink: the primary address */
 	__u32 bridge;  /* port: ifindex of its bridge; bridge: itself */
 	enum fbr_dev_flags flags;
@@ -52,13 +52,13 @@ struct {
 	__type(value, struct fbr_dev);
 } fbr_devs SEC(".maps");
 
-/* The second slot of a device. Those that share the first differ in the quotient. */
+/* The second slot of a device. Devices that share the first slot differ in the quotient. */
 static __always_inline __u32 fbr_dev_elsewhere(__u32 ifindex)
 {
 	return FBR_DEVS_MAX + (ifindex + ifindex / FBR_DEVS_MAX) % FBR_DEVS_MORE;
 }
 
-/* The entry of a device, or NULL if it is not ours. */
+/* The entry of a device, or NULL if it is not one of ours. */
 static __always_inline struct fbr_dev *fbr_dev_get(__u32 ifindex)
 {
 	__u32 slot = ifindex % FBR_DEVS_MAX;
@@ -79,7 +79,7 @@ struct fbr_fdb_key {
 	__u32 bridge;
 };
 
-/* MAC to port, per bridge */
+/* MAC address and bridge to port */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4 * FBR_STATS_MAX);
@@ -87,8 +87,8 @@ struct {
 	__type(value, __u32); /* ifindex */
 } fbr_fdb SEC(".maps");
 
-/* The port last found in fbr_fdb, by a hash of what it was found under. A hint:
- * the port's own addresses are compared.
+/* A hint: the port last found in fbr_fdb, by a hash of the key. The port's own addresses
+ * are compared with the packet's.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -97,7 +97,7 @@ struct {
 	__type(value, __u32); /* ifindex */
 } fbr_fdb_near SEC(".maps");
 
-/* container address to port; subnets of an instance never overlap */
+/* Container address to port. Subnets of an instance never overlap. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4 * FBR_STATS_MAX);
@@ -105,7 +105,7 @@ struct {
 	__type(value, __u32); /* ifindex */
 } fbr_hosts SEC(".maps");
 
-/* The port of the container that has an address, or NULL. */
+/* The port of the container with this address, or NULL. */
 static __always_inline struct fbr_dev *fbr_host_port(__be32 addr)
 {
 	__u32 *ifindex = bpf_map_lookup_elem(&fbr_hosts, &addr);
@@ -113,7 +113,7 @@ static __always_inline struct fbr_dev *fbr_host_port(__be32 addr)
 	return ifindex ? fbr_dev_get(*ifindex) : NULL;
 }
 
-/* fbr_nets: longest prefix match, one entry a subnet */
+/* fbr_nets: longest prefix match, one entry for each subnet */
 struct fbr_net_key {
 	__u32 prefixlen;
 	__be32 addr;
@@ -122,11 +122,13 @@ struct fbr_net_key {
 enum fbr_net_flags {
 	FBR_NET_MASQUERADE = 1,
 	FBR_NET_INTERNAL = 2,
-	FBR_NET_EDM = 4, /* endpoint-dependent mapping: every flow has a port of its own */
-	/* Who may answer: neither bit: the contacted address and port (RFC 4787 section 5) */
+	FBR_NET_EDM = 4, /* endpoint-dependent mapping: each flow has its own external port */
+	/* Filtering. Neither bit: only the contacted address and port may answer (RFC 4787
+	 * section 5).
+	 */
 	FBR_NET_ADF = 8,     /* any port of a contacted address */
 	FBR_NET_EIF = 16,    /* anybody */
-	FBR_NET_STRICT = 32, /* no port free: refuse instead of sharing one */
+	FBR_NET_STRICT = 32, /* if no port is free, refuse instead of sharing one */
 };
 
 struct fbr_net {
@@ -135,7 +137,7 @@ struct fbr_net {
 	__be32 broadcast; /* 0: the subnet has none */
 };
 
-/* Subnets. Read on the kernel path only: a trie costs more than all the rest of a hit. */
+/* Subnets. Only the kernel's path reads them: a lookup costs more than all the rest of a hit. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1024);
@@ -144,7 +146,7 @@ struct {
 	__type(value, struct fbr_net);
 } fbr_nets SEC(".maps");
 
-/* The network an address (network byte order) belongs to, or NULL. */
+/* The network that an address (network byte order) belongs to, or NULL. */
 static __always_inline struct fbr_net *fbr_net_get(__be32 addr)
 {
 	struct fbr_net_key k = { .prefixlen = 32, .addr = addr };
@@ -156,7 +158,7 @@ static __always_inline struct fbr_net *fbr_net_get(__be32 addr)
 struct fbr_quota {
 	__u32 sessions;
 	__u32 ports;
-	__u32 half;       /* TCP sessions not established yet */
+	__u32 half;       /* TCP sessions that are not established yet */
 	__u32 frags;      /* datagrams whose fragments are passing */
 	__u64 refused_at; /* jiffies of the last ICMP error about a refused flow */
 };
@@ -168,7 +170,7 @@ struct {
 	__type(value, struct fbr_quota);
 } fbr_quota SEC(".maps");
 
-/* What a device holds, or NULL if it is gone. */
+/* What a device holds, or NULL if the device is gone. */
 static __always_inline struct fbr_quota *fbr_quota_get(__u32 ifindex)
 {
 	struct fbr_dev *d = fbr_dev_get(ifindex);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The tables of external ports: who owns which, and which are free. */
+/* The maps of external ports: who owns which, and which are free. */
 #ifndef FBR_EXTPORT_H
 #define FBR_EXTPORT_H
 
@@ -13,7 +13,7 @@ enum {
 	FBR_CLASSES,
 };
 
-#define FBR_PORTS 65536 /* of a class */
+#define FBR_PORTS 65536 /* in each class */
 
 struct fbr_bind_key {
 	__be32 ip;
@@ -22,24 +22,24 @@ struct fbr_bind_key {
 	__u8 pad;
 };
 
-/* endpoint-independent mapping: source to external port */
+/* Endpoint-independent mapping: source to external port. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024); /* sized by Go: no more than sessions, nor than ports */
+	__uint(max_entries, 1024); /* sized by Go: at most as many as sessions or ports */
 	__type(key, struct fbr_bind_key);
 	__type(value, __u32); /* the port, host byte order */
 } fbr_bind SEC(".maps");
 
-/* fbr_nport[class * FBR_PORTS + port]: who has it, or had it last */
+/* fbr_nport[class * FBR_PORTS + port]: the present or the last owner */
 struct fbr_nport {
 	__u32 refs;     /* sessions that use it; the last one releases it */
 	__be32 ip;      /* owner */
 	__be16 port;    /* owner's source port */
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
-	__be32 ext;     /* the address that it was last used with */
-	__u64 noted_at; /* jiffies: used beside any mapping; 0: not since one took it */
-	/* jiffies: its owner last sent something (EIF and ADF only), or gave it back */
+	__be32 ext;     /* the external address it was last used with */
+	__u64 noted_at; /* jiffies: seen in use beside any mapping; 0: not since one took it */
+	/* jiffies: its owner last sent something (EIF and ADF only), or released it */
 	__u64 used_at;
 };
 
@@ -50,15 +50,15 @@ struct {
 	__type(value, struct fbr_nport);
 } fbr_nport SEC(".maps");
 
-/* A remote address that a mapping has contacted: what address-dependent filtering lets in */
+/* A remote address that a mapping has contacted. Address-dependent filtering admits it. */
 struct fbr_peer_key {
 	__u32 nport; /* index into fbr_nport */
 	__be32 addr;
 };
 
-/* Contacted addresses of networks with address-dependent filtering, and how many
- * sessions lead there. Its memory is taken at creation like that of all NAT
- * state: what would be refused to an insert, the filter would refuse to a remote.
+/* The contacted addresses in networks with address-dependent filtering, and how many
+ * sessions lead to each. Its memory is allocated at creation, like that of all NAT state:
+ * if an insert failed, the filter would refuse the remote.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -69,13 +69,13 @@ struct {
 
 enum fbr_port_state {
 	FBR_PORT_OPEN = 1,  /* mappings may have it */
-	FBR_PORT_FREE = 2,  /* stands in the ring */
+	FBR_PORT_FREE = 2,  /* in the ring */
 	FBR_PORT_TAKEN = 4, /* by a mapping */
 };
 
-/* fbr_pool[class]: the free ones among the external ports; pool.h says how */
+/* fbr_pool[class]: the free external ports. See pool.h. */
 struct fbr_pool {
-	struct bpf_spin_lock lock; /* for all below */
+	struct bpf_spin_lock lock; /* of everything below */
 	__u32 head;
 	__u32 ripe;
 	__u32 tail;
@@ -87,7 +87,7 @@ struct fbr_pool {
 
 _Static_assert(FBR_PORTS == 1 << 16, "a __u16 is a port, and a place in fbr_pool.ring");
 
-/* The free external ports of each protocol */
+/* The free external ports of each class. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, FBR_CLASSES);

@@ -15,8 +15,8 @@
 #include "kctx.h"
 #include "nat.h"
 
-/* Makes the headers that are read directly linear as far as the packet has them:
- * L2, IPv4, TCP. Here and below l2 is the length of the L2 header: ETH_HLEN or 0.
+/* Makes the headers linear that are read in place: L2, IPv4, TCP, as far as the packet has
+ * them. Here and below, l2 is the length of the L2 header in bytes: ETH_HLEN or 0.
  */
 static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 l2)
 {
@@ -27,12 +27,12 @@ static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 
 		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
 }
 
-/* The length of the packet in bytes after its IPv4 header of 20, or 0 if the
- * header and the frame tell different lengths: ip_rcv() drops what has been cut
- * short and trims what is longer. Two differences are none: the padding of short
- * frames on the wire, which the container trims, and BIG TCP, whose super-packets
- * have the length 0. frame is the frame's own length; skb is NULL in XDP, which
- * sees no super-packets.
+/* The number of bytes after an IPv4 header of 20 bytes. 0 if the header and the frame
+ * disagree about the length: ip_rcv() drops what is cut short and trims what is longer.
+ *
+ * Two kinds of packet may disagree: short frames, which are padded on the wire and trimmed
+ * by the container, and super-packets of BIG TCP, whose length field is 0. frame is the
+ * frame's length in bytes. skb is NULL in XDP, which sees no super-packets.
  */
 static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, const struct iphdr *ip,
 					 const __u32 l2, bool out)
@@ -48,10 +48,9 @@ static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, con
 	return len > sizeof(*ip) ? len - sizeof(*ip) : 0;
 }
 
-/* The key of a packet whose ports stand in ports as in the L4 header. Two stores
- * of eight bytes: the map reads the key in words and compares it in double words,
- * and a load that spans several earlier stores has to wait for them to leave the
- * store buffer.
+/* The key of a packet; ports holds both ports as in the L4 header. It is written in two
+ * stores of eight bytes. The map reads the key in words and compares it in double words,
+ * and a load that spans several earlier stores waits until they have left the store buffer.
  */
 static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const struct iphdr *ip,
 					 __u32 ports)
@@ -62,8 +61,8 @@ static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const struct ip
 	half[1] = (__u64)ip->protocol << 32 | ports;
 }
 
-/* Whether the checksum of a header of 20 bytes is right. ip_rcv() drops the packet
- * if not, and a rewrite would carry the error on.
+/* Whether the checksum of a header of 20 bytes is right. ip_rcv() drops the packet if it is
+ * wrong, and a rewrite would carry the error on.
  */
 static __always_inline bool fbr_ip_sum_right(const struct iphdr *ip)
 {
@@ -75,9 +74,9 @@ static __always_inline bool fbr_ip_sum_right(const struct iphdr *ip)
 	return ((sum & 0xffff) + (sum >> 16)) == 0xffff;
 }
 
-/* Fills the key of a packet on its way out of (out) or into the containers.
- * Returns the length of the L4 header in bytes, or 0 if it is not for the fast path.
- * skb and frame as above.
+/* Fills the key of a packet on its way out of the containers (out) or into them. Returns
+ * the length of the L4 header in bytes, or 0 if the packet is not for the fast path. skb
+ * and frame are those of fbr_l4_room().
  */
 static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, void *data,
 					    void *data_end, const __u32 l2, bool out,
@@ -123,8 +122,8 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 	return 0;
 }
 
-/* Whether a super-packet is to be cut as what its header says. Its sender may have
- * said otherwise (PACKET_VNET_HDR), and what has a tunnel inside is cut as that. A
+/* Whether the kernel will segment a super-packet as its header says. Its sender may have
+ * said otherwise (PACKET_VNET_HDR), and a tunnelled packet is segmented as a tunnel. A
  * packet of BPF_PROG_TEST_RUN says nothing.
  */
 static __always_inline bool fbr_cut_as(struct __sk_buff *skb, __u8 proto)
@@ -138,8 +137,8 @@ static __always_inline bool fbr_cut_as(struct __sk_buff *skb, __u8 proto)
 	return !kind || kind == (proto == IPPROTO_TCP ? SKB_GSO_TCPV4 : SKB_GSO_UDP_L4);
 }
 
-/* Whether the packet of protocol proto, or each segment of a super-packet, fits the
- * MTU (bytes, L3).
+/* Whether the packet of protocol proto, or each segment of a super-packet, fits the MTU
+ * (bytes, L3).
  */
 static __always_inline bool fbr_fits(struct __sk_buff *skb, const __u32 l2, __u8 proto,
 				     __u32 l4_len, __u32 mtu)

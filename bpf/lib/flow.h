@@ -1,19 +1,18 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The two entries of each session, and how they are found.
  *
- * They lie in fbr_flow at the session's own slot. fbr_flow_of, a hash table, is
- * what says which key has an entry, and inserts into it are what makes a key
- * unique. But a lookup there costs a packet two or three lines of memory that no
- * cache holds once there are many flows. So fbr_near remembers where the last two
- * keys of each hash were found, and an entry carries its key: whatever stands in
- * fbr_near, only an entry with the packet's own key is taken for the packet's.
+ * The entries are in fbr_flow, at the session's slot. The hash table fbr_flow_of says which
+ * key has an entry, and an insert into it makes the key unique. But with many flows, a
+ * lookup there costs a packet two or three cache misses. So fbr_near remembers where the
+ * last two keys of each hash were found. Each entry carries its key, and a packet only uses
+ * an entry that has the packet's own key, whatever fbr_near says.
  *
- * Only whoever owns the slot (took it from fbr_free, or claimed its session)
- * gives an entry its key, after the insert into fbr_flow_of, and takes it away,
- * before the delete: so fbr_near never leads to an entry under a key that another
- * one has by now. Who has found an entry may see it become another flow's: a
- * hit looks at the key and the lease again when it has read everything else, a
- * renewal when it has granted.
+ * Only the owner of a slot, who took it from fbr_free or claimed its session, changes an
+ * entry's key. The key is set after the insert into fbr_flow_of, and cleared before the
+ * delete. So fbr_near never leads to an entry under a key that meanwhile has another entry.
+ * An entry may become another flow's while it is read. So a hit compares the key and checks
+ * the lease again after it has read everything else, and a renewal compares the key after
+ * it has granted.
  */
 #ifndef FBR_FLOW_H
 #define FBR_FLOW_H
@@ -24,7 +23,7 @@
 #define FBR_FLOW_NONE  0xffffffff
 #define FBR_NEAR_INDEX (2 * FBR_FLOWS_LIMIT - 1) /* mask, in fbr_near.entry */
 
-/* The entry with this index, used or not. */
+/* The entry with this index, in use or not. */
 static __always_inline struct fbr_flow *fbr_flow_at(__u32 i)
 {
 	return bpf_map_lookup_elem(&fbr_flow, &i);
@@ -38,15 +37,14 @@ static __always_inline bool fbr_flow_is(const struct fbr_flow *f, const struct f
 	return have[1] == want[1] && have[0] == want[0];
 }
 
-/* Neighbouring source ports fall into one cache line of fbr_near: connections
- * that begin one after the other, from one address to one address, have such.
- * Which keys meet differs from instance to instance; those that do cost a lookup in
- * fbr_flow_of each.
+/* Neighbouring source ports hash into one cache line of fbr_near. Connections that one
+ * address opens to another in succession have neighbouring ports. Which keys collide
+ * differs between instances, and each key that collides costs a lookup in fbr_flow_of.
  */
 static __always_inline __u32 fbr_flow_hash(const struct fbr_flow_key *k)
 {
 	const __u64 *half = (const __u64 *)k;
-	const __u64 line = 7; /* of eight, the low bits of the source port in host order */
+	const __u64 line = 7; /* eight entries a line: low bits of the source port in host order */
 	__u64 near = half[1] >> 8 & line, h;
 
 	h = (half[0] + cfg_mark) * 0x9e3779b97f4a7c15;
@@ -54,7 +52,7 @@ static __always_inline __u32 fbr_flow_hash(const struct fbr_flow_key *k)
 	return (h ^ h >> 32) ^ near;
 }
 
-/* What fbr_near knows about keys with hash h. */
+/* What fbr_near knows about keys with the hash h. */
 static __always_inline struct fbr_near *fbr_near_get(__u32 h)
 {
 	__u32 at = h & cfg_near_mask;
@@ -62,7 +60,7 @@ static __always_inline struct fbr_near *fbr_near_get(__u32 h)
 	return bpf_map_lookup_elem(&fbr_near, &at);
 }
 
-/* The index of the entry that is k's if fbr_near knows it, else of any. */
+/* The index of k's entry if fbr_near knows it; otherwise any index. */
 static __always_inline __u32 fbr_near_index(const struct fbr_near *n, __u32 h)
 {
 	__u32 i = n->entry[0];
@@ -72,7 +70,7 @@ static __always_inline __u32 fbr_near_index(const struct fbr_near *n, __u32 h)
 	return i & FBR_NEAR_INDEX;
 }
 
-/* The index of the entry under k, or FBR_FLOW_NONE; fbr_near knows it from now on. */
+/* The index of the entry under k, or FBR_FLOW_NONE. fbr_near remembers it. */
 __fbr_global __u32 fbr_flow_find(const struct fbr_flow_key *k)
 {
 	if (!k)
@@ -103,7 +101,7 @@ static __always_inline struct fbr_flow *fbr_flow_get(const struct fbr_flow_key *
 	return fbr_flow_at(fbr_flow_find(k));
 }
 
-/* The same for a hit: without a call if fbr_near knows it. */
+/* The same for a hit: makes no call if fbr_near knows the entry. */
 static __always_inline struct fbr_flow *fbr_flow_hit(const struct fbr_flow_key *k)
 {
 	__u32 h = fbr_flow_hash(k);
@@ -133,14 +131,14 @@ static __always_inline struct fbr_flow *fbr_flow_in(__u32 slot)
 	return f && f->key.proto ? f : NULL;
 }
 
-/* Takes key and lease away. */
+/* Clears the key and the lease. */
 static __always_inline void fbr_flow_void(struct fbr_flow *f)
 {
 	((volatile __u64 *)&f->key)[1] = 0;
 	*(volatile __u64 *)&f->granted = 0;
 }
 
-/* The entry at index i, whose slot is the caller's, empty: to be filled, then published. */
+/* The entry at index i, emptied, to be filled and then published. The caller owns its slot. */
 static __always_inline struct fbr_flow *fbr_flow_new(__u32 i)
 {
 	struct fbr_flow *f = fbr_flow_at(i);
@@ -152,8 +150,8 @@ static __always_inline struct fbr_flow *fbr_flow_new(__u32 i)
 	return f;
 }
 
-/* Enters f, which is at index i, under k. Returns 0, -EEXIST if there is one already,
- * or another error.
+/* Enters f, which is at index i, under k. Returns 0, -EEXIST if the key has an entry
+ * already, or another error.
  */
 static __always_inline long fbr_flow_publish(struct fbr_flow *f, __u32 i,
 					     const struct fbr_flow_key *k)
@@ -168,7 +166,7 @@ static __always_inline long fbr_flow_publish(struct fbr_flow *f, __u32 i,
 	return 0;
 }
 
-/* Removes the entry at index i, whose slot is the caller's. */
+/* Removes the entry at index i. The caller owns its slot. */
 static __always_inline void fbr_flow_remove(__u32 i)
 {
 	struct fbr_flow *f = fbr_flow_at(i);

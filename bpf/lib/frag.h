@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* IPv4 fragments through the NAT, always on the kernel's path.
  *
- * Only the first fragment of a datagram has the ports; the others are known by
- * what it left in fbr_frag. A program cannot hold a packet back, so they must
- * come in order: the kernel reassembles and fragments again whatever it forwards
- * (fbr_defrag), which is enough on the way out. A fragment from outside would be
- * reassembled only where it is delivered, after every hook that could translate
- * it, so fbr_uplink_in sends those to a namespace of the instance that does
- * nothing but forward them back (FBR_DEV_FRAGS). There fbr_frag_in translates
- * them, gives back the hop and lets them begin anew at the uplink they came by.
- * Those from container to container by an address of the host's (hairpin.h) have
- * no such detour, and must leave their sender in order.
+ * Only the first fragment of a datagram has the ports. It leaves what the others need in
+ * fbr_frag. A program cannot hold a packet back, so the first fragment must come first.
  *
- * An entry of fbr_frag is made by the first fragment and deleted by the last,
- * or, FBR_FRAG_SECS later, by whoever needs the room: slots are looked at in
- * turn, and each belongs to one entry. Nothing that still lives is given up.
+ * Outbound: the kernel reassembles and fragments again whatever it forwards (fbr_defrag),
+ * so fragments leave in order.
+ *
+ * Inbound: the kernel reassembles only where it delivers, after every hook that could
+ * translate. So fbr_uplink_in sends these fragments to a namespace of the instance that
+ * only forwards them back (FBR_DEV_FRAGS). There fbr_frag_in translates them, restores the
+ * TTL and lets them arrive again at the uplink they came by.
+ *
+ * Between containers by an address of the host (hairpin.h) there is no such detour: the
+ * fragments must leave their sender in order.
+ *
+ * The first fragment makes an entry of fbr_frag, and the last one deletes it. If the last
+ * one is lost, the entry expires after FBR_FRAG_SECS, and whoever needs room deletes it: it
+ * looks at the slots in turn. Each slot belongs to one entry. No live entry is given up.
  */
 #ifndef FBR_FRAG_H
 #define FBR_FRAG_H
@@ -32,7 +35,7 @@
 #define FBR_FRAGS_MAX   4096 /* datagrams at once */
 #define FBR_FRAG_LANES  4096 /* of fbr_frag_id and fbr_frag_via */
 #define FBR_FRAG_SECS   2    /* RFC 6146 section 4 */
-#define FBR_FRAG_PROBES 64   /* slots looked at for a free one */
+#define FBR_FRAG_PROBES 64   /* slots looked at to find a free one */
 #define FBR_FRAG_QUOTA  (FBR_FRAGS_MAX / 8)
 
 _Static_assert((FBR_FRAGS_MAX & (FBR_FRAGS_MAX - 1)) == 0, "fbr_state.frag_hand wraps around");
@@ -43,10 +46,10 @@ struct fbr_frag_key {
 	__be32 daddr;
 	__be16 id;
 	__u8 proto;
-	__u8 in; /* from outside, or to an address of the host's */
+	__u8 in; /* from outside, or to an address of the host */
 };
 
-/* What its first fragment has found out */
+/* What the first fragment has found out */
 struct fbr_frag {
 	__u64 until; /* jiffies */
 	__be32 addr; /* the new source (out) or destination (in) */
@@ -56,8 +59,8 @@ struct fbr_frag {
 	__u32 slot; /* index into fbr_frag_slot */
 };
 
-/* Datagrams whose fragments are passing, and the keys by slot, so that what has
- * expired can be found (frag.h).
+/* The datagrams whose fragments are passing, and their keys by slot, so that expired ones
+ * can be found.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -73,8 +76,8 @@ struct {
 	__type(value, struct fbr_frag_key);
 } fbr_frag_slot SEC(".maps");
 
-/* The next IP id of outbound fragments, by a hash of where they go; the uplink
- * that inbound fragments came by, by a hash of what they belong to.
+/* The next IP id of outbound fragments, by a hash of addresses and protocol. The uplink
+ * that inbound fragments came by, by a hash of their datagram.
  */
 struct fbr_frag_lanes {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -92,7 +95,7 @@ static __always_inline __u32 fbr_frag_mix(__u32 h, __u32 v)
 	return h ^ (h >> 15);
 }
 
-/* Seeded with the instance's secret: what goes by it cannot be guessed from outside. */
+/* Seeded with the instance's secret, so that nobody outside can predict it. */
 static __always_inline __u32 fbr_frag_hash(__be32 saddr, __be32 daddr, __u32 more)
 {
 	return fbr_frag_mix(fbr_frag_mix(fbr_frag_mix(cfg_mark, saddr), daddr), more);
@@ -105,9 +108,9 @@ static __always_inline __u32 *fbr_frag_via_get(const struct fbr_pkt *p)
 	return bpf_map_lookup_elem(&fbr_frag_via, &i);
 }
 
-/* An id for a datagram: datagrams of several containers with one source address
- * must not share one (RFC 6864 section 5.3.1). One counter for the whole
- * instance would run round too soon, and tell everybody how busy it is.
+/* A new IP id for a datagram. Datagrams of several containers with the same external source
+ * address must not share an id (RFC 6864 section 5.3.1). A single counter for the whole
+ * instance would wrap too soon, and would show everybody how busy the instance is.
  */
 static __always_inline __be16 fbr_frag_new_id(__be32 saddr, __be32 daddr, __u8 proto)
 {
@@ -158,7 +161,7 @@ static long fbr_frag_probe(__u64 i, struct fbr_frag_walk *w)
 	return w->all ? 0 : 1;
 }
 
-/* Enters a datagram, v without slot and time. False if there is no room, or the
+/* Enters a datagram. v has neither slot nor time yet. False if there is no room, or if the
  * container has used its share.
  */
 __fbr_global bool fbr_frag_track(const struct fbr_frag_key *k, struct fbr_frag *v)
@@ -171,9 +174,9 @@ __fbr_global bool fbr_frag_track(const struct fbr_frag_key *k, struct fbr_frag *
 	struct fbr_frag_key key = *k, *slot;
 	struct fbr_frag *old = bpf_map_lookup_elem(&fbr_frag, &key);
 
-	if (old) /* the end of an earlier datagram got lost */
+	if (old) /* the last fragment of an earlier datagram was lost */
 		fbr_frag_forget(&key, old);
-	/* What the container has lost may have expired. */
+	/* Entries of the container itself may have expired. */
 	w.all = q && q->frags >= FBR_FRAG_QUOTA;
 	bpf_loop(FBR_FRAG_PROBES, fbr_frag_probe, &w, 0);
 	if (q && q->frags >= FBR_FRAG_QUOTA)
@@ -199,8 +202,8 @@ static __always_inline long fbr_frag_set_id(struct __sk_buff *skb, __u32 l3, __b
 		       ?: bpf_skb_store_bytes(skb, l3 + offsetof(struct iphdr, id), &new, 2, 0);
 }
 
-/* Translates a fragment that is not the first. Returns FBR_NONE or the reason to
- * drop it; FBR_NOT_OURS: one from outside of whose datagram nothing is known, untouched.
+/* Translates a fragment that is not the first. Returns FBR_NONE or the reason to drop it.
+ * Returns FBR_NOT_OURS for one from outside whose datagram is unknown; it is untouched.
  */
 __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct fbr_pkt *p, bool in)
 {
@@ -215,7 +218,7 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	if (!f || f->until <= fbr_now())
 		return in ? FBR_NOT_OURS : FBR_FRAGMENT;
 	v = *f;
-	/* It may have been deleted, and be another datagram's by now. */
+	/* The entry may have been deleted, and may be another datagram's by now. */
 	barrier();
 	if (bpf_map_lookup_elem(&fbr_frag, &k) != f)
 		return FBR_FRAGMENT;
@@ -228,9 +231,8 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	return FBR_NONE;
 }
 
-/* The first fragment of a container's datagram, whose source, or if hairpin its
- * destination, was just translated: gives it its new id and enters the datagram.
- * p is as it was before.
+/* Gives the first fragment of a container's datagram its new id, and enters the datagram.
+ * Its source was just translated, or with hairpin its destination. p is as it was before.
  */
 __fbr_global enum fbr_reason fbr_frag_first(struct __sk_buff *skb, const struct fbr_pkt *p,
 					    const struct fbr_dev *port, bool hairpin)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Fragments from outside: the detour by which they come in order (frag.h), and back. */
+/* Fragments from outside: the detour that puts them in order (frag.h), and the way back. */
 #ifndef FBR_FRAG_IN_H
 #define FBR_FRAG_IN_H
 
@@ -19,10 +19,10 @@
 #include "reason.h"
 #include "stats.h"
 
-/* Whether an inbound fragment, come by uplink u, is one for the namespace that
- * puts them in order: one that the host would deliver to itself. Its hop there
- * will be given back; a TTL of 1 would not survive it, and leads to no
- * container either. If so the frame is addressed to that namespace now.
+/* Sends an inbound fragment, come by uplink u, to the namespace that puts fragments in
+ * order. Only a fragment that the host would deliver to itself goes there. The TTL is
+ * restored later. A TTL of 1 would not survive the detour, and would reach no container
+ * either. Returns whether the frame is now addressed to that namespace.
  */
 __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p,
 				  const struct fbr_dev *u, __u32 frags)
@@ -43,18 +43,18 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 	return !(!p->l3 && fbr_push_eth(skb)) && !bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0);
 }
 
-/* A fragment that fbr_frag_in has seen to, on its second visit to the uplink. */
+/* Whether a fragment arrives at the uplink for the second time, from fbr_frag_in. */
 static __always_inline bool fbr_frag_returned(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
 	if (!p->frag || !cfg_mark || skb->mark != cfg_mark)
 		return false;
 	skb->mark = 0;
-	/* Its frame is still the other namespace's. */
+	/* The frame is still addressed to the other namespace. */
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return true;
 }
 
-/* Gives back the hop that the other namespace took. */
+/* Restores the TTL that the other namespace decremented. */
 static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
 {
 	const __u32 off = ETH_HLEN + offsetof(struct iphdr, ttl);
@@ -68,8 +68,8 @@ static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
 		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
 }
 
-/* The first fragment of a datagram from outside, just translated by
- * fbr_unsnat() under k: enters the datagram. p is as it was before.
+/* Enters the datagram of a first fragment from outside that fbr_unsnat() has just
+ * translated under k. p is as it was before.
  */
 __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const struct fbr_pkt *p,
 					       const struct fbr_flow_key *k)
@@ -86,13 +86,13 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 	if (!f || bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, false), &v.addr, 4))
 		return FBR_UNSUPPORTED;
 	if (v.addr == p->daddr)
-		return FBR_NONE; /* the host's own: the others are right as they are */
+		return FBR_NONE; /* the host's own: the other fragments need no translation */
 	v.pif = f->pif;
 	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;
 }
 
-/* Translates a fragment from outside if it belongs to a flow or may begin one:
- * FBR_NONE, FBR_NOT_OURS (the host's, untouched), or a reason to drop it.
+/* Translates a fragment from outside if it belongs to a flow or may begin one. Returns
+ * FBR_NONE, FBR_NOT_OURS (the host's, untouched), or the reason to drop it.
  */
 static __always_inline enum fbr_reason
 fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u)
@@ -111,7 +111,7 @@ fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr
 	return why ? why : fbr_frag_first_in(skb, p, &k);
 }
 
-/* A packet that comes back from the other namespace. Returns the verdict. */
+/* Handles a packet that comes back from the other namespace. Returns the verdict. */
 static __always_inline int fbr_frag_return(struct __sk_buff *skb)
 {
 	struct fbr_dev *u;
@@ -119,7 +119,7 @@ static __always_inline int fbr_frag_return(struct __sk_buff *skb)
 	__u32 *via, why;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &p) || !p.frag)
-		return TCX_DROP; /* that namespace's own */
+		return TCX_DROP; /* made by that namespace itself */
 	via = fbr_frag_via_get(&p);
 	u = via ? fbr_dev_get(*via) : NULL;
 	if (!u || !(u->flags & FBR_DEV_UPLINK) || fbr_frag_add_hop(skb))

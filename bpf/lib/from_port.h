@@ -23,7 +23,7 @@
 #include "rewrite.h"
 #include "stats.h"
 
-/* Between two ports of one bridge: the frame as it is, into the other container. */
+/* Forwards a frame between two ports of one bridge, unchanged, into the other container. */
 static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
 					  const struct fbr_conf *c, const struct fbr_dev *t)
 {
@@ -35,9 +35,10 @@ static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fb
 	return bpf_redirect_peer(t->ifindex, 0);
 }
 
-/* A packet that is neither a hit nor for another port: what the kernel must not even
- * have. It goes by the packet's address whatever the frame says: the kernel takes
- * packets also out of frames to a group or to the port's own host end.
+/* Whether a packet that is neither a hit nor for another port may go to the kernel. The
+ * packet's destination decides, whatever the frame says: the kernel also takes packets from
+ * frames to a group or to the port's own host end. Returns FBR_NONE or the reason to drop
+ * it.
  */
 __fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 daddr)
 {
@@ -53,7 +54,7 @@ __fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 d
 	return fbr_multicast(daddr) || daddr == 0xffffffff ? FBR_NONE : FBR_ISOLATED;
 }
 
-/* What a port has sent takes the kernel's path. */
+/* Sends a port's packet on to the kernel. */
 __fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
 {
 	if (!p)
@@ -164,7 +165,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		}
 	}
 	if (!(p->flags & FBR_DEV_INTERNAL)) {
-		__be32 daddr = ip->daddr; /* ip is void after the call */
+		__be32 daddr = ip->daddr; /* ip is invalid after the call */
 
 		why = fbr_hairpin(skb, p);
 		if (why == FBR_NOT_OURS)

@@ -23,8 +23,8 @@
 #include "stats.h"
 #include "uplink.h"
 
-/* tcx ingress, uplink. l2 is the length of the device's L2 header: ETH_HLEN, or
- * 0 where packets begin with the IP header (tun, WireGuard, ppp).
+/* tcx ingress, uplink. l2 is the length of the device's L2 header in bytes: ETH_HLEN, or 0
+ * where packets begin with the IP header (tun, WireGuard, ppp).
  */
 static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2)
 {
@@ -63,7 +63,9 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 			__u32 oif = f->oif;
 
 			fbr_count_rx(skb, u, FBR_FAST);
-			/* Point of no return. The container gets a frame. */
+			/* Point of no return. The container gets a frame with an Ethernet
+			 * header.
+			 */
 			if (!l2 && fbr_push_eth(skb))
 				return TCX_DROP;
 			fbr_count_tx(skb, t, FBR_FAST);
@@ -78,20 +80,20 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	if (fbr_parse_at(skb, l2, &pkt))
 		goto host;
 	if (fbr_frag_returned(skb, &pkt))
-		return TCX_NEXT; /* counted when it came */
+		return TCX_NEXT; /* counted when it first came */
 	why = FBR_NOT_OURS;
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
 		why = fbr_martian(skb, u, pkt.saddr, pkt.daddr) ? FBR_MARTIAN
 								: fbr_icmp_error_in(skb, &pkt);
 	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
-		   pkt.saddr != pkt.daddr && /* a hairpin's sessions are not for outside */
+		   pkt.saddr != pkt.daddr && /* hairpin sessions are not for outside */
 		   (fbr_in_range(c, pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat_first(skb, &pkt, u, &k);
 	}
 	if (why == FBR_NONE)
 		goto host;
-	if (why != FBR_NOT_OURS) { /* half translated */
+	if (why != FBR_NOT_OURS) { /* perhaps half translated */
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The last line of defence: a container's address leaving by a device that is
- * neither an uplink (fbr_uplink_out looks there) nor its own bridge. An uplink is
- * one as long as fbr_uplink_out is attached to it. A netfilter link is no rule:
+/* The last line of defence: stops a container's address that would leave by any device but
+ * its own bridge or an uplink. On an uplink fbr_uplink_out decides, so a device counts as
+ * an uplink only while that program is attached. The guard is a netfilter link, not a rule:
  * "nft flush ruleset" does not remove it.
  */
 #ifndef FBR_GUARD_H
@@ -17,8 +17,8 @@
 #include "reason.h"
 #include "stats.h"
 
-/* Whether the network of addr forbids it to leave by device out (ifindex). led: the
- * device is another network's bridge, and a rule of the host leads the packet there.
+/* Whether the network of addr forbids it to leave by device out (ifindex). led: the device
+ * is another network's bridge, and a rule of the host directs the packet there.
  */
 static __always_inline bool fbr_guarded(__be32 addr, __u32 out, bool led)
 {
@@ -37,9 +37,9 @@ static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
 		fbr_count_drop(d, reason);
 }
 
-/* The uplink that a packet came in by, if the host forwards it to elsewhere than a
- * bridge of ours only because we have opened that uplink: ip_forward is 0. Else
- * NULL. Multicast routing has a setting of its own.
+/* The uplink that a forwarded packet came by, if the host forwards it only because fastbr
+ * has opened that uplink: ip_forward is 0, and out is no bridge of ours. Otherwise NULL.
+ * Multicast routing has its own setting.
  */
 static __always_inline struct fbr_dev *fbr_opened_by_us(struct bpf_nf_ctx *ctx,
 							const struct fbr_dev *out)
@@ -56,9 +56,9 @@ static __always_inline struct fbr_dev *fbr_opened_by_us(struct bpf_nf_ctx *ctx,
 	return fbr_multicast(ip.daddr) ? NULL : in;
 }
 
-/* Whether the last check on the way out is attached to a device, as the kernel has
- * it: fbr_devs may list an uplink that has lost its program. It is known by its
- * name, which an upgrade does not change.
+/* Whether the last check on the way out is attached to a device. Asks the kernel, because
+ * fbr_devs may list an uplink that has lost its program. The program is known by its name,
+ * which upgrades do not change.
  */
 static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
 {

@@ -14,8 +14,8 @@
 
 _Static_assert((FBR_FLOWS_LIMIT & FBR_HAIR_SLOT) == 0, "a mask needs a power of two");
 
-/* The sender's slot of a hairpinned packet, by a hash of the packet as the kernel
- * routes it. A hint: what is read here is compared with the sessions.
+/* A hint: the sender's slot of a hairpinned packet, by a hash of the packet as the kernel
+ * routes it. What is read here is compared with the session.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -34,7 +34,7 @@ static __always_inline bool fbr_hair_tagged(__u32 hash)
 	return cfg_mark && !((hash ^ cfg_mark) & ~FBR_HAIR_SLOT);
 }
 
-/* The session in slot if it is the sender's of a hairpinned packet from saddr, or NULL. */
+/* The session in slot if it is the sender's session of a hairpinned packet from saddr, or NULL. */
 static __always_inline struct fbr_session *fbr_hair_sender(__u32 slot, __be32 saddr)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
@@ -51,7 +51,9 @@ static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 s
 	return fbr_hair_tagged(hash) ? fbr_hair_sender(hash & FBR_HAIR_SLOT, saddr) : NULL;
 }
 
-/* Where the sender's slot of a packet that the kernel routes so is noted. */
+/* The place in fbr_hair for the sender's slot of packet p, which the kernel routes to
+ * daddr:dport.
+ */
 static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 daddr, __be16 dport)
 {
 	__u32 i = fbr_frag_hash(p->saddr, daddr, (__u32)p->sport << 16 | dport) % FBR_HAIR_HINTS;
@@ -59,7 +61,7 @@ static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 dadd
 	return bpf_map_lookup_elem(&fbr_hair, &i);
 }
 
-/* The key of a receiver's inbound entry: both ends are the host's address. */
+/* The key of a receiver's inbound entry: both addresses are the host's. */
 static __always_inline void fbr_hair_key(struct fbr_flow_key *k, __be32 host, __be16 sport,
 					 __be16 dport, __u8 proto)
 {

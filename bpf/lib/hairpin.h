@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Hairpinning: a container reaches a container (another, one of another
- * network, or itself) by an address of the host's and an external or published
- * port (RFC 4787 REQ-9, RFC 5382 REQ-8, RFC 5508 REQ-7).
+/* Hairpinning: a container reaches a container by an address of the host and an external or
+ * published port (RFC 4787 REQ-9, RFC 5382 REQ-8, RFC 5508 REQ-7). The other container may
+ * be in another network, or be the sender itself.
  *
- * There are two sessions, as if the packet had left and come back: the
- * sender's, whose remote is the host's address and which owns an external port,
- * and the receiver's, whose remote is that port. Whether the receiver's exists,
- * or may be made, is the filter's or the publication's business as for anybody
- * outside. fbr_port_in translates the destination, fbr_port_out the source, and
- * between them the kernel routes and filters a packet with the two containers'
- * own addresses: a source address of the host's would be a martian on the
- * bridge. Such packets always take the kernel's path.
+ * There are two sessions, as if the packet had left and come back. The sender's session
+ * owns an external port, and its remote is the host's address. The receiver's session has
+ * that port as its remote. The filter or the publication decides whether the receiver's
+ * session may exist, as for anybody outside.
  *
- * fbr_port_out and fbr_guard tell them by skb->hash, which nothing on that way
- * changes or lets anybody filter by: the instance's random bits and the sender's
- * slot. What they find there is compared with the packet: a wrong guess by a
- * container translates its own packet into its own external port. What the host
- * itself sends about such a packet, an error or a RST, has no such hash: fbr_hair
- * leads to the sender's session then.
+ * fbr_port_in translates the destination and fbr_port_out the source. In between, the
+ * kernel routes and filters a packet with both containers' own addresses: a source address
+ * of the host would be a martian on the bridge. Such packets always take the kernel's path.
+ *
+ * fbr_port_out and fbr_guard recognise these packets by skb->hash, which holds random bits
+ * of the instance and the sender's slot. Nothing on the way changes the hash, and no rule
+ * can match it. The session found is compared with the packet: a container that guesses a
+ * hash only translates its own packet into its own external port. An error or RST that the
+ * host itself sends about such a packet has no such hash. For these, fbr_hair leads to the
+ * sender's session.
  */
 #ifndef FBR_HAIRPIN_H
 #define FBR_HAIRPIN_H
@@ -44,8 +44,8 @@
 #include "socket.h"
 #include "track.h"
 
-/* Whether a container's packet to addr would end at the host. One to an address
- * without a route would, too: nobody else can be meant.
+/* Whether a container's packet to addr would end at the host. This is also true for an
+ * address without a route: nobody else can be meant.
  */
 __fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, __be32 addr)
 {
@@ -69,8 +69,9 @@ __fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, __
 	       !fbr_net_broadcast(addr);
 }
 
-/* A container's ICMP error about a hairpinned packet that it got: gives it the
- * packet's sender as its destination, in the quote, too. As fbr_hairpin.
+/* Translates a container's ICMP error about a hairpinned packet that it received: the
+ * destination, and the address in the quote, become the packet's sender. Returns as
+ * fbr_hairpin().
  */
 __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const struct fbr_pkt *p,
 					       const struct fbr_dev *port)
@@ -103,9 +104,8 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	return FBR_NONE;
 }
 
-/* The publication or the mapping that a packet to an address of the host's may
- * be for; false if none: it is the host's. pub stays NULL for a mapping, which is
- * meant at its own external address only.
+/* Whether a packet to an address of the host may be for a publication (pub) or a mapping.
+ * pub stays NULL for a mapping, which is reached at its own external address only.
  */
 static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_pub **pub)
 {
@@ -119,7 +119,7 @@ static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_
 	return np && np->refs && np->pif && np->ext == p->daddr;
 }
 
-/* Whether port may be of a mapping that is still to be brought over. */
+/* Whether port may belong to a mapping that is still to be brought over. */
 static __always_inline bool fbr_hair_may_be_carried(__be16 port)
 {
 	struct fbr_conf *c = fbr_conf_get();
@@ -127,9 +127,9 @@ static __always_inline bool fbr_hair_may_be_carried(__be16 port)
 	return c && fbr_held() && fbr_in_range(c, port);
 }
 
-/* A container's packet for the host that is no hit. Returns FBR_NOT_OURS if it is
- * the host's, untouched; FBR_NONE if its destination is a container's now; else
- * the reason to drop it.
+/* Translates a container's packet to the host that is no hit. Returns FBR_NOT_OURS if it is
+ * the host's, untouched; FBR_NONE if its destination is now a container; otherwise the
+ * reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr_dev *port)
 {
@@ -158,7 +158,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	if (!pub && fbr_host_receives(skb, &k))
 		return FBR_NOT_OURS;
 
-	/* Out: the sender's session. */
+	/* The sender's session, outbound. */
 	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
 	if (!f) {
 		if (fbr_held())
@@ -173,7 +173,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 	fbr_out_seen(skb, f, &p, true);
 	slot = f->sess;
 
-	/* And in: the receiver's. */
+	/* The receiver's session, inbound. */
 	fbr_hair_key(&in, p.daddr, f->port, p.dport, p.proto);
 	to = fbr_inbound_live(&in);
 	if (!to) {
@@ -182,8 +182,9 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 			return why;
 		to = fbr_inbound_live(&in);
 	}
-	/* To a mapping that has not asked for it: the host's, which may have a rule that
-	 * leads it elsewhere, and whose refusal fbr_hairpin_refused() keeps back.
+	/* The mapping has not asked for this packet, so it is the host's. A rule of the
+	 * host may direct it elsewhere. fbr_hairpin_refused() suppresses the host's
+	 * refusal.
 	 */
 	if (!to && fbr_held())
 		return FBR_UNSUPPORTED;

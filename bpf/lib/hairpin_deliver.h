@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Hairpinning (hairpin.h), the second half: what the kernel delivers to a port. */
+/* Hairpinning (hairpin.h), second half: what the kernel delivers to a port. */
 #ifndef FBR_HAIRPIN_DELIVER_H
 #define FBR_HAIRPIN_DELIVER_H
 
@@ -16,9 +16,9 @@
 #include "rewrite.h"
 #include "session.h"
 
-/* What the kernel delivers to a port from a bridge. Returns FBR_NOT_OURS if it is
- * no hairpinned packet, untouched; FBR_NONE if its source is now the host's
- * address and the sender's external port; else the reason to drop it.
+/* Translates what the kernel delivers to a port from a bridge. Returns FBR_NOT_OURS if it
+ * is no hairpinned packet, untouched; FBR_NONE if its source is now the host's address and
+ * the sender's external port; otherwise the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 {
@@ -54,8 +54,8 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	return fbr_rewrite(skb, p.l3, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
-/* The packet that another, p, of the host itself is about: an ICMP error quotes
- * it, a RST answers it. False if p is neither.
+/* Finds the packet, in, that a packet p of the host itself is about: the one that an ICMP
+ * error quotes, or that a RST answers. False if p is neither.
  */
 static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct fbr_pkt *p,
 					     struct fbr_pkt *in)
@@ -77,8 +77,9 @@ static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct
 	return true;
 }
 
-/* Whether p is the stack's own refusal of a packet, in, for another container's
- * mapping, which may yet ask for it: as silent as at an uplink (refusal.h).
+/* Whether p is the stack's own refusal of a packet, in, for another container's mapping.
+ * The mapping may yet ask for that packet, so the refusal is dropped as at an uplink
+ * (refusal.h).
  */
 static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const struct fbr_pkt *p,
 						const struct fbr_pkt *in)
@@ -100,9 +101,9 @@ static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const str
 	return f && f->kind == FBR_OUT && f->addr == in->daddr && !fbr_port_known(skb, &k);
 }
 
-/* What the host itself sends about a hairpinned packet to its sender p->daddr, an
- * ICMP error or a firewall's RST: makes it about the packet that the sender knows.
- * Returns as fbr_hairpin_deliver.
+/* Translates what the host itself sends to p->daddr, the sender of a hairpinned packet,
+ * about that packet: an ICMP error, or a firewall's RST. Afterwards it is about the packet
+ * as the sender knows it. Returns as fbr_hairpin_deliver().
  */
 __fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const struct fbr_pkt *p)
 {

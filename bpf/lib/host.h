@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Packets of the host, or of a neighbour NAT on the same address, with a source port of
+/* Packets of the host, or of a neighbour NAT with the same address, whose source port is in
  * the NAT range.
  */
 #ifndef FBR_HOST_H
@@ -34,9 +34,9 @@ static __always_inline void fbr_flow_end(const struct fbr_flow_key *k)
 		fbr_sess_free(slot);
 }
 
-/* Whether a session that stands in the way of a packet of the host's or of a
- * neighbour's goes on from another port. An established TCP connection cannot,
- * and a published port has no other. A RST asks for nothing.
+/* Whether a session that uses the tuple of a packet of the host or a neighbour moves to
+ * another port. An established TCP connection cannot move, and a published port has no
+ * other port. Nothing gives way to a RST.
  */
 static __always_inline bool fbr_gives_way(const struct fbr_session *s, const struct fbr_pkt *p)
 {
@@ -47,14 +47,14 @@ static __always_inline bool fbr_gives_way(const struct fbr_session *s, const str
 	return p->proto != IPPROTO_TCP || !fbr_established(bits) || fbr_closed_bits(bits);
 }
 
-/* Moves a container's session to another external port; n is room for that. One
- * that is over only ends.
+/* Moves a container's session to another external port. n is scratch space. A session that
+ * is over only ends.
  */
 static __always_inline void fbr_move(struct __sk_buff *skb, struct fbr_new *n, __u32 slot,
 				     struct fbr_session *s)
 {
 	__u32 state = fbr_sess_state(s);
-	/* Begun outside, it has no other port. */
+	/* A session begun outside has no other port. */
 	bool over = fbr_closed_bits(s->bits) || (s->bits & FBR_S_INBOUND);
 	struct fbr_net *net;
 
@@ -72,11 +72,11 @@ static __always_inline void fbr_move(struct __sk_buff *skb, struct fbr_new *n, _
 	fbr_sess_create(skb, n);
 }
 
-/* A packet of the host, or of a neighbour NAT on the same address, with a
- * source port of our range. The port is noted, so that the allocator takes it
- * last, and a flow of ours that uses the very tuple moves to another port. Where
- * it cannot, the packet gets a port of its own (a session of kind host), as it
- * would from the kernel's NAT. Returns FBR_NONE or a reason to drop.
+/* Handles a packet of the host, or of a neighbour NAT with the same address, whose source
+ * port is in our range. Notes the port, so that the allocator takes it last. A flow of ours
+ * with the same tuple moves to another port. If it cannot move, the packet itself gets
+ * another port (a session of kind host), as the kernel's NAT would do. Returns FBR_NONE or
+ * the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct fbr_pkt *p)
 {

@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Published ports from the host itself, without a proxy: a socket that asks for
- * a published port is connected to the container instead, and told that it got
- * what it asked for. So it is with 127.0.0.0/8, ::1, and every address of the
- * host's, for TCP and UDP.
+/* Published ports for sockets of the host, without a proxy. A socket that asks for a
+ * published port is connected to the container, and told that it got what it asked for.
+ * This holds for 127.0.0.0/8, ::1 and every address of the host, for TCP and UDP.
  *
- * These programs hook every socket of the machine below their cgroup, and leave
- * all but those of the instance's network namespace alone, first of all. They
- * never refuse a connection. A socket that has bound itself to a loopback
- * address or to a device is left alone, too: its packets might not leave the
- * loopback device, or not reach the bridge.
+ * The programs see every socket of the machine below their cgroup. They first check the
+ * network namespace, and ignore all sockets but the instance's. They never refuse a
+ * connection. They also ignore a socket that is bound to a loopback address or to a device:
+ * its packets might not leave the loopback device, or might not reach the bridge.
  */
 #ifndef FBR_HOSTPORT_H
 #define FBR_HOSTPORT_H
@@ -21,8 +19,8 @@
 #include "publish.h"
 #include "told.h"
 
-/* The host's own addresses, as the control plane last saw them: read only by
- * sockets of the host that use a published port, for which there is no route lookup.
+/* The host's own addresses, as the control plane last saw them. Read only for sockets of
+ * the host that use a published port: these programs have no route lookup.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -53,7 +51,7 @@ static __always_inline __u8 fbr_cg_proto(const struct bpf_sock_addr *ctx)
 							      : 0;
 }
 
-/* The IPv4 address that an IPv6 one stands for: v4-mapped, or ::1 (six). 0: none. */
+/* The IPv4 address that an IPv6 address stands for: v4-mapped, or ::1 (six). 0: none. */
 static __always_inline __be32 fbr_cg_ip4(const struct bpf_sock_addr *ctx, bool *six)
 {
 	__be32 a = ctx->user_ip6[0], b = ctx->user_ip6[1], c = ctx->user_ip6[2],
@@ -68,7 +66,7 @@ static __always_inline __be32 fbr_cg_ip4(const struct bpf_sock_addr *ctx, bool *
 	return *six ? bpf_htonl(0x7f000001) : 0;
 }
 
-/* Whether a socket of the host has the port after all, IPv6 only for one. */
+/* Whether a socket of the host listens on the port after all; with six, an IPv6 socket. */
 static __always_inline bool fbr_cg_listens(struct bpf_sock_addr *ctx, __be32 addr, __be16 port,
 					   __u8 proto, bool six)
 {
@@ -107,8 +105,8 @@ static __always_inline struct fbr_pub *fbr_cg_pub(struct bpf_sock_addr *ctx, __b
 	return fbr_loopback_or_zero(addr) || bpf_map_lookup_elem(&fbr_local, &addr) ? pub : NULL;
 }
 
-/* Whether the socket may go to the container: one that asks for an address of
- * the host's other than loopback comes from that address, as it would have.
+/* Whether the socket may go to the container. A socket that asks for an address of the host
+ * other than loopback must come from that address, as it would have without us.
  */
 static __always_inline bool fbr_cg_source(struct bpf_sock_addr *ctx, __be32 addr)
 {
@@ -119,8 +117,8 @@ static __always_inline bool fbr_cg_source(struct bpf_sock_addr *ctx, __be32 addr
 		return !fbr_loopback_or_zero(bound);
 	if (fbr_loopback_or_zero(addr))
 		return true;
-	/* It is no address of the host's any more if it cannot be bound to. A socket
-	 * bound to a port only keeps the address that the kernel chooses.
+	/* If the address cannot be bound, the host no longer has it. A socket that is only
+	 * bound to a port keeps the address that the kernel chooses.
 	 */
 	if (ctx->family == AF_INET6) {
 		struct sockaddr_in6 in6 = { .sin6_family = AF_INET6,
@@ -176,8 +174,8 @@ static __always_inline int fbr_cg_connect6(struct bpf_sock_addr *ctx)
 	return FBR_CG_ALLOW;
 }
 
-/* Unconnected UDP. To a v4-mapped address it comes here, too; from ::1 to IPv4
- * the kernel lets no datagram change over.
+/* Unconnected UDP. A datagram to a v4-mapped address comes here too. The kernel does not
+ * let one change from ::1 to IPv4.
  */
 static __always_inline int fbr_cg_sendmsg4(struct bpf_sock_addr *ctx)
 {
@@ -198,7 +196,7 @@ static __always_inline int fbr_cg_sendmsg4(struct bpf_sock_addr *ctx)
 	return FBR_CG_ALLOW;
 }
 
-/* recvmsg and getpeername tell the address that was asked for. */
+/* recvmsg and getpeername show the address that was asked for. */
 static __always_inline int fbr_cg_tell4(struct bpf_sock_addr *ctx)
 {
 	struct fbr_told *t;
@@ -246,8 +244,8 @@ static long fbr_cg_published_at(void *map, const __be32 *addr, __u32 *unused, st
 	return w->found;
 }
 
-/* A published port is not anybody's to bind: addr (0: any address). Where the
- * engine holds the port itself, it does so after it has asked for the publication.
+/* Whether a socket may bind addr (0: any address): nobody may bind a published port. An
+ * engine that holds the port itself binds it after it has asked for the publication.
  */
 static __always_inline int fbr_cg_bind(struct bpf_sock_addr *ctx, __be32 addr)
 {
@@ -271,9 +269,7 @@ static __always_inline int fbr_cg_bind4(struct bpf_sock_addr *ctx)
 	return fbr_cg_ours(ctx) ? fbr_cg_bind(ctx, ctx->user_ip4) : FBR_CG_ALLOW;
 }
 
-/* An IPv6 socket on any address takes IPv4, too, unless it says otherwise, which
- * cannot be seen here.
- */
+/* An IPv6 socket on any address takes IPv4 too unless it opts out, which is not visible here. */
 static __always_inline int fbr_cg_bind6(struct bpf_sock_addr *ctx)
 {
 	bool six;

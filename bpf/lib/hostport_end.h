@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Ends connections of the host's own sockets that were led to a published port
- * (hostport.h) which is published no more: from the socket on, no packet of theirs
- * is translated, so whoever gets the container's address next would be sent them.
- * TCP is reset, UDP disconnected, and the process told ECONNABORTED. Run by the
- * control plane through all sockets of its network namespace, once the publication
- * has gone.
+/* Ends connections of the host's own sockets that were led to a published port (hostport.h)
+ * once it is no longer published. No packet of such a connection is translated, so the next
+ * owner of the container's address would receive them. TCP is reset, UDP is disconnected,
+ * and the process gets ECONNABORTED. The control plane runs this over all sockets of its
+ * network namespace after the publication is gone.
  */
 #ifndef FBR_HOSTPORT_END_H
 #define FBR_HOSTPORT_END_H
@@ -14,7 +13,7 @@
 
 extern int bpf_sock_destroy(struct sock_common *sk) __ksym;
 
-/* Whether what led a socket there is still published. */
+/* Whether the publication that led a socket there still exists. */
 static __always_inline bool fbr_told_holds(const struct fbr_told *t, __u8 proto)
 {
 	struct fbr_pub *pub = fbr_pub_get(t->host, t->hport, proto);

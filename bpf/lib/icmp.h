@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* ICMP errors carry the packet they are about, as the sender of the error saw
- * it: the quote has to be translated like the packet, in the other direction,
- * with its own checksums and the error's (RFC 5508 REQ-4 and REQ-5). Errors
- * never create, refresh or end a session (RFC 5508 REQ-6, RFC 4787 REQ-12).
+/* ICMP errors. An error quotes the packet that it is about, as the sender of the error saw
+ * it. The quote has to be translated like that packet, in the other direction, with its own
+ * checksums and the error's (RFC 5508 REQ-4 and REQ-5). Errors never create, refresh or end
+ * a session (RFC 5508 REQ-6, RFC 4787 REQ-12).
  */
 #ifndef FBR_ICMP_H
 #define FBR_ICMP_H
@@ -33,7 +33,7 @@ struct fbr_summing {
 	struct __sk_buff *skb;
 	__u32 off;
 	__u32 len;
-	__s64 sum; /* -1: the packet ends before */
+	__s64 sum; /* -1: the packet is too short */
 };
 
 static long fbr_sum_chunk(__u64 i, struct fbr_summing *w)
@@ -54,7 +54,7 @@ static long fbr_sum_chunk(__u64 i, struct fbr_summing *w)
 	return 0;
 }
 
-/* Whether len bytes of the packet from off on hold a checksum that is right. */
+/* Whether the checksum over len bytes of the packet, from off on, is right. */
 __fbr_global bool fbr_sum_right(struct __sk_buff *skb, __u32 off, __u32 len)
 {
 	struct fbr_summing w = { .skb = skb, .off = off, .len = len };
@@ -63,8 +63,8 @@ __fbr_global bool fbr_sum_right(struct __sk_buff *skb, __u32 off, __u32 len)
 	return w.sum >= 0 && fbr_fold(w.sum) == 0xffff;
 }
 
-/* Whether the checksums of an ICMP error p and of the IPv4 header it quotes are
- * right (RFC 5508 REQ-3). The quoted packet's own L4 checksum may be wrong.
+/* Whether the checksums of an ICMP error p and of the IPv4 header it quotes are right (RFC
+ * 5508 REQ-3). The quoted packet's own L4 checksum may be wrong.
  */
 __fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
 				 const struct fbr_pkt *in)
@@ -78,9 +78,9 @@ __fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
 	       fbr_sum_right(skb, p->l4, bpf_ntohs(total) - (p->l4 - p->l3));
 }
 
-/* An ICMP error from outside. Returns FBR_NONE if it was about one of our
- * sessions and is now the container's (or neighbour's), FBR_NOT_OURS if it is
- * none of ours and untouched, else the reason to drop it.
+/* Translates an ICMP error from outside. Returns FBR_NONE if it was about a session of ours
+ * and is now the container's (or the neighbour's), FBR_NOT_OURS if it is not, untouched, or
+ * the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -109,10 +109,10 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 	return FBR_NONE;
 }
 
-/* An ICMP error on its way out, made by a container or by the host: what it
- * quotes must not carry a container's address. The stack's port unreachable about
- * a port of the NAT range that nobody here listens on is not sent at all
- * (refusal.h). Returns FBR_NONE or the reason to drop.
+/* Translates an ICMP error on its way out, made by a container or by the host: its quote
+ * must not carry a container's address. The stack's port unreachable about a port of the
+ * NAT range that nobody here listens on is not sent (refusal.h). Returns FBR_NONE or the
+ * reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -159,8 +159,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 
 _Static_assert(FBR_QUOTE_MAX % 4 == 0, "fbr_sum() wants words");
 
-/* ICMP errors about refused flows: at most ten a second to one container (RFC
- * 1812 section 4.3.2.8).
+/* Limits ICMP errors about refused flows to ten a second for one container (RFC 1812
+ * section 4.3.2.8).
  */
 static __always_inline bool fbr_refuse_allowed(const struct fbr_dev *port)
 {
@@ -174,10 +174,10 @@ static __always_inline bool fbr_refuse_allowed(const struct fbr_dev *port)
 	       __sync_val_compare_and_swap(&q->refused_at, last, now) == last;
 }
 
-/* Turns a container's packet whose flow is refused into the answer to it:
- * destination unreachable, communication administratively prohibited, from the
- * gateway (RFC 5508 REQ-8). Returns whether the packet is that answer now, to be
- * sent to the port; else it is to be dropped.
+/* Turns a container's packet whose flow is refused into the answer to it: destination
+ * unreachable, communication administratively prohibited, from the gateway (RFC 5508
+ * REQ-8). Returns true if the packet is now that answer, to be sent to the port; false if
+ * it is to be dropped.
  */
 __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p,
 				  const struct fbr_dev *port)
@@ -196,7 +196,7 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 
 	if (!br || len > sizeof(quote))
 		return false;
-	/* Else the compiler makes one check of two, from which Linux 6.12 learns no bounds. */
+	/* Else the compiler merges two checks into one, from which Linux 6.12 learns no bounds. */
 	barrier_var(len);
 	if (len < 28 || !fbr_refuse_allowed(port))
 		return false;
@@ -217,7 +217,7 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 	h.ip.check = ~fbr_sum(&h.ip, sizeof(h.ip), 0);
 	h.icmp.type = ICMP_DEST_UNREACH;
 	h.icmp.code = ICMP_PKT_FILTERED;
-	/* Beyond len the quote is zero, which adds nothing. */
+	/* The quote is zero beyond len, which adds nothing to the sum. */
 	h.icmp.checksum = ~fbr_sum(quote, sizeof(quote), fbr_sum(&h.icmp, sizeof(h.icmp), 0));
 	return !bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) &&
 	       !bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0);

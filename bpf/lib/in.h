@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Translation of what comes from outside, on the kernel's path. */
+/* Translation of packets from outside, on the kernel's path. */
 #ifndef FBR_IN_H
 #define FBR_IN_H
 
@@ -25,7 +25,9 @@
 #include "socket.h"
 #include "track.h"
 
-/* The inbound entry for k, or NULL if there is none, its time is over, or its port gone. */
+/* The inbound entry for k. NULL if there is none, if its session has expired, or if its
+ * port is gone.
+ */
 static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_key *k)
 {
 	struct fbr_flow *f = fbr_flow_get(k);
@@ -35,11 +37,10 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
 	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
 }
 
-/* Whether the filter of the mapping that owns k's external port lets its remote
- * in (RFC 4787 REQ-8, RFC 5382 REQ-3): on a live mapping, and only where an
- * answer would leave with the address the packet came for. A mapping lives as
- * long as its owner sends: an outsider cannot keep it (RFC 7857 section 7).
- * Completes n.
+/* Whether the filter of the mapping that owns k's external port admits the remote (RFC 4787
+ * REQ-8, RFC 5382 REQ-3). The mapping must be live, and an answer must leave with the
+ * address the packet came for. A mapping lives as long as its owner sends: an outsider
+ * cannot keep it alive (RFC 7857 section 7). Completes n.
  */
 static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev *u,
 					      const struct fbr_flow_key *k, struct fbr_new *n)
@@ -64,7 +65,7 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 		return false;
 	if (fbr_host_receives(skb, k))
 		return false;
-	/* Hairpinned packets come from the very address they go to. */
+	/* A hairpinned packet comes from the very address that it goes to. */
 	if (k->saddr != k->daddr && fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
 		return false;
 	n->fwd.saddr = np->ip;
@@ -81,10 +82,10 @@ static __always_inline bool fbr_first_packet(const struct fbr_pkt *p)
 		(p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN);
 }
 
-/* Makes a session for a packet with the inbound key k that found none, if it is
- * a first packet and the publication pub, or else a filter, lets it in. payer is
- * the container that sends it, 0 for outside. Returns FBR_NOT_OURS if nobody is
- * asked for, or why there is no room.
+/* Creates a session for a first packet whose inbound key k has none, if the publication
+ * pub, or without one the filter, admits it. payer is the container that sends it, 0 for
+ * outside. Returns FBR_NOT_OURS if the packet is for nobody, or the reason why there is no
+ * room.
  */
 static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const struct fbr_pkt *p,
 						    const struct fbr_dev *u,
@@ -112,7 +113,7 @@ static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const
 	return fbr_sess_create(skb, &n);
 }
 
-/* The same for a packet from outside, whose address is none of a container's. */
+/* The same for a packet from outside. Its source must not be a container's address. */
 __fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_pkt *p,
 				       const struct fbr_dev *u, struct fbr_flow_key *k)
 {
@@ -127,8 +128,8 @@ __fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_p
 	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL, 0);
 }
 
-/* Whether a packet from outside that belongs to no session may be of one that is
- * still to be brought over: the host must not answer it.
+/* Whether a packet from outside without a session may belong to one that is still to be
+ * brought over. The host must not answer it then.
  */
 __fbr_global bool fbr_may_be_carried(struct __sk_buff *skb, const struct fbr_dev *u,
 				     const struct fbr_flow_key *k)
@@ -141,7 +142,9 @@ __fbr_global bool fbr_may_be_carried(struct __sk_buff *skb, const struct fbr_dev
 	return c && fbr_held() && (fbr_in_range(c, k->dport) || fbr_pub_find(skb, u, k));
 }
 
-/* Translates the destination of a packet from outside whose flow is f, on the kernel path. */
+/* Translates the destination of a packet from outside that belongs to the flow under k, on
+ * the kernel's path.
+ */
 __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p,
 					struct fbr_flow_key *k)
 {
@@ -159,9 +162,9 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
-/* The outbound entry of the port's session to which a packet from outside belongs,
- * its destination the container's, or NULL; fwd gets its key. An ICMP error belongs
- * to the session of the packet that it quotes.
+/* The outbound entry of the session that a packet from outside belongs to, or NULL. The
+ * packet's destination is already the container's. fwd receives the entry's key. An ICMP
+ * error belongs to the session of the packet that it quotes.
  */
 static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb,
 							   const struct fbr_pkt *p,
@@ -184,7 +187,7 @@ static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb
 	return f && (f->kind & FBR_OUT) && f->pif == port->ifindex ? f : NULL;
 }
 
-/* The same, where the packet may begin a flow. */
+/* The same for a packet that may begin a flow. */
 static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
 							const struct fbr_pkt *p,
 							const struct fbr_dev *u,
@@ -203,7 +206,7 @@ static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
 }
 
 /* Whether a packet that the kernel delivers from an uplink to its port belongs to a
- * session. If so it renews the lease of the inbound direction.
+ * session. If so, renews the inbound lease.
  */
 __fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt *p,
 				    const struct fbr_dev *port)
@@ -232,7 +235,7 @@ __fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt 
 	if (!f || !(f->kind & FBR_IN))
 		return false;
 	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);
-	/* This packet does not keep alive what only outbound packets do. */
+	/* This packet keeps no session alive that lives on outbound packets only. */
 	end = s->bits & FBR_S_OUT_ONLY ? fbr_sess_expires(f->sess) : now + (__u64)secs * cfg_hz;
 	if (!(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(s->bits) && end > now &&
 	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The datapath as a whole: the layout of its maps, its settings, its bookkeeping.
  *
- * Every map is declared in the header of its concept, beside the type of its values.
- * Addresses and L4 ports in maps are in network byte order, everything else is in
- * host order, unless a field says otherwise. Go sets the max_entries marked "sized by
- * Go" from fbr_meta before loading. All maps are pinned under their own name.
+ * Every map is declared in the header of its concept, beside the type of its values. In
+ * maps, addresses and L4 ports are in network byte order and everything else in host byte
+ * order, unless a field says otherwise. Go sets the max_entries marked "sized by Go" from
+ * fbr_meta before loading. All maps are pinned under their own names.
  */
 #ifndef FBR_INSTANCE_H
 #define FBR_INSTANCE_H
@@ -12,17 +12,16 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
 
-/* Orders the layouts of the maps: raised once between two releases in which the
- * shape of any map differs (datapath/layout.go compares them), so that an older
- * build leaves a newer one's maps alone.
+/* Orders the layouts of the maps, so that an older build leaves a newer one's maps alone.
+ * Raised once between two releases if the layout of any map has changed (datapath/layout.go
+ * compares them).
  */
 enum fbr_schema {
 	FBR_SCHEMA = 4,
 };
 
-/* fbr_meta[0]: written by Create, read by every later command; the NAT range may
- * change, nat_first and nat_count are the one for new mappings; magic and
- * schema stand first in every layout
+/* fbr_meta[0]: written by Create, read by every later command. magic and schema come first
+ * in every layout. nat_first and nat_count are the range for new mappings, and may change.
  */
 struct fbr_meta {
 	__u32 magic;
@@ -45,16 +44,16 @@ struct {
 	__type(value, struct fbr_meta);
 } fbr_meta SEC(".maps");
 
-/* fbr_conf[0]: what user space changes while the programs run */
+/* fbr_conf[0]: settings that user space changes while the programs run */
 struct fbr_conf {
-	__u64 revoked_at; /* jiffies; leases granted up to then are void */
-	__u64 hold_until; /* jiffies; before, no session begins (carry.h) */
+	__u64 revoked_at; /* jiffies; leases granted up to then are invalid */
+	__u64 hold_until; /* jiffies; no session begins before (carry.h) */
 	__u32 lease;      /* jiffies; 0: no routed fast path */
-	__u32 l2_fast;    /* 0: frames between ports take the kernel bridge */
+	__u32 l2_fast;    /* 0: frames between ports take the kernel's bridge */
 	__u32 published;  /* there are publications */
-	__u32 frags;      /* device (FBR_DEV_FRAGS) that inbound fragments are sent to; 0: none */
-	/* External ports lie between these, host order. Which of them mappings may have
-	 * now, fbr_pool says: it is fewer where the NAT range has been another.
+	__u32 frags;      /* device (FBR_DEV_FRAGS) to send inbound fragments to; 0: none */
+	/* All external ports are in this range, host byte order. It includes earlier ranges
+	 * whose mappings still live. fbr_pool says which ports new mappings may have.
 	 */
 	__u32 nat_first;
 	__u32 nat_count;
@@ -74,26 +73,26 @@ static __always_inline struct fbr_conf *fbr_conf_get(void)
 	return bpf_map_lookup_elem(&fbr_conf, &zero);
 }
 
-#define FBR_PORT_TRIES 8 /* ports looked at by one allocation that are told apart */
+#define FBR_PORT_TRIES 8 /* allocations are counted by the number of ports looked at, up to this */
 
 /* fbr_state[0]: the datapath's own bookkeeping; user space only reads it */
 struct fbr_state {
 	__u64 live;    /* sessions */
 	__u64 waiting; /* of these, with FBR_S_WAITING */
-	__u64 fresh;   /* slots never used so far start here */
-	__u64 hand;    /* next slot to sweep */
+	__u64 fresh;   /* the first slot that was never used */
+	__u64 hand;    /* the next slot to sweep */
 	__u64 tick;    /* jiffies of the last sweep */
 	__u64 overloads;
-	__u64 remaps; /* flows beside the host's or a neighbour's that got another port */
+	__u64 remaps; /* flows moved to another port because the host or a neighbour has theirs */
 	__u64 reclaimed;
-	/* Sessions begun outside that were given up before they were assured. */
+	/* sessions begun outside, given up before they were assured */
 	__u64 dropped_early;
 	__u64 refused_full;
 	__u64 refused_quota;
-	/* Allocations that looked at so many ports; [0]: at more, or found none. */
+	/* Allocations by the number of ports looked at. [0]: looked at more, or found none. */
 	__u64 tries[FBR_PORT_TRIES + 1];
-	__u32 epoch;     /* of the program whose callback the timer holds */
-	__u32 frag_hand; /* next slot of fbr_frag_slot to look at */
+	__u32 epoch;     /* epoch of the program whose callback the timer holds */
+	__u32 frag_hand; /* the next slot of fbr_frag_slot to look at */
 	struct bpf_timer timer;
 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The kernel's own structures behind a program's context: kfuncs that convert,
- * and change nothing.
+/* Access to the kernel's own structures behind a program's context: kfuncs that convert and
+ * change nothing.
  */
 #ifndef FBR_KCTX_H
 #define FBR_KCTX_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What stands before the IP header: an Ethernet header, VLAN tags, or nothing. */
+/* What precedes the IP header: an Ethernet header, VLAN tags, or nothing. */
 #ifndef FBR_L2_H
 #define FBR_L2_H
 
@@ -9,17 +9,15 @@
 
 #define FBR_TAGS_MAX 8 /* tags taken off one frame */
 
-/* Whether the frame's outer tag is a priority tag (IEEE 802.1Q clause 6.9): it names
- * no VLAN.
- */
+/* Whether the frame's outer tag is a priority tag, which names no VLAN (IEEE 802.1Q clause 6.9). */
 static __always_inline bool fbr_priority_tagged(struct __sk_buff *skb)
 {
 	return skb->vlan_present && !(skb->vlan_tci & VLAN_VID_MASK);
 }
 
-/* Takes priority tags off, which the kernel would strip behind our back: the frame
- * is untagged, or a VLAN's, afterwards. Packet pointers are void. Returns FBR_NONE
- * or the reason to drop a frame that has too many.
+/* Removes priority tags, as the kernel would do after us. The frame is then untagged or
+ * belongs to a VLAN. Packet pointers are invalid afterwards. Returns FBR_NONE, or the
+ * reason to drop a frame with too many tags.
  */
 __fbr_global enum fbr_reason fbr_untag(struct __sk_buff *skb)
 {
@@ -31,13 +29,13 @@ __fbr_global enum fbr_reason fbr_untag(struct __sk_buff *skb)
 	return fbr_priority_tagged(skb) ? FBR_L2_PROTO : FBR_NONE;
 }
 
-/* Devices without an L2 header (tun, WireGuard, ppp): their packets begin with
- * the IP header. A redirect to one takes the frame's header off by itself; a
- * packet from one needs a header to be sent to any other device.
+/* Devices without an L2 header (tun, WireGuard, ppp): packets begin with the IP header. A
+ * redirect to such a device removes the frame's header by itself. A packet from one needs a
+ * header before it can be sent to any other device.
  */
 
-/* Puts an Ethernet header, its addresses zero, before an IPv4 packet. Packet
- * pointers are void afterwards. Returns 0 or an error.
+/* Puts an Ethernet header with zero addresses before an IPv4 packet. Packet pointers are
+ * invalid afterwards. Returns 0 or an error.
  */
 static __always_inline long fbr_push_eth(struct __sk_buff *skb)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Leases: a direction of a flow may use the fast path for lease_len jiffies
- * after the kernel last let one of its packets through to the last hook.
- * fbr_conf.revoked_at ends all of them at once.
+/* Leases. A direction of a flow may use the fast path for lease_len jiffies after the
+ * kernel last let one of its packets through to the last hook. fbr_conf.revoked_at ends all
+ * leases at once.
  */
 #ifndef FBR_LEASE_H
 #define FBR_LEASE_H
@@ -18,17 +18,17 @@ static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const stru
 	return f->granted > c->revoked_at && now - f->granted < f->lease_len;
 }
 
-/* Takes the lease away; the next packet passes the kernel. */
+/* Ends the lease: the next packet takes the kernel's path. */
 static __always_inline void fbr_lease_end(struct fbr_flow *f)
 {
 	*(volatile __u64 *)&f->granted = 0;
 }
 
-/* Grants a lease to the entry under k. macs points to the frame the kernel built (destination and
- * source, 12 bytes). Other MACs than before: first take the lease away, so that
- * no other CPU sends with a half-written pair. The length is jittered by +-25 %
- * so that many flows do not renew in one moment, and at most left (jiffies): no
- * lease outlives its session.
+/* Grants a lease to the entry under k. macs points to 12 bytes, destination and source,
+ * from the frame that the kernel built. If the MACs have changed, the old lease is ended
+ * first, so that no other CPU sends with a half-written pair. The length varies by +-25 %,
+ * so that flows do not all renew at the same moment. It is at most left (jiffies): no lease
+ * outlives its session.
  */
 static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct fbr_flow *f,
 					    const struct fbr_conf *c, const __u8 *macs, __u32 oif,
@@ -53,15 +53,15 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 	f->seen = now;
 	f->no_xdp = 0;
 	barrier();
-	/* A full barrier: whoever deletes the entry voids the key first, then the lease. */
+	/* A full barrier: whoever deletes the entry clears the key first, then the lease. */
 	__sync_lock_test_and_set(&f->granted, now);
-	/* The entry may have been deleted and be another flow's by now. */
+	/* The entry may have been deleted, and may be another flow's by now. */
 	if (!fbr_flow_is(f, k))
 		fbr_lease_end(f);
 }
 
-/* The flow under the key k of a packet from outside, if it may go straight to its
- * port, which is given out; else NULL.
+/* The flow under the key k of a packet from outside, if the packet may go straight to its
+ * port; otherwise NULL. Sets *port.
  */
 static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_key *k,
 							const struct fbr_conf *c, __u64 now,
@@ -75,7 +75,7 @@ static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_ke
 	return *port && !((*port)->flags & FBR_DEV_KERNEL_PATH) ? f : NULL;
 }
 
-/* Notes that the flow is alive, at most once a second, so that the cache line stays clean. */
+/* Records that the flow is alive, at most once a second, so that the cache line stays clean. */
 static __always_inline void fbr_flow_seen(struct fbr_flow *f, __u64 now, __u32 hz)
 {
 	if (now - f->seen >= hz)

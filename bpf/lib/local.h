@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Which addresses are the host's own, by the kernel's routes: they change while
- * the programs run, and nobody may have told the maps yet. Cold paths only.
- * Addresses are in network byte order. ctx is that of either kind of program, tc
- * or XDP.
+/* Which addresses are the host's own. The kernel's routes decide that: they change while
+ * the programs run, and the maps may not know yet. Only for cold paths. Addresses are in
+ * network byte order. ctx is the context of a tc or an XDP program.
  */
 #ifndef FBR_LOCAL_H
 #define FBR_LOCAL_H
@@ -10,10 +9,10 @@
 #include "config.h"
 #include "device.h"
 
-/* What bpf_fib_lookup() says to a packet for an address that comes in by a device:
- * BPF_FIB_LKUP_RET_NOT_FWDED is what the kernel takes for itself, on whatever device,
- * FWD_DISABLED no answer (the device's "forwarding" is 0). The kernel takes broadcasts, too,
- * and does not tell them from the host's addresses: see fbr_net_broadcast().
+/* The result of bpf_fib_lookup() for a packet to addr that comes in by a device.
+ * BPF_FIB_LKUP_RET_NOT_FWDED: the kernel delivers it to itself, on whatever device.
+ * BPF_FIB_LKUP_RET_FWD_DISABLED: no answer, since the device's "forwarding" is 0.
+ * Broadcasts are also NOT_FWDED; fbr_net_broadcast() tells them from the host's addresses.
  */
 static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, __be32 addr)
 {
@@ -31,8 +30,8 @@ __fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 ad
 	return fbr_fib_ask(skb, ifindex, addr);
 }
 
-/* Whether an address is a network's broadcast address: nobody sends from it, and nobody is
- * asked by it.
+/* Whether an address is a network's broadcast address. Such an address is no sender, and
+ * belongs to nobody.
  */
 static __always_inline bool fbr_net_broadcast(__be32 addr)
 {
@@ -41,22 +40,22 @@ static __always_inline bool fbr_net_broadcast(__be32 addr)
 	return n && n->broadcast == addr;
 }
 
-/* Whether an address is the host's: the kernel takes packets to it for itself. */
+/* Whether an address is the host's: the kernel delivers packets to it to itself. */
 __fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
 {
 	return fbr_fib_ask(skb, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED &&
 	       !fbr_net_broadcast(addr);
 }
 
-/* The same, sparing the lookup for the uplink's known address. */
+/* The same, without a lookup for the uplink's known address. */
 static __always_inline bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u,
 					 __be32 addr)
 {
 	return u && (addr == u->ip || fbr_delivers(skb, u->ifindex, addr));
 }
 
-/* Whether an address lies in a network's subnet without being a container's, the
- * bridge's, or the broadcast address.
+/* Whether an address is in a network's subnet, but is neither a container's, nor the
+ * bridge's, nor the broadcast address.
  */
 static __always_inline bool fbr_net_unused(__be32 addr)
 {
@@ -67,8 +66,8 @@ static __always_inline bool fbr_net_unused(__be32 addr)
 	       !bpf_map_lookup_elem(&fbr_hosts, &addr);
 }
 
-/* Whether an address in a network's subnet is the host's all the same: a device
- * has got it after the network was made.
+/* Whether an address in a network's subnet is nevertheless the host's: a device has got it
+ * after the network was created.
  */
 static __always_inline bool fbr_owns(void *ctx, __u32 ifindex, __be32 addr)
 {
@@ -81,8 +80,8 @@ __fbr_global bool fbr_host_owns(struct __sk_buff *skb, __be32 addr)
 	return fbr_owns(skb, skb->ifindex, addr);
 }
 
-/* Whether the kernel's way to an address in a network's subnet leads out by
- * uplink u: the subnet of an address it has got lies in the network's.
+/* Whether the kernel routes an address in a network's subnet out by uplink u. This happens
+ * if the uplink has got an address whose subnet lies within the network's.
  */
 static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, __be32 addr)
 {
@@ -102,8 +101,8 @@ __fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u
 	return u && fbr_beyond(skb, u, addr);
 }
 
-/* The network to which an address on its way out by an uplink belongs, or NULL:
- * then it may be seen outside.
+/* The network of a source or destination address that is leaving by an uplink. NULL if the
+ * address may be seen outside.
  */
 static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __be32 addr)
 {
@@ -112,9 +111,9 @@ static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __b
 	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, addr) ? NULL : n;
 }
 
-/* The source address the kernel would choose towards daddr by this device, and
- * the route's MTU; the stored ones where the kernel cannot tell (before 6.7), as
- * long as the address is the host's. 0: there is none.
+/* The source address that the kernel would choose towards daddr on this device, and the
+ * route's MTU (bytes, L3). If the kernel cannot tell (before 6.7), the stored ones, as long
+ * as the address is still the host's. 0: there is none.
  */
 __fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __be32 daddr,
 			      __u16 *mtu)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* External ports: who owns which, and which to take next.
  *
- * A port is taken out of the pool of free ones (pool.h), counted by .refs (one a
- * session), and given back by whoever brings .refs to 0. Here ports are in host
- * byte order unless their type says otherwise.
+ * A port is taken from the pool of free ports (pool.h). refs counts the sessions that use
+ * it. Whoever brings refs to 0 gives the port back. In this header ports are in host byte
+ * order unless their type says otherwise.
  */
 #ifndef FBR_NPORT_H
 #define FBR_NPORT_H
@@ -19,17 +19,17 @@
 #include "socket.h"
 
 #define FBR_PORT_LOOKS  512 /* free ports looked at by one allocation: each costs two lookups */
-#define FBR_PORT_PREFER 6   /* of those, as long as noted ones are passed over */
+#define FBR_PORT_PREFER 6   /* the first of these, for which noted ports are passed over */
 #define FBR_REF_TRIES   8   /* attempts to count one more session on a binding */
-#define FBR_PORT_AGAIN  0xfffffffe /* this one will not do */
+#define FBR_PORT_AGAIN  0xfffffffe /* look at another one */
 
-/* Whether a port may be one of a mapping's, of the range as it is or has been. */
+/* Whether a port is in the range of external ports, as it is or has been. */
 static __always_inline bool fbr_in_range(const struct fbr_conf *c, __be16 port)
 {
 	return (__u32)bpf_ntohs(port) - c->nat_first < c->nat_count;
 }
 
-/* Index into fbr_nport. */
+/* The index into fbr_nport. */
 static __always_inline __u32 fbr_nport_index(__u8 proto, __u16 port)
 {
 	return fbr_class(proto) * FBR_PORTS + port;
@@ -42,7 +42,7 @@ static __always_inline struct fbr_nport *fbr_nport_get(__u8 proto, __u16 port)
 	return bpf_map_lookup_elem(&fbr_nport, &i);
 }
 
-/* The same for a port of a packet, which may be none of the range. */
+/* The same for a port of a packet. NULL if it is not in the range. */
 static __always_inline struct fbr_nport *fbr_nport_at(__u8 proto, __be16 port)
 {
 	struct fbr_conf *c = fbr_conf_get();
@@ -50,7 +50,7 @@ static __always_inline struct fbr_nport *fbr_nport_at(__u8 proto, __be16 port)
 	return c && fbr_in_range(c, port) ? fbr_nport_get(proto, bpf_ntohs(port)) : NULL;
 }
 
-/* A neighbour was seen using the port less than the hold time ago. */
+/* Whether a neighbour was seen using the port less than the hold time ago. */
 static __always_inline bool fbr_port_noted(const struct fbr_nport *np, __u64 now)
 {
 	return np->noted_at && now - np->noted_at < (__u64)cfg_to_hold * cfg_hz;
@@ -62,7 +62,7 @@ static __always_inline bool fbr_port_rests(const struct fbr_nport *np, __u64 now
 	return np->used_at && now - np->used_at < (__u64)cfg_to_hold * cfg_hz;
 }
 
-/* Two ports for each one that is taken: so all that are released get their turn. */
+/* Ripens two ports for each one that is taken, so that every released port gets its turn. */
 static __always_inline void fbr_ports_ripen(struct fbr_pool *pool, __u8 proto, __u64 now)
 {
 	int i;
@@ -84,12 +84,12 @@ struct fbr_port_search {
 	struct __sk_buff *skb;
 	struct fbr_flow_key *fwd;
 	__be32 ext;
-	__u32 end; /* of the ports that were free when the search began */
+	__u32 end; /* end of the ports that were free when the search began */
 	__u32 looked;
 	__u32 port; /* the port found, or FBR_NO_PORT */
 };
 
-/* Draws a port and looks whether it will do. Returns it, taken, FBR_PORT_AGAIN, or
+/* Draws a port and checks it. Returns the port, taken; FBR_PORT_AGAIN if it will not do; or
  * FBR_NO_PORT if all have been looked at.
  */
 static __always_inline __u32 fbr_port_next(struct fbr_port_search *s)
@@ -118,7 +118,7 @@ static long fbr_port_look(__u64 i, struct fbr_port_search *s)
 
 	if (port == FBR_NO_PORT)
 		return 1;
-	/* Atomic, so that the verifier does not follow the count. */
+	/* Atomic, so that the verifier does not track the count. */
 	__sync_fetch_and_add(&s->looked, 1);
 	if (port == FBR_PORT_AGAIN)
 		return 0;
@@ -126,11 +126,11 @@ static long fbr_port_look(__u64 i, struct fbr_port_search *s)
 	return 1;
 }
 
-/* Takes a free external port for fwd: its own source port if that is free and not
- * on hold after another container's use, else one at random; ports noted for a
- * neighbour last, ports of a listener or another connection to the same remote
- * never. Sets *moved if that is why it is not its own. Returns the port, taken, or
- * FBR_NO_PORT; the caller writes the owner.
+/* Takes a free external port for fwd. Prefers fwd's own source port, unless that is on hold
+ * after another container's use. Otherwise draws one at random, ports noted for a neighbour
+ * last. Never takes a port that a listener has, or another connection to the same remote.
+ * Sets *moved if that is why fwd does not get its own. Returns the port, taken, or
+ * FBR_NO_PORT. The caller writes the owner.
  */
 static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd,
 					   __be32 ext, bool *moved)
@@ -161,7 +161,7 @@ static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flo
 	return s.port;
 }
 
-/* Counts one more session on a binding's port; false if it is just being released. */
+/* Counts one more session on a binding's port. False if the port is just being released. */
 static __always_inline bool fbr_port_ref(struct fbr_nport *np)
 {
 	int i;
@@ -177,8 +177,8 @@ static __always_inline bool fbr_port_ref(struct fbr_nport *np)
 	return false;
 }
 
-/* Counts one more session of the port towards a remote address. Without room the
- * session goes uncounted, and only its own remote may answer.
+/* Counts one more session between the port and a remote address. If there is no room, the
+ * session is not counted, and only its own remote may answer.
  */
 __fbr_global bool fbr_peer_ref(__u8 proto, __u32 port, __be32 addr)
 {
@@ -233,7 +233,7 @@ static __always_inline void fbr_port_put(__u8 proto, __u16 port)
 	fbr_pool_put(proto, port, false);
 }
 
-/* External ports that one device may hold: it must leave a fifth to the others. */
+/* The number of external ports that one device may hold: a fifth is left to the others. */
 static __always_inline __u32 fbr_ports_quota(const struct fbr_pool *pool)
 {
 	return cfg_ports_quota ?: pool->open - pool->open / 5;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Translation of what a container sends, on the kernel's path. */
+/* Translation of what containers send, on the kernel's path. */
 #ifndef FBR_OUT_H
 #define FBR_OUT_H
 
@@ -23,9 +23,9 @@
 #include "session.h"
 #include "track.h"
 
-/* The live outbound entry for k, or NULL. An entry of another port (the address
- * has a new owner), with another external address (the uplink's has changed) or
- * past its time is removed.
+/* The live outbound entry for k, or NULL. Removes an entry that has expired, that belongs
+ * to another port (the address has a new owner), or that has another external address (the
+ * uplink's has changed).
  */
 static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 						      const struct fbr_dev *u,
@@ -42,7 +42,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	state = s ? fbr_sess_state(s) : FBR_FREE;
 	if (f->pif == pif && fbr_sess_lasts(f) &&
 	    (!ext || f->addr == ext ||
-	     /* Clients come to any address of the host's. */
+	     /* Clients may use any address of the host. */
 	     (s && (s->bits & FBR_S_PUBLISHED) && u && fbr_delivers(skb, u->ifindex, f->addr))))
 		return f;
 	if (s && fbr_sess_claim(s, state))
@@ -50,13 +50,13 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	return NULL;
 }
 
-/* A published port answers with the host's port also when its flow has gone. */
+/* A published port answers from the host's port even if its flow has gone. */
 static __always_inline void fbr_pub_answer(struct fbr_new *n)
 {
 	struct fbr_bind_key k = { .ip = n->fwd.saddr, .port = n->fwd.sport, .proto = n->fwd.proto };
 	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &k);
 
-	/* Towards an address of the host's (hairpin.h) the source has to be that address. */
+	/* Towards an address of the host (hairpin.h) the source must be that address. */
 	if (!host || (n->ext == n->fwd.daddr && host->ip && host->ip != n->ext))
 		return;
 	n->published = true;
@@ -65,8 +65,8 @@ static __always_inline void fbr_pub_answer(struct fbr_new *n)
 		n->ext = host->ip;
 }
 
-/* Creates the session of a container's first packet k, which leaves with the
- * address ext. As fbr_sess_create.
+/* Creates the session of a container's first packet k, which leaves from the address ext.
+ * Returns as fbr_sess_create().
  */
 static __always_inline enum fbr_reason
 fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, __u32 pif)
@@ -80,14 +80,12 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, 
 	n.net = net ? net->flags : 0;
 	if (c && c->published)
 		fbr_pub_answer(&n);
-	/* An answer, to whoever has asked: the question's session has gone. */
+	/* An answer, to whoever has asked. The question's session has gone. */
 	n.outside = n.published && k->proto == IPPROTO_UDP && ext != k->daddr;
 	return fbr_sess_create(skb, &n);
 }
 
-/* Notes that a container has sent p through its flow f; keeps: and that the
- * mapping lives on.
- */
+/* Records that a container has sent p through its flow f. keeps: p also keeps the mapping alive. */
 static __always_inline void fbr_out_seen(struct __sk_buff *skb, struct fbr_flow *f,
 					 const struct fbr_pkt *p, bool keeps)
 {
@@ -108,15 +106,15 @@ static __always_inline void fbr_out_seen(struct __sk_buff *skb, struct fbr_flow 
 /* What a packet may do to its flow. */
 enum fbr_snat_mode {
 	FBR_SNAT_FORWARDED = 1, /* passed FORWARD from its own bridge: may create and lease */
-	FBR_SNAT_HOST = 2, /* the host's own packet with a container's source: existing flow only */
-	/* From a network that is not translated: only what answers a published port,
-	 * else FBR_NOT_OURS and untouched.
+	FBR_SNAT_HOST = 2,      /* the host's own, with a container's source: existing flows only */
+	/* From a network that is not translated. Only an answer of a published port is
+	 * translated; any other packet is FBR_NOT_OURS and untouched.
 	 */
 	FBR_SNAT_ROUTED = 3,
 };
 
-/* Translates the source of a container's packet at the uplink's egress.
- * Returns FBR_NONE (translated) or the reason to drop it.
+/* Translates the source of a container's packet at the uplink's egress. Returns FBR_NONE if
+ * it is translated, or the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pkt *p,
 				      const struct fbr_dev *u, const struct fbr_dev *port,
@@ -150,7 +148,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
 	if (!f && routed)
 		return FBR_NOT_OURS;
-	/* What answers a SYN begins nothing: whoever has asked asks again. */
+	/* An answer to a SYN begins no session: whoever has asked asks again. */
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
 		return FBR_UNSUPPORTED;
 	if (!f) {
@@ -171,7 +169,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
 			__u8 macs[12] = {};
 
-			/* A redirect to a device without L2 header takes the frame's off. */
+			/* A redirect to a device without L2 header removes the frame's. */
 			if (!p->l3 || !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now,
 						(__u64)secs * cfg_hz);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Parsing for the kernel path: copies, so that it does not matter how much of
- * the packet is linear. The fast path reads the packet directly (fast.h).
+/* Parsing for the kernel's path. It copies, so it does not matter how much of the packet is
+ * linear. The fast path reads packets in place (fast.h).
  */
 #ifndef FBR_PARSE_H
 #define FBR_PARSE_H
@@ -9,10 +9,10 @@
 #include "nat.h"
 
 enum fbr_l4_kind {
-	FBR_L4_NONE = 0, /* no ports: other protocol, fragment, cut short */
+	FBR_L4_NONE = 0, /* no ports: another protocol, a fragment, or cut short */
 	FBR_L4_PORTS,    /* TCP, UDP */
-	FBR_L4_ECHO_REQ, /* the id stands in sport */
-	FBR_L4_ECHO_REP, /* the id stands in dport */
+	FBR_L4_ECHO_REQ, /* the id is in sport */
+	FBR_L4_ECHO_REP, /* the id is in dport */
 	FBR_L4_ICMP_ERR,
 };
 
@@ -21,7 +21,7 @@ enum fbr_frag_bits {
 	FBR_FRAG_LATER = 2, /* not the first one: no L4 header */
 };
 
-/* An IPv4 packet: addresses and ports in network byte order. */
+/* An IPv4 packet. Addresses and ports are in network byte order. */
 struct fbr_pkt {
 	__be32 saddr;
 	__be32 daddr;
@@ -44,8 +44,8 @@ static __always_inline __u32 fbr_addr_at(__u32 l3, bool src)
 	return l3 + (src ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
 }
 
-/* Parses the IPv4 header at off. Returns 0, or -1 if there is none; what has
- * no ports to go by is kind FBR_L4_NONE.
+/* Parses the IPv4 header at off. Returns 0, or -1 if there is none. A packet without usable
+ * ports is of kind FBR_L4_NONE.
  */
 static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct fbr_pkt *p)
 {
@@ -79,7 +79,7 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 		if (ip.protocol == IPPROTO_TCP &&
 		    bpf_skb_load_bytes(skb, p->l4 + offsetof(struct tcphdr, flags), &p->tcp_flags,
 				       1))
-			p->tcp_flags = 0; /* inside an ICMP error only 8 bytes may be there */
+			p->tcp_flags = 0; /* an ICMP error may quote only 8 bytes */
 		p->kind = FBR_L4_PORTS;
 	} else if (ip.protocol == IPPROTO_ICMP) {
 		struct icmphdr icmp;
@@ -109,7 +109,7 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 	return 0;
 }
 
-/* The same in a frame with an Ethernet header. */
+/* The same for a frame with an Ethernet header. */
 static __always_inline int fbr_parse(struct __sk_buff *skb, struct fbr_pkt *p)
 {
 	return fbr_parse_at(skb, ETH_HLEN, p);
@@ -121,7 +121,7 @@ static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
-/* The key under which a packet that leaves the containers is found. */
+/* The key of a packet itself. */
 static __always_inline void fbr_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
 	__builtin_memset(k, 0, sizeof(*k));
@@ -132,7 +132,7 @@ static __always_inline void fbr_key(struct fbr_flow_key *k, const struct fbr_pkt
 	k->proto = p->proto;
 }
 
-/* The key under which an answer to the packet is found. */
+/* The key of an answer to the packet. */
 static __always_inline void fbr_answer_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
 	__builtin_memset(k, 0, sizeof(*k));

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Which external ports are free, and which of them comes next.
  *
- * The free ports of a protocol stand in a ring: first those whose hold is over
- * (head to ripe), then the others in the order of their release (ripe to tail).
- * The next one is drawn at random, so that nobody can foretell it who knows what
- * was released: from those whose hold is over, or, where these are fewer than
- * half of all that are free, from the half that was released first. So the hold
- * of RFC 6888 REQ-8 stands as long as ports are to spare, and no draw is from
- * less than half of what is free. What is taken out leaves its place to the first,
- * so that everything is O(1), and "empty" is exact.
+ * The free ports of a protocol are in a ring: first those whose hold is over (head to
+ * ripe), then the others in the order of their release (ripe to tail). The next port is
+ * drawn at random, so that somebody who knows what was released cannot predict it. It is
+ * drawn from the ports whose hold is over. If these are fewer than half of all free ports,
+ * it is drawn from the half that was released first. So the hold of RFC 6888 REQ-8 is kept
+ * while ports are to spare, and every draw is from at least half of the free ports. The
+ * first port of the ring moves to the place of the one taken out. So every operation is
+ * O(1), and "empty" is exact.
  *
- * The counters run freely; modulo the size of the ring they are places. Ports are
- * in host byte order.
+ * The counters run freely; modulo the size of the ring they are places. Ports are in host
+ * byte order.
  */
 #ifndef FBR_POOL_H
 #define FBR_POOL_H
@@ -38,7 +38,7 @@ static __always_inline struct fbr_pool *fbr_pool_get(__u8 proto)
 	return fbr_pool_of(fbr_class(proto));
 }
 
-/* The functions with "locked" in their names are called with the pool's lock held. */
+/* Functions with "locked" in their names are called with the pool's lock held. */
 
 static __always_inline void fbr_pool_locked_remove(struct fbr_pool *pool, __u16 place)
 {
@@ -62,7 +62,7 @@ static __always_inline void fbr_pool_locked_first(struct fbr_pool *pool, __u16 p
 	pool->state[port] |= FBR_PORT_FREE;
 }
 
-/* Enters a port that was released just now. */
+/* Enters a port that has just been released. */
 static __always_inline void fbr_pool_locked_last(struct fbr_pool *pool, __u16 port)
 {
 	__u16 place = pool->tail++;
@@ -72,8 +72,8 @@ static __always_inline void fbr_pool_locked_last(struct fbr_pool *pool, __u16 po
 	pool->state[port] |= FBR_PORT_FREE;
 }
 
-/* Draws a free port from those before end (a counter, as pool->tail was once).
- * Returns the port, taken, or FBR_NO_PORT if there is none.
+/* Draws a free port from those before end (an earlier value of pool->tail). Returns the
+ * port, taken, or FBR_NO_PORT if there is none.
  */
 __fbr_global __u32 fbr_pool_draw(__u8 proto, __u32 end)
 {
@@ -100,11 +100,11 @@ __fbr_global __u32 fbr_pool_draw(__u8 proto, __u32 end)
 	return port;
 }
 
-/* Takes this port, if it is free. */
+/* Takes this port if it is free. */
 __fbr_global bool fbr_pool_take(__u8 proto, __u32 number)
 {
 	struct fbr_pool *pool = fbr_pool_get(proto);
-	__u16 port = number; /* which the verifier must see cut */
+	__u16 port = number; /* the verifier must see the cut */
 	bool free;
 
 	if (!pool)
@@ -119,7 +119,7 @@ __fbr_global bool fbr_pool_take(__u8 proto, __u32 number)
 	return free;
 }
 
-/* Takes this port for a mapping that began when mappings might have it. */
+/* Takes this port for a mapping that already has it. The port may be closed to new mappings. */
 __fbr_global bool fbr_pool_claim(__u8 proto, __u32 number)
 {
 	struct fbr_pool *pool = fbr_pool_get(proto);
@@ -137,7 +137,7 @@ __fbr_global bool fbr_pool_claim(__u8 proto, __u32 number)
 	return !(state & FBR_PORT_TAKEN);
 }
 
-/* Gives a taken port back; fresh: nobody has used it, so there is no hold. */
+/* Gives a taken port back. fresh: nobody has used it, so there is no hold. */
 static __always_inline void fbr_pool_put(__u8 proto, __u32 number, bool fresh)
 {
 	struct fbr_pool *pool = fbr_pool_get(proto);
@@ -158,7 +158,7 @@ static __always_inline void fbr_pool_put(__u8 proto, __u32 number, bool fresh)
 	bpf_spin_unlock(&pool->lock);
 }
 
-/* Lets mappings have a port, or not any more; who has it keeps it. */
+/* Opens a port to new mappings, or closes it. A mapping that has it keeps it. */
 static __always_inline void fbr_pool_set(struct fbr_pool *pool, __u16 port, bool open)
 {
 	__u8 state;
@@ -179,7 +179,7 @@ static __always_inline void fbr_pool_set(struct fbr_pool *pool, __u16 port, bool
 	bpf_spin_unlock(&pool->lock);
 }
 
-/* The hold of the longest-released port is over. */
+/* Ends the hold of the port that was released first. */
 static __always_inline void fbr_pool_ripen(struct fbr_pool *pool, __u32 ripe)
 {
 	bpf_spin_lock(&pool->lock);

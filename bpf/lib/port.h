@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What a port may send: only what carries its own addresses, and nothing but
- * untagged IPv4, ARP and IPv6. Returns FBR_NONE or the reason to drop.
+/* Anti-spoofing: a port may send only untagged IPv4, ARP and IPv6, and only with its own
+ * addresses. The checks return FBR_NONE or the reason to drop.
  */
 #ifndef FBR_PORT_H
 #define FBR_PORT_H
@@ -17,7 +17,7 @@
 
 #define ICMPV6_RA       134
 #define ICMPV6_REDIRECT 137
-/* Neighbour discovery: 133 to 137, and SEND's 148 and 149 */
+/* Neighbour discovery: 133 to 137, and 148 and 149 of SEND */
 #define ICMPV6_ND(type) (((type) >= 133 && (type) <= 137) || (type) == 148 || (type) == 149)
 
 static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
@@ -25,7 +25,7 @@ static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
 	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
 }
 
-/* Where fbr_fdb_near has the port with a MAC address: its end is what ports differ in. */
+/* The place in fbr_fdb_near for a MAC address, by its last four bytes: ports differ in these. */
 static __always_inline __u32 *fbr_fdb_near_at(__u32 end, __u32 bridge)
 {
 	__u32 at = ((end ^ bridge) * 0x9e3779b1) >> (32 - FBR_FDB_BITS);
@@ -33,8 +33,8 @@ static __always_inline __u32 *fbr_fdb_near_at(__u32 end, __u32 bridge)
 	return bpf_map_lookup_elem(&fbr_fdb_near, &at);
 }
 
-/* The ifindex of the port of a bridge with a MAC address, whose first two and last
- * four bytes are given, or 0. fbr_fdb_near knows it from now on.
+/* The ifindex of the port of a bridge with a MAC address, given by its first two and last
+ * four bytes; 0 if there is none. fbr_fdb_near remembers it.
  */
 __fbr_global __u32 fbr_fdb_find(__u16 begin, __u32 end, __u32 bridge)
 {
@@ -84,11 +84,11 @@ static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, cons
 	return FBR_NONE;
 }
 
-/* Answers a broadcast question of a container for the MAC address of its gateway
- * or of another port of its bridge, which are known here, so that it need not
- * reach every port. Probes and announcements (RFC 5227) are for everybody, and a
- * port on the kernel path answers for itself. Returns whether the frame is the
- * answer now, to be sent to the port; if not it is untouched.
+/* Answers a container's broadcast ARP request for its gateway or for another port of its
+ * bridge. Their addresses are known here, so the request need not reach every port. Probes
+ * and announcements (RFC 5227) are for everybody, and a port on the kernel's path answers
+ * for itself. Returns whether the frame is now the answer, to be sent to the port. If not,
+ * it is untouched.
  */
 __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 {
@@ -128,9 +128,9 @@ __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 	return !bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0);
 }
 
-/* Where an IPv6 frame of a port may go: to ports of its bridge and to groups. The
- * host has no IPv6 there; should its bridge get an address all the same, nobody is
- * to find a way out by it.
+/* Whether an IPv6 frame stays on the bridge: it may go to the bridge's ports and to groups.
+ * The host has no IPv6 there. If the bridge gets an address all the same, nobody must find
+ * a way out by it. Returns FBR_NONE or the reason to drop it.
  */
 static __always_inline enum fbr_reason fbr_ip6_stays(const struct ethhdr *eth, void *data_end,
 						     const struct fbr_dev *p)
@@ -146,9 +146,10 @@ static __always_inline enum fbr_reason fbr_ip6_stays(const struct ethhdr *eth, v
 	return t && t->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
 }
 
-/* Router advertisements and redirects are a router's business (CVE-2020-13401),
- * also behind extension headers. A first fragment shows what it is (RFC 7112), and is
- * no neighbour discovery (RFC 6980); the later ones are nothing without it.
+/* Drops router advertisements and redirects, which only a router may send (CVE-2020-13401),
+ * also behind extension headers. A first fragment must show its whole header chain (RFC
+ * 7112) and must not be neighbour discovery (RFC 6980). Later fragments are useless without
+ * it.
  */
 __fbr_global enum fbr_reason fbr_check_ip6(struct __sk_buff *skb)
 {
@@ -164,7 +165,7 @@ __fbr_global enum fbr_reason fbr_check_ip6(struct __sk_buff *skb)
 	for (i = 0; i < FBR_IP6_EXT_MAX; i++) {
 		if (next == IPPROTO_ICMPV6) {
 			if (bpf_skb_load_bytes(skb, off, &type, 1))
-				return FBR_SPOOF_IP; /* cannot be seen */
+				return FBR_SPOOF_IP; /* not visible */
 			if (type == ICMPV6_RA || type == ICMPV6_REDIRECT ||
 			    (frag && ICMPV6_ND(type)))
 				return FBR_SPOOF_IP;

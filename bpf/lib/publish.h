@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Published ports: a port of the host that leads to a container's.
+/* Published ports: a port of the host that leads to a container's port.
  *
- * A publication is looked up only by packets that belong to no flow. The first
- * packet of a client makes an ordinary session whose external port is the
- * host's, so that everything after it (lease, fast path, expiry, ICMP errors)
- * is as for any other flow. The client's address is kept. Such a session owns no
- * port of the NAT range.
+ * Only packets that belong to no flow look a publication up. A client's first packet
+ * creates an ordinary session whose external port is the host's port. So everything later
+ * (lease, fast path, expiry, ICMP errors) is as for any other flow. The client's address is
+ * kept. Such a session owns no port of the NAT range.
  */
 #ifndef FBR_PUBLISH_H
 #define FBR_PUBLISH_H
@@ -30,8 +29,9 @@ struct fbr_pub {
 	__be32 allow_mask;
 };
 
-/* Published ports, and by the container's address and port the host's (0: any
- * address). Allocated as they come: there are none, a few, or tens of thousands.
+/* The published ports, by the host's address and port. fbr_pub_of gives the host's address
+ * (0: any) and port by the container's. Allocated on demand: there may be none, a few, or
+ * tens of thousands.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -49,7 +49,7 @@ struct {
 	__type(value, struct fbr_bind_key);
 } fbr_pub_of SEC(".maps");
 
-/* The publication of a port of the host, of this address or of any, or NULL. */
+/* The publication of a host's port, for this address or for any, or NULL. */
 static __always_inline struct fbr_pub *fbr_pub_get(__be32 addr, __be16 port, __u8 proto)
 {
 	struct fbr_bind_key k = { .ip = addr, .port = port, .proto = proto };
@@ -62,7 +62,7 @@ static __always_inline struct fbr_pub *fbr_pub_get(__be32 addr, __be16 port, __u
 	return pub && fbr_dev_get(pub->pif) ? pub : NULL;
 }
 
-/* Whether a publication is for a client with this address of its own. */
+/* Whether a publication admits a client with this address. */
 static __always_inline bool fbr_pub_allows(const struct fbr_pub *pub, __be32 client)
 {
 	return (client & pub->allow_mask) == pub->allow;

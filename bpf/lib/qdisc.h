@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whether somebody has put a queueing discipline or tc filters on a port's
- * device, which a redirect to it would bypass: asked of the kernel's own device,
- * off the fast path, by whatever passes the port. So no process need notice a
- * shaper that comes after the port, as a plugin behind us in a CNI chain. The
- * control plane asks the same by netlink (FBR_DEV_SLOW).
+/* Whether a port's device has a queueing discipline or tc filters, which a redirect to it
+ * would bypass.
+ *
+ * Every packet that passes the port off the fast path asks the kernel's own device. So no
+ * process has to notice a shaper that is added later, for example by a later plugin of a
+ * CNI chain. The control plane asks the same by netlink (FBR_DEV_SLOW).
  */
 #ifndef FBR_QDISC_H
 #define FBR_QDISC_H
@@ -12,7 +13,7 @@
 #include "device.h"
 #include "kctx.h"
 
-/* Whether a clsact or ingress qdisc has filters at this hook; tcx programs are none. */
+/* Whether a clsact or ingress qdisc has filters at this hook. tcx programs do not count. */
 static __always_inline bool fbr_hook_filtered(struct bpf_mprog_entry *e)
 {
 	struct bpf_mprog_bundle *b = e ? e->parent : NULL;
@@ -34,13 +35,14 @@ static __always_inline bool fbr_device_queues(struct __sk_buff *skb)
 	if (!dev)
 		return false;
 	q = dev->qdisc;
-	/* What the kernel attaches by itself has no handle. */
+	/* A qdisc that the kernel attaches by itself has no handle. */
 	return (q && q->handle) || fbr_hook_filtered(dev->tcx_ingress) ||
 	       fbr_hook_filtered(dev->tcx_egress);
 }
 
-/* Chooses the path of p, the port at whose device the packet is: the kernel's while the
- * device has a queue or filters. Returns whether it is the kernel's, for whatever reason.
+/* Chooses the path of p, the port whose device the packet is at: the kernel's path while
+ * the device has a queue or filters. Returns whether it is the kernel's path, for whatever
+ * reason.
  */
 __fbr_global bool fbr_choose_path(struct __sk_buff *skb, struct fbr_dev *p)
 {

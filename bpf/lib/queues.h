@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The queues of sessions that go first when room is needed: those that are over, and
- * those begun outside that nobody has assured yet.
+/* Queues of the sessions that are given up first when room is needed: closed ones, and
+ * those begun outside that are not assured.
  */
 #ifndef FBR_QUEUES_H
 #define FBR_QUEUES_H
@@ -14,9 +14,9 @@
 #include "session.h"
 
 #define FBR_ROOM_TRIES 64 /* queued sessions looked at to make room for one */
-#define FBR_WAIT_TRIM  2  /* queued sessions thrown out by one that is queued */
+#define FBR_WAIT_TRIM  2  /* queued sessions removed when one is queued */
 
-/* Takes the leases of both directions away. */
+/* Ends the leases of both directions. */
 static __always_inline void fbr_sess_slow(struct fbr_flow *fwd, __u32 slot)
 {
 	struct fbr_flow *rev = fbr_flow_in(slot);
@@ -26,7 +26,7 @@ static __always_inline void fbr_sess_slow(struct fbr_flow *fwd, __u32 slot)
 		fbr_lease_end(rev);
 }
 
-/* Queues a session that is over, or is said to be. */
+/* Queues a session that is closed, or is said to be. */
 static __always_inline void fbr_closed_push(__u32 slot, struct fbr_session *s)
 {
 	if (fbr_doubted_bits(s->bits)) {
@@ -38,7 +38,7 @@ static __always_inline void fbr_closed_push(__u32 slot, struct fbr_session *s)
 		bpf_map_push_elem(&fbr_closed, &slot, BPF_ANY);
 }
 
-/* Takes the slot at the head of fbr_closed, or of fbr_doubted; NULL if it is empty. */
+/* Takes the slot at the head of fbr_closed or fbr_doubted. NULL if the queue is empty. */
 static __always_inline struct fbr_session *fbr_closed_pop(__u32 *slot, bool doubted)
 {
 	struct fbr_session *s;
@@ -51,7 +51,7 @@ static __always_inline struct fbr_session *fbr_closed_pop(__u32 *slot, bool doub
 	return s;
 }
 
-/* The session that was queued as w if it still waits, or NULL. */
+/* The session that was queued as w if it is still waiting, or NULL. */
 static __always_inline struct fbr_session *fbr_waiter(const struct fbr_wait *w)
 {
 	struct fbr_session *s = fbr_sess_get(w->slot);
@@ -76,8 +76,8 @@ static long fbr_drop_early_one(__u64 i, bool *made)
 	return 1;
 }
 
-/* Gives up the oldest session that was begun outside and is not assured, as
- * conntrack's early_drop does. False if none was found.
+/* Gives up the oldest session that was begun outside and is not assured, as conntrack's
+ * early_drop does. False if there is none.
  */
 __fbr_global bool fbr_drop_early(void)
 {
@@ -87,8 +87,8 @@ __fbr_global bool fbr_drop_early(void)
 	return made;
 }
 
-/* Queues a session that begins outside, and throws out more than one that need not
- * stand in the queue any more.
+/* Queues a session that begins outside. Removes more than one session that no longer waits,
+ * so that the queue shrinks.
  */
 static __always_inline void fbr_wait_push(__u32 slot, const struct fbr_session *s)
 {
@@ -104,19 +104,19 @@ static __always_inline void fbr_wait_push(__u32 slot, const struct fbr_session *
 		if (fbr_waiter(&head))
 			bpf_map_push_elem(&fbr_waiting, &head, BPF_ANY);
 	}
-	/* Full of those that need not: the oldest gives way, whatever it is. */
+	/* If the queue is full, the oldest entry gives way, whatever it is. */
 	bpf_map_push_elem(&fbr_waiting, &w, BPF_EXIST);
 }
 
-/* The part of n sessions that those begun outside may take. */
+/* The share of n sessions that sessions begun outside may take. */
 static __always_inline __u32 fbr_share_outside(__u32 n)
 {
 	return n - n / 8;
 }
 
-/* A connection that was begun outside is assured: from now on it counts like any
- * other, unless there are too many. UDP goes on waiting: a datagram can be forged as
- * easily as the one before, and the next one makes its session again.
+/* Counts a TCP connection that was begun outside like any other, now that it is assured,
+ * unless there are too many. UDP keeps waiting: the second datagram is as easily forged as
+ * the first, and the next one creates its session again.
  */
 static __always_inline void fbr_wait_done(struct fbr_session *s)
 {
@@ -136,7 +136,7 @@ static __always_inline void fbr_wait_done(struct fbr_session *s)
 		fbr_atomic_dec(&q->sessions);
 }
 
-/* A TCP session that has become established, or is over, is not half-open any more. */
+/* Stops counting a TCP session as half-open once it is established or closed. */
 static __always_inline void fbr_half_done(struct fbr_session *s, __u32 bits)
 {
 	struct fbr_quota *q;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Memory comes back: by whoever needs a slot, and by the sweep timer. */
+/* How memory comes back: through whoever needs a slot, and through the sweep timer. */
 #ifndef FBR_RECLAIM_H
 #define FBR_RECLAIM_H
 
@@ -13,18 +13,18 @@
 
 #define FBR_SWEEP_SLOTS 256      /* per tick */
 #define FBR_SWEEP_NS    20000000 /* 20 ms */
-#define FBR_SWEEP_STALL 5  /* seconds without a tick before the kernel path restarts the timer */
+#define FBR_SWEEP_STALL 5  /* seconds without a tick until the kernel's path restarts the timer */
 #define FBR_PROBES      64 /* slots looked at by one insert when none is free */
 
 enum fbr_reclaim {
 	FBR_RECLAIM_NONE, /* the queue is empty */
 	FBR_RECLAIM_DONE,
-	FBR_RECLAIM_AGAIN, /* that one will not do */
+	FBR_RECLAIM_AGAIN, /* this one was not given up */
 };
 
-/* Looks at the head of fbr_closed, or of fbr_doubted, and gives that session up if
- * it is the device's (pif; 0: anybody's). One that closed less than 20 ms ago is
- * left alone: its last segments are still on the way.
+/* Takes the session at the head of fbr_closed or fbr_doubted, and gives it up if it belongs
+ * to the device (pif; 0: anybody's). A session that closed less than 20 ms ago is queued
+ * again: its last segments are still on the way.
  */
 static __always_inline enum fbr_reclaim fbr_reclaim_one(__u32 pif, bool doubted)
 {
@@ -55,7 +55,7 @@ static __always_inline enum fbr_reclaim fbr_reclaim_one(__u32 pif, bool doubted)
 
 struct fbr_room {
 	__u32 pif;
-	__u32 ports; /* it has room for a port with fewer of them; 0: a session is wanted only */
+	__u32 ports; /* the device needs fewer than so many ports; 0: only a session is wanted */
 	bool doubted;
 	bool made;
 };
@@ -75,10 +75,10 @@ static long fbr_room_one(__u64 i, struct fbr_room *r)
 	return r->made;
 }
 
-/* Gives up closed sessions of a device (pif; 0: of anybody), the longest-closed
- * first, until there is room for one more session, or, where the device may have so
- * many ports (0: that does not matter), for one more port. doubted: those that only a
- * RST from outside has closed, after all others. False if there is none to give up.
+/* Gives up closed sessions of a device (pif; 0: anybody's), the longest-closed first, until
+ * there is room for one more session. With ports, until the device has fewer than so many
+ * ports. doubted: after all others, also gives up sessions closed only by a RST from
+ * outside. False if no session could be given up.
  */
 __fbr_global bool fbr_make_room(__u32 pif, __u32 ports, bool doubted)
 {
@@ -93,7 +93,7 @@ __fbr_global bool fbr_make_room(__u32 pif, __u32 ports, bool doubted)
 }
 
 struct fbr_sweep {
-	__u32 slots; /* in use so far */
+	__u32 slots; /* slots used so far */
 	__u32 hand;
 	__u32 grace;
 	bool pressed; /* a slot is wanted */
@@ -105,11 +105,11 @@ static long fbr_sweep_one(__u64 i, struct fbr_sweep *w)
 	if (w->hand >= w->slots)
 		w->hand = 0;
 	if (fbr_sess_reap(w->hand++, w->grace, w->pressed))
-		w->found = true; /* not a count: that would keep the verifier counting, too */
+		w->found = true; /* not a count: the verifier would track it */
 	return 0;
 }
 
-/* Looks at up to n slots from the hand on; returns whether one came free. */
+/* Looks at up to n slots, beginning at the hand. Returns whether one became free. */
 static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n, bool pressed)
 {
 	struct fbr_sweep w = {
@@ -126,8 +126,8 @@ static __always_inline bool fbr_sweep_slots(struct fbr_state *st, __u32 n, bool 
 	return w.found;
 }
 
-/* Takes a slot that is no closed session any more off the head of fbr_closed, or of
- * fbr_doubted.
+/* Removes the slot at the head of fbr_closed or fbr_doubted if it holds no closed session
+ * any more.
  */
 static long fbr_closed_trim(__u64 i, const bool *doubted)
 {
@@ -164,7 +164,7 @@ static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
 {
 	fbr_sweep_pass(st);
 	if (!st->live) {
-		/* Nothing to sweep; the next new session starts the timer again. */
+		/* Nothing to sweep. The next new session starts the timer again. */
 		st->tick = 0;
 		return 0;
 	}
@@ -173,8 +173,8 @@ static int fbr_sweep_tick(void *map, __u32 *key, struct fbr_state *st)
 	return 0;
 }
 
-/* Starts the sweep if it does not run: the first session, a stalled timer, or
- * programs that have been replaced (the timer holds the old ones' callback).
+/* Starts the sweep if it does not run: at the first session, after the timer has stalled,
+ * or after the programs were replaced (the timer holds the old callback).
  */
 static __always_inline void fbr_sweep_ensure(struct fbr_state *st)
 {
@@ -184,7 +184,7 @@ static __always_inline void fbr_sweep_ensure(struct fbr_state *st)
 		return;
 	st->tick = now;
 	st->epoch = cfg_epoch + 1;
-	bpf_timer_init(&st->timer, &fbr_state, CLOCK_MONOTONIC); /* EBUSY: has been */
+	bpf_timer_init(&st->timer, &fbr_state, CLOCK_MONOTONIC); /* EBUSY: already initialised */
 	bpf_timer_set_callback(&st->timer, fbr_sweep_tick);
 	fbr_timer_start(&st->timer, FBR_SWEEP_NS);
 }

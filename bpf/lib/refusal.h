@@ -1,21 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Which refusals of the host leave: a RST, or an ICMP port unreachable, for a port
- * of the NAT range.
+/* Which refusals of the host may leave: RSTs and ICMP port unreachables for a port of the
+ * NAT range.
  *
- * Such a port belongs to a mapping, or may belong to one soon. A packet for it that
- * fits no session reaches the host's stack, where nobody listens, and the stack
- * refuses it. That answer must not leave: a container may be about to ask the sender
- * for this very packet (RFC 5382 REQ-4). A REJECT rule makes the same answer, but
- * somebody means it.
+ * Such a port belongs to a mapping, or may soon belong to one. A packet for it that fits no
+ * session reaches the host's stack, where nobody listens, and the stack refuses it. That
+ * answer must not leave: a container may be about to ask the sender for this very packet
+ * (RFC 5382 REQ-4). A REJECT rule makes the same answer, but deliberately.
  *
- * fbr_input tells the two apart. It runs after every rule of INPUT and notes in
- * fbr_passed the packets that got through: only the stack answers those. A rule
- * answers before. Each note serves one answer. fbr_passed is an array, and a packet on
- * another CPU, or one that comes while the answer waits for its next hop, may take a
- * note's place: then an answer leaves that should not.
+ * fbr_input tells the two apart. It runs after every rule of INPUT, and notes in fbr_passed
+ * the packets that got through: only the stack answers those. A rule answers earlier. Each
+ * note is good for one answer. fbr_passed is an array, so another packet may overwrite a
+ * note: one on another CPU, or one that comes while the answer waits for its next hop. Then
+ * an answer leaves that should not.
  *
- * A port that the host, or a neighbour NAT, has used since a mapping had it is the
- * host's to answer for. A listener that was closed refuses like any other.
+ * If the host or a neighbour NAT has used a port since a mapping last had it, the host
+ * answers for it. A listener that was closed refuses like any other.
  */
 #ifndef FBR_REFUSAL_H
 #define FBR_REFUSAL_H
@@ -31,9 +30,7 @@
 
 #define FBR_PASSED_MAX 4096 /* of fbr_passed */
 
-/* Packets for ports of the NAT range that INPUT let through, by a hash that is also
- * the value (refusal.h)
- */
+/* Packets for ports of the NAT range that INPUT let through, by a hash that is also the value. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, FBR_PASSED_MAX);
@@ -41,16 +38,16 @@ struct {
 	__type(value, __u32);
 } fbr_passed SEC(".maps");
 
-/* Whether the host answers for a port: it was the last to use it, or has used it
- * lately beside a mapping.
+/* Whether the host answers for a port: it used the port last, or has lately used it beside
+ * a mapping.
  */
 static __always_inline bool fbr_port_of_host(const struct fbr_nport *np)
 {
 	return np->noted_at && (!np->refs || fbr_port_noted(np, fbr_now()));
 }
 
-/* Whether anybody on this host answers for a packet that comes in as k, its
- * destination port in the NAT range.
+/* Whether anybody on this host answers for a packet that comes in as k. Its destination
+ * port is in the NAT range.
  */
 __fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_key *k)
 {
@@ -62,9 +59,9 @@ __fbr_global bool fbr_port_known(struct __sk_buff *skb, const struct fbr_flow_ke
 	return (np && fbr_port_of_host(np)) || fbr_host_receives(skb, k);
 }
 
-/* Whether this is the host's RST to a segment that no socket wanted: to a SYN
- * with sequence number 0, to anything else without ACK (RFC 9293 section
- * 3.10.7.1). A RST that ends a connection of the host has both.
+/* Whether this is the host's RST to a segment that no socket wanted: its sequence number is
+ * 0 if it answers a SYN, and it has no ACK otherwise (RFC 9293 section 3.10.7.1). A RST
+ * that ends a connection of the host has an ACK and a sequence number.
  */
 static __always_inline bool fbr_answer_rst(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -78,7 +75,7 @@ static __always_inline bool fbr_answer_rst(struct __sk_buff *skb, const struct f
 	       seq == 0;
 }
 
-/* What fbr_passed holds for a packet that comes in as k; never 0. */
+/* What fbr_passed holds for a packet that comes in as k. Never 0. */
 static __always_inline __u32 fbr_passed_mark(const struct fbr_flow_key *k)
 {
 	return fbr_flow_hash(k) ?: 1;
@@ -91,7 +88,7 @@ static __always_inline __u32 *fbr_passed_at(__u32 mark)
 	return bpf_map_lookup_elem(&fbr_passed, &i);
 }
 
-/* Whether INPUT let a packet through that came in as k. The note is used up. */
+/* Whether INPUT let a packet through that came in as k. Uses the note up. */
 __fbr_global bool fbr_passed_take(const struct fbr_flow_key *k)
 {
 	if (!k)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Rewriting addresses and ports with their checksums, twice:
- * fbr_rewrite() through the kernel's helpers, right for every ip_summed, for
- * the kernel path; fbr_rewrite_fast() by precomputed differences and direct
- * writes, for hits. The same tests run against both.
+/* Rewriting addresses and ports together with their checksums, in two ways. fbr_rewrite()
+ * uses the kernel's helpers and is right for every ip_summed: for the kernel's path.
+ * fbr_rewrite_fast() adds precomputed differences and writes directly: for hits. The same
+ * tests run against both.
  */
 #ifndef FBR_REWRITE_H
 #define FBR_REWRITE_H
@@ -14,13 +14,13 @@
 
 #define FBR_ICMP_ID  4 /* offset in the ICMP header */
 
-/* The difference for a TTL that is one lower, in a word whose low byte it is. */
+/* The checksum difference of a TTL that is one lower and is the low byte of its word. */
 #define FBR_TTL_DIFF 0xfffe
 
-/* Rewrites the source (out) or destination of the IPv4 packet whose header is at
- * l3 to addr:port; for ICMP the port is the echo id. All in network byte order.
- * Packet pointers are void afterwards. Returns 0 or an error with the packet
- * half written: point of no return, the caller must drop it.
+/* Rewrites the source (out) or destination of the IPv4 packet whose header is at l3 to
+ * addr:port. For ICMP, port is the echo id. All are in network byte order. Packet pointers
+ * are invalid afterwards. Returns 0, or an error: then the packet may be half written, and
+ * the caller must drop it (point of no return).
  */
 __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 addr, __be16 port)
 {
@@ -50,10 +50,10 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 		mangled = BPF_F_MARK_MANGLED_0;
 		if (bpf_skb_load_bytes(skb, c_off, &csum, 2))
 			return -1;
-		if (!csum) /* no checksum that would make up for the port in skb->csum */
+		if (!csum) /* no checksum to make up for the port in skb->csum */
 			store = BPF_F_RECOMPUTE_CSUM;
 		else if (pending == FBR_SUM_INNER && !skb->gso_size)
-			return -1; /* complete, which the helpers do not believe */
+			return -1; /* complete, which the helpers would not believe */
 		break;
 	case IPPROTO_ICMP:
 		p_off = l4 + FBR_ICMP_ID;
@@ -75,7 +75,7 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, __be32 a
 	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
 }
 
-/* The L4 checksum after a rewrite by f. */
+/* Adjusts the L4 checksum for a rewrite by f. */
 static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, __u8 proto,
 				       bool partial)
 {
@@ -95,12 +95,13 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
 	*csum = fbr_csum_add(*csum, f->d_l4);
 }
 
-/* Rewrites a frame of flow f, found under k, by direct writes: address and
- * port, unless helpers have done it (helped), TTL - 1, MACs. The caller has parsed
- * it (fbr_fast_parse): 20 bytes of IP header, the L4 header linear. Point of no
- * return: on an error the packet must be dropped.
- * Neighbouring fields are written at once, since whoever gets the frame reads them
- * at once (fbr_fast_key).
+/* Rewrites a frame of flow f, found under k, by direct writes: address and port (unless the
+ * helpers have done it: helped), TTL - 1, MACs. fbr_fast_parse() has checked the frame: 20
+ * bytes of IP header, the L4 header linear. On an error the packet must be dropped (point
+ * of no return).
+ *
+ * Neighbouring fields are written in one store, since the next reader loads them together
+ * (fbr_fast_key).
  */
 static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const struct fbr_flow *f,
 					     const struct fbr_flow_key *k, bool out, bool helped,
@@ -150,14 +151,14 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 			ip->daddr = f->addr;
 		d_ip = f->d_addr;
 	}
-	/* TTL and checksum in one go. The TTL is the low byte of its word. */
+	/* TTL and checksum together. The TTL is the low byte of its word. */
 	ttl = *(__u32 *)&ip->ttl;
 	ip_csum = ~fbr_fold((ttl >> 16 ^ 0xffff) + d_ip + FBR_TTL_DIFF);
 	*(__u32 *)&ip->ttl = ((ttl - 1) & 0xffff) | (__u32)ip_csum << 16;
 	((__u64 *)data)[0] = *(__u64 *)&f->macs[0];
 	((__u32 *)data)[2] = *(__u32 *)&f->macs[8];
-	/* An entry that was deleted while we read may be another flow's by now; a
-	 * new one has no lease.
+	/* The entry may have been deleted while we read it, and may be another flow's by
+	 * now. A new entry has no lease.
 	 */
 	barrier();
 	return fbr_flow_is(f, k) && f->granted ? 0 : -1;
@@ -168,7 +169,7 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 					    const struct fbr_flow_key *k, bool out)
 {
 	__u32 summed = fbr_ip_summed(skb);
-	/* skb->csum must follow: let the kernel's helpers do it. */
+	/* skb->csum must follow: the kernel's helpers do that. */
 	bool helped = summed == CHECKSUM_COMPLETE;
 
 	if (helped && fbr_rewrite(skb, ETH_HLEN, out, f->addr, f->port))
@@ -187,10 +188,9 @@ static __always_inline long fbr_patch2(struct __sk_buff *skb, __u32 c, __u32 off
 		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
 }
 
-/* Rewrites the source (src) or destination of the packet quoted by the ICMP
- * error whose header is at icmp. Of the quoted L4 header eight bytes are
- * certain; its checksum is updated if it is there. Point of no return: on an
- * error the packet must be dropped.
+/* Rewrites the source (src) or destination of the packet quoted by the ICMP error whose
+ * header is at icmp. Only eight bytes of the quoted L4 header are certain. Its checksum is
+ * updated if it is there. On an error the packet must be dropped (point of no return).
  */
 __fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, __be32 addr,
 				   __be16 port)
@@ -243,8 +243,8 @@ __fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, 
 	return bpf_skb_store_bytes(skb, a_off, &addr, 4, 0);
 }
 
-/* Rewrites the source (src) or destination address of the IPv4 packet whose
- * header is at l3, and that has no pseudo header to follow: ICMP.
+/* Rewrites the source (src) or destination address of the IPv4 packet whose header is at
+ * l3. The packet has no pseudo header (ICMP), or its L4 header is not here.
  */
 static __always_inline long fbr_rewrite_outer(struct __sk_buff *skb, __u32 l3, bool src, __be32 old,
 					      __be32 new)

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Life and death of a session: TCP state, expiry.
+/* Life and death of a session: TCP state and expiry.
  *
- * Nothing here needs a process. A session past its time is a miss for the
- * packet that finds it; its memory comes back through the sweep timer, through
- * whoever needs the slot, or through the packet that wants the same flow. Who
- * deletes a session first claims it (FBR_LIVE -> FBR_DYING by compare-and-swap).
- * The sweep waits FBR_GRACE seconds after expiry: entries are re-used at once,
- * and a CPU may still hold a pointer.
+ * Nothing here needs a process. A packet that finds an expired session treats it as a miss.
+ * Its memory comes back through the sweep timer, through whoever needs the slot, or through
+ * a packet that wants the same flow. Whoever deletes a session claims it first (FBR_LIVE ->
+ * FBR_DYING by compare-and-swap). The sweep waits FBR_GRACE seconds after expiry: entries
+ * are reused at once, and a CPU may still hold a pointer.
  */
 #ifndef FBR_SESSION_H
 #define FBR_SESSION_H
@@ -34,8 +33,8 @@ static __always_inline bool fbr_closed_bits(__u32 bits)
 	return (bits & (FBR_S_RST | FBR_S_RST_IN)) || fbr_both_fins(bits);
 }
 
-/* Closed by nothing but a RST from outside, whose sequence number nobody here can
- * judge: the connection may live.
+/* Whether only a RST from outside has closed it. Nobody here can judge that RST's sequence
+ * number, so the connection may still live.
  */
 static __always_inline bool fbr_doubted_bits(__u32 bits)
 {
@@ -49,7 +48,7 @@ static __always_inline bool fbr_established(__u32 bits)
 	return (bits & both) == both;
 }
 
-/* Seconds a session lives after its last packet. */
+/* The number of seconds that a session lives after its last packet. */
 static __always_inline __u32 fbr_timeout(__u8 proto, __be16 rport, __u32 bits)
 {
 	switch (proto) {
@@ -77,7 +76,7 @@ static __always_inline struct fbr_session *fbr_sess_get(__u32 slot)
 	return bpf_map_lookup_elem(&fbr_sess, &slot);
 }
 
-/* The jiffies at which the session ends unless a packet comes. */
+/* The jiffies at which the session expires unless a packet comes. */
 __fbr_global __u64 fbr_sess_expires(__u32 slot)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
@@ -95,9 +94,9 @@ __fbr_global __u64 fbr_sess_expires(__u32 slot)
 	return seen + (__u64)fbr_timeout(s->fwd.proto, s->fwd.dport, s->bits) * cfg_hz;
 }
 
-/* Whether the time of f's session is not over. One entry is enough to tell that
- * it lives: the other direction's is looked up, and so fetched from memory where
- * there are many flows, only if this one's has been silent for so long.
+/* Whether f's session has not expired. One recent entry is enough to tell. The other
+ * direction's entry is looked up, which costs a cache miss if there are many flows, only if
+ * this one has been silent for the whole timeout.
  */
 __fbr_global bool fbr_sess_lasts(const struct fbr_flow *f)
 {
@@ -119,13 +118,13 @@ static __always_inline bool fbr_is_live(__u32 state)
 	return (state & FBR_STATE_MASK) == FBR_LIVE;
 }
 
-/* Reads the state before a session is judged, for fbr_sess_claim. */
+/* Reads the state before a session is judged, for fbr_sess_claim(). */
 static __always_inline __u32 fbr_sess_state(const struct fbr_session *s)
 {
 	return *(volatile __u32 *)&s->state;
 }
 
-/* Claims the session for deletion if it is still the one whose state was read. */
+/* Claims the session for deletion if its state is still the one that was read. */
 static __always_inline bool fbr_sess_claim(struct fbr_session *s, __u32 state)
 {
 	__u32 dying = (state & ~FBR_STATE_MASK) | FBR_DYING;
@@ -133,7 +132,7 @@ static __always_inline bool fbr_sess_claim(struct fbr_session *s, __u32 state)
 	return fbr_is_live(state) && __sync_val_compare_and_swap(&s->state, state, dying) == state;
 }
 
-/* The port in whose quota the session counts. */
+/* The port whose quota the session counts in. */
 static __always_inline __u32 fbr_payer(const struct fbr_session *s)
 {
 	return s->payer ? s->payer : s->pif;
@@ -168,9 +167,9 @@ __fbr_global int fbr_sess_free(__u32 slot)
 	return 0;
 }
 
-/* Frees the session if it has been dead for grace jiffies. pressed: a slot is
- * wanted, and a connection may be over that has been idle for the 2 hours and 4
- * minutes that RFC 5382 REQ-5 gives it.
+/* Frees the session if it expired at least grace jiffies ago. pressed: a slot is wanted, so
+ * a connection also goes that was idle for the 2 hours and 4 minutes that RFC 5382 REQ-5
+ * grants.
  */
 __fbr_global bool fbr_sess_reap(__u32 slot, __u64 grace, bool pressed)
 {

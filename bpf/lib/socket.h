@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Who else on this host uses a port: a socket or, as connection tracking tells, a
+/* Who else on this host uses a port: a socket or, according to connection tracking, a
  * neighbour NAT.
  */
 #ifndef FBR_SOCKET_H
@@ -10,8 +10,8 @@
 #include "nat.h"
 #include "parse.h"
 
-/* The socket of the host that would receive packets from t's source to its destination,
- * to be released; NULL if there is none, or for another protocol than TCP and UDP.
+/* The socket of the host that would receive packets from t's source to its destination. The
+ * caller releases it. NULL if there is none, or if the protocol is neither TCP nor UDP.
  */
 static __always_inline struct bpf_sock *fbr_socket_find(struct __sk_buff *skb, __u8 proto,
 							struct bpf_sock_tuple *t)
@@ -52,8 +52,8 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	if (!fwd)
 		return false;
 
-	/* One tuple for both: this is the end of the longest chain of calls, and
-	 * their stacks together may take 512 bytes.
+	/* One tuple for both lookups: this is the end of the longest call chain, whose
+	 * stacks together must not exceed 512 bytes.
 	 */
 	struct bpf_sock_tuple t;
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
@@ -64,9 +64,9 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
 }
 
-/* Whether a socket of the host is connected to exactly this remote (UDP), or a
- * neighbour NAT's client has written to it from this port: they were there before
- * the publication, and the answers are theirs.
+/* Whether a socket of the host is connected to exactly this remote (UDP), or a neighbour
+ * NAT's client has sent to it from this port. They were there before the publication, so
+ * the packets are theirs.
  */
 __fbr_global bool fbr_udp_awaited(struct __sk_buff *skb, const struct fbr_flow_key *k)
 {

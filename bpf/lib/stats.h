@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Counters. Per CPU and not atomic: tcx and XDP programs run with bottom halves off and
- * never nest on one device, so nobody else on this CPU writes the same line.
- * The exception is fbr_guard, which may run in process context; it counts
- * drops only, and a lost one among those is acceptable.
+/* Counters. They are per CPU and not atomic: tcx and XDP programs run with bottom halves
+ * off and never nest on one device, so nothing else on this CPU writes the same line.
+ * fbr_guard is the exception: it may run in process context. It counts only drops, and
+ * losing one of those is acceptable.
  *
- * Packets are wire packets (gso_segs), bytes are skb->len with the L2 header,
- * as the kernel counts them on the container's own device.
+ * Packets are wire packets (gso_segs), and bytes are skb->len with the L2 header, as the
+ * kernel counts them on the container's own device.
  */
 #ifndef FBR_STATS_H
 #define FBR_STATS_H
@@ -18,7 +18,7 @@ struct fbr_path {
 	__u64 bytes;
 };
 
-/* One cache line a device and CPU. RX = received by the host from the device. */
+/* One cache line for each device and CPU. RX: the host received it from the device. */
 struct fbr_stats {
 	struct fbr_path rx[2]; /* [0] slow, [1] fast */
 	struct fbr_path tx[2];
@@ -60,7 +60,7 @@ static __always_inline void fbr_count_path(struct __sk_buff *skb, struct fbr_pat
 
 	p->packets += segs ? segs : 1;
 	p->bytes += skb->len;
-	/* The kernel has taken the tag out of the frame; tagged ones are never fast. */
+	/* The kernel has taken the tag out of the frame. Tagged frames are never fast. */
 	if (!fast && skb->vlan_present)
 		p->bytes += 4;
 }
@@ -81,7 +81,7 @@ static __always_inline void fbr_count_tx(struct __sk_buff *skb, const struct fbr
 		fbr_count_path(skb, &s->tx[fast], fast);
 }
 
-/* One frame of so many bytes, in XDP, where there are no segments and no tags. */
+/* Counts one frame of so many bytes in XDP, which sees neither segments nor tags. */
 static __always_inline void fbr_count_frame(struct fbr_path *p, __u32 bytes)
 {
 	p->packets++;
@@ -93,7 +93,7 @@ static __always_inline void fbr_count_drop(const struct fbr_dev *d, __u32 reason
 	__u32 i = d->stats;
 	struct fbr_drops *n = bpf_map_lookup_elem(&fbr_drops, &i);
 
-	/* The compiler sees that reasons are small, the verifier does not. */
+	/* The compiler knows that reasons are small, the verifier does not. */
 	barrier_var(reason);
 	if (n && reason < FBR_REASON_MAX)
 		n->n[reason]++;

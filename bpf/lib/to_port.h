@@ -16,22 +16,22 @@
 #include "reason.h"
 #include "stats.h"
 
-/* Whether a rule of the host leads what the kernel delivers to a port there, from another
- * network. An internal network is closed to that, too.
+/* Whether a rule of the host directs a packet from another network to this port. An
+ * internal network does not get it.
  */
 static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_dev *p)
 {
 	return !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_led(bpf_cast_to_kern_ctx(skb));
 }
 
-/* Why what the kernel delivers to a port must not reach it, or FBR_NONE. */
+/* Why a packet that the kernel delivers must not reach the port, or FBR_NONE. */
 static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr_dev *p)
 {
 	__u32 iif = skb->ingress_ifindex, why = FBR_NOT_OURS;
 	struct fbr_dev *from = fbr_dev_get(iif);
 	struct fbr_pkt pkt;
 
-	if (iif && !from) /* another device of the host */
+	if (iif && !from) /* from a device of the host that is not ours */
 		return ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
 				       fbr_led_in(skb, p)
 			       ? FBR_NONE
@@ -48,7 +48,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	if (from && (p->flags & FBR_DEV_INTERNAL))
 		return FBR_ISOLATED;
 	if (from && skb->protocol == bpf_htons(ETH_P_IPV6))
-		return FBR_DIRECT; /* no network has any */
+		return FBR_DIRECT; /* no network has IPv6 to the outside */
 	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
 		return FBR_NONE;
 	if (pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT)
@@ -57,9 +57,9 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 		why = fbr_hairpin_from_host(skb, &pkt);
 		return why == FBR_NOT_OURS ? FBR_NONE : why;
 	}
-	/* fbr_uplink_in has let it in, or it did not come past there as it should: so it
-	 * is judged again. A fragment without ports is nothing without its first, which
-	 * the kernel, having put them in order, has delivered just before.
+	/* fbr_uplink_in has let this packet in, or the packet has bypassed it, so it is
+	 * judged again. A later fragment is useless without its first, which the kernel has
+	 * reassembled in order and delivered just before.
 	 */
 	if (fbr_lease_inbound(skb, &pkt, p) || (p->flags & FBR_DEV_ROUTED) ||
 	    (pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb))

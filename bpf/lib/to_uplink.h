@@ -24,7 +24,7 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 	__u32 why;
 
 	if (!u) {
-		/* Being detached: nothing of a container's may slip through. */
+		/* The uplink is being detached. No packet of a container may slip through. */
 		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse_at(skb, l2, &pkt))
 			return TCX_NEXT;
 		n = fbr_net_get(pkt.saddr);
@@ -39,8 +39,9 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 	if ((void *)(ip + 1) > data_end)
 		goto parse;
 
-	/* The container's source comes first; the mark only tells that the rest
-	 * has been seen to. The uplink's own address spares most packets the trie.
+	/* A container's source is checked first: the mark only says that the rest has been
+	 * done. Comparing with the uplink's own address spares most packets the trie
+	 * lookup.
 	 */
 	if (ip->saddr == u->ip && cfg_mark && skb->mark == cfg_mark) {
 		skb->mark = 0;

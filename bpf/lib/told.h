@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What sockets of the host were told: where each was led, and what it had asked for. */
+/* What sockets of the host were told: where each socket was led, and what it had asked for. */
 #ifndef FBR_TOLD_H
 #define FBR_TOLD_H
 
@@ -17,13 +17,13 @@ struct fbr_told {
 	__u8 pad[3];
 };
 
-/* fbr_told[socket]: the latest of them, in turn */
+/* fbr_told[socket]: the latest ones, written in turn */
 struct fbr_sock {
 	__u32 turn;
 	struct fbr_told told[FBR_TOLD_MAX];
 };
 
-/* Where sockets of the host were led. Lives and dies with the socket. */
+/* Where sockets of the host were led. An entry lives as long as its socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -31,7 +31,7 @@ struct {
 	__type(value, struct fbr_sock);
 } fbr_told SEC(".maps");
 
-/* Notes what the socket asked for. */
+/* Records what the socket asked for. */
 static __always_inline void fbr_cg_note(struct bpf_sock_addr *ctx, const struct fbr_pub *pub,
 					__be32 addr, bool six)
 {

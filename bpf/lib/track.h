@@ -13,12 +13,12 @@
 #include "queues.h"
 #include "session.h"
 
-#define FBR_FIRST_WINDOW 65536 /* bytes that a container sends before it hears of its client */
+#define FBR_FIRST_WINDOW 65536 /* bytes that a container sends before it hears from its client */
 
-/* A session that closes, and would have ended at end (jiffies), lives for the
- * closing time from now on, however long it was idle: a RST may have been forged
- * (RFC 7857 section 2.2). But no longer than it would have: a RST keeps nothing
- * alive (section 7). f is its outbound entry.
+/* Shortens the life of a session that closes and would have ended at end (jiffies). It now
+ * lives for the closing time, however long it was idle, because a RST may be forged (RFC
+ * 7857 section 2.2). It never lives longer than before, because a RST keeps nothing alive
+ * (section 7). f is its outbound entry.
  */
 static __always_inline void fbr_closing(struct fbr_flow *f, __u64 end)
 {
@@ -30,9 +30,9 @@ static __always_inline void fbr_closing(struct fbr_flow *f, __u64 end)
 		f->seen = end - closing;
 }
 
-/* What a packet tells about whether the two sides hear each other; answers: it is of
- * the side that did not begin. A container's TCP needs no answer to be believed: its
- * connections may be older than the session.
+/* What a packet tells about whether the two sides hear each other. answers: it is from the
+ * side that did not begin. A container's TCP session is assured without an answer: the
+ * connection may be older than the session.
  */
 static __always_inline __u32 fbr_answer_bits(__u32 bits, const struct fbr_pkt *p, bool answers)
 {
@@ -54,8 +54,9 @@ static __always_inline bool fbr_to_be_assured(const struct fbr_session *s, __u32
 	       !(bits & (FBR_S_INBOUND | FBR_S_ASSURED));
 }
 
-/* Whether a client acknowledges what the container has answered it, and so has got it.
- * p is of the client, or the container's SYN-ACK, whose number is noted.
+/* Whether a client acknowledges what the container has sent it, and so has received it. p
+ * is from the client, or it is from the container; then the number of a SYN-ACK is
+ * recorded.
  */
 static __always_inline bool fbr_acknowledges(struct __sk_buff *skb, const struct fbr_pkt *p,
 					     struct fbr_session *s, bool out)
@@ -74,8 +75,8 @@ static __always_inline bool fbr_acknowledges(struct __sk_buff *skb, const struct
 	return true;
 }
 
-/* A RST ends a connection. One from outside that nothing else speaks for is noted
- * apart.
+/* A RST ends a connection. If a RST from outside is the only sign of the end, it is
+ * recorded apart.
  */
 static __always_inline __u32 fbr_rst_bits(__u32 bits, bool out)
 {
@@ -84,9 +85,9 @@ static __always_inline __u32 fbr_rst_bits(__u32 bits, bool out)
 	return !out && lives ? FBR_S_RST_IN : FBR_S_RST;
 }
 
-/* Notes what a packet on the kernel path tells about the session. RFC 6146 section
- * 3.5.2, coarser: only SYN, FIN and RST move a TCP session, and any segment after a
- * RST takes that back, since the RST may have been forged or out of window.
+/* Updates the session from a packet on the kernel's path. Coarser than RFC 6146 section
+ * 3.5.2: only SYN, FIN and RST move a TCP session. Any later segment takes a RST back,
+ * since the RST may have been forged or out of window.
  */
 __fbr_global int fbr_sess_track(struct __sk_buff *skb, __u32 slot, const struct fbr_pkt *p,
 				bool out)
@@ -120,7 +121,7 @@ __fbr_global int fbr_sess_track(struct __sk_buff *skb, __u32 slot, const struct 
 			fin = p->tcp_flags & TCP_FIN;
 			if (fin)
 				set |= out ? FBR_S_FIN_OUT : FBR_S_FIN_IN;
-			/* Where inbound packets keep nothing alive, they revive nothing. */
+			/* Inbound packets revive only what they can keep alive. */
 			if (out || !(bits & FBR_S_OUT_ONLY))
 				unset = resets;
 		}
@@ -138,7 +139,7 @@ __fbr_global int fbr_sess_track(struct __sk_buff *skb, __u32 slot, const struct 
 		bits |= set;
 		s->check_at = 0;
 		fbr_half_done(s, bits);
-		/* So that packet has to be seen here. */
+		/* So the kernel's path has to see that packet. */
 		f = NULL;
 		if ((set & FBR_S_REPLIED) && fbr_to_be_assured(s, bits))
 			f = out ? fbr_flow_in(slot) : fbr_flow_out(slot);

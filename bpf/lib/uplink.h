@@ -18,8 +18,8 @@
 #include "reason.h"
 #include "refusal.h"
 
-/* Whether a packet from outside has addresses that cannot come from there (RFC 1812
- * section 5.3.7). ctx is that of a tc or an XDP program, here and below.
+/* Whether a packet from outside has addresses that cannot come from there (RFC 1812 section
+ * 5.3.7). Here and below, ctx is the context of a tc or an XDP program.
  */
 static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, __be32 saddr,
 					__be32 daddr)
@@ -34,9 +34,9 @@ static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, __be
 	return fbr_net_get(saddr) && !fbr_beyond(ctx, u, saddr);
 }
 
-/* A packet from outside that belongs to no flow: martians do not get in, nor does
- * anything for a container's own address. All else is the host's. Returns FBR_NONE
- * or the reason to drop.
+/* Judges a packet from outside that belongs to no flow: drops martians, and packets to a
+ * container's own address. Everything else is the host's. Returns FBR_NONE or the reason to
+ * drop it.
  */
 static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, __be32 saddr,
 						 __be32 daddr)
@@ -60,8 +60,8 @@ __fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struc
 	return u ? fbr_judge(skb, u, saddr, daddr) : FBR_MARTIAN;
 }
 
-/* Whether a checksum is to be filled in where it would change more than the packet's
- * payload, after everything that looks at it.
+/* Whether a checksum is to be filled in where it would overwrite more than the packet's
+ * payload, after all checks.
  */
 static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -70,9 +70,9 @@ static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fb
 	return p->frag ? sum != FBR_SUM_DONE : sum == FBR_SUM_BAD;
 }
 
-/* A packet leaving by an uplink from a container whose network is not translated: it
- * leaves as it is, unless it answers a published port, which a client has reached by
- * an address of the host's.
+/* Handles a packet that leaves by an uplink from a network that is not translated. It
+ * leaves unchanged, unless it is the answer of a published port: the client has used an
+ * address of the host.
  */
 static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 						      const struct fbr_pkt *p,
@@ -97,7 +97,7 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 	return why || !p->frag ? why : fbr_frag_first(skb, p, port, false);
 }
 
-/* A packet leaving by an uplink with a container's source. */
+/* Handles a packet that leaves by an uplink with a container's source. */
 static __always_inline enum fbr_reason
 fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
 		  const struct fbr_net *n, struct fbr_dev **blame)
@@ -125,14 +125,14 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	return why || !p->frag ? why : fbr_frag_first(skb, p, *blame, false);
 }
 
-/* A packet of the host itself or of a neighbour NAT. */
+/* Handles a packet of the host itself or of a neighbour NAT. */
 static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
 	struct fbr_flow_key in;
 
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
-	/* Of a datagram in pieces the first decides: only its port changes. */
+	/* For a fragmented datagram the first fragment decides: only its port changes. */
 	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) ||
 	    !fbr_nport_at(p->proto, p->sport))
 		return FBR_NONE;

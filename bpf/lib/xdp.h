@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* fbr_uplink_in before there is an skb: UDP and echo replies of a leased session
- * go straight to their port, and what fbr_judge() condemns is dropped. Everything
- * else, and all TCP, passes on to tc: only there GRO makes super-packets of it.
+/* fbr_uplink_in before there is an skb. UDP and echo replies of a leased session go
+ * straight to their port, and packets that fbr_judge() rejects are dropped. Everything else
+ * passes on to tc, including all TCP: only there does GRO build super-packets.
  *
- * A frame from another end on this machine may carry half a checksum (only the
- * pseudo header's sum, as CHECKSUM_PARTIAL), and nothing here says so. The
- * container takes what XDP sends it for a frame off the wire, so only what is
- * right already is sent. And since the two ways do not keep the order between
- * them, a flow with one datagram that XDP leaves alone is left alone until its
- * lease is renewed (fbr_flow.no_xdp).
+ * A frame from elsewhere on this machine may carry a partial checksum, the sum of the
+ * pseudo header only (CHECKSUM_PARTIAL), and nothing in XDP shows that. The container takes
+ * what XDP sends for a frame off the wire. So XDP sends only packets whose checksum is
+ * already right.
+ *
+ * XDP and tc do not keep the order between them. So once XDP leaves one datagram of a flow
+ * to tc, it leaves the whole flow to tc until the lease is renewed (fbr_flow.no_xdp).
  */
 #ifndef FBR_XDP_H
 #define FBR_XDP_H
@@ -28,14 +29,14 @@
 #include "stats.h"
 #include "uplink.h"
 
-/* Bytes of a datagram that are summed up at most: a container's stack does it
- * again, and where the uplink's hardware has done it already, tc need not at all.
+/* Only datagrams up to this many bytes are summed. A container's stack sums them again, and
+ * with checksum offload on the uplink, tc does not need to sum at all.
  */
 #define FBR_XDP_SUM_MAX 512
 
-/* Whether the datagram in a frame with 20 bytes of IPv4 header is complete and its
- * checksum right, or absent. A function of its own, so that the verifier does not
- * follow what comes after it for each length.
+/* Whether the datagram in a frame with 20 bytes of IPv4 header is complete, and its
+ * checksum right or absent. A separate function, so that the verifier does not follow the
+ * caller's code once for each length.
  */
 __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 {
@@ -58,7 +59,7 @@ __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 		if ((void *)(at + 8) > data_end)
 			return false;
 		sum += (__u64)((const __u32 *)at)[0] + ((const __u32 *)at)[1];
-		/* Else the compiler merges the checks, which the verifier does not see through. */
+		/* Else the compiler merges the checks, which the verifier does not understand. */
 		barrier_var(at);
 	}
 	if (len & 4) {
@@ -83,9 +84,8 @@ __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 	return fbr_fold(sum) == 0xffff;
 }
 
-/* A frame of len bytes, all of them linear: sends it to its port if it is a
- * leased session's and XDP's to send. Returns the verdict, or -1 if it is no such
- * session's and may be nobody's.
+/* Sends a frame of len bytes, all linear, to its port if it belongs to a leased session and
+ * XDP may send it. Returns the verdict, or -1 if it belongs to no leased session.
  */
 static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_dev *u,
 					   const struct fbr_conf *c, __u32 len)
@@ -124,7 +124,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 	return bpf_redirect(oif, 0);
 }
 
-/* A segment of a connection that is open, or claims to be. */
+/* Whether this is a segment of a connection that is open, or claims to be. */
 static __always_inline bool fbr_tcp_goes_on(const struct iphdr *ip, void *data_end)
 {
 	const struct tcphdr *tcp = (const void *)(ip + 1);
@@ -133,7 +133,7 @@ static __always_inline bool fbr_tcp_goes_on(const struct iphdr *ip, void *data_e
 	       (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_ACK;
 }
 
-/* Whether an address is a container's that nobody outside may see. */
+/* Whether an address is a container's that nobody outside may use. */
 static __always_inline bool fbr_hidden_host(__be32 addr)
 {
 	struct fbr_dev *p = fbr_host_port(addr);
@@ -157,7 +157,7 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 		return XDP_PASS;
 	len = bpf_xdp_get_buff_len(ctx);
 	if (ip->daddr != u->ip &&
-	    fbr_hidden_host(ip->daddr)) { /* a flow is for an address of the host's */
+	    fbr_hidden_host(ip->daddr)) { /* flows have an address of the host */
 		why = fbr_martian(ctx, u, ip->saddr, ip->daddr) ? FBR_MARTIAN : FBR_DIRECT;
 		goto drop;
 	}
@@ -167,7 +167,7 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 		if (verdict >= 0)
 			return verdict;
 	} else if (ip->daddr == u->ip && fbr_tcp_goes_on(ip, data_end)) {
-		/* The bulk: looking its source up would cost more than it saves. */
+		/* Most traffic: looking up its source would cost more than it saves. */
 		return XDP_PASS;
 	}
 	why = fbr_judge(ctx, u, ip->saddr, ip->daddr);

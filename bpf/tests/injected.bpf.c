@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The programs of tc.bpf.c with the clock and the chance of a test, and a sweep
- * that runs when the test says so. Never part of a release.
+/* The programs of tc.bpf.c with a clock and random numbers that a test controls, and a
+ * sweep that runs when the test says so. Never part of a release.
  */
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
@@ -10,7 +10,7 @@ struct fbr_injected {
 	__u64 random;
 };
 
-/* The test writes it through mmap. */
+/* The test writes this through mmap. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
