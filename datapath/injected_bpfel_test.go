@@ -156,6 +156,18 @@ type injectedFbrNport struct {
 	UsedAt  uint64
 }
 
+type injectedFbrPairs struct {
+	_   structs.HostLayout
+	Way [2]struct {
+		_        structs.HostLayout
+		Granted  uint64
+		From     uint32
+		End      uint32
+		To       uint32
+		LeaseLen uint32
+	}
+}
+
 type injectedFbrPeerKey struct {
 	_     structs.HostLayout
 	Nport uint32
@@ -279,7 +291,6 @@ const (
 	injectedMapFbrDoubted        = "fbr_doubted"
 	injectedMapFbrDrops          = "fbr_drops"
 	injectedMapFbrFdb            = "fbr_fdb"
-	injectedMapFbrFdbNear        = "fbr_fdb_near"
 	injectedMapFbrFlow           = "fbr_flow"
 	injectedMapFbrFlowOf         = "fbr_flow_of"
 	injectedMapFbrFrag           = "fbr_frag"
@@ -295,6 +306,7 @@ const (
 	injectedMapFbrNear           = "fbr_near"
 	injectedMapFbrNets           = "fbr_nets"
 	injectedMapFbrNport          = "fbr_nport"
+	injectedMapFbrPair           = "fbr_pair"
 	injectedMapFbrPassed         = "fbr_passed"
 	injectedMapFbrPeer           = "fbr_peer"
 	injectedMapFbrPool           = "fbr_pool"
@@ -434,7 +446,6 @@ type injectedMapSpecs struct {
 	FbrDoubted  *ebpf.MapSpec `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
-	FbrFdbNear  *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
 	FbrFlow     *ebpf.MapSpec `ebpf:"fbr_flow"`
 	FbrFlowOf   *ebpf.MapSpec `ebpf:"fbr_flow_of"`
 	FbrFrag     *ebpf.MapSpec `ebpf:"fbr_frag"`
@@ -450,6 +461,7 @@ type injectedMapSpecs struct {
 	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPair     *ebpf.MapSpec `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
@@ -519,7 +531,6 @@ type injectedMaps struct {
 	FbrDoubted  *ebpf.Map `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
-	FbrFdbNear  *ebpf.Map `ebpf:"fbr_fdb_near"`
 	FbrFlow     *ebpf.Map `ebpf:"fbr_flow"`
 	FbrFlowOf   *ebpf.Map `ebpf:"fbr_flow_of"`
 	FbrFrag     *ebpf.Map `ebpf:"fbr_frag"`
@@ -535,6 +546,7 @@ type injectedMaps struct {
 	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPair     *ebpf.Map `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
@@ -557,7 +569,6 @@ func (m *injectedMaps) Close() error {
 		m.FbrDoubted,
 		m.FbrDrops,
 		m.FbrFdb,
-		m.FbrFdbNear,
 		m.FbrFlow,
 		m.FbrFlowOf,
 		m.FbrFrag,
@@ -573,6 +584,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrNear,
 		m.FbrNets,
 		m.FbrNport,
+		m.FbrPair,
 		m.FbrPassed,
 		m.FbrPeer,
 		m.FbrPool,

@@ -20,8 +20,8 @@ func (d *Datapath) changeConf(change func(*tcFbrConf) error) error {
 }
 
 // SetLease sets how long a direction of a flow may use the fast path after the
-// kernel last let one of its packets through: 0 to MaxLease. 0 turns the routed
-// fast path off. Leases already granted end.
+// kernel last let one of its packets through: 0 to MaxLease. 0 turns the fast
+// path off. Leases already granted end.
 func (d *Datapath) SetLease(l time.Duration) error {
 	if l < 0 || l > MaxLease {
 		return fmt.Errorf("lease %s is not between 0 and %s", l, MaxLease)
@@ -54,13 +54,15 @@ func (d *Datapath) Revoke() error {
 	})
 }
 
-// SetL2Fast turns the fast path between ports of one bridge on or off.
+// SetL2Fast turns the fast path between ports of one bridge on or off. Leases already
+// granted end.
 func (d *Datapath) SetL2Fast(on bool) error {
-	return d.changeConf(func(c *tcFbrConf) error {
+	return d.changeConf(func(c *tcFbrConf) (err error) {
+		c.RevokedAt, err = d.now()
 		c.L2Fast = 0
 		if on {
 			c.L2Fast = 1
 		}
-		return nil
+		return err
 	})
 }

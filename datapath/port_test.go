@@ -143,56 +143,6 @@ func to6(h *harness, mac net.HardwareAddr) []byte {
 	return f
 }
 
-func TestPortInForwardsBetweenPorts(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.fromC1().With(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.c2.MAC, c2Addr }).Bytes(t)
-	got := h.portIn(t, f)
-	if got.verdict != redirect || string(got.frame) != string(f) {
-		t.Fatalf("verdict %d, want redirect of the unchanged frame", got.verdict)
-	}
-	if c := h.of(t, h.c1.Ifindex); c.RX.FastPackets != 1 || c.RX.FastBytes != uint64(len(f)) {
-		t.Errorf("c1 counts %+v", c)
-	}
-	if c := h.of(t, h.c2.Ifindex); c.TX.FastPackets != 1 || c.TX.FastBytes != uint64(len(f)) {
-		t.Errorf("c2 counts %+v", c)
-	}
-	h.misleadFDB(t, h.c1.Ifindex)
-	if got := h.portIn(t, f); got.verdict != redirect || h.of(t, h.c2.Ifindex).TX.FastPackets != 2 {
-		t.Errorf("with wrong hints: verdict %d, want redirect to c2", got.verdict)
-	}
-	slow := func(name string, prepare func()) {
-		t.Helper()
-		prepare()
-		if got := h.portIn(t, f); got.verdict != next {
-			t.Errorf("%s: verdict %d, want the kernel's path", name, got.verdict)
-		}
-	}
-	slow("switched off", func() { check(t, h.SetL2Fast(false)) })
-	check(t, h.SetL2Fast(true))
-	slow("slow target", func() { p := h.c2; p.Slow = true; check(t, h.AttachPort(p)) })
-	slow("smaller target", func() { p := h.c2; p.MTU = 1400; check(t, h.AttachPort(p)) })
-	check(t, h.AttachPort(h.c2))
-	if got := h.portIn(t, f); got.verdict != redirect {
-		t.Errorf("restored: verdict %d, want redirect", got.verdict)
-	}
-	slow("target gone", func() { check(t, h.DetachPort(h.c2.Ifindex)) })
-}
-
-// misleadFDB makes every hint in fbr_fdb_near lead to one port.
-func (h *harness) misleadFDB(t *testing.T, ifindex int) {
-	t.Helper()
-	for i := range h.maps.FbrFdbNear.MaxEntries() {
-		check(t, h.maps.FbrFdbNear.Put(i, uint32(ifindex)))
-	}
-}
-
-func TestPortInKeepsNetworksApart(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	h.misleadFDB(t, h.other.Ifindex)
-	f := h.fromC1().With(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.other.MAC, other }).Bytes(t)
-	h.wantDrop(t, h.c1.Ifindex, "isolated", func() result { return h.portIn(t, f) })
-}
-
 func TestPortOutDeliversOnlyWhatMayCome(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := testutil.Frame{SrcMAC: h.gateway, DstMAC: h.c1.MAC, Src: server, Dst: c1Addr, UDP: &testutil.UDP{SrcPort: 1, DstPort: 2}}

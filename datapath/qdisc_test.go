@@ -48,6 +48,7 @@ func TestQueueOnAPortIsSeen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.ns.Enter(t)
+			h.pair(t, h.c1, h.c2)
 			want(t, "before", redirect)
 			check(t, netlink.QdiscAdd(x.qdisc))
 			if x.filter != nil {
@@ -61,6 +62,7 @@ func TestQueueOnAPortIsSeen(t *testing.T) {
 			if got := h.portOut(t, in, 0).verdict; got != next {
 				t.Errorf("from the host: verdict %d", got)
 			}
+			h.pair(t, h.c1, h.c2)
 			want(t, "after", redirect)
 		})
 	}

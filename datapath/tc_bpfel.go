@@ -198,6 +198,18 @@ const (
 	tcFbrOpFBR_OP_CARRY tcFbrOp = 6
 )
 
+type tcFbrPairs struct {
+	_   structs.HostLayout
+	Way [2]struct {
+		_        structs.HostLayout
+		Granted  uint64
+		From     uint32
+		End      uint32
+		To       uint32
+		LeaseLen uint32
+	}
+}
+
 type tcFbrPeerKey struct {
 	_     structs.HostLayout
 	Nport uint32
@@ -380,7 +392,6 @@ const (
 	tcMapFbrDoubted       = "fbr_doubted"
 	tcMapFbrDrops         = "fbr_drops"
 	tcMapFbrFdb           = "fbr_fdb"
-	tcMapFbrFdbNear       = "fbr_fdb_near"
 	tcMapFbrFlow          = "fbr_flow"
 	tcMapFbrFlowOf        = "fbr_flow_of"
 	tcMapFbrFrag          = "fbr_frag"
@@ -395,6 +406,7 @@ const (
 	tcMapFbrNear          = "fbr_near"
 	tcMapFbrNets          = "fbr_nets"
 	tcMapFbrNport         = "fbr_nport"
+	tcMapFbrPair          = "fbr_pair"
 	tcMapFbrPassed        = "fbr_passed"
 	tcMapFbrPeer          = "fbr_peer"
 	tcMapFbrPool          = "fbr_pool"
@@ -532,7 +544,6 @@ type tcMapSpecs struct {
 	FbrDoubted  *ebpf.MapSpec `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
-	FbrFdbNear  *ebpf.MapSpec `ebpf:"fbr_fdb_near"`
 	FbrFlow     *ebpf.MapSpec `ebpf:"fbr_flow"`
 	FbrFlowOf   *ebpf.MapSpec `ebpf:"fbr_flow_of"`
 	FbrFrag     *ebpf.MapSpec `ebpf:"fbr_frag"`
@@ -547,6 +558,7 @@ type tcMapSpecs struct {
 	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPair     *ebpf.MapSpec `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
@@ -616,7 +628,6 @@ type tcMaps struct {
 	FbrDoubted  *ebpf.Map `ebpf:"fbr_doubted"`
 	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
 	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
-	FbrFdbNear  *ebpf.Map `ebpf:"fbr_fdb_near"`
 	FbrFlow     *ebpf.Map `ebpf:"fbr_flow"`
 	FbrFlowOf   *ebpf.Map `ebpf:"fbr_flow_of"`
 	FbrFrag     *ebpf.Map `ebpf:"fbr_frag"`
@@ -631,6 +642,7 @@ type tcMaps struct {
 	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
 	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPair     *ebpf.Map `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
 	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
@@ -653,7 +665,6 @@ func (m *tcMaps) Close() error {
 		m.FbrDoubted,
 		m.FbrDrops,
 		m.FbrFdb,
-		m.FbrFdbNear,
 		m.FbrFlow,
 		m.FbrFlowOf,
 		m.FbrFrag,
@@ -668,6 +679,7 @@ func (m *tcMaps) Close() error {
 		m.FbrNear,
 		m.FbrNets,
 		m.FbrNport,
+		m.FbrPair,
 		m.FbrPassed,
 		m.FbrPeer,
 		m.FbrPool,

@@ -404,7 +404,39 @@ struct netns_ipv4 {
 	struct ipv4_devconf *devconf_all;
 } __core;
 
+/* Who hooked himself in, of struct nf_hook_ops */
+enum nf_hook_ops_type { NF_HOOK_OP_UNDEFINED };
+
+struct nf_hook_ops {
+	enum nf_hook_ops_type hook_ops_type : 8;
+	int priority;
+} __core;
+
+struct nf_hook_entry {
+	void *hook;
+} __core;
+
+/* The hooks in their order; behind them a struct nf_hook_ops * for each. */
+struct nf_hook_entries {
+	__u16 num_hook_entries;
+	struct nf_hook_entry hooks[1];
+} __core;
+
+#define NF_BR_PRE_ROUTING  0
+#define NF_BR_FORWARD      2
+#define NF_BR_POST_ROUTING 4
+#define NF_BR_NUMHOOKS     5
+
+/* Priorities there */
+#define NF_BR_PRI_BRNF     0
+#define NF_BR_PRI_LAST     0x7fffffff
+
+struct netns_nf {
+	struct nf_hook_entries *hooks_bridge[NF_BR_NUMHOOKS];
+} __core;
+
 struct net {
+	struct netns_nf nf;
 	struct netns_ipv4 ipv4;
 	struct ctl_table_set sysctls;
 } __core;
@@ -427,9 +459,12 @@ struct net_device {
 	possible_net_t nd_net;
 	void *rx_handler_data; /* of a bridge's port: struct net_bridge_port */
 	int ifindex;
+	unsigned int mtu;
 	struct Qdisc *qdisc;
 	struct bpf_mprog_entry *tcx_ingress;
 	struct bpf_mprog_entry *tcx_egress;
+	struct nf_hook_entries *nf_hooks_ingress;
+	struct nf_hook_entries *nf_hooks_egress;
 } __core;
 
 struct sk_buff {

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whether the kernel's bridge passes frames to netfilter (br_netfilter). The namespace's
- * switches net.bridge.bridge-nf-call-* decide that, or the bridge's own flag. If it does,
- * frames between ports are left to the kernel, since rules may drop or translate them.
+/* Whether netfilter looks at the frames of a bridge: chains of the bridge family (nft,
+ * ebtables), or iptables by way of br_netfilter, which the namespace's switches
+ * net.bridge.bridge-nf-call-* and the bridge's own turn on. Then more than MAC addresses
+ * decides where a frame goes.
  *
- * Anybody may set a switch or load the module at any time, and no process may be running to
- * notice. So the programs read the switch themselves, once a jiffy for each bridge. They
- * find the sysctl's entry as the kernel does.
+ * Anybody may turn a switch, make a chain, or load the module, at any time, and no process
+ * need be there to notice. So the programs look by themselves, once a jiffy for each bridge,
+ * when the bridge has carried a frame: the switch is where the sysctl's own entry says,
+ * which is found as the kernel finds it.
  */
 #ifndef FBR_BRNF_H
 #define FBR_BRNF_H
@@ -17,12 +19,13 @@
 #define FBR_SYSCTL_DEPTH 16 /* levels of a tree that holds one directory */
 #define FBR_SYSCTL_NAME  24 /* bytes compared: enough to tell the names apart */
 #define FBR_BRNF_LANES   64
+#define FBR_HOOKS_MAX    8 /* looked at; more are somebody's in any case */
 
 /* The result of the last look at a bridge. */
 static struct fbr_brnf {
 	__u64 at; /* jiffies */
 	__u32 bridge;
-	bool calls;
+	bool sees;
 } fbr_brnf[FBR_BRNF_LANES];
 
 /* A sysctl's name as numbers that compare as the kernel compares names. */
@@ -93,12 +96,9 @@ static __always_inline bool fbr_sysctl_set(struct ctl_dir *dir, const struct fbr
 	 }){ text }                           \
 		 .name)
 
-/* Reads the switches that apply to the bridge of the packet's device. */
-__fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
+/* Whether br_netfilter has frames of the bridge of the device dev call iptables. */
+static __always_inline bool fbr_brnf_calls(struct net *net, struct net_device *dev)
 {
-	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
-	struct net_device *dev = k->dev;
-	struct net *net = BPF_CORE_READ(dev, nd_net.net);
 	struct fbr_sysctl_name path[2] = { FBR_NAME("net"), FBR_NAME("bridge") };
 	struct fbr_sysctl_name ip = FBR_NAME("bridge-nf-call-iptables");
 	struct ctl_dir *dir = (void *)net + bpf_core_field_offset(struct net, sysctls) +
@@ -127,18 +127,72 @@ __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 	return false;
 }
 
-/* Whether iptables has to see an IPv4 frame of a port of this bridge. */
+/* Whether a hook is one of br_netfilter's own (br_nf_ops in br_netfilter_hooks.c), which
+ * are there wherever a bridge is: NF_BR_PRI_BRNF, one before it, or NF_BR_PRI_LAST.
+ * Nobody else who has none of nft's types uses these.
+ */
+static __always_inline bool fbr_hook_brnf(struct nf_hook_ops *ops)
+{
+	int priority = BPF_CORE_READ(ops, priority);
+
+	return !BPF_CORE_READ_BITFIELD_PROBED(ops, hook_ops_type) &&
+	       (priority == NF_BR_PRI_BRNF || priority == NF_BR_PRI_BRNF - 1 ||
+		priority == NF_BR_PRI_LAST);
+}
+
+/* Whether somebody hooks into the bridge family where frames between ports pass. */
+static __always_inline bool fbr_bridge_hooked(struct net *net)
+{
+	__u32 at, i;
+
+	if (!bpf_core_field_exists(net->nf.hooks_bridge))
+		return false;
+	for (at = NF_BR_PRE_ROUTING; at < NF_BR_NUMHOOKS; at += NF_BR_FORWARD) {
+		struct nf_hook_entries *e = NULL;
+		struct nf_hook_ops *ops = NULL;
+		__u32 n;
+
+		bpf_core_read(&e, sizeof(e), &net->nf.hooks_bridge[at]);
+		if (!e)
+			continue;
+		n = BPF_CORE_READ(e, num_hook_entries);
+		if (n > FBR_HOOKS_MAX)
+			return true;
+		for (i = 0; i < n && i < FBR_HOOKS_MAX; i++) {
+			bpf_probe_read_kernel(
+				&ops, sizeof(ops),
+				(void *)e + bpf_core_field_offset(struct nf_hook_entries, hooks) +
+					n * bpf_core_type_size(struct nf_hook_entry) +
+					i * sizeof(ops));
+			if (!fbr_hook_brnf(ops))
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Looks at the bridge of the packet's device, one of its ports. */
+__fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	struct net_device *dev = k->dev;
+	struct net *net = BPF_CORE_READ(dev, nd_net.net);
+
+	return fbr_bridge_hooked(net) || fbr_brnf_calls(net, dev);
+}
+
+/* Whether netfilter sees an IPv4 frame that this bridge carries from port to port. */
 static __always_inline bool fbr_brnf_sees(struct __sk_buff *skb, __u32 bridge)
 {
 	struct fbr_brnf *b = &fbr_brnf[bridge % FBR_BRNF_LANES];
 	__u64 now = fbr_now();
 
 	if (b->at != now || b->bridge != bridge) {
-		b->calls = fbr_brnf_look(skb);
+		b->sees = fbr_brnf_look(skb);
 		b->bridge = bridge;
 		b->at = now;
 	}
-	return b->calls;
+	return b->sees;
 }
 
 #endif

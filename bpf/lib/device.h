@@ -9,7 +9,6 @@
 #define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
 #define FBR_DEVS_MORE 1024  /* further slots, for devices whose slot is taken */
 #define FBR_STATS_MAX 4096  /* devices at the same time */
-#define FBR_FDB_BITS  12    /* of a hash of a MAC address, for fbr_fdb_near */
 
 enum fbr_dev_flags {
 	FBR_DEV_PORT = 1,
@@ -21,7 +20,7 @@ enum fbr_dev_flags {
 	FBR_DEV_FRAGS = 64,    /* leads to the namespace that puts inbound fragments in order */
 	FBR_DEV_RAW_IP = 128,  /* uplink: no L2 header */
 	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
-	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc or filters on it (qdisc.h) */
+	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc, filter or chain (qdisc.h) */
 	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
 };
 
@@ -86,16 +85,6 @@ struct {
 	__type(key, struct fbr_fdb_key);
 	__type(value, __u32); /* ifindex */
 } fbr_fdb SEC(".maps");
-
-/* A hint: the port last found in fbr_fdb, by a hash of the key. The port's own addresses
- * are compared with the packet's.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1 << FBR_FDB_BITS);
-	__type(key, __u32);
-	__type(value, __u32); /* ifindex */
-} fbr_fdb_near SEC(".maps");
 
 /* Container address to port. Subnets of an instance never overlap. */
 struct {

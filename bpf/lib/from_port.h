@@ -5,7 +5,6 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "addr.h"
-#include "brnf.h"
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
@@ -17,23 +16,12 @@
 #include "instance.h"
 #include "lease.h"
 #include "nat.h"
+#include "pair.h"
 #include "port.h"
 #include "qdisc.h"
 #include "reason.h"
 #include "rewrite.h"
 #include "stats.h"
-
-/* Forwards a frame between two ports of one bridge, unchanged, into the other container. */
-static __always_inline int fbr_forward_l2(struct __sk_buff *skb, const struct fbr_dev *p,
-					  const struct fbr_conf *c, const struct fbr_dev *t)
-{
-	if (!c->l2_fast || (p->flags & FBR_DEV_KERNEL_PATH) || (t->flags & FBR_DEV_KERNEL_PATH) ||
-	    t->mtu < p->mtu || fbr_brnf_sees(skb, p->bridge))
-		return TCX_NEXT;
-	fbr_count_rx(skb, p, FBR_FAST);
-	fbr_count_tx(skb, t, FBR_FAST);
-	return bpf_redirect_peer(t->ifindex, 0);
-}
 
 /* Whether a packet that is neither a hit nor for another port may go to the kernel. The
  * packet's destination decides, whatever the frame says: the kernel also takes packets from
@@ -102,7 +90,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			      : FBR_L2_PROTO;
 		if (why)
 			goto drop;
-		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->l2_fast &&
+		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->lease && c->l2_fast &&
 		    !fbr_choose_path(skb, p) && fbr_answer_arp(skb, p)) {
 			fbr_count_rx(skb, p, FBR_FAST);
 			fbr_count_tx(skb, p, FBR_FAST);
@@ -128,18 +116,17 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 
 	if (!fbr_mac_equal(eth->h_dest, p->gw_mac)) {
 		__be32 daddr = ip->daddr;
-		struct fbr_dev *t = NULL;
+		struct fbr_dev *t = fbr_pair_hit(p, c, eth->h_dest);
 
-		if (!(eth->h_dest[0] & 1))
-			t = fbr_mac_port(eth->h_dest, p->bridge);
-		if (t && t != p && t->bridge == p->bridge &&
-		    (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr)) {
-			int verdict = fbr_forward_l2(skb, p, c, t);
-
-			if (verdict != TCX_NEXT)
-				return verdict;
-			goto kernel;
+		/* Between two ports of one bridge: the frame as it is, into the other container. */
+		if (t && fbr_beside(p, t, daddr)) {
+			fbr_count_rx(skb, p, FBR_FAST);
+			fbr_count_tx(skb, t, FBR_FAST);
+			return bpf_redirect_peer(t->ifindex, 0);
 		}
+		t = eth->h_dest[0] & 1 ? NULL : fbr_mac_port(eth->h_dest, p->bridge);
+		if (t && t != p && fbr_beside(p, t, daddr))
+			goto kernel;
 		why = fbr_route_allowed(p, daddr);
 		if (why)
 			goto drop;

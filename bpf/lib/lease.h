@@ -18,6 +18,14 @@ static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const stru
 	return f->granted > c->revoked_at && now - f->granted < f->lease_len;
 }
 
+/* The length of a new lease in jiffies, jittered by +-25 % so that many do not end in
+ * one moment.
+ */
+static __always_inline __u32 fbr_lease_len(const struct fbr_conf *c)
+{
+	return c->lease - c->lease / 4 + ((c->lease / 2) * (fbr_random() & 255) >> 8);
+}
+
 /* Ends the lease: the next packet takes the kernel's path. */
 static __always_inline void fbr_lease_end(struct fbr_flow *f)
 {
@@ -26,9 +34,8 @@ static __always_inline void fbr_lease_end(struct fbr_flow *f)
 
 /* Grants a lease to the entry under k. macs points to 12 bytes, destination and source,
  * from the frame that the kernel built. If the MACs have changed, the old lease is ended
- * first, so that no other CPU sends with a half-written pair. The length varies by +-25 %,
- * so that flows do not all renew at the same moment. It is at most left (jiffies): no lease
- * outlives its session.
+ * first, so that no other CPU sends with a half-written pair. The lease lasts left jiffies at
+ * most: no lease outlives its session.
  */
 static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct fbr_flow *f,
 					    const struct fbr_conf *c, const __u8 *macs, __u32 oif,
@@ -48,7 +55,7 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 		barrier();
 	}
 	f->mtu = mtu;
-	len = c->lease - c->lease / 4 + ((c->lease / 2) * (fbr_random() & 255) >> 8);
+	len = fbr_lease_len(c);
 	f->lease_len = len < left ? len : left;
 	f->seen = now;
 	f->no_xdp = 0;

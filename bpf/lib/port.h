@@ -25,42 +25,26 @@ static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
 	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
 }
 
-/* The place in fbr_fdb_near for a MAC address, by its last four bytes: ports differ in these. */
-static __always_inline __u32 *fbr_fdb_near_at(__u32 end, __u32 bridge)
-{
-	__u32 at = ((end ^ bridge) * 0x9e3779b1) >> (32 - FBR_FDB_BITS);
-
-	return bpf_map_lookup_elem(&fbr_fdb_near, &at);
-}
-
 /* The ifindex of the port of a bridge with a MAC address, given by its first two and last
- * four bytes; 0 if there is none. fbr_fdb_near remembers it.
+ * four bytes; 0 if there is none.
  */
 __fbr_global __u32 fbr_fdb_find(__u16 begin, __u32 end, __u32 bridge)
 {
-	__u32 *near = fbr_fdb_near_at(end, bridge), *found;
 	struct fbr_fdb_key k = { .bridge = bridge };
+	__u32 *found;
 
 	*(__u16 *)&k.mac[0] = begin;
 	__builtin_memcpy(&k.mac[2], &end, sizeof(end));
 	found = bpf_map_lookup_elem(&fbr_fdb, &k);
-	if (!found)
-		return 0;
-	if (near)
-		*near = *found;
-	return *found;
+	return found ? *found : 0;
 }
 
 /* The port of a bridge with a MAC address, or NULL. */
 static __always_inline struct fbr_dev *fbr_mac_port(const __u8 *mac, __u32 bridge)
 {
-	__u32 end = *(__u32 *)&mac[2];
-	__u32 *near = fbr_fdb_near_at(end, bridge);
-	struct fbr_dev *t = near ? fbr_dev_get(*near) : NULL;
+	struct fbr_dev *t = fbr_dev_get(fbr_fdb_find(*(__u16 *)mac, *(__u32 *)&mac[2], bridge));
 
-	if (t && fbr_mac_equal(t->mac, mac) && t->bridge == bridge && (t->flags & FBR_DEV_PORT))
-		return t;
-	return fbr_dev_get(fbr_fdb_find(*(__u16 *)mac, end, bridge));
+	return t && t->bridge == bridge ? t : NULL;
 }
 
 static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, const struct fbr_dev *p)
@@ -143,7 +127,7 @@ static __always_inline enum fbr_reason fbr_ip6_stays(const struct ethhdr *eth, v
 	if (eth->h_dest[0] & 1)
 		return *group == 0xff ? FBR_NONE : FBR_ISOLATED;
 	t = fbr_mac_port(eth->h_dest, p->bridge);
-	return t && t->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
+	return t ? FBR_NONE : FBR_ISOLATED;
 }
 
 /* Drops router advertisements and redirects, which only a router may send (CVE-2020-13401),

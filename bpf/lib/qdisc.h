@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whether a port's device has a queueing discipline or tc filters, which a redirect to it
- * would bypass.
+/* Whether a port's device has a queueing discipline, tc filters or chains of nft's netdev
+ * family, which a redirect to it would bypass.
  *
  * Every packet that passes the port off the fast path asks the kernel's own device. So no
  * process has to notice a shaper that is added later, for example by a later plugin of a
- * CNI chain. The control plane asks the same by netlink (FBR_DEV_SLOW).
+ * CNI chain. The control plane asks the same by netlink, but for chains (FBR_DEV_SLOW).
  */
 #ifndef FBR_QDISC_H
 #define FBR_QDISC_H
@@ -26,6 +26,13 @@ static __always_inline bool fbr_hook_filtered(struct bpf_mprog_entry *e)
 	return t->miniq;
 }
 
+/* Whether nft's netdev family has chains there. */
+static __always_inline bool fbr_device_chained(struct net_device *dev)
+{
+	return (bpf_core_field_exists(dev->nf_hooks_ingress) && dev->nf_hooks_ingress) ||
+	       (bpf_core_field_exists(dev->nf_hooks_egress) && dev->nf_hooks_egress);
+}
+
 static __always_inline bool fbr_device_queues(struct __sk_buff *skb)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
@@ -37,7 +44,7 @@ static __always_inline bool fbr_device_queues(struct __sk_buff *skb)
 	q = dev->qdisc;
 	/* A qdisc that the kernel attaches by itself has no handle. */
 	return (q && q->handle) || fbr_hook_filtered(dev->tcx_ingress) ||
-	       fbr_hook_filtered(dev->tcx_egress);
+	       fbr_hook_filtered(dev->tcx_egress) || fbr_device_chained(dev);
 }
 
 /* Chooses the path of p, the port whose device the packet is at: the kernel's path while

@@ -11,6 +11,7 @@
 #include "hairpin_deliver.h"
 #include "in.h"
 #include "kctx.h"
+#include "pair.h"
 #include "parse.h"
 #include "qdisc.h"
 #include "reason.h"
@@ -41,7 +42,10 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 			why = fbr_hairpin_deliver(skb);
 		if (why != FBR_NOT_OURS)
 			return why;
-		return from->bridge == p->bridge || fbr_led_in(skb, p) ? FBR_NONE : FBR_ISOLATED;
+		if (from->bridge != p->bridge)
+			return fbr_led_in(skb, p) ? FBR_NONE : FBR_ISOLATED;
+		fbr_pair_grant(skb, from, p);
+		return FBR_NONE;
 	}
 
 	/* From an uplink, or the host itself. */

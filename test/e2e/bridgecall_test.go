@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -15,11 +16,12 @@ const bridgeCall = "net.bridge.bridge-nf-call-iptables"
 // TestE2EBridgeCalls: while bridge netfilter is on, frames between ports go to the
 // kernel's bridge. A service address with a container of the same network behind it
 // answers, and a rule between two containers holds. A change of the switch takes effect
-// at once, whatever is asked first afterwards.
+// within a lease, whatever is asked first afterwards.
 func TestE2EBridgeCalls(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := upE2E(t, m, lab.Options{Containers: 2, NFCall: true})
+		h.shortLease(t)
 		c1, c2 := h.Containers[0], h.Containers[1]
 		if _, err := h.Host.Sysctl(bridgeCall); err != nil {
 			t.Skipf("no br_netfilter here: %v", err)
@@ -58,16 +60,7 @@ func TestE2EBridgeCalls(t *testing.T) {
 			if err := set(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(20 * time.Millisecond) // two jiffies, however long they are
-			patience := harness.Deadline
-			if !want {
-				patience = 300 * time.Millisecond
-			}
-			ctx, cancel := context.WithTimeout(h.Ctx, patience)
-			defer cancel()
-			if err := lab.EchoUDPOn(ctx, sock, s.Addr, "may it pass"); (err == nil) != want {
-				t.Errorf("a datagram that should pass: %v; %v", want, err)
-			}
+			h.comesToPass(t, sock, s.Addr, want)
 		}
 		sysctl := func(v string) func() error { return func() error { return h.Host.SetSysctl(bridgeCall, v) } }
 		own := func(v string) func() error {
@@ -82,10 +75,43 @@ func TestE2EBridgeCalls(t *testing.T) {
 		passes(true, sysctl("0"))
 		passes(false, own("1"))
 		passes(true, own("0"))
-		before := h.ports(t)["c1"].FastPackets
 		passes(true, sysctl("0"))
-		if h.ports(t)["c1"].FastPackets == before && m.Name == "fast" {
-			t.Error("with the switches off nothing is fast")
-		}
+		h.becomesFast(t, m, "c1", func() { h.comesToPass(t, sock, s.Addr, true) })
 	})
+}
+
+// comesToPass waits until datagrams to an echo service get an answer, or get none any more.
+func (h *e2e) comesToPass(t *testing.T, sock *net.UDPConn, to netip.AddrPort, want bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(h.Ctx, harness.Deadline)
+	defer cancel()
+	err := lab.Poll(ctx, func() (bool, error) {
+		patience := time.Second
+		if !want {
+			patience = 300 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return (lab.EchoUDPOn(ctx, sock, to, "may it pass") == nil) == want, nil
+	})
+	if err != nil {
+		t.Errorf("a datagram that should pass: %v; %v", want, err)
+	}
+}
+
+// becomesFast repeats what makes traffic until packets of a port are fast. In the mode
+// without a fast path none ever is.
+func (h *e2e) becomesFast(t *testing.T, m harness.Mode, port string, traffic func()) {
+	t.Helper()
+	before := h.ports(t)[port].FastPackets
+	ctx, cancel := context.WithTimeout(h.Ctx, harness.Deadline)
+	defer cancel()
+	err := lab.Poll(ctx, func() (bool, error) {
+		traffic()
+		traffic()
+		return m.Name != "fast" || h.ports(t)[port].FastPackets > before, nil
+	})
+	if now := h.ports(t)[port].FastPackets; err != nil || m.Name != "fast" && now > before {
+		t.Errorf("%d packets of %s are fast: %v", now-before, port, err)
+	}
 }

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Leases for pairs of ports. Where nothing but MAC addresses decides about a frame
+ * between two ports of one bridge, its fast path has one lease for both flows and
+ * protocols: granted when the kernel's bridge has carried a frame of the one port to the
+ * other's last hook (fbr_port_out). So isolated ports, states of the spanning tree, VLANs,
+ * a port that has left its bridge and a bridge that is down are honoured within a lease.
+ */
+#ifndef FBR_PAIR_H
+#define FBR_PAIR_H
+
+#include "../include/kernel.h"
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "brnf.h"
+#include "clock.h"
+#include "device.h"
+#include "instance.h"
+#include "kctx.h"
+#include "lease.h"
+#include "port.h"
+
+#define FBR_PAIR_BITS 12 /* of a hash of a pair */
+
+/* What the port from sends to the MAC address that ends with these four bytes goes to
+ * the port to. The lease (granted) is written last.
+ */
+struct fbr_pair {
+	__u64 granted; /* jiffies; 0: no lease */
+	__u32 from;    /* ifindex */
+	__u32 end;     /* of the MAC address: what ports differ in */
+	__u32 to;      /* ifindex */
+	__u32 lease_len;
+};
+
+/* fbr_pair[hash of from and end]: two pairs, so that two with one hash are both fast */
+struct fbr_pairs {
+	struct fbr_pair way[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << FBR_PAIR_BITS);
+	__type(key, __u32);
+	__type(value, struct fbr_pairs);
+} fbr_pair SEC(".maps");
+
+static __always_inline struct fbr_pairs *fbr_pairs_at(__u32 from, __u32 end)
+{
+	__u32 at = ((end ^ from * 0x85ebca6b) * 0x9e3779b1) >> (32 - FBR_PAIR_BITS);
+
+	return bpf_map_lookup_elem(&fbr_pair, &at);
+}
+
+static __always_inline bool fbr_pair_is(const struct fbr_pair *e, __u32 from, __u32 end)
+{
+	return *(const volatile __u64 *)&e->from == (from | (__u64)end << 32);
+}
+
+static __always_inline bool fbr_pair_valid(__u64 granted, __u32 len, const struct fbr_conf *c,
+					   __u64 now)
+{
+	return granted > c->revoked_at && now - granted < len;
+}
+
+/* Whether a port may send to another one of its bridge: in an internal network only what
+ * is for its address.
+ */
+static __always_inline bool fbr_beside(const struct fbr_dev *p, const struct fbr_dev *t,
+				       __be32 daddr)
+{
+	return t->bridge == p->bridge && (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr);
+}
+
+/* The port that a frame of p's to a MAC address may go straight to, or NULL. The lease
+ * is read before the pair: whoever writes another pair there takes it away first.
+ */
+static __always_inline struct fbr_dev *fbr_pair_hit(const struct fbr_dev *p,
+						    const struct fbr_conf *c, const __u8 *mac)
+{
+	__u32 end = *(__u32 *)&mac[2];
+	struct fbr_pairs *s = fbr_pairs_at(p->ifindex, end);
+	struct fbr_pair *e;
+	struct fbr_dev *t;
+	__u64 granted;
+
+	if (!s)
+		return NULL;
+	e = &s->way[0];
+	if (!fbr_pair_is(e, p->ifindex, end))
+		e = &s->way[1];
+	granted = *(volatile __u64 *)&e->granted;
+	barrier();
+	if (!fbr_pair_is(e, p->ifindex, end) ||
+	    !fbr_pair_valid(granted, e->lease_len, c, fbr_now()))
+		return NULL;
+	t = fbr_dev_get(e->to);
+	return t && fbr_mac_equal(t->mac, mac) && t->mtu >= p->mtu &&
+			       !((p->flags | t->flags) & FBR_DEV_KERNEL_PATH)
+		       ? t
+		       : NULL;
+}
+
+/* A device's own MTU (bytes, L3). */
+static __always_inline __u32 fbr_device_mtu(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	struct net_device *dev = k->dev;
+
+	return dev ? dev->mtu : 0;
+}
+
+/* Whether the kernel's bridge has carried a frame as it is from a port to another, and
+ * would do the same with any other.
+ */
+static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct fbr_dev *from,
+					     const struct fbr_dev *to)
+{
+	__u8 dst[8] __attribute__((aligned(4)));
+
+	return (from->flags & FBR_DEV_PORT) && from != to && from->bridge == to->bridge &&
+	       !((from->flags | to->flags) & FBR_DEV_KERNEL_PATH) &&
+	       skb->protocol == bpf_htons(ETH_P_IP) && !skb->vlan_present &&
+	       fbr_device_mtu(skb) >= from->mtu && !bpf_skb_load_bytes(skb, 0, dst, ETH_ALEN) &&
+	       fbr_mac_equal(dst, to->mac) && !fbr_brnf_sees(skb, to->bridge);
+}
+
+/* Grants the lease of the pair that a delivered frame has been carried between. The
+ * place of a pair whose lease lasts is not taken: a third one waits.
+ */
+__fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *from,
+				const struct fbr_dev *to)
+{
+	if (!from || !to)
+		return 0;
+
+	struct fbr_conf *c = fbr_conf_get();
+	__u64 now = fbr_now();
+	struct fbr_pairs *s;
+	struct fbr_pair *e;
+	__u32 end;
+
+	if (!c || !c->lease || !c->l2_fast || !fbr_pair_carried(skb, from, to))
+		return 0;
+	__builtin_memcpy(&end, &to->mac[2], sizeof(end));
+	s = fbr_pairs_at(from->ifindex, end);
+	if (!s)
+		return 0;
+	e = &s->way[0];
+	if (fbr_pair_is(&s->way[1], from->ifindex, end) ||
+	    (!fbr_pair_is(e, from->ifindex, end) &&
+	     fbr_pair_valid(e->granted, e->lease_len, c, now)))
+		e = &s->way[1];
+	if (!fbr_pair_is(e, from->ifindex, end) && fbr_pair_valid(e->granted, e->lease_len, c, now))
+		return 0;
+	if (!fbr_pair_is(e, from->ifindex, end) || e->to != to->ifindex) {
+		*(volatile __u64 *)&e->granted = 0;
+		barrier();
+		*(volatile __u64 *)&e->from = from->ifindex | (__u64)end << 32;
+		e->to = to->ifindex;
+	}
+	e->lease_len = fbr_lease_len(c);
+	barrier();
+	*(volatile __u64 *)&e->granted = now;
+	return 0;
+}
+
+#endif
