@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The part of the kernel's types that fastbr uses, written out by hand so that
- * the build needs neither kernel headers nor a generated vmlinux.h.
+/* The kernel types that fastbr uses, written by hand, so that the build needs neither
+ * kernel headers nor a generated vmlinux.h.
  *
- * Two kinds live here: UAPI types, whose layout is fixed for ever, and kernel
- * types marked preserve_access_index, whose fields CO-RE relocates at load.
+ * There are two kinds: UAPI types, whose layout never changes, and kernel types marked
+ * preserve_access_index, whose fields CO-RE relocates at load.
  */
 #ifndef FBR_KERNEL_H
 #define FBR_KERNEL_H
@@ -75,8 +75,8 @@ enum {
 #define BPF_FIB_LKUP_RET_NOT_FWDED    4 /* local, or no unicast address */
 #define BPF_FIB_LKUP_RET_FWD_DISABLED 5 /* the device's "forwarding" is 0: no answer */
 
-/* Return values of tcx programs: enum tcx_action_base; NEXT lets the other
- * programs of the hook run, PASS would not.
+/* Return values of tcx programs (enum tcx_action_base). NEXT lets the hook's other programs
+ * run; PASS would not.
  */
 enum {
 	TCX_NEXT = -1,
@@ -323,10 +323,9 @@ struct icmphdr {
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
 
-/* A global function is verified once, by itself, instead of at every call: that
- * keeps the programs within the verifier's patience. The price: it must return
- * a number, and its pointer arguments may be NULL as far as the verifier knows,
- * so it begins with a check.
+/* A global function is verified once, by itself, not at every call. This keeps the
+ * programs below the verifier's limit. A global function must return a number. For all the
+ * verifier knows, its pointer arguments may be NULL, so it checks them first.
  */
 #define __fbr_global       __attribute__((noinline))
 
@@ -471,7 +470,7 @@ struct sk_buff {
 	struct net_device *dev;
 	unsigned char *head;
 	unsigned char *data;
-	unsigned int end; /* of the linear part, where struct skb_shared_info stands; from head */
+	unsigned int end; /* of the linear part, where struct skb_shared_info begins; from head */
 	__u16 csum_start; /* from head */
 	__u16 csum_offset;
 	int skb_iif;         /* the device it came in by; 0: made here */
@@ -480,13 +479,15 @@ struct sk_buff {
 	__u32 hash;
 } __core;
 
-#define NFCT_PTRMASK (~7UL) /* of skb->_nfct: the entry; below it what is known of the packet */
+#define NFCT_PTRMASK (~7UL) /* of skb->_nfct: the entry; the bits below say what the packet is */
 
 struct skb_shared_info {
 	unsigned int gso_type;
 } __core;
 
-/* What a super-packet is, of skb_shared_info.gso_type; the other bits say how to cut it. */
+/* The kind of a super-packet, in skb_shared_info.gso_type. The other bits say how to segment
+ * it.
+ */
 #define SKB_GSO_KINDS        0x3eff1
 #define SKB_GSO_TCPV4        (1 << 0)
 #define SKB_GSO_UDP_L4       (1 << 17)
@@ -525,7 +526,7 @@ struct sock_common {
 
 struct udp_sock;
 
-/* The contexts of iterators through all sockets of a network namespace. */
+/* The contexts of iterators over all sockets of a network namespace. */
 struct bpf_iter__tcp {
 	struct sock_common *sk_common;
 } __core;
@@ -536,7 +537,7 @@ struct bpf_iter__udp {
 
 struct bpf_sock;
 
-/* The context of cgroup programs on the address of a call: user_port is in
+/* The context of cgroup programs that see the address of a system call. user_port is in
  * network byte order, in the low 16 bits.
  */
 struct bpf_sock_addr {

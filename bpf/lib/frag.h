@@ -120,6 +120,14 @@ static __always_inline __be16 fbr_frag_new_id(__be32 saddr, __be32 daddr, __u8 p
 	return next ? bpf_htons((h >> 16) + __sync_fetch_and_add(next, 1)) : 0;
 }
 
+/* The key of the datagram of a fragment that is not rewritten yet. */
+static __always_inline struct fbr_frag_key fbr_frag_key_of(const struct fbr_pkt *p, bool in)
+{
+	return (struct fbr_frag_key){
+		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = in
+	};
+}
+
 /* Deletes the entry of a datagram. */
 static __always_inline void fbr_frag_forget(const struct fbr_frag_key *k, struct fbr_frag *f)
 {
@@ -210,9 +218,7 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	if (!p)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_frag_key k = {
-		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = in
-	};
+	struct fbr_frag_key k = fbr_frag_key_of(p, in);
 	struct fbr_frag *f = bpf_map_lookup_elem(&fbr_frag, &k), v;
 
 	if (!f || f->until <= fbr_now())
@@ -240,9 +246,7 @@ __fbr_global enum fbr_reason fbr_frag_first(struct __sk_buff *skb, const struct 
 	if (!p || !port)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_frag_key k = {
-		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = hairpin
-	};
+	struct fbr_frag_key k = fbr_frag_key_of(p, hairpin);
 	struct fbr_frag v = { .pif = port->ifindex };
 
 	if (bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, !hairpin), &v.addr, 4))

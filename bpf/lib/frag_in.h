@@ -77,9 +77,7 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 	if (!p || !k)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_frag_key fk = {
-		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = 1
-	};
+	struct fbr_frag_key fk = fbr_frag_key_of(p, true);
 	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_frag v = { .id = p->id };
 

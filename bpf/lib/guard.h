@@ -14,6 +14,7 @@
 #include "device.h"
 #include "hair.h"
 #include "kctx.h"
+#include "parse.h"
 #include "reason.h"
 #include "stats.h"
 
@@ -117,18 +118,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 		return NF_ACCEPT;
 	/* An ICMP error must not carry a container's address outside either. */
 	off = ip.ihl * 4;
-	if (bpf_dynptr_read(&icmp_type, 1, &pkt, off, 0))
+	if (bpf_dynptr_read(&icmp_type, 1, &pkt, off, 0) || !fbr_icmp_is_error(icmp_type))
 		return NF_ACCEPT;
-	switch (icmp_type) {
-	case ICMP_DEST_UNREACH:
-	case ICMP_SOURCE_QUENCH:
-	case ICMP_REDIRECT:
-	case ICMP_TIME_EXCEEDED:
-	case ICMP_PARAMETERPROB:
-		break;
-	default:
-		return NF_ACCEPT;
-	}
 	if (bpf_dynptr_read(&inner, sizeof(inner), &pkt, off + sizeof(struct icmphdr), 0))
 		return NF_ACCEPT;
 	if (fbr_guarded(inner.daddr, out, false) || fbr_guarded(inner.saddr, out, false)) {

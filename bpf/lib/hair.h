@@ -65,12 +65,7 @@ static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 dadd
 static __always_inline void fbr_hair_key(struct fbr_flow_key *k, __be32 host, __be16 sport,
 					 __be16 dport, __u8 proto)
 {
-	__builtin_memset(k, 0, sizeof(*k));
-	k->saddr = host;
-	k->daddr = host;
-	k->sport = sport;
-	k->dport = dport;
-	k->proto = proto;
+	fbr_key_fill(k, host, host, sport, dport, proto);
 }
 
 #endif

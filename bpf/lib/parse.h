@@ -44,6 +44,20 @@ static __always_inline __u32 fbr_addr_at(__u32 l3, bool src)
 	return l3 + (src ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
 }
 
+/* Whether an ICMP message of this type quotes the packet that it is about. */
+static __always_inline bool fbr_icmp_is_error(__u8 type)
+{
+	switch (type) {
+	case ICMP_DEST_UNREACH:
+	case ICMP_SOURCE_QUENCH:
+	case ICMP_REDIRECT:
+	case ICMP_TIME_EXCEEDED:
+	case ICMP_PARAMETERPROB:
+		return true;
+	}
+	return false;
+}
+
 /* Parses the IPv4 header at off. Returns 0, or -1 if there is none. A packet without usable
  * ports is of kind FBR_L4_NONE.
  */
@@ -97,13 +111,9 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 			p->kind = FBR_L4_ECHO_REP;
 			p->dport = icmp.id;
 			break;
-		case ICMP_DEST_UNREACH:
-		case ICMP_SOURCE_QUENCH:
-		case ICMP_REDIRECT:
-		case ICMP_TIME_EXCEEDED:
-		case ICMP_PARAMETERPROB:
-			p->kind = FBR_L4_ICMP_ERR;
-			break;
+		default:
+			if (fbr_icmp_is_error(icmp.type))
+				p->kind = FBR_L4_ICMP_ERR;
 		}
 	}
 	return 0;
@@ -121,38 +131,34 @@ static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
+static __always_inline void fbr_key_fill(struct fbr_flow_key *k, __be32 saddr, __be32 daddr,
+					 __be16 sport, __be16 dport, __u8 proto)
+{
+	__builtin_memset(k, 0, sizeof(*k));
+	k->saddr = saddr;
+	k->daddr = daddr;
+	k->sport = sport;
+	k->dport = dport;
+	k->proto = proto;
+}
+
 /* The key of a packet itself. */
 static __always_inline void fbr_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
-	__builtin_memset(k, 0, sizeof(*k));
-	k->saddr = p->saddr;
-	k->daddr = p->daddr;
-	k->sport = p->sport;
-	k->dport = p->dport;
-	k->proto = p->proto;
+	fbr_key_fill(k, p->saddr, p->daddr, p->sport, p->dport, p->proto);
 }
 
 /* The key of an answer to the packet. */
 static __always_inline void fbr_answer_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
-	__builtin_memset(k, 0, sizeof(*k));
-	k->saddr = p->daddr;
-	k->daddr = p->saddr;
-	k->sport = p->dport;
-	k->dport = p->sport;
-	k->proto = p->proto;
+	fbr_key_fill(k, p->daddr, p->saddr, p->dport, p->sport, p->proto);
 }
 
 /* The key of a session's inbound entry. */
 static __always_inline void fbr_reverse_key(struct fbr_flow_key *k, const struct fbr_flow_key *fwd,
 					    __be32 ext, __be16 eport)
 {
-	__builtin_memset(k, 0, sizeof(*k));
-	k->saddr = fwd->daddr;
-	k->daddr = ext;
-	k->sport = fwd->dport;
-	k->dport = eport;
-	k->proto = fwd->proto;
+	fbr_key_fill(k, fwd->daddr, ext, fwd->dport, eport, fwd->proto);
 }
 
 #endif

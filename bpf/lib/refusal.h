@@ -106,7 +106,7 @@ static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
 		struct iphdr ip;
 		struct l4ports ports;
 	} h;
-	struct fbr_flow_key k = {};
+	struct fbr_flow_key k;
 	struct bpf_dynptr pkt;
 	struct fbr_nport *np;
 	__u32 mark, *at;
@@ -120,11 +120,7 @@ static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
 	np = fbr_nport_at(h.ip.protocol, h.ports.dport);
 	if (!np || fbr_port_of_host(np))
 		return NF_ACCEPT;
-	k.saddr = h.ip.saddr;
-	k.daddr = h.ip.daddr;
-	k.sport = h.ports.sport;
-	k.dport = h.ports.dport;
-	k.proto = h.ip.protocol;
+	fbr_key_fill(&k, h.ip.saddr, h.ip.daddr, h.ports.sport, h.ports.dport, h.ip.protocol);
 	mark = fbr_passed_mark(&k);
 	at = fbr_passed_at(mark);
 	if (at)
