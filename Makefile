@@ -13,6 +13,8 @@ PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
 FIREWALLS := ufw firewall-cmd dbus-daemon
 ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local
+# What an emulated machine takes (.ci/vm).
+VM := qemu-system-x86_64 depmod cpio xz busybox
 CLANG_FORMAT ?= clang-format-19
 
 # No target, and nothing it starts, may work on the machine's own network.
@@ -21,9 +23,12 @@ export FASTBR_REFUSE_NETNS := /proc/1/ns/net
 # The race detector needs cgo.
 RACE    := $(if $(shell command -v gcc),-race)
 # The longest packages start first.
-TESTS   ?= ./test/e2e ./datapath ./...
+TESTS   ?= ./test/e2e ./datapath ./ctl ./cmd/fastbr ./...
 # Above the slowest package by a factor of three; not a performance limit.
 TIMEOUT ?= 45m
+# Packages at a time, one more than CPUs: those of the control plane wait for the kernel
+# to take devices away.
+PACKAGES ?= $(shell expr 1 + $$(nproc))
 # Tests at a time in a package, twice as many as CPUs: in their labs they wait for
 # timers, carriers and the kernel's readers more than they work.
 PARALLEL ?= $(shell expr 2 '*' $$(nproc))
@@ -61,8 +66,7 @@ test: build ## every test: vet, pure, programs, namespaces with real traffic, co
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS)
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
-	$(GO) build $(RACE) ./...
-	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -p 2 -parallel $(PARALLEL) -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
+	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -vet=off -p $(PACKAGES) -parallel $(PARALLEL) -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
 	@echo '### make test: passed$(if $(RACE),$(comma) race detector on,$(comma) race detector OFF)'
 comma := ,
 
@@ -91,7 +95,7 @@ churn: build ## 200 containers come and go for CHURN (10m) beside traffic of oth
 		-count=1 -timeout 60m -run '^TestE2EChurn$$' ./test/e2e
 
 kernels: build ## the programs and a lab with traffic on Debian's 6.12 and 6.1, emulated (some minutes)
-	@$(DEPS) qemu-system-x86_64 depmod cpio xz busybox iperf3 nft iptables ip nsenter
+	@$(DEPS) $(VM) iperf3 nft iptables ip nsenter
 	$(SUDO) .ci/kernels
 
 lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing
@@ -124,8 +128,8 @@ bench-smoke: build ## one short run of every contestant and every kind of worklo
 	$(SUDO) $(BIN) bench --set smoke --rounds 1 --seconds 1 --ports 12 --out -
 	$(SUDO) $(BIN) bench start --rounds 1 --ports 1 --out -
 
-bench-count: build ## instructions per packet, KiB, connection and attach, in an emulated machine (two minutes); ACCEPT=1 stores them
-	@$(DEPS) qemu-system-x86_64 depmod cpio xz busybox iperf3 nft ip nsenter
+bench-count: build ## instructions per packet, KiB, connection and attach, in an emulated machine (four minutes); ACCEPT=1 stores them
+	@$(DEPS) $(VM) iperf3 nft ip nsenter
 	$(SUDO) .ci/count >bin/counts.json
 	$(BIN) bench count --from bin/counts.json $(if $(ACCEPT),--accept)
 
@@ -139,7 +143,7 @@ score: build ## every check of the NAT requirements, waiting for timeouts (6 min
 
 deps: ## install the Debian packages that all targets together need, as far as missing
 	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) \
-		$(BENCH_TOOLS) clang-19 llvm-strip-19 $(CLANG_FORMAT)
+		$(BENCH_TOOLS) $(VM) clang-19 llvm-strip-19 $(CLANG_FORMAT)
 
 build: ## bin/fastbr
 	@mkdir -p $(dir $(BIN))
