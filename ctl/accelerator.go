@@ -33,19 +33,26 @@ type end struct {
 }
 
 // accelerators are all of them, in the order in which they are synced.
-func (op *operation) accelerators() []accelerator { return []accelerator{xdp{op}, bigTCP{op}} }
+type accelerators []accelerator
 
-func (op *operation) syncAccelerators(quiet bool) error {
+func (as accelerators) sync(quiet bool) error {
 	var errs []error
-	for _, a := range op.accelerators() {
+	for _, a := range as {
 		errs = append(errs, a.sync(quiet))
 	}
 	return errors.Join(errs...)
 }
 
-// accelerate tells every accelerator of a port that is up.
-func (op *operation) accelerate(n *network, p *port) error {
-	for _, a := range op.accelerators() {
+// prepare tells every accelerator of a new port.
+func (as accelerators) prepare(n *network, p *port, inside end) {
+	for _, a := range as {
+		a.prepare(n, p, inside)
+	}
+}
+
+// ready tells every accelerator of a port that is up.
+func (as accelerators) ready(n *network, p *port) error {
+	for _, a := range as {
 		if err := a.ready(n, p); err != nil {
 			return err
 		}

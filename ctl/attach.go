@@ -1,7 +1,6 @@
 package ctl
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -12,10 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
-	"github.com/fastbr/fastbr/datapath"
 )
 
 // AttachRequest is what the user asks of a port. Zero fields are chosen.
@@ -84,12 +81,12 @@ func (r *AttachRequest) check() error {
 // ErrInvalid, ErrNotUp, ErrNoNetwork, ErrDiffers, ErrExists, link.ErrGone,
 // link.ErrNotNetns, or a sentinel of ipam.
 func (c *Controller) Attach(ctx context.Context, r AttachRequest) (AttachResult, error) {
-	return c.attach(ctx, r, (*operation).asExpected)
+	return c.attach(ctx, r, networks.asExpected)
 }
 
 // attach plugs a container into the network that find returns. One that find has made
 // for it goes down again if the port cannot be.
-func (c *Controller) attach(ctx context.Context, r AttachRequest, find func(*operation, AttachRequest) (n *network, made bool, err error)) (res AttachResult, err error) {
+func (c *Controller) attach(ctx context.Context, r AttachRequest, find func(networks, AttachRequest) (n *network, made bool, err error)) (res AttachResult, err error) {
 	if err := r.check(); err != nil {
 		return res, err
 	}
@@ -100,43 +97,30 @@ func (c *Controller) attach(ctx context.Context, r AttachRequest, find func(*ope
 		return res, err
 	}
 	defer ns.Close()
-	if ns.ID() == c.netns {
+	if ns.ID() == c.instance.netns {
 		return res, tagged(ErrInvalid, fmt.Sprintf("%s is the namespace that the bridge is in", r.Target))
 	}
-	err = c.mutate(ctx, func(op *operation) error {
-		n, made, err := find(op, r)
+	err = c.instance.mutate(ctx, func(op *operation) error {
+		n, made, err := find(op.networks, r)
 		if err != nil {
 			return err
 		}
-		res, err = op.plugIn(n, r, ns)
+		res, err = op.ports.plugIn(n, r, ns)
 		if err != nil && made && len(n.Ports) == 0 {
-			err = errors.Join(err, op.downUndefined(n))
+			err = errors.Join(err, op.networks.downUndefined(n))
 		}
 		return err
 	})
 	return res, err
 }
 
-// asExpected is the request's network if it is up and as the request expects; with
-// ErrDiffers it is not. made is false.
-func (op *operation) asExpected(r AttachRequest) (n *network, made bool, err error) {
-	if n, err = op.upNetwork(r.Network); err != nil {
-		return nil, false, err
-	}
-	if d := n.differences(r.Expect); len(d) > 0 {
-		err = tagged(ErrDiffers, fmt.Sprintf("network %s is up with other settings: %s: run 'fastbr down %s' first",
-			n.Name, strings.Join(d, ", "), n.Name))
-	}
-	return n, false, err
-}
-
 // plugIn makes the port and publishes what comes with it.
-func (op *operation) plugIn(n *network, r AttachRequest, ns *link.Netns) (res AttachResult, err error) {
-	p, err := op.newPort(n, r, ns.ID())
+func (ps ports) plugIn(n *network, r AttachRequest, ns *link.Netns) (res AttachResult, err error) {
+	p, err := ps.create(n, r, ns.ID())
 	if err != nil {
 		return res, err
 	}
-	publish, err := op.newPublications(n, r.Owner, op.notYetPublished(r.Owner, r.Publish))
+	publish, err := ps.op.publications.create(n, r.Owner, ps.op.publications.notYet(r.Owner, r.Publish))
 	if err != nil {
 		return res, err
 	}
@@ -148,15 +132,15 @@ func (op *operation) plugIn(n *network, r AttachRequest, ns *link.Netns) (res At
 	if _, err := inside.ByName(p.Ifname); err == nil {
 		return res, tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
 	}
-	steps := op.portSteps(n, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish}, p)
-	if err := op.runner.run(op.ctx, steps); err != nil {
+	steps := ps.steps(n, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish}, p)
+	if err := ps.op.runner.run(ps.op.ctx, steps); err != nil {
 		return res, err
 	}
-	return op.attachResult(n, p)
+	return ps.result(n, p)
 }
 
-func (op *operation) attachResult(n *network, p *port) (AttachResult, error) {
-	d, err := op.conn.ByIndex(p.Index)
+func (ps ports) result(n *network, p *port) (AttachResult, error) {
+	d, err := ps.op.conn.ByIndex(p.Index)
 	if err != nil {
 		return AttachResult{}, err
 	}
@@ -165,28 +149,58 @@ func (op *operation) attachResult(n *network, p *port) (AttachResult, error) {
 		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String(), Internal: n.Internal}, nil
 }
 
-// upNetwork finds a network that is up. The error wraps ErrNotUp or ErrNoNetwork.
-func (op *operation) upNetwork(name string) (*network, error) {
-	if n := op.st.Networks[name]; n != nil && !n.Pending {
-		return n, nil
-	}
-	def, err := op.definition(name)
-	if err != nil {
-		return nil, err
-	}
-	if def != nil || name == DefaultNetwork {
-		command := "fastbr up"
-		if name != DefaultNetwork {
-			command += " " + name
+// Detach unplugs a port, named by the container's name, its host end or its
+// target; from one network, or with network "" from whichever it is. A port
+// that is gone already is no error. Returns what was detached.
+func (c *Controller) Detach(ctx context.Context, what, networkName string) (detached []string, err error) {
+	match := func(n *network, p *port) bool { return p.Name == what || p.Port == what }
+	if isTarget(what) {
+		ns, err := link.OpenTarget(what)
+		if err == nil {
+			defer ns.Close()
+			match = func(_ *network, p *port) bool { return p.Netns == ns.ID() }
+		} else if errors.Is(err, link.ErrGone) || errors.Is(err, link.ErrNotNetns) {
+			// Ports of a vanished namespace are forgotten by any command.
+			match = func(*network, *port) bool { return false }
+		} else {
+			return nil, tagged(ErrInvalid, err.Error())
 		}
-		return nil, tagged(ErrNotUp, fmt.Sprintf("network %s is not up: run '%s' first", name, command))
 	}
-	return nil, tagged(ErrNoNetwork, "no network "+name)
+	err = c.instance.mutate(ctx, func(op *operation) error {
+		if networkName != "" {
+			if _, err := op.networks.find(networkName); err != nil && !errors.Is(err, ErrNotUp) {
+				return err
+			}
+		}
+		found := map[*port]*network{}
+		for _, n := range op.st.Networks {
+			for _, p := range n.Ports {
+				if match(n, p) && (networkName == "" || n.Name == networkName) {
+					found[p] = n
+				}
+			}
+		}
+		if len(found) > 1 && !isTarget(what) {
+			return fmt.Errorf("several networks have a port %s: say which with --network", what)
+		}
+		for p, n := range found {
+			if err := op.ports.detach(n, p); err != nil {
+				return err
+			}
+			detached = append(detached, p.Name)
+		}
+		return nil
+	})
+	return detached, err
 }
 
-// newPort decides names and addresses from the state alone. A zero netns is not
-// known yet.
-func (op *operation) newPort(n *network, r AttachRequest, netns link.NetnsID) (*port, error) {
+func isTarget(s string) bool {
+	return strings.ContainsRune(s, '/') || strings.HasPrefix(s, "netns:") || strings.HasPrefix(s, "pid:")
+}
+
+// create makes the record of a port: names and addresses, from the state alone. A zero
+// netns is not known yet.
+func (ps ports) create(n *network, r AttachRequest, netns link.NetnsID) (*port, error) {
 	if len(n.Ports) >= maxPorts {
 		return nil, fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
 	}
@@ -194,7 +208,7 @@ func (op *operation) newPort(n *network, r AttachRequest, netns link.NetnsID) (*
 	p := &port{Name: r.Name, Ifname: r.Ifname, IP: r.IP, Netns: netns, Slow: slow, Slowed: slow, Hairpin: r.Hairpin,
 		Bandwidth: r.Bandwidth, Owner: r.Owner, Pending: true}
 	if r.Owner != nil {
-		if _, lost := op.owned(*r.Owner); lost != nil {
+		if _, lost := ps.owned(*r.Owner); lost != nil {
 			return nil, tagged(ErrExists, fmt.Sprintf("container %s has %s on network %s already", r.Owner.Container, r.Owner.Ifname, r.Owner.Network))
 		}
 	}
@@ -215,14 +229,14 @@ func (op *operation) newPort(n *network, r AttachRequest, netns link.NetnsID) (*
 	if r.MAC != nil && r.MAC.String() == ipam.MAC(n.Gateway).String() {
 		return nil, tagged(ErrExists, fmt.Sprintf("MAC address %s is the bridge's", r.MAC))
 	}
-	if err := op.choosePort(n, p, r); err != nil {
+	if err := ps.choose(n, p, r); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
-func (op *operation) choosePort(n *network, p *port, r AttachRequest) (err error) {
-	taken, err := op.takenAddrs(n)
+func (ps ports) choose(n *network, p *port, r AttachRequest) (err error) {
+	taken, err := ps.takenAddrs(n)
 	if err != nil {
 		return err
 	}
@@ -230,13 +244,13 @@ func (op *operation) choosePort(n *network, p *port, r AttachRequest) (err error
 		if err := ipam.Check(n.Subnet, n.Gateway, r.IP, taken); err != nil {
 			return fmt.Errorf("address %w", err)
 		}
-	} else if p.IP, err = op.freeAddr(n, taken); err != nil {
+	} else if p.IP, err = ps.freeAddr(n, taken); err != nil {
 		return err
 	}
 	if p.MAC = r.MAC.String(); r.MAC == nil {
 		p.MAC = ipam.MAC(p.IP).String()
 	}
-	if p.Port, err = op.freeName(); err != nil {
+	if p.Port, err = ps.freeName(); err != nil {
 		return err
 	}
 	if p.Name == "" {
@@ -247,8 +261,8 @@ func (op *operation) choosePort(n *network, p *port, r AttachRequest) (err error
 
 // takenAddrs are those that no new port of the network can have: another's, and
 // the host's own, which a subnet that the user has chosen may contain.
-func (op *operation) takenAddrs(n *network) (func(netip.Addr) bool, error) {
-	own, err := op.host.allAddrs()
+func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
+	own, err := ps.op.host.allAddrs()
 	if err != nil {
 		return nil, err
 	}
@@ -263,12 +277,23 @@ func (op *operation) takenAddrs(n *network) (func(netip.Addr) bool, error) {
 }
 
 // freeAddr is the lowest free address whose MAC address nobody asked for.
-func (op *operation) freeAddr(n *network, taken func(netip.Addr) bool) (netip.Addr, error) {
+func (ps ports) freeAddr(n *network, taken func(netip.Addr) bool) (netip.Addr, error) {
 	ip, err := ipam.Allocate(n.Subnet, n.Gateway, func(a netip.Addr) bool { return taken(a) || n.hasMAC(ipam.MAC(a)) })
 	if err != nil {
 		return ip, fmt.Errorf("network %s: %w", n.Name, err)
 	}
 	return ip, nil
+}
+
+func (ps ports) roomFor(n *network) error {
+	if len(n.Ports) >= maxPorts {
+		return fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
+	}
+	taken, err := ps.takenAddrs(n)
+	if err == nil {
+		_, err = ps.freeAddr(n, taken)
+	}
+	return err
 }
 
 func (n *network) hasMAC(mac net.HardwareAddr) bool {
@@ -282,12 +307,12 @@ func (n *network) hasMAC(mac net.HardwareAddr) bool {
 }
 
 // freeName is a random name as docker's that no device has.
-func (op *operation) freeName() (string, error) {
+func (ps ports) freeName() (string, error) {
 	for range nameTries {
 		var b [4]byte
 		rand.Read(b[:]) // never fails
 		name := "veth" + hex.EncodeToString(b[:])[:7]
-		_, err := op.conn.ByName(name)
+		_, err := ps.op.conn.ByName(name)
 		if errors.Is(err, link.ErrNotFound) {
 			return name, nil
 		} else if err != nil {
@@ -295,306 +320,4 @@ func (op *operation) freeName() (string, error) {
 		}
 	}
 	return "", errors.New("no free device name")
-}
-
-// plug is the container's side of an attachment.
-type plug struct {
-	ns      *link.Netns // nil: an endpoint's, which its engine configures
-	conn    *link.Conn  // into ns
-	routes  []Route     // nil: a default route
-	publish []*publication
-}
-
-// portSteps is what `attach` does for a port, in order. The programs are on the
-// device before it joins the bridge: no frame ever passes unchecked. Undone in
-// reverse it is what `detach` does, for all of the ports at once.
-func (op *operation) portSteps(n *network, at *plug, ports ...*port) []step {
-	p := ports[0]
-	on := func(f func(*network, *port) error) func() error { return func() error { return f(n, p) } }
-	with := func(f func(*network, *port, *plug) error) func() error { return func() error { return f(n, p, at) } }
-	all := func(f func(*network, []*port) error) func() error { return func() error { return f(n, ports) } }
-	return []step{
-		{"port-record", on(op.recordPort), all(op.forgetPorts), nil},
-		{"port-veth", with(op.createVeth), all(op.deleteVeths), nil},
-		{"port-programs", with(op.attachPrograms), all(op.detachPrograms), on(op.portPrograms)},
-		{"port-shape", on(op.shapePort), all(op.unshapePorts), nil},
-		{"port-join", on(op.joinBridge), all(op.leaveBridge), on(op.joinBridge)},
-		{"port-up", on(op.raisePort), nil, on(op.raisePort)},
-		{"port-accelerate", on(op.accelerate), nil, on(op.accelerate)},
-		{"port-inside", with(op.configureInside), nil, nil},
-		{"port-publish", func() error { return op.publishAll(p, at.publish) }, nil, // port-programs takes it back
-			func() error { return op.setPublications(p, p.Publications) }},
-		{"port-done", on(op.finishPort), nil, nil},
-	}
-}
-
-func (op *operation) recordPort(n *network, p *port) error {
-	n.Ports[p.Port] = p
-	return op.save()
-}
-
-func (op *operation) raisePort(_ *network, p *port) error { return op.conn.SetUp(p.Index, true) }
-
-func (op *operation) finishPort(_ *network, p *port) error {
-	p.Pending = false
-	return op.save()
-}
-
-// forgetPorts ends the records, and the reservation of what the ports published.
-func (op *operation) forgetPorts(n *network, ports []*port) error {
-	published := false
-	for _, p := range ports {
-		delete(n.Ports, p.Port)
-		published = published || len(p.Publications) > 0
-	}
-	if published {
-		if err := op.hostconf.Reserve(op.st.reserved()); err != nil {
-			return err
-		}
-	}
-	return op.save()
-}
-
-func (op *operation) createVeth(n *network, p *port, at *plug) error {
-	return op.createVethAt(n, p, at, 0)
-}
-
-// createVethAt makes the pair, with an ifindex of its own or 0: the kernel's choice.
-func (op *operation) createVethAt(n *network, p *port, at *plug, index int) error {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
-	inside := end{ns: at.ns, conn: cmp.Or(at.conn, op.conn), name: cmp.Or(p.Peer, p.Ifname)}
-	p.Index, inside.index, err = op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
-		PeerName: inside.name, PeerMAC: mac, PeerNS: at.ns, MTU: n.MTU})
-	if err != nil {
-		p.Index = 0 // as before: see detachFromDatapath
-		return err
-	}
-	for _, a := range op.accelerators() {
-		a.prepare(n, p, inside)
-	}
-	return hostconf.QuietIPv6(p.Port)
-}
-
-// deleteVeths removes the pairs.
-func (op *operation) deleteVeths(n *network, ports []*port) error {
-	var ours []int
-	for _, p := range ports {
-		d, err := op.conn.ByName(p.Port)
-		if errors.Is(err, link.ErrNotFound) {
-			continue
-		} else if err != nil {
-			return err
-		}
-		if n.owns(p, d, "veth") {
-			ours = append(ours, d.Index)
-		}
-	}
-	if err := op.conn.DeleteAll(ours); err != nil {
-		return fmt.Errorf("deleting ports of %s: %w", n.Bridge, err)
-	}
-	return nil
-}
-
-// owns tells of the device with a name that we recorded for a port whether it is
-// that: of its kind, and marked or, where a kill came before the mark, of nobody's.
-func (n *network) owns(p *port, d link.Device, kind string) bool {
-	return d.Kind == kind && (d.Alias == ownerMark(n.Name) || d.Alias == "" && p.Pending)
-}
-
-// attachPrograms puts the programs on the host end. If its ifindex falls on a
-// slot that another device has, the pair is made again with one that is free.
-func (op *operation) attachPrograms(n *network, p *port, at *plug) error {
-	err := op.portPrograms(n, p)
-	if !errors.Is(err, datapath.ErrSlotTaken) {
-		return err
-	}
-	index, err := op.freeIndex()
-	if err != nil {
-		return err
-	}
-	if err := op.conn.Delete(p.Index); err != nil {
-		return fmt.Errorf("deleting %s: %w", p.Port, err)
-	}
-	if err := op.createVethAt(n, p, at, index); err != nil {
-		return err
-	}
-	return op.portPrograms(n, p)
-}
-
-// freeIndex is an ifindex that no device has and whose slot is free.
-func (op *operation) freeIndex() (int, error) {
-	known, err := op.dp.Devices()
-	if err != nil {
-		return 0, fmt.Errorf("listing the datapath's devices: %w", err)
-	}
-	entries, err := op.conn.List()
-	if err != nil {
-		return 0, err
-	}
-	used, slots := map[int]bool{}, map[int]bool{}
-	for _, e := range entries {
-		used[e.Index] = true
-	}
-	for _, d := range known {
-		slots[d%datapath.MaxDevices] = true
-	}
-	for i := 2; i < 2*datapath.MaxDevices; i++ {
-		if !used[i] && !slots[i%datapath.MaxDevices] {
-			return i, nil
-		}
-	}
-	return 0, fmt.Errorf("no free device slot: %w", datapath.ErrTooMany)
-}
-
-func (op *operation) portPrograms(n *network, p *port) error {
-	dp, err := p.datapath(n)
-	if err != nil {
-		return err
-	}
-	if err := op.dp.AttachPort(dp); err != nil {
-		return fmt.Errorf("attaching the programs to %s: %w", p.Port, err)
-	}
-	return nil
-}
-
-// datapath is what the datapath knows of the port.
-func (p *port) datapath(n *network) (datapath.Port, error) {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return datapath.Port{}, fmt.Errorf("reading the state: %w", err)
-	}
-	return datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
-		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP}, nil
-}
-
-// detachPrograms makes the datapath forget ports. The devices go first, and the
-// programs with them: there is no moment without them, and the kernel waits for
-// its readers less often.
-func (op *operation) detachPrograms(n *network, ports []*port) error {
-	if err := op.deleteVeths(n, ports); err != nil || op.dp == nil {
-		return err
-	}
-	var pubs []datapath.Publication
-	for _, p := range ports {
-		pubs = append(pubs, p.toDatapath(p.Publications)...)
-	}
-	if err := op.dp.Unpublish(pubs...); err != nil {
-		return fmt.Errorf("unpublishing ports: %w", err)
-	}
-	for _, p := range ports {
-		if err := op.detachFromDatapath(p); err != nil {
-			return fmt.Errorf("detaching %s from the datapath: %w", p.Port, err)
-		}
-	}
-	return nil
-}
-
-// detachFromDatapath makes the datapath forget a port. A kill may have come before
-// the port's index was written down; then the datapath finds it by its address.
-func (op *operation) detachFromDatapath(p *port) error {
-	index := p.Index
-	if index == 0 {
-		var err error
-		if index, err = op.dp.PortAt(p.IP); err != nil || index == 0 {
-			return err
-		}
-	}
-	return op.dp.DetachPort(index)
-}
-
-// joinBridge makes the host end a port whose address is known before the first
-// frame, to the bridge and to the host.
-func (op *operation) joinBridge(n *network, p *port) error {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
-	if err := op.conn.SetMaster(p.Index, n.Index); err != nil {
-		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
-	}
-	if p.Hairpin {
-		if err := op.conn.SetHairpin(p.Index); err != nil {
-			return fmt.Errorf("setting hairpin mode of %s: %w", p.Port, err)
-		}
-	}
-	if err := op.conn.AddFDB(p.Index, mac); err != nil {
-		return fmt.Errorf("%s: %w", p.Port, err)
-	}
-	return op.joinNeighbour(n, p)
-}
-
-// joinNeighbour tells the kernel which MAC address a port's address has, so that it
-// never asks.
-func (op *operation) joinNeighbour(n *network, p *port) error {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
-	return op.conn.AddNeighbour(n.Index, p.IP, mac)
-}
-
-// leaveBridge takes the neighbours away. The forwarding entries go with the devices.
-func (op *operation) leaveBridge(n *network, ports []*port) error {
-	if n.Index == 0 {
-		return nil
-	}
-	for _, p := range ports {
-		if err := op.conn.DeleteNeighbour(n.Index, p.IP); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// configureInside gives the container's end its address and routes, as a
-// container expects them, and announces the address.
-func (op *operation) configureInside(n *network, p *port, at *plug) error {
-	ns, inside := at.ns, at.conn
-	if ns == nil {
-		return nil
-	}
-	d, err := inside.ByName(p.Ifname)
-	if err != nil {
-		return fmt.Errorf("in %s: %w", ns, err)
-	}
-	if lo, err := inside.ByName("lo"); err == nil && !lo.Up {
-		if err := inside.SetUp(lo.Index, true); err != nil {
-			return fmt.Errorf("raising lo in %s: %w", ns, err)
-		}
-	}
-	if err := inside.AddAddr(d.Index, netip.PrefixFrom(p.IP, n.Subnet.Bits())); err != nil {
-		return fmt.Errorf("in %s: %w", ns, err)
-	}
-	if err := inside.SetUp(d.Index, true); err != nil {
-		return fmt.Errorf("raising %s in %s: %w", p.Ifname, ns, err)
-	}
-	if err := op.routeInside(n, at, d.Index); err != nil {
-		return fmt.Errorf("in %s: %w", ns, err)
-	}
-	// The bridge comes up with its first port; until then it swallows what the host answers.
-	if !op.conn.WaitCarrier(p.Index, carrierLimit) || !op.conn.WaitCarrier(n.Index, carrierLimit) {
-		op.say("%s has no carrier yet", p.Port)
-	}
-	return ns.Do(func() error { return link.AnnounceARP(d.Index, p.IP, d.MAC) })
-}
-
-func (op *operation) routeInside(n *network, at *plug, index int) error {
-	if at.routes != nil {
-		return addRoutes(at.conn, index, n.Gateway, at.routes)
-	}
-	if n.Internal {
-		return nil
-	}
-	have, err := at.conn.DefaultDevices()
-	if err != nil {
-		return err
-	}
-	if len(have) > 0 {
-		op.say("%s has a default route already: kept", at.ns)
-		return nil
-	}
-	return at.conn.AddDefault(index, n.Gateway)
 }

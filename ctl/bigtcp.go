@@ -121,7 +121,7 @@ func (b bigTCP) sync(bool) error {
 	if err := b.setUplinks(devices); err != nil {
 		return err
 	}
-	return b.op.eachPort(func(n *network, p *port) error {
+	return b.op.ports.each(func(n *network, p *port) error {
 		if want := b.wanted(n, p); want != p.GSO {
 			return b.setPort(n, p, want)
 		}
@@ -205,7 +205,7 @@ func (b bigTCP) setPort(n *network, p *port, want int) error {
 	if err := b.op.conn.SetGSO(p.Index, size); err != nil && !errors.Is(err, link.ErrNotFound) {
 		b.op.say("%s: %v", p.Port, err)
 	}
-	if ns, d, err := b.op.inside(p); err == nil {
+	if ns, d, err := b.op.ports.inside(p); err == nil {
 		if conn, err := link.OpenIn(ns); err == nil {
 			_ = conn.SetGSO(d.Index, size)
 			conn.Close()

@@ -1,14 +1,14 @@
 package ctl
 
 import (
-	"crypto/rand"
+	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -156,78 +156,6 @@ func (r InstanceRequest) check() error {
 	return nil
 }
 
-// define completes a request to a definition. used are the addresses that the
-// host and other networks have; the note, if any, is for the user.
-func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
-	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
-		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal,
-		NoDNS: r.DNS != nil && !*r.DNS}
-	if def.ID == "" {
-		def.ID = newID()
-	}
-	nat := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).WithDefaults()
-	def.NATMapping, def.NATFiltering, def.NATOnExhaustion = string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)
-	if !def.Subnet.IsValid() && def.Gateway.IsValid() {
-		return def, "", tagged(ErrInvalid, "--gateway needs --subnet")
-	}
-	if def.Subnet.IsValid() {
-		if err := used.conflict(def.Subnet); err != nil {
-			return def, "", fmt.Errorf("subnet %s %w", def.Subnet, err)
-		}
-	} else if def.Subnet, note, err = used.choose(name); err != nil {
-		return def, "", err
-	}
-	if !def.Gateway.IsValid() {
-		def.Gateway = ipam.Gateway(def.Subnet)
-	}
-	if err := ipam.CheckGateway(def.Subnet, def.Gateway); err != nil {
-		return def, "", tagged(ErrInvalid, "gateway "+err.Error())
-	}
-	if def.Bridge == "" {
-		def.Bridge = bridgeName(name, def.ID)
-	}
-	return def, note, nil
-}
-
-func bridgeName(network, id string) string {
-	if network == DefaultNetwork {
-		return DefaultBridge
-	}
-	return "fbr-" + id[:10]
-}
-
-func newID() string {
-	var b [32]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// differences lists the flags of a second `up` that contradict what is up.
-func (d Definition) differences(r NetworkRequest) []string {
-	var out []string
-	differ := func(flag string, asked bool, now any) {
-		if asked {
-			out = append(out, fmt.Sprintf("--%s (now %v)", flag, now))
-		}
-	}
-	differ("bridge", r.Bridge != "" && r.Bridge != d.Bridge, d.Bridge)
-	differ("subnet", r.Subnet.IsValid() && r.Subnet != d.Subnet, d.Subnet)
-	differ("gateway", r.Gateway.IsValid() && r.Gateway != d.Gateway, d.Gateway)
-	mtu := "the uplink's"
-	if d.MTU != 0 {
-		mtu = strconv.Itoa(d.MTU)
-	}
-	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, mtu)
-	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
-	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
-	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)
-	nat := d.natPolicy()
-	differ("nat-mapping", r.NATMapping != "" && r.NATMapping != string(nat.Mapping), nat.Mapping)
-	differ("nat-filtering", r.NATFiltering != "" && r.NATFiltering != string(nat.Filtering), nat.Filtering)
-	differ("nat-on-exhaustion", r.NATOnExhaustion != "" && r.NATOnExhaustion != string(nat.OnExhaustion), nat.OnExhaustion)
-	return out
-}
-
 // differences lists the flags of an `up` that only a new datapath could follow.
 func (s settings) differences(r InstanceRequest) []string {
 	var out []string
@@ -271,4 +199,59 @@ func firstSettings(kept settings, r InstanceRequest) settings {
 	}
 	s.apply(r)
 	return s
+}
+
+// Settle makes or changes the settings of the instance without a network of its
+// own: for engines, whose networks come up by themselves. They hold until DownAll.
+// The error wraps ErrInvalid, ErrUnfit or ErrExists.
+func (c *Controller) Settle(ctx context.Context, ir InstanceRequest) error {
+	if err := ir.check(); err != nil {
+		return firstLine(err)
+	}
+	return c.instance.mutateWith(ctx, mutation{looks: looksItself}, func(op *operation) error {
+		if len(op.st.Networks) > 0 {
+			if err := op.applyInstance(ir); err != nil {
+				return err
+			}
+			op.st.Settings.Kept = true
+			return errors.Join(op.save(), op.refresh(false))
+		}
+		if err := op.checks.fit(); err != nil {
+			return err
+		}
+		settings := firstSettings(op.st.Settings, ir)
+		if _, _, err := op.uplinks.wanted(settings.Uplinks); err != nil {
+			return err
+		}
+		settings.Kept = true
+		op.st.Settings = settings
+		return errors.Join(op.identity().Write(op.dir()), op.save())
+	})
+}
+
+// applyInstance changes the instance's settings while it is up.
+func (op *operation) applyInstance(ir InstanceRequest) error {
+	if d := op.st.Settings.differences(ir); len(d) > 0 {
+		return tagged(ErrExists, fmt.Sprintf("fastbr is up with other settings: %s: run 'fastbr down --all' first", strings.Join(d, ", ")))
+	}
+	settings := op.st.Settings
+	settings.apply(ir)
+	if _, _, err := op.uplinks.wanted(settings.Uplinks); err != nil {
+		return err
+	}
+	old := op.st.Settings
+	op.st.Settings = settings
+	if settings.XDP != old.XDP {
+		if err := (xdp{op}).sync(false); err != nil {
+			op.st.Settings = old
+			return errors.Join(err, xdp{op}.sync(true))
+		}
+	}
+	if err := op.hostconf.RecordReserved(op.st.reserved()); err != nil {
+		return err
+	}
+	if err := op.save(); err != nil {
+		return err
+	}
+	return errors.Join(op.programs.setNATRange(), op.programs.setSpeed())
 }

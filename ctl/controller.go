@@ -1,7 +1,16 @@
+// Package ctl is fastbr's control plane: it turns what the user asks for into
+// bridges, veth pairs, addresses and sysctls (ctl/link) and into datapath
+// state, and undoes all of it without a trace.
+//
+// A Controller works on one instance: the network namespace that the calling
+// thread is in when Open is called, and in which every later call must be made.
+// Nothing is kept in memory between two operations. Each takes the instance's
+// lock, reads the state file, finishes or undoes what a killed predecessor
+// left, acts in named steps that can be undone, and writes what it is about to
+// own before it makes it.
 package ctl
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +20,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
-	"github.com/fastbr/fastbr/datapath"
+	"github.com/fastbr/fastbr/ctl/statedir"
 )
 
 // Defaults of Options.
@@ -37,19 +45,24 @@ type Options struct {
 
 // Controller works on the instance of one network namespace.
 type Controller struct {
-	opts     Options
-	instance string // netns cookie in hex
-	netns    link.NetnsID
-	machine  bool // the namespace is that of process 1
-	boot     string
-	root     string // state directory of all instances
-	pins     string // of this instance
-	defs     definitions
-	hooks    hooks
-	runner   runner
-
+	instance   *instance
 	departures departures
-	warned     map[string]bool // what warnOfFilter said last
+}
+
+// instance is what fastbr owns in one network namespace: where that is, and how it is
+// worked on.
+type instance struct {
+	opts    Options
+	id      string // netns cookie in hex
+	netns   link.NetnsID
+	machine bool // the namespace is that of process 1
+	boot    string
+	root    string // state directory of all instances
+	pins    string // of this instance
+	defs    definitions
+	hooks   hooks
+	runner  runner
+	warned  map[string]bool // what packetFilter.warn said last
 }
 
 // Open prepares to work on the namespace of the calling thread. It changes
@@ -69,40 +82,40 @@ func Open(opts Options) (*Controller, error) {
 	if opts.Messages == nil {
 		opts.Messages = io.Discard
 	}
-	c := &Controller{opts: opts, hooks: hooks, runner: newRunner(hooks, opts.failAt)}
-	if err := c.identify(); err != nil {
+	in := &instance{opts: opts, hooks: hooks, runner: newRunner(hooks, opts.failAt)}
+	if err := in.identify(); err != nil {
 		return nil, err
 	}
 	bpffs := opts.BPFFS
 	if bpffs == "" {
 		bpffs = DefaultBPFFS
 	}
-	c.opts.BPFFS = bpffs
-	c.pins = filepath.Join(bpffs, "fastbr", c.instance)
-	c.root = opts.StateDir
-	if c.root == "" {
-		c.root = DefaultStateDir
+	in.opts.BPFFS = bpffs
+	in.pins = filepath.Join(bpffs, "fastbr", in.id)
+	in.root = opts.StateDir
+	if in.root == "" {
+		in.root = DefaultStateDir
 	}
-	c.defs = definitions{filepath.Join(c.dir(), "networks"), c.say}
-	if c.machine && opts.StateDir == "" {
-		c.defs.dir = definitionsDir
+	in.defs = definitions{filepath.Join(in.dir(), "networks"), in.say}
+	if in.machine && opts.StateDir == "" {
+		in.defs.dir = definitionsDir
 	}
-	return c, nil
+	return &Controller{instance: in}, nil
 }
 
 // identify finds out which instance the calling thread belongs to.
-func (c *Controller) identify() error {
+func (in *instance) identify() error {
 	ns, err := link.Current()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	c.netns = ns.ID()
+	in.netns = ns.ID()
 	cookie, err := link.Cookie()
 	if err != nil {
 		return err
 	}
-	if path := c.hooks.refuse; path != "" {
+	if path := in.hooks.refuse; path != "" {
 		same, err := link.IsCurrent(path)
 		if err != nil {
 			return fmt.Errorf("FASTBR_REFUSE_NETNS: cannot tell whether this is %s: %w", path, err)
@@ -112,213 +125,81 @@ func (c *Controller) identify() error {
 		}
 	}
 	// Where it cannot be told, definitions stay with the runtime state.
-	c.machine, _ = link.IsCurrent("/proc/1/ns/net")
-	c.instance = strconv.FormatUint(cookie, 16)
+	in.machine, _ = link.IsCurrent("/proc/1/ns/net")
+	in.id = strconv.FormatUint(cookie, 16)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return fmt.Errorf("reading the boot id: %w", err)
 	}
-	c.boot = strings.TrimSpace(string(boot))
+	in.boot = strings.TrimSpace(string(boot))
 	return nil
 }
 
 // Instance names the instance: the namespace's cookie in hex.
-func (c *Controller) Instance() string { return c.instance }
+func (c *Controller) Instance() string { return c.instance.id }
 
-func (c *Controller) dir() string       { return filepath.Join(c.root, c.instance) }
-func (c *Controller) statePath() string { return filepath.Join(c.dir(), "state.json") }
-func (c *Controller) lockPath() string  { return c.dir() + ".lock" }
+func (in *instance) dir() string       { return filepath.Join(in.root, in.id) }
+func (in *instance) statePath() string { return filepath.Join(in.dir(), "state.json") }
+func (in *instance) lockPath() string  { return in.dir() + ".lock" }
 
 // say tells the user something that is neither data nor an error.
-func (c *Controller) say(format string, args ...any) {
-	fmt.Fprintf(c.opts.Messages, "fastbr: %s\n", Line(fmt.Sprintf(format, args...)))
+func (in *instance) say(format string, args ...any) {
+	fmt.Fprintf(in.opts.Messages, "fastbr: %s\n", Line(fmt.Sprintf(format, args...)))
 }
 
-// operation is what is true while the lock is held: the state, and what was looked up.
-type operation struct {
-	*Controller
-	ctx  context.Context
-	st   *state
-	conn *link.Conn
-	dp   plane // nil: none is pinned
-	// stale is why the pinned datapath cannot be used: its maps have another layout.
-	// What changes something upgrades an older one first; `down --all` goes on with any.
-	stale error
-	// hostReached: reachFromHost has been called.
-	hostReached bool
-	host        hostCache
-	hostconf    hostconf.Host
-
-	// The parts of an operation.
-	networks   networks
-	uplinks    uplinks
-	reassembly reassembly
-	repair     repair
-
-	features []datapath.Feature // see kernelFeatures
-	thorough bool               // see mutation
+func (in *instance) identity() statedir.Identity {
+	return statedir.Identity{Netns: in.netns, Boot: in.boot, Pins: in.pins}
 }
 
-// read runs f on the state as it is. f gets an operation with an empty state if
-// nothing is up.
-func (c *Controller) read(ctx context.Context, f func(*operation) error) error {
-	l, err := acquire(ctx, c.lockPath(), false)
+// Netns is an open network namespace, for commands that start in another one.
+type Netns struct {
+	ns *link.Netns
+}
+
+// OpenNetns opens a path, netns:NAME or pid:N. The error wraps link.ErrGone or
+// link.ErrNotNetns.
+func OpenNetns(target string) (*Netns, error) {
+	ns, err := link.OpenTarget(target)
 	if err != nil {
-		return err
-	}
-	defer l.release()
-	st, err := loadState(c.statePath(), c.boot)
-	if errors.Is(err, errDamaged) {
-		return fmt.Errorf("%w: run 'fastbr up', which mends what it can, or 'fastbr down --all'", err)
-	} else if err != nil {
-		return err
-	}
-	op, err := c.begin(ctx, st, false)
-	if err != nil {
-		return err
-	}
-	defer op.end()
-	if op.stale != nil {
-		return op.stale
-	}
-	return f(op)
-}
-
-// mutate runs f alone, on a state that was made sound before, on a host that was
-// looked at again: whatever an operation changes, it also mends what other programs
-// have changed since the last.
-func (c *Controller) mutate(ctx context.Context, f func(*operation) error) error {
-	return c.mutateWith(ctx, mutation{}, f)
-}
-
-// mutation is what is special about an operation.
-type mutation struct {
-	evenStale bool   // go on with pins that cannot be used, and with what cannot be made sound
-	evenLost  bool   // go on if there are pins that no state speaks of
-	thorough  bool   // look at every device, whatever that takes
-	looks     moment // when it looks at the host again
-}
-
-// moment is when an operation calls refresh.
-type moment int
-
-const (
-	// looksFirst: what it makes then stands on sound ground, and an error leaves
-	// nothing behind.
-	looksFirst moment = iota
-	// looksLast: it takes away, and what goes needs no mending; what stays does. By
-	// then it has done what was asked, so an error is a note.
-	looksLast
-	// looksItself: it calls refresh between its own steps, with settings that it has
-	// changed.
-	looksItself
-)
-
-func (c *Controller) mutateWith(ctx context.Context, m mutation, f func(*operation) error) error {
-	l, err := acquire(ctx, c.lockPath(), true)
-	if err != nil {
-		return err
-	}
-	defer l.release()
-	st, salvaged, err := c.usableState()
-	if err != nil {
-		return err
-	}
-	op, err := c.begin(ctx, st, m.evenStale)
-	if err != nil {
-		return err
-	}
-	defer op.end()
-	defer op.tidy(l)
-	if errors.Is(op.stale, datapath.ErrSchemaOlder) && !m.evenStale {
-		if err := op.upgrade(); err != nil {
-			return err
-		}
-	}
-	switch {
-	case m.evenStale:
-	case op.stale != nil:
-		return op.stale
-	case op.dp != nil && len(st.Networks) == 0 && !m.evenLost:
-		return tagged(ErrExists, "networks are up that "+c.statePath()+" should tell of, and it is lost: run 'fastbr down --all', which removes what is left of them")
-	}
-	c.sweepLeftovers()
-	if salvaged {
-		op.repair.settle()
-	}
-	if err := op.repair.recover(m.thorough); err != nil {
-		err = fmt.Errorf("recovering from an interrupted command: %w", err)
-		if !m.evenStale {
-			return err
-		}
-		op.say("%v", err)
-	}
-	op.thorough = m.thorough
-	if m.looks == looksFirst {
-		if err := op.refresh(true); err != nil {
-			return err
-		}
-	}
-	if err := f(op); err != nil || m.looks != looksLast {
-		return err
-	}
-	if err := op.refresh(true); err != nil {
-		op.say("%v", firstLine(err))
-	}
-	return nil
-}
-
-// begin opens what a state speaks of. evenStale is to call pins stale that
-// cannot be opened.
-func (c *Controller) begin(ctx context.Context, st *state, evenStale bool) (_ *operation, err error) {
-	op := &operation{Controller: c, ctx: ctx, st: st}
-	if op.conn, err = link.Open(); err != nil {
 		return nil, err
 	}
-	op.networks, op.uplinks, op.reassembly, op.repair = networks{op}, uplinks{op}, reassembly{op}, repair{op}
-	op.host.conn = op.conn
-	op.hostconf = hostconf.Host{Record: &st.Record, Save: op.save, Say: op.say}
-	op.dp, err = c.opts.planes.open(c.pins)
-	switch {
-	case err == nil, errors.Is(err, datapath.ErrNotLoaded):
-	case errors.Is(err, datapath.ErrSchemaNewer):
-		op.stale = fmt.Errorf("%w: use that, or end its networks with 'fastbr down --all'", err)
-	case errors.Is(err, datapath.ErrSchemaOlder):
-		op.stale = fmt.Errorf("%w: 'fastbr up' upgrades it, and so does every command that changes something; connections go on", datapath.ErrSchemaOlder)
-	case len(st.Networks) == 0:
-		// A Create that was killed: Remove knows how to clear it.
-	case evenStale:
-		op.stale = err
-	default:
-		op.conn.Close()
-		return nil, fmt.Errorf("opening the datapath: %w", err)
-	}
-	return op, nil
+	return &Netns{ns}, nil
 }
 
-func (op *operation) end() {
-	if op.dp != nil {
-		op.dp.Close()
+// Close gives the namespace up.
+func (n *Netns) Close() { n.ns.Close() }
+
+// Current reports whether the calling thread is in the namespace.
+func (n *Netns) Current() bool {
+	now, err := link.Current()
+	if err != nil {
+		return false
 	}
-	op.conn.Close()
+	defer now.Close()
+	return now.ID() == n.ns.ID()
 }
 
-func (op *operation) save() error { return op.st.save(op.statePath()) }
+// Enter moves the calling thread, which must be locked, into the namespace.
+func (n *Netns) Enter() error { return n.ns.Enter() }
 
-// tidy removes the instance's files if nothing is left to remember.
-func (op *operation) tidy(l *lock) {
-	if len(op.st.Networks) > 0 || op.st.Settings.Kept {
-		return
+// RaiseLoopback raises lo in a namespace that gets no port.
+func RaiseLoopback(target string) error {
+	ns, err := link.OpenTarget(target)
+	if err != nil {
+		return err
 	}
-	os.Remove(op.statePath())
-	os.Remove(unfinished(op.statePath())) // of a killed command
-	os.Remove(former(op.statePath()))
-	if _, err := os.Stat(filepath.Join(op.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
-		os.Remove(op.identityPath())
-		os.Remove(op.dir())
+	defer ns.Close()
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		return err
 	}
-	l.remove()
-	if op.root == DefaultStateDir {
-		os.Remove(op.root) // only if it is empty
+	defer inside.Close()
+	lo, err := inside.ByName("lo")
+	if err != nil {
+		return err
 	}
+	if err := inside.SetUp(lo.Index, true); err != nil {
+		return fmt.Errorf("raising lo in %s: %w", target, err)
+	}
+	return nil
 }

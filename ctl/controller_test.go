@@ -255,7 +255,7 @@ func TestLostBridgeAndPinsAreRebuilt(t *testing.T) {
 			}
 		},
 		"pins": func(t *testing.T, h *host) {
-			if err := errors.Join(removeFakeNetns(h.ctl(t).pins), os.RemoveAll(h.opts.BPFFS)); err != nil {
+			if err := errors.Join(removeFakeNetns(h.ctl(t).instance.pins), os.RemoveAll(h.opts.BPFFS)); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -405,7 +405,7 @@ func TestLeftoversOfDeadInstanceAreRemoved(t *testing.T) {
 		opts.planes = h.planes
 		var c *Controller
 		if c, err = Open(opts); err == nil {
-			pins, dir = c.pins, c.dir()
+			pins, dir = c.instance.pins, c.instance.dir()
 			_, _, err = c.Up(h.ctx, DefaultNetwork, NetworkRequest{}, InstanceRequest{})
 		}
 	})
@@ -581,7 +581,7 @@ func TestAttachRefusesMoreThanABridgeHolds(t *testing.T) {
 	for i := range maxPorts {
 		n.Ports[fmt.Sprint("veth", i)] = &port{}
 	}
-	_, err := (&operation{}).newPort(n, AttachRequest{}, link.NetnsID{})
+	_, err := (&operation{}).ports.create(n, AttachRequest{}, link.NetnsID{})
 	if err == nil || !strings.Contains(err.Error(), "network lab has 1023 ports, the most a bridge can have") {
 		t.Errorf("one port too many: %v", err)
 	}

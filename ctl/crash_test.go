@@ -41,11 +41,13 @@ func crashes() []crash {
 			return err
 		}},
 		{"endpoint", up, func(c *Controller, h *host, _ string) error {
-			_, err := c.EndpointCreate(h.ctx, e1())
+			_, err := c.Engine().EndpointCreate(h.ctx, e1())
 			return err
 		}},
 		{"endpoint-rm", func(t *testing.T, h *host, _ string) { h.up(t); h.endpoint(t, e1().Name) },
-			func(c *Controller, h *host, _ string) error { return c.EndpointDelete(h.ctx, e1().Network, e1().Name) }},
+			func(c *Controller, h *host, _ string) error {
+				return c.Engine().EndpointDelete(h.ctx, e1().Network, e1().Name)
+			}},
 		{"publish", plugged, func(c *Controller, h *host, _ string) error { return publishTwo(h, c) }},
 		{"unpublish", func(t *testing.T, h *host, target string) {
 			plugged(t, h, target)

@@ -43,7 +43,7 @@ func TestDamagedStateIsMended(t *testing.T) {
 				}
 				h.attach(t, testutil.NewNetns(t).Path(), "c1")
 				h.attach(t, testutil.NewNetns(t).Path(), "c2")
-				path := h.ctl(t).statePath()
+				path := h.ctl(t).instance.statePath()
 				text, err := os.ReadFile(path)
 				if err != nil {
 					t.Fatal(err)
@@ -117,7 +117,7 @@ func TestDamagedDefinitionIsOneNetworksMatter(t *testing.T) {
 			}
 		}
 		create("good")
-		bad := h.ctl(t).defs.path("bad")
+		bad := h.ctl(t).instance.defs.path("bad")
 		spoil := func() {
 			t.Helper()
 			if err := os.WriteFile(bad, []byte(content), 0o644); err != nil {
@@ -137,7 +137,7 @@ func TestDamagedDefinitionIsOneNetworksMatter(t *testing.T) {
 		if _, _, err := h.ctl(t).Up(h.ctx, "bad", NetworkRequest{}, InstanceRequest{}); err != nil {
 			t.Errorf("%q: up again: %v", content, err)
 		}
-		if def, err := h.ctl(t).defs.get("bad"); err != nil || def == nil {
+		if def, err := h.ctl(t).instance.defs.get("bad"); err != nil || def == nil {
 			t.Errorf("%q: the definition was not written again: %v", content, err)
 		}
 		spoil()

@@ -1,17 +1,22 @@
 package ctl
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/renameio/v2"
 
+	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/datapath"
 )
 
@@ -39,6 +44,85 @@ type Definition struct {
 
 func (d Definition) natPolicy() datapath.NATPolicy {
 	return natPolicy(d.NATMapping, d.NATFiltering, d.NATOnExhaustion).WithDefaults()
+}
+
+// define completes a request to a definition. used are the addresses that the
+// host and other networks have; the note, if any, is for the user.
+func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
+	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
+		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal,
+		NoDNS: r.DNS != nil && !*r.DNS}
+	if def.ID == "" {
+		def.ID = newID()
+	}
+	nat := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).WithDefaults()
+	def.NATMapping, def.NATFiltering, def.NATOnExhaustion = string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)
+	if !def.Subnet.IsValid() && def.Gateway.IsValid() {
+		return def, "", tagged(ErrInvalid, "--gateway needs --subnet")
+	}
+	if def.Subnet.IsValid() {
+		if err := used.conflict(def.Subnet); err != nil {
+			return def, "", fmt.Errorf("subnet %s %w", def.Subnet, err)
+		}
+	} else if def.Subnet, note, err = used.choose(name); err != nil {
+		return def, "", err
+	}
+	if !def.Gateway.IsValid() {
+		def.Gateway = ipam.Gateway(def.Subnet)
+	}
+	if err := ipam.CheckGateway(def.Subnet, def.Gateway); err != nil {
+		return def, "", tagged(ErrInvalid, "gateway "+err.Error())
+	}
+	if def.Bridge == "" {
+		def.Bridge = bridgeName(name, def.ID)
+	}
+	return def, note, nil
+}
+
+func bridgeName(network, id string) string {
+	if network == DefaultNetwork {
+		return DefaultBridge
+	}
+	return "fbr-" + id[:10]
+}
+
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// differences lists the flags of a second `up` that contradict what is up.
+func (d Definition) differences(r NetworkRequest) []string {
+	var out []string
+	differ := func(flag string, asked bool, now any) {
+		if asked {
+			out = append(out, fmt.Sprintf("--%s (now %v)", flag, now))
+		}
+	}
+	differ("bridge", r.Bridge != "" && r.Bridge != d.Bridge, d.Bridge)
+	differ("subnet", r.Subnet.IsValid() && r.Subnet != d.Subnet, d.Subnet)
+	differ("gateway", r.Gateway.IsValid() && r.Gateway != d.Gateway, d.Gateway)
+	mtu := "the uplink's"
+	if d.MTU != 0 {
+		mtu = strconv.Itoa(d.MTU)
+	}
+	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, mtu)
+	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
+	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
+	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)
+	nat := d.natPolicy()
+	differ("nat-mapping", r.NATMapping != "" && r.NATMapping != string(nat.Mapping), nat.Mapping)
+	differ("nat-filtering", r.NATFiltering != "" && r.NATFiltering != string(nat.Filtering), nat.Filtering)
+	differ("nat-on-exhaustion", r.NATOnExhaustion != "" && r.NATOnExhaustion != string(nat.OnExhaustion), nat.OnExhaustion)
+	return out
+}
+
+func (d Definition) sane() error {
+	if checkNetworkName(d.Name) != nil || d.Bridge == "" || !d.Gateway.Is4() || !d.Subnet.IsValid() || !d.Subnet.Contains(d.Gateway) {
+		return fmt.Errorf("network %q is incomplete", d.Name)
+	}
+	return nil
 }
 
 // definitions is the directory of the networks that `network create` made.
@@ -116,4 +200,133 @@ func (d definitions) remove(name string) error {
 	_ = os.Remove(d.dir)
 	_ = os.Remove(filepath.Dir(d.dir))
 	return nil
+}
+
+// definition reads a network's definition; nil if there is none. One that is
+// damaged is set aside, and written again if the network is up; else the error
+// wraps errDamaged.
+func (nets networks) definition(name string) (*Definition, error) {
+	def, err := nets.op.defs.get(name)
+	if !errors.Is(err, errDamaged) {
+		return def, err
+	}
+	n := nets.op.st.Networks[name]
+	if n == nil || n.Pending {
+		return nil, fmt.Errorf("%w: run 'fastbr network rm %s'", err, name)
+	}
+	if err := nets.discardDefinition(name, err); err != nil {
+		return nil, err
+	}
+	return &n.Definition, nets.op.defs.put(n.Definition)
+}
+
+// discardDefinition sets a damaged definition aside.
+func (nets networks) discardDefinition(name string, why error) error {
+	path := nets.op.defs.path(name)
+	if err := nets.op.setAside(path); err != nil {
+		return err
+	}
+	nets.op.say("%v: kept as %s", why, aside(path))
+	return nil
+}
+
+// view is the view of one network inside a mutating operation.
+func (nets networks) view(n *network) (NetworkView, error) {
+	r, err := nets.op.look()
+	if err != nil {
+		return NetworkView{}, err
+	}
+	return r.network(n), nil
+}
+
+// usedAddrs are the addresses that a new network may collide with. A subnet that
+// fastbr chooses overlaps none of them. One that somebody has fixed (a user, an
+// engine's IPAM, a definition) is their word: a route that covers it, or lies in
+// it, is how they lead others there (an aggregate, a blackhole, an overlay of the
+// cluster's), and the bridge's own route is the more specific one or is meant to
+// be the less. It collides only with what would be cut off by it, or cut it off.
+type usedAddrs struct {
+	networks map[string]netip.Prefix // of the other networks, up or only defined, by name
+	routes   []netip.Prefix          // every route of the host, whatever its table
+	devices  map[netip.Prefix]string // subnets that devices of the host are in, and their names
+	gateways []netip.Addr            // next hops of default routes
+}
+
+// all is everything.
+func (u usedAddrs) all() []netip.Prefix {
+	return slices.AppendSeq(slices.Clone(u.routes), maps.Values(u.networks))
+}
+
+// conflict says why a subnet that was fixed cannot be a network's. The error
+// wraps ipam.ErrOverlap.
+func (u usedAddrs) conflict(subnet netip.Prefix) error {
+	for name, p := range u.networks {
+		if p.Overlaps(subnet) {
+			return fmt.Errorf("%w %s of network %s: choose another", ipam.ErrOverlap, p, name)
+		}
+	}
+	for p, device := range u.devices {
+		if p.Overlaps(subnet) {
+			return fmt.Errorf("%w %s, which this host's device %s is in: choose another", ipam.ErrOverlap, p, device)
+		}
+	}
+	for _, gw := range u.gateways {
+		if subnet.Contains(gw) {
+			return fmt.Errorf("%w %s, which this host's default route leads to: choose another", ipam.ErrOverlap, gw)
+		}
+	}
+	return nil
+}
+
+// choose finds a subnet for a network that names none. The note, if any, is for
+// the user.
+func (u usedAddrs) choose(network string) (_ netip.Prefix, note string, err error) {
+	var wish []netip.Prefix
+	if network == DefaultNetwork {
+		wish = []netip.Prefix{ipam.Default()}
+	}
+	p, err := ipam.Next(u.all(), wish...)
+	if err != nil {
+		return p, "", fmt.Errorf("%w: choose one with --subnet", err)
+	}
+	if len(wish) > 0 && p != wish[0] {
+		other, _ := ipam.Overlap(wish[0], u.all())
+		note = fmt.Sprintf("%s overlaps %s, which this host uses already: taking %s", wish[0], other, p)
+	}
+	return p, note, nil
+}
+
+// usedAddrs looks at the host and at every network but one.
+func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
+	routes, err := nets.op.conn.Routes()
+	if err != nil {
+		return u, err
+	}
+	u.networks, u.devices = map[string]netip.Prefix{}, map[netip.Prefix]string{}
+	for _, r := range routes {
+		u.routes = append(u.routes, r.Dst)
+		switch {
+		case r.Connected:
+			d, err := nets.op.conn.ByIndex(r.Index)
+			if err != nil {
+				continue // it has just gone
+			}
+			u.devices[r.Dst] = d.Name
+		case r.Dst.Bits() == 0 && !r.Local && r.Gateway.IsValid():
+			u.gateways = append(u.gateways, r.Gateway)
+		}
+	}
+	defs, err := nets.op.defs.all()
+	if err != nil {
+		return u, err
+	}
+	for _, d := range defs {
+		u.networks[d.Name] = d.Subnet
+	}
+	for _, n := range nets.op.st.Networks {
+		u.networks[n.Name] = n.Subnet
+		delete(u.devices, n.Subnet) // its bridge's
+	}
+	delete(u.networks, except)
+	return u, nil
 }

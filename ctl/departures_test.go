@@ -50,10 +50,10 @@ func TestEndpointsStayTogether(t *testing.T) {
 	c.departures.join(&departure{DefaultNetwork, "e1", make(chan error, 1)})
 	gone, cancel := context.WithCancel(h.ctx)
 	cancel()
-	if err := c.EndpointDelete(gone, DefaultNetwork, "e2"); !errors.Is(err, context.Canceled) {
+	if err := c.Engine().EndpointDelete(gone, DefaultNetwork, "e2"); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller who has gone: %v", err)
 	}
-	c.seeOff(h.ctx)
+	c.Engine().seeOff(h.ctx)
 	if ports, err := h.ctl(t).Ports(h.ctx, DefaultNetwork); err != nil || len(ports) != 0 {
 		t.Errorf("%d ports are left, %v", len(ports), err)
 	}
@@ -70,7 +70,7 @@ func together(t *testing.T, ctx context.Context, c *Controller, names []string) 
 	}
 	others := make(chan error, len(names)-1)
 	for _, name := range names[1:] {
-		go func() { others <- c.EndpointDelete(ctx, DefaultNetwork, name) }()
+		go func() { others <- c.Engine().EndpointDelete(ctx, DefaultNetwork, name) }()
 	}
 	count := func() int {
 		c.departures.mu.Lock()
@@ -80,7 +80,7 @@ func together(t *testing.T, ctx context.Context, c *Controller, names []string) 
 	for count() < len(names) {
 		time.Sleep(time.Millisecond)
 	}
-	c.seeOff(ctx)
+	c.Engine().seeOff(ctx)
 	errs = append(errs, <-first.done)
 	for range names[1:] {
 		errs = append(errs, <-others)

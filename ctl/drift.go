@@ -11,9 +11,6 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// repair finds what is not as it was made, and mends it.
-type repair struct{ op *operation }
-
 // fault is something of ours that is not as it was made: another program or an
 // admin has changed it since. The devices are ours like docker0 is Docker's:
 // whatever the reason, they are put right, and the user is told.
@@ -21,6 +18,9 @@ type fault struct {
 	what string
 	mend func() error
 }
+
+// nextMends follows what a reader tells of a fault.
+const nextMends = ": the next command that changes something mends it"
 
 // faults finds what is not as it was made. It changes nothing. With thorough,
 // each port is compared with what the datapath knows of it; else a lost pin is
@@ -63,22 +63,6 @@ func (rep repair) faults(thorough bool) ([]fault, error) {
 		}
 	}
 	return out, nil
-}
-
-// faults looks at the uplinks that are there; sync replaces the others.
-func (us uplinks) faults() (out []fault) {
-	for _, u := range us.op.st.Uplinks {
-		if _, err := us.device(u); err != nil {
-			continue
-		}
-		if err := us.op.dp.VerifyUplink(u.datapath()); err != nil {
-			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return us.attach(u) }})
-		}
-		if what, is := closed(u.Name); is {
-			out = append(out, fault{what, func() error { return us.attach(u) }})
-		}
-	}
-	return out
 }
 
 // bridgeFaults looks at the device of a network, the first of whose properties
@@ -133,7 +117,7 @@ func (rep repair) quietNetwork(n *network) error {
 // addNeighbours tells the kernel of every port's address again.
 func (rep repair) addNeighbours(n *network) error {
 	for _, p := range n.sortedPorts() {
-		if err := rep.op.joinNeighbour(n, p); err != nil {
+		if err := rep.op.ports.joinNeighbour(n, p); err != nil {
 			return err
 		}
 	}
@@ -166,7 +150,7 @@ func (rep repair) portFaults(n *network, p *port, members map[int]link.BridgePor
 		err = rep.op.dp.VerifyPort(dp)
 	}
 	if err != nil {
-		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return rep.op.portPrograms(n, p) }})
+		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return rep.op.ports.tell(n, p) }})
 	}
 	return out
 }
@@ -196,18 +180,6 @@ func (rep repair) mend(quiet bool) error {
 	return nil
 }
 
-// portIndexes are the ifindexes of all ports.
-func (st *state) portIndexes() (out []int) {
-	for _, n := range st.Networks {
-		for _, p := range n.Ports {
-			if !p.Pending {
-				out = append(out, p.Index)
-			}
-		}
-	}
-	return out
-}
-
 // findings are what `check` says of it.
 func (rep repair) findings() []FeatureView {
 	if len(rep.op.st.Networks) == 0 {
@@ -231,41 +203,7 @@ func (rep repair) notes() []string {
 	}
 	var out []string
 	for _, f := range faults {
-		out = append(out, f.what+": the next command that changes something mends it")
+		out = append(out, f.what+nextMends)
 	}
 	return append(out, rep.op.uplinks.notes()...)
-}
-
-// notes tell of uplinks by which nothing leaves, for reasons that only the
-// user can mend, and of devices that have become uplinks without being seen.
-func (us uplinks) notes() (out []string) {
-	note := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	attached := map[int]bool{}
-	for _, u := range us.op.st.Uplinks {
-		attached[u.Index] = true
-		d, err := us.device(u)
-		switch {
-		case err != nil:
-			note("uplink %s is gone: nothing leaves by it", u.Name)
-		case d.Master != 0:
-			note("uplink %s has become a port of another device, where its address is of no use: name that one ('fastbr up --no-network --uplink ...')", u.Name)
-		case !d.Up:
-			note("uplink %s is down: nothing leaves by it", u.Name)
-		case !d.Carrier:
-			note("uplink %s has no carrier: nothing leaves by it", u.Name)
-		}
-	}
-	want, notes, err := us.wanted(us.op.st.Settings.Uplinks)
-	if err != nil {
-		notes = append(notes, err.Error())
-	}
-	if len(us.op.st.Uplinks) > 0 {
-		out = append(out, notes...)
-	}
-	for _, u := range want {
-		if !attached[u.Index] {
-			note("%s is an uplink now (%s) and not attached yet: the next command that changes something does it", u.Name, u.Addr)
-		}
-	}
-	return out
 }

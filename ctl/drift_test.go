@@ -14,8 +14,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// mutations are all operations of a Controller that change something, as a method's
-// name. What each does here succeeds after mutationStage.
+// mutations are all operations of a Controller, and of its Engine, that change
+// something, as a method's name. What each does here succeeds after mutationStage.
 var mutations = map[string]func(ctx context.Context, c *Controller, free string) error{
 	"Up": func(ctx context.Context, c *Controller, _ string) error {
 		_, _, err := c.Up(ctx, DefaultNetwork, NetworkRequest{}, InstanceRequest{})
@@ -25,8 +25,10 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		_, err := c.NetworkCreate(ctx, "new", NetworkRequest{})
 		return err
 	},
-	"NetworkRemove":  func(ctx context.Context, c *Controller, _ string) error { return c.NetworkRemove(ctx, "other") },
-	"NetworkDiscard": func(ctx context.Context, c *Controller, _ string) error { return c.NetworkDiscard(ctx, "other") },
+	"NetworkRemove": func(ctx context.Context, c *Controller, _ string) error { return c.NetworkRemove(ctx, "other") },
+	"Engine.NetworkDiscard": func(ctx context.Context, c *Controller, _ string) error {
+		return c.Engine().NetworkDiscard(ctx, "other")
+	},
 	"Down": func(ctx context.Context, c *Controller, _ string) error {
 		_, err := c.Down(ctx, "other")
 		return err
@@ -35,16 +37,16 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		_, err := c.Attach(ctx, AttachRequest{Target: free})
 		return err
 	},
-	"AttachRaising": func(ctx context.Context, c *Controller, free string) error {
-		_, err := c.AttachRaising(ctx, AttachRequest{Target: free}, true)
+	"Engine.Attach": func(ctx context.Context, c *Controller, free string) error {
+		_, err := c.Engine().Attach(ctx, AttachRequest{Target: free}, true)
 		return err
 	},
 	"Detach": func(ctx context.Context, c *Controller, _ string) error {
 		_, err := c.Detach(ctx, "c1", "")
 		return err
 	},
-	"DetachOwned": func(ctx context.Context, c *Controller, _ string) error {
-		_, err := c.DetachOwned(ctx, false, func(Owner) bool { return true })
+	"Engine.Detach": func(ctx context.Context, c *Controller, _ string) error {
+		_, err := c.Engine().Detach(ctx, false, func(Owner) bool { return true })
 		return err
 	},
 	"Publish": func(ctx context.Context, c *Controller, _ string) error {
@@ -60,24 +62,24 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 		slow := true
 		return c.SetPort(ctx, DefaultNetwork, "c1", PortSettings{Slow: &slow})
 	},
-	"EndpointCreate": func(ctx context.Context, c *Controller, _ string) error {
-		_, err := c.EndpointCreate(ctx, EndpointRequest{Network: DefaultNetwork, Name: "e2", IP: netip.MustParseAddr("172.30.0.99")})
+	"Engine.EndpointCreate": func(ctx context.Context, c *Controller, _ string) error {
+		_, err := c.Engine().EndpointCreate(ctx, EndpointRequest{Network: DefaultNetwork, Name: "e2", IP: netip.MustParseAddr("172.30.0.99")})
 		return err
 	},
-	"EndpointJoin": func(ctx context.Context, c *Controller, free string) error {
-		_, err := c.EndpointJoin(ctx, DefaultNetwork, "e1", free)
+	"Engine.EndpointJoin": func(ctx context.Context, c *Controller, free string) error {
+		_, err := c.Engine().EndpointJoin(ctx, DefaultNetwork, "e1", free)
 		return err
 	},
-	"EndpointPublish": func(ctx context.Context, c *Controller, _ string) error {
-		return c.EndpointPublish(ctx, DefaultNetwork, "e1", func(map[string]string) ([]PublishRequest, error) {
+	"Engine.EndpointPublish": func(ctx context.Context, c *Controller, _ string) error {
+		return c.Engine().EndpointPublish(ctx, DefaultNetwork, "e1", func(map[string]string) ([]PublishRequest, error) {
 			return []PublishRequest{{First: 8081, Last: 8081, Port: 80, Proto: "tcp"}}, nil
 		})
 	},
-	"EndpointLeave": func(ctx context.Context, c *Controller, _ string) error {
-		return c.EndpointLeave(ctx, DefaultNetwork, "e1")
+	"Engine.EndpointLeave": func(ctx context.Context, c *Controller, _ string) error {
+		return c.Engine().EndpointLeave(ctx, DefaultNetwork, "e1")
 	},
-	"EndpointDelete": func(ctx context.Context, c *Controller, _ string) error {
-		return c.EndpointDelete(ctx, DefaultNetwork, "e1")
+	"Engine.EndpointDelete": func(ctx context.Context, c *Controller, _ string) error {
+		return c.Engine().EndpointDelete(ctx, DefaultNetwork, "e1")
 	},
 	"FlushFlows": func(ctx context.Context, c *Controller, _ string) error {
 		_, err := c.FlushFlows(ctx)
@@ -89,23 +91,27 @@ var mutations = map[string]func(ctx context.Context, c *Controller, free string)
 
 // readings are all other operations, with the reason where one changes something.
 var readings = map[string]string{
-	"Bridges": "", "Check": "", "Flows": "", "Healthy": "", "Instance": "", "Names": "", "NetworkInspect": "", "NetworkList": "", "Ports": "",
-	"Propose": "", "Publications": "", "RunTarget": "", "Snapshot": "", "Status": "", "Verify": "",
+	"Bridges": "", "Check": "", "Flows": "", "Instance": "", "Names": "", "NetworkInspect": "", "NetworkList": "", "Ports": "",
+	"Publications": "", "RunTarget": "", "Snapshot": "", "Status": "",
+	"Engine": "", "Engine.Healthy": "", "Engine.Propose": "", "Engine.Verify": "", "Engine.NetworkCreate": "the Controller's",
 	"DownAll": "nothing is left that could be looked after",
 	"Revoke":  "called at every change of a route; Reconcile comes right after it",
 }
 
-// Whatever changes something mends the rest, too: every method of a Controller is in
+// Whatever changes something mends the rest, too: every method is in
 // one of the two lists, and those of the first are tried.
 func TestEveryMutationLooksAgain(t *testing.T) {
-	methods := reflect.TypeFor[*Controller]()
-	for i := range methods.NumMethod() {
-		name := methods.Method(i).Name
-		_, reads := readings[name]
-		if _, changes := mutations[name]; changes == reads {
-			t.Errorf("%s is to be in one of the lists: does it change something?", name)
+	check := func(prefix string, methods reflect.Type) {
+		for i := range methods.NumMethod() {
+			name := prefix + methods.Method(i).Name
+			_, reads := readings[name]
+			if _, changes := mutations[name]; changes == reads {
+				t.Errorf("%s is to be in one of the lists: does it change something?", name)
+			}
 		}
 	}
+	check("", reflect.TypeFor[*Controller]())
+	check("Engine.", reflect.TypeFor[Engine]())
 	for _, name := range slices.Sorted(maps.Keys(mutations)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -141,7 +147,7 @@ func (h *host) mutationStage(t *testing.T) {
 	h.attach(t, testutil.NewNetns(t).Path(), "c1")
 	c := h.ctl(t)
 	_, err1 := c.NetworkCreate(h.ctx, "other", NetworkRequest{})
-	_, err2 := c.EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e1", IP: netip.MustParseAddr("172.30.0.50")})
+	_, err2 := c.Engine().EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e1", IP: netip.MustParseAddr("172.30.0.50")})
 	_, err3 := c.Publish(h.ctx, PublishRequest{First: 8000, Last: 8000, Port: 80, Proto: "tcp", Name: "c1"})
 	if err := errors.Join(err1, err2, err3); err != nil {
 		t.Fatal(err)

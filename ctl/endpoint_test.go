@@ -16,7 +16,7 @@ import (
 
 func (h *host) endpoint(t *testing.T, name string) EndpointView {
 	t.Helper()
-	v, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: name})
+	v, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func (h *host) take(t *testing.T, peer string, to *testutil.Netns) {
 func TestEndpointLife(t *testing.T) {
 	h := newHost(t)
 	before := h.traces(t)
-	if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: "nosuch", Name: "e1"}); !errors.Is(err, ErrNoNetwork) {
+	if _, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: "nosuch", Name: "e1"}); !errors.Is(err, ErrNoNetwork) {
 		t.Errorf("endpoint of no network: %v", err)
 	}
 	request := NetworkRequest{ID: strings.Repeat("ab", 32), Bridge: "br-lab", Options: map[string]string{"k": "v"}}
@@ -90,7 +90,7 @@ func TestEndpointLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.downAll(t) // as after a reboot: only the definition is left
-	v, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1", IP: netip.MustParseAddr("192.168.0.9")})
+	v, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1", IP: netip.MustParseAddr("192.168.0.9")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestEndpointLife(t *testing.T) {
 		t.Errorf("the container's end %+v, %v", d, err)
 	}
 	inside := testutil.NewNetns(t)
-	if j, err := h.ctl(t).EndpointJoin(h.ctx, "lab", "e1", inside.Path()); err != nil || j.Peer != v.Peer {
+	if j, err := h.ctl(t).Engine().EndpointJoin(h.ctx, "lab", "e1", inside.Path()); err != nil || j.Peer != v.Peer {
 		t.Errorf("join: %+v, %v", j, err)
 	}
 	h.take(t, v.Peer, inside)
@@ -112,13 +112,13 @@ func TestEndpointLife(t *testing.T) {
 		t.Errorf("attaching the engine's container once more: %v, want ErrExists", err)
 	}
 	for range 2 { // the second of each finds nothing
-		err = errors.Join(h.ctl(t).EndpointLeave(h.ctx, "lab", "e1"), h.ctl(t).EndpointDelete(h.ctx, "lab", "e1"))
+		err = errors.Join(h.ctl(t).Engine().EndpointLeave(h.ctx, "lab", "e1"), h.ctl(t).Engine().EndpointDelete(h.ctx, "lab", "e1"))
 		if err != nil {
 			t.Error(err)
 		}
 	}
 	for range 2 {
-		if err := h.ctl(t).NetworkDiscard(h.ctx, "lab"); err != nil {
+		if err := h.ctl(t).Engine().NetworkDiscard(h.ctx, "lab"); err != nil {
 			t.Error(err)
 		}
 	}
@@ -132,13 +132,13 @@ func TestDiscardTakesEndpointsAlong(t *testing.T) {
 	if _, err := h.ctl(t).NetworkCreate(h.ctx, "lab", NetworkRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1"}); err != nil {
+	if _, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), Network: "lab", Name: "users"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.ctl(t).NetworkDiscard(h.ctx, "lab"); !errors.Is(err, ErrInUse) {
+	if err := h.ctl(t).Engine().NetworkDiscard(h.ctx, "lab"); !errors.Is(err, ErrInUse) {
 		t.Errorf("with a port of the user's: %v, want ErrInUse", err)
 	}
 	if ports, err := h.ctl(t).Ports(h.ctx, "lab"); err != nil || len(ports) != 1 || ports[0].Name != "users" {
@@ -160,7 +160,7 @@ func TestAbandonedEndpointsGo(t *testing.T) {
 		t.Errorf("ports %v: an engine may still be at work", got)
 	}
 	again := EndpointRequest{Network: DefaultNetwork, Name: "busy2", IP: busy.IP.Addr()}
-	if _, err := h.ctl(t).EndpointCreate(h.ctx, again); err != nil {
+	if _, err := h.ctl(t).Engine().EndpointCreate(h.ctx, again); err != nil {
 		t.Errorf("an address that the engine gives a second time: %v", err)
 	}
 	if got := h.portNames(t); !slices.Equal(got, []string{"idle", "busy2"}) {
@@ -189,7 +189,7 @@ func TestEndpointPublishReplaces(t *testing.T) {
 	h.endpoint(t, "e1")
 	h.endpoint(t, "e2")
 	publish := func(name string, rs ...PublishRequest) error {
-		return h.ctl(t).EndpointPublish(h.ctx, DefaultNetwork, name, func(map[string]string) ([]PublishRequest, error) { return rs, nil })
+		return h.ctl(t).Engine().EndpointPublish(h.ctx, DefaultNetwork, name, func(map[string]string) ([]PublishRequest, error) { return rs, nil })
 	}
 	web := PublishRequest{First: 8080, Last: 8089, Port: 80, Proto: "tcp"}
 	if err := publish("e1", web, PublishRequest{First: 61000, Last: 61009, Port: 53, Proto: "udp", Any: true}); err != nil {
@@ -216,7 +216,7 @@ func TestEndpointPublishReplaces(t *testing.T) {
 	if got := slices.Sorted(maps.Keys(h.fake(t).Published)); !slices.Equal(got, []uint16{8080, 61001}) {
 		t.Errorf("published %v", got)
 	}
-	for _, f := range []error{h.ctl(t).EndpointLeave(h.ctx, DefaultNetwork, "e1"), h.ctl(t).EndpointDelete(h.ctx, DefaultNetwork, "e2")} {
+	for _, f := range []error{h.ctl(t).Engine().EndpointLeave(h.ctx, DefaultNetwork, "e1"), h.ctl(t).Engine().EndpointDelete(h.ctx, DefaultNetwork, "e2")} {
 		if f != nil {
 			t.Error(f)
 		}
@@ -232,14 +232,14 @@ func TestEndpointKeepsItsInterfaceName(t *testing.T) {
 	h := newHost(t)
 	h.up(t)
 	for name, want := range map[string]string{"e1": "", "e2": "wan0"} {
-		if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: name, Ifname: want}); err != nil {
+		if _, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: name, Ifname: want}); err != nil {
 			t.Fatal(err)
 		}
-		if v, err := h.ctl(t).EndpointJoin(h.ctx, DefaultNetwork, name, "/nonexistent"); err != nil || v.Ifname != want {
+		if v, err := h.ctl(t).Engine().EndpointJoin(h.ctx, DefaultNetwork, name, "/nonexistent"); err != nil || v.Ifname != want {
 			t.Errorf("%s: %+v, %v; want the name %q", name, v, err, want)
 		}
 	}
-	if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e3", Ifname: "a/b"}); !errors.Is(err, ErrInvalid) {
+	if _, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e3", Ifname: "a/b"}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a bad name: %v", err)
 	}
 	h.downAll(t)
@@ -253,10 +253,10 @@ func TestEndpointPublishesNothingInside(t *testing.T) {
 	if _, err := h.ctl(t).NetworkCreate(h.ctx, "lab", NetworkRequest{Internal: &internal}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.ctl(t).EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1"}); err != nil {
+	if _, err := h.ctl(t).Engine().EndpointCreate(h.ctx, EndpointRequest{Network: "lab", Name: "e1"}); err != nil {
 		t.Fatal(err)
 	}
-	err := h.ctl(t).EndpointPublish(h.ctx, "lab", "e1", func(map[string]string) ([]PublishRequest, error) {
+	err := h.ctl(t).Engine().EndpointPublish(h.ctx, "lab", "e1", func(map[string]string) ([]PublishRequest, error) {
 		return []PublishRequest{{First: 8080, Last: 8080, Port: 80, Proto: "tcp"}}, nil
 	})
 	if err != nil {
@@ -265,7 +265,7 @@ func TestEndpointPublishesNothingInside(t *testing.T) {
 	if f := h.fake(t); len(f.Published) != 0 {
 		t.Errorf("published %+v", f.Published)
 	}
-	if err := h.ctl(t).NetworkDiscard(h.ctx, "lab"); err != nil {
+	if err := h.ctl(t).Engine().NetworkDiscard(h.ctx, "lab"); err != nil {
 		t.Error(err)
 	}
 }

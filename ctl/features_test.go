@@ -25,7 +25,7 @@ func TestStatusShowsFeaturesFoundAtLoading(t *testing.T) {
 		t.Errorf("xdp is %s: not what was found when the programs were loaded", now)
 	}
 	c := h.ctl(t)
-	err := c.mutate(h.ctx, func(op *operation) error { op.st.Features = nil; return op.save() })
+	err := c.instance.mutate(h.ctx, func(op *operation) error { op.st.Features = nil; return op.save() })
 	if now := xdp(); err != nil || now != "ok" {
 		t.Errorf("without a record xdp is %s, %v", now, err)
 	}

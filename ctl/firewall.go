@@ -6,6 +6,9 @@ import (
 	"github.com/fastbr/fastbr/ctl/firewall"
 )
 
+// packetFilter is the host's: what it does to the networks' packets, and our rules in it.
+type packetFilter struct{ op *operation }
+
 // AcceptRule is where something of ours lets a network's packets through.
 type AcceptRule struct {
 	Where   string `json:"where"` // "iptables-nft filter FORWARD", "nft inet firewall fwd", "firewalld zone fastbr", …
@@ -14,15 +17,15 @@ type AcceptRule struct {
 	What    string `json:"what"` // "what is forwarded", "questions for names", "everything"
 }
 
-// filtered is what the host's packet filter has to do with.
-func (op *operation) filtered() (h firewall.Host) {
-	for _, name := range op.st.networkNames() {
-		h.Networks = append(h.Networks, op.st.Networks[name].filtered())
+// host describes what the host's packet filter has to do with.
+func (pf packetFilter) host() (h firewall.Host) {
+	for _, name := range pf.op.st.networkNames() {
+		h.Networks = append(h.Networks, pf.op.st.Networks[name].filtered())
 	}
-	for _, u := range op.st.Uplinks {
+	for _, u := range pf.op.st.Uplinks {
 		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
 	}
-	for _, x := range op.publications() {
+	for _, x := range pf.op.publications.all() {
 		h.Published = append(h.Published, firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First,
 			Last: x.pub.Last, Port: x.pub.Port, Proto: x.pub.Proto, Container: x.port.IP, Name: x.port.Name})
 	}
@@ -40,14 +43,14 @@ func (n *network) filtered() firewall.Network {
 
 func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Bridge, Index: n.Index} }
 
-// openFirewall lets the networks' packets through where the host drops what no rule
+// open lets the networks' packets through where the host drops what no rule
 // accepts. dockerd, ufw and firewalld set that whenever they start, so every mutating
 // command looks.
-func (op *operation) openFirewall() error { return firewall.Ensure(op.filtered().Networks, op.say) }
+func (pf packetFilter) open() error { return firewall.Ensure(pf.host().Networks, pf.op.say) }
 
 // acceptRules lists what lets the networks' packets through now.
-func (op *operation) acceptRules() ([]AcceptRule, error) {
-	rules, err := firewall.Rules(op.filtered().Networks)
+func (pf packetFilter) acceptRules() ([]AcceptRule, error) {
+	rules, err := firewall.Rules(pf.host().Networks)
 	out := []AcceptRule{}
 	for _, r := range rules {
 		out = append(out, AcceptRule(r))
@@ -55,9 +58,9 @@ func (op *operation) acceptRules() ([]AcceptRule, error) {
 	return out, err
 }
 
-// firewallFindings say what the host's packet filter does to containers' traffic.
-func (op *operation) firewallFindings() (out []FeatureView) {
-	found, err := firewall.Findings(op.filtered())
+// findings say what the host's packet filter does to containers' traffic.
+func (pf packetFilter) findings() (out []FeatureView) {
+	found, err := firewall.Findings(pf.host())
 	if err != nil {
 		found = append(found, firewall.Finding{Name: "firewall", Warning: true, Detail: err.Error()})
 	}
@@ -71,16 +74,16 @@ func (op *operation) firewallFindings() (out []FeatureView) {
 	return out
 }
 
-// warnOfFilter says what is in the way, once for as long as it is so.
-func (op *operation) warnOfFilter() {
+// warn says what is in the way, once for as long as it is so.
+func (pf packetFilter) warn() {
 	said := map[string]bool{}
-	for _, f := range op.firewallFindings() {
+	for _, f := range pf.findings() {
 		if f.State != "warning" {
 			continue
 		}
-		if said[f.Detail] = true; !op.warned[f.Detail] {
-			op.say("warning: %s", f.Detail)
+		if said[f.Detail] = true; !pf.op.warned[f.Detail] {
+			pf.op.say("warning: %s", f.Detail)
 		}
 	}
-	op.Controller.warned = said
+	pf.op.warned = said
 }

@@ -137,7 +137,7 @@ func (re reassembly) pair(f *fragments, ns *link.Netns, inside *link.Conn, index
 
 // pairAgain is for an ifindex that falls on the slot of another device.
 func (re reassembly) pairAgain(f *fragments, ns *link.Netns, inside *link.Conn) (link.Device, error) {
-	index, err := re.op.freeIndex()
+	index, err := re.op.ports.freeIndex()
 	if err != nil {
 		return link.Device{}, err
 	}

@@ -29,11 +29,11 @@ func TestHealthyWithoutOnesOwnDevice(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := h.ctl(t).Healthy(h.ctx, "cni0"); err != nil {
+	if err := h.ctl(t).Engine().Healthy(h.ctx, "cni0"); err != nil {
 		t.Errorf("healthy: %v", err)
 	}
 	o := *owned("", "c1", "eth0").Owner
-	if _, err := h.ctl(t).Verify(h.ctx, o, Expectation{Target: lost.Path()}); !errors.Is(err, ErrBroken) {
+	if _, err := h.ctl(t).Engine().Verify(h.ctx, o, Expectation{Target: lost.Path()}); !errors.Is(err, ErrBroken) {
 		t.Errorf("the container's own: %v, want ErrBroken", err)
 	}
 	h.downAll(t)

@@ -95,7 +95,7 @@ func (h *host) downAll(t *testing.T) {
 // fake reads the datapath as it is pinned; nil if none is.
 func (h *host) fake(t *testing.T) *fakeFile {
 	t.Helper()
-	p, err := h.planes.open(h.ctl(t).pins)
+	p, err := h.planes.open(h.ctl(t).instance.pins)
 	if err != nil {
 		return nil
 	}
@@ -148,7 +148,7 @@ func (h *host) steps(t *testing.T, f func(*Controller)) []string {
 	t.Helper()
 	c := h.ctl(t)
 	var trace bytes.Buffer
-	c.runner.trace = &trace
+	c.instance.runner.trace = &trace
 	f(c)
 	var names []string
 	for line := range strings.Lines(trace.String()) {
@@ -220,9 +220,9 @@ func testOperation(op string) int {
 		case "detach":
 			_, err = c.Detach(ctx, args[3], "")
 		case "endpoint":
-			_, err = c.EndpointCreate(ctx, e1())
+			_, err = c.Engine().EndpointCreate(ctx, e1())
 		case "endpoint-rm":
-			err = c.EndpointDelete(ctx, e1().Network, e1().Name)
+			err = c.Engine().EndpointDelete(ctx, e1().Network, e1().Name)
 		case "publish":
 			_, err = c.Publish(ctx, PublishRequest{First: 8080, Last: 8081, Port: 80, Proto: "tcp", Name: "c1"})
 		case "unpublish":

@@ -29,7 +29,9 @@ type Names struct {
 }
 
 // Names returns the reader of this instance's names.
-func (c *Controller) Names() *Names { return &Names{path: c.statePath(), boot: c.boot} }
+func (c *Controller) Names() *Names {
+	return &Names{path: c.instance.statePath(), boot: c.instance.boot}
+}
 
 // Zones returns the networks that are up and whose names are to be answered,
 // sorted by name; none without an error when nothing is up. The caller must not

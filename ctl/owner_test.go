@@ -54,7 +54,7 @@ func TestOwnedPortBringsRoutesAndPublications(t *testing.T) {
 		t.Errorf("published = %+v", f.Published)
 	}
 	want := Expectation{Target: target.Path(), Routes: r.Routes, Publish: r.Publish}
-	if got, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); err != nil || got != res {
+	if got, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, want); err != nil || got != res {
 		t.Errorf("verify = %+v, %v, want %+v", got, err, res)
 	}
 	for what, other := range map[string]func(*Expectation){
@@ -75,11 +75,11 @@ func TestOwnedPortBringsRoutesAndPublications(t *testing.T) {
 	} {
 		want := Expectation{Target: target.Path(), Routes: r.Routes, Publish: slices.Clone(r.Publish)}
 		other(&want)
-		if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); !errors.Is(err, ErrBroken) {
+		if _, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, want); !errors.Is(err, ErrBroken) {
 			t.Errorf("verify with %s = %v, want ErrBroken", what, err)
 		}
 	}
-	if _, err := h.ctl(t).DetachOwned(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
+	if _, err := h.ctl(t).Engine().Detach(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
 		t.Fatal(err)
 	}
 	if f := h.fake(t); len(f.Published) != 0 || len(f.Ports) != 0 {
@@ -101,7 +101,7 @@ func TestOwnedPortsAreToldApart(t *testing.T) {
 	if _, err := h.ctl(t).Attach(h.ctx, owned(target.Path(), "c1", "eth1")); !errors.Is(err, ErrExists) {
 		t.Errorf("the same again = %v, want ErrExists", err)
 	}
-	gone, err := h.ctl(t).DetachOwned(h.ctx, true, func(o Owner) bool { return o.Ifname == "eth0" })
+	gone, err := h.ctl(t).Engine().Detach(h.ctx, true, func(o Owner) bool { return o.Ifname == "eth0" })
 	if err != nil || len(gone) != 1 {
 		t.Errorf("gone = %v, %v", gone, err)
 	}
@@ -110,7 +110,7 @@ func TestOwnedPortsAreToldApart(t *testing.T) {
 		t.Errorf("ports = %+v, %v", ports, err)
 	}
 	// The last port takes along a network that nobody has defined.
-	if _, err := h.ctl(t).DetachOwned(h.ctx, true, func(Owner) bool { return true }); err != nil {
+	if _, err := h.ctl(t).Engine().Detach(h.ctx, true, func(Owner) bool { return true }); err != nil {
 		t.Error(err)
 	}
 	if _, err := h.ctl(t).NetworkInspect(h.ctx, "cni0"); !errors.Is(err, ErrNoNetwork) {
@@ -155,7 +155,7 @@ func TestProposedSubnetsDiffer(t *testing.T) {
 	h := newHost(t)
 	seen := map[netip.Prefix]string{}
 	for _, name := range []string{"podman1", "podman2", "podman3"} {
-		def, err := h.ctl(t).Propose(h.ctx, name, NetworkRequest{Bridge: name})
+		def, err := h.ctl(t).Engine().Propose(h.ctx, name, NetworkRequest{Bridge: name})
 		if err != nil || seen[def.Subnet] != "" || !def.Gateway.IsValid() {
 			t.Errorf("%s: %+v, %v; so far: %v", name, def, err, seen)
 		}
@@ -181,7 +181,7 @@ func TestAttachExpects(t *testing.T) {
 
 func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
 	h := newHost(t)
-	if err := h.ctl(t).Healthy(h.ctx, ""); !errors.Is(err, ErrUnfit) {
+	if err := h.ctl(t).Engine().Healthy(h.ctx, ""); !errors.Is(err, ErrUnfit) {
 		t.Errorf("nothing up and no place for pins: %v, want ErrUnfit", err)
 	}
 	h.upEngine(t)
@@ -192,10 +192,10 @@ func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
 		t.Fatal(err)
 	}
 	verify := func() error {
-		_, err := h.ctl(t).Verify(h.ctx, *r.Owner, Expectation{Target: target.Path()})
+		_, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, Expectation{Target: target.Path()})
 		return err
 	}
-	if err := errors.Join(verify(), h.ctl(t).Healthy(h.ctx, "cni0")); err != nil {
+	if err := errors.Join(verify(), h.ctl(t).Engine().Healthy(h.ctx, "cni0")); err != nil {
 		t.Fatal(err)
 	}
 	d, err := h.conn.ByName(res.Port)
@@ -205,7 +205,7 @@ func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
 	if err := h.conn.SetUp(d.Index, false); err != nil {
 		t.Fatal(err)
 	}
-	for _, err := range []error{verify(), h.ctl(t).Healthy(h.ctx, "")} {
+	for _, err := range []error{verify(), h.ctl(t).Engine().Healthy(h.ctx, "")} {
 		if !errors.Is(err, ErrBroken) {
 			t.Errorf("device down: %v, want ErrBroken", err)
 		}
@@ -223,7 +223,7 @@ func TestVerifyAndHealthyFindWhatBroke(t *testing.T) {
 	}
 	other := *r.Owner
 	other.Container = "c2"
-	if _, err := h.ctl(t).Verify(h.ctx, other, Expectation{Target: target.Path()}); !errors.Is(err, ErrNoPort) {
+	if _, err := h.ctl(t).Engine().Verify(h.ctx, other, Expectation{Target: target.Path()}); !errors.Is(err, ErrNoPort) {
 		t.Errorf("unknown container: %v, want ErrNoPort", err)
 	}
 }
@@ -237,7 +237,7 @@ func TestHealthyTellsAFullNetwork(t *testing.T) {
 	if _, err := h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), Network: "small"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.ctl(t).Healthy(h.ctx, "small"); err == nil || errors.Is(err, ErrBroken) {
+	if err := h.ctl(t).Engine().Healthy(h.ctx, "small"); err == nil || errors.Is(err, ErrBroken) {
 		t.Errorf("full network: %v", err)
 	}
 }
@@ -288,7 +288,7 @@ func TestBandwidth(t *testing.T) {
 		if err != nil || !h.fake(t).Ports[d.Index].Slow {
 			t.Errorf("%s: port = %+v, %v, want it slow", what, h.fake(t).Ports[d.Index], err)
 		}
-		if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); err != nil {
+		if _, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, want); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 		if spoil != nil {
@@ -296,11 +296,11 @@ func TestBandwidth(t *testing.T) {
 			if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %v: %s", argv, err, out)
 			}
-			if _, err := h.ctl(t).Verify(h.ctx, *r.Owner, want); !errors.Is(err, ErrBroken) {
+			if _, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, want); !errors.Is(err, ErrBroken) {
 				t.Errorf("%s gone: verify = %v, want ErrBroken", what, err)
 			}
 		}
-		if _, err := h.ctl(t).DetachOwned(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
+		if _, err := h.ctl(t).Engine().Detach(h.ctx, false, func(o Owner) bool { return o == *r.Owner }); err != nil {
 			t.Error(err)
 		}
 		if _, err := h.conn.ByName(ifb); !errors.Is(err, link.ErrNotFound) {
@@ -325,7 +325,7 @@ func TestRaisingIsOneOperation(t *testing.T) {
 		r := owned(target, "c1", "eth0")
 		r.Publish = []PublishRequest{{First: 8080, Last: 8080, Port: 80, Proto: "tcp"}}
 		r.Expect = NetworkRequest{Bridge: "cni0", Subnet: netip.MustParsePrefix(subnet)}
-		_, err := c.AttachRaising(h.ctx, r, false)
+		_, err := c.Engine().Attach(h.ctx, r, false)
 		return err
 	}
 	before := h.traces(t)
@@ -336,7 +336,7 @@ func TestRaisingIsOneOperation(t *testing.T) {
 	})
 	gone := func() {
 		t.Helper()
-		if _, err := h.ctl(t).DetachOwned(h.ctx, true, func(Owner) bool { return true }); err != nil {
+		if _, err := h.ctl(t).Engine().Detach(h.ctx, true, func(Owner) bool { return true }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -364,7 +364,7 @@ func TestRaisingIsOneOperation(t *testing.T) {
 	}
 	r := owned(target, "c2", "eth1")
 	r.Network = "cni1"
-	if _, err := h.ctl(t).AttachRaising(h.ctx, r, true); !errors.Is(err, ErrNoNetwork) {
+	if _, err := h.ctl(t).Engine().Attach(h.ctx, r, true); !errors.Is(err, ErrNoNetwork) {
 		t.Errorf("a network that must be known = %v, want ErrNoNetwork", err)
 	}
 	gone()

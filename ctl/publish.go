@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -88,6 +89,24 @@ func (r PublishRequest) check() error {
 	return nil
 }
 
+// String names the ports that a request is about.
+func (r PublishRequest) String() string {
+	s := fmt.Sprint(r.First)
+	if r.Last > r.First {
+		s += fmt.Sprintf("-%d", r.Last)
+	}
+	if r.HostIP.IsValid() {
+		s = r.HostIP.String() + ":" + s
+	}
+	if r.Proto != "" {
+		s += "/" + r.Proto
+	}
+	if r.Name != "" {
+		s += " to " + r.Name
+	}
+	return s
+}
+
 // Publish makes ports of the host lead to a container. The error wraps
 // ErrInvalid, ErrNotUp, ErrNoPort, or ErrExists if a host port is published
 // already or a socket of the host has it.
@@ -95,90 +114,34 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 	if err := r.check(); err != nil {
 		return v, err
 	}
-	err = c.mutate(ctx, func(op *operation) error {
-		n, p, err := op.portNamed(r.Network, r.Name)
+	err = c.instance.mutate(ctx, func(op *operation) error {
+		n, p, err := op.ports.named(r.Network, r.Name)
 		if err != nil {
 			return err
 		}
-		pubs, err := op.newPublications(n, nil, []PublishRequest{r})
+		pubs, err := op.publications.create(n, nil, []PublishRequest{r})
 		if err != nil {
 			return err
 		}
 		v = pubs[0].view(n, p)
-		return op.runner.run(ctx, op.publishSteps(p, pubs))
+		return op.runner.run(ctx, op.publications.steps(p, pubs))
 	})
 	return v, err
-}
-
-// newPublications are what the requests ask of the network, if it is free. o is
-// who asks, nil: a user.
-func (op *operation) newPublications(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
-	if len(rs) > 0 && n.Internal {
-		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is internal: its ports cannot be published", n.Name))
-	}
-	there := op.publications()
-	for _, r := range rs {
-		pub, err := op.freePorts(o, r, there, out)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, pub)
-	}
-	return out, nil
-}
-
-// freePorts decides which host ports a request gets; there are those published,
-// others are being asked for with it.
-func (op *operation) freePorts(o *Owner, r PublishRequest, there []published, others []*publication) (*publication, error) {
-	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Held: r.Held, Pending: true}
-	if !r.Any {
-		return pub, op.checkFree(o, pub, there, others)
-	}
-	var err error
-	for host := int(r.First); host <= int(r.Last); host++ {
-		pub.First, pub.Last = uint16(host), uint16(host)
-		if err = op.checkFree(o, pub, there, others); err == nil {
-			return pub, nil
-		}
-	}
-	return nil, tagged(ErrExists, fmt.Sprintf("none of the host ports %d-%d/%s is free: %v", r.First, r.Last, r.Proto, err))
-}
-
-// publishAll publishes what comes with a new port, which is still pending.
-func (op *operation) publishAll(p *port, pubs []*publication) error {
-	for _, pub := range pubs {
-		pub.Pending = false
-	}
-	if p.Publications = pubs; len(pubs) == 0 {
-		return nil
-	}
-	if err := op.recordPublications(); err != nil {
-		return err
-	}
-	return op.setPublications(p, pubs)
-}
-
-// recordPublications saves what has been added, and what it will reserve.
-func (op *operation) recordPublications() error {
-	if err := op.hostconf.RecordReserved(op.st.reserved()); err != nil {
-		return err
-	}
-	return op.save()
 }
 
 // Unpublish takes back what Publish did and ends the flows of those ports. Zero
 // fields of r match anything. Returns what is published no more; an error
 // wrapping ErrNotUp if nothing is up, ErrNoPort if nothing matches.
 func (c *Controller) Unpublish(ctx context.Context, r PublishRequest) (gone []PublicationView, err error) {
-	err = c.mutate(ctx, func(op *operation) error {
+	err = c.instance.mutate(ctx, func(op *operation) error {
 		if err := op.needNetwork(); err != nil {
 			return err
 		}
-		for _, x := range op.publications() {
+		for _, x := range op.publications.all() {
 			if !r.matches(x) {
 				continue
 			}
-			if err := op.unpublish(x.port, x.pub); err != nil {
+			if err := op.publications.remove(x.port, x.pub); err != nil {
 				return err
 			}
 			gone = append(gone, x.pub.view(x.net, x.port))
@@ -198,7 +161,7 @@ func (c *Controller) Publications(ctx context.Context) (out []PublicationView, e
 			return err
 		}
 		out = []PublicationView{}
-		for _, x := range r.publications() {
+		for _, x := range r.op.publications.all() {
 			if !x.pub.Pending {
 				out = append(out, x.pub.view(x.net, x.port))
 			}
@@ -208,22 +171,10 @@ func (c *Controller) Publications(ctx context.Context) (out []PublicationView, e
 	return out, err
 }
 
-// String names the ports that a request is about.
-func (r PublishRequest) String() string {
-	s := fmt.Sprint(r.First)
-	if r.Last > r.First {
-		s += fmt.Sprintf("-%d", r.Last)
-	}
-	if r.HostIP.IsValid() {
-		s = r.HostIP.String() + ":" + s
-	}
-	if r.Proto != "" {
-		s += "/" + r.Proto
-	}
-	if r.Name != "" {
-		s += " to " + r.Name
-	}
-	return s
+// publications are the host ports that lead to containers.
+type publications struct {
+	op      *operation
+	reached bool // reachFromHost has been called
 }
 
 // published is a publication with what it belongs to.
@@ -242,9 +193,16 @@ func (r PublishRequest) matches(x published) bool {
 		(r.Network == "" || r.Network == x.net.Name)
 }
 
-// publications are all of the instance, by host port.
-func (op *operation) publications() (out []published) {
-	for _, n := range op.st.Networks {
+// madeFor tells whether a publication is what a container of an engine's asked
+// for with r, by whichever port of its.
+func (r PublishRequest) madeFor(o Owner, x published) bool {
+	same := x.port.Owner != nil && x.port.Owner.Engine == o.Engine && x.port.Owner.Container == o.Container
+	return same && x.pub.HostIP == r.HostIP && x.pub.First == r.First && x.pub.Last == r.Last && x.pub.Port == r.Port && x.pub.Proto == r.Proto
+}
+
+// all returns those of the instance, by host port.
+func (ps *publications) all() (out []published) {
+	for _, n := range ps.op.st.Networks {
 		for _, p := range n.Ports {
 			for _, pub := range p.Publications {
 				out = append(out, published{n, p, pub})
@@ -270,10 +228,55 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 		Name: p.Name, Network: n.Name, IP: p.IP.String(), Allow: allow.String()}
 }
 
+// create makes the records of what is asked of the network, if the host ports are free.
+// o is who asks, nil: a user.
+func (ps *publications) create(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
+	if len(rs) > 0 && n.Internal {
+		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is internal: its ports cannot be published", n.Name))
+	}
+	there := ps.all()
+	for _, r := range rs {
+		pub, err := ps.choose(o, r, there, out)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pub)
+	}
+	return out, nil
+}
+
+// notYet leaves out what another port of the same container leads to
+// already: an engine asks it of each network that a container joins.
+func (ps *publications) notYet(o *Owner, rs []PublishRequest) []PublishRequest {
+	if o == nil {
+		return rs
+	}
+	return slices.DeleteFunc(slices.Clone(rs), func(r PublishRequest) bool {
+		return slices.ContainsFunc(ps.all(), func(x published) bool { return r.madeFor(*o, x) })
+	})
+}
+
+// choose decides which host ports a request gets; there are those published,
+// others are being asked for with it.
+func (ps *publications) choose(o *Owner, r PublishRequest, there []published, others []*publication) (*publication, error) {
+	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Held: r.Held, Pending: true}
+	if !r.Any {
+		return pub, ps.checkFree(o, pub, there, others)
+	}
+	var err error
+	for host := int(r.First); host <= int(r.Last); host++ {
+		pub.First, pub.Last = uint16(host), uint16(host)
+		if err = ps.checkFree(o, pub, there, others); err == nil {
+			return pub, nil
+		}
+	}
+	return nil, tagged(ErrExists, fmt.Sprintf("none of the host ports %d-%d/%s is free: %v", r.First, r.Last, r.Proto, err))
+}
+
 // checkFree says whether the host ports are anybody's: published there, one of
 // the others', or a socket's. A socket that the engine holds a port with is no
 // obstacle to the engine.
-func (op *operation) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
+func (ps *publications) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
 	for _, x := range others {
 		if pub.overlaps(x) {
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is asked for twice", max(pub.First, x.First), pub.Proto))
@@ -284,7 +287,7 @@ func (op *operation) checkFree(o *Owner, pub *publication, there []published, ot
 			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
 		}
 	}
-	if err := op.leadsHere(pub.HostIP); err != nil {
+	if err := ps.leadsHere(pub.HostIP); err != nil {
 		return err
 	}
 	var holders func() map[uint32]bool
@@ -301,22 +304,22 @@ func (op *operation) checkFree(o *Owner, pub *publication, there []published, ot
 // leadsHere refuses a host address by which nobody outside would reach what is
 // published on it: that of a device whose packets the programs do not see.
 // An address of no network, such as one of loopback, comes by any device.
-func (op *operation) leadsHere(host netip.Addr) error {
-	if !host.IsValid() || host.IsLoopback() || len(op.st.Uplinks) == 0 {
+func (ps *publications) leadsHere(host netip.Addr) error {
+	if !host.IsValid() || host.IsLoopback() || len(ps.op.st.Uplinks) == 0 {
 		return nil
 	}
-	devices, err := op.conn.WithAddr(host)
+	devices, err := ps.op.conn.WithAddr(host)
 	if err != nil || len(devices) == 0 {
 		return err // to be no address of the host's is found by trying
 	}
 	for _, d := range devices {
-		uplink := slices.ContainsFunc(op.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })
+		uplink := slices.ContainsFunc(ps.op.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })
 		if uplink || d.Loopback || d.Kind == "dummy" || strings.HasPrefix(d.Alias, ownerMark("")) {
 			return nil
 		}
 	}
 	var names []string
-	for _, u := range op.st.Uplinks {
+	for _, u := range ps.op.st.Uplinks {
 		names = append(names, "--uplink "+u.Name)
 	}
 	return tagged(ErrInvalid, fmt.Sprintf("host address %s belongs to %s, which is no uplink: nobody would reach the port by it. Publish on another address, or run 'fastbr up --no-network %s --uplink %s' first",
@@ -328,12 +331,15 @@ func (pub *publication) overlaps(x *publication) bool {
 	return sameIP && x.Proto == pub.Proto && x.First <= pub.Last && pub.First <= x.Last
 }
 
-func (op *operation) publishSteps(p *port, pubs []*publication) []step {
+func (ps *publications) steps(p *port, pubs []*publication) []step {
 	return []step{
-		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return op.recordPublications() },
-			func() error { p.forget(pubs); return errors.Join(op.hostconf.Reserve(op.st.reserved()), op.save()) }, nil},
-		{"publish-ports", func() error { return op.setPublications(p, pubs) }, func() error { return op.unsetPublications(p, pubs) }, nil},
-		{"publish-done", func() error { setPending(pubs, false); return op.save() }, nil, nil},
+		{"publish-record", func() error { p.Publications = append(p.Publications, pubs...); return ps.record() },
+			func() error {
+				p.forget(pubs)
+				return errors.Join(ps.op.hostconf.Reserve(ps.op.st.reserved()), ps.op.save())
+			}, nil},
+		{"publish-ports", func() error { return ps.set(p, pubs) }, func() error { return ps.unset(p, pubs) }, nil},
+		{"publish-done", func() error { setPending(pubs, false); return ps.op.save() }, nil, nil},
 	}
 }
 
@@ -347,40 +353,62 @@ func (p *port) forget(pubs []*publication) {
 	p.Publications = slices.DeleteFunc(p.Publications, func(x *publication) bool { return slices.Contains(pubs, x) })
 }
 
-func (op *operation) unpublish(p *port, pubs ...*publication) error {
+// publish publishes what comes with a new port, which is still pending.
+func (ps *publications) publish(p *port, pubs []*publication) error {
+	for _, pub := range pubs {
+		pub.Pending = false
+	}
+	if p.Publications = pubs; len(pubs) == 0 {
+		return nil
+	}
+	if err := ps.record(); err != nil {
+		return err
+	}
+	return ps.set(p, pubs)
+}
+
+// record saves what has been added, and what it will reserve.
+func (ps *publications) record() error {
+	if err := ps.op.hostconf.RecordReserved(ps.op.st.reserved()); err != nil {
+		return err
+	}
+	return ps.op.save()
+}
+
+func (ps *publications) remove(p *port, pubs ...*publication) error {
 	if len(pubs) == 0 {
 		return nil
 	}
 	setPending(pubs, true)
-	if err := op.save(); err != nil {
+	if err := ps.op.save(); err != nil {
 		return err
 	}
-	return op.runner.undo(op.publishSteps(p, pubs))
+	return ps.op.runner.undo(ps.steps(p, pubs))
 }
 
-// setPublications makes host ports lead to a port. They are the kernel's to give
-// out no more before they are.
-func (op *operation) setPublications(p *port, pubs []*publication) error {
+// set makes host ports lead to a port. Before that it reserves them, so that the
+// kernel gives none of them to a socket.
+func (ps *publications) set(p *port, pubs []*publication) error {
 	if len(pubs) == 0 {
 		return nil
 	}
-	if err := op.hostconf.Reserve(op.st.reserved()); err != nil {
+	if err := ps.op.hostconf.Reserve(ps.op.st.reserved()); err != nil {
 		return err
 	}
-	if err := op.dp.Publish(p.toDatapath(pubs)...); err != nil {
+	if err := ps.op.dp.Publish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("publishing ports of %s: %w", p.Name, err)
 	}
-	op.warnOfFilter()
-	return op.reachFromHost()
+	ps.op.firewall.warn()
+	return ps.reachFromHost()
 }
 
-// unsetPublications undoes setPublications, but for the reservation, which goes
+// unset undoes setPublications, but for the reservation, which goes
 // with the record.
-func (op *operation) unsetPublications(p *port, pubs []*publication) error {
-	if op.dp == nil {
+func (ps *publications) unset(p *port, pubs []*publication) error {
+	if ps.op.dp == nil {
 		return nil
 	}
-	if err := op.dp.Unpublish(p.toDatapath(pubs)...); err != nil {
+	if err := ps.op.dp.Unpublish(p.toDatapath(pubs)...); err != nil {
 		return fmt.Errorf("unpublishing ports of %s: %w", p.Name, err)
 	}
 	return nil
@@ -395,30 +423,63 @@ func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 	return out
 }
 
-// portNamed finds a port by its name or its device; in one network, or with ""
-// in whichever has it. The error wraps ErrNotUp, ErrNoNetwork or ErrNoPort.
-func (op *operation) portNamed(networkName, name string) (*network, *port, error) {
-	if err := op.needNetwork(); err != nil {
-		return nil, nil, err
+// reachFromHost makes published ports reachable for the host's own processes.
+// Where that cannot be, they are reached from everywhere else, and the user is told.
+func (ps *publications) reachFromHost() error {
+	if ps.reached {
+		return nil
 	}
-	if networkName != "" {
-		if _, err := op.upNetwork(networkName); err != nil {
-			return nil, nil, err
+	ps.reached = true
+	if err := ps.syncLocal(); err != nil {
+		return err
+	}
+	cgroup, err := ps.op.hooks.hostCgroup()
+	if err == nil {
+		err = ps.op.dp.AttachHost(cgroup)
+	}
+	if err != nil {
+		ps.op.say("published ports are not reached from the host itself: %v", err)
+	}
+	return nil
+}
+
+// syncLocal tells the datapath which addresses the host has.
+func (ps *publications) syncLocal() error {
+	addrs, err := ps.op.host.allAddrs()
+	if err != nil {
+		return err
+	}
+	if err := ps.op.dp.SetLocal(append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))); err != nil {
+		return fmt.Errorf("noting the host's addresses: %w", err)
+	}
+	return nil
+}
+
+// hostCgroup is the cgroup that all processes of the host are in: the root of
+// the cgroup2 hierarchy, wherever it is mounted. Tests and labs name another: their
+// programs must not run for the whole machine.
+func (h hooks) hostCgroup() (string, error) {
+	if h.cgroup != "" {
+		return h.cgroup, nil
+	}
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("looking for the cgroup2 mount: %w", err)
+	}
+	return cgroup2Root(string(b))
+}
+
+// cgroup2Root finds the mount of the whole cgroup2 hierarchy in the format of
+// /proc/PID/mountinfo (proc_pid_mountinfo(5)). On a host that still has cgroup v1
+// it is not /sys/fs/cgroup.
+func cgroup2Root(mountinfo string) (string, error) {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(mountinfo) {
+		mount, fs, ok := strings.Cut(line, " - ")
+		m, f := strings.Fields(mount), strings.Fields(fs)
+		if ok && len(m) > 4 && len(f) > 0 && f[0] == "cgroup2" && m[3] == "/" {
+			return unescape.Replace(m[4]), nil
 		}
 	}
-	var found []published
-	for _, n := range op.st.Networks {
-		for _, p := range n.Ports {
-			if (p.Name == name || p.Port == name) && (networkName == "" || n.Name == networkName) {
-				found = append(found, published{net: n, port: p})
-			}
-		}
-	}
-	switch len(found) {
-	case 0:
-		return nil, nil, tagged(ErrNoPort, "no port "+name)
-	case 1:
-		return found[0].net, found[0].port, nil
-	}
-	return nil, nil, fmt.Errorf("several networks have a port %s: say which with --network", name)
+	return "", errors.New("no cgroup2 filesystem is mounted")
 }

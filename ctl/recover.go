@@ -5,56 +5,33 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
+	"github.com/fastbr/fastbr/ctl/firewall"
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
+	"github.com/fastbr/fastbr/datapath"
 )
 
 // Reconcile makes the state sound and mends what other programs have changed
 // since: accept rules, uplinks, sysctls, and which ports must take the kernel's
 // path. It does nothing when nothing is up.
 func (c *Controller) Reconcile(ctx context.Context) error {
-	if _, err := os.Stat(c.statePath()); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(c.instance.statePath()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return c.mutateWith(ctx, mutation{thorough: true}, func(op *operation) error {
+	return c.instance.mutateWith(ctx, mutation{thorough: true}, func(op *operation) error {
 		if len(op.st.Networks) > 0 {
-			op.warnOfFilter()
+			op.firewall.warn()
 		}
 		return nil
 	})
 }
 
-// syncSlow tells the datapath which ports a redirect would do wrong by: those
-// with a qdisc or filters, and those without carrier.
-func (rep repair) syncSlow() error {
-	queues, err := rep.op.host.shaped()
-	if err != nil {
-		return err
-	}
-	members, err := rep.op.host.bridgePorts()
-	if err != nil {
-		return err
-	}
-	changed := false
-	for _, name := range rep.op.st.networkNames() {
-		n := rep.op.st.Networks[name]
-		for _, p := range n.Ports {
-			slow := p.Slow || queues[p.Index] || !members[p.Index].Carrier
-			if slow == p.Slowed {
-				continue
-			}
-			p.Slowed, changed = slow, true
-			if err := rep.op.portPrograms(n, p); err != nil {
-				return err
-			}
-		}
-	}
-	if !changed {
-		return nil
-	}
-	return rep.op.save()
-}
+// repair finds what is not as it was made, and mends it.
+type repair struct{ op *operation }
 
 // recover brings the instance to a sound state: what a killed command left is
 // undone, what has vanished from the kernel is forgotten or made again. thorough
@@ -78,7 +55,7 @@ func (rep repair) recover(thorough bool) error {
 	}
 	if lost {
 		rep.op.say("the pinned datapath is gone: loading it again")
-		if err := rep.op.createDatapath(); err != nil {
+		if err := rep.op.programs.create(); err != nil {
 			return err
 		}
 	}
@@ -132,12 +109,12 @@ func (rep repair) finishPending() error {
 		}
 		for _, p := range n.Ports {
 			if p.Pending {
-				errs = append(errs, rep.op.detachPort(n, p))
+				errs = append(errs, rep.op.ports.detach(n, p))
 				continue
 			}
 			for _, pub := range slices.Clone(p.Publications) {
 				if pub.Pending {
-					errs = append(errs, rep.op.unpublish(p, pub))
+					errs = append(errs, rep.op.publications.remove(p, pub))
 				}
 			}
 		}
@@ -157,7 +134,7 @@ func (rep repair) dropVanished(n *network, devices map[int]link.Entry) error {
 			names = namesOf(devices)
 		}
 		e, ok := devices[p.Index]
-		abandoned, err := rep.op.abandoned(p, names)
+		abandoned, err := rep.op.endpoints.abandoned(p, names)
 		if err != nil {
 			return err
 		}
@@ -165,7 +142,7 @@ func (rep repair) dropVanished(n *network, devices map[int]link.Entry) error {
 			vanished = append(vanished, p)
 		}
 	}
-	return rep.op.detachPorts(n, vanished)
+	return rep.op.ports.detachAll(n, vanished)
 }
 
 func namesOf(devices map[int]link.Entry) map[string]bool {
@@ -198,16 +175,88 @@ func (rep repair) rebuildNetwork(n *network, bridgeThere bool) error {
 }
 
 // reattach gives a port whose device still exists its bridge and programs back.
-func (rep repair) reattach(n *network, p *port) error { return rebuild(rep.op.portSteps(n, nil, p)) }
+func (rep repair) reattach(n *network, p *port) error { return rebuild(rep.op.ports.steps(n, nil, p)) }
 
-func (us uplinks) reattach() error {
-	for _, u := range us.op.st.Uplinks {
-		if d, err := us.op.host.device(u.Index); err != nil || d.Name != u.Name {
-			continue // refresh finds what took its place
+// settle ends the doubt about what a salvaged state calls unfinished, which may
+// have been finished since: what is there in full is.
+func (rep repair) settle() {
+	if rep.op.dp == nil {
+		return
+	}
+	for _, n := range rep.op.st.Networks {
+		if d, err := rep.op.conn.ByName(n.Bridge); n.Pending && err == nil && d.Alias == ownerMark(n.Name) && d.Up {
+			n.Index, n.Pending, n.Defining = d.Index, false, false
 		}
-		if err := us.attach(u); err != nil {
+		for _, p := range n.Ports {
+			d, err := rep.op.conn.ByName(p.Port)
+			if at, errAt := rep.op.dp.PortAt(p.IP); p.Pending && errors.Join(err, errAt) == nil && at == d.Index && d.Master == n.Index && d.Up {
+				p.Index, p.Pending = d.Index, false
+			}
+			for _, pub := range p.Publications {
+				if pub.Pending && !slices.ContainsFunc(p.toDatapath([]*publication{pub}), func(to datapath.Publication) bool { return rep.op.dp.VerifyPublication(to) != nil }) {
+					pub.Pending = false
+				}
+			}
+		}
+	}
+}
+
+// removeStray removes pins without a state: what is left when somebody deleted
+// the state directory while things were up. The devices are known by their
+// marks, and only by the pins we know that the marks are this instance's.
+func (rep repair) removeStray() error {
+	if _, err := os.Stat(rep.op.pins); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	entries, err := rep.op.conn.List()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Alias, ownerMark("")) || e.Kind != "veth" && e.Kind != "bridge" && e.Kind != "ifb" {
+			continue
+		}
+		rep.op.say("removing %s, left from a network whose state is lost", e.Name)
+		errs = append(errs, rep.op.conn.Delete(e.Index), firewall.Remove(firewall.Network{Mark: e.Alias, Bridge: firewall.Device{Name: e.Name}}))
+	}
+	return errors.Join(append(errs, rep.restoreUnrecorded(), rep.op.programs.remove())...)
+}
+
+// restoreUnrecorded takes back what can be told of the host's settings without a
+// record of what they were, and says what stays.
+func (rep repair) restoreUnrecorded() error {
+	if rep.op.dp != nil {
+		cfg, err := rep.op.dp.Config()
+		if err != nil {
+			return fmt.Errorf("reading the datapath's configuration: %w", err)
+		}
+		have, err := hostconf.ReservedNow()
+		if err != nil {
 			return err
 		}
+		if list := have.Minus(hostconf.PortRange(cfg.NATFirst, cfg.NATLast)); list != have {
+			if err := hostconf.Write(hostconf.Reserved, list.String()); err != nil {
+				return err
+			}
+		}
+	}
+	var stay []string
+	paths := []string{hostconf.IPForward, hostconf.Liberal}
+	if router, err := hostconf.Read(hostconf.IPForward); err == nil && router != "1" {
+		devices, _ := filepath.Glob(hostconf.Forwarding("*"))
+		paths = append(devices, hostconf.Liberal)
+	}
+	for _, path := range paths {
+		if v, err := hostconf.Read(path); err == nil && v == "1" {
+			stay = append(stay, hostconf.Name(path)+"=1")
+		}
+	}
+	if v, err := hostconf.ReservedNow(); err == nil && v != (hostconf.PortSet{}) {
+		stay = append(stay, hostconf.Name(hostconf.Reserved)+"="+v.String())
+	}
+	if len(stay) > 0 {
+		rep.op.say("what these were before 'fastbr up' is not known, so they stay: %s", strings.Join(stay, ", "))
 	}
 	return nil
 }

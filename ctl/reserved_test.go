@@ -54,7 +54,7 @@ func TestPublishedPortsAreReserved(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("published no more", "10000-29999,8080-8081")
-	if _, err := h.ctl(t).DetachOwned(h.ctx, false, func(Owner) bool { return true }); err != nil {
+	if _, err := h.ctl(t).Engine().Detach(h.ctx, false, func(Owner) bool { return true }); err != nil {
 		t.Fatal(err)
 	}
 	want("detached", "10000-29999")

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -124,6 +125,9 @@ type uplink struct {
 func newState(boot string) *state {
 	return &state{Version: StateVersion, Boot: boot, Networks: map[string]*network{}}
 }
+
+// errDamaged: a file that fastbr wrote is not as it wrote it.
+var errDamaged = errors.New("damaged")
 
 // loadState reads the state of an instance; a fresh one if there is none, or if
 // it is of an earlier boot.
@@ -255,6 +259,65 @@ func (st *state) encode(out *json.Encoder) error {
 // of the lock does.
 func unfinished(path string) string { return path + ".next" }
 
+// former is the state as it was before the last save, for when that is damaged.
+func former(path string) string { return path + ".former" }
+
+// salvage reads what can be read of states, the older first: a later one counts
+// for what both have.
+func salvage(boot string, paths ...string) *state {
+	found := newState(boot)
+	ports := map[[2]string]*port{}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		lines := bufio.NewScanner(bytes.NewReader(text))
+		lines.Buffer(nil, len(text)+1)
+		for first := true; lines.Scan(); first = false {
+			if first {
+				head := newState(boot)
+				if json.Unmarshal(lines.Bytes(), head) == nil && head.Boot == boot && head.Version <= StateVersion && head.sane() == nil {
+					found = head
+				}
+				continue
+			}
+			r := portRecord{port: &port{}}
+			if json.Unmarshal(lines.Bytes(), &r) == nil && r.port.sane() == nil {
+				ports[[2]string{r.Network, r.Port}] = r.port
+			}
+		}
+	}
+	for of, p := range ports {
+		if n := found.Networks[of[0]]; n != nil {
+			n.addPort(p)
+		}
+	}
+	return found
+}
+
+// sane is an error for what a valid JSON text may lack.
+func (st *state) sane() error {
+	for name, n := range st.Networks {
+		if n == nil || n.Name != name || n.Definition.sane() != nil {
+			return fmt.Errorf("network %q is incomplete", name)
+		}
+		for _, p := range n.Ports {
+			if p == nil || p.sane() != nil {
+				return fmt.Errorf("a port of network %q is incomplete", name)
+			}
+		}
+	}
+	return nil
+}
+
+func (p *port) sane() error {
+	if p.Port == "" || !p.IP.Is4() || slices.Contains(p.Publications, nil) {
+		return fmt.Errorf("port %q is incomplete", p.Port)
+	}
+	return nil
+}
+
 // indexes are those of all ports and uplinks.
 func (st *state) indexes() (out []int) {
 	for _, n := range st.Networks {
@@ -268,6 +331,18 @@ func (st *state) indexes() (out []int) {
 	return out
 }
 
+// portIndexes are the ifindexes of all ports.
+func (st *state) portIndexes() (out []int) {
+	for _, n := range st.Networks {
+		for _, p := range n.Ports {
+			if !p.Pending {
+				out = append(out, p.Index)
+			}
+		}
+	}
+	return out
+}
+
 // networkNames are the recorded networks, sorted.
 func (st *state) networkNames() []string {
 	return slices.Sorted(maps.Keys(st.Networks))
@@ -276,4 +351,28 @@ func (st *state) networkNames() []string {
 // sortedPorts are the network's ports in order of their addresses.
 func (n *network) sortedPorts() []*port {
 	return slices.SortedFunc(maps.Values(n.Ports), func(a, b *port) int { return a.IP.Compare(b.IP) })
+}
+
+// routed reports whether a network wants the host to be a router.
+func (st *state) routed() bool {
+	for _, n := range st.Networks {
+		if !n.Masquerade && !n.Internal {
+			return true
+		}
+	}
+	return false
+}
+
+// reserved are the ports that the kernel should give to no socket: those of the NAT
+// range and the published ones, pending publications included.
+func (st *state) reserved() hostconf.PortSet {
+	set := hostconf.PortRange(st.Settings.NATFirst, st.Settings.NATLast)
+	for _, n := range st.Networks {
+		for _, p := range n.Ports {
+			for _, pub := range p.Publications {
+				set.AddRange(pub.First, pub.Last)
+			}
+		}
+	}
+	return set
 }

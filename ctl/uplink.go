@@ -308,3 +308,73 @@ func uplinkKind(rawIP bool) string {
 
 // ownerMark is the ifalias of the devices of a network.
 func ownerMark(network string) string { return "fastbr:" + network }
+
+// add attaches the uplinks found before the first step.
+func (us uplinks) add(uplinks []uplink) error {
+	if len(uplinks) == 0 {
+		return nil
+	}
+	return us.set(uplinks)
+}
+
+func (us uplinks) reattach() error {
+	for _, u := range us.op.st.Uplinks {
+		if d, err := us.op.host.device(u.Index); err != nil || d.Name != u.Name {
+			continue // refresh finds what took its place
+		}
+		if err := us.attach(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// faults looks at the uplinks that are there; sync replaces the others.
+func (us uplinks) faults() (out []fault) {
+	for _, u := range us.op.st.Uplinks {
+		if _, err := us.device(u); err != nil {
+			continue
+		}
+		if err := us.op.dp.VerifyUplink(u.datapath()); err != nil {
+			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return us.attach(u) }})
+		}
+		if what, is := closed(u.Name); is {
+			out = append(out, fault{what, func() error { return us.attach(u) }})
+		}
+	}
+	return out
+}
+
+// notes tell of uplinks by which nothing leaves, for reasons that only the
+// user can mend, and of devices that have become uplinks without being seen.
+func (us uplinks) notes() (out []string) {
+	note := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	attached := map[int]bool{}
+	for _, u := range us.op.st.Uplinks {
+		attached[u.Index] = true
+		d, err := us.device(u)
+		switch {
+		case err != nil:
+			note("uplink %s is gone: nothing leaves by it", u.Name)
+		case d.Master != 0:
+			note("uplink %s has become a port of another device, where its address is of no use: name that one ('fastbr up --no-network --uplink ...')", u.Name)
+		case !d.Up:
+			note("uplink %s is down: nothing leaves by it", u.Name)
+		case !d.Carrier:
+			note("uplink %s has no carrier: nothing leaves by it", u.Name)
+		}
+	}
+	want, notes, err := us.wanted(us.op.st.Settings.Uplinks)
+	if err != nil {
+		notes = append(notes, err.Error())
+	}
+	if len(us.op.st.Uplinks) > 0 {
+		out = append(out, notes...)
+	}
+	for _, u := range want {
+		if !attached[u.Index] {
+			note("%s is an uplink now (%s) and not attached yet: the next command that changes something does it", u.Name, u.Addr)
+		}
+	}
+	return out
+}

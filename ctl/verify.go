@@ -9,6 +9,9 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
+// verifier compares what is there with what was made. It changes nothing.
+type verifier struct{ op *operation }
+
 // Expectation is what an engine thinks it has.
 type Expectation struct {
 	Target    string // the container's namespace
@@ -21,28 +24,28 @@ type Expectation struct {
 // limits, the programs and what they know of it and of the published ports, and
 // inside the target the device, its address and the routes. It changes nothing.
 // The error wraps ErrNoPort, or ErrBroken with what is wrong.
-func (c *Controller) Verify(ctx context.Context, o Owner, want Expectation) (res AttachResult, err error) {
-	err = c.read(ctx, func(op *operation) error {
-		n, p := op.owned(o)
+func (e Engine) Verify(ctx context.Context, o Owner, want Expectation) (res AttachResult, err error) {
+	err = e.c.instance.read(ctx, func(op *operation) error {
+		n, p := op.ports.owned(o)
 		if p == nil {
 			return tagged(ErrNoPort, fmt.Sprintf("container %s has no %s on network %s", o.Container, o.Ifname, o.Network))
 		}
-		if err := op.verifyPort(n, p); err != nil {
+		if err := op.verifier.port(n, p); err != nil {
 			return err
 		}
 		if p.Bandwidth != want.Bandwidth {
 			return broken("%s has other bandwidth limits than asked for", p.Name)
 		}
-		if err := op.verifyShape(n, p); err != nil {
+		if err := op.bandwidths.verify(n, p); err != nil {
 			return err
 		}
-		if err := op.verifyPublications(o, want.Publish); err != nil {
+		if err := op.verifier.publications(o, want.Publish); err != nil {
 			return err
 		}
-		if err := op.verifyInside(n, p, want.Target, want.Routes); err != nil {
+		if err := op.verifier.inside(n, p, want.Target, want.Routes); err != nil {
 			return err
 		}
-		res, err = op.attachResult(n, p)
+		res, err = op.ports.result(n, p)
 		return err
 	})
 	return res, err
@@ -52,74 +55,53 @@ func (c *Controller) Verify(ctx context.Context, o Owner, want Expectation) (res
 // and running containers are served. An error wraps ErrBroken if those are
 // not; any other means that no port can be attached. A container that has lost
 // its own device, which it can delete, is nobody else's trouble. It changes nothing.
-func (c *Controller) Healthy(ctx context.Context, network string) error {
-	return c.read(ctx, func(op *operation) error {
+func (e Engine) Healthy(ctx context.Context, network string) error {
+	return e.c.instance.read(ctx, func(op *operation) error {
 		if len(op.st.Networks) == 0 {
-			return op.fitNow()
+			return op.checks.fitNow()
 		}
-		if err := op.verifyDatapath(); err != nil {
+		if err := op.verifier.datapath(); err != nil {
 			return err
 		}
 		for _, name := range op.st.networkNames() {
 			n := op.st.Networks[name]
 			for _, p := range n.sortedPorts() {
-				if _, there := op.deviceOf(n, p); !there || p.Pending {
+				if _, there := op.verifier.device(n, p); !there || p.Pending {
 					continue // gone with the container's end: its own affair
 				}
-				if err := op.verifyPort(n, p); err != nil {
+				if err := op.verifier.port(n, p); err != nil {
 					return err
 				}
 			}
 		}
 		if n := op.st.Networks[network]; n != nil {
-			return op.roomFor(n)
+			return op.ports.roomFor(n)
 		}
 		return nil
 	})
 }
 
-// fitNow is fit without mending anything.
-func (op *operation) fitNow() error {
-	for _, f := range append(op.kernelFindings(), op.bpffsFinding()) {
-		if f.State == "missing" {
-			return tagged(ErrUnfit, fmt.Sprintf("%v: %s is missing: %s", ErrUnfit, f.Name, f.Detail))
-		}
-	}
-	return nil
-}
-
-func (op *operation) roomFor(n *network) error {
-	if len(n.Ports) >= maxPorts {
-		return fmt.Errorf("network %s has %d ports, the most a bridge can have", n.Name, len(n.Ports))
-	}
-	taken, err := op.takenAddrs(n)
-	if err == nil {
-		_, err = op.freeAddr(n, taken)
-	}
-	return err
-}
-
 func broken(format string, args ...any) error { return tagged(ErrBroken, fmt.Sprintf(format, args...)) }
 
-func (op *operation) verifyDatapath() error {
-	if op.dp == nil {
+func (v verifier) datapath() error {
+	if v.op.dp == nil {
 		return broken("the pinned datapath is gone: run 'fastbr up' to load it again")
 	}
-	if err := op.dp.VerifyGuard(); err != nil {
+	if err := v.op.dp.VerifyGuard(); err != nil {
 		return broken("%v", err)
 	}
-	if f := op.st.Fragments; f != nil && !op.reassembly.sound(f) {
+	if f := v.op.st.Fragments; f != nil && !v.op.reassembly.sound(f) {
 		return broken("the namespace that puts fragments in order is gone: run 'fastbr up' to make it again")
 	}
-	for _, u := range op.st.Uplinks {
-		if _, err := op.uplinks.device(u); err != nil {
+	for _, u := range v.op.st.Uplinks {
+		if _, err := v.op.uplinks.device(u); err != nil {
 			continue // it has gone; the next command looks for another
 		}
-		if err := op.dp.VerifyUplink(u.datapath()); err != nil {
+		if err := v.op.dp.VerifyUplink(u.datapath()); err != nil {
 			return broken("uplink %s: %v", u.Name, err)
 		}
-		if op.st.uplinkXDP(u.Index).On {
-			if err := op.dp.VerifyXDP(u.Index); err != nil {
+		if v.op.st.uplinkXDP(u.Index).On {
+			if err := v.op.dp.VerifyXDP(u.Index); err != nil {
 				return broken("uplink %s: %v", u.Name, err)
 			}
 		}
@@ -127,14 +109,14 @@ func (op *operation) verifyDatapath() error {
 	return nil
 }
 
-// deviceOf is the host end of a port, if it is there.
-func (op *operation) deviceOf(n *network, p *port) (d link.Device, there bool) {
-	d, err := op.conn.ByIndex(p.Index)
+// device is the host end of a port, if it is there.
+func (v verifier) device(n *network, p *port) (d link.Device, there bool) {
+	d, err := v.op.conn.ByIndex(p.Index)
 	return d, err == nil && d.Name == p.Port && d.Alias == ownerMark(n.Name)
 }
 
-func (op *operation) verifyPort(n *network, p *port) error {
-	d, there := op.deviceOf(n, p)
+func (v verifier) port(n *network, p *port) error {
+	d, there := v.device(n, p)
 	switch {
 	case !there:
 		return broken("device %s is gone", p.Port)
@@ -142,30 +124,30 @@ func (op *operation) verifyPort(n *network, p *port) error {
 		return broken("device %s is not a port of %s any more", p.Port, n.Bridge)
 	case !d.Up:
 		return broken("device %s is down", p.Port)
-	case op.dp == nil:
-		return op.verifyDatapath()
+	case v.op.dp == nil:
+		return v.datapath()
 	}
 	dp, err := p.datapath(n)
 	if err != nil {
 		return err
 	}
-	if err := op.dp.VerifyPort(dp); err != nil {
+	if err := v.op.dp.VerifyPort(dp); err != nil {
 		return broken("%s: %v", p.Port, err)
 	}
 	return nil
 }
 
-// verifyPublications wants what a container asked for to be recorded, of
+// publications wants what a container asked for to be recorded, of
 // whichever port of its, and known to the programs.
-func (op *operation) verifyPublications(o Owner, rs []PublishRequest) error {
-	all := op.publications()
+func (v verifier) publications(o Owner, rs []PublishRequest) error {
+	all := v.op.publications.all()
 	for _, r := range rs {
 		at := slices.IndexFunc(all, func(x published) bool { return r.madeFor(o, x) })
 		if at < 0 {
 			return broken("%s is published no more", r)
 		}
 		for _, pub := range all[at].port.toDatapath([]*publication{all[at].pub}) {
-			if err := op.dp.VerifyPublication(pub); err != nil {
+			if err := v.op.dp.VerifyPublication(pub); err != nil {
 				return broken("%s: %v", r, err)
 			}
 		}
@@ -173,7 +155,7 @@ func (op *operation) verifyPublications(o Owner, rs []PublishRequest) error {
 	return nil
 }
 
-func (op *operation) verifyInside(n *network, p *port, target string, routes []Route) error {
+func (v verifier) inside(n *network, p *port, target string, routes []Route) error {
 	ns, err := link.OpenTarget(target)
 	if err != nil {
 		return broken("%v", err)

@@ -11,13 +11,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 )
 
 // reading is an operation with the devices that there are and the counters.
 type reading struct {
-	*operation
+	op      *operation
 	devices map[int]bool
 	stats   map[int]datapath.Counters
 }
@@ -30,7 +31,7 @@ func (op *operation) look() (*reading, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reading{operation: op, devices: devices}
+	r := &reading{op: op, devices: devices}
 	if op.dp == nil {
 		return r, nil
 	}
@@ -51,19 +52,9 @@ func (r *reading) up(n *network) bool {
 	return n != nil && !n.Pending && r.exists(n.Index)
 }
 
-// needNetwork is ErrNotUp if there is no network.
-func (op *operation) needNetwork() error {
-	if len(op.st.Networks) == 0 {
-		return errNothingUp()
-	}
-	return nil
-}
-
-func errNothingUp() error { return tagged(ErrNotUp, "nothing is up here: run 'fastbr up' first") }
-
 // anyUp is ErrNotUp if no network is up.
 func (r *reading) anyUp() error {
-	for _, n := range r.st.Networks {
+	for _, n := range r.op.st.Networks {
 		if r.up(n) {
 			return nil
 		}
@@ -94,13 +85,13 @@ func (r *reading) ports(n *network) []PortView {
 
 func (r *reading) uplinkPorts() []PortView {
 	out := []PortView{}
-	for _, u := range r.st.Uplinks {
-		d, err := r.uplinks.device(u)
+	for _, u := range r.op.st.Uplinks {
+		d, err := r.op.uplinks.device(u)
 		if err != nil {
 			continue
 		}
 		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32", MAC: d.MAC.String()}
-		if addrs, err := r.host.addrsOf(u.Index); err == nil {
+		if addrs, err := r.op.host.addrsOf(u.Index); err == nil {
 			for _, a := range addrs {
 				if a.Addr() == u.Addr {
 					v.IP = a.String()
@@ -161,15 +152,6 @@ func builtIn() []NetworkView {
 	return []NetworkView{mode("host", "host", "0"), mode("none", "null", "f")}
 }
 
-// networkView is the view of one network inside a mutating operation.
-func (op *operation) networkView(n *network) (NetworkView, error) {
-	r, err := op.look()
-	if err != nil {
-		return NetworkView{}, err
-	}
-	return r.network(n), nil
-}
-
 // looking runs f on a reading. An uplink that has appeared since there was none
 // is taken up before: so much does every command for an instance.
 func (c *Controller) looking(ctx context.Context, f func(*reading) error) error {
@@ -181,7 +163,7 @@ func (c *Controller) looking(ctx context.Context, f func(*reading) error) error 
 		}
 		return f(r)
 	}
-	err := c.read(ctx, func(op *operation) error {
+	err := c.instance.read(ctx, func(op *operation) error {
 		if due = op.uplinks.due(); due {
 			return nil
 		}
@@ -191,9 +173,9 @@ func (c *Controller) looking(ctx context.Context, f func(*reading) error) error 
 		return err
 	}
 	if err := c.Reconcile(ctx); err != nil {
-		c.say("looking for an uplink: %v", err)
+		c.instance.say("looking for an uplink: %v", err)
 	}
-	return c.read(ctx, look)
+	return c.instance.read(ctx, look)
 }
 
 // NetworkList returns every network, up or defined, and the built-in modes,
@@ -208,14 +190,14 @@ func (c *Controller) NetworkList(ctx context.Context) (out []NetworkView, err er
 
 func (r *reading) networks() ([]NetworkView, error) {
 	byName := map[string]NetworkView{}
-	defs, err := r.defs.all()
+	defs, err := r.op.defs.all()
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range defs {
 		byName[d.Name] = definedView(d)
 	}
-	for _, n := range r.st.Networks {
+	for _, n := range r.op.st.Networks {
 		if !n.Pending {
 			byName[n.Name] = r.network(n)
 		}
@@ -246,7 +228,7 @@ func (c *Controller) Ports(ctx context.Context, networkName string) (out []PortV
 	err = c.looking(ctx, func(r *reading) error {
 		out = []PortView{}
 		if networkName != "" {
-			n, err := r.upNetwork(networkName)
+			n, err := r.op.networks.find(networkName)
 			if err != nil {
 				return err
 			}
@@ -256,8 +238,8 @@ func (c *Controller) Ports(ctx context.Context, networkName string) (out []PortV
 		if err := r.anyUp(); err != nil {
 			return err
 		}
-		for _, name := range r.st.networkNames() {
-			out = append(out, r.ports(r.st.Networks[name])...)
+		for _, name := range r.op.st.networkNames() {
+			out = append(out, r.ports(r.op.st.Networks[name])...)
 		}
 		out = append(out, r.uplinkPorts()...)
 		return r.explain(out)
@@ -269,17 +251,17 @@ func (c *Controller) Ports(ctx context.Context, networkName string) (out []PortV
 // nothing is up.
 func (c *Controller) Snapshot(ctx context.Context) (snap Snapshot, err error) {
 	err = c.looking(ctx, func(r *reading) error {
-		if r.anyUp() != nil || r.dp == nil {
+		if r.anyUp() != nil || r.op.dp == nil {
 			return nil
 		}
 		snap.Up = true
-		for _, name := range r.st.networkNames() {
-			if n := r.st.Networks[name]; r.up(n) {
+		for _, name := range r.op.st.networkNames() {
+			if n := r.op.st.Networks[name]; r.up(n) {
 				snap.Networks = append(snap.Networks, r.network(n))
 			}
 		}
 		snap.Uplinks = r.uplinkPorts()
-		nat, err := r.dp.NATStats()
+		nat, err := r.op.dp.NATStats()
 		if err != nil {
 			return fmt.Errorf("reading the NAT figures: %w", err)
 		}
@@ -301,7 +283,7 @@ func (c *Controller) Flows(ctx context.Context) (out []FlowView, err error) {
 		if err := r.loaded(); err != nil {
 			return err
 		}
-		flows, err := r.dp.Flows()
+		flows, err := r.op.dp.Flows()
 		if err != nil {
 			return fmt.Errorf("reading the flows: %w", err)
 		}
@@ -323,7 +305,7 @@ func (r *reading) loaded() error {
 	if err := r.anyUp(); err != nil {
 		return err
 	}
-	if r.dp == nil {
+	if r.op.dp == nil {
 		return errors.New("the pinned datapath is gone: run 'fastbr up' to load it again")
 	}
 	return nil
@@ -332,7 +314,7 @@ func (r *reading) loaded() error {
 // FlushFlows ends all NAT flows and returns how many there were. The error
 // wraps ErrNotUp.
 func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
-	err = c.mutate(ctx, func(op *operation) error {
+	err = c.instance.mutate(ctx, func(op *operation) error {
 		if err := op.needNetwork(); err != nil {
 			return err
 		}
@@ -347,7 +329,7 @@ func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
 // Revoke ends every lease now: each flow's next packet is judged by the host's
 // firewall and routes again. Nothing happens when nothing is up.
 func (c *Controller) Revoke(ctx context.Context) error {
-	return c.read(ctx, func(op *operation) error {
+	return c.instance.read(ctx, func(op *operation) error {
 		if op.dp == nil {
 			return nil
 		}
@@ -385,4 +367,86 @@ func (c *Controller) Bridges() ([]BridgeView, error) {
 	}
 	slices.SortFunc(out, func(a, b BridgeView) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// Status says what is up and how. The error wraps ErrNotUp.
+func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
+	err = c.looking(ctx, func(r *reading) error {
+		if err := r.anyUp(); err != nil {
+			return err
+		}
+		set := r.op.st.Settings
+		v = StatusView{Up: true, Instance: r.op.id, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
+			BigTCP: bigTCP{r.op}.view(), NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
+		if err := r.statusOfDatapath(&v); err != nil {
+			return err
+		}
+		for _, u := range r.op.st.Uplinks {
+			x := r.op.st.uplinkXDP(u.Index)
+			view := UplinkView{Device: u.Name, Addr: u.Addr.String(), Kind: uplinkKind(u.RawIP), XDP: XDPOff, XDPWhy: x.Why}
+			if x.On {
+				view.XDP = XDPNative
+			}
+			v.Uplinks = append(v.Uplinks, view)
+		}
+		for _, name := range r.op.st.networkNames() {
+			v.Networks = append(v.Networks, r.network(r.op.st.Networks[name]))
+		}
+		if v.Accept, err = r.op.firewall.acceptRules(); err != nil {
+			return err
+		}
+		if v.Features = r.op.st.Features; v.Features == nil { // loaded by an older build
+			v.Features = r.op.checks.kernel()
+		}
+		v.Notes = r.notes()
+		return nil
+	})
+	return v, err
+}
+
+func (r *reading) statusOfDatapath(v *StatusView) error {
+	if r.op.dp == nil {
+		return nil
+	}
+	nat, err := r.op.dp.NATStats()
+	if err != nil {
+		return fmt.Errorf("reading the NAT figures: %w", err)
+	}
+	v.Flows, v.FlowsMax = nat.Flows, nat.FlowsMax
+	return nil
+}
+
+// notes is what the user should know and maybe mend.
+func (r *reading) notes() []string {
+	notes := []string{}
+	note := func(f FeatureView) {
+		if f.State == "warning" {
+			notes = append(notes, f.Detail)
+		}
+	}
+	if r.op.dp == nil {
+		notes = append(notes, "the pinned datapath is gone: run 'fastbr up' to load it again")
+	}
+	if len(r.op.st.Uplinks) == 0 {
+		notes = append(notes, "no uplink: nothing leads outside until there is a default route and another command runs")
+	}
+	for _, u := range r.op.uplinks.current() {
+		if conflict := r.op.uplinks.conflict(u); conflict != "" {
+			notes = append(notes, conflict)
+		}
+	}
+	for _, name := range r.op.st.networkNames() {
+		if n := r.op.st.Networks[name]; !r.up(n) {
+			notes = append(notes, fmt.Sprintf("network %s is not whole%s", name, nextMends))
+		}
+	}
+	for _, f := range r.op.firewall.findings() {
+		note(f)
+	}
+	notes = append(notes, r.op.repair.notes()...)
+	note(bridgeCallFinding())
+	if v, err := hostconf.Read(hostconf.Liberal); err == nil && v == "0" {
+		notes = append(notes, hostconf.Name(hostconf.Liberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
+	}
+	return notes
 }

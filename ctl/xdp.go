@@ -244,16 +244,16 @@ func (x xdp) findings() ([]FeatureView, error) {
 func (x xdp) syncPorts(quiet bool) error {
 	op := x.op
 	if !op.st.xdpOn() {
-		return op.eachPort(x.closePort)
+		return op.ports.each(x.closePort)
 	}
 	var indexes []int
-	_ = op.eachPort(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
+	_ = op.ports.each(func(_ *network, p *port) error { indexes = append(indexes, p.Index); return nil })
 	features, err := link.XDP(indexes...)
 	if err != nil {
 		op.say("no port gets packets from XDP: %v", err)
 		return nil
 	}
-	return op.eachPort(func(n *network, p *port) error {
+	return op.ports.each(func(n *network, p *port) error {
 		ready := features[p.Index]&link.XDPTakes != 0
 		if !ready && !quiet {
 			ready = x.openPort(p)
@@ -262,23 +262,8 @@ func (x xdp) syncPorts(quiet bool) error {
 			return nil
 		}
 		p.XDP = ready
-		return errors.Join(op.save(), op.portPrograms(n, p))
+		return errors.Join(op.save(), op.ports.tell(n, p))
 	})
-}
-
-func (op *operation) eachPort(f func(*network, *port) error) error {
-	for _, name := range op.st.networkNames() {
-		n := op.st.Networks[name]
-		for _, p := range n.Ports {
-			if p.Pending {
-				continue
-			}
-			if err := f(n, p); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // open lets the container's end, device name of namespace ns (nil: the
@@ -300,7 +285,7 @@ func (x xdp) open(p *port, ns *link.Netns, name string) error {
 // openPort is open for a port that was there before, whose container
 // has to be found. It reports whether the host's end says that it takes frames.
 func (x xdp) openPort(p *port) bool {
-	ns, d, err := x.op.inside(p)
+	ns, d, err := x.op.ports.inside(p)
 	if err != nil {
 		return false
 	}
@@ -327,14 +312,14 @@ func (x xdp) ready(n *network, p *port) error {
 		return nil
 	}
 	p.XDP = true
-	return x.op.portPrograms(n, p)
+	return x.op.ports.tell(n, p)
 }
 
 // closePort undoes open. A container that is not found keeps its GRO: it is
 // about to go.
 func (x xdp) closePort(n *network, p *port) error {
 	if p.GRO {
-		if ns, d, err := x.op.inside(p); err == nil {
+		if ns, d, err := x.op.ports.inside(p); err == nil {
 			_ = doIn(ns, func() error { return link.SetOffload(d.Name, link.GRO, false) })
 			ns.Close()
 		}
@@ -343,40 +328,5 @@ func (x xdp) closePort(n *network, p *port) error {
 		return nil
 	}
 	p.XDP, p.GRO = false, false
-	return errors.Join(x.op.save(), x.op.portPrograms(n, p))
-}
-
-// inside finds the container's end of a port, whatever it is called now.
-func (op *operation) inside(p *port) (ns *link.Netns, d link.Device, err error) {
-	entries, err := op.host.listing()
-	if err != nil {
-		return nil, d, err
-	}
-	e, there := entries[p.Index]
-	if !there {
-		return nil, d, fmt.Errorf("%s: %w", p.Port, link.ErrNotFound)
-	}
-	if ns, err = link.FindNetns(p.Netns); err != nil {
-		return nil, d, err
-	}
-	conn, err := link.OpenIn(ns)
-	if err != nil {
-		ns.Close()
-		return nil, d, err
-	}
-	defer conn.Close()
-	d, err = conn.ByIndex(e.Lower)
-	if err != nil || d.Kind != "veth" || d.MAC.String() != p.MAC {
-		ns.Close()
-		return nil, d, fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)
-	}
-	return ns, d, nil
-}
-
-// doIn runs f in a namespace; nil: the current one.
-func doIn(ns *link.Netns, f func() error) error {
-	if ns == nil {
-		return f()
-	}
-	return ns.Do(f)
+	return errors.Join(x.op.save(), x.op.ports.tell(n, p))
 }

@@ -148,7 +148,7 @@ func TestXDPFollowsTheMode(t *testing.T) {
 		t.Errorf("%v, %s", err, status())
 	}
 	check(true)
-	if err := h.ctl(t).Healthy(h.ctx, DefaultNetwork); err != nil {
+	if err := h.ctl(t).Engine().Healthy(h.ctx, DefaultNetwork); err != nil {
 		t.Error(err)
 	}
 	h.downAll(t)

@@ -20,6 +20,7 @@ import (
 	"github.com/fastbr/fastbr/ctl/docker"
 	"github.com/fastbr/fastbr/ctl/fair"
 	"github.com/fastbr/fastbr/ctl/metrics"
+	"github.com/fastbr/fastbr/ctl/watch"
 )
 
 const (
@@ -115,12 +116,12 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 		s.say("serving metrics on http://%s/metrics", front.metrics.Addr())
 	}
 	if front.docker != nil {
-		serve("Docker", docker.NewServer(s.controller, s.say), front.docker)
+		serve("Docker", docker.NewServer(s.controller.Engine(), s.say), front.docker)
 		s.say("serving Docker on %s", front.docker.Addr())
 	}
 	group.Go(func() {
 		// serve is useful without events, too: leases end by themselves.
-		if err := ctl.Watch(ctx, s.controller, s.say); err != nil {
+		if err := watch.Run(ctx, s.controller, s.say); err != nil {
 			s.say("%v: changes take effect within the lease", err)
 		}
 	})

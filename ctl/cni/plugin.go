@@ -81,7 +81,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		r.IP, r.Routes = l.addr.Addr(), routes(l.routes)
 		r.Expect = conf.network(l)
 	}
-	res, err := c.AttachRaising(p.ctx, r, conf.own())
+	res, err := c.Engine().Attach(p.ctx, r, conf.own())
 	if err != nil {
 		if !conf.own() {
 			err = errors.Join(err, conf.release(context.WithoutCancel(p.ctx)))
@@ -170,7 +170,7 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 		return err
 	}
 	o := conf.owner(args)
-	_, err = c.DetachOwned(p.ctx, false, func(x ctl.Owner) bool { return x == o })
+	_, err = c.Engine().Detach(p.ctx, false, func(x ctl.Owner) bool { return x == o })
 	if !conf.own() && conf.IPAM.Type != "" && err == nil {
 		err = conf.release(p.ctx)
 	}
@@ -196,7 +196,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if want.Publish, _, err = conf.publications(); err != nil {
 		return err
 	}
-	res, err := c.Verify(p.ctx, conf.owner(args), want)
+	res, err := c.Engine().Verify(p.ctx, conf.owner(args), want)
 	if err != nil {
 		return coded(err)
 	}
@@ -251,7 +251,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	valid := func(o ctl.Owner) bool {
 		return slices.Contains(conf.ValidAttachments, types.GCAttachment{ContainerID: o.Container, IfName: o.Ifname})
 	}
-	gone, err := c.DetachOwned(p.ctx, false, func(o ctl.Owner) bool {
+	gone, err := c.Engine().Detach(p.ctx, false, func(o ctl.Owner) bool {
 		return o.Engine == engine && o.Network == conf.Name && !valid(o)
 	})
 	errs := []error{err}
@@ -272,7 +272,7 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	if err := conf.check(); err != nil {
 		return err
 	}
-	switch err := c.Healthy(p.ctx, conf.networkName()); {
+	switch err := c.Engine().Healthy(p.ctx, conf.networkName()); {
 	case errors.Is(err, ctl.ErrBroken):
 		return types.NewError(types.ErrLimitedConnectivity, err.Error(), "")
 	case err != nil:

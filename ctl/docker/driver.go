@@ -9,7 +9,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// Core is the part of the control plane that the driver needs. *ctl.Controller
+// Core is the part of the control plane that the driver needs. ctl.Engine
 // implements it.
 type Core interface {
 	NetworkCreate(ctx context.Context, name string, r ctl.NetworkRequest) (ctl.NetworkView, error)

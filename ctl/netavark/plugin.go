@@ -54,7 +54,7 @@ func (p Plugin) Create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	def, err := c.Propose(ctx, n.Interface, r)
+	def, err := c.Engine().Propose(ctx, n.Interface, r)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (p Plugin) Setup(ctx context.Context, netns string) error {
 	if err != nil {
 		return err
 	}
-	res, err := c.AttachRaising(ctx, r, false)
+	res, err := c.Engine().Attach(ctx, r, false)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (p Plugin) Teardown(ctx context.Context) error {
 		return err
 	}
 	o := a.owner()
-	_, err = c.DetachOwned(ctx, true, func(x ctl.Owner) bool { return x == o })
+	_, err = c.Engine().Detach(ctx, true, func(x ctl.Owner) bool { return x == o })
 	return err
 }
 

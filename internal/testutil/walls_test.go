@@ -40,8 +40,10 @@ type wall struct {
 
 var walls = map[string]wall{
 	"cmd/fastbr":                 {ours: []string{"ctl", "ctl/...", "bench", "internal/lab"}, never: []string{ebpf, netlinkLib}},
-	"ctl":                        {ours: []string{"datapath", "ctl/link", "ctl/ipam", "ctl/firewall", "ctl/hostconf"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
+	"ctl":                        {ours: []string{"datapath", "ctl/link", "ctl/ipam", "ctl/firewall", "ctl/hostconf", "ctl/statedir"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
 	"ctl/link":                   {never: []string{ebpf, cobra, prometheus}},
+	"ctl/statedir":               {ours: []string{"ctl/link"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
+	"ctl/watch":                  {ours: []string{"ctl/link"}, never: []string{ebpf, netlinkLib, cobra, prometheus}},
 	"ctl/ipam":                   {stdOnly: true},
 	"ctl/hostconf":               {stdOnly: true},
 	"ctl/firewall":               {never: []string{ebpf, netlinkLib, cobra, prometheus}},

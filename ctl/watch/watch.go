@@ -1,4 +1,6 @@
-package ctl
+// Package watch follows the events of a network namespace, and keeps what fastbr has
+// there in order.
+package watch
 
 import (
 	"context"
@@ -9,7 +11,7 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// Keeper is what Watch calls. *Controller is one. Both methods do nothing and
+// Keeper is what Run calls. *ctl.Controller is one. Both methods do nothing and
 // return nil when nothing is up.
 type Keeper interface {
 	// Revoke ends every lease, so that the kernel judges each flow again.
@@ -37,11 +39,11 @@ const (
 // differently or send it another way.
 const revoking = link.RulesetChange | link.RouteChange | link.AddressChange | link.GatewayChange | link.DownChange
 
-// Watch follows the current network namespace until ctx ends: on a change it
+// Run follows the current network namespace until ctx ends: on a change it
 // revokes the leases, twice, and reconciles. Nothing depends on it: without it
 // leases run out by themselves, and the next command reconciles. Errors of the
 // keeper are given to logf and tried again; only a failed subscription returns.
-func Watch(ctx context.Context, k Keeper, logf func(format string, args ...any)) error {
+func Run(ctx context.Context, k Keeper, logf func(format string, args ...any)) error {
 	w, err := link.Watch()
 	if err != nil {
 		return fmt.Errorf("watching the namespace: %w", err)

@@ -1,4 +1,4 @@
-package ctl
+package statedir
 
 import (
 	"context"
@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock is a flock on a file beside the instance's directory. The last down
+// Lock is a flock on a file beside the instance's directory. The last down
 // removes the file, so whoever got the lock looks whether the path still leads
 // to the file it locked.
-type lock struct {
+type Lock struct {
 	f *os.File
 }
 
-// acquire takes the lock, shared or exclusive. A reader never creates the file:
+// Acquire takes the lock, shared or exclusive. A reader never creates the file:
 // it gets nil if there is none.
-func acquire(ctx context.Context, path string, exclusive bool) (*lock, error) {
+func Acquire(ctx context.Context, path string, exclusive bool) (*Lock, error) {
 	for {
 		f, err := openLock(path, exclusive)
 		if err != nil || f == nil {
@@ -34,14 +34,14 @@ func acquire(ctx context.Context, path string, exclusive bool) (*lock, error) {
 			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
 		if samePath(f, path) {
-			return &lock{f}, nil
+			return &Lock{f}, nil
 		}
 		f.Close()
 	}
 }
 
 // tryAcquire takes the exclusive lock if it is free; nil if it is not.
-func tryAcquire(path string) (*lock, error) {
+func tryAcquire(path string) (*Lock, error) {
 	f, err := openLock(path, true)
 	if err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func tryAcquire(path string) (*lock, error) {
 		f.Close()
 		return nil, nil
 	}
-	return &lock{f}, nil
+	return &Lock{f}, nil
 }
 
 func openLock(path string, create bool) (*os.File, error) {
@@ -107,11 +107,12 @@ func samePath(f *os.File, path string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(opened, named)
 }
 
-func (l *lock) release() {
+// Release gives the lock up. A nil lock is none.
+func (l *Lock) Release() {
 	if l != nil {
 		l.f.Close()
 	}
 }
 
-// remove deletes the lock file while it is held.
-func (l *lock) remove() { _ = os.Remove(l.f.Name()) }
+// Remove deletes the lock file while it is held.
+func (l *Lock) Remove() { _ = os.Remove(l.f.Name()) }

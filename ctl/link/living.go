@@ -1,7 +1,6 @@
-package ctl
+package link
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,75 +8,19 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/google/renameio/v2"
-
-	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// identity says, in an instance's directory, which namespace it belongs to and
-// where its pins are, so that the leftovers of a dead one can be found.
-type identity struct {
-	Netns link.NetnsID `json:"netns"`
-	Boot  string       `json:"boot"`
-	Pins  string       `json:"pins"`
-}
-
-func (c *Controller) identityPath() string { return filepath.Join(c.dir(), "instance.json") }
-
-// writeIdentity makes the instance's directory recognisable.
-func (c *Controller) writeIdentity() error {
-	b, err := json.Marshal(identity{Netns: c.netns, Boot: c.boot, Pins: c.pins})
-	if err != nil {
-		return fmt.Errorf("writing the instance's identity: %w", err)
-	}
-	if err := os.MkdirAll(c.dir(), 0o700); err != nil {
-		return fmt.Errorf("making the state directory: %w", err)
-	}
-	if err := renameio.WriteFile(c.identityPath(), b, 0o600); err != nil {
-		return fmt.Errorf("writing the instance's identity: %w", err)
-	}
-	return nil
-}
-
-// sweepLeftovers removes instances whose namespace is gone, below the same
-// state directory. Whatever is not certain stays; nothing here is worth failing
-// the user's command for.
-func (c *Controller) sweepLeftovers() {
-	dirs, err := os.ReadDir(c.root)
-	if err != nil {
-		return
-	}
-	var known living
-	for _, d := range dirs {
-		if !d.IsDir() || d.Name() == c.instance {
-			continue
-		}
-		id, err := readIdentity(filepath.Join(c.root, d.Name()))
-		if err != nil {
-			continue
-		}
-		if id.Boot == c.boot {
-			if lives, err := known.has(id.Netns); err != nil {
-				return
-			} else if lives {
-				continue
-			}
-		}
-		c.removeLeftover(d.Name(), id)
-	}
-}
-
-// living are the namespaces that live, looked for no longer than it takes: almost
+// Living are the namespaces that live, looked for no longer than it takes: almost
 // all have a name or a process, and only for one without is every thread and
 // descriptor of the machine looked at.
-type living struct {
-	shown, all map[link.NetnsID]bool
+type Living struct {
+	shown, all map[NetnsID]bool
 }
 
-func (l *living) has(id link.NetnsID) (_ bool, err error) {
+// Has reports whether a namespace lives. An error means that it cannot tell.
+func (l *Living) Has(id NetnsID) (_ bool, err error) {
 	if l.shown == nil {
-		l.shown = link.ShownNetns()
+		l.shown = ShownNetns()
 	}
 	if l.shown[id] {
 		return true, nil
@@ -88,51 +31,18 @@ func (l *living) has(id link.NetnsID) (_ bool, err error) {
 	return l.all[id], err
 }
 
-func readIdentity(dir string) (identity, error) {
-	var id identity
-	b, err := os.ReadFile(filepath.Join(dir, "instance.json"))
-	if err == nil {
-		err = json.Unmarshal(b, &id)
-	}
-	if err == nil && (id.Netns.Ino == 0 || id.Boot == "") {
-		err = errors.New("incomplete")
-	}
-	return id, err
-}
-
-func (c *Controller) removeLeftover(name string, id identity) {
-	dir := filepath.Join(c.root, name)
-	l, err := tryAcquire(dir + ".lock")
-	if err != nil || l == nil {
-		return // somebody works on it: not dead
-	}
-	defer l.release()
-	// The pins of another boot are gone, and the path may be somebody else's now.
-	if id.Boot == c.boot && filepath.Base(id.Pins) == name {
-		if err := c.opts.planes.remove(id.Pins); err != nil {
-			c.say("the leftovers of instance %s stay: %v", name, err)
-			return
-		}
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		c.say("the leftovers of instance %s stay: %v", name, err)
-		return
-	}
-	l.remove()
-}
-
 // liveNamespaces collects every network namespace that a process is in, that is
 // mounted somewhere, or that a descriptor holds open. A pinned BPF netfilter
 // link keeps a namespace alive in the kernel without any of these: such a one
 // counts as gone. Any doubt is an error.
-func liveNamespaces() (map[link.NetnsID]bool, error) {
-	self, err := link.OpenTarget("/proc/self/ns/net")
+func liveNamespaces() (map[NetnsID]bool, error) {
+	self, err := OpenTarget("/proc/self/ns/net")
 	if err != nil {
 		return nil, err
 	}
 	dev := self.ID().Dev // all namespaces are inodes of one nsfs
 	self.Close()
-	live := map[link.NetnsID]bool{}
+	live := map[NetnsID]bool{}
 	mounts := map[string]bool{}
 	// A sandbox may hide the first process even from root. That is no doubt as
 	// long as others are in the same namespace.
@@ -143,7 +53,7 @@ func liveNamespaces() (map[link.NetnsID]bool, error) {
 	}
 	note := func(text string) {
 		if ino, ok := netnsInode(text); ok {
-			live[link.NetnsID{Dev: dev, Ino: ino}] = true
+			live[NetnsID{Dev: dev, Ino: ino}] = true
 		}
 	}
 	for _, proc := range procs {

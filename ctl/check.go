@@ -1,0 +1,222 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/fastbr/fastbr/ctl/hostconf"
+	"github.com/fastbr/fastbr/datapath"
+)
+
+// Check says whether this host can run fastbr and what would be in the way.
+// able is false if something required is missing.
+func (c *Controller) Check(ctx context.Context) (out []FeatureView, able bool, err error) {
+	err = c.instance.read(ctx, func(op *operation) error {
+		out = append(op.checks.kernel(), op.checks.bpffs())
+		host, err := op.checks.host()
+		out = append(out, host...)
+		return err
+	})
+	able = true
+	for _, f := range out {
+		able = able && f.State != "missing"
+	}
+	return out, able, err
+}
+
+// RunTarget checks that a network can take a port before a command is started
+// for it. The error wraps ErrNotUp or ErrNoNetwork.
+func (c *Controller) RunTarget(ctx context.Context, network string) error {
+	return c.instance.read(ctx, func(op *operation) error {
+		_, err := op.networks.find(network)
+		return err
+	})
+}
+
+// checks says whether the host can run fastbr, and what is in the way.
+type checks struct {
+	op       *operation
+	features []datapath.Feature // see kernelFeatures
+}
+
+// kernelFeatures are what the kernel offers, looked for once in a command: it takes
+// a tenth of a second.
+func (cs *checks) kernelFeatures() []datapath.Feature {
+	if cs.features == nil {
+		cs.features = cs.op.opts.planes.probe()
+	}
+	return cs.features
+}
+
+func (cs *checks) kernel() []FeatureView {
+	out := []FeatureView{}
+	for _, f := range cs.kernelFeatures() {
+		v := FeatureView{Name: f.Name, State: "ok", Required: f.Required, Minimum: f.Minimum}
+		if f.Err != nil {
+			v.Detail = f.Err.Error()
+			if v.State = "absent"; f.Required {
+				v.State = "missing"
+			}
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// fit refuses a kernel that lacks something, in one line.
+func (cs *checks) fit() error {
+	if err := cs.op.opts.planes.prepare(cs.op.opts.BPFFS); err != nil {
+		return tagged(ErrUnfit, err.Error())
+	}
+	for _, f := range cs.kernelFeatures() {
+		if f.Required && f.Err != nil {
+			minimum := ""
+			if f.Minimum != "" {
+				minimum = fmt.Sprintf(" (needs Linux %s or newer)", f.Minimum)
+			}
+			return tagged(ErrUnfit, fmt.Sprintf("%v: %s is missing: %v%s; 'fastbr check' shows all", ErrUnfit, f.Name, f.Err, minimum))
+		}
+	}
+	return nil
+}
+
+// fitNow is fit without mending anything.
+func (cs *checks) fitNow() error {
+	for _, f := range append(cs.kernel(), cs.bpffs()) {
+		if f.State == "missing" {
+			return tagged(ErrUnfit, fmt.Sprintf("%v: %s is missing: %s", ErrUnfit, f.Name, f.Detail))
+		}
+	}
+	return nil
+}
+
+func (cs *checks) bpffs() FeatureView {
+	v := FeatureView{Name: "bpffs", State: "ok", Required: true, Detail: "mounted at " + cs.op.opts.BPFFS}
+	if isBPFFS(cs.op.opts.BPFFS) {
+		return v
+	}
+	if _, err := os.Stat(cs.op.opts.BPFFS); err == nil && cs.op.opts.BPFFS == DefaultBPFFS {
+		v.Detail = "not mounted at " + cs.op.opts.BPFFS + "; 'fastbr up' mounts it"
+		return v
+	}
+	v.State, v.Detail = "missing", fmt.Sprintf("not mounted: mount -t bpf bpf %s", cs.op.opts.BPFFS)
+	return v
+}
+
+func (cs *checks) host() ([]FeatureView, error) {
+	out := []FeatureView{bridgeCallFinding(), cs.forwarding(), cs.liberal()}
+	out = append(out, cs.op.firewall.findings()...)
+	for _, u := range cs.op.uplinks.current() {
+		if conflict := cs.op.uplinks.conflict(u); conflict != "" {
+			out = append(out, FeatureView{Name: "uplink-address", State: "warning", Detail: conflict})
+		}
+	}
+	out = append(out, cs.op.repair.findings()...)
+	uplink, err := cs.uplink()
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, uplink)
+	for _, a := range cs.op.accelerators {
+		found, err := a.findings()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+func bridgeCallFinding() FeatureView {
+	v := FeatureView{Name: "br_netfilter", State: "ok", Detail: "frames between ports do not meet iptables"}
+	if now, err := hostconf.Read(hostconf.BridgeCall); err == nil && now == "1" {
+		v.State, v.Detail = "warning", hostconf.Name(hostconf.BridgeCall)+
+			" is 1: frames between ports pass the host's firewall, on the kernel's path; with 0 they are fast"
+	}
+	return v
+}
+
+// warnBridgeCalls tells of the one setting under which frames between ports
+// meet the host's firewall, and so are not fast.
+func (cs *checks) warnBridgeCalls() {
+	if v := bridgeCallFinding(); v.State == "warning" {
+		cs.op.say("%s", v.Detail)
+	}
+}
+
+// forwarding says who wants this host to forward, and what.
+func (cs *checks) forwarding() FeatureView {
+	v := FeatureView{Name: "ip_forward", State: "ok", Detail: "1: this host is a router, between all its networks"}
+	now, err := hostconf.Read(hostconf.IPForward)
+	switch {
+	case err != nil:
+		v.State, v.Detail = "warning", err.Error()
+	case now == "1" && cs.op.hostconf.Recorded(hostconf.IPForward):
+		v.Detail += "; fastbr has set it for a network that is not translated"
+	case now == "1":
+	case len(cs.op.st.Networks) == 0:
+		v.Detail = now + ": 'fastbr up' opens only its bridges and uplinks, the last 'fastbr down' closes them"
+	default:
+		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(cs.opened(), ", ")
+		if closed := cs.closed(); len(closed) > 0 {
+			v.State, v.Detail = "warning", strings.Join(closed, "; ")
+		}
+	}
+	return v
+}
+
+// opened are our bridges and uplinks.
+func (cs *checks) opened() (out []string) {
+	for _, name := range cs.op.st.networkNames() {
+		out = append(out, cs.op.st.Networks[name].Bridge)
+	}
+	for _, u := range cs.op.st.Uplinks {
+		out = append(out, u.Name)
+	}
+	return out
+}
+
+// closed tells of those by which the kernel forwards nothing.
+func (cs *checks) closed() (out []string) {
+	for _, device := range cs.opened() {
+		if what, is := closed(device); is {
+			out = append(out, what+nextMends)
+		}
+	}
+	return out
+}
+
+func (cs *checks) liberal() FeatureView {
+	v := FeatureView{Name: "conntrack-be-liberal", State: "ok", Detail: "1"}
+	now, err := hostconf.Read(hostconf.Liberal)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		v.Detail = "connection tracking is not loaded; 'fastbr up' tries to load it"
+	case err != nil:
+		v.State, v.Detail = "warning", err.Error()
+	case now != "1" && len(cs.op.st.Networks) > 0:
+		v.State, v.Detail = "warning", hostconf.Name(hostconf.Liberal)+" is 0 again: connections will break; set it to 1"
+	case now != "1":
+		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
+	}
+	return v
+}
+
+func (cs *checks) uplink() (FeatureView, error) {
+	v := FeatureView{Name: "default-route", State: "ok"}
+	devices, notes, err := cs.op.uplinks.auto()
+	if err != nil {
+		return v, err
+	}
+	var names []string
+	for _, d := range devices {
+		names = append(names, fmt.Sprintf("%s (%s)", d.Name, uplinkKind(d.RawIP)))
+	}
+	if v.Detail = strings.Join(names, ", "); len(names) == 0 {
+		v.State, v.Detail = "warning", strings.Join(notes, "; ")
+	}
+	return v, nil
+}

@@ -1,0 +1,282 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastbr/fastbr/ctl/link"
+)
+
+// An endpoint is a port whose container end an engine moves, names and
+// configures. It is made in the host's namespace with both ends ready and the
+// programs attached. The engine takes the container's end from there, and puts
+// it back before it deletes the endpoint. Every command that knows ports knows
+// an endpoint by its Network and Name.
+
+// EndpointRequest asks for an endpoint.
+type EndpointRequest struct {
+	Network string
+	Name    string
+	IP      netip.Addr       // invalid: the lowest free one
+	MAC     net.HardwareAddr // nil: 02:42 and the address
+	Ifname  string           // inside, kept for the engine; "": as the engine counts
+}
+
+// EndpointView is what an engine has to know to finish the container's end.
+type EndpointView struct {
+	Peer    string            // the container's end, in the host's namespace
+	Ifname  string            // inside, "": as the engine counts
+	IP      netip.Prefix      // with the network's length
+	MAC     string            //
+	Gateway netip.Addr        // invalid: the network is internal
+	Options map[string]string // of the network
+}
+
+// endpointPatience is how long a new container end may lie in the host's
+// namespace without a word from the engine. An engine needs milliseconds between
+// two calls; one that was killed in between never says another.
+const endpointPatience = 2 * time.Minute
+
+// EndpointCreate makes an endpoint, and brings its network up if that is only
+// defined. One that has the address already is taken for forgotten. The error wraps
+// ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of ipam.
+func (e Engine) EndpointCreate(ctx context.Context, r EndpointRequest) (v EndpointView, err error) {
+	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC, Ifname: r.Ifname}
+	if err := a.check(); err != nil {
+		return v, err
+	}
+	err = e.c.instance.mutate(ctx, func(op *operation) error {
+		n, err := op.networks.raiseDefined(r.Network)
+		if err != nil {
+			return err
+		}
+		if err := op.endpoints.evict(n, r.IP); err != nil {
+			return err
+		}
+		p, err := op.ports.create(n, a, link.NetnsID{})
+		if err != nil {
+			return err
+		}
+		p.Peer, p.Ifname, p.Touched = p.Port+"c", r.Ifname, sinceBoot()
+		v = endpointView(n, p)
+		return op.runner.run(ctx, op.ports.steps(n, &plug{}, p))
+	})
+	return v, err
+}
+
+// EndpointJoin notes which namespace an engine is about to move an endpoint
+// into, and announces the address to the network: whoever knew it under another
+// MAC learns the new one. The namespace may not exist yet. The error wraps
+// ErrNotUp, ErrNoNetwork or ErrNoPort.
+func (e Engine) EndpointJoin(ctx context.Context, networkName, name, netns string) (v EndpointView, err error) {
+	err = e.c.instance.mutate(ctx, func(op *operation) error {
+		n, p, err := op.ports.named(networkName, name)
+		if err != nil {
+			return err
+		}
+		if ns, err := link.OpenTarget(netns); err == nil {
+			p.Netns = ns.ID()
+			ns.Close()
+		}
+		p.Touched = sinceBoot()
+		v = endpointView(n, p)
+		mac, err := net.ParseMAC(p.MAC)
+		if err != nil {
+			return fmt.Errorf("reading the state: %w", err)
+		}
+		if err := link.AnnounceARP(n.Index, p.IP, mac); err != nil {
+			return err
+		}
+		return op.save()
+	})
+	return v, err
+}
+
+// EndpointPublish makes ports of the host lead to an endpoint, all or none, in place
+// of those that did before. requests says which, by the options of the network; their
+// Network and Name are not read. Nothing leads into an internal network. The error is
+// one of Publish's, or of requests.
+func (e Engine) EndpointPublish(ctx context.Context, networkName, name string, requests func(options map[string]string) ([]PublishRequest, error)) error {
+	return e.c.instance.mutate(ctx, func(op *operation) error {
+		n, p, err := op.ports.named(networkName, name)
+		if err != nil || n.Internal {
+			return err
+		}
+		rs, err := requests(n.Options)
+		if err != nil {
+			return err
+		}
+		if err := checkAll(rs); err != nil {
+			return err
+		}
+		if err := op.publications.remove(p, slices.Clone(p.Publications)...); err != nil || len(rs) == 0 {
+			return err
+		}
+		pubs, err := op.publications.create(n, nil, rs)
+		if err != nil {
+			return err
+		}
+		return op.runner.run(ctx, op.publications.steps(p, pubs))
+	})
+}
+
+// EndpointLeave takes an endpoint's published ports back: its engine is about to
+// take it out of the container. One that is gone is no error.
+func (e Engine) EndpointLeave(ctx context.Context, networkName, name string) error {
+	return e.onEndpoint(ctx, networkName, name, func(op *operation, _ *network, p *port) error {
+		p.Netns, p.Touched = link.NetnsID{}, sinceBoot()
+		if err := op.publications.remove(p, slices.Clone(p.Publications)...); err != nil {
+			return err
+		}
+		return op.save()
+	})
+}
+
+// onEndpoint runs f on an endpoint if there is one.
+func (e Engine) onEndpoint(ctx context.Context, networkName, name string, f func(*operation, *network, *port) error) error {
+	return e.c.instance.mutate(ctx, func(op *operation) error {
+		n, p, err := op.ports.named(networkName, name)
+		if errors.Is(err, ErrNotUp) || errors.Is(err, ErrNoNetwork) || errors.Is(err, ErrNoPort) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		return f(op, n, p)
+	})
+}
+
+func endpointView(n *network, p *port) EndpointView {
+	v := EndpointView{Peer: p.Peer, Ifname: p.Ifname, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC, Gateway: n.Gateway, Options: n.Options}
+	if n.Internal {
+		v.Gateway = netip.Addr{}
+	}
+	return v
+}
+
+// sinceBoot is a clock in seconds that nobody sets.
+func sinceBoot() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // never fails
+	return ts.Sec
+}
+
+// EndpointDelete removes an endpoint, wherever its container end is. One that is
+// gone is no error.
+func (e Engine) EndpointDelete(ctx context.Context, networkName, name string) error {
+	x := &departure{networkName, name, make(chan error, 1)}
+	if e.c.departures.join(x) {
+		e.seeOff(context.WithoutCancel(ctx)) // the others did not ask to be given up with this one
+	}
+	select {
+	case err := <-x.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// departures are endpoints that an engine wants deleted. The first to ask takes
+// the lock and deletes what others have asked for meanwhile, too: the kernel waits
+// for its readers once for any number of devices, not once for each, and an engine
+// that stops many containers asks for all of them at the same time.
+type departures struct {
+	mu      sync.Mutex
+	waiting []*departure
+}
+
+type departure struct {
+	network, name string
+	done          chan error // has room for one
+}
+
+// join adds one and reports whether it is the first since take.
+func (d *departures) join(x *departure) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waiting = append(d.waiting, x)
+	return len(d.waiting) == 1
+}
+
+func (d *departures) take() []*departure {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := d.waiting
+	d.waiting = nil
+	return all
+}
+
+// seeOff deletes all that wait for it, and tells them.
+func (e Engine) seeOff(ctx context.Context) {
+	var all []*departure
+	err := e.c.instance.mutate(ctx, func(op *operation) error {
+		all = e.c.departures.take()
+		return op.endpoints.delete(all)
+	})
+	if all == nil {
+		all = e.c.departures.take() // they, too, would have met what kept us from it
+	}
+	for _, x := range all {
+		x.done <- err
+	}
+}
+
+// endpoints removes those that their engine has forgotten or given back.
+type endpoints struct{ op *operation }
+
+func (es endpoints) delete(all []*departure) error {
+	leaving := map[*network][]*port{}
+	for _, x := range all {
+		n, p, err := es.op.ports.named(x.network, x.name)
+		if errors.Is(err, ErrNotUp) || errors.Is(err, ErrNoNetwork) || errors.Is(err, ErrNoPort) {
+			continue // gone
+		} else if err != nil {
+			return err
+		}
+		if !slices.Contains(leaving[n], p) {
+			leaving[n] = append(leaving[n], p)
+		}
+	}
+	if len(leaving) == 0 {
+		return nil
+	}
+	var errs []error
+	for n, ports := range leaving {
+		errs = append(errs, es.op.ports.detachAll(n, ports))
+	}
+	return errors.Join(errs...)
+}
+
+// evict removes the endpoint that has an address. The engine chooses addresses
+// itself and gives none to two: it was killed, and has forgotten the first.
+func (es endpoints) evict(n *network, ip netip.Addr) error {
+	for _, p := range n.sortedPorts() {
+		if p.Peer != "" && p.IP == ip {
+			return es.op.ports.detach(n, p)
+		}
+	}
+	return nil
+}
+
+// abandoned tells of an endpoint that nobody will come for its container end:
+// given back, whether or not the engine still says so, or never taken. It notes
+// those that are taken. here are the names of the host's devices.
+func (es endpoints) abandoned(p *port, here map[string]bool) (bool, error) {
+	switch {
+	case p.Peer == "":
+		return false, nil
+	case here[p.Peer]:
+		return p.Taken || time.Duration(sinceBoot()-p.Touched)*time.Second >= es.op.opts.patience, nil
+	case p.Taken:
+		return false, nil
+	}
+	p.Taken = true
+	return false, es.op.save()
+}
