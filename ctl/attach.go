@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -144,7 +145,7 @@ func (ps ports) result(n *network, p *port) (AttachResult, error) {
 	if err != nil {
 		return AttachResult{}, err
 	}
-	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC,
+	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC.String(),
 		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU, DNS: n.nameServer(),
 		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String(), Internal: n.Internal}, nil
 }
@@ -226,7 +227,7 @@ func (ps ports) create(n *network, r AttachRequest, netns link.NetnsID) (*port, 
 	if r.MAC != nil && n.hasMAC(r.MAC) {
 		return nil, tagged(ErrExists, fmt.Sprintf("network %s has a port with the MAC address %s already", n.Name, r.MAC))
 	}
-	if r.MAC != nil && r.MAC.String() == ipam.MAC(n.Gateway).String() {
+	if r.MAC != nil && bytes.Equal(r.MAC, ipam.MAC(n.Gateway)) {
 		return nil, tagged(ErrExists, fmt.Sprintf("MAC address %s is the bridge's", r.MAC))
 	}
 	if err := ps.choose(n, p, r); err != nil {
@@ -247,8 +248,8 @@ func (ps ports) choose(n *network, p *port, r AttachRequest) (err error) {
 	} else if p.IP, err = ps.freeAddr(n, taken); err != nil {
 		return err
 	}
-	if p.MAC = r.MAC.String(); r.MAC == nil {
-		p.MAC = ipam.MAC(p.IP).String()
+	if p.MAC.HardwareAddr = r.MAC; r.MAC == nil {
+		p.MAC.HardwareAddr = ipam.MAC(p.IP)
 	}
 	if p.Port, err = ps.freeName(); err != nil {
 		return err
@@ -297,9 +298,8 @@ func (ps ports) roomFor(n *network) error {
 }
 
 func (n *network) hasMAC(mac net.HardwareAddr) bool {
-	text := mac.String()
 	for _, p := range n.Ports {
-		if p.MAC == text {
+		if bytes.Equal(p.MAC.HardwareAddr, mac) {
 			return true
 		}
 	}

@@ -145,11 +145,7 @@ func (rep repair) portFaults(n *network, p *port, members map[int]link.BridgePor
 	if !programs {
 		return out
 	}
-	dp, err := p.datapath(n)
-	if err == nil {
-		err = rep.op.dp.VerifyPort(dp)
-	}
-	if err != nil {
+	if err := rep.op.dp.VerifyPort(p.datapath(n)); err != nil {
 		out = append(out, fault{fmt.Sprintf("%s: %v", p.Port, err), func() error { return rep.op.ports.tell(n, p) }})
 	}
 	return out

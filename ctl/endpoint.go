@@ -3,7 +3,6 @@ package ctl
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -88,11 +87,7 @@ func (e Engine) EndpointJoin(ctx context.Context, networkName, name, netns strin
 		}
 		p.Touched = sinceBoot()
 		v = endpointView(n, p)
-		mac, err := net.ParseMAC(p.MAC)
-		if err != nil {
-			return fmt.Errorf("reading the state: %w", err)
-		}
-		if err := link.AnnounceARP(n.Index, p.IP, mac); err != nil {
+		if err := link.AnnounceARP(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
 			return err
 		}
 		return op.save()
@@ -154,7 +149,7 @@ func (e Engine) onEndpoint(ctx context.Context, networkName, name string, f func
 }
 
 func endpointView(n *network, p *port) EndpointView {
-	v := EndpointView{Peer: p.Peer, Ifname: p.Ifname, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC, Gateway: n.Gateway, Options: n.Options}
+	v := EndpointView{Peer: p.Peer, Ifname: p.Ifname, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC.String(), Gateway: n.Gateway, Options: n.Options}
 	if n.Internal {
 		v.Gateway = netip.Addr{}
 	}

@@ -1,10 +1,10 @@
 package ctl
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -80,16 +80,12 @@ func (ps ports) createVeth(n *network, p *port, at *plug) error {
 }
 
 // createVethAt makes the pair, with an ifindex of its own or 0: the kernel's choice.
-func (ps ports) createVethAt(n *network, p *port, at *plug, index int) error {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
+func (ps ports) createVethAt(n *network, p *port, at *plug, index int) (err error) {
 	inside := end{ns: at.ns, conn: cmp.Or(at.conn, ps.op.conn), name: cmp.Or(p.Peer, p.Ifname)}
 	p.Index, inside.index, err = ps.op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
-		PeerName: inside.name, PeerMAC: mac, PeerNS: at.ns, MTU: n.MTU})
+		PeerName: inside.name, PeerMAC: p.MAC.HardwareAddr, PeerNS: at.ns, MTU: n.MTU})
 	if err != nil {
-		p.Index = 0 // as before: see detachFromDatapath
+		p.Index = 0 // as before: see untell
 		return err
 	}
 	ps.op.accelerators.prepare(n, p, inside)
@@ -168,24 +164,16 @@ func (ps ports) freeIndex() (int, error) {
 }
 
 func (ps ports) tell(n *network, p *port) error {
-	dp, err := p.datapath(n)
-	if err != nil {
-		return err
-	}
-	if err := ps.op.dp.AttachPort(dp); err != nil {
+	if err := ps.op.dp.AttachPort(p.datapath(n)); err != nil {
 		return fmt.Errorf("attaching the programs to %s: %w", p.Port, err)
 	}
 	return nil
 }
 
 // datapath is what the datapath knows of the port.
-func (p *port) datapath(n *network) (datapath.Port, error) {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return datapath.Port{}, fmt.Errorf("reading the state: %w", err)
-	}
+func (p *port) datapath(n *network) datapath.Port {
 	return datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
-		MAC: mac, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP}, nil
+		MAC: p.MAC.HardwareAddr, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP}
 }
 
 // detachPrograms makes the datapath forget ports. The devices go first, and the
@@ -226,10 +214,6 @@ func (ps ports) untell(p *port) error {
 // join makes the host end a port whose address is known before the first
 // frame, to the bridge and to the host.
 func (ps ports) join(n *network, p *port) error {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
 	if err := ps.op.conn.SetMaster(p.Index, n.Index); err != nil {
 		return fmt.Errorf("adding %s to %s: %w", p.Port, n.Bridge, err)
 	}
@@ -238,7 +222,7 @@ func (ps ports) join(n *network, p *port) error {
 			return fmt.Errorf("setting hairpin mode of %s: %w", p.Port, err)
 		}
 	}
-	if err := ps.op.conn.AddFDB(p.Index, mac); err != nil {
+	if err := ps.op.conn.AddFDB(p.Index, p.MAC.HardwareAddr); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
 	return ps.joinNeighbour(n, p)
@@ -247,11 +231,7 @@ func (ps ports) join(n *network, p *port) error {
 // joinNeighbour tells the kernel which MAC address a port's address has, so that it
 // never asks.
 func (ps ports) joinNeighbour(n *network, p *port) error {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return fmt.Errorf("reading the state: %w", err)
-	}
-	return ps.op.conn.AddNeighbour(n.Index, p.IP, mac)
+	return ps.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr)
 }
 
 // leave takes the neighbours away. The forwarding entries go with the devices.
@@ -426,7 +406,7 @@ func (ps ports) inside(p *port) (ns *link.Netns, d link.Device, err error) {
 	}
 	defer conn.Close()
 	d, err = conn.ByIndex(e.Lower)
-	if err != nil || d.Kind != "veth" || d.MAC.String() != p.MAC {
+	if err != nil || d.Kind != "veth" || !bytes.Equal(d.MAC, p.MAC.HardwareAddr) {
 		ns.Close()
 		return nil, d, fmt.Errorf("the container's end of %s: %w", p.Port, link.ErrNotFound)
 	}

@@ -402,7 +402,7 @@ func (ps *publications) set(p *port, pubs []*publication) error {
 	return ps.reachFromHost()
 }
 
-// unset undoes setPublications, but for the reservation, which goes
+// unset undoes set, but for the reservation, which goes
 // with the record.
 func (ps *publications) unset(p *port, pubs []*publication) error {
 	if ps.op.dp == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -85,7 +86,7 @@ type port struct {
 	Index  int          `json:"index"` // of the host end, 0: not made yet, or not known
 	Ifname string       `json:"ifname"`
 	IP     netip.Addr   `json:"ip"`
-	MAC    string       `json:"mac"`
+	MAC    macAddr      `json:"mac"`
 	Netns  link.NetnsID `json:"netns"`
 	Slow   bool         `json:"slow,omitempty"` // whatever the state of the device
 	// Slowed: what the datapath was told last, which the state of the device
@@ -105,7 +106,7 @@ type port struct {
 	// Peer is what an endpoint's container end is called as long as it is in the
 	// host's namespace: before an engine takes it, and after it gave it back.
 	// Taken: it has been seen elsewhere. Touched is when the engine last said
-	// anything about it, in seconds since boot. See engine.go.
+	// anything about it, in seconds since boot. See endpoint.go.
 	Peer    string `json:"peer,omitempty"`
 	Taken   bool   `json:"taken,omitempty"`
 	Touched int64  `json:"touched,omitempty"`
@@ -120,6 +121,18 @@ type uplink struct {
 	Addr  netip.Addr `json:"addr"`
 	MTU   int        `json:"mtu"`
 	RawIP bool       `json:"raw_ip"` // no Ethernet header
+}
+
+// macAddr is a MAC address, in the file as text: "02:42:ac:1e:00:02".
+type macAddr struct{ net.HardwareAddr }
+
+func (a macAddr) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+func (a *macAddr) UnmarshalText(text []byte) (err error) {
+	if a.HardwareAddr = nil; len(text) > 0 {
+		a.HardwareAddr, err = net.ParseMAC(string(text))
+	}
+	return err
 }
 
 func newState(boot string) *state {

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -127,11 +128,7 @@ func (v verifier) port(n *network, p *port) error {
 	case v.op.dp == nil:
 		return v.datapath()
 	}
-	dp, err := p.datapath(n)
-	if err != nil {
-		return err
-	}
-	if err := v.op.dp.VerifyPort(dp); err != nil {
+	if err := v.op.dp.VerifyPort(p.datapath(n)); err != nil {
 		return broken("%s: %v", p.Port, err)
 	}
 	return nil
@@ -170,7 +167,7 @@ func (v verifier) inside(n *network, p *port, target string, routes []Route) err
 	switch {
 	case ns.ID() != p.Netns || err != nil:
 		return broken("%s has no device %s of ours", target, p.Ifname)
-	case d.MAC.String() != p.MAC:
+	case !bytes.Equal(d.MAC, p.MAC.HardwareAddr):
 		return broken("%s in %s has the MAC address %s, which is not let through: it was given %s", p.Ifname, target, d.MAC, p.MAC)
 	case !d.Up:
 		return broken("%s in %s is down", p.Ifname, target)

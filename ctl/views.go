@@ -67,7 +67,7 @@ func (r *reading) portView(n *network, p *port) (PortView, bool) {
 	if p.Pending || !r.exists(p.Index) {
 		return PortView{}, false
 	}
-	v := PortView{Name: p.Name, Port: p.Port, Network: n.Name, MAC: p.MAC,
+	v := PortView{Name: p.Name, Port: p.Port, Network: n.Name, MAC: p.MAC.String(),
 		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String()}
 	count(&v, r.stats[p.Index])
 	return v, true
