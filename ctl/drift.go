@@ -117,7 +117,7 @@ func (rep repair) quietNetwork(n *network) error {
 // addNeighbours tells the kernel of every port's address again.
 func (rep repair) addNeighbours(n *network) error {
 	for _, p := range n.sortedPorts() {
-		if err := rep.op.ports.joinNeighbour(n, p); err != nil {
+		if err := rep.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,7 @@ type plug struct {
 	conn    *link.Conn  // into ns
 	routes  []Route     // nil: a default route
 	publish []*publication
+	index   int // of the host end, 0: the kernel's choice
 }
 
 // steps is what `attach` does for a port, in order. The programs are on the
@@ -75,14 +76,10 @@ func (ps ports) forget(n *network, ports []*port) error {
 	return ps.op.save()
 }
 
-func (ps ports) createVeth(n *network, p *port, at *plug) error {
-	return ps.createVethAt(n, p, at, 0)
-}
-
-// createVethAt makes the pair, with an ifindex of its own or 0: the kernel's choice.
-func (ps ports) createVethAt(n *network, p *port, at *plug, index int) (err error) {
+// createVeth makes the pair.
+func (ps ports) createVeth(n *network, p *port, at *plug) (err error) {
 	inside := end{ns: at.ns, conn: cmp.Or(at.conn, ps.op.conn), name: cmp.Or(p.Peer, p.Ifname)}
-	p.Index, inside.index, err = ps.op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: index,
+	p.Index, inside.index, err = ps.op.conn.CreateVeth(link.Veth{Name: p.Port, Alias: ownerMark(n.Name), Index: at.index,
 		PeerName: inside.name, PeerMAC: p.MAC.HardwareAddr, PeerNS: at.ns, MTU: n.MTU})
 	if err != nil {
 		p.Index = 0 // as before: see untell
@@ -125,14 +122,13 @@ func (ps ports) attachPrograms(n *network, p *port, at *plug) error {
 	if !errors.Is(err, datapath.ErrSlotTaken) {
 		return err
 	}
-	index, err := ps.freeIndex()
-	if err != nil {
+	if at.index, err = ps.freeIndex(); err != nil {
 		return err
 	}
 	if err := ps.op.conn.Delete(p.Index); err != nil {
 		return fmt.Errorf("deleting %s: %w", p.Port, err)
 	}
-	if err := ps.createVethAt(n, p, at, index); err != nil {
+	if err := ps.createVeth(n, p, at); err != nil {
 		return err
 	}
 	return ps.tell(n, p)
@@ -225,13 +221,7 @@ func (ps ports) join(n *network, p *port) error {
 	if err := ps.op.conn.AddFDB(p.Index, p.MAC.HardwareAddr); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
-	return ps.joinNeighbour(n, p)
-}
-
-// joinNeighbour tells the kernel which MAC address a port's address has, so that it
-// never asks.
-func (ps ports) joinNeighbour(n *network, p *port) error {
-	return ps.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr)
+	return ps.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr) // the kernel never asks
 }
 
 // leave takes the neighbours away. The forwarding entries go with the devices.
