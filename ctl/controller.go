@@ -151,36 +151,9 @@ func (in *instance) identity() statedir.Identity {
 	return statedir.Identity{Netns: in.netns, Boot: in.boot, Pins: in.pins}
 }
 
-// Netns is an open network namespace, for commands that start in another one.
-type Netns struct {
-	ns *link.Netns
-}
-
-// OpenNetns opens a path, netns:NAME or pid:N. The error wraps link.ErrGone or
-// link.ErrNotNetns.
-func OpenNetns(target string) (*Netns, error) {
-	ns, err := link.OpenTarget(target)
-	if err != nil {
-		return nil, err
-	}
-	return &Netns{ns}, nil
-}
-
-// Close gives the namespace up.
-func (n *Netns) Close() { n.ns.Close() }
-
-// Current reports whether the calling thread is in the namespace.
-func (n *Netns) Current() bool {
-	now, err := link.Current()
-	if err != nil {
-		return false
-	}
-	defer now.Close()
-	return now.ID() == n.ns.ID()
-}
-
-// Enter moves the calling thread, which must be locked, into the namespace.
-func (n *Netns) Enter() error { return n.ns.Enter() }
+// OpenNetns opens a path, netns:NAME or pid:N, for commands that start in another
+// namespace. The error wraps link.ErrGone or link.ErrNotNetns.
+func OpenNetns(target string) (*link.Netns, error) { return link.OpenTarget(target) }
 
 // RaiseLoopback raises lo in a namespace that gets no port.
 func RaiseLoopback(target string) error {

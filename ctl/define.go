@@ -230,15 +230,6 @@ func (nets networks) discardDefinition(name string, why error) error {
 	return nil
 }
 
-// view is the view of one network inside a mutating operation.
-func (nets networks) view(n *network) (NetworkView, error) {
-	r, err := nets.op.look()
-	if err != nil {
-		return NetworkView{}, err
-	}
-	return r.network(n), nil
-}
-
 // usedAddrs are the addresses that a new network may collide with. A subnet that
 // fastbr chooses overlaps none of them. One that somebody has fixed (a user, an
 // engine's IPAM, a definition) is their word: a route that covers it, or lies in

@@ -262,7 +262,7 @@ func (op *operation) refresh(quiet bool) error {
 	if err := errors.Join(op.uplinks.sync(quiet), op.repair.mend(quiet)); err != nil {
 		return err
 	}
-	if err := op.repair.op.slow.sync(); err != nil {
+	if err := op.slow.sync(); err != nil {
 		return err
 	}
 	if err := op.accelerators.sync(quiet); err != nil {

@@ -32,7 +32,7 @@ func (c *Controller) SetPort(ctx context.Context, networkName, name string, want
 		if err := op.save(); err != nil {
 			return err
 		}
-		return op.repair.op.slow.sync() // which tells the datapath
+		return op.slow.sync() // which tells the datapath
 	})
 }
 

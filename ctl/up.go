@@ -201,7 +201,7 @@ func (nets networks) raiseDescribed(name string, nr NetworkRequest) (*network, e
 	if err != nil {
 		return nil, err
 	}
-	n, err := nets.op.networks.raise(name, def, nr, InstanceRequest{}, false)
+	n, err := nets.raise(name, def, nr, InstanceRequest{}, false)
 	if err == nil {
 		nets.op.firewall.warn()
 	}
@@ -303,5 +303,5 @@ func (nets networks) downUndefined(n *network) error {
 	if err != nil || def != nil || n.Name == DefaultNetwork {
 		return err
 	}
-	return nets.op.networks.down(n)
+	return nets.down(n)
 }

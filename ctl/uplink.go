@@ -290,25 +290,6 @@ func (us uplinks) conflict(u uplink) string {
 	return ""
 }
 
-// uplinkMTU is the smallest MTU of the uplinks, 1500 without any.
-func uplinkMTU(uplinks []uplink) int {
-	if len(uplinks) == 0 {
-		return 1500
-	}
-	return slices.MinFunc(uplinks, func(a, b uplink) int { return a.MTU - b.MTU }).MTU
-}
-
-// uplinkKind is what the packets of an uplink begin with.
-func uplinkKind(rawIP bool) string {
-	if rawIP {
-		return "raw ip"
-	}
-	return "ethernet"
-}
-
-// ownerMark is the ifalias of the devices of a network.
-func ownerMark(network string) string { return "fastbr:" + network }
-
 // add attaches the uplinks found before the first step.
 func (us uplinks) add(uplinks []uplink) error {
 	if len(uplinks) == 0 {
@@ -378,3 +359,22 @@ func (us uplinks) notes() (out []string) {
 	}
 	return out
 }
+
+// uplinkMTU is the smallest MTU of the uplinks, 1500 without any.
+func uplinkMTU(uplinks []uplink) int {
+	if len(uplinks) == 0 {
+		return 1500
+	}
+	return slices.MinFunc(uplinks, func(a, b uplink) int { return a.MTU - b.MTU }).MTU
+}
+
+// uplinkKind is what the packets of an uplink begin with.
+func uplinkKind(rawIP bool) string {
+	if rawIP {
+		return "raw ip"
+	}
+	return "ethernet"
+}
+
+// ownerMark is the ifalias of the devices of a network.
+func ownerMark(network string) string { return "fastbr:" + network }

@@ -152,6 +152,15 @@ func builtIn() []NetworkView {
 	return []NetworkView{mode("host", "host", "0"), mode("none", "null", "f")}
 }
 
+// view is the view of one network inside a mutating operation.
+func (nets networks) view(n *network) (NetworkView, error) {
+	r, err := nets.op.look()
+	if err != nil {
+		return NetworkView{}, err
+	}
+	return r.network(n), nil
+}
+
 // looking runs f on a reading. An uplink that has appeared since there was none
 // is taken up before: so much does every command for an instance.
 func (c *Controller) looking(ctx context.Context, f func(*reading) error) error {

@@ -198,6 +198,16 @@ func (n *Netns) ID() NetnsID { return n.id }
 // Close releases the namespace.
 func (n *Netns) Close() { n.file.Close() }
 
+// Current reports whether the calling thread is in the namespace.
+func (n *Netns) Current() bool {
+	now, err := Current()
+	if err != nil {
+		return false
+	}
+	defer now.Close()
+	return now.ID() == n.ID()
+}
+
 // Do runs f on a thread inside the namespace. The thread is never used again,
 // so nothing that f does to it has an effect elsewhere.
 func (n *Netns) Do(f func() error) error {
