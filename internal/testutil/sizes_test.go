@@ -26,7 +26,6 @@ var larger = map[string]struct {
 	"datapath.Datapath":              {84, "the door to the programs; each file has one topic"},
 	"datapath/internal/natmodel.NAT": {57, "one NAT; cut into files as the programs are"},
 	"internal/lab.Namespace":         {47, "one line each: what ip(8) and friends do in a namespace"},
-	"ctl/link.Conn":                  {41, "one line each: what netlink can do"},
 }
 
 func allowed(name string, most int) int { return max(most, larger[name].most) }
