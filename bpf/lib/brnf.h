@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whether netfilter looks at the frames of a bridge: chains of the bridge family (nft,
- * ebtables), or iptables by way of br_netfilter, which the namespace's switches
- * net.bridge.bridge-nf-call-* and the bridge's own turn on. Then more than MAC addresses
- * decides where a frame goes.
+/* Whether netfilter sees the frames of a bridge: through chains of the bridge family (nft,
+ * ebtables), or through iptables and br_netfilter. The namespace's switches
+ * net.bridge.bridge-nf-call-* turn the latter on, or the bridge's own flag. More than MAC
+ * addresses then decides where a frame goes.
  *
- * Anybody may turn a switch, make a chain, or load the module, at any time, and no process
- * need be there to notice. So the programs look by themselves, once a jiffy for each bridge,
- * when the bridge has carried a frame: the switch is where the sysctl's own entry says,
- * which is found as the kernel finds it.
+ * Anybody may set a switch, add a chain or load the module at any time, and no process may
+ * be running to notice. So the programs look themselves, once a jiffy for each bridge, when
+ * the bridge has carried a frame. They find the sysctl's entry as the kernel does.
  */
 #ifndef FBR_BRNF_H
 #define FBR_BRNF_H
@@ -19,7 +18,7 @@
 #define FBR_SYSCTL_DEPTH 16 /* levels of a tree that holds one directory */
 #define FBR_SYSCTL_NAME  24 /* bytes compared: enough to tell the names apart */
 #define FBR_BRNF_LANES   64
-#define FBR_HOOKS_MAX    8 /* looked at; more are somebody's in any case */
+#define FBR_HOOKS_MAX    8 /* hooks looked at; one beyond these is somebody's in any case */
 
 /* The result of the last look at a bridge. */
 static struct fbr_brnf {
@@ -96,7 +95,7 @@ static __always_inline bool fbr_sysctl_set(struct ctl_dir *dir, const struct fbr
 	 }){ text }                           \
 		 .name)
 
-/* Whether br_netfilter has frames of the bridge of the device dev call iptables. */
+/* Whether br_netfilter calls iptables for frames of the bridge that dev is a port of. */
 static __always_inline bool fbr_brnf_calls(struct net *net, struct net_device *dev)
 {
 	struct fbr_sysctl_name path[2] = { FBR_NAME("net"), FBR_NAME("bridge") };
@@ -128,8 +127,8 @@ static __always_inline bool fbr_brnf_calls(struct net *net, struct net_device *d
 }
 
 /* Whether a hook is one of br_netfilter's own (br_nf_ops in br_netfilter_hooks.c), which
- * are there wherever a bridge is: NF_BR_PRI_BRNF, one before it, or NF_BR_PRI_LAST.
- * Nobody else who has none of nft's types uses these.
+ * exist wherever a bridge does. Their priorities are NF_BR_PRI_BRNF, one before it, and
+ * NF_BR_PRI_LAST. No other hook without one of nft's types has these.
  */
 static __always_inline bool fbr_hook_brnf(struct nf_hook_ops *ops)
 {
@@ -140,7 +139,7 @@ static __always_inline bool fbr_hook_brnf(struct nf_hook_ops *ops)
 		priority == NF_BR_PRI_LAST);
 }
 
-/* Whether somebody hooks into the bridge family where frames between ports pass. */
+/* Whether the bridge family has hooks that frames between ports pass. */
 static __always_inline bool fbr_bridge_hooked(struct net *net)
 {
 	__u32 at, i;
@@ -171,7 +170,7 @@ static __always_inline bool fbr_bridge_hooked(struct net *net)
 	return false;
 }
 
-/* Looks at the bridge of the packet's device, one of its ports. */
+/* Looks at the bridge that the packet's device is a port of. */
 __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
@@ -181,7 +180,7 @@ __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 	return fbr_bridge_hooked(net) || fbr_brnf_calls(net, dev);
 }
 
-/* Whether netfilter sees an IPv4 frame that this bridge carries from port to port. */
+/* Whether netfilter sees an IPv4 frame that this bridge carries between two ports. */
 static __always_inline bool fbr_brnf_sees(struct __sk_buff *skb, __u32 bridge)
 {
 	struct fbr_brnf *b = &fbr_brnf[bridge % FBR_BRNF_LANES];

@@ -118,7 +118,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		__be32 daddr = ip->daddr;
 		struct fbr_dev *t = fbr_pair_hit(p, c, eth->h_dest);
 
-		/* Between two ports of one bridge: the frame as it is, into the other container. */
+		/* Between two ports of one bridge: straight into the other container, unchanged. */
 		if (t && fbr_beside(p, t, daddr)) {
 			fbr_count_rx(skb, p, FBR_FAST);
 			fbr_count_tx(skb, t, FBR_FAST);

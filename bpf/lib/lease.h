@@ -18,8 +18,8 @@ static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const stru
 	return f->granted > c->revoked_at && now - f->granted < f->lease_len;
 }
 
-/* The length of a new lease in jiffies, jittered by +-25 % so that many do not end in
- * one moment.
+/* The length of a new lease in jiffies. It varies by +-25 %, so that many leases do not end
+ * at the same moment.
  */
 static __always_inline __u32 fbr_lease_len(const struct fbr_conf *c)
 {
@@ -34,8 +34,8 @@ static __always_inline void fbr_lease_end(struct fbr_flow *f)
 
 /* Grants a lease to the entry under k. macs points to 12 bytes, destination and source,
  * from the frame that the kernel built. If the MACs have changed, the old lease is ended
- * first, so that no other CPU sends with a half-written pair. The lease lasts left jiffies at
- * most: no lease outlives its session.
+ * first, so that no other CPU sends with a half-written pair. The lease lasts at most left
+ * jiffies: no lease outlives its session.
  */
 static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct fbr_flow *f,
 					    const struct fbr_conf *c, const __u8 *macs, __u32 oif,

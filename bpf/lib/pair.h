@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Leases for pairs of ports. Where nothing but MAC addresses decides about a frame
- * between two ports of one bridge, its fast path has one lease for both flows and
- * protocols: granted when the kernel's bridge has carried a frame of the one port to the
- * other's last hook (fbr_port_out). So isolated ports, states of the spanning tree, VLANs,
- * a port that has left its bridge and a bridge that is down are honoured within a lease.
+/* Leases for pairs of ports of one bridge.
+ *
+ * Where only MAC addresses decide about a frame, the fast path has one lease for all flows
+ * and protocols from one port to another. It is granted when a frame that the kernel's
+ * bridge has carried reaches the other port's last hook (fbr_port_out). So the fast path
+ * follows isolated ports, spanning tree states, VLANs, a port that has left its bridge and
+ * a bridge that is down, within the length of a lease.
  */
 #ifndef FBR_PAIR_H
 #define FBR_PAIR_H
 
-#include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
-#include "../include/bpf/bpf_helpers.h"
 #include "brnf.h"
 #include "clock.h"
 #include "device.h"
@@ -21,18 +21,18 @@
 
 #define FBR_PAIR_BITS 12 /* of a hash of a pair */
 
-/* What the port from sends to the MAC address that ends with these four bytes goes to
- * the port to. The lease (granted) is written last.
+/* Frames that port from sends to the MAC address with this end go to port to. The lease
+ * (granted) is written last.
  */
 struct fbr_pair {
 	__u64 granted; /* jiffies; 0: no lease */
 	__u32 from;    /* ifindex */
-	__u32 end;     /* of the MAC address: what ports differ in */
+	__u32 end;     /* the last four bytes of the MAC address: ports differ in these */
 	__u32 to;      /* ifindex */
 	__u32 lease_len;
 };
 
-/* fbr_pair[hash of from and end]: two pairs, so that two with one hash are both fast */
+/* fbr_pair[hash of from and end]: two pairs, so that two with the same hash are both fast */
 struct fbr_pairs {
 	struct fbr_pair way[2];
 };
@@ -62,8 +62,8 @@ static __always_inline bool fbr_pair_valid(__u64 granted, __u32 len, const struc
 	return granted > c->revoked_at && now - granted < len;
 }
 
-/* Whether a port may send to another one of its bridge: in an internal network only what
- * is for its address.
+/* Whether a port may send a packet to another port of its bridge. In an internal network it
+ * must be addressed to that port's container.
  */
 static __always_inline bool fbr_beside(const struct fbr_dev *p, const struct fbr_dev *t,
 				       __be32 daddr)
@@ -71,8 +71,8 @@ static __always_inline bool fbr_beside(const struct fbr_dev *p, const struct fbr
 	return t->bridge == p->bridge && (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr);
 }
 
-/* The port that a frame of p's to a MAC address may go straight to, or NULL. The lease
- * is read before the pair: whoever writes another pair there takes it away first.
+/* The port that a frame from p to this MAC address may go straight to, or NULL. The lease
+ * is read before the pair: whoever writes another pair there ends the lease first.
  */
 static __always_inline struct fbr_dev *fbr_pair_hit(const struct fbr_dev *p,
 						    const struct fbr_conf *c, const __u8 *mac)
@@ -109,7 +109,7 @@ static __always_inline __u32 fbr_device_mtu(struct __sk_buff *skb)
 	return dev ? dev->mtu : 0;
 }
 
-/* Whether the kernel's bridge has carried a frame as it is from a port to another, and
+/* Whether the kernel's bridge has carried this frame unchanged between the two ports, and
  * would do the same with any other.
  */
 static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct fbr_dev *from,
@@ -124,8 +124,8 @@ static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct
 	       fbr_mac_equal(dst, to->mac) && !fbr_brnf_sees(skb, to->bridge);
 }
 
-/* Grants the lease of the pair that a delivered frame has been carried between. The
- * place of a pair whose lease lasts is not taken: a third one waits.
+/* Grants the lease of the pair that a delivered frame was carried between. A pair whose
+ * lease is still valid keeps its place: a third one with the same hash waits.
  */
 __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *from,
 				const struct fbr_dev *to)

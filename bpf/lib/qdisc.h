@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Whether a port's device has a queueing discipline, tc filters or chains of nft's netdev
- * family, which a redirect to it would bypass.
+ * family. A redirect to the device would bypass them.
  *
  * Every packet that passes the port off the fast path asks the kernel's own device. So no
  * process has to notice a shaper that is added later, for example by a later plugin of a
- * CNI chain. The control plane asks the same by netlink, but for chains (FBR_DEV_SLOW).
+ * CNI chain. The control plane asks the same by netlink, except for chains (FBR_DEV_SLOW).
  */
 #ifndef FBR_QDISC_H
 #define FBR_QDISC_H
@@ -26,7 +26,7 @@ static __always_inline bool fbr_hook_filtered(struct bpf_mprog_entry *e)
 	return t->miniq;
 }
 
-/* Whether nft's netdev family has chains there. */
+/* Whether the device has chains of nft's netdev family. */
 static __always_inline bool fbr_device_chained(struct net_device *dev)
 {
 	return (bpf_core_field_exists(dev->nf_hooks_ingress) && dev->nf_hooks_ingress) ||
@@ -48,8 +48,8 @@ static __always_inline bool fbr_device_queues(struct __sk_buff *skb)
 }
 
 /* Chooses the path of p, the port whose device the packet is at: the kernel's path while
- * the device has a queue or filters. Returns whether it is the kernel's path, for whatever
- * reason.
+ * the device has a queue, filters or chains. Returns whether it is the kernel's path, for
+ * whatever reason.
  */
 __fbr_global bool fbr_choose_path(struct __sk_buff *skb, struct fbr_dev *p)
 {
