@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -293,7 +294,7 @@ func TestDemoInterrupted(t *testing.T) {
 			break
 		}
 	}
-	time.Sleep(time.Second) // into the first iperf3
+	waitFor(t, h.Ctx, "a client of iperf3", func() bool { return hasChild(c.Process.Pid, "iperf3", "-c") })
 	if err := c.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -315,4 +316,20 @@ func TestDemoInterrupted(t *testing.T) {
 			t.Errorf("left behind: %v", left)
 		}
 	}
+}
+
+// hasChild tells whether a process has a child with all these words in its command line.
+func hasChild(pid int, words ...string) bool {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		children, _ := os.ReadFile(list)
+		for child := range strings.FieldsSeq(string(children)) {
+			line, _ := os.ReadFile("/proc/" + child + "/cmdline")
+			argv := strings.Split(string(line), "\x00")
+			if !slices.ContainsFunc(words, func(w string) bool { return !slices.Contains(argv, w) }) {
+				return true
+			}
+		}
+	}
+	return false
 }
