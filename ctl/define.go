@@ -46,6 +46,14 @@ func (d Definition) natPolicy() datapath.NATPolicy {
 	return natPolicy(d.NATMapping, d.NATFiltering, d.NATOnExhaustion).WithDefaults()
 }
 
+// nameServer is who answers the containers' questions for names, or "".
+func (d Definition) nameServer() string {
+	if d.NoDNS {
+		return ""
+	}
+	return d.Gateway.String()
+}
+
 // define completes a request to a definition. used are the addresses that the
 // host and other networks have; the note, if any, is for the user.
 func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {

@@ -17,11 +17,17 @@ type AcceptRule struct {
 	What    string `json:"what"` // "what is forwarded", "questions for names", "everything"
 }
 
-// host describes what the host's packet filter has to do with.
-func (pf packetFilter) host() (h firewall.Host) {
+// networks describes the networks of the instance.
+func (pf packetFilter) networks() (out []firewall.Network) {
 	for _, name := range pf.op.st.networkNames() {
-		h.Networks = append(h.Networks, pf.op.st.Networks[name].filtered())
+		out = append(out, pf.op.st.Networks[name].filtered())
 	}
+	return out
+}
+
+// host describes what the host's packet filter has to do with.
+func (pf packetFilter) host() firewall.Host {
+	h := firewall.Host{Networks: pf.networks()}
 	for _, u := range pf.op.st.Uplinks {
 		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
 	}
@@ -46,11 +52,11 @@ func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Brid
 // open lets the networks' packets through where the host drops what no rule
 // accepts. dockerd, ufw and firewalld set that whenever they start, so every mutating
 // command looks.
-func (pf packetFilter) open() error { return firewall.Ensure(pf.host().Networks, pf.op.say) }
+func (pf packetFilter) open() error { return firewall.Ensure(pf.networks(), pf.op.say) }
 
 // acceptRules lists what lets the networks' packets through now.
 func (pf packetFilter) acceptRules() ([]AcceptRule, error) {
-	rules, err := firewall.Rules(pf.host().Networks)
+	rules, err := firewall.Rules(pf.networks())
 	out := []AcceptRule{}
 	for _, r := range rules {
 		out = append(out, AcceptRule(r))

@@ -57,14 +57,6 @@ func (n *Names) Zones() ([]Zone, error) {
 	return n.zones, nil
 }
 
-// nameServer is who answers the containers' questions for names, or "".
-func (d Definition) nameServer() string {
-	if d.NoDNS {
-		return ""
-	}
-	return d.Gateway.String()
-}
-
 func (st *state) zones() (out []Zone) {
 	for _, name := range st.networkNames() {
 		d := st.Networks[name]

@@ -165,7 +165,7 @@ func (s *scriptHost) inside(n *testutil.Netns) func(*testscript.TestScript, bool
 func (s *scriptHost) traces() string {
 	cmd := exec.Command("nsenter", "--net="+s.host.Path(), "sh", "-c",
 		"ip -o link | cut -d' ' -f2; ip -4 route show table all | sed 's/ linkdown//'; nft list ruleset; sysctl net.ipv4.ip_forward net.ipv4.ip_local_reserved_ports")
-	out, _ := cmd.CombinedOutput()
+	out, _ := cmd.Output() // not stderr, where ip complains of a peer's namespace that is just going
 	var files []string
 	for _, root := range []string{s.state, s.bpffs} {
 		_ = filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
