@@ -11,9 +11,9 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// fault is something of ours that is not as it was made: another program or an
-// admin has changed it since. The devices are ours like docker0 is Docker's:
-// whatever the reason, they are put right, and the user is told.
+// fault is something of ours that another program or an admin has changed since it was
+// made. The devices are ours as docker0 is Docker's: whatever the reason, they are put
+// right, and the user is told.
 type fault struct {
 	what string
 	mend func() error
@@ -65,8 +65,7 @@ func (rep repair) faults(thorough bool) ([]fault, error) {
 	return out, nil
 }
 
-// bridgeFaults looks at the device of a network, the first of whose properties
-// everything else hangs on.
+// bridgeFaults looks at the bridge of a network.
 func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 	d, err := rep.op.host.device(n.Index)
 	if errors.Is(err, link.ErrNotFound) {
@@ -104,8 +103,8 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 	return out, nil
 }
 
-// quietNetwork takes IPv6 from a bridge again, and from its ports: it mostly comes
-// to all devices at once.
+// quietNetwork takes IPv6 from a bridge again, and from its ports: who turns it on
+// mostly does so for all devices at once.
 func (rep repair) quietNetwork(n *network) error {
 	errs := []error{hostconf.QuietIPv6(n.Bridge)}
 	for _, p := range n.Ports {

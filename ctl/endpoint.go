@@ -260,9 +260,9 @@ func (es endpoints) evict(n *network, ip netip.Addr) error {
 	return nil
 }
 
-// abandoned tells of an endpoint that nobody will come for its container end:
-// given back, whether or not the engine still says so, or never taken. It notes
-// those that are taken. here are the names of the host's devices.
+// abandoned reports whether nobody will come for the container end of an endpoint any
+// more: the engine has given it back, whether or not it says so, or has never taken it.
+// It notes those that are taken. here are the names of the host's devices.
 func (es endpoints) abandoned(p *port, here map[string]bool) (bool, error) {
 	switch {
 	case p.Peer == "":

@@ -69,9 +69,9 @@ func (in *instance) read(ctx context.Context, f func(*operation) error) error {
 	return f(op)
 }
 
-// mutate runs f alone, on a state that was made sound before, on a host that was
-// looked at again: whatever an operation changes, it also mends what other programs
-// have changed since the last.
+// mutate runs f while nobody else reads or changes the instance. Before that it makes
+// the state sound and looks at the host again: whatever an operation changes, it also
+// mends what other programs have changed since the last one.
 func (in *instance) mutate(ctx context.Context, f func(*operation) error) error {
 	return in.mutateWith(ctx, mutation{}, f)
 }
@@ -153,8 +153,8 @@ func (in *instance) mutateWith(ctx context.Context, m mutation, f func(*operatio
 	return nil
 }
 
-// usableState is loadState for who may change the state: a damaged one is set
-// aside, and the rest of it, and of the one before, is used.
+// usableState is loadState for whoever may change the state. It sets a damaged state
+// aside, and uses what is left of it and of the one before.
 func (in *instance) usableState() (st *state, salvaged bool, err error) {
 	st, err = loadState(in.statePath(), in.boot)
 	if !errors.Is(err, errDamaged) {
@@ -181,8 +181,8 @@ func (in *instance) setAside(path string) error {
 // aside is what a damaged file is called from then on.
 func aside(path string) string { return path + ".damaged" }
 
-// begin opens what a state speaks of. evenStale is to call pins stale that
-// cannot be opened.
+// begin opens what a state speaks of. With evenStale, pins that cannot be opened count
+// as stale.
 func (in *instance) begin(ctx context.Context, st *state, evenStale bool) (_ *operation, err error) {
 	op := &operation{instance: in, ctx: ctx, st: st}
 	if op.conn, err = link.Open(); err != nil {

@@ -273,9 +273,9 @@ func (ps *publications) choose(o *Owner, r PublishRequest, there []published, ot
 	return nil, tagged(ErrExists, fmt.Sprintf("none of the host ports %d-%d/%s is free: %v", r.First, r.Last, r.Proto, err))
 }
 
-// checkFree says whether the host ports are anybody's: published there, one of
-// the others', or a socket's. A socket that the engine holds a port with is no
-// obstacle to the engine.
+// checkFree refuses host ports that somebody has: a publication in there, one in
+// others, or a socket of the host. A socket with which the engine itself holds a port
+// does not count.
 func (ps *publications) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
 	for _, x := range others {
 		if pub.overlaps(x) {
@@ -301,16 +301,16 @@ func (ps *publications) checkFree(o *Owner, pub *publication, there []published,
 	return err
 }
 
-// leadsHere refuses a host address by which nobody outside would reach what is
-// published on it: that of a device whose packets the programs do not see.
-// An address of no network, such as one of loopback, comes by any device.
+// leadsHere refuses the address of a device that is no uplink: the programs do not see
+// its packets, so nobody outside would reach what is published there. Packets to an
+// address that lies in no network, such as one of loopback, may come by any device.
 func (ps *publications) leadsHere(host netip.Addr) error {
 	if !host.IsValid() || host.IsLoopback() || len(ps.op.st.Uplinks) == 0 {
 		return nil
 	}
 	devices, err := ps.op.conn.WithAddr(host)
 	if err != nil || len(devices) == 0 {
-		return err // to be no address of the host's is found by trying
+		return err // an address that the host does not have is refused when a socket is bound to it
 	}
 	for _, d := range devices {
 		uplink := slices.ContainsFunc(ps.op.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })

@@ -77,9 +77,9 @@ func (rep repair) recover(thorough bool) error {
 	return nil
 }
 
-// allThere says whether every bridge and every port has a device, in the
-// shortest way: their indexes, which the kernel gives to no other so soon, are
-// among those with a queue. An endpoint needs a closer look.
+// allThere reports whether every bridge and every port has a device, by the shortest
+// listing: that of queues. It compares ifindexes alone, since the kernel does not soon
+// give one to another device. An endpoint needs a closer look.
 func (rep repair) allThere() (bool, error) {
 	queues, err := rep.op.host.shaped()
 	if err != nil {
@@ -177,8 +177,8 @@ func (rep repair) rebuildNetwork(n *network, bridgeThere bool) error {
 // reattach gives a port whose device still exists its bridge and programs back.
 func (rep repair) reattach(n *network, p *port) error { return rebuild(rep.op.ports.steps(n, nil, p)) }
 
-// settle ends the doubt about what a salvaged state calls unfinished, which may
-// have been finished since: what is there in full is.
+// settle looks at what a salvaged state calls unfinished. It may have been finished
+// since: what the kernel and the datapath have in full counts as done.
 func (rep repair) settle() {
 	if rep.op.dp == nil {
 		return

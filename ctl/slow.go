@@ -39,8 +39,9 @@ func (c *Controller) SetPort(ctx context.Context, networkName, name string, want
 // slowPorts decides which ports take the kernel's path, whatever the programs could do.
 type slowPorts struct{ op *operation }
 
-// sync tells the datapath which ports a redirect would do wrong by: those
-// with a qdisc or filters, and those without carrier.
+// sync tells the datapath which ports are slow: those that asked for it, those with a
+// queueing discipline or filters, which a redirect would bypass, and those without
+// carrier.
 func (sp slowPorts) sync() error {
 	queues, err := sp.op.host.shaped()
 	if err != nil {
@@ -70,7 +71,7 @@ func (sp slowPorts) sync() error {
 	return sp.op.save()
 }
 
-// why says for each reason why a port takes the kernel's path; empty: it does not.
+// why lists the reasons for which a port takes the kernel's path; empty: it does not.
 func (sp slowPorts) why(p *port) ([]string, error) {
 	why := []string{}
 	switch {

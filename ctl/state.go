@@ -227,7 +227,7 @@ func (st *state) save(path string) error {
 		err = st.write(unfinished(path))
 	}
 	if err == nil {
-		// What is worse than no copy of the state is no state: an error is none.
+		// The state is saved even where the copy of the former one cannot be made.
 		_ = os.Remove(former(path))
 		_ = os.Link(path, former(path))
 		err = os.Rename(unfinished(path), path)

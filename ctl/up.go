@@ -10,7 +10,7 @@ import (
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
-// networks brings them up and takes them down.
+// networks brings networks up, takes them down, and finds them.
 type networks struct{ op *operation }
 
 // Up brings a network up, the instance with the first one. Up of what is up
