@@ -17,6 +17,9 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
+//go:generate go tool bpf2go -tags linux -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -mcpu=v3 -fno-strict-aliasing" pps ../bpf/bench/pps.bpf.c
+//go:generate go tool bpf2go -tags linux -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -mcpu=v3 -fno-strict-aliasing" conn ../bpf/bench/conn.bpf.c
+
 // stream describes the generator's frames.
 type stream struct {
 	srcMAC, dstMAC net.HardwareAddr
