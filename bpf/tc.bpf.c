@@ -8,6 +8,7 @@
 #include "lib/from_port.h"
 #include "lib/from_uplink.h"
 #include "lib/guard.h"
+#include "lib/hop.h"
 #include "lib/refusal.h"
 #include "lib/to_port.h"
 #include "lib/to_uplink.h"
@@ -90,6 +91,15 @@ SEC("netfilter")
 int fbr_defrag(struct bpf_nf_ctx *ctx)
 {
 	return NF_ACCEPT;
+}
+
+/* The kernel has heard of a neighbour's hardware address, by ARP or otherwise: in any
+ * network namespace.
+ */
+SEC("tp_btf/neigh_update_done")
+int fbr_neighbour(__u64 *ctx)
+{
+	return fbr_hop_heard((struct neighbour *)ctx[0]);
 }
 
 #include "cgroup.bpf.c"

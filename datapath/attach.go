@@ -120,8 +120,9 @@ func detachNow(l link.Link) error {
 	return err
 }
 
-// AttachGuard makes sure that the netfilter links exist in the current network
-// namespace. Create has already called it.
+// AttachGuard makes sure that the links of the network namespace exist: those of
+// netfilter, in the current one, and the one that follows its neighbours. Create has
+// already called it.
 func (d *Datapath) AttachGuard() error {
 	return errors.Join(d.attachInput(false), d.attachGuard(false))
 }
@@ -139,8 +140,8 @@ func (d *Datapath) attachInput(renew bool) error {
 	}, renew)
 }
 
-// attachGuard attaches the other netfilter links. renew replaces existing ones,
-// because netfilter links cannot be updated: the new one is attached before the
+// attachGuard attaches the other links of the namespace. renew replaces existing ones,
+// because links of these kinds cannot be updated: the new one is attached before the
 // old one goes.
 func (d *Datapath) attachGuard(renew bool) error {
 	guard := link.NetfilterOptions{
@@ -154,6 +155,9 @@ func (d *Datapath) attachGuard(renew bool) error {
 	return errors.Join(
 		attachNetfilter(linkPath(d.dir, guardLink), guard, renew),
 		attachNetfilter(linkPath(d.dir, defragLink), d.defragOptions(), renew),
+		attachAnew(linkPath(d.dir, neighboursLink), renew, func() (link.Link, error) {
+			return link.AttachTracing(link.TracingOptions{Program: d.progs.FbrNeighbour})
+		}),
 	)
 }
 
@@ -172,6 +176,23 @@ func (d *Datapath) defragOptions() link.NetfilterOptions {
 const priorities = 16
 
 func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error {
+	return attachAnew(path, renew, func() (l link.Link, err error) {
+		for range priorities {
+			if l, err = link.AttachNetfilter(opts); !errors.Is(err, unix.EBUSY) {
+				break
+			}
+			opts.Priority++
+		}
+		if err != nil {
+			err = fmt.Errorf("attaching %s: %w", opts.Program.String(), err)
+		}
+		return l, err
+	})
+}
+
+// attachAnew makes sure that a link that cannot be updated is pinned under path.
+// renew replaces an existing one by what attach makes.
+func attachAnew(path string, renew bool, attach func() (link.Link, error)) error {
 	if _, err := os.Stat(path); err == nil && !renew {
 		return nil
 	}
@@ -179,16 +200,9 @@ func attachNetfilter(path string, opts link.NetfilterOptions, renew bool) error 
 	if err := detach(tmp); err != nil { // left by a killed upgrade
 		return err
 	}
-	var l link.Link
-	err := error(unix.EBUSY)
-	for range priorities {
-		if l, err = link.AttachNetfilter(opts); !errors.Is(err, unix.EBUSY) {
-			break
-		}
-		opts.Priority++
-	}
+	l, err := attach()
 	if err != nil {
-		return fmt.Errorf("attaching %s: %w", opts.Program.String(), err)
+		return err
 	}
 	if err := l.Pin(tmp); err != nil {
 		return errors.Join(fmt.Errorf("pinning %s: %w", tmp, err), l.Close())

@@ -105,6 +105,14 @@ type injectedFbrFragKey struct {
 	In    uint8
 }
 
+type injectedFbrHop struct {
+	_    structs.HostLayout
+	Oif  uint32
+	Addr [4]uint32
+	Mac  [6]uint8
+	Pad  uint16
+}
+
 type injectedFbrInjected struct {
 	_      structs.HostLayout
 	Now    uint64
@@ -299,6 +307,7 @@ const (
 	injectedMapFbrFragVia        = "fbr_frag_via"
 	injectedMapFbrFree           = "fbr_free"
 	injectedMapFbrHair           = "fbr_hair"
+	injectedMapFbrHops           = "fbr_hops"
 	injectedMapFbrHosts          = "fbr_hosts"
 	injectedMapFbrInjected       = "fbr_injected"
 	injectedMapFbrLocal          = "fbr_local"
@@ -332,6 +341,7 @@ const (
 	injectedProgFbrGuard         = "fbr_guard"
 	injectedProgFbrInjectedSweep = "fbr_injected_sweep"
 	injectedProgFbrInput         = "fbr_input"
+	injectedProgFbrNeighbour     = "fbr_neighbour"
 	injectedProgFbrPortIn        = "fbr_port_in"
 	injectedProgFbrPortOut       = "fbr_port_out"
 	injectedProgFbrRecvmsg4      = "fbr_recvmsg4"
@@ -423,6 +433,7 @@ type injectedProgramSpecs struct {
 	FbrGuard         *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.ProgramSpec `ebpf:"fbr_injected_sweep"`
 	FbrInput         *ebpf.ProgramSpec `ebpf:"fbr_input"`
+	FbrNeighbour     *ebpf.ProgramSpec `ebpf:"fbr_neighbour"`
 	FbrPortIn        *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
 	FbrRecvmsg4      *ebpf.ProgramSpec `ebpf:"fbr_recvmsg4"`
@@ -454,6 +465,7 @@ type injectedMapSpecs struct {
 	FbrFragVia  *ebpf.MapSpec `ebpf:"fbr_frag_via"`
 	FbrFree     *ebpf.MapSpec `ebpf:"fbr_free"`
 	FbrHair     *ebpf.MapSpec `ebpf:"fbr_hair"`
+	FbrHops     *ebpf.MapSpec `ebpf:"fbr_hops"`
 	FbrHosts    *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrInjected *ebpf.MapSpec `ebpf:"fbr_injected"`
 	FbrLocal    *ebpf.MapSpec `ebpf:"fbr_local"`
@@ -539,6 +551,7 @@ type injectedMaps struct {
 	FbrFragVia  *ebpf.Map `ebpf:"fbr_frag_via"`
 	FbrFree     *ebpf.Map `ebpf:"fbr_free"`
 	FbrHair     *ebpf.Map `ebpf:"fbr_hair"`
+	FbrHops     *ebpf.Map `ebpf:"fbr_hops"`
 	FbrHosts    *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrInjected *ebpf.Map `ebpf:"fbr_injected"`
 	FbrLocal    *ebpf.Map `ebpf:"fbr_local"`
@@ -577,6 +590,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrFragVia,
 		m.FbrFree,
 		m.FbrHair,
+		m.FbrHops,
 		m.FbrHosts,
 		m.FbrInjected,
 		m.FbrLocal,
@@ -646,6 +660,7 @@ type injectedPrograms struct {
 	FbrGuard         *ebpf.Program `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.Program `ebpf:"fbr_injected_sweep"`
 	FbrInput         *ebpf.Program `ebpf:"fbr_input"`
+	FbrNeighbour     *ebpf.Program `ebpf:"fbr_neighbour"`
 	FbrPortIn        *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.Program `ebpf:"fbr_port_out"`
 	FbrRecvmsg4      *ebpf.Program `ebpf:"fbr_recvmsg4"`
@@ -674,6 +689,7 @@ func (p *injectedPrograms) Close() error {
 		p.FbrGuard,
 		p.FbrInjectedSweep,
 		p.FbrInput,
+		p.FbrNeighbour,
 		p.FbrPortIn,
 		p.FbrPortOut,
 		p.FbrRecvmsg4,

@@ -13,6 +13,8 @@ const (
 	inputLink     = "input"
 	defragLink    = "defrag"
 	fragmentsLink = "fragments"
+
+	neighboursLink = "neighbours"
 )
 
 // Names below bpffs must not contain dots.

@@ -131,6 +131,14 @@ type tcFbrFragKey struct {
 	In    uint8
 }
 
+type tcFbrHop struct {
+	_    structs.HostLayout
+	Oif  uint32
+	Addr [4]uint32
+	Mac  [6]uint8
+	Pad  uint16
+}
+
 type tcFbrMeta struct {
 	_         structs.HostLayout
 	Magic     uint32
@@ -400,6 +408,7 @@ const (
 	tcMapFbrFragVia       = "fbr_frag_via"
 	tcMapFbrFree          = "fbr_free"
 	tcMapFbrHair          = "fbr_hair"
+	tcMapFbrHops          = "fbr_hops"
 	tcMapFbrHosts         = "fbr_hosts"
 	tcMapFbrLocal         = "fbr_local"
 	tcMapFbrMeta          = "fbr_meta"
@@ -431,6 +440,7 @@ const (
 	tcProgFbrGetpeername6 = "fbr_getpeername6"
 	tcProgFbrGuard        = "fbr_guard"
 	tcProgFbrInput        = "fbr_input"
+	tcProgFbrNeighbour    = "fbr_neighbour"
 	tcProgFbrPortIn       = "fbr_port_in"
 	tcProgFbrPortOut      = "fbr_port_out"
 	tcProgFbrRecvmsg4     = "fbr_recvmsg4"
@@ -521,6 +531,7 @@ type tcProgramSpecs struct {
 	FbrGetpeername6 *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
 	FbrGuard        *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrInput        *ebpf.ProgramSpec `ebpf:"fbr_input"`
+	FbrNeighbour    *ebpf.ProgramSpec `ebpf:"fbr_neighbour"`
 	FbrPortIn       *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut      *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
 	FbrRecvmsg4     *ebpf.ProgramSpec `ebpf:"fbr_recvmsg4"`
@@ -552,6 +563,7 @@ type tcMapSpecs struct {
 	FbrFragVia  *ebpf.MapSpec `ebpf:"fbr_frag_via"`
 	FbrFree     *ebpf.MapSpec `ebpf:"fbr_free"`
 	FbrHair     *ebpf.MapSpec `ebpf:"fbr_hair"`
+	FbrHops     *ebpf.MapSpec `ebpf:"fbr_hops"`
 	FbrHosts    *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrLocal    *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta     *ebpf.MapSpec `ebpf:"fbr_meta"`
@@ -636,6 +648,7 @@ type tcMaps struct {
 	FbrFragVia  *ebpf.Map `ebpf:"fbr_frag_via"`
 	FbrFree     *ebpf.Map `ebpf:"fbr_free"`
 	FbrHair     *ebpf.Map `ebpf:"fbr_hair"`
+	FbrHops     *ebpf.Map `ebpf:"fbr_hops"`
 	FbrHosts    *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrLocal    *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta     *ebpf.Map `ebpf:"fbr_meta"`
@@ -673,6 +686,7 @@ func (m *tcMaps) Close() error {
 		m.FbrFragVia,
 		m.FbrFree,
 		m.FbrHair,
+		m.FbrHops,
 		m.FbrHosts,
 		m.FbrLocal,
 		m.FbrMeta,
@@ -740,6 +754,7 @@ type tcPrograms struct {
 	FbrGetpeername6 *ebpf.Program `ebpf:"fbr_getpeername6"`
 	FbrGuard        *ebpf.Program `ebpf:"fbr_guard"`
 	FbrInput        *ebpf.Program `ebpf:"fbr_input"`
+	FbrNeighbour    *ebpf.Program `ebpf:"fbr_neighbour"`
 	FbrPortIn       *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut      *ebpf.Program `ebpf:"fbr_port_out"`
 	FbrRecvmsg4     *ebpf.Program `ebpf:"fbr_recvmsg4"`
@@ -767,6 +782,7 @@ func (p *tcPrograms) Close() error {
 		p.FbrGetpeername6,
 		p.FbrGuard,
 		p.FbrInput,
+		p.FbrNeighbour,
 		p.FbrPortIn,
 		p.FbrPortOut,
 		p.FbrRecvmsg4,

@@ -98,10 +98,10 @@ func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
 	return out, nil
 }
 
-// VerifyGuard checks that the netfilter links are pinned. While they are pinned
+// VerifyGuard checks that the links of AttachGuard are pinned. While they are pinned
 // they are attached.
 func (d *Datapath) VerifyGuard() error {
-	for _, name := range []string{guardLink, inputLink, defragLink} {
+	for _, name := range []string{guardLink, inputLink, defragLink, neighboursLink} {
 		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {
 			return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
 		}

@@ -435,6 +435,7 @@ struct netns_nf {
 } __core;
 
 struct net {
+	__u64 net_cookie;
 	struct netns_nf nf;
 	struct netns_ipv4 ipv4;
 	struct ctl_table_set sysctls;
@@ -466,8 +467,39 @@ struct net_device {
 	struct nf_hook_entries *nf_hooks_egress;
 } __core;
 
+struct neigh_table {
+	int family;
+} __core;
+
+/* What the host knows of the hardware address of a neighbour, on a link. */
+struct neighbour {
+	struct neigh_table *tbl;
+	__u8 nud_state;
+	struct net_device *dev;
+	unsigned char ha[32];
+	__u8 primary_key[]; /* its IP address */
+} __core;
+
+/* nud_state: the hardware address may be used (NUD_VALID of include/net/neighbour.h) */
+#define NUD_VALID 0xde
+
+struct in6_addr {
+	__be32 word[4];
+};
+
+struct rtable {
+	__u8 rt_gw_family; /* 0: no gateway, the destination is on the link */
+	union {
+		__be32 rt_gw4;
+		struct in6_addr rt_gw6;
+	};
+} __core;
+
+#define SKB_DST_NOREF 1UL /* of skb->_skb_refdst; the rest is the packet's route */
+
 struct sk_buff {
 	struct net_device *dev;
+	unsigned long _skb_refdst;
 	unsigned char *head;
 	unsigned char *data;
 	unsigned int end; /* of the linear part, where struct skb_shared_info begins; from head */

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Leases. A direction of a flow may use the fast path for lease_len jiffies after the
  * kernel last let one of its packets through to the last hook. fbr_conf.revoked_at ends all
- * leases at once.
+ * leases at once. The control plane sets it (a new rule, another route), and so do the
+ * programs (hop.h).
  */
 #ifndef FBR_LEASE_H
 #define FBR_LEASE_H
 
 #include "clock.h"
+#include "config.h"
 #include "device.h"
 #include "flow.h"
 #include "instance.h"
@@ -18,12 +20,27 @@ static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const stru
 	return f->granted > c->revoked_at && now - f->granted < f->lease_len;
 }
 
-/* The length of a new lease in jiffies. It varies by +-25 %, so that many leases do not end
- * at the same moment.
+/* Ends all leases, unless that was done less than a second ago: leases that were granted
+ * since then are short.
  */
-static __always_inline __u32 fbr_lease_len(const struct fbr_conf *c)
+static __always_inline void fbr_revoke(struct fbr_conf *c)
 {
-	return c->lease - c->lease / 4 + ((c->lease / 2) * (fbr_random() & 255) >> 8);
+	__u64 now = fbr_now();
+
+	if (now - c->revoked_at >= cfg_hz)
+		*(volatile __u64 *)&c->revoked_at = now;
+}
+
+/* The length of a new lease in jiffies. It varies by +-25 %, so that many leases do not end
+ * at the same moment. For a second after leases were revoked it is about a second at most. So a
+ * change that follows another one is not missed, and whatever a peer outside makes the
+ * programs revoke, a flow asks the kernel hardly more than once a second.
+ */
+static __always_inline __u32 fbr_lease_len(const struct fbr_conf *c, __u64 now)
+{
+	__u32 len = now - c->revoked_at < cfg_hz && c->lease > cfg_hz ? cfg_hz : c->lease;
+
+	return len - len / 4 + ((len / 2) * (fbr_random() & 255) >> 8);
 }
 
 /* Ends the lease: the next packet takes the kernel's path. */
@@ -55,7 +72,7 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 		barrier();
 	}
 	f->mtu = mtu;
-	len = fbr_lease_len(c);
+	len = fbr_lease_len(c, now);
 	f->lease_len = len < left ? len : left;
 	f->seen = now;
 	f->no_xdp = 0;

@@ -11,6 +11,7 @@
 #include "device.h"
 #include "extport.h"
 #include "flow.h"
+#include "hop.h"
 #include "instance.h"
 #include "lease.h"
 #include "local.h"
@@ -170,7 +171,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			__u8 macs[12] = {};
 
 			/* A redirect to a device without L2 header removes the frame's. */
-			if (!p->l3 || !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+			if (!p->l3 || (fbr_hop_known(skb, u->ifindex, p->daddr) &&
+				       !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs))))
 				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now,
 						(__u64)secs * cfg_hz);
 		}

@@ -158,7 +158,7 @@ __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *fro
 		*(volatile __u64 *)&e->from = from->ifindex | (__u64)end << 32;
 		e->to = to->ifindex;
 	}
-	e->lease_len = fbr_lease_len(c);
+	e->lease_len = fbr_lease_len(c, now);
 	barrier();
 	*(volatile __u64 *)&e->granted = now;
 	return 0;

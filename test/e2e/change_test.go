@@ -350,7 +350,7 @@ func (h *e2e) wantRevoked(t *testing.T, f longFlow, what string, change func()) 
 		left = lease()
 		return left > 8
 	})
-	end := time.Now().Add(time.Duration(left-1) * time.Second)
+	end := time.Now().Add(time.Duration(left-2) * time.Second)
 	change()
 	for lease() > 0 { // nothing is sent meanwhile, so nothing renews it
 		if time.Now().After(end) {

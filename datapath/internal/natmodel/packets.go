@@ -29,7 +29,11 @@ func (n *NAT) grant(e *entry, macs [12]byte) {
 		return
 	}
 	e.macs = macs
-	e.lease = n.Lease - n.Lease/4 + n.Lease/2*uint64(n.Random()&255)>>8
+	base := n.Lease
+	if n.Now-n.RevokedAt < n.HZ { // another revocation may have been left out
+		base = min(base, n.HZ)
+	}
+	e.lease = base - base/4 + base/2*uint64(n.Random()&255)>>8
 	e.seen, e.granted = n.Now, n.Now
 	e.lease = min(e.lease, n.end(e.s)-n.Now) // no lease outlives its session
 }
