@@ -52,7 +52,7 @@ func TestExpiredSessionsAreSwept(t *testing.T) {
 		h.sentFrom(t, h.udpFrom(c1Addr, 40000+p))
 	}
 	h.waitLive(t, 0)
-	for class := range uint32(classes) {
+	for class := range classes {
 		if n := h.free(t, class); n != int(h.meta.NatCount) {
 			t.Errorf("class %d: %d ports are free of %d", class, n, h.meta.NatCount)
 		}

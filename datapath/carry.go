@@ -25,7 +25,7 @@ type carrier struct {
 
 // slotMark shows whether a session has changed.
 type slotMark struct {
-	state   uint32
+	state   tcFbrSessState
 	bits    tcFbrSessBits
 	isn     uint32
 	out, in uint64 // jiffies of the last packets
@@ -117,18 +117,15 @@ func (c *carrier) portIndex(old uint32) uint32 {
 	return class<<16 | (c.d.meta.NatFirst + off)
 }
 
-// enum fbr_port_state of bpf/lib/extport.h.
-const portOpen = 1
-
 // ports opens in the new maps the ports that are open in the old ones.
 func (c *carrier) ports() error {
 	if c.pool == nil {
-		return c.d.setPorts(true, allClasses, c.d.meta.NatFirst, c.d.meta.NatFirst+c.d.meta.NatCount)
+		return c.d.setPorts(true, c.d.meta.NatFirst, c.d.meta.NatFirst+c.d.meta.NatCount, allClasses()...)
 	}
 	return eachEntry(c.pool, 0, func(k, v []byte) error {
-		class := binary.NativeEndian.Uint32(k)
+		class := tcFbrClass(binary.NativeEndian.Uint32(k))
 		state := as[tcFbrPool](c.poolOf.apply(v)).State
-		open := func(port int) bool { return state[port]&portOpen != 0 }
+		open := func(port int) bool { return state[port]&tcFbrPortStateFBR_PORT_OPEN != 0 }
 		for from := 0; from < len(state); from++ {
 			to := from
 			for to < len(state) && open(to) {
@@ -137,7 +134,7 @@ func (c *carrier) ports() error {
 			if to == from {
 				continue
 			}
-			if err := c.d.setPorts(true, 1<<class, uint32(from), uint32(to)); err != nil {
+			if err := c.d.setPorts(true, uint32(from), uint32(to), class); err != nil {
 				return err
 			}
 			from = to
@@ -169,17 +166,17 @@ func (c *carrier) pass(seenToo bool) error {
 // chunk carries the slots [from, to).
 func (c *carrier) chunk(from, to uint32, seenToo, resumed bool) error {
 	sessions := make([][]byte, 0, batchSize)
-	live := false
+	any := false
 	err := eachEntry(c.sess, from, func(k, v []byte) error {
 		if binary.NativeEndian.Uint32(k) >= to {
 			return errEnd
 		}
 		s := c.sessOf.apply(v)
-		live = live || as[tcFbrSession](s).State&stateMask == stateLive
+		any = any || live(as[tcFbrSession](s))
 		sessions = append(sessions, s)
 		return nil
 	})
-	if err != nil || !live {
+	if err != nil || !any {
 		return err
 	}
 	flows := make([][]byte, 0, 2*batchSize)
@@ -203,7 +200,7 @@ func (c *carrier) chunk(from, to uint32, seenToo, resumed bool) error {
 
 func (c *carrier) session(slot uint32, raw, rawOut, rawIn []byte, seenToo, resumed bool) error {
 	s, out, in := as[tcFbrSession](raw), as[tcFbrFlow](rawOut), as[tcFbrFlow](rawIn)
-	if s.State&stateMask != stateLive || out.Key != s.Fwd || in.Key != reverseKey(s) {
+	if !live(s) || out.Key != s.Fwd || in.Key != reverseKey(s) {
 		return nil // ended, or not begun yet
 	}
 	mark := slotMark{s.State, s.Bits, s.Isn, out.Seen, in.Seen}

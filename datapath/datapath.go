@@ -24,7 +24,7 @@ const (
 	// metaMagic marks fbr_meta ("fbr0").
 	metaMagic = 0x66627230
 	// schema orders the layouts of the pinned maps (layout.go).
-	schema = uint32(tcFbrSchemaFBR_SCHEMA)
+	schema = uint32(tcFbrLayoutFBR_SCHEMA)
 
 	// DefaultFlowsMax sessions take about 75 MB of kernel memory. FlowsMaxLimit
 	// is the most that the slot numbers of the maps can count.
@@ -34,7 +34,7 @@ const (
 	// kernel's figures.
 	SessionBytes  = 572
 	RestBytes     = 23 << 20
-	FlowsMaxLimit = 1 << 22
+	FlowsMaxLimit = uint32(tcFbrLayoutFBR_FLOWS_LIMIT)
 	// DefaultNATFirst and DefaultNATLast avoid Linux's ephemeral ports
 	// (32768-60999) and Kubernetes' NodePorts (30000-32767).
 	DefaultNATFirst = 10000
@@ -212,7 +212,7 @@ func sizes(meta tcFbrMeta) map[string]uint32 {
 		tcMapFbrDoubted: meta.FlowsMax,
 		tcMapFbrWaiting: meta.FlowsMax,
 		tcMapFbrPeer:    meta.FlowsMax,
-		tcMapFbrBind:    min(meta.FlowsMax, classes*65536),
+		tcMapFbrBind:    min(meta.FlowsMax, classes<<16),
 	}
 }
 
@@ -267,7 +267,7 @@ func newMeta(cfg Config) (tcFbrMeta, error) {
 	}
 	return tcFbrMeta{
 		Magic:    metaMagic,
-		Schema:   tcFbrSchemaFBR_SCHEMA,
+		Schema:   tcFbrLayoutFBR_SCHEMA,
 		FlowsMax: cfg.FlowsMax,
 		NatFirst: uint32(cfg.NATFirst),
 		NatCount: uint32(cfg.NATLast-cfg.NATFirst) + 1,
@@ -294,7 +294,7 @@ func (d *Datapath) fill() error {
 	if err := d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}
-	return d.setPorts(true, allClasses, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount)
+	return d.setPorts(true, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount, allClasses()...)
 }
 
 // Open opens what Create pinned. The error wraps ErrNotLoaded, ErrSchemaNewer,

@@ -36,12 +36,12 @@ func mac6(m net.HardwareAddr) (out [6]uint8, err error) {
 	return out, nil
 }
 
-func slot(ifindex int) uint32 { return uint32(ifindex) % MaxDevices }
+func slot(ifindex int) uint32 { return uint32(ifindex % MaxDevices) }
 
 // elsewhere returns the index of a device's second slot: fbr_dev_elsewhere of
 // bpf/lib/device.h.
 func elsewhere(ifindex int) uint32 {
-	return MaxDevices + uint32(ifindex+ifindex/MaxDevices)%moreDevices
+	return uint32(MaxDevices + (ifindex+ifindex/MaxDevices)%moreDevices)
 }
 
 // SetNetwork adds or changes a network. The network must exist before its
@@ -292,7 +292,9 @@ func (d *Datapath) Devices() ([]int, error) {
 const devicesAtOnce = 1024
 
 // devices reads all occupied slots of fbr_devs.
-func (d *Datapath) devices() ([]tcFbrDev, error) { return d.devicesUpTo(MaxDevices + moreDevices - 1) }
+func (d *Datapath) devices() ([]tcFbrDev, error) {
+	return d.devicesUpTo(uint32(MaxDevices+moreDevices) - 1)
+}
 
 // devicesUpTo reads the occupied slots up to the index last.
 func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {

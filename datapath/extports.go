@@ -8,36 +8,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The port spaces: bits 1 << FBR_CLASS_TCP and so on (bpf/lib/extport.h) of the
-// argument of FBR_OP_OPEN and FBR_OP_SHUT.
-const (
-	classTCP = 1 << iota
-	classUDP
-	classICMP
+// classes is the number of port spaces, each of which has all 65536 ports.
+const classes = uint32(tcFbrClassFBR_CLASSES)
 
-	allClasses = classTCP | classUDP | classICMP
-	classes    = 3
-)
+// allClasses returns the port spaces.
+func allClasses() []tcFbrClass {
+	return []tcFbrClass{tcFbrClassFBR_CLASS_TCP, tcFbrClassFBR_CLASS_UDP, tcFbrClassFBR_CLASS_ICMP}
+}
 
 // setPorts makes the ports [from, to) of some port spaces available to new
 // mappings, or unavailable. A mapping that has such a port keeps it until its
 // last session ends.
-func (d *Datapath) setPorts(open bool, which uint64, from, to uint32) error {
+func (d *Datapath) setPorts(open bool, from, to uint32, of ...tcFbrClass) error {
 	op := tcFbrOp(tcFbrOpFBR_OP_SHUT)
 	if open {
 		op = tcFbrOpFBR_OP_OPEN
 	}
-	return inChunks(to-from, func(a, b uint32) error {
-		_, err := request(d.progs.FbrControl, tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: which})
-		return err
-	})
+	for _, class := range of {
+		err := inChunks(to-from, func(a, b uint32) error {
+			_, err := request(d.progs.FbrControl, tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: uint64(class)})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (p Publication) class() uint64 {
+func (p Publication) class() tcFbrClass {
 	if p.UDP {
-		return classUDP
+		return tcFbrClassFBR_CLASS_UDP
 	}
-	return classTCP
+	return tcFbrClassFBR_CLASS_TCP
 }
 
 // inRange returns the part [from, to) of a publication's ports that lies in the
@@ -54,7 +57,7 @@ func (d *Datapath) shut(p Publication) error {
 	if !any {
 		return nil
 	}
-	return d.setPorts(false, p.class(), from, to)
+	return d.setPorts(false, from, to, p.class())
 }
 
 // openRange makes the ports of the NAT range available to mappings, except
@@ -64,11 +67,11 @@ func (d *Datapath) openRange(only ...Publication) error {
 	if len(only) == 0 {
 		last := uint16(d.meta.NatFirst + d.meta.NatCount - 1) // Config has checked it
 		spans = []Publication{{First: uint16(d.meta.NatFirst), Last: last}, {First: uint16(d.meta.NatFirst), Last: last, UDP: true}}
-		if err := d.setPorts(true, classICMP, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount); err != nil {
+		if err := d.setPorts(true, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount, tcFbrClassFBR_CLASS_ICMP); err != nil {
 			return err
 		}
 	}
-	var published map[uint64]*[65536]bool // read only when a port of the range is concerned
+	var published map[tcFbrClass]*[65536]bool // read only when a port of the range is concerned
 	for _, p := range spans {
 		from, to, any := d.inRange(p)
 		if !any {
@@ -86,7 +89,7 @@ func (d *Datapath) openRange(only ...Publication) error {
 			for end < to && !taken[end] {
 				end++
 			}
-			if err := d.setPorts(true, p.class(), from, end); err != nil {
+			if err := d.setPorts(true, from, end, p.class()); err != nil {
 				return err
 			}
 			from = end + 1
@@ -96,8 +99,8 @@ func (d *Datapath) openRange(only ...Publication) error {
 }
 
 // publishedPorts returns the published host ports, by port space.
-func (d *Datapath) publishedPorts() (map[uint64]*[65536]bool, error) {
-	out := map[uint64]*[65536]bool{classTCP: {}, classUDP: {}}
+func (d *Datapath) publishedPorts() (map[tcFbrClass]*[65536]bool, error) {
+	out := map[tcFbrClass]*[65536]bool{tcFbrClassFBR_CLASS_TCP: {}, tcFbrClassFBR_CLASS_UDP: {}}
 	const atOnce = 4096
 	keys, values := make([]tcFbrBindKey, atOnce), make([]tcFbrPub, atOnce)
 	for cursor := new(ebpf.MapBatchCursor); ; {
@@ -107,10 +110,7 @@ func (d *Datapath) publishedPorts() (map[uint64]*[65536]bool, error) {
 			return nil, fmt.Errorf("reading fbr_pub: %w", err)
 		}
 		for _, k := range keys[:n] {
-			class := uint64(classTCP)
-			if k.Proto == unix.IPPROTO_UDP {
-				class = classUDP
-			}
+			class := Publication{UDP: k.Proto == unix.IPPROTO_UDP}.class()
 			out[class][addrPort(0, k.Port).Port()] = true
 		}
 		if end {
@@ -138,7 +138,7 @@ func (d *Datapath) SetNATRange(first, last uint16) error {
 		return err
 	}
 	d.meta = meta
-	err = errors.Join(d.setPorts(false, allClasses, 0, uint32(first)), d.setPorts(false, allClasses, uint32(last)+1, 65536), d.openRange())
+	err = errors.Join(d.setPorts(false, 0, uint32(first), allClasses()...), d.setPorts(false, uint32(last)+1, 65536, allClasses()...), d.openRange())
 	if err != nil {
 		return err
 	}

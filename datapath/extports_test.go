@@ -7,10 +7,10 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// The other values of enum fbr_port_state (carry.go has the rest).
 const (
-	portFree  = 2
-	portTaken = 4
+	portOpen  = tcFbrPortStateFBR_PORT_OPEN
+	portFree  = tcFbrPortStateFBR_PORT_FREE
+	portTaken = tcFbrPortStateFBR_PORT_TAKEN
 )
 
 func (h *harness) pool(t testing.TB, class uint32) *tcFbrPool {
@@ -51,7 +51,7 @@ func (h *harness) free(t testing.TB, class uint32) int {
 func TestEveryPortIsFree(t *testing.T) {
 	for _, r := range [][2]uint16{{20000, 20000 + requestChunk}, {1, 8}, {65530, 65535}} {
 		h := newHarness(t, Config{FlowsMax: 64, NATFirst: r[0], NATLast: r[1]}, nil)
-		for class := range uint32(classes) {
+		for class := range classes {
 			if n := h.free(t, class); n != int(h.meta.NatCount) {
 				t.Errorf("class %d: %d ports are free, want %d", class, n, h.meta.NatCount)
 			}

@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// fbr_flow.lease_len can hold MaxLease: jiffies are a millisecond at least.
+const _ = uint16(MaxLease / time.Millisecond)
+
 func (d *Datapath) changeConf(change func(*tcFbrConf) error) error {
 	var c tcFbrConf
 	if err := d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {

@@ -9,11 +9,11 @@ import (
 // MaxDevices is the number of device slots. A device (port or uplink) occupies
 // the slot ifindex modulo MaxDevices, so a program finds its entry with one
 // array access.
-const MaxDevices = 16384
+const MaxDevices = int(tcFbrLayoutFBR_DEVS_MAX)
 
 // moreDevices is the number of additional slots, for uplinks and bridges whose
 // slot another device occupies.
-const moreDevices = 1024
+const moreDevices = int(tcFbrLayoutFBR_DEVS_MORE)
 
 // Limits of the lease. conntrack's shortest UDP timeout is 30 s.
 const (

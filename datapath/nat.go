@@ -18,6 +18,7 @@ func (d *Datapath) NATStats() (NATStats, error) {
 	if err != nil {
 		return NATStats{}, err
 	}
+	names := reasons()
 	return NATStats{
 		Flows:          uint32(st.Live),
 		FlowsMax:       d.meta.FlowsMax,
@@ -27,7 +28,7 @@ func (d *Datapath) NATStats() (NATStats, error) {
 		EarlyDrops:     st.DroppedEarly,
 		PortTries:      st.Tries[1:],
 		PortsNotFound:  st.Tries[0],
-		Refused:        map[Reason]uint64{"nat_full": st.RefusedFull, "quota": st.RefusedQuota},
+		Refused:        map[Reason]uint64{names[tcFbrReasonFBR_NAT_FULL]: st.RefusedFull, names[tcFbrReasonFBR_QUOTA]: st.RefusedQuota},
 	}, nil
 }
 
@@ -62,7 +63,7 @@ func (d *Datapath) Flows() ([]Flow, error) {
 }
 
 // sessions returns the live sessions and their slots.
-func (d *Datapath) sessions() (slots []uint32, live []tcFbrSession, err error) {
+func (d *Datapath) sessions() (slots []uint32, found []tcFbrSession, err error) {
 	st, err := d.state()
 	if err != nil {
 		return nil, nil, err
@@ -78,11 +79,11 @@ func (d *Datapath) sessions() (slots []uint32, live []tcFbrSession, err error) {
 		return nil, nil, fmt.Errorf("reading fbr_sess: %w", err)
 	}
 	for i, s := range all[:n] {
-		if s.State&stateMask == stateLive {
-			slots, live = append(slots, keys[i]), append(live, s)
+		if live(s) {
+			slots, found = append(slots, keys[i]), append(found, s)
 		}
 	}
-	return slots, live, nil
+	return slots, found, nil
 }
 
 // flowOf completes a session from its two entries. It reports false if the
@@ -125,6 +126,11 @@ func (d *Datapath) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint6
 	return f, true, nil
 }
 
+// live reports whether a slot has a session.
+func live(s tcFbrSession) bool {
+	return s.State&tcFbrSessStateFBR_STATE_MASK == tcFbrSessStateFBR_LIVE
+}
+
 // reverseKey returns the key of a session's inbound entry.
 func reverseKey(s tcFbrSession) tcFbrFlowKey {
 	return tcFbrFlowKey{Saddr: s.Fwd.Daddr, Daddr: s.Ext, Sport: s.Fwd.Dport, Dport: s.Eport, Proto: s.Fwd.Proto}
@@ -146,12 +152,6 @@ func protoName(p uint8) string {
 		return "icmp"
 	}
 }
-
-// enum fbr_sess_state of bpf/lib/nat.h: the low bits of a session's state.
-const (
-	stateLive = 1
-	stateMask = 3
-)
 
 const (
 	bothFIN  = tcFbrSessBitsFBR_S_FIN_IN | tcFbrSessBitsFBR_S_FIN_OUT

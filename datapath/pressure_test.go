@@ -322,7 +322,7 @@ func (h *harness) assertEmpty(t *testing.T, ports uint32) {
 			t.Errorf("%s is not empty", name)
 		}
 	}
-	for class := range uint32(classes) {
+	for class := range classes {
 		if n := h.free(t, class); n != int(ports) {
 			t.Errorf("class %d: %d ports are free, want %d", class, n, ports)
 		}

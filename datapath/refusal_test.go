@@ -8,8 +8,9 @@ import (
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
 )
 
-// passedPlace is the index of a packet in fbr_passed: fbr_flow_hash of bpf/lib/flow.h.
-func passedPlace(mark uint32, t nm.Tuple) int {
+// passedPlace is the index of a packet in fbr_passed, which has so many places:
+// fbr_flow_hash of bpf/lib/flow.h.
+func passedPlace(places, mark uint32, t nm.Tuple) int {
 	swap := func(p uint16) uint64 { return uint64(p>>8 | p<<8) }
 	addr := func(a nm.Addr) uint64 {
 		return uint64(a)>>24&0xff | uint64(a)>>8&0xff00 | uint64(a)<<8&0xff0000 | uint64(a)<<24&0xff000000
@@ -20,7 +21,7 @@ func passedPlace(mark uint32, t nm.Tuple) int {
 	h := (first + uint64(mark)) * 0x9e3779b97f4a7c15
 	h = (h ^ h>>32 ^ second&^(7<<8)) * 0xd6e8feb86659fd93
 	place := uint32(h^h>>32) ^ uint32(near)
-	return int(max(place, 1) % 4096)
+	return int(max(place, 1) % places)
 }
 
 // refusals are packets to a port of the range, each with the answer of the stack or of

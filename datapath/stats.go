@@ -1,13 +1,17 @@
 package datapath
 
 import (
+	"bytes"
 	"fmt"
+	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 )
 
-// statsMax is FBR_STATS_MAX of bpf/lib/device.h: the maximum number of devices.
-const statsMax = 4096
+// statsMax is the maximum number of devices.
+const statsMax = uint32(tcFbrLayoutFBR_STATS_MAX)
 
 // newStats returns a free index into the counters, with counters at zero. Index
 // 0 stays unused.
@@ -96,7 +100,7 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 	names := reasons()
 	err = eachCounter(d.maps.FbrDrops, last, func(i uint32, cpus []tcFbrDrops) {
 		if ifindex := int(byIndex[i]); ifindex != 0 {
-			if drops := sumDrops(cpus, names[:]); drops != nil {
+			if drops := sumDrops(cpus, names); drops != nil {
 				c := out[ifindex]
 				c.Drops = drops
 				out[ifindex] = c
@@ -120,7 +124,7 @@ func eachCounter[T any](m *ebpf.Map, last uint32, f func(i uint32, cpus []T)) er
 }
 
 func sumPaths(cpus []tcFbrStats) (c Counters) {
-	const slow, fast = 0, 1
+	const slow, fast = tcFbrLayoutFBR_SLOW, tcFbrLayoutFBR_FAST
 	for _, s := range cpus {
 		c.RX.SlowPackets += s.Rx[slow].Packets
 		c.RX.SlowBytes += s.Rx[slow].Bytes
@@ -153,28 +157,25 @@ func sumDrops(cpus []tcFbrDrops, names []Reason) (drops map[Reason]uint64) {
 
 // Reasons returns every reason for which the programs drop packets.
 func Reasons() []Reason {
-	all := reasons()
-	return all[1:] // without FBR_NONE
+	return reasons()[1:] // without FBR_NONE
 }
 
-// reasons are the labels of enum fbr_reason. A test compares them with the
-// programs' type information. Reading that would take a tenth of a scrape.
-func reasons() [tcFbrReasonFBR_REASON_MAX]Reason {
-	return [...]Reason{
-		tcFbrReasonFBR_SPOOF_MAC:   "spoof_mac",
-		tcFbrReasonFBR_SPOOF_IP:    "spoof_ip",
-		tcFbrReasonFBR_SPOOF_ARP:   "spoof_arp",
-		tcFbrReasonFBR_L2PROTO:     "l2_proto",
-		tcFbrReasonFBR_ISOLATED:    "isolated",
-		tcFbrReasonFBR_NO_UPLINK:   "no_uplink",
-		tcFbrReasonFBR_DIRECT:      "direct",
-		tcFbrReasonFBR_MARTIAN:     "martian",
-		tcFbrReasonFBR_FOREIGN:     "foreign",
-		tcFbrReasonFBR_UNSUPPORTED: "unsupported",
-		tcFbrReasonFBR_NAT_FULL:    "nat_full",
-		tcFbrReasonFBR_QUOTA:       "quota",
-		tcFbrReasonFBR_FRAGMENT:    "fragment",
-		tcFbrReasonFBR_FILTERED:    "filtered",
-		tcFbrReasonFBR_BAD_CSUM:    "bad_csum",
+// reasons returns the labels of enum fbr_reason, by value: their names in the
+// programs' type information.
+var reasons = sync.OnceValue(func() []Reason {
+	types, err := btf.LoadSpecFromReader(bytes.NewReader(_TcBytes))
+	var e *btf.Enum
+	if err == nil {
+		err = types.TypeByName("fbr_reason", &e)
 	}
-}
+	if err != nil {
+		panic(fmt.Sprintf("reading the types of the embedded programs: %v", err)) // the build is broken
+	}
+	out := make([]Reason, tcFbrReasonFBR_REASON_MAX)
+	for _, v := range e.Values {
+		if v.Value < uint64(len(out)) {
+			out[v.Value] = Reason(strings.ToLower(strings.TrimPrefix(v.Name, "FBR_")))
+		}
+	}
+	return out
+})

@@ -80,7 +80,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 	}
 	ports := make([]tcFbrNport, h.maps.FbrNport.MaxEntries())
 	check(t, eachElement(h.maps.FbrNport, 1<<14, 1, classes<<16, func(i uint32, np []tcFbrNport) { ports[i] = np[0] }))
-	for class := range uint32(classes) {
+	for class := range classes {
 		var pool tcFbrPool
 		check(t, h.maps.FbrPool.Lookup(class, &pool))
 		first := class<<16 + h.meta.NatFirst
@@ -120,7 +120,7 @@ func (h *harness) session(t testing.TB, flows map[tcFbrFlowKey]tcFbrFlow, slot u
 	return out
 }
 
-func portView(p tcFbrNport, state uint8) nm.Port {
+func portView(p tcFbrNport, state tcFbrPortState) nm.Port {
 	v := nm.Port{Taken: state&portTaken != 0, Free: state&portFree != 0, Bound: p.Bound != 0, Refs: int(p.Refs), NotedAt: p.NotedAt, UsedAt: p.UsedAt}
 	if v.Taken {
 		v.Addr, v.Port, v.Ifindex = fromBE32(p.Ip), fromBE16(p.Port), int(p.Pif)

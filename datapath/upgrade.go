@@ -141,7 +141,7 @@ func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
 	if err != nil {
 		return err
 	}
-	meta.Schema, meta.Build, meta.CarriedAt = tcFbrSchemaFBR_SCHEMA, buildID(), 0
+	meta.Schema, meta.Build, meta.CarriedAt = tcFbrLayoutFBR_SCHEMA, buildID(), 0
 	meta.Epoch++
 	tmp := building(u.dir)
 	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {

@@ -71,7 +71,7 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 	m.Busy = func(in nm.Tuple) bool {
 		return in.Proto == nm.TCP && in.DPort == m.First+busyTCP || in.Proto == nm.UDP && in.DPort == m.First+busyUDP
 	}
-	m.Place = func(in nm.Tuple) int { return passedPlace(w.meta.Mark, in) }
+	m.Place = func(in nm.Tuple) int { return passedPlace(w.maps.FbrPassed.MaxEntries(), w.meta.Mark, in) }
 	w.listen(m.First)
 	w.addAddress(secondAddr)
 	for _, n := range []struct {
@@ -596,7 +596,7 @@ func (w *walk) compare() {
 // make no difference.
 func (w *walk) misdirect() {
 	w.t.Helper()
-	const index = 0x7fffff // FBR_NEAR_INDEX
+	const index = 2*FlowsMaxLimit - 1 // FBR_NEAR_INDEX
 	near := all[uint32, tcFbrNear](w.t, w.maps.FbrNear, nearSize(w.meta))
 	var keys []uint32
 	var values []tcFbrNear

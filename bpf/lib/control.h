@@ -20,7 +20,7 @@ enum fbr_op {
 	FBR_OP_FLUSH = 2,
 	/* Asks whether the kernel knows BPF_FIB_LOOKUP_SRC: arg = what bpf_fib_lookup() returns. */
 	FBR_OP_FIB = 3,
-	/* Lets mappings have the ports [from, to) of the classes whose bits are set in arg. */
+	/* Lets mappings have the ports [from, to) of a class. arg: enum fbr_class. */
 	FBR_OP_OPEN = 4,
 	/* Takes these ports away from new mappings. */
 	FBR_OP_SHUT = 5,
@@ -61,20 +61,16 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 
 struct fbr_ports {
 	__u32 port;
-	__u32 classes;
+	enum fbr_class class;
 	bool open;
 };
 
 static long fbr_ports_one(__u64 i, struct fbr_ports *w)
 {
-	__u32 class;
+	struct fbr_pool *pool = fbr_pool_of(w->class);
 
-	for (class = 0; class < FBR_CLASSES; class ++) {
-		struct fbr_pool *pool = w->classes & 1 << class ? fbr_pool_of(class) : NULL;
-
-		if (pool)
-			fbr_pool_set(pool, w->port, w->open);
-	}
+	if (pool)
+		fbr_pool_set(pool, w->port, w->open);
 	w->port++;
 	return 0;
 }
@@ -83,9 +79,7 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 {
 	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
 	struct fbr_flush w = { .ifindex = r->ifindex, .slot = r->from };
-	struct fbr_ports ports = { .port = r->from,
-				   .classes = r->arg,
-				   .open = r->op == FBR_OP_OPEN };
+	struct fbr_ports ports = { .port = r->from, .class = r->arg, .open = r->op == FBR_OP_OPEN };
 
 	switch (r->op) {
 	case FBR_OP_NOW:

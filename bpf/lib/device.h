@@ -5,10 +5,7 @@
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
-
-#define FBR_DEVS_MAX  16384 /* slots: ifindex modulo this */
-#define FBR_DEVS_MORE 1024  /* further slots, for devices whose slot is taken */
-#define FBR_STATS_MAX 4096  /* devices at the same time */
+#include "instance.h"
 
 enum fbr_dev_flags {
 	FBR_DEV_PORT = 1,

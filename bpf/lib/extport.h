@@ -6,7 +6,7 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
 
-enum {
+enum fbr_class {
 	FBR_CLASS_TCP,
 	FBR_CLASS_UDP,
 	FBR_CLASS_ICMP,
@@ -67,7 +67,7 @@ struct {
 	__type(value, __u32);
 } fbr_peer SEC(".maps");
 
-enum fbr_port_state {
+enum fbr_port_state : __u8 {
 	FBR_PORT_OPEN = 1,  /* mappings may have it */
 	FBR_PORT_FREE = 2,  /* in the ring */
 	FBR_PORT_TAKEN = 4, /* by a mapping */
@@ -79,10 +79,10 @@ struct fbr_pool {
 	__u32 head;
 	__u32 ripe;
 	__u32 tail;
-	__u32 open;            /* ports with FBR_PORT_OPEN */
-	__u16 ring[FBR_PORTS]; /* free ports, by place */
-	__u16 at[FBR_PORTS];   /* places, by free port */
-	__u8 state[FBR_PORTS]; /* enum fbr_port_state, by port */
+	__u32 open;                           /* ports with FBR_PORT_OPEN */
+	__u16 ring[FBR_PORTS];                /* free ports, by place */
+	__u16 at[FBR_PORTS];                  /* places, by free port */
+	enum fbr_port_state state[FBR_PORTS]; /* by port */
 };
 
 _Static_assert(FBR_PORTS == 1 << 16, "a __u16 is a port, and a place in fbr_pool.ring");

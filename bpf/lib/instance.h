@@ -12,12 +12,19 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
 
-/* Orders the layouts of the maps, so that an older build leaves a newer one's maps alone.
- * Raised once between two releases if the layout of any map has changed (datapath/layout.go
- * compares them).
- */
-enum fbr_schema {
+/* The layout of the maps in numbers, as far as Go needs them, too. */
+enum fbr_layout {
+	/* Orders the layouts of the maps, so that an older build leaves a newer one's maps
+	 * alone. Raised once between two releases if the layout of any map has changed
+	 * (datapath/layout.go compares them).
+	 */
 	FBR_SCHEMA = 4,
+	FBR_DEVS_MAX = 16384,      /* slots of fbr_devs: ifindex modulo this */
+	FBR_DEVS_MORE = 1024,      /* further slots, for devices whose slot is taken */
+	FBR_STATS_MAX = 4096,      /* devices at the same time */
+	FBR_FLOWS_LIMIT = 1 << 22, /* sessions at most, whatever is set */
+	FBR_SLOW = 0,              /* indexes into fbr_stats.rx and tx */
+	FBR_FAST = 1,
 };
 
 /* fbr_meta[0]: written by Create, read by every later command. magic and schema come first
@@ -25,7 +32,7 @@ enum fbr_schema {
  */
 struct fbr_meta {
 	__u32 magic;
-	enum fbr_schema schema;
+	enum fbr_layout schema;
 	__u32 flows_max;
 	__u32 nat_first;
 	__u32 nat_count;

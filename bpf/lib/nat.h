@@ -5,6 +5,7 @@
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "instance.h"
 
 /* The addresses and ports of a packet as on the wire before the NAT rewrites it. Both
  * directions are in one map. The id of an ICMP echo is in sport on the way out and in dport
@@ -119,18 +120,16 @@ struct fbr_session {
 	__be32 ext;              /* external address */
 	__be16 eport;            /* external port or ICMP id */
 	__u16 pad;
-	__u32 state; /* enum fbr_sess_state and a count; changed by compare-and-swap only */
-	enum fbr_sess_bits bits; /* changed atomically */
-	__u32 pif;               /* the container's port */
-	__u32 payer;             /* the port whose quota it counts in; 0: pif */
-	__u32 queued;            /* enum fbr_queued; changed atomically */
+	enum fbr_sess_state state; /* and a count; changed by compare-and-swap only */
+	enum fbr_sess_bits bits;   /* changed atomically */
+	__u32 pif;                 /* the container's port */
+	__u32 payer;               /* the port whose quota it counts in; 0: pif */
+	__u32 queued;              /* enum fbr_queued; changed atomically */
 	__u32 isn;      /* begun outside: TCP sequence number of the SYN-ACK, host byte order */
 	__u64 check_at; /* jiffies; it cannot expire earlier */
 };
 
 _Static_assert(sizeof(struct fbr_session) == 56, "fbr_session");
-
-#define FBR_FLOWS_LIMIT (1 << 22) /* sessions at most, whatever is set: datapath.FlowsMaxLimit */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

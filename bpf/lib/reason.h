@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Why a packet was dropped. Append-only: the number is an index into fbr_drops of a running
- * instance, and the name in lower case, without the prefix, is the metric's label. A test
- * compares Go's labels with the BTF of this enum.
+ * instance, and the name in lower case, without the prefix, is the metric's label, which Go
+ * reads from the BTF of this enum.
  */
 #ifndef FBR_REASON_H
 #define FBR_REASON_H

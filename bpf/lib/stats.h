@@ -20,7 +20,7 @@ struct fbr_path {
 
 /* One cache line for each device and CPU. RX: the host received it from the device. */
 struct fbr_stats {
-	struct fbr_path rx[2]; /* [0] slow, [1] fast */
+	struct fbr_path rx[2]; /* [FBR_SLOW], [FBR_FAST] */
 	struct fbr_path tx[2];
 };
 
@@ -43,9 +43,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct fbr_drops);
 } fbr_drops SEC(".maps");
-
-#define FBR_SLOW 0
-#define FBR_FAST 1
 
 static __always_inline struct fbr_stats *fbr_stats_get(const struct fbr_dev *d)
 {
