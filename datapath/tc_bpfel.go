@@ -31,6 +31,15 @@ const (
 	tcFbrCarryResultFBR_CARRY_LEFT  tcFbrCarryResult = 5
 )
 
+type tcFbrClass uint32
+
+const (
+	tcFbrClassFBR_CLASS_TCP  tcFbrClass = 0
+	tcFbrClassFBR_CLASS_UDP  tcFbrClass = 1
+	tcFbrClassFBR_CLASS_ICMP tcFbrClass = 2
+	tcFbrClassFBR_CLASSES    tcFbrClass = 3
+)
+
 type tcFbrConf struct {
 	_         structs.HostLayout
 	RevokedAt uint64
@@ -139,10 +148,22 @@ type tcFbrHop struct {
 	Pad  uint16
 }
 
+type tcFbrLayout uint32
+
+const (
+	tcFbrLayoutFBR_SCHEMA      tcFbrLayout = 4
+	tcFbrLayoutFBR_DEVS_MAX    tcFbrLayout = 16384
+	tcFbrLayoutFBR_DEVS_MORE   tcFbrLayout = 1024
+	tcFbrLayoutFBR_STATS_MAX   tcFbrLayout = 4096
+	tcFbrLayoutFBR_FLOWS_LIMIT tcFbrLayout = 4194304
+	tcFbrLayoutFBR_SLOW        tcFbrLayout = 0
+	tcFbrLayoutFBR_FAST        tcFbrLayout = 1
+)
+
 type tcFbrMeta struct {
 	_         structs.HostLayout
 	Magic     uint32
-	Schema    tcFbrSchema
+	Schema    tcFbrLayout
 	FlowsMax  uint32
 	NatFirst  uint32
 	NatCount  uint32
@@ -236,8 +257,16 @@ type tcFbrPool struct {
 	Open  uint32
 	Ring  [65536]uint16
 	At    [65536]uint16
-	State [65536]uint8
+	State [65536]tcFbrPortState
 }
+
+type tcFbrPortState uint8
+
+const (
+	tcFbrPortStateFBR_PORT_OPEN  tcFbrPortState = 1
+	tcFbrPortStateFBR_PORT_FREE  tcFbrPortState = 2
+	tcFbrPortStateFBR_PORT_TAKEN tcFbrPortState = 4
+)
 
 type tcFbrPub struct {
 	_         structs.HostLayout
@@ -293,12 +322,6 @@ type tcFbrRequest struct {
 	Arg     uint64
 }
 
-type tcFbrSchema uint32
-
-const (
-	tcFbrSchemaFBR_SCHEMA tcFbrSchema = 4
-)
-
 type tcFbrSessBits uint32
 
 const (
@@ -318,13 +341,22 @@ const (
 	tcFbrSessBitsFBR_S_RST_IN    tcFbrSessBits = 32768
 )
 
+type tcFbrSessState uint32
+
+const (
+	tcFbrSessStateFBR_FREE       tcFbrSessState = 0
+	tcFbrSessStateFBR_LIVE       tcFbrSessState = 1
+	tcFbrSessStateFBR_DYING      tcFbrSessState = 2
+	tcFbrSessStateFBR_STATE_MASK tcFbrSessState = 3
+)
+
 type tcFbrSession struct {
 	_       structs.HostLayout
 	Fwd     tcFbrFlowKey
 	Ext     uint32
 	Eport   uint16
 	Pad     uint16
-	State   uint32
+	State   tcFbrSessState
 	Bits    tcFbrSessBits
 	Pif     uint32
 	Payer   uint32
