@@ -69,7 +69,7 @@ func TestEveryKeyOfTheBridgePlugin(t *testing.T) {
 }
 
 func TestBridgeBecomesNetwork(t *testing.T) {
-	l := lease{addr: netip.MustParsePrefix("10.88.0.5/16"), gateway: netip.MustParseAddr("10.88.0.1")}
+	given := allocation{addr: netip.MustParsePrefix("10.88.0.5/16"), gateway: netip.MustParseAddr("10.88.0.1")}
 	for keys, want := range map[string]struct{ masq, internal bool }{
 		bridged:                         {false, true},
 		bridged + `, "isGateway": true`: {false, false},
@@ -77,7 +77,7 @@ func TestBridgeBecomesNetwork(t *testing.T) {
 		bridged + `, "isDefaultGateway": true, "ipMasq": true`: {true, false},
 		bridged + `, "ipMasq": true`:                           {false, true},
 	} {
-		r := parsed(t, keys, "").network(l)
+		r := parsed(t, keys, "").network(given)
 		if r.Bridge != "cni0" || r.Subnet.String() != "10.88.0.0/16" || *r.Masquerade != want.masq || *r.Internal != want.internal {
 			t.Errorf("%s: %s %s, masquerade %v, internal %v; want %+v", keys, r.Bridge, r.Subnet, *r.Masquerade, *r.Internal, want)
 		}

@@ -19,24 +19,24 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// lease is what an IPAM plugin gave out.
-type lease struct {
+// allocation is what an IPAM plugin gave out.
+type allocation struct {
 	addr    netip.Prefix // with the prefix length of the subnet
 	gateway netip.Addr   // invalid: none named
 	routes  []*types.Route
 	dns     types.DNS
 }
 
-// lease asks the configured IPAM plugin for an address. On any error it
+// allocate asks the configured IPAM plugin for an address. On any error it
 // releases what the plugin gave.
-func (c *config) lease(ctx context.Context) (l lease, err error) {
+func (c *config) allocate(ctx context.Context) (given allocation, err error) {
 	var r types.Result
 	err = c.delegate(ctx, func(raw []byte) (err error) {
 		r, err = invoke.DelegateAdd(ctx, c.IPAM.Type, raw, nil)
 		return err
 	})
 	if err != nil {
-		return l, err
+		return given, err
 	}
 	defer func() {
 		if err != nil {
@@ -45,26 +45,26 @@ func (c *config) lease(ctx context.Context) (l lease, err error) {
 	}()
 	res, err := current.NewResultFromResult(r)
 	if err != nil {
-		return l, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("result of IPAM plugin %s: %v", c.IPAM.Type, err), "")
+		return given, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("result of IPAM plugin %s: %v", c.IPAM.Type, err), "")
 	}
 	if len(res.IPs) != 1 || res.IPs[0].Address.IP.To4() == nil {
-		return l, unsupported("ipam", "one IPv4 address is wanted, the plugin gave "+addresses(res.IPs))
+		return given, unsupported("ipam", "one IPv4 address is wanted, the plugin gave "+addresses(res.IPs))
 	}
-	l.addr, l.routes, l.dns = prefix(res.IPs[0].Address), res.Routes, res.DNS
-	l.gateway, _ = netip.AddrFromSlice(res.IPs[0].Gateway.To4())
-	for _, r := range l.routes {
+	given.addr, given.routes, given.dns = prefix(res.IPs[0].Address), res.Routes, res.DNS
+	given.gateway, _ = netip.AddrFromSlice(res.IPs[0].Gateway.To4())
+	for _, r := range given.routes {
 		if r.Dst.IP.To4() == nil {
-			return l, unsupported("ipam.routes", r.Dst.String())
+			return given, unsupported("ipam.routes", r.Dst.String())
 		}
 	}
-	if yes(c.IsDefaultGateway) && !l.hasDefault() {
-		l.routes = append(l.routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
+	if yes(c.IsDefaultGateway) && !given.hasDefault() {
+		given.routes = append(given.routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
 	}
-	return l, nil
+	return given, nil
 }
 
-func (l lease) hasDefault() bool {
-	for _, r := range l.routes {
+func (a allocation) hasDefault() bool {
+	for _, r := range a.routes {
 		if ones, _ := r.Dst.Mask.Size(); ones == 0 {
 			return true
 		}
@@ -77,9 +77,9 @@ func (c *config) release(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateDel(ctx, c.IPAM.Type, raw, nil) })
 }
 
-// checkLease asks whether the attachment that the environment names still has
+// checkAllocation asks whether the attachment that the environment names still has
 // its address.
-func (c *config) checkLease(ctx context.Context) error {
+func (c *config) checkAllocation(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateCheck(ctx, c.IPAM.Type, raw, nil) })
 }
 
@@ -96,7 +96,7 @@ func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
 // delegate calls the IPAM plugin with the configuration. If the plugin does not
 // know the configuration's version, delegate calls it again with the latest
 // version that it knows. A list's version only has to suit the plugins that it
-// names, and leases must not leak when it is raised.
+// names, and allocations must not leak when it is raised.
 func (c *config) delegate(ctx context.Context, call func(raw []byte) error) error {
 	err := call(c.raw)
 	var e *types.Error

@@ -73,13 +73,13 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 	for _, note := range notes {
 		fmt.Fprintln(p.opts.Messages, "fastbr:", note)
 	}
-	var l lease
+	var given allocation
 	if !conf.own() {
-		if l, err = conf.lease(p.ctx); err != nil {
+		if given, err = conf.allocate(p.ctx); err != nil {
 			return err
 		}
-		r.IP, r.Routes = l.addr.Addr(), routes(l.routes)
-		r.Expect = conf.network(l)
+		r.IP, r.Routes = given.addr.Addr(), routes(given.routes)
+		r.Expect = conf.network(given)
 	}
 	res, err := c.Engine().Attach(p.ctx, r, conf.own())
 	if err != nil {
@@ -88,7 +88,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		}
 		return coded(err)
 	}
-	out, err := conf.result(args, res, l)
+	out, err := conf.result(args, res, given)
 	if err != nil {
 		return err
 	}
@@ -129,16 +129,16 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 
 // network returns the fastbr network that a bridge configuration describes. A
 // bridge that is no gateway leads nowhere: it becomes an internal network.
-func (c *config) network(l lease) ctl.NetworkRequest {
+func (c *config) network(given allocation) ctl.NetworkRequest {
 	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway)
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
-	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: l.addr.Masked(), Gateway: l.gateway, MTU: c.MTU,
+	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.addr.Masked(), Gateway: given.gateway, MTU: c.MTU,
 		Masquerade: &masq, Internal: &internal}
 }
 
 // result has the layout of the reference plugin's, on which later plugins in
 // the chain rely: the bridge, the host end, the container end, in this order.
-func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, l lease) (*current.Result, error) {
+func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, given allocation) (*current.Result, error) {
 	addr, err := netip.ParsePrefix(res.IP)
 	if err != nil {
 		return nil, coded(err)
@@ -153,8 +153,8 @@ func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, l lease) (*cur
 		},
 		IPs: []*current.IPConfig{{Interface: &inside, Gateway: gateway,
 			Address: net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}}},
-		Routes: l.routes,
-		DNS:    c.dns(l.dns),
+		Routes: given.routes,
+		DNS:    c.dns(given.dns),
 	}
 	if c.own() && !res.Internal {
 		out.Routes = []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: gateway}}
@@ -204,7 +204,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if !conf.own() {
-		if err := conf.checkLease(p.ctx); err != nil {
+		if err := conf.checkAllocation(p.ctx); err != nil {
 			return err
 		}
 	}
