@@ -288,6 +288,19 @@ type injectedFbrWait struct {
 	State uint32
 }
 
+type injectedFbrWay struct {
+	_        structs.HostLayout
+	Key      injectedFbrFlowKey
+	Granted  uint64
+	Writing  uint32
+	Via      uint32
+	Oif      uint32
+	Mtu      uint16
+	LeaseLen uint16
+	Macs     [12]uint8
+	Pad      uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -327,6 +340,7 @@ const (
 	injectedMapFbrStats          = "fbr_stats"
 	injectedMapFbrTold           = "fbr_told"
 	injectedMapFbrWaiting        = "fbr_waiting"
+	injectedMapFbrWay            = "fbr_way"
 	injectedProgFbrBind4         = "fbr_bind4"
 	injectedProgFbrBind6         = "fbr_bind6"
 	injectedProgFbrConnect4      = "fbr_connect4"
@@ -485,6 +499,7 @@ type injectedMapSpecs struct {
 	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
 	FbrWaiting  *ebpf.MapSpec `ebpf:"fbr_waiting"`
+	FbrWay      *ebpf.MapSpec `ebpf:"fbr_way"`
 }
 
 // injectedVariableSpecs contains global variables before they are loaded into the kernel.
@@ -571,6 +586,7 @@ type injectedMaps struct {
 	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
 	FbrWaiting  *ebpf.Map `ebpf:"fbr_waiting"`
+	FbrWay      *ebpf.Map `ebpf:"fbr_way"`
 }
 
 func (m *injectedMaps) Close() error {
@@ -610,6 +626,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrStats,
 		m.FbrTold,
 		m.FbrWaiting,
+		m.FbrWay,
 	)
 }
 

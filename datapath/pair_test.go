@@ -166,14 +166,15 @@ func TestPortInKeepsNetworksApart(t *testing.T) {
 	apart()
 }
 
-// Where netfilter looks at what the bridge carries, or at a port, MAC addresses are not
-// all that decides, and so a pair gets no lease.
+// Where netfilter looks at what the bridge carries, MAC addresses are not all that decides:
+// each flow has a lease of its own. Where it looks at a port, none has.
 func TestNoPairBesideBridgeRules(t *testing.T) {
 	h := newHarness(t, usual, nil)
 	h.ns.Enter(t)
 	nft := &nftables.Conn{}
 	f := between(h.c1, h.c2)
-	is := func(t *testing.T, when string, verdict int32) {
+	another := f.With(func(f *testutil.Frame) { f.UDP.DstPort++ })
+	is := func(t *testing.T, when string, verdict, ofAnother int32) {
 		t.Helper()
 		check(t, h.Revoke())
 		h.age(t, 0)
@@ -182,6 +183,9 @@ func TestNoPairBesideBridgeRules(t *testing.T) {
 		h.carry(t, f, h.c1, h.c2)
 		if got := h.portIn(t, f.Bytes(t)); got.verdict != verdict {
 			t.Errorf("%s: verdict %d, want %d", when, got.verdict, verdict)
+		}
+		if got := h.portIn(t, another.Bytes(t)); got.verdict != ofAnother {
+			t.Errorf("%s: another flow: verdict %d, want %d", when, got.verdict, ofAnother)
 		}
 	}
 	chain := func(hook *nftables.ChainHook, priority int) func() error {
@@ -219,24 +223,27 @@ func TestNoPairBesideBridgeRules(t *testing.T) {
 			return err
 		}
 	}
-	is(t, "with nothing", redirect)
-	for name, x := range map[string]struct{ put, take func() error }{
-		"iptables":           {sysctl("1"), sysctl("0")},
-		"nft forward":        {chain(nftables.ChainHookForward, 0), dropTable},
-		"nft prerouting":     {chain(nftables.ChainHookPrerouting, -300), dropTable},
-		"nft postrouting":    {chain(nftables.ChainHookPostrouting, 300), dropTable},
-		"nft netdev, source": {netdev(h.c1, nftables.ChainHookIngress), dropNetdev},
-		"nft netdev, target": {netdev(h.c2, nftables.ChainHookEgress), dropNetdev},
-		"nft, at the last":   {chain(nftables.ChainHookPostrouting, 0x7fffffff), dropTable},
+	is(t, "with nothing", redirect, redirect)
+	for name, x := range map[string]struct {
+		put, take func() error
+		verdict   int32
+	}{
+		"iptables":           {sysctl("1"), sysctl("0"), redirect},
+		"nft forward":        {chain(nftables.ChainHookForward, 0), dropTable, redirect},
+		"nft prerouting":     {chain(nftables.ChainHookPrerouting, -300), dropTable, redirect},
+		"nft postrouting":    {chain(nftables.ChainHookPostrouting, 300), dropTable, redirect},
+		"nft netdev, source": {netdev(h.c1, nftables.ChainHookIngress), dropNetdev, next},
+		"nft netdev, target": {netdev(h.c2, nftables.ChainHookEgress), dropNetdev, next},
+		"nft, at the last":   {chain(nftables.ChainHookPostrouting, 0x7fffffff), dropTable, redirect},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.ns.Enter(t)
 			if err := x.put(); err != nil {
 				t.Skipf("not on this kernel: %v", err)
 			}
-			is(t, "with it", next)
+			is(t, "with it", x.verdict, next)
 			check(t, x.take())
-			is(t, "without it", redirect)
+			is(t, "without it", redirect, redirect)
 		})
 	}
 }

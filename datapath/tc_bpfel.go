@@ -78,6 +78,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_XDP      tcFbrDevFlags = 256
 	tcFbrDevFlagsFBR_DEV_QUEUES   tcFbrDevFlags = 512
 	tcFbrDevFlagsFBR_DEV_CLOSED   tcFbrDevFlags = 1024
+	tcFbrDevFlagsFBR_DEV_WAYS     tcFbrDevFlags = 2048
 )
 
 type tcFbrDrops struct {
@@ -421,6 +422,19 @@ type tcFbrWait struct {
 	State uint32
 }
 
+type tcFbrWay struct {
+	_        structs.HostLayout
+	Key      tcFbrFlowKey
+	Granted  uint64
+	Writing  uint32
+	Via      uint32
+	Oif      uint32
+	Mtu      uint16
+	LeaseLen uint16
+	Macs     [12]uint8
+	Pad      uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -459,6 +473,7 @@ const (
 	tcMapFbrStats         = "fbr_stats"
 	tcMapFbrTold          = "fbr_told"
 	tcMapFbrWaiting       = "fbr_waiting"
+	tcMapFbrWay           = "fbr_way"
 	tcProgFbrBind4        = "fbr_bind4"
 	tcProgFbrBind6        = "fbr_bind6"
 	tcProgFbrConnect4     = "fbr_connect4"
@@ -614,6 +629,7 @@ type tcMapSpecs struct {
 	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
 	FbrWaiting  *ebpf.MapSpec `ebpf:"fbr_waiting"`
+	FbrWay      *ebpf.MapSpec `ebpf:"fbr_way"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -699,6 +715,7 @@ type tcMaps struct {
 	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
 	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
 	FbrWaiting  *ebpf.Map `ebpf:"fbr_waiting"`
+	FbrWay      *ebpf.Map `ebpf:"fbr_way"`
 }
 
 func (m *tcMaps) Close() error {
@@ -737,6 +754,7 @@ func (m *tcMaps) Close() error {
 		m.FbrStats,
 		m.FbrTold,
 		m.FbrWaiting,
+		m.FbrWay,
 	)
 }
 

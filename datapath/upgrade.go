@@ -33,8 +33,8 @@ var sessionMaps = []string{
 	tcMapFbrQuota, tcMapFbrState, tcMapFbrFrag, tcMapFbrFragSlot, tcMapFbrHair,
 }
 
-// notCopied are hints, leases of pairs and state of sockets, to which no other map refers.
-var notCopied = []string{tcMapFbrMeta, tcMapFbrPair, tcMapFbrTold}
+// notCopied are hints, leases of what is not translated, and state of sockets, to which no other map refers.
+var notCopied = []string{tcMapFbrMeta, tcMapFbrPair, tcMapFbrWay, tcMapFbrTold}
 
 // counted are the fields of fbr_state that count events. The others describe
 // maps.

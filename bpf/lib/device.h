@@ -19,6 +19,7 @@ enum fbr_dev_flags {
 	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
 	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc, filter or chain (qdisc.h) */
 	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
+	FBR_DEV_WAYS = 2048,   /* uplink: untranslated flows have come in by it (way.h) */
 };
 
 /* Always the kernel's path, for either reason. */

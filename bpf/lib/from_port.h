@@ -22,6 +22,7 @@
 #include "reason.h"
 #include "rewrite.h"
 #include "stats.h"
+#include "way.h"
 
 /* Whether a packet that is neither a hit nor for another port may go to the kernel. The
  * packet's destination decides, whatever the frame says: the kernel also takes packets from
@@ -125,8 +126,13 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			return bpf_redirect_peer(t->ifindex, 0);
 		}
 		t = eth->h_dest[0] & 1 ? NULL : fbr_mac_port(eth->h_dest, p->bridge);
-		if (t && t != p && fbr_beside(p, t, daddr))
-			goto kernel;
+		if (t && t != p && fbr_beside(p, t, daddr)) {
+			if (!fbr_way_beside(skb, p, t))
+				goto kernel;
+			fbr_count_rx(skb, p, FBR_FAST);
+			fbr_count_tx(skb, t, FBR_FAST);
+			return bpf_redirect_peer(t->ifindex, 0);
+		}
 		why = fbr_route_allowed(p, daddr);
 		if (why)
 			goto drop;
@@ -149,6 +155,15 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 				return TCX_DROP;
 			skb->mark = cfg_mark;
 			return bpf_redirect(oif, 0);
+		}
+		if (!f && (p->flags & (FBR_DEV_ROUTED | FBR_DEV_KERNEL_PATH)) == FBR_DEV_ROUTED &&
+		    sum <= FBR_SUM_OWN) {
+			__u32 oif = fbr_way_out(skb, p, &k, l4_len);
+
+			if (oif) {
+				skb->mark = cfg_mark;
+				return bpf_redirect(oif, 0);
+			}
 		}
 	}
 	if (!(p->flags & FBR_DEV_INTERNAL)) {

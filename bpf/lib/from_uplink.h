@@ -22,6 +22,7 @@
 #include "rewrite.h"
 #include "stats.h"
 #include "uplink.h"
+#include "way.h"
 
 /* tcx ingress, uplink. l2 is the length of the device's L2 header in bytes: ETH_HLEN, or 0
  * where packets begin with the IP header (tun, WireGuard, ppp).
@@ -72,6 +73,16 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 			fbr_flow_seen(f, now, cfg_hz);
 			if (fbr_rewrite_fast(skb, f, &k, false))
 				return TCX_DROP;
+			skb->mark = 0;
+			return bpf_redirect_peer(oif, 0);
+		}
+	}
+	if (l4_len && (u->flags & FBR_DEV_WAYS)) {
+		int oif = fbr_way_in(skb, u, &k, l4_len, l2);
+
+		if (oif < 0)
+			return TCX_DROP;
+		if (oif) {
 			skb->mark = 0;
 			return bpf_redirect_peer(oif, 0);
 		}

@@ -14,10 +14,17 @@
 #include "instance.h"
 #include "nat.h"
 
+/* Whether a lease of len jiffies, granted at this jiffy, is still valid. */
+static __always_inline bool fbr_lease_lasts(__u64 granted, __u32 len, const struct fbr_conf *c,
+					    __u64 now)
+{
+	return granted > c->revoked_at && now - granted < len;
+}
+
 static __always_inline bool fbr_lease_valid(const struct fbr_flow *f, const struct fbr_conf *c,
 					    __u64 now)
 {
-	return f->granted > c->revoked_at && now - f->granted < f->lease_len;
+	return fbr_lease_lasts(f->granted, f->lease_len, c, now);
 }
 
 /* Ends all leases, unless that was done less than a second ago: leases that were granted

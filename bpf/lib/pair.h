@@ -17,7 +17,9 @@
 #include "instance.h"
 #include "kctx.h"
 #include "lease.h"
+#include "parse.h"
 #include "port.h"
+#include "way.h"
 
 #define FBR_PAIR_BITS 12 /* of a hash of a pair */
 
@@ -56,12 +58,6 @@ static __always_inline bool fbr_pair_is(const struct fbr_pair *e, __u32 from, __
 	return *(const volatile __u64 *)&e->from == (from | (__u64)end << 32);
 }
 
-static __always_inline bool fbr_pair_valid(__u64 granted, __u32 len, const struct fbr_conf *c,
-					   __u64 now)
-{
-	return granted > c->revoked_at && now - granted < len;
-}
-
 /* Whether a port may send a packet to another port of its bridge. In an internal network it
  * must be addressed to that port's container.
  */
@@ -91,7 +87,7 @@ static __always_inline struct fbr_dev *fbr_pair_hit(const struct fbr_dev *p,
 	granted = *(volatile __u64 *)&e->granted;
 	barrier();
 	if (!fbr_pair_is(e, p->ifindex, end) ||
-	    !fbr_pair_valid(granted, e->lease_len, c, fbr_now()))
+	    !fbr_lease_lasts(granted, e->lease_len, c, fbr_now()))
 		return NULL;
 	t = fbr_dev_get(e->to);
 	return t && fbr_mac_equal(t->mac, mac) && t->mtu >= p->mtu &&
@@ -109,9 +105,7 @@ static __always_inline __u32 fbr_device_mtu(struct __sk_buff *skb)
 	return dev ? dev->mtu : 0;
 }
 
-/* Whether the kernel's bridge has carried this frame unchanged between the two ports, and
- * would do the same with any other.
- */
+/* Whether the kernel's bridge has carried this frame unchanged between the two ports. */
 static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct fbr_dev *from,
 					     const struct fbr_dev *to)
 {
@@ -121,11 +115,12 @@ static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct
 	       !((from->flags | to->flags) & FBR_DEV_KERNEL_PATH) &&
 	       skb->protocol == bpf_htons(ETH_P_IP) && !skb->vlan_present &&
 	       fbr_device_mtu(skb) >= from->mtu && !bpf_skb_load_bytes(skb, 0, dst, ETH_ALEN) &&
-	       fbr_mac_equal(dst, to->mac) && !fbr_brnf_sees(skb, to->bridge);
+	       fbr_mac_equal(dst, to->mac);
 }
 
-/* Grants the lease of the pair that a delivered frame was carried between. A pair whose
- * lease is still valid keeps its place: a third one with the same hash waits.
+/* Grants the lease of the pair that a delivered frame was carried between. Where
+ * netfilter looks at frames, only its flow gets a lease. A pair whose lease is still valid
+ * keeps its place: a third one with the same hash waits.
  */
 __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *from,
 				const struct fbr_dev *to)
@@ -137,10 +132,15 @@ __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *fro
 	__u64 now = fbr_now();
 	struct fbr_pairs *s;
 	struct fbr_pair *e;
+	struct fbr_pkt p;
 	__u32 end;
 
 	if (!c || !c->lease || !c->l2_fast || !fbr_pair_carried(skb, from, to))
 		return 0;
+	if (fbr_brnf_sees(skb, to->bridge))
+		return fbr_parse(skb, &p)
+			       ? 0
+			       : fbr_way_passed(skb, &p, FBR_WAY_BESIDE, from->ifindex, to->mtu);
 	__builtin_memcpy(&end, &to->mac[2], sizeof(end));
 	s = fbr_pairs_at(from->ifindex, end);
 	if (!s)
@@ -148,9 +148,10 @@ __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *fro
 	e = &s->way[0];
 	if (fbr_pair_is(&s->way[1], from->ifindex, end) ||
 	    (!fbr_pair_is(e, from->ifindex, end) &&
-	     fbr_pair_valid(e->granted, e->lease_len, c, now)))
+	     fbr_lease_lasts(e->granted, e->lease_len, c, now)))
 		e = &s->way[1];
-	if (!fbr_pair_is(e, from->ifindex, end) && fbr_pair_valid(e->granted, e->lease_len, c, now))
+	if (!fbr_pair_is(e, from->ifindex, end) &&
+	    fbr_lease_lasts(e->granted, e->lease_len, c, now))
 		return 0;
 	if (!fbr_pair_is(e, from->ifindex, end) || e->to != to->ifindex) {
 		*(volatile __u64 *)&e->granted = 0;

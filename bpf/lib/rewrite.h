@@ -17,6 +17,17 @@
 /* The checksum difference of a TTL that is one lower and is the low byte of its word. */
 #define FBR_TTL_DIFF 0xfffe
 
+/* Lowers the TTL by one and updates the header's checksum in one go: the TTL is the low
+ * byte of its word. d_ip is the difference of the header's other changes.
+ */
+static __always_inline void fbr_next_hop(struct iphdr *ip, __u32 d_ip)
+{
+	__u32 ttl = *(__u32 *)&ip->ttl;
+	__u16 csum = ~fbr_fold((ttl >> 16 ^ 0xffff) + d_ip + FBR_TTL_DIFF);
+
+	*(__u32 *)&ip->ttl = ((ttl - 1) & 0xffff) | (__u32)csum << 16;
+}
+
 /* Rewrites the source (out) or destination of the IPv4 packet whose header is at l3 to
  * addr:port. For ICMP, port is the echo id. All are in network byte order. Packet pointers
  * are invalid afterwards. Returns 0, or an error: then the packet may be half written, and
@@ -108,8 +119,7 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 					     bool partial)
 {
 	struct iphdr *ip = data + ETH_HLEN;
-	__u32 ttl, d_ip = 0;
-	__u16 ip_csum;
+	__u32 d_ip = 0;
 
 	if ((void *)(ip + 1) > data_end)
 		return -1;
@@ -151,10 +161,7 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 			ip->daddr = f->addr;
 		d_ip = f->d_addr;
 	}
-	/* TTL and checksum together. The TTL is the low byte of its word. */
-	ttl = *(__u32 *)&ip->ttl;
-	ip_csum = ~fbr_fold((ttl >> 16 ^ 0xffff) + d_ip + FBR_TTL_DIFF);
-	*(__u32 *)&ip->ttl = ((ttl - 1) & 0xffff) | (__u32)ip_csum << 16;
+	fbr_next_hop(ip, d_ip);
 	((__u64 *)data)[0] = *(__u64 *)&f->macs[0];
 	((__u32 *)data)[2] = *(__u32 *)&f->macs[8];
 	/* The entry may have been deleted while we read it, and may be another flow's by

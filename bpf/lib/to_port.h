@@ -65,8 +65,14 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	 * judged again. A later fragment is useless without its first, which the kernel has
 	 * reassembled in order and delivered just before.
 	 */
-	if (fbr_lease_inbound(skb, &pkt, p) || (p->flags & FBR_DEV_ROUTED) ||
-	    (pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb))
+	if (fbr_lease_inbound(skb, &pkt, p))
+		return FBR_NONE;
+	if (p->flags & FBR_DEV_ROUTED) {
+		if (!(p->flags & FBR_DEV_KERNEL_PATH))
+			fbr_way_passed(skb, &pkt, FBR_WAY_IN, iif, p->mtu);
+		return FBR_NONE;
+	}
+	if ((pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb))
 		return FBR_NONE;
 	return FBR_DIRECT;
 }

@@ -13,6 +13,16 @@
 #include "stats.h"
 #include "uplink.h"
 
+/* Whether port_in has sent a packet of a network that is not translated here itself: what
+ * the kernel forwards comes from the bridge.
+ */
+static __always_inline bool fbr_port_sent(struct __sk_buff *skb, __be32 saddr)
+{
+	struct fbr_dev *port = fbr_dev_get(skb->ingress_ifindex);
+
+	return port && (port->flags & FBR_DEV_ROUTED) && port->ip == saddr;
+}
+
 /* tcx egress, uplink: the only way out, and the only place where flows begin. */
 static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 {
@@ -43,7 +53,8 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 	 * done. Comparing with the uplink's own address spares most packets the trie
 	 * lookup.
 	 */
-	if (ip->saddr == u->ip && cfg_mark && skb->mark == cfg_mark) {
+	if (cfg_mark && skb->mark == cfg_mark &&
+	    (ip->saddr == u->ip || fbr_port_sent(skb, ip->saddr))) {
 		skb->mark = 0;
 		fbr_count_tx(skb, u, FBR_FAST);
 		return TCX_NEXT;

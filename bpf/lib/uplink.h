@@ -7,6 +7,7 @@
 #include "csum.h"
 #include "device.h"
 #include "frag.h"
+#include "hop.h"
 #include "host.h"
 #include "icmp.h"
 #include "instance.h"
@@ -17,6 +18,7 @@
 #include "parse.h"
 #include "reason.h"
 #include "refusal.h"
+#include "way.h"
 
 /* Whether a packet from outside has addresses that cannot come from there (RFC 1812 section
  * 5.3.7). Here and below, ctx is the context of a tc or an XDP program.
@@ -72,7 +74,7 @@ static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fb
 
 /* Handles a packet that leaves by an uplink from a network that is not translated. It
  * leaves unchanged, unless it is the answer of a published port: the client has used an
- * address of the host.
+ * address of the host. Returns FBR_NOT_OURS if nothing about it is to be translated.
  */
 static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 						      const struct fbr_pkt *p,
@@ -82,7 +84,7 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 	enum fbr_reason why;
 
 	if (!c || !c->published || !port)
-		return FBR_NONE;
+		return FBR_NOT_OURS;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
 	if (p->frag & FBR_FRAG_LATER) {
@@ -90,10 +92,8 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 		return why == FBR_FRAGMENT ? FBR_NONE : why;
 	}
 	if (p->kind != FBR_L4_PORTS)
-		return FBR_NONE;
+		return FBR_NOT_OURS;
 	why = fbr_snat(skb, p, u, port, FBR_SNAT_ROUTED);
-	if (why == FBR_NOT_OURS)
-		return FBR_NONE;
 	return why || !p->frag ? why : fbr_frag_first(skb, p, port, false);
 }
 
@@ -105,6 +105,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	__u32 iif = skb->ingress_ifindex;
 	__be32 ip = p->saddr;
 	enum fbr_reason why;
+	__u16 mtu = 0;
 
 	if (n->flags & FBR_NET_INTERNAL)
 		return FBR_ISOLATED;
@@ -113,8 +114,17 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	if (fbr_sum_aimed(skb, p))
 		return FBR_BAD_CSUM;
 	*blame = fbr_host_port(ip);
-	if (!(n->flags & FBR_NET_MASQUERADE))
-		return fbr_routed_out(skb, p, u, *blame);
+	if (!(n->flags & FBR_NET_MASQUERADE)) {
+		why = fbr_routed_out(skb, p, u, *blame);
+		if (why != FBR_NOT_OURS)
+			return why;
+		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_PATH)) {
+			fbr_route(skb, u, p->daddr, &mtu);
+			if (!p->l3 || fbr_hop_known(skb, u->ifindex, p->daddr))
+				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);
+		}
+		return FBR_NONE;
+	}
 	if (!*blame)
 		return FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)

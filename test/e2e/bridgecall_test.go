@@ -13,8 +13,8 @@ import (
 
 const bridgeCall = "net.bridge.bridge-nf-call-iptables"
 
-// TestE2EBridgeCalls: while bridge netfilter is on, frames between ports go to the
-// kernel's bridge. A service address with a container of the same network behind it
+// TestE2EBridgeCalls: while bridge netfilter is on, each flow between ports has a lease of
+// its own, unless connection tracking translates it. A service address with a container of the same network behind it
 // answers, and a rule between two containers holds. A change of the switch takes effect
 // within a lease, whatever is asked first afterwards.
 func TestE2EBridgeCalls(t *testing.T) {
@@ -46,8 +46,10 @@ func TestE2EBridgeCalls(t *testing.T) {
 		assertPeers(t, udp, c1.Addr)
 
 		// A rule between two containers of one network.
-		if err := h.Host.IPTables(h.Ctx, "-I", "FORWARD", "-s", c1.Addr.String(), "-d", c2.Addr.String(), "-p", "udp", "--dport", "9090", "-j", "DROP"); err != nil {
-			t.Fatal(err)
+		rule := func(op string) func() error {
+			return func() error {
+				return h.Host.IPTables(h.Ctx, op, "FORWARD", "-s", c1.Addr.String(), "-d", c2.Addr.String(), "-p", "udp", "--dport", "9090", "-j", "DROP")
+			}
 		}
 		s := h.ServeUDP(t, c2, on(c2.Addr, 9090))
 		sock, err := c1.ListenUDP(on(netip.IPv4Unspecified(), 0))
@@ -69,7 +71,18 @@ func TestE2EBridgeCalls(t *testing.T) {
 				return err
 			}
 		}
-		passes(false, func() error { return nil })
+		passes(false, rule("-I"))
+		passes(true, rule("-D"))
+		h.becomesFast(t, m, "c1", func() {
+			h.comesToPass(t, sock, s.Addr, true)
+			// One socket, one container behind both addresses: each answer from where it was asked.
+			for _, to := range []netip.AddrPort{udp.Addr, on(service, 80), udp.Addr} {
+				if err := lab.EchoUDPOn(h.Ctx, sock, to, "by both addresses"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		passes(false, rule("-I"))
 		passes(true, sysctl("0"))
 		passes(false, sysctl("1"))
 		passes(true, sysctl("0"))
