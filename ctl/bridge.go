@@ -35,6 +35,7 @@ func (nets networks) steps(n *network, uplinks []uplink) []step {
 	steps = append(steps,
 		step{"speed", nets.op.programs.setSpeed, nil, nets.op.programs.setSpeed},
 		step{"forward", nets.op.firewall.open, func() error { return firewall.Remove(n.filtered()) }, nil},
+		step{"others", nets.op.others.ensure, func() error { return nets.op.others.leave(n) }, nil},
 		step{"bridge-up", on(nets.setUp), nil, on(nets.setUp)})
 	if n.Defining {
 		steps = append(steps, step{"define", func() error { return nets.op.defs.put(n.Definition) },

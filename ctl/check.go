@@ -107,7 +107,7 @@ func (cs *checks) bpffs() FeatureView {
 }
 
 func (cs *checks) host() ([]FeatureView, error) {
-	out := []FeatureView{bridgeCallFinding(), cs.forwarding(), cs.liberal()}
+	out := []FeatureView{bridgeCallFinding(), cs.forwarding(), cs.liberal(), cs.op.others.finding()}
 	out = append(out, cs.op.firewall.findings()...)
 	for _, u := range cs.op.uplinks.current() {
 		if conflict := cs.op.uplinks.conflict(u); conflict != "" {

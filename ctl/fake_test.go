@@ -28,6 +28,7 @@ type fakeFile struct {
 	Fragments int // device
 	LeaseNow  time.Duration
 	L2        bool
+	Opened    bool
 	XDP       map[int]bool
 	driver    error // what the uplinks' driver says to XDP
 	// TakenSlots are slots that AttachPort and AttachFragments refuse.
@@ -305,6 +306,11 @@ func (f *fakeFile) Lease() (time.Duration, error) { return f.LeaseNow, nil }
 
 func (f *fakeFile) SetL2Fast(on bool) error {
 	f.L2 = on
+	return f.save()
+}
+
+func (f *fakeFile) SetOpened(on bool) error {
+	f.Opened = on
 	return f.save()
 }
 

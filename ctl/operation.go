@@ -35,6 +35,7 @@ type operation struct {
 	slow         slowPorts
 	publications publications
 	uplinks      uplinks
+	others       others
 	programs     programs
 	reassembly   reassembly
 	accelerators accelerators
@@ -213,7 +214,7 @@ func (in *instance) begin(ctx context.Context, st *state, evenStale bool) (_ *op
 func (op *operation) assemble() {
 	op.networks, op.ports, op.endpoints = networks{op}, ports{op}, endpoints{op}
 	op.bandwidths, op.slow, op.publications = bandwidths{op}, slowPorts{op}, publications{op: op}
-	op.uplinks, op.programs, op.reassembly = uplinks{op}, programs{op}, reassembly{op}
+	op.uplinks, op.others, op.programs, op.reassembly = uplinks{op}, others{op}, programs{op}, reassembly{op}
 	op.accelerators, op.firewall = accelerators{xdp{op}, bigTCP{op}}, packetFilter{op}
 	op.checks, op.verifier, op.repair = checks{op: op}, verifier{op}, repair{op}
 }
@@ -273,7 +274,7 @@ func (op *operation) refresh(quiet bool) error {
 			return err
 		}
 	}
-	return op.firewall.open()
+	return errors.Join(op.firewall.open(), op.others.ensure())
 }
 
 // setHost brings the host's settings to what the networks need.

@@ -49,6 +49,7 @@ type plane interface {
 	SetLease(time.Duration) error
 	Lease() (time.Duration, error)
 	SetL2Fast(bool) error
+	SetOpened(bool) error
 	SetNATRange(first, last uint16) error
 	Revoke() error
 	Stats(ifindexes ...int) (map[int]datapath.Counters, error)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fastbr/fastbr/ctl/firewall"
 	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
@@ -89,7 +90,7 @@ func (us uplinks) auto() (devices []link.Device, notes []string, err error) {
 		return nil, nil, err
 	}
 	if len(indexes) == 0 {
-		return nil, []string{"no default route: nothing leads outside until there is one and another command runs"}, nil
+		return nil, []string{"no default route: containers get outside by the host's other routes, at the kernel's speed, until there is one and another command runs"}, nil
 	}
 	for _, index := range indexes {
 		d, err := us.op.host.device(index)
@@ -378,3 +379,118 @@ func uplinkKind(rawIP bool) string {
 
 // ownerMark is the ifalias of the devices of a network.
 func ownerMark(network string) string { return "fastbr:" + network }
+
+// others are the devices of the host that are no uplinks. Unless the uplinks were named,
+// containers get outside by these, too, as behind docker0: the kernel translates what
+// they send. So a VPN that comes up, or a second network card, needs no command and no
+// process.
+type others struct{ op *operation }
+
+// wanted reports whether containers may leave by them.
+func (o others) wanted() bool {
+	return len(o.op.st.Networks) > 0 && slices.Contains(o.op.st.Settings.Uplinks, AutoUplink)
+}
+
+// ensure brings the host to what is wanted. The datapath learns that devices are open by
+// our doing before they are.
+func (o others) ensure() error {
+	if err := o.open(); err != nil {
+		return err
+	}
+	if err := o.op.hostconf.RaiseConntrackMax(int(o.op.st.Settings.FlowsMax)); err != nil {
+		return err
+	}
+	return o.masquerade(o.host())
+}
+
+// host is what the table is made of.
+func (o others) host() firewall.Host {
+	h := firewall.Host{Networks: o.op.firewall.networks(), Others: o.wanted()}
+	for _, u := range o.op.st.Uplinks {
+		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name})
+	}
+	return h
+}
+
+// crowded says why connection tracking has no room for all sessions, "" if it has. With
+// the table, the kernel makes an entry for each, and drops what it has no room for.
+func (o others) crowded() (string, error) {
+	sessions := int(o.op.st.Settings.FlowsMax)
+	room, err := hostconf.ConntrackMax()
+	if err != nil || room == 0 || room > sessions {
+		return "", err
+	}
+	return fmt.Sprintf("net.netfilter.nf_conntrack_max is %d, too few beside --nat-flows %d: raise it on the host, or give fewer --nat-flows", room, sessions), nil
+}
+
+// masquerade keeps the table for h. Where that cannot be there is none: check says it.
+func (o others) masquerade(h firewall.Host) error {
+	if full, err := o.crowded(); err != nil {
+		return err
+	} else if full != "" {
+		h = firewall.Host{}
+	}
+	if err := firewall.Masquerade(h); !errors.Is(err, firewall.ErrNoNftables) {
+		return err
+	}
+	return nil
+}
+
+// leave takes a network out that is going down.
+func (o others) leave(n *network) error {
+	h := o.host()
+	h.Networks = slices.DeleteFunc(h.Networks, func(x firewall.Network) bool { return x.Name == n.Name })
+	if len(h.Networks) > 0 {
+		return o.masquerade(h)
+	}
+	return o.undo()
+}
+
+func (o others) open() error {
+	ours := o.op.checks.opened()
+	open := o.wanted()
+	if open {
+		var err error
+		if open, err = o.op.hostconf.CanOpenOthers(ours); err != nil {
+			return err
+		}
+	}
+	if !open {
+		return errors.Join(o.op.hostconf.CloseOthers(ours), o.op.dp.SetOpened(false))
+	}
+	if err := o.op.dp.SetOpened(true); err != nil {
+		return err
+	}
+	return o.op.hostconf.OpenOthers()
+}
+
+// undo takes everything back.
+func (o others) undo() error {
+	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(o.op.checks.opened())}
+	if o.op.dp != nil {
+		errs = append(errs, o.op.dp.SetOpened(false))
+	}
+	return errors.Join(errs...)
+}
+
+// finding says how containers leave by other devices.
+func (o others) finding() FeatureView {
+	v := FeatureView{Name: "other-devices", State: "ok", Detail: "the kernel translates what containers send by devices that are no uplinks"}
+	if len(o.op.st.Networks) == 0 {
+		return v
+	}
+	right, err := firewall.Masquerades(o.host())
+	full, roomErr := o.crowded()
+	switch err = errors.Join(err, roomErr); {
+	case full != "":
+		v.State, v.Detail = "warning", "containers leave by uplinks only, and by TCP, UDP and ping: "+full
+	case err != nil:
+		v.State, v.Detail = "warning", "containers leave by uplinks only: "+err.Error()
+	case !right:
+		v.State, v.Detail = "warning", "the nft table \"ip fastbr\" is not as it should be: containers leave by uplinks only; "+
+			"the next command that changes something mends it"
+	case !o.wanted():
+		v.Detail = "containers leave by no other device than the uplinks, which were named"
+	}
+	return v
+}

@@ -69,3 +69,16 @@ func (d *Datapath) SetL2Fast(on bool) error {
 		return err
 	})
 }
+
+// SetOpened tells whether devices that the datapath does not know forward only by
+// fastbr's setting. Until the host's ip_forward is 1, what came in by one may then
+// leave only by a bridge of fastbr's.
+func (d *Datapath) SetOpened(on bool) error {
+	return d.changeConf(func(c *tcFbrConf) error {
+		c.Opened = 0
+		if on {
+			c.Opened = 1
+		}
+		return nil
+	})
+}

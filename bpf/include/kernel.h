@@ -467,6 +467,12 @@ struct net_device {
 	struct nf_hook_entries *nf_hooks_egress;
 } __core;
 
+struct inet_skb_parm { /* in sk_buff.cb while IPv4 has the packet */
+	__u16 flags;
+} __core;
+
+#define IPSKB_FORWARDED 1 /* of inet_skb_parm.flags */
+
 struct neigh_table {
 	int family;
 } __core;
@@ -500,6 +506,7 @@ struct rtable {
 struct sk_buff {
 	struct net_device *dev;
 	unsigned long _skb_refdst;
+	char cb[48];
 	unsigned char *head;
 	unsigned char *data;
 	unsigned int end; /* of the linear part, where struct skb_shared_info begins; from head */
@@ -511,7 +518,8 @@ struct sk_buff {
 	__u32 hash;
 } __core;
 
-#define NFCT_PTRMASK (~7UL) /* of skb->_nfct: the entry; the bits below say what the packet is */
+#define NFCT_PTRMASK   (~7UL) /* of skb->_nfct: the entry; the bits below are enum ip_conntrack_info */
+#define IP_CT_IS_REPLY 3      /* of enum ip_conntrack_info: it and IP_CT_RELATED_REPLY after it */
 
 struct skb_shared_info {
 	unsigned int gso_type;
@@ -549,6 +557,7 @@ struct nf_conn {
 } __core;
 
 #define IPS_NAT_MASK 0x30 /* of nf_conn.status: source or destination is translated */
+#define IPS_SRC_NAT  0x10 /* the source alone: a rule that masquerades */
 #define IPS_DST_NAT  0x20 /* the destination alone: a DNAT rule */
 
 struct sock_common {

@@ -84,6 +84,15 @@ static __always_inline bool fbr_ct_led(struct sk_buff *k)
 	return fbr_ct_status(k) & IPS_DST_NAT;
 }
 
+/* Whether the packet is an answer, or an ICMP error, to a connection whose source a rule of
+ * the host translates (SNAT, masquerade): the container's way out by a device that is no
+ * uplink.
+ */
+static __always_inline bool fbr_ct_returns(struct sk_buff *k)
+{
+	return (fbr_ct_status(k) & IPS_SRC_NAT) && (k->_nfct & ~NFCT_PTRMASK) >= IP_CT_IS_REPLY;
+}
+
 /* Whether a container's packet answers a connection that a rule of the host directs to the
  * container (DNAT), or is an ICMP error about one.
  *

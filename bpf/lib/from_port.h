@@ -22,6 +22,7 @@
 #include "reason.h"
 #include "rewrite.h"
 #include "stats.h"
+#include "stranded.h"
 #include "way.h"
 
 /* Whether a packet that is neither a hit nor for another port may go to the kernel. The
@@ -48,8 +49,10 @@ __fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
 {
 	if (!p)
 		return TCX_DROP;
-	fbr_choose_path(skb, p);
 	fbr_count_rx(skb, p, FBR_SLOW);
+	if (fbr_stranded_until > fbr_now() && fbr_unstrand(skb))
+		return fbr_drop(p, FBR_NO_UPLINK);
+	fbr_choose_path(skb, p);
 	return TCX_NEXT;
 }
 

@@ -17,6 +17,7 @@
 #include "parse.h"
 #include "reason.h"
 #include "stats.h"
+#include "stranded.h"
 
 /* Whether the network of addr forbids it to leave by device out (ifindex). led: the device
  * is another network's bridge, and a rule of the host directs the packet there.
@@ -38,23 +39,28 @@ static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
 		fbr_count_drop(d, reason);
 }
 
-/* The uplink that a forwarded packet came by, if the host forwards it only because fastbr
- * has opened that uplink: ip_forward is 0, and out is no bridge of ours. Otherwise NULL.
- * Multicast routing has its own setting.
+/* Whether the host forwards a packet to elsewhere than a bridge of ours only because we
+ * have opened the device that it came in by: ip_forward is 0. Multicast routing has a
+ * setting of its own. What a tunnel of the host has wrapped is not forwarded.
  */
-static __always_inline struct fbr_dev *fbr_opened_by_us(struct bpf_nf_ctx *ctx,
-							const struct fbr_dev *out)
+static __always_inline bool fbr_opened_by_us(struct bpf_nf_ctx *ctx, const struct fbr_dev *in,
+					     const struct fbr_dev *out)
 {
-	struct fbr_dev *in = fbr_dev_get(ctx->skb->skb_iif);
-	struct bpf_dynptr pkt;
-	struct iphdr ip;
+	struct fbr_conf *c = fbr_conf_get();
+	struct inet_skb_parm *cb;
+	__be32 daddr;
 
-	if (!in || !(in->flags & FBR_DEV_CLOSED) || (out && (out->flags & FBR_DEV_BRIDGE)) ||
-	    ctx->state->net->ipv4.devconf_all->data[0])
-		return NULL;
-	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
-		return NULL;
-	return fbr_multicast(ip.daddr) ? NULL : in;
+	if (!c || (in ? !(in->flags & FBR_DEV_CLOSED) : !c->opened) ||
+	    (out && (out->flags & FBR_DEV_BRIDGE)) || ctx->state->net->ipv4.devconf_all->data[0])
+		return false;
+	cb = bpf_rdonly_cast(ctx->skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
+	if (!in && !(cb->flags & IPSKB_FORWARDED))
+		return false;
+	/* The kernel has made the IPv4 header linear. */
+	if (bpf_probe_read_kernel(&daddr, sizeof(daddr),
+				  ctx->skb->data + __builtin_offsetof(struct iphdr, daddr)))
+		return false;
+	return !fbr_multicast(daddr);
 }
 
 /* Whether the last check on the way out is attached to a device. Asks the kernel, because
@@ -89,14 +95,15 @@ static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
 static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 {
 	__u32 out = ctx->state->out ? ctx->state->out->ifindex : 0;
-	struct fbr_dev *d = fbr_dev_get(out), *in = fbr_opened_by_us(ctx, d);
+	struct fbr_dev *d = fbr_dev_get(out), *in = fbr_dev_get(ctx->skb->skb_iif);
 	struct bpf_dynptr pkt;
 	struct iphdr ip, inner;
 	__u8 icmp_type;
 	__u32 off;
 
-	if (in) {
-		fbr_count_drop(in, FBR_ISOLATED);
+	if (fbr_opened_by_us(ctx, in, d)) {
+		if (in)
+			fbr_count_drop(in, FBR_ISOLATED);
 		return NF_DROP;
 	}
 	if (d && (d->flags & FBR_DEV_UPLINK)) {
@@ -110,6 +117,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	if (d && (d->flags & FBR_DEV_BRIDGE) && fbr_hair_session(ctx->skb->hash, ip.saddr))
 		return NF_ACCEPT;
 	if (fbr_guarded(ip.saddr, out, d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
+		if (!d)
+			fbr_strand(ctx->skb, ip.saddr, ip.daddr);
 		fbr_guard_count(ip.saddr, d ? FBR_ISOLATED : FBR_NO_UPLINK);
 		return NF_DROP;
 	}

@@ -64,6 +64,7 @@ struct fbr_conf {
 	 */
 	__u32 nat_first;
 	__u32 nat_count;
+	__u32 opened; /* new devices of the host forward only because of our setting */
 };
 
 struct {

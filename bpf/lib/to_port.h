@@ -25,6 +25,15 @@ static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_d
 	return !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_led(bpf_cast_to_kern_ctx(skb));
 }
 
+/* Whether a packet from another device of the host may reach a port. */
+static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	if ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return true;
+	return fbr_led_in(skb, p) ||
+	       (!(p->flags & FBR_DEV_INTERNAL) && fbr_ct_returns(bpf_cast_to_kern_ctx(skb)));
+}
+
 /* Why a packet that the kernel delivers must not reach the port, or FBR_NONE. */
 static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr_dev *p)
 {
@@ -32,11 +41,8 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	struct fbr_dev *from = fbr_dev_get(iif);
 	struct fbr_pkt pkt;
 
-	if (iif && !from) /* from a device of the host that is not ours */
-		return ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
-				       fbr_led_in(skb, p)
-			       ? FBR_NONE
-			       : FBR_DIRECT;
+	if (iif && !from)
+		return fbr_other_in(skb, p) ? FBR_NONE : FBR_DIRECT;
 	if (from && !(from->flags & FBR_DEV_UPLINK)) {
 		if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
 			why = fbr_hairpin_deliver(skb);

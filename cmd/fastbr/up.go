@@ -162,7 +162,7 @@ type instanceFlags struct {
 }
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` that leads outside, repeatable, with or without Ethernet header (tun, WireGuard, ppp); auto: that of the default route (default auto)")
+	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` by which containers leave, repeatable, with or without Ethernet header (tun, WireGuard, ppp), and no other; auto: that of the default route, and all others at the kernel's speed (default auto)")
 	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them (default auto)")
 	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where nothing is lost by it, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")

@@ -39,6 +39,7 @@ type Publication struct {
 type Host struct {
 	Networks  []Network
 	Uplinks   []Device
+	Others    bool // other devices may lead outside, too
 	Published []Publication
 }
 

@@ -3,6 +3,7 @@ package hostconf
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -26,7 +27,7 @@ func Forwarding(device string) string { return Conf + device + "/forwarding" }
 // before it is opened, and reports whether it was so.
 func (h *Host) RecordClosed(device string) (bool, error) {
 	path := Forwarding(device)
-	if h.Recorded(path) {
+	if h.Recorded(path) || h.Recorded(newDevices) {
 		return true, nil
 	}
 	now, err := Read(path)
@@ -59,6 +60,94 @@ func (h *Host) Close(device string) error {
 	h.Sysctls = slices.Delete(h.Sysctls, i, i+1)
 	return h.Save()
 }
+
+// newDevices is what a device that appears starts with.
+var newDevices = Forwarding("default")
+
+// CanOpenOthers reports whether OpenOthers would open devices: nothing on this host is
+// open but ours. Where somebody has opened the whole host, containers get answers by
+// every device. Where somebody has opened some devices, it is theirs to open others.
+func (h *Host) CanOpenOthers(ours []string) (bool, error) {
+	if h.Recorded(newDevices) {
+		return true, nil
+	}
+	if router, err := Read(IPForward); err != nil || router != "0" {
+		return false, err
+	}
+	devices, err := filepath.Glob(Forwarding("*"))
+	if err != nil {
+		return false, err
+	}
+	for _, path := range devices {
+		if slices.Contains(ours, deviceOf(path)) || h.Recorded(path) || path == Forwarding("lo") {
+			continue
+		}
+		if now, err := Read(path); err == nil && now != "0" {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// OpenOthers lets the kernel forward what comes in by any device, those that appear
+// later included, if CanOpenOthers.
+func (h *Host) OpenOthers() error {
+	if !h.Recorded(newDevices) {
+		h.Sysctls = append(h.Sysctls, Sysctl{newDevices, "0", "1"})
+		if err := h.Save(); err != nil {
+			return err
+		}
+	}
+	return h.setOthers("1", nil)
+}
+
+// CloseOthers takes back what OpenOthers did, but for devices of ours, which from then
+// on have a record each.
+func (h *Host) CloseOthers(ours []string) error {
+	i := slices.IndexFunc(h.Sysctls, func(c Sysctl) bool { return c.Path == newDevices })
+	if i < 0 {
+		return nil
+	}
+	if router, err := Read(IPForward); err != nil {
+		return err
+	} else if router == "0" {
+		if err := h.setOthers("0", ours); err != nil {
+			return err
+		}
+	}
+	h.Sysctls = slices.Delete(h.Sysctls, i, i+1)
+	for _, device := range ours {
+		if path := Forwarding(device); !h.Recorded(path) {
+			h.Sysctls = append(h.Sysctls, Sysctl{path, "0", "1"})
+		}
+	}
+	return h.Save()
+}
+
+// setOthers sets the forwarding of every device but those in except, and of those that
+// appear.
+func (h *Host) setOthers(value string, except []string) error {
+	devices, err := filepath.Glob(Forwarding("*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range devices {
+		if slices.Contains(append(except, "all", "lo"), deviceOf(path)) || value == "0" && h.Recorded(path) && path != newDevices {
+			continue
+		}
+		now, err := Read(path)
+		if err == nil && now != value {
+			err = Write(path, value)
+		}
+		if err := ignoreMissing(err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deviceOf is the device of a Forwarding path.
+func deviceOf(path string) string { return filepath.Base(filepath.Dir(path)) }
 
 // restore puts the old value back, unless somebody has changed it meanwhile.
 func (c Sysctl) restore() error {

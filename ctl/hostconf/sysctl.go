@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -17,6 +18,8 @@ const (
 	Reserved   = Net + "ipv4/ip_local_reserved_ports"
 	Liberal    = Net + "netfilter/nf_conntrack_tcp_be_liberal"
 	BridgeCall = Net + "bridge/bridge-nf-call-iptables"
+
+	conntrackMax = Net + "netfilter/nf_conntrack_max"
 )
 
 func Read(path string) (string, error) {
@@ -126,6 +129,41 @@ func (h *Host) recordLiberal() error {
 	}
 	h.Sysctls = append(h.Sysctls, Sysctl{Liberal, old, "1"})
 	return nil
+}
+
+// ConntrackMax is how many entries connection tracking may have; 0 if it is not there.
+func ConntrackMax() (int, error) {
+	v, err := Read(conntrackMax)
+	if err != nil {
+		return 0, ignoreMissing(err)
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		return 0, fmt.Errorf("reading %s: %w", Name(conntrackMax), err)
+	}
+	return n, nil
+}
+
+// RaiseConntrackMax makes room for a number of entries beside the host's own. Only the
+// initial network namespace may: in others it does nothing.
+func (h *Host) RaiseConntrackMax(entries int) error {
+	now, err := ConntrackMax()
+	want := entries + entries/4
+	if err != nil || now == 0 || now >= want {
+		return err
+	}
+	if f, err := os.OpenFile(conntrackMax, os.O_WRONLY, 0); err != nil {
+		return nil
+	} else if err := f.Close(); err != nil {
+		return err
+	}
+	if !h.Recorded(conntrackMax) {
+		h.Sysctls = append(h.Sysctls, Sysctl{conntrackMax, strconv.Itoa(now), strconv.Itoa(want)})
+		if err := h.Save(); err != nil {
+			return err
+		}
+	}
+	return Write(conntrackMax, strconv.Itoa(want))
 }
 
 // Restore puts back what Set changed, unless somebody changed it again meanwhile.

@@ -9,7 +9,7 @@ import (
 
 // TestE2EVPN: a VPN's device is named as an uplink beside the default route's.
 // Containers then reach what it leads to, also where a rule leads everything there, as
-// wg-quick makes it. If it is not named, no packet of a container enters it.
+// wg-quick makes it. If another is named alone, no packet of a container enters it.
 func TestE2EVPN(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})
@@ -17,7 +17,7 @@ func TestE2EVPN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Must(t, "up")
+	h.Must(t, "up", "--uplink", "eth0")
 	c1, far := h.Containers[0], tun.Outside
 	h.Attach(t, c1, "c1")
 	s := h.ServeTCP(t, far, on(far.Addr, 7))

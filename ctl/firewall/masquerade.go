@@ -1,0 +1,270 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// masqueradeTable is the table by which the kernel translates what the datapath does
+// not.
+const masqueradeTable = "fastbr"
+
+// masqueradePriority puts our chain behind every other that translates sources
+// (NF_IP_PRI_NAT_SRC is 100): the first translation of a connection is the only one.
+const masqueradePriority nftables.ChainPriority = 110
+
+// ErrNoNftables: the kernel has no nf_tables, or cannot translate by it.
+var ErrNoNftables = errors.New("this kernel has no nftables NAT")
+
+// Masquerade keeps the table "ip fastbr". By it the kernel translates what networks
+// with NAT send by uplinks, but for TCP, UDP and echo, which the datapath translates.
+// If h.Others is set, it also translates all that they send by devices which are
+// neither uplinks nor bridges of ours. The table is replaced as a whole when anything
+// in it is not as it should be; connections keep their translation. Without a network
+// with NAT there is no table. The error wraps ErrNoNftables where the kernel cannot.
+func Masquerade(h Host) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	want := leavingOf(h)
+	have, err := readMasquerade(conn)
+	if err != nil || maps.EqualFunc(have, want.listing(), slices.Equal[[]string]) {
+		return err
+	}
+	if have != nil {
+		conn.DelTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
+	}
+	if err := want.add(conn); err != nil {
+		return err
+	}
+	return masqueradeError(conn.Flush())
+}
+
+// Masquerades reports whether the table is as Masquerade would leave it. The errors are
+// those of Masquerade.
+func Masquerades(h Host) (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("opening nftables: %w", err)
+	}
+	have, err := readMasquerade(conn)
+	return maps.EqualFunc(have, leavingOf(h).listing(), slices.Equal[[]string]), err
+}
+
+func masqueradeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%w: %w", ErrNoNftables, err)
+	}
+	return fmt.Errorf("table ip %s: %w", masqueradeTable, err)
+}
+
+// leaving is what the table says.
+type leaving struct {
+	sets   []nftables.Set
+	keys   [][]nftables.SetElement // of each set
+	chains []leavingChain
+}
+
+type leavingChain struct {
+	name  string
+	rules []leavingRule
+}
+
+type leavingRule struct {
+	comment string
+	exprs   []expr.Any
+}
+
+// leavingOf returns nil if no network of h is translated.
+func leavingOf(h Host) *leaving {
+	var subnets []netip.Prefix
+	inside, out := []string{"lo"}, []string{}
+	for _, n := range h.Networks {
+		inside = append(inside, n.Bridge.Name)
+		if n.Masquerade && !n.Internal {
+			subnets = append(subnets, n.Subnet)
+		}
+	}
+	if len(subnets) == 0 {
+		return nil
+	}
+	for _, u := range h.Uplinks {
+		out = append(out, u.Name)
+	}
+	saddr := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	oifname := &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}
+	in := func(set string, invert bool) expr.Any {
+		return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: invert}
+	}
+	verdict := func(kind expr.VerdictKind, chain string) expr.Any { return &expr.Verdict{Kind: kind, Chain: chain} }
+	proto := func(p byte) []expr.Any {
+		return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
+	}
+	type is = []expr.Any
+	back := verdict(expr.VerdictReturn, "")
+	echo := is{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{8}}}
+	masquerade := is{&expr.Counter{}, &expr.Masq{}}
+	l := &leaving{
+		sets: []nftables.Set{
+			{Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true},
+			{Name: "inside", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+			{Name: "uplinks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		},
+		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out)},
+		chains: []leavingChain{{"uplink", []leavingRule{
+			{"fastbr translates it", append(proto(unix.IPPROTO_TCP), back)},
+			{"fastbr translates it", append(proto(unix.IPPROTO_UDP), back)},
+			{"fastbr translates it", slices.Concat(proto(unix.IPPROTO_ICMP), echo, is{back})},
+			{"other protocols", masquerade},
+		}}, {"postrouting", []leavingRule{
+			{"not from a container", is{saddr, in("subnets", true), back}},
+			{"stays on the host", is{oifname, in("inside", false), back}},
+			{"by an uplink", is{oifname, in("uplinks", false), verdict(expr.VerdictGoto, "uplink")}},
+		}}},
+	}
+	if h.Others {
+		post := &l.chains[1]
+		post.rules = append(post.rules, leavingRule{"other devices", masquerade})
+	}
+	return l
+}
+
+// ranges are the elements of an interval set. Ranges that touch become one.
+func ranges(prefixes []netip.Prefix) (out []nftables.SetElement) {
+	prefixes = slices.SortedFunc(slices.Values(prefixes), netip.Prefix.Compare)
+	for _, p := range prefixes {
+		if n := len(out); n > 0 && slices.Equal(out[n-1].Key, p.Addr().AsSlice()) {
+			out = out[:n-1]
+		} else {
+			out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
+		}
+		first := binary.BigEndian.Uint32(p.Addr().AsSlice())
+		if end := first + 1<<(32-p.Bits()); end > first {
+			out = append(out, nftables.SetElement{Key: binary.BigEndian.AppendUint32(nil, end), IntervalEnd: true})
+		}
+	}
+	return out
+}
+
+func deviceNames(names []string) (out []nftables.SetElement) {
+	for _, n := range slices.Compact(slices.Sorted(slices.Values(names))) {
+		out = append(out, nftables.SetElement{Key: name(n).val})
+	}
+	return out
+}
+
+func (l *leaving) add(conn *nftables.Conn) error {
+	if l == nil {
+		return nil
+	}
+	t := conn.AddTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
+	for i := range l.sets {
+		s := l.sets[i]
+		s.Table = t
+		if err := conn.AddSet(&s, l.keys[i]); err != nil {
+			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
+	}
+	for _, c := range l.chains {
+		chain := &nftables.Chain{Name: c.name, Table: t}
+		if c.name == "postrouting" {
+			chain.Type, chain.Hooknum = nftables.ChainTypeNAT, nftables.ChainHookPostrouting
+			priority := masqueradePriority
+			chain.Priority = &priority
+		}
+		conn.AddChain(chain)
+		for _, r := range c.rules {
+			conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: r.exprs,
+				UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
+		}
+	}
+	return nil
+}
+
+// listing is the table in a form that can be compared: the keys of each set and the
+// comments of each chain's rules.
+func (l *leaving) listing() map[string][]string {
+	if l == nil {
+		return nil
+	}
+	out := map[string][]string{}
+	for i, s := range l.sets {
+		out["set "+s.Name] = keysOf(l.keys[i])
+	}
+	for _, c := range l.chains {
+		comments := []string{}
+		for _, r := range c.rules {
+			comments = append(comments, r.comment)
+		}
+		out["chain "+c.name] = comments
+	}
+	return out
+}
+
+func keysOf(elements []nftables.SetElement) []string {
+	out := []string{}
+	for _, e := range elements {
+		out = append(out, fmt.Sprintf("%x %v", e.Key, e.IntervalEnd))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// readMasquerade reads the table as it is. It is nil if there is none.
+func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return nil, masqueradeError(err)
+	}
+	var out map[string][]string
+	for _, c := range chains {
+		if c.Table.Name != masqueradeTable {
+			continue
+		}
+		rules, err := nftRules(c)
+		if err != nil {
+			return nil, err
+		}
+		comments := []string{}
+		for _, r := range rules {
+			comments = append(comments, r.comment)
+		}
+		if out == nil {
+			out = map[string][]string{}
+		}
+		out["chain "+c.Name] = comments
+	}
+	if out == nil {
+		return nil, nil
+	}
+	sets, err := conn.GetSets(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
+	if err != nil {
+		return nil, fmt.Errorf("table ip %s: %w", masqueradeTable, err)
+	}
+	for _, s := range sets {
+		elements, err := conn.GetSetElements(s)
+		if err != nil {
+			return nil, fmt.Errorf("table ip %s: %w", masqueradeTable, err)
+		}
+		// The kernel begins an interval set with the end of what is before the first.
+		elements = slices.DeleteFunc(elements, func(e nftables.SetElement) bool {
+			return e.IntervalEnd && netip.AddrFrom4([4]byte(e.Key)).IsUnspecified()
+		})
+		out["set "+s.Name] = keysOf(elements)
+	}
+	return out, nil
+}
