@@ -31,6 +31,8 @@ type injectedFbrConf struct {
 	Frags     uint32
 	NatFirst  uint32
 	NatCount  uint32
+	Opened    uint32
+	_         [4]byte
 }
 
 type injectedFbrDev struct {

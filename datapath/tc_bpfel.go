@@ -50,6 +50,8 @@ type tcFbrConf struct {
 	Frags     uint32
 	NatFirst  uint32
 	NatCount  uint32
+	Opened    uint32
+	_         [4]byte
 }
 
 type tcFbrDev struct {
