@@ -134,13 +134,13 @@ func bridgeCallFinding() FeatureView {
 	v := FeatureView{Name: "br_netfilter", State: "ok", Detail: "frames between ports do not meet iptables"}
 	if now, err := hostconf.Read(hostconf.BridgeCall); err == nil && now == "1" {
 		v.State, v.Detail = "warning", hostconf.Name(hostconf.BridgeCall)+
-			" is 1: frames between ports pass the host's firewall, on the kernel's path; with 0 they are fast"
+			" is 1: frames between ports pass the host's firewall, each flow with a lease of its own; with 0 they are faster"
 	}
 	return v
 }
 
 // warnBridgeCalls tells of the one setting under which frames between ports
-// meet the host's firewall, and so are not fast.
+// meet the host's firewall, and so are less fast.
 func (cs *checks) warnBridgeCalls() {
 	if v := bridgeCallFinding(); v.State == "warning" {
 		cs.op.say("%s", v.Detail)

@@ -131,7 +131,7 @@ func (r NetworkRequest) check() error {
 
 func (r InstanceRequest) check() error {
 	if r.Lease != nil && (*r.Lease != 0 && *r.Lease < time.Second || *r.Lease > datapath.MaxLease) {
-		return tagged(ErrInvalid, fmt.Sprintf("lease %s: 1s to %s, or 0 to switch the routed fast path off", *r.Lease, datapath.MaxLease))
+		return tagged(ErrInvalid, fmt.Sprintf("lease %s: 1s to %s, or 0 to switch the fast path off", *r.Lease, datapath.MaxLease))
 	}
 	if r.NATFirst > r.NATLast || r.NATLast != 0 && r.NATFirst < 1024 {
 		return tagged(ErrInvalid, fmt.Sprintf("NAT range %d-%d: FIRST-LAST, from 1024 to 65535", r.NATFirst, r.NATLast))
