@@ -69,18 +69,19 @@ type tcFbrDev struct {
 type tcFbrDevFlags uint32
 
 const (
-	tcFbrDevFlagsFBR_DEV_PORT     tcFbrDevFlags = 1
-	tcFbrDevFlagsFBR_DEV_UPLINK   tcFbrDevFlags = 2
-	tcFbrDevFlagsFBR_DEV_BRIDGE   tcFbrDevFlags = 4
-	tcFbrDevFlagsFBR_DEV_SLOW     tcFbrDevFlags = 8
-	tcFbrDevFlagsFBR_DEV_INTERNAL tcFbrDevFlags = 16
-	tcFbrDevFlagsFBR_DEV_ROUTED   tcFbrDevFlags = 32
-	tcFbrDevFlagsFBR_DEV_FRAGS    tcFbrDevFlags = 64
-	tcFbrDevFlagsFBR_DEV_RAW_IP   tcFbrDevFlags = 128
-	tcFbrDevFlagsFBR_DEV_XDP      tcFbrDevFlags = 256
-	tcFbrDevFlagsFBR_DEV_QUEUES   tcFbrDevFlags = 512
-	tcFbrDevFlagsFBR_DEV_CLOSED   tcFbrDevFlags = 1024
-	tcFbrDevFlagsFBR_DEV_WAYS     tcFbrDevFlags = 2048
+	tcFbrDevFlagsFBR_DEV_PORT          tcFbrDevFlags = 1
+	tcFbrDevFlagsFBR_DEV_UPLINK        tcFbrDevFlags = 2
+	tcFbrDevFlagsFBR_DEV_BRIDGE        tcFbrDevFlags = 4
+	tcFbrDevFlagsFBR_DEV_SLOW          tcFbrDevFlags = 8
+	tcFbrDevFlagsFBR_DEV_INTERNAL      tcFbrDevFlags = 16
+	tcFbrDevFlagsFBR_DEV_ROUTED        tcFbrDevFlags = 32
+	tcFbrDevFlagsFBR_DEV_FRAGS         tcFbrDevFlags = 64
+	tcFbrDevFlagsFBR_DEV_RAW_IP        tcFbrDevFlags = 128
+	tcFbrDevFlagsFBR_DEV_XDP           tcFbrDevFlags = 256
+	tcFbrDevFlagsFBR_DEV_QUEUES        tcFbrDevFlags = 512
+	tcFbrDevFlagsFBR_DEV_CLOSED        tcFbrDevFlags = 1024
+	tcFbrDevFlagsFBR_DEV_WAYS          tcFbrDevFlags = 2048
+	tcFbrDevFlagsFBR_DEV_BRIDGE_QUEUES tcFbrDevFlags = 4096
 )
 
 type tcFbrDrops struct {

@@ -332,8 +332,29 @@ struct icmphdr {
 /* Kernel types, relocated at load. */
 #define __core             __attribute__((preserve_access_index))
 
+struct Qdisc_class_ops {
+	void *graft;
+	void *tcf_block;
+} __core;
+
+struct Qdisc_ops {
+	const struct Qdisc_class_ops *cl_ops;
+} __core;
+
 struct Qdisc {
+	const struct Qdisc_ops *ops;
 	__u32 handle;
+} __core;
+
+struct list_head {
+	struct list_head *next;
+};
+
+/* A device above another one. */
+struct netdev_adjacent {
+	struct net_device *dev;
+	bool master;
+	struct list_head list;
 } __core;
 
 struct bpf_prog_aux {
@@ -463,6 +484,9 @@ struct net_device {
 	struct Qdisc *qdisc;
 	struct bpf_mprog_entry *tcx_ingress;
 	struct bpf_mprog_entry *tcx_egress;
+	struct {
+		struct list_head upper; /* struct netdev_adjacent, a master first */
+	} adj_list;
 	struct nf_hook_entries *nf_hooks_ingress;
 	struct nf_hook_entries *nf_hooks_egress;
 } __core;
@@ -552,8 +576,18 @@ struct bpf_nf_ctx {
 	struct sk_buff *skb;
 } __core;
 
+/* Where extensions of a struct nf_conn are, from this; 0: there is none */
+struct nf_ct_ext {
+	__u8 offset[1]; /* NF_CT_EXT_HELPER is the first */
+} __core;
+
+struct nf_conn_help {
+	void *helper;
+} __core;
+
 struct nf_conn {
 	unsigned long status;
+	struct nf_ct_ext *ext;
 } __core;
 
 #define IPS_NAT_MASK 0x30 /* of nf_conn.status: source or destination is translated */

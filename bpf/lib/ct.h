@@ -93,6 +93,24 @@ static __always_inline bool fbr_ct_returns(struct sk_buff *k)
 	return (fbr_ct_status(k) & IPS_SRC_NAT) && (k->_nfct & ~NFCT_PTRMASK) >= IP_CT_IS_REPLY;
 }
 
+/* Whether a helper (FTP, SIP, TFTP) follows the packet's connection: it has to see every
+ * packet.
+ */
+__fbr_global bool fbr_ct_helped(struct __sk_buff *skb)
+{
+	struct nf_conn *ct = fbr_ct_entry(bpf_cast_to_kern_ctx(skb));
+	struct nf_conn_help *help;
+	struct nf_ct_ext *ext;
+	__u8 at;
+
+	if (!ct || !bpf_core_field_exists(ct->ext))
+		return false;
+	ext = BPF_CORE_READ(ct, ext);
+	at = ext ? BPF_CORE_READ(ext, offset[0]) : 0;
+	help = (void *)ext + at;
+	return at && BPF_CORE_READ(help, helper);
+}
+
 /* Whether a container's packet answers a connection that a rule of the host directs to the
  * container (DNAT), or is an ICMP error about one.
  *

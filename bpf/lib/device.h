@@ -13,17 +13,21 @@ enum fbr_dev_flags {
 	FBR_DEV_BRIDGE = 4,
 	FBR_DEV_SLOW = 8, /* port: always the kernel's path, set by the control plane */
 	FBR_DEV_INTERNAL = 16,
-	FBR_DEV_ROUTED = 32,   /* port: its network is not translated */
-	FBR_DEV_FRAGS = 64,    /* leads to the namespace that puts inbound fragments in order */
-	FBR_DEV_RAW_IP = 128,  /* uplink: no L2 header */
-	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
-	FBR_DEV_QUEUES = 512,  /* port: the programs have seen a qdisc, filter or chain (qdisc.h) */
+	FBR_DEV_ROUTED = 32,  /* port: its network is not translated */
+	FBR_DEV_FRAGS = 64,   /* leads to the namespace that puts inbound fragments in order */
+	FBR_DEV_RAW_IP = 128, /* uplink: no L2 header */
+	FBR_DEV_XDP = 256,    /* port: its container's end takes frames from XDP */
+	/* The programs have seen a qdisc, filter or chain (qdisc.h). Uplink: for what comes in. */
+	FBR_DEV_QUEUES = 512,
 	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
 	FBR_DEV_WAYS = 2048,   /* uplink: untranslated flows have come in by it (way.h) */
+	FBR_DEV_BRIDGE_QUEUES = 4096, /* port: the same as FBR_DEV_QUEUES on its bridge */
 };
 
 /* Always the kernel's path, for either reason. */
-#define FBR_DEV_KERNEL_PATH (FBR_DEV_SLOW | FBR_DEV_QUEUES)
+#define FBR_DEV_KERNEL_PATH   (FBR_DEV_SLOW | FBR_DEV_QUEUES)
+/* The same for what is routed, which passes the bridge's own device. */
+#define FBR_DEV_KERNEL_ROUTED (FBR_DEV_KERNEL_PATH | FBR_DEV_BRIDGE_QUEUES)
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. If
  * another device has that slot, an uplink or a bridge is at fbr_dev_elsewhere(ifindex).

@@ -147,7 +147,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		f = fbr_flow_hit(&k);
 		now = fbr_now();
 		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
-		    !(p->flags & FBR_DEV_KERNEL_PATH) && sum <= FBR_SUM_OWN &&
+		    !(p->flags & FBR_DEV_KERNEL_ROUTED) && sum <= FBR_SUM_OWN &&
 		    fbr_fits(skb, ETH_HLEN, k.proto, l4_len, f->mtu)) {
 			__u32 oif = f->oif;
 
@@ -159,7 +159,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			skb->mark = cfg_mark;
 			return bpf_redirect(oif, 0);
 		}
-		if (!f && (p->flags & (FBR_DEV_ROUTED | FBR_DEV_KERNEL_PATH)) == FBR_DEV_ROUTED &&
+		if (!f && (p->flags & (FBR_DEV_ROUTED | FBR_DEV_KERNEL_ROUTED)) == FBR_DEV_ROUTED &&
 		    sum <= FBR_SUM_OWN) {
 			__u32 oif = fbr_way_out(skb, p, &k, l4_len);
 

@@ -18,6 +18,7 @@
 #include "nat.h"
 #include "nport.h"
 #include "parse.h"
+#include "qdisc.h"
 #include "reason.h"
 #include "rewrite.h"
 #include "stats.h"
@@ -92,6 +93,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		goto host;
 	if (fbr_frag_returned(skb, &pkt))
 		return TCX_NEXT; /* counted when it first came */
+	fbr_note_filters(skb, u);
 	why = FBR_NOT_OURS;
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
 		why = fbr_martian(skb, u, pkt.saddr, pkt.daddr) ? FBR_MARTIAN

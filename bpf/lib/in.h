@@ -219,6 +219,7 @@ __fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt 
 	__u64 now = fbr_now(), end;
 	struct fbr_session *s;
 	struct fbr_flow *f;
+	struct fbr_dev *u;
 	__u8 macs[12];
 	__u32 secs;
 
@@ -237,8 +238,10 @@ __fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt 
 	secs = fbr_timeout(fwd.proto, fwd.dport, s->bits);
 	/* This packet keeps no session alive that lives on outbound packets only. */
 	end = s->bits & FBR_S_OUT_ONLY ? fbr_sess_expires(f->sess) : now + (__u64)secs * cfg_hz;
-	if (!(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(s->bits) && end > now &&
-	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
+	u = fbr_dev_get(skb->ingress_ifindex);
+	if (u && !(u->flags & FBR_DEV_QUEUES) && !(port->flags & FBR_DEV_KERNEL_ROUTED) &&
+	    !fbr_closed_bits(s->bits) && end > now &&
+	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && !fbr_ct_helped(skb) &&
 	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, now, end - now);
 	fbr_ct_extend(skb, &fwd, secs);

@@ -103,7 +103,7 @@ static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_ke
 	if (!f || f->kind != FBR_IN || !fbr_lease_valid(f, c, now))
 		return NULL;
 	*port = fbr_dev_get(f->oif);
-	return *port && !((*port)->flags & FBR_DEV_KERNEL_PATH) ? f : NULL;
+	return *port && !((*port)->flags & FBR_DEV_KERNEL_ROUTED) ? f : NULL;
 }
 
 /* Records that the flow is alive, at most once a second, so that the cache line stays clean. */

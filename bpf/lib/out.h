@@ -19,6 +19,7 @@
 #include "nport.h"
 #include "parse.h"
 #include "publish.h"
+#include "qdisc.h"
 #include "reason.h"
 #include "rewrite.h"
 #include "session.h"
@@ -166,8 +167,9 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	bits = s->bits;
 	secs = fbr_timeout(k.proto, k.dport, bits);
 	if (forwarded) {
-		if (!p->frag && !(port->flags & FBR_DEV_KERNEL_PATH) && !fbr_closed_bits(bits) &&
-		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
+		if (!p->frag && !(port->flags & FBR_DEV_KERNEL_ROUTED) && !fbr_closed_bits(bits) &&
+		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && !fbr_ct_helped(skb) &&
+		    !fbr_device_sorts(skb)) {
 			__u8 macs[12] = {};
 
 			/* A redirect to a device without L2 header removes the frame's. */

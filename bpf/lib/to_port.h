@@ -74,7 +74,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	if (fbr_lease_inbound(skb, &pkt, p))
 		return FBR_NONE;
 	if (p->flags & FBR_DEV_ROUTED) {
-		if (!(p->flags & FBR_DEV_KERNEL_PATH))
+		if (!(p->flags & FBR_DEV_KERNEL_ROUTED) && !(from->flags & FBR_DEV_QUEUES))
 			fbr_way_passed(skb, &pkt, FBR_WAY_IN, iif, p->mtu);
 		return FBR_NONE;
 	}

@@ -16,6 +16,7 @@
 #include "nport.h"
 #include "out.h"
 #include "parse.h"
+#include "qdisc.h"
 #include "reason.h"
 #include "refusal.h"
 #include "way.h"
@@ -118,7 +119,8 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		why = fbr_routed_out(skb, p, u, *blame);
 		if (why != FBR_NOT_OURS)
 			return why;
-		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_PATH)) {
+		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&
+		    !fbr_device_sorts(skb)) {
 			fbr_route(skb, u, p->daddr, &mtu);
 			if (!p->l3 || fbr_hop_known(skb, u->ifindex, p->daddr))
 				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);

@@ -4,7 +4,7 @@
  *
  * A direction of a flow has a way for one lease after the kernel has let one of its packets
  * through to the last hook. TCP with SYN, FIN or RST, fragments and ICMP errors grant none,
- * nor does what connection tracking translates.
+ * nor does what connection tracking translates or a helper follows.
  */
 #ifndef FBR_WAY_H
 #define FBR_WAY_H
@@ -193,7 +193,8 @@ __fbr_global int fbr_way_passed(struct __sk_buff *skb, const struct fbr_pkt *p, 
 		fbr_way_end(&k);
 		return 0;
 	}
-	if (fbr_ct_translates(skb) || (p->l3 && bpf_skb_load_bytes(skb, 0, s.macs, sizeof(s.macs))))
+	if (fbr_ct_translates(skb) || fbr_ct_helped(skb) ||
+	    (p->l3 && bpf_skb_load_bytes(skb, 0, s.macs, sizeof(s.macs))))
 		return 0;
 	fbr_way_grant(&k, c, via, &s);
 	u = kind == FBR_WAY_IN ? fbr_dev_get(via) : NULL;
@@ -259,7 +260,7 @@ __fbr_global int fbr_way_in(struct __sk_buff *skb, const struct fbr_dev *u,
 		return 0;
 	t = fbr_dev_get(s.oif);
 	if (!t || t->ip != k.daddr || !(t->flags & FBR_DEV_ROUTED) ||
-	    (t->flags & FBR_DEV_KERNEL_PATH) || !fbr_fits(skb, l2, k.proto, l4_len, s.mtu) ||
+	    (t->flags & FBR_DEV_KERNEL_ROUTED) || !fbr_fits(skb, l2, k.proto, l4_len, s.mtu) ||
 	    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) > FBR_SUM_OWN)
 		return 0;
 	fbr_count_rx(skb, u, FBR_FAST);
