@@ -96,6 +96,9 @@ func (h *Host) recordForwarding() error {
 		if p == Conf+"all/forwarding" {
 			continue // the same setting as ip_forward
 		}
+		if strings.HasSuffix(p, "/forwarding") && (h.Recorded(p) || h.Recorded(newDevices)) {
+			continue // open by our doing
+		}
 		// What the kernel will restore by itself when ip_forward goes back.
 		byItself := "0"
 		if strings.HasSuffix(p, "accept_redirects") {
