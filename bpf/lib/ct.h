@@ -76,6 +76,17 @@ static __always_inline bool fbr_ct_translates(struct __sk_buff *skb)
 	return fbr_ct_status(bpf_cast_to_kern_ctx(skb)) & IPS_NAT_MASK;
 }
 
+/* Whether connection tracking leaves the packet's connection untranslated. False, too, where
+ * that cannot be told: the module was loaded after the programs.
+ */
+static __always_inline bool fbr_ct_leaves(struct __sk_buff *skb)
+{
+	struct nf_conn *ct = fbr_ct_entry(bpf_cast_to_kern_ctx(skb));
+
+	return !ct ||
+	       (bpf_core_field_exists(ct->status) && !(BPF_CORE_READ(ct, status) & IPS_NAT_MASK));
+}
+
 /* Whether a rule of the host has changed the destination of the packet's connection (DNAT):
  * for example a port published by CNI's portmap.
  */

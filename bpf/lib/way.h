@@ -193,7 +193,7 @@ __fbr_global int fbr_way_passed(struct __sk_buff *skb, const struct fbr_pkt *p, 
 		fbr_way_end(&k);
 		return 0;
 	}
-	if (fbr_ct_translates(skb) || fbr_ct_helped(skb) ||
+	if (!fbr_ct_leaves(skb) || fbr_ct_helped(skb) ||
 	    (p->l3 && bpf_skb_load_bytes(skb, 0, s.macs, sizeof(s.macs))))
 		return 0;
 	fbr_way_grant(&k, c, via, &s);
