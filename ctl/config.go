@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -101,14 +102,14 @@ func checkIfname(name string) error {
 func checkMAC(mac net.HardwareAddr) error {
 	zero := net.HardwareAddr{0, 0, 0, 0, 0, 0}
 	if len(mac) != 6 || mac[0]&1 != 0 || slices.Equal(mac, zero) {
-		return tagged(ErrInvalid, fmt.Sprintf("MAC address %s: a unicast Ethernet address is wanted", mac))
+		return tagged(ErrInvalid, fmt.Sprintf("MAC address %s: want a unicast Ethernet address", mac))
 	}
 	return nil
 }
 
 func (r NetworkRequest) check() error {
 	if _, err := hex.DecodeString(r.ID); err != nil || r.ID != "" && len(r.ID) != 64 {
-		return tagged(ErrInvalid, fmt.Sprintf("network id %q: 64 hex digits are wanted", r.ID))
+		return tagged(ErrInvalid, fmt.Sprintf("network id %q: want 64 hex digits", r.ID))
 	}
 	if r.Bridge != "" {
 		if err := checkIfname(r.Bridge); err != nil {
@@ -187,12 +188,47 @@ func (s *settings) apply(r InstanceRequest) {
 	}
 }
 
+func defaultSettings() settings {
+	return settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, L2Fast: true, NATFirst: 10000, NATLast: 29999}
+}
+
+// flags returns the flags of `up` that turn the default settings into these.
+func (s settings) flags() string {
+	def := defaultSettings()
+	var out []string
+	add := func(set bool, format string, value any) {
+		if set {
+			out = append(out, fmt.Sprintf(format, value))
+		}
+	}
+	if !slices.Equal(s.Uplinks, def.Uplinks) {
+		for _, u := range s.Uplinks {
+			add(true, "--uplink %s", u)
+		}
+	}
+	add(s.Lease != def.Lease, "--lease %s", s.Lease)
+	add(s.L2Fast != def.L2Fast, "--l2-fast=%t", s.L2Fast)
+	add(s.NATFirst != def.NATFirst || s.NATLast != def.NATLast, "--nat-range %s", fmt.Sprintf("%d-%d", s.NATFirst, s.NATLast))
+	add(cmp.Or(s.FlowsMax, datapath.DefaultFlowsMax) != datapath.DefaultFlowsMax, "--nat-flows %d", s.FlowsMax)
+	add(cmp.Or(s.XDP, XDPAuto) != XDPAuto, "--xdp %s", s.XDP)
+	add(cmp.Or(s.BigTCP, BigTCPAuto) != BigTCPAuto, "--big-tcp %s", s.BigTCP)
+	return cmp.Or(strings.Join(out, " "), "the defaults")
+}
+
+// kept describes settings that are kept while no network is up; "" if none are.
+func (st *state) kept() string {
+	if len(st.Networks) > 0 || !st.Settings.Kept {
+		return ""
+	}
+	return fmt.Sprintf("settings are kept (%s): 'fastbr down --all' removes them", st.Settings.flags())
+}
+
 // firstSettings are those of an instance that comes up: the kept ones, or the
 // defaults, and what is asked for.
 func firstSettings(kept settings, r InstanceRequest) settings {
 	s := kept
 	if !kept.Kept {
-		s = settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, L2Fast: true, NATFirst: 10000, NATLast: 29999}
+		s = defaultSettings()
 	}
 	if r.FlowsMax != 0 {
 		s.FlowsMax = r.FlowsMax

@@ -227,12 +227,16 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 		return false, err
 	}
 	err = c.instance.mutateWith(ctx, mutation{looks: looksLast}, func(op *operation) error {
-		n := op.st.Networks[name]
-		if n == nil {
-			return nil
+		if n := op.st.Networks[name]; n != nil {
+			was = true
+			if err := op.networks.down(n); err != nil {
+				return err
+			}
 		}
-		was = true
-		return op.networks.down(n)
+		if kept := op.st.kept(); kept != "" {
+			op.say("%s", kept)
+		}
+		return nil
 	})
 	return was, err
 }
@@ -242,6 +246,7 @@ func (c *Controller) Down(ctx context.Context, name string) (was bool, err error
 func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
 	err = c.instance.mutateWith(ctx, mutation{evenStale: true, looks: looksLast}, func(op *operation) error {
 		names = op.st.networkNames()
+		kept := op.st.Settings.Kept
 		op.st.Settings.Kept = false
 		var errs []error
 		for _, name := range names {
@@ -250,7 +255,11 @@ func (c *Controller) DownAll(ctx context.Context) (names []string, err error) {
 		if len(names) == 0 {
 			errs = append(errs, op.repair.removeStray())
 		}
-		return errors.Join(errs...)
+		err := errors.Join(errs...)
+		if err == nil && kept {
+			op.say("the kept settings are removed (%s)", op.st.Settings.flags())
+		}
+		return err
 	})
 	return names, err
 }

@@ -381,6 +381,9 @@ func (c *Controller) Bridges() ([]BridgeView, error) {
 // Status says what is up and how. The error wraps ErrNotUp.
 func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 	err = c.looking(ctx, func(r *reading) error {
+		if kept := r.op.st.kept(); kept != "" {
+			return tagged(ErrNotUp, "nothing is up here, but "+kept)
+		}
 		if err := r.anyUp(); err != nil {
 			return err
 		}

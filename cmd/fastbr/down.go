@@ -15,8 +15,9 @@ func newDownCmd(e *env) *cobra.Command {
 		Short: "Take a network down",
 		Long: `Take a network down: detach its ports, remove its bridge and rules. With the last
 network go the programs, the pins and the changed settings; the host is as it
-was before 'up'. Definitions made by 'fastbr network create' stay. A network
-that is not up is no error.`,
+was before 'up'. Definitions made by 'fastbr network create' stay. Settings made by
+'fastbr up --no-network' stay until 'fastbr down --all'. A network that is not up
+is no error.`,
 		Example: `  fastbr down
   fastbr down lab
   fastbr down --all`,
@@ -38,14 +39,14 @@ that is not up is no error.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "every network")
+	cmd.Flags().BoolVar(&all, "all", false, "every network, and the settings made by 'fastbr up --no-network'")
 	return cmd
 }
 
 func (e *env) downAll(ctx context.Context, c *ctl.Controller) error {
 	names, err := c.DownAll(ctx)
 	if err == nil && len(names) == 0 {
-		e.note("nothing is up")
+		e.note("no network is up")
 	}
 	return err
 }

@@ -16,7 +16,8 @@ func newStatusCmd(e *env) *cobra.Command {
 		Use:   "status",
 		Short: "Show what is up and how",
 		Long: `Show what is up and how: networks, uplinks, how the programs are attached, the
-accept rules that fastbr added to the host's firewall, and what should be looked at.`,
+accept rules that fastbr added to the host's firewall, and what should be looked at.
+If nothing is up, it fails with exit code 3 and names the settings that are kept.`,
 		Example: `  fastbr status
   fastbr status -o json`,
 		Args: cobra.NoArgs,
