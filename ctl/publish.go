@@ -82,9 +82,9 @@ func (r PublishRequest) check() error {
 	case r.Proto != "tcp" && r.Proto != "udp":
 		return bad("protocol %q: tcp or udp", r.Proto)
 	case r.HostIP.IsValid() && !r.HostIP.Is4():
-		return bad("address %s: an IPv4 address is wanted", r.HostIP)
+		return bad("address %s: want an IPv4 address", r.HostIP)
 	case r.Allow.IsValid() && (!r.Allow.Addr().Is4() || r.Allow != r.Allow.Masked()):
-		return bad("clients %s: an IPv4 CIDR such as 192.0.2.0/24 is wanted", r.Allow)
+		return bad("clients %s: want an IPv4 CIDR such as 192.0.2.0/24", r.Allow)
 	}
 	return nil
 }

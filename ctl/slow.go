@@ -146,7 +146,7 @@ func (b Bandwidth) check() error {
 		case l.Rate == 0 && l.Burst != 0:
 			return tagged(ErrInvalid, fmt.Sprintf("bandwidth: a burst of %d bits needs a rate, too", l.Burst))
 		case l.Rate > 0 && l.Rate < 1000:
-			return tagged(ErrInvalid, fmt.Sprintf("bandwidth: a rate of %d bit/s: at least 1000 are wanted", l.Rate))
+			return tagged(ErrInvalid, fmt.Sprintf("bandwidth: a rate of %d bit/s: want at least 1000", l.Rate))
 		}
 	}
 	return nil

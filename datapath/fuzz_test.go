@@ -188,7 +188,7 @@ func leaks(frame []byte) error {
 	return nil
 }
 
-// outOfRange says whether a container's packet left by a port that is not ours.
+// outOfRange reports whether a container's packet left by a port that is not ours.
 func outOfRange(sent, got []byte) error {
 	a, b := packet(sent), packet(got)
 	if a == nil || b == nil || !ofContainer(a[12:16]) || be.Uint16(b[6:])&0x1fff != 0 || quoted(a) != nil {
@@ -208,7 +208,7 @@ func outOfRange(sent, got []byte) error {
 	return nil
 }
 
-// wrongSums says whether a right checksum became a wrong one.
+// wrongSums reports whether a right checksum became a wrong one.
 func wrongSums(sent, got []byte) error {
 	ip := packet(sent)
 	if ip == nil || len(ip) < int(be.Uint16(ip[2:])) || shortL4(ip) || testutil.CheckSums(sent) != nil {
@@ -220,7 +220,7 @@ func wrongSums(sent, got []byte) error {
 	return nil
 }
 
-// shortL4 tells whether the L4 header is not complete, so that there is no checksum.
+// shortL4 reports whether the L4 header is not complete, so that there is no checksum.
 func shortL4(ip []byte) bool {
 	need := map[byte]int{1: 8, 6: 20, 17: 8}[ip[9]]
 	return int(be.Uint16(ip[2:]))-int(ip[0]&0xf)*4 < need

@@ -70,7 +70,7 @@ func (d *Datapath) SetL2Fast(on bool) error {
 	})
 }
 
-// SetOpened tells whether devices that the datapath does not know forward only by
+// SetOpened reports whether devices that the datapath does not know forward only by
 // fastbr's setting. Until the host's ip_forward is 1, what came in by one may then
 // leave only by a bridge of fastbr's.
 func (d *Datapath) SetOpened(on bool) error {

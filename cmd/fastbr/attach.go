@@ -63,12 +63,12 @@ func (f *attachFlags) request(target string) (r ctl.AttachRequest, err error) {
 	r = ctl.AttachRequest{Target: target, Network: f.network, Name: f.name, Ifname: f.ifname, Slow: f.slow}
 	if f.ip != "" {
 		if r.IP, err = netip.ParseAddr(f.ip); err != nil || !r.IP.Is4() {
-			return r, usage("address %q: an IPv4 address is wanted", f.ip)
+			return r, usage("address %q: want an IPv4 address", f.ip)
 		}
 	}
 	if f.mac != "" {
 		if r.MAC, err = net.ParseMAC(f.mac); err != nil {
-			return r, usage("MAC address %q: six bytes such as 02:42:ac:1e:00:02 are wanted", f.mac)
+			return r, usage("MAC address %q: want six bytes such as 02:42:ac:1e:00:02", f.mac)
 		}
 	}
 	return r, nil

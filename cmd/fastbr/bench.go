@@ -85,7 +85,7 @@ func (f benchFlags) renderStored(e *env) error {
 	return nil
 }
 
-// show prints the tables and draws the charts that were asked for.
+// show prints the tables and draws the requested charts.
 func (f benchFlags) show(e *env, r *bench.Report) error {
 	fmt.Fprint(e.stdout, r.Text())
 	if f.chart == "" {
@@ -98,10 +98,10 @@ func (f benchFlags) show(e *env, r *bench.Report) error {
 	return err
 }
 
-// maxBenchPorts is what a kernel bridge takes.
+// maxBenchPorts is the port limit of a kernel bridge.
 const maxBenchPorts = 1023
 
-// Where results and their page are in a checkout.
+// Paths of the results and their page in a checkout.
 const (
 	storedResults = "bench/results"
 	benchPage     = "bench/README.md"
@@ -198,7 +198,7 @@ func (f benchFlags) plan(e *env) (bench.Plan, error) {
 	return p, nil
 }
 
-// heats are what the set, or the flags in its stead, ask for.
+// heats returns what the set, or the flags in its place, ask for.
 func (f benchFlags) heats() ([]bench.Heat, error) {
 	if f.workloads == nil && f.set != "" {
 		sets := bench.Sets()
@@ -223,8 +223,8 @@ func (f benchFlags) heats() ([]bench.Heat, error) {
 	return heats, nil
 }
 
-// defaultWorkloads are those that take as long as --seconds says, and whose results
-// do not depend on chance.
+// defaultWorkloads returns the workloads that last --seconds and whose results do
+// not depend on chance.
 func defaultWorkloads() []string {
 	var names []string
 	for _, w := range bench.Workloads() {
@@ -237,8 +237,8 @@ func defaultWorkloads() []string {
 	return names
 }
 
-// entrants are the contestants to run. Without iptables, nft takes its part: after
-// a connection's first packet they do the same.
+// entrants returns the contestants to run. Without iptables, nft replaces it: after
+// a connection's first packet both do the same.
 func (f benchFlags) entrants() []string {
 	if f.contestants != nil {
 		return f.contestants
@@ -252,7 +252,7 @@ func (f benchFlags) entrants() []string {
 	return []string{"bridge-iptables", "fastbr"}
 }
 
-// tools that the labs and workloads need.
+// tools returns the programs that the labs and workloads need.
 func (f benchFlags) tools() []string {
 	tools := []string{"iperf3", "nft", "sockperf"}
 	for name, more := range map[string][]string{
@@ -266,14 +266,15 @@ func (f benchFlags) tools() []string {
 	return tools
 }
 
-// benchReport is what a benchmark has found.
+// benchReport is the outcome of a benchmark.
 type benchReport interface {
 	Save(dir string) (path string, err error)
 	RenderReadme(page, results string) error
 }
 
-// keepResults stores the raw results in the directory out, "-" for none; or, in a
-// checkout, in its own directory for them, and renders the page.
+// keepResults stores the raw results in the directory out ("-": nowhere). In a
+// checkout, the default is the checkout's own directory, and keepResults also
+// renders the page.
 func keepResults(e *env, out, own string, r benchReport) error {
 	checkout := inCheckout()
 	dir := out
@@ -294,7 +295,7 @@ func keepResults(e *env, out, own string, r benchReport) error {
 	return r.RenderReadme(benchPage, path)
 }
 
-// inCheckout tells whether the current directory is the top of fastbr's source.
+// inCheckout reports whether the current directory is the top of fastbr's source.
 func inCheckout() bool {
 	mod, err := os.ReadFile("go.mod")
 	return err == nil && bytes.HasPrefix(mod, []byte("module github.com/fastbr/fastbr\n"))
@@ -356,11 +357,11 @@ func outcome(w bench.Workload, s bench.Sample) string {
 	return text
 }
 
-// needForLabs returns an error of one line if something is missing that the command
-// `name` needs.
+// needForLabs returns a one-line error if something that the command `name` needs
+// is missing.
 func needForLabs(name string, tools ...string) error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s needs root, for it builds network namespaces: run it with sudo", name)
+		return fmt.Errorf("%s needs root, because it makes network namespaces: run it with sudo", name)
 	}
 	packages := map[string]string{"iperf3": "iperf3", "nft": "nftables", "iptables": "iptables",
 		"sockperf": "sockperf", "dockerd": "docker.io", "busybox": "busybox-static"}
@@ -378,7 +379,7 @@ func needForLabs(name string, tools ...string) error {
 	return nil
 }
 
-// self is this binary as a contestant, with the directories of its flags.
+// self returns this binary as a contestant, with the directories from its flags.
 func (e *env) self() (bench.Fastbr, error) {
 	path, err := os.Executable()
 	if err != nil {
@@ -394,15 +395,15 @@ func (e *env) self() (bench.Fastbr, error) {
 	return f, nil
 }
 
-// untilPipeBreaks ends ctx also when nobody reads the output any more (`| head`):
-// SIGPIPE would end the process and leave a lab behind. The other signals end
-// ctx already.
+// untilPipeBreaks also ends ctx when nobody reads the output any more (`| head`).
+// Otherwise SIGPIPE would end the process and leave a lab behind. The other
+// signals end ctx already.
 func untilPipeBreaks(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, syscall.SIGPIPE)
 }
 
-// interruption is the error to report: the signal, if there was one, and not
-// what it broke.
+// interruption returns the error to report: the signal if there was one, rather
+// than its consequences.
 func interruption(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return errors.New("interrupted")

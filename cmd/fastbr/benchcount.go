@@ -49,7 +49,7 @@ the stored counts and compares them with bench/counts.json.`,
 	return cmd
 }
 
-// Where the counts to compare with are in a checkout.
+// Path of the golden counts in a checkout.
 const (
 	storedCounts     = "bench/" + storedCountsName
 	storedCountsName = "counts.json"
@@ -100,7 +100,7 @@ func (f benchCountFlags) compare(e *env) error {
 		return err
 	}
 	if off := c.Compare(golden); len(off) > 0 {
-		return fmt.Errorf("not as in %s: %s (make bench-count ACCEPT=1, if it is meant)", storedCounts, strings.Join(off, "; "))
+		return fmt.Errorf("counts differ from %s: %s (if that is intended, run make bench-count ACCEPT=1)", storedCounts, strings.Join(off, "; "))
 	}
 	return nil
 }

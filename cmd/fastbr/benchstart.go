@@ -49,10 +49,10 @@ bench/results/starts and into bench/README.md.`,
 	return cmd
 }
 
-// storedStarts is where results are in a checkout.
+// storedStarts is the path of the results in a checkout.
 const storedStarts = storedResults + "/starts"
 
-// maxStartPorts is as many as there are host ports for each of the containers.
+// maxStartPorts is the number of host ports available for each container.
 const maxStartPorts = 10000
 
 func (f benchStartFlags) run(ctx context.Context, e *env) error {

@@ -52,7 +52,7 @@ func (e *env) completeBridges(cmd *cobra.Command, _ []string, _ string) ([]strin
 	})
 }
 
-// completion runs a lookup; whatever hinders it just means no suggestions.
+// completion runs a lookup. A failed lookup yields no suggestions.
 func (e *env) completion(_ *cobra.Command, look func(*ctl.Controller) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	if e.enterNetns() != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -68,8 +68,8 @@ func (e *env) completion(_ *cobra.Command, look func(*ctl.Controller) ([]string,
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// initCompletion makes the library's own completion command now, before it is run,
-// to refuse unknown shells and to give it examples.
+// initCompletion creates the library's own completion command before it runs, so
+// that it refuses unknown shells and has examples.
 func initCompletion(root *cobra.Command) {
 	root.InitDefaultCompletionCmd()
 	c, _, err := root.Find([]string{"completion"})
@@ -83,8 +83,8 @@ func initCompletion(root *cobra.Command) {
 	}
 }
 
-// initHelp makes `help` refuse what is no command: the library prints the usage
-// and exits as if all were well.
+// initHelp makes `help` refuse an unknown command. The library would print the
+// usage and exit with 0.
 func initHelp(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	c, _, err := root.Find([]string{"help"})

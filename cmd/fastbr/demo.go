@@ -25,7 +25,7 @@ const (
 	// demoMeasure bounds the measuring: on a slow machine the demo runs fewer
 	// rounds, so that it ends within a minute.
 	demoMeasure = 42 * time.Second
-	// demoLines of flows are enough to see what they look like.
+	// demoLines is the number of flows to show.
 	demoLines = 8
 )
 
@@ -56,7 +56,7 @@ removes the lab again. Nothing else on this machine is touched.`,
 	}
 }
 
-// demo is one run: fastbr's lab, and beside it the same one with a plain bridge.
+// demo is one run: fastbr's lab, and an equal lab with a plain bridge.
 type demo struct {
 	out     io.Writer
 	started time.Time
@@ -104,8 +104,8 @@ func (d *demo) build(ctx context.Context) (err error) {
 	return nil
 }
 
-// remove leaves nothing behind, however far run came. It prints nothing if there
-// is no lab yet.
+// remove leaves nothing behind, however far run has come. It prints nothing if
+// there is no lab yet.
 func (d *demo) remove() error {
 	if d.lab == nil && d.plain == nil {
 		return nil
@@ -172,7 +172,7 @@ func (d *demo) measure(ctx context.Context) error {
 	d.printf("%-8s %-18s %8s %14s\n", "", "", "fastbr", "kernel bridge")
 	rounds := 0
 	for ; rounds < demoRounds; rounds++ {
-		// Another round takes as long as those before did on average.
+		// Another round takes as long as the average of those before.
 		if spent := time.Since(begin); rounds > 0 && spent+spent/time.Duration(rounds) > demoMeasure {
 			break
 		}
@@ -198,7 +198,7 @@ func (d *demo) measure(ctx context.Context) error {
 	return nil
 }
 
-// lap measures both sides once; who begins alternates, the columns do not.
+// lap measures both sides once. The sides take turns to begin; the columns stay.
 func (d *demo) lap(ctx context.Context, r *race, round int) error {
 	fast := func() (err error) {
 		r.fast, err = d.sample(ctx, r.fast, d.fast, r.load, d.lab)
@@ -237,7 +237,7 @@ func medianOf(samples []bench.Sample) float64 {
 	return bench.Median(v)
 }
 
-// fastShare is the lowest of all rounds.
+// fastShare is the lowest share of all rounds.
 func fastShare(samples []bench.Sample) string {
 	lowest, known := 1.0, false
 	for _, s := range samples {
@@ -251,7 +251,7 @@ func fastShare(samples []bench.Sample) string {
 	return bench.Percent(lowest)
 }
 
-// look shows the ports and, while some traffic is alive, its flows.
+// look shows the ports and, while there is traffic, its flows.
 func (d *demo) look(ctx context.Context) error {
 	d.title("Bridge, ports and flows")
 	for _, args := range [][]string{{"show"}, {"port", "ls"}} {
@@ -275,8 +275,8 @@ func (d *demo) look(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer conn.Close() // it stays open while the flows are shown
-		for range 3 {      // the later packets take the fast path and its lease shows
+		defer conn.Close() // open while the flows are shown
+		for range 3 {      // later packets take the fast path, so a lease shows
 			if err := lab.Echo(ctx, conn, "hello"); err != nil {
 				return err
 			}

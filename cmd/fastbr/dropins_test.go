@@ -7,9 +7,8 @@ import (
 	"testing"
 )
 
-// The drop-ins for systemd-networkd and NetworkManager are about every device that
-// fastbr makes under its own names, and about nobody else's. Both programs use the
-// shell's patterns.
+// The drop-ins for systemd-networkd and NetworkManager match every device that fastbr
+// makes under its own names, and no other. Both programs use shell patterns.
 func TestDropInsNameOurDevices(t *testing.T) {
 	for file, pattern := range map[string]func(line string) []string{
 		"networkd/10-fastbr.network": func(line string) []string {

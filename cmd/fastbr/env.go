@@ -21,8 +21,8 @@ const (
 	exitNotUp  = 3
 )
 
-// env is everything a command touches outside of its arguments, so that tests
-// run the real command line in process.
+// env holds everything that a command uses besides its arguments. Tests replace it
+// to run the real command line in process.
 type env struct {
 	ctx            context.Context
 	args           []string
@@ -41,12 +41,12 @@ type globalFlags struct {
 	verbose  bool
 }
 
-// newEnv is the environment of the process.
+// newEnv returns the environment of the process.
 func newEnv() *env {
 	return &env{ctx: context.Background(), args: os.Args[1:], stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 }
 
-// controller opens the instance of the namespace the process is in.
+// controller opens the instance of the process's namespace.
 func (e *env) controller() (*ctl.Controller, error) {
 	return ctl.Open(e.controllerOptions())
 }
@@ -63,7 +63,7 @@ func (e *env) note(format string, args ...any) {
 // json reports whether -o json was given.
 func (e *env) json() bool { return e.flags.output == "json" }
 
-// print writes v as JSON, or what table makes of it.
+// print writes v as JSON, or as the table that table prints.
 func (e *env) print(v any, table func(w io.Writer)) error {
 	if e.json() {
 		enc := json.NewEncoder(e.stdout)
@@ -71,7 +71,7 @@ func (e *env) print(v any, table func(w io.Writer)) error {
 		enc.SetEscapeHTML(false)
 		return enc.Encode(v)
 	}
-	// One write: a tabwriter on stdout would write each cell by itself.
+	// One write: a tabwriter on stdout would write each cell separately.
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
 	table(w)
@@ -87,8 +87,8 @@ type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
-// detail returns what an error in err's chain has to say beyond one line: the
-// verifier's log. It is empty for most errors.
+// detail returns the verifier's log if err's chain has one. It is empty for most
+// errors.
 func detail(err error) string {
 	var long interface {
 		error
@@ -100,7 +100,8 @@ func detail(err error) string {
 	return fmt.Sprintf("%+v", long)
 }
 
-// exitCode translates an error. The error is printed, unless it is only a code.
+// exitCode returns the exit code for an error. It prints the error unless the error
+// is only a code.
 func (e *env) exitCode(err error) int {
 	var exit exitError
 	switch {

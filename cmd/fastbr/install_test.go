@@ -13,9 +13,9 @@ import (
 	"github.com/fastbr/fastbr/internal/manual"
 )
 
-// TestInstallIsWhole installs into an empty tree: every command has its manual
-// page, every unit starts a program that is there with arguments it knows, and
-// uninstall takes everything away again.
+// TestInstallIsWhole installs into an empty tree. Every command has a manual page,
+// every unit starts an installed program with arguments that it knows, and uninstall
+// removes everything.
 func TestInstallIsWhole(t *testing.T) {
 	pages := t.TempDir()
 	if err := manual.Write(newRootCmd(&env{}), "0", pages); err != nil {
@@ -57,7 +57,7 @@ func install(t *testing.T, tree, prefix, script string, args ...string) {
 	}
 }
 
-// manualPages are the names of the pages of a command and those below it.
+// manualPages returns the page names of a command and its subcommands.
 func manualPages(c *cobra.Command, names []string) []string {
 	if !c.IsAvailableCommand() && c.HasParent() {
 		return names
@@ -69,7 +69,7 @@ func manualPages(c *cobra.Command, names []string) []string {
 	return names
 }
 
-// checkUnit runs what the unit would start, asking only for its help.
+// checkUnit runs the unit's command with --help.
 func checkUnit(t *testing.T, tree, unit string) {
 	t.Helper()
 	content, err := os.ReadFile(unit)

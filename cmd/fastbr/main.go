@@ -8,8 +8,8 @@ import (
 	"runtime/debug"
 )
 
-// garbage is how much the heap may grow before it is collected, in percent of
-// what is in use. Most commands end before collecting would pay.
+// garbage is how much the heap may grow before a collection, in percent of what is
+// in use. Most commands end before a collection would pay.
 const garbage = 400
 
 func main() {

@@ -9,8 +9,8 @@ import (
 	"github.com/fastbr/fastbr/ctl/netavark"
 )
 
-// newNetavarkCmds are the calls of netavark, which starts the plugin with one of
-// these words. They are for Podman and do not show in the help.
+// newNetavarkCmds returns the commands with which netavark starts the plugin. They
+// are for Podman and hidden in the help.
 func newNetavarkCmds(e *env) []*cobra.Command {
 	call := func(use, short string, args cobra.PositionalArgs, f func(ctx context.Context, p netavark.Plugin, args []string) error) *cobra.Command {
 		return &cobra.Command{

@@ -12,7 +12,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// shortID is how many digits of a network's id a table shows.
+// shortID is the number of digits of a network's id in a table.
 const shortID = 12
 
 func newNetworkCmd(e *env) *cobra.Command {

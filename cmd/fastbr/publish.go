@@ -49,7 +49,7 @@ is refused. Once a port is published, no process of the host can bind it.`,
 				return err
 			}
 			if r.Port == 0 {
-				return usage("publication %q: [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] is wanted, such as 8080:80", args[0])
+				return usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp], such as 8080:80", args[0])
 			}
 			if r.Proto == "" {
 				r.Proto = "tcp"
@@ -57,7 +57,7 @@ is refused. Once a port is published, no process of the host can bind it.`,
 			r.Name, r.Network = args[1], network
 			if allow != "" {
 				if r.Allow, err = netip.ParsePrefix(allow); err != nil {
-					return usage("clients %q: a CIDR such as 192.0.2.0/24 is wanted", allow)
+					return usage("clients %q: want a CIDR such as 192.0.2.0/24", allow)
 				}
 			}
 			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
@@ -141,10 +141,10 @@ func portRange(first, last int) string {
 	return fmt.Sprintf("%d-%d", first, last)
 }
 
-// parsePublication takes [HOSTIP:]HOST[-END][:CONTAINER[-END]][/tcp|udp]. Without
-// a container's port, or protocol, those stay zero.
+// parsePublication parses [HOSTIP:]HOST[-END][:CONTAINER[-END]][/tcp|udp]. A missing
+// container port or protocol stays zero.
 func parsePublication(s string) (r ctl.PublishRequest, err error) {
-	bad := usage("publication %q: [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] is wanted, such as 8080:80", s)
+	bad := usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp], such as 8080:80", s)
 	ports, proto, hasProto := strings.Cut(s, "/")
 	if hasProto && proto != "tcp" && proto != "udp" {
 		return r, usage("publication %q: protocol %q: tcp or udp", s, proto)
@@ -153,7 +153,7 @@ func parsePublication(s string) (r ctl.PublishRequest, err error) {
 	f := strings.Split(ports, ":")
 	if len(f) > 1 && strings.Contains(f[0], ".") {
 		if r.HostIP, err = ctl.ParseHostIP(f[0]); err != nil || r.HostIP.Is6() {
-			return r, usage("publication %q: address %q: an IPv4 address is wanted", s, f[0])
+			return r, usage("publication %q: address %q: want an IPv4 address", s, f[0])
 		}
 		f = f[1:]
 	}
@@ -175,7 +175,7 @@ func parsePublication(s string) (r ctl.PublishRequest, err error) {
 	return r, nil
 }
 
-// ports16 takes "80" or "80-89".
+// ports16 parses "80" or "80-89".
 func ports16(s string) (first, last uint16, ok bool) {
 	a, b, isRange := strings.Cut(s, "-")
 	x, err := strconv.ParseUint(a, 10, 16)

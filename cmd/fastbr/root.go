@@ -42,8 +42,7 @@ exits; no process is needed to forward.`,
 		Example: `  fastbr up
   fastbr attach netns:web --name web
   fastbr run -- curl https://example.org`,
-		// A runtime error is no reason to print the usage, and exitCode prints
-		// errors in its own way.
+		// A runtime error is no reason to print the usage. exitCode prints errors.
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -76,8 +75,8 @@ exits; no process is needed to forward.`,
 	return root
 }
 
-// flagError says what is wanted where a flag has a value it cannot have; the parser
-// would say which of Go's functions has refused it.
+// flagError names the kind of value that a flag takes. The parser's own error names
+// the Go function that refused the value.
 func flagError(_ *cobra.Command, err error) error {
 	var bad *pflag.InvalidValueError
 	if !errors.As(err, &bad) {
@@ -97,10 +96,10 @@ func flagError(_ *cobra.Command, err error) error {
 	default:
 		return fmt.Errorf("--%s %q: %w", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())
 	}
-	return fmt.Errorf("--%s %q: %s is wanted", bad.GetFlag().Name, bad.GetValue(), want)
+	return fmt.Errorf("--%s %q: want %s", bad.GetFlag().Name, bad.GetValue(), want)
 }
 
-// commands are all of them, in the order of the help.
+// commands returns all commands in the order of the help.
 func commands(e *env) []*cobra.Command {
 	return []*cobra.Command{
 		newUpCmd(e), newDownCmd(e), newAttachCmd(e), newDetachCmd(e), newRunCmd(e), newNetworkCmd(e),
@@ -116,8 +115,8 @@ func (e *env) checkOutput() error {
 	return nil
 }
 
-// enterNetns starts the program again in the namespace of --netns. The whole
-// process is inside then, every thread and every socket, while mounts stay.
+// enterNetns starts the program again in the namespace of --netns. Then the whole
+// process is inside, with every thread and socket. Mounts stay the same.
 func (e *env) enterNetns() error {
 	path := e.flags.netns
 	if path == "" {

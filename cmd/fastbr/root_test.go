@@ -45,9 +45,9 @@ func TestUsageErrorsExit2(t *testing.T) {
 
 func TestBadValuesAreNamed(t *testing.T) {
 	for args, want := range map[string]string{
-		"up --nat-flows x":                    `--nat-flows "x": a number is wanted`,
-		"up --nat-flows 99999999999999999999": `--nat-flows "99999999999999999999": a smaller number is wanted`,
-		"port set c1 --slow=maybe":            `--slow "maybe": true or false is wanted`,
+		"up --nat-flows x":                    `--nat-flows "x": want a number`,
+		"up --nat-flows 99999999999999999999": `--nat-flows "99999999999999999999": want a smaller number`,
+		"port set c1 --slow=maybe":            `--slow "maybe": want true or false`,
 		"demo --nosuch=x":                     "unknown flag: --nosuch",
 	} {
 		e, _, stderr := testEnv(t, strings.Fields(args)...)
@@ -91,7 +91,7 @@ func TestHumanNumbers(t *testing.T) {
 	}
 }
 
-// longError says more when it is asked for everything, as a verifier's error does.
+// longError has a longer text for %+v, as a verifier's error has.
 type longError struct{}
 
 func (longError) Error() string { return "refused" }
@@ -103,7 +103,7 @@ func (e longError) Format(f fmt.State, verb rune) {
 	}
 }
 
-// With -v, errors are shown in full however deep they are wrapped.
+// With -v, errors are shown in full, however deeply they are wrapped.
 func TestVerboseShowsWrappedErrorsInFull(t *testing.T) {
 	err := fmt.Errorf("creating the datapath: %w", fmt.Errorf("loading: %w", longError{}))
 	for verbose, want := range map[bool]string{

@@ -20,7 +20,7 @@ import (
 const (
 	exitNotRunnable = 126 // as a shell has it
 	exitNotFound    = 127
-	// cleanUpLimit bounds the detaching of a run's port after the command ended.
+	// cleanUpLimit bounds the time to detach a run's port after the command has ended.
 	cleanUpLimit = 30 * time.Second
 )
 
@@ -51,7 +51,7 @@ command finds its gateway in /etc/resolv.conf. Exits as the command does.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.SetInterspersed(false) // the command's own flags are not ours
+	flags.SetInterspersed(false) // the command's flags are its own
 	flags.StringVar(&network, "network", "bridge", "`NETWORK`, bridge, host or none")
 	flags.StringVar(&net, "net", "", "short for --network")
 	flags.StringVar(&name, "name", "", "`NAME` of the port (default that of the host's device)")
@@ -67,8 +67,8 @@ func (e *env) runCommand(network, name string, args []string) error {
 	if network == "bridge" {
 		network = ctl.DefaultNetwork
 	}
-	// From here on signals are for the command: a Ctrl-C must not end us
-	// before the port is detached.
+	// From here on signals are for the command: Ctrl-C must not end fastbr before
+	// the port is detached.
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
 	defer signal.Stop(signals)
@@ -97,8 +97,8 @@ func (e *env) child(args []string) *exec.Cmd {
 	return child
 }
 
-// runInside starts this program again in a new namespace, where it waits until
-// the port is there and then becomes the command.
+// runInside starts this program again in a new namespace. There it waits for the
+// port, and then becomes the command.
 func (e *env) runInside(c *ctl.Controller, r ctl.AttachRequest, args []string, signals <-chan os.Signal) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -134,8 +134,8 @@ func (e *env) runInside(c *ctl.Controller, r ctl.AttachRequest, args []string, s
 	return wait(child, signals)
 }
 
-// plug prepares the helper's namespace. It returns what its /etc/resolv.conf is
-// to be ("": the host's) and what undoes it all.
+// plug prepares the helper's namespace. It returns the content of its
+// /etc/resolv.conf ("": the host's) and a function that undoes everything.
 func (e *env) plug(c *ctl.Controller, r ctl.AttachRequest) (resolvers string, detach func(), err error) {
 	if r.Network == "none" {
 		return "", func() {}, ctl.RaiseLoopback(r.Target)
@@ -145,7 +145,7 @@ func (e *env) plug(c *ctl.Controller, r ctl.AttachRequest) (resolvers string, de
 		return "", nil, err
 	}
 	detach = func() {
-		// e.ctx may have ended by the very signal that ended the command.
+		// The signal that ended the command may have ended e.ctx too.
 		ctx, cancel := context.WithTimeout(context.Background(), cleanUpLimit)
 		defer cancel()
 		if _, err := c.Detach(ctx, res.Name, res.Network); err != nil {
@@ -174,8 +174,8 @@ func wait(child *exec.Cmd, signals <-chan os.Signal) error {
 	}
 }
 
-// fromTerminal tells whether the command has got the signal already: a terminal
-// sends what is typed, and its resizing, to the whole foreground group.
+// fromTerminal reports whether the command already has the signal. A terminal sends
+// typed signals and SIGWINCH to the whole foreground group.
 func fromTerminal(s os.Signal) bool {
 	if s != unix.SIGINT && s != unix.SIGQUIT && s != unix.SIGWINCH {
 		return false
@@ -189,8 +189,8 @@ func fromTerminal(s os.Signal) bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// childExit turns the command's end into our exit code: 128 plus the signal if
-// one ended it.
+// childExit returns fastbr's exit code for the command's end: 128 plus the signal
+// if a signal ended it.
 func childExit(err error) error {
 	var exit *exec.ExitError
 	switch {
@@ -205,7 +205,7 @@ func childExit(err error) error {
 	return exitError{exit.ExitCode()}
 }
 
-// startError is the exit code and message of a command that cannot start.
+// startError returns the message and exit code for a command that cannot start.
 func startError(name string, err error) error {
 	code := exitNotRunnable
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// goAhead is the word the helper waits for; what its /etc/resolv.conf is to
-	// be comes after it.
+	// goAhead is the word that the helper waits for. The content of its
+	// /etc/resolv.conf follows.
 	goAhead     = "1"
 	resolvConf  = "/etc/resolv.conf"
 	resolvWhere = "fastbr-resolv-*"
@@ -36,7 +36,7 @@ func newRunInitCmd(e *env) *cobra.Command {
 		Hidden:  true,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			// If the parent is gone, nobody wants the command.
+			// The parent is gone: nobody waits for the command.
 			ready := os.NewFile(3, "ready")
 			said, _ := io.ReadAll(ready)
 			ready.Close()
@@ -46,7 +46,7 @@ func newRunInitCmd(e *env) *cobra.Command {
 			}
 			if resolvers != "" {
 				if err := useResolvers(resolvers); err != nil {
-					e.note("%v: the command has the host's", err)
+					e.note("%v: the command uses the host's", err)
 				}
 			}
 			path, err := exec.LookPath(args[0])
@@ -91,8 +91,8 @@ func useResolvers(content string) error {
 	return nil
 }
 
-// containerResolvers is the /etc/resolv.conf of a container that was attached
-// with this result; "" if its network does not answer for names.
+// containerResolvers returns the /etc/resolv.conf of a container that was
+// attached with this result, or "" if its network does not answer for names.
 func containerResolvers(res ctl.AttachResult) (string, error) {
 	if res.DNS == "" {
 		return "", nil

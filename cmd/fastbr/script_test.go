@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"fastbr": main})
 }
 
-// own is this test binary under the name of the program: run so, it is fastbr.
+// own returns this test binary under the program's name. Under that name it is fastbr.
 func own(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("fastbr")
@@ -31,8 +31,8 @@ func own(t *testing.T) string {
 	return path
 }
 
-// program is the fastbr that `make test` has built, else own. With the race detector
-// each command takes a multiple of the time.
+// program returns the fastbr that `make test` has built, otherwise own. Under the race
+// detector own takes several times as long for each command.
 func program(t *testing.T) string {
 	t.Helper()
 	built := os.Getenv("FASTBR_TEST_BINARY")
@@ -80,7 +80,7 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// scriptHost is where a script works.
+// scriptHost holds the namespaces and directories of a script.
 type scriptHost struct {
 	program              string // called fastbr
 	host, peer           *testutil.Netns
@@ -118,7 +118,7 @@ func (s *scriptHost) bad(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// assertRefusal wants the exit code and one line.
+// assertRefusal checks the exit code, and that stderr is one line.
 func assertRefusal(ts *testscript.TestScript, code string, err error, stdout, stderr string) {
 	want, convErr := strconv.Atoi(code)
 	ts.Check(convErr)
@@ -135,9 +135,9 @@ func assertRefusal(ts *testscript.TestScript, code string, err error, stdout, st
 }
 
 func (s *scriptHost) nobody(ts *testscript.TestScript, _ bool, args []string) {
-	// A copy that everybody may run: the test's own directory is root's. Another
-	// process writes it: what this one starts meanwhile would inherit a descriptor
-	// open for writing, and no such file can be run.
+	// The test's own directory is root's, so everybody gets a copy to run. Another
+	// process writes it: a child started meanwhile by this one would inherit a
+	// descriptor open for writing, and such a file cannot be run.
 	dir, err := os.MkdirTemp("/tmp", "fastbr-nobody-")
 	ts.Check(err)
 	defer os.RemoveAll(dir)
@@ -160,8 +160,8 @@ func (s *scriptHost) inside(n *testutil.Netns) func(*testscript.TestScript, bool
 	}
 }
 
-// traces is what a refused command must not change. IPv6 routes are not among
-// it: the kernel adds those of link-local addresses in its own time.
+// traces returns what a refused command must not change. It leaves out IPv6 routes:
+// the kernel adds link-local ones with a delay.
 func (s *scriptHost) traces() string {
 	cmd := exec.Command("nsenter", "--net="+s.host.Path(), "sh", "-c",
 		"ip -o link | cut -d' ' -f2; ip -4 route show table all | sed 's/ linkdown//'; nft list ruleset; sysctl net.ipv4.ip_forward net.ipv4.ip_local_reserved_ports")

@@ -25,12 +25,11 @@ import (
 
 const (
 	defaultMetricsAddr = "127.0.0.1:9469"
-	// defaultDriver is what -d of 'docker network create' takes.
+	// defaultDriver is the driver's name for `docker network create -d`.
 	defaultDriver = "fastbr"
-	// scrapers is how many connections there may be to the metrics, which the
-	// clients share.
+	// scrapers bounds the connections to the metrics. Clients share them fairly.
 	scrapers = 64
-	// shutdownTime is what scrapes that are under way get when serve ends.
+	// shutdownTime is how long running scrapes may take when serve ends.
 	shutdownTime = 3 * time.Second
 )
 
@@ -84,12 +83,12 @@ type server struct {
 	resolvers  []netip.AddrPort // of the host, for names that are no container's
 }
 
-// run serves until ctx ends, which is no error. addr and driver are "" for what
-// is not wanted.
+// run serves until ctx ends, which is no error. An empty addr or driver switches
+// that service off.
 func (s server) run(ctx context.Context, addr, driver string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A package that was upgraded starts serve anew.
+	// A package upgrade restarts serve.
 	if err := s.controller.Upgrade(ctx); err != nil {
 		s.say("%v", err)
 	}
@@ -102,7 +101,7 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 			}
 		})
 	}
-	// Both sockets, or neither, before anything is served.
+	// Open both sockets before serving either.
 	front, err := s.listen(addr, driver)
 	if err != nil {
 		return err
@@ -120,7 +119,7 @@ func (s server) run(ctx context.Context, addr, driver string) error {
 		s.say("serving Docker on %s", front.docker.Addr())
 	}
 	group.Go(func() {
-		// serve is useful without events, too: leases end by themselves.
+		// serve is useful without events too: leases end by themselves.
 		if err := watch.Run(ctx, s.controller, s.say); err != nil {
 			s.say("%v: changes take effect within the lease", err)
 		}
@@ -155,7 +154,7 @@ func serveUntil(ctx context.Context, srv *http.Server, ln net.Listener) error {
 	return nil
 }
 
-// sockets are what serve is reached by; nil: not wanted.
+// sockets are the listeners of serve; nil: switched off.
 type sockets struct{ metrics, docker net.Listener }
 
 func (s server) listen(addr, driver string) (f sockets, err error) {
@@ -187,7 +186,8 @@ func (f sockets) close() error {
 	return errors.Join(errs...)
 }
 
-// hostResolvers are those named by the user, with or without a port, else the host's.
+// hostResolvers returns the resolvers named by the user, with or without a port,
+// otherwise the host's.
 func hostResolvers(named []string) (out []netip.AddrPort, err error) {
 	if len(named) == 0 {
 		return dns.HostResolvers(resolvConf)
@@ -197,7 +197,7 @@ func hostResolvers(named []string) (out []netip.AddrPort, err error) {
 		if err != nil {
 			addr, err := netip.ParseAddr(name)
 			if err != nil {
-				return nil, usage("--dns-upstream %q: an address such as 192.0.2.53 is wanted", name)
+				return nil, usage("--dns-upstream %q: want an address such as 192.0.2.53", name)
 			}
 			at = netip.AddrPortFrom(addr, dns.Port)
 		}
@@ -206,14 +206,14 @@ func hostResolvers(named []string) (out []netip.AddrPort, err error) {
 	return out, nil
 }
 
-// listen opens the port, or says in one line why not.
+// listen opens the port, or returns a one-line error.
 func listen(addr string) (net.Listener, error) {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, usage("--metrics: %v", err)
 	}
 	if _, err := net.LookupPort("tcp", port); err != nil {
-		return nil, usage("--metrics %s: port %q: a number up to 65535 is wanted", addr, port)
+		return nil, usage("--metrics %s: port %q: want a number up to 65535", addr, port)
 	}
 	ln, err := net.Listen("tcp", addr)
 	switch {
@@ -225,7 +225,7 @@ func listen(addr string) (net.Listener, error) {
 	return ln, nil
 }
 
-// notifyReady tells systemd, if it asked (Type=notify), that serve is ready.
+// notifyReady tells systemd that serve is ready, if systemd has asked (Type=notify).
 func notifyReady() error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

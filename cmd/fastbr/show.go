@@ -41,8 +41,8 @@ func newShowCmd(e *env) *cobra.Command {
 	}
 }
 
-// chooseBridges picks the named bridges, all without a name, and the first name
-// that is none.
+// chooseBridges returns the named bridges, or all if no name is given. missing is
+// the first name that is not a bridge.
 func chooseBridges(all []ctl.BridgeView, names []string) (chosen []ctl.BridgeView, missing string) {
 	if len(names) == 0 {
 		return all, ""

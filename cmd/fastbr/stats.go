@@ -13,7 +13,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 )
 
-// refresh is how often `stats -w` looks again.
+// refresh is the interval of `stats -w`.
 const refresh = time.Second
 
 func newStatsCmd(e *env) *cobra.Command {
@@ -82,7 +82,8 @@ func totals(ports []ctl.PortView) []ctl.PortView {
 	return out
 }
 
-// watchStats shows rates until interrupted; as JSON one array per second and line.
+// watchStats shows rates until interrupted. With -o json it prints one array per
+// line each second.
 func (e *env) watchStats(ctx context.Context, c *ctl.Controller, network string) error {
 	last := map[string]ctl.PortView{}
 	tick := time.NewTicker(refresh)

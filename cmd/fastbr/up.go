@@ -58,22 +58,22 @@ definition. A second 'up' can change --lease, --uplink, --xdp, --big-tcp and
 	}
 	nf.define(cmd.Flags())
 	inf.define(cmd.Flags())
-	cmd.Flags().BoolVar(&noNetwork, "no-network", false, "make no network: only set what holds for all networks, those of engines too, until 'fastbr down --all'")
+	cmd.Flags().BoolVar(&noNetwork, "no-network", false, "create no network: only change the settings of all networks, including those of engines, until 'fastbr down --all'")
 	complete(cmd, "big-tcp", cobra.FixedCompletions([]string{ctl.BigTCPOff, ctl.BigTCPAuto, ctl.BigTCPOn}, cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "xdp", cobra.FixedCompletions([]string{ctl.XDPOff, ctl.XDPAuto, ctl.XDPNative}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// onlyInstance refuses what describes a network, beside --no-network.
+// onlyInstance refuses arguments of a network together with --no-network.
 func onlyInstance(cmd *cobra.Command, args []string) (err error) {
 	if len(args) > 0 {
-		return usage("--no-network and network %q: one of them is wanted", args[0])
+		return usage("--no-network and network %q exclude each other", args[0])
 	}
 	own := pflag.NewFlagSet("", pflag.ContinueOnError)
 	new(networkFlags).define(own)
 	own.VisitAll(func(f *pflag.Flag) {
 		if err == nil && cmd.Flags().Changed(f.Name) {
-			err = usage("--no-network and --%s, which is a network's: one of them is wanted", f.Name)
+			err = usage("--no-network and --%s, an option of a network, exclude each other", f.Name)
 		}
 	})
 	return err
@@ -86,7 +86,7 @@ func networkArg(args []string) string {
 	return args[0]
 }
 
-// printUp tells what came up: data for a program, a message for a person.
+// printUp reports what came up: data for a program, a message for a person.
 func (e *env) printUp(v ctl.NetworkView, created bool) error {
 	if e.json() {
 		return e.print(v, nil)
@@ -126,16 +126,16 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 	r.Bridge, r.MTU = f.bridge, f.mtu
 	r.NATMapping, r.NATFiltering, r.NATOnExhaustion = f.natMapping, f.natFiltering, f.natOnExhaustion
 	if f.mtu == 0 && cmd.Flags().Changed("mtu") {
-		return r, usage("MTU 0: a number of bytes is wanted")
+		return r, usage("MTU 0: want a number of bytes")
 	}
 	if f.subnet != "" {
 		if r.Subnet, err = netip.ParsePrefix(f.subnet); err != nil {
-			return r, usage("subnet %q: a CIDR such as 10.20.0.0/16 is wanted", f.subnet)
+			return r, usage("subnet %q: want a CIDR such as 10.20.0.0/16", f.subnet)
 		}
 	}
 	if f.gateway != "" {
 		if r.Gateway, err = netip.ParseAddr(f.gateway); err != nil {
-			return r, usage("gateway %q: an IPv4 address is wanted", f.gateway)
+			return r, usage("gateway %q: want an IPv4 address", f.gateway)
 		}
 	}
 	if cmd.Flags().Changed("masquerade") {
@@ -162,7 +162,7 @@ type instanceFlags struct {
 }
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` by which containers leave, repeatable, with or without Ethernet header (tun, WireGuard, ppp), and no other; auto: that of the default route, and all others at the kernel's speed (default auto)")
+	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` by which containers leave (repeatable); tun, WireGuard and ppp devices work too. Containers leave by no other device. auto: the default route's device, and all others at the kernel's speed (default auto)")
 	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them (default auto)")
 	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where nothing is lost by it, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
@@ -192,14 +192,14 @@ func (f *instanceFlags) request(cmd *cobra.Command) (r ctl.InstanceRequest, err 
 	return r, nil
 }
 
-// parseSeconds takes "10" as well as "10s".
+// parseSeconds accepts "10" and "10s".
 func parseSeconds(s string) (time.Duration, error) {
 	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
 		return time.Duration(n) * time.Second, nil
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
-		return 0, usage("lease %q: a number of seconds is wanted", s)
+		return 0, usage("lease %q: want a number of seconds", s)
 	}
 	return d, nil
 }
@@ -209,12 +209,12 @@ func parseRange(s string) (first, last uint16, err error) {
 	x, err1 := strconv.ParseUint(a, 10, 16)
 	y, err2 := strconv.ParseUint(b, 10, 16)
 	if !ok || err1 != nil || err2 != nil || x > y || x == 0 {
-		return 0, 0, usage("NAT range %q: FIRST-LAST is wanted, such as 10000-29999", s)
+		return 0, 0, usage("NAT range %q: want FIRST-LAST, such as 10000-29999", s)
 	}
 	return uint16(x), uint16(y), nil
 }
 
-// usageError is a malformed argument that cobra could not know.
+// usageError is a malformed argument that cobra cannot detect.
 type usageError struct{ text string }
 
 func (e usageError) Error() string { return e.text }

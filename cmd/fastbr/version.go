@@ -21,7 +21,7 @@ type versionView struct {
 	Go       string `json:"go"`
 }
 
-// commit is short, and says whether the source differed from it.
+// commit returns the short revision, and whether the source differed from it.
 func (v versionView) commit() string {
 	c := fmt.Sprintf("%.12s", v.Revision)
 	if v.Modified {
@@ -30,11 +30,11 @@ func (v versionView) commit() string {
 	return c
 }
 
-// version and commit are set by the linker (Makefile): the toolchain knows neither in
-// a tarball. Empty: what it has stamped into the binary.
+// version and commit are set by the linker (Makefile), because the toolchain knows
+// neither in a tarball. If they are empty, the values stamped by the toolchain count.
 var version, commit string
 
-// buildVersion says what was built, and from what.
+// buildVersion returns what was built, and from which source.
 func buildVersion() versionView {
 	v := stampedVersion()
 	if version != "" {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// The linker's version and commit go before what the toolchain has stamped, which in
-// a tarball or a package is "(devel)" and nothing.
+// The linker's version and commit take precedence over the toolchain's stamp, which in
+// a tarball or a package is "(devel)" and empty.
 func TestVersionIsTheLinkers(t *testing.T) {
 	version, commit = "1.2.3", "0123456789abcdef0123456789abcdef01234567-dirty"
 	defer func() { version, commit = "", "" }()
@@ -18,7 +18,7 @@ func TestVersionIsTheLinkers(t *testing.T) {
 	}
 }
 
-// What make has built knows its version and its commit.
+// A binary built by make knows its version and commit.
 func TestMakeBuildsAVersion(t *testing.T) {
 	bin := os.Getenv("FASTBR_TEST_BINARY")
 	if bin == "" {

@@ -140,7 +140,7 @@ func (c *config) check() error {
 		{"ipMasq", c.IPMasq != nil}, {"mtu", c.MTU != 0},
 	} {
 		if f.asked {
-			return invalid(fmt.Sprintf("%s stands beside network: network %s has been defined already, by 'fastbr network create' or 'up'",
+			return invalid(fmt.Sprintf("%s and network exclude each other: network %s is already defined, by 'fastbr network create' or 'up'",
 				f.key, c.Network))
 		}
 	}
@@ -183,7 +183,7 @@ func (c *config) mac() (net.HardwareAddr, error) {
 		}
 		mac, err := net.ParseMAC(s)
 		if err != nil {
-			return nil, invalid(fmt.Sprintf("MAC address %q: six bytes such as 02:42:ac:1e:00:02 are wanted", s))
+			return nil, invalid(fmt.Sprintf("MAC address %q: want six bytes such as 02:42:ac:1e:00:02", s))
 		}
 		return mac, nil
 	}
@@ -203,7 +203,7 @@ func (c *config) ip() (a netip.Addr, err error) {
 		plain, _, _ := strings.Cut(text, "/")
 		one, err := netip.ParseAddr(plain)
 		if err != nil {
-			return a, invalid(fmt.Sprintf("address %q: an IPv4 address is wanted", text))
+			return a, invalid(fmt.Sprintf("address %q: want an IPv4 address", text))
 		}
 		if !one.Is4() || a.IsValid() && a != one { // the same address may be given twice
 			return a, unsupported("ips", asked)
@@ -245,7 +245,7 @@ func (c *config) publications() (out []ctl.PublishRequest, notes []string, err e
 }
 
 // errLater marks a valid port mapping that fastbr cannot publish.
-var errLater = errors.New("fastbr publishes TCP and UDP on IPv4 addresses")
+var errLater = errors.New("fastbr publishes only TCP and UDP on IPv4 addresses")
 
 // publication translates a mapping. A mapping without a host port publishes
 // nothing: it yields the zero value.
@@ -255,12 +255,12 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	}
 	r = ctl.PublishRequest{First: uint16(m.HostPort), Last: uint16(m.HostPort), Port: uint16(m.ContainerPort), Proto: strings.ToLower(m.Protocol), Held: true}
 	if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
-		return r, invalid(fmt.Sprintf("port mapping %d:%d: ports from 1 to 65535 are wanted", m.HostPort, m.ContainerPort))
+		return r, invalid(fmt.Sprintf("port mapping %d:%d: want ports from 1 to 65535", m.HostPort, m.ContainerPort))
 	}
 	if r.Proto == "" {
 		r.Proto = "tcp"
 	}
-	later := fmt.Errorf("port mapping %s:%d/%s is not there: %w", m.HostIP, m.HostPort, r.Proto, errLater)
+	later := fmt.Errorf("port mapping %s:%d/%s is skipped: %w", m.HostIP, m.HostPort, r.Proto, errLater)
 	if r.Proto == "sctp" {
 		return r, later
 	}
@@ -268,7 +268,7 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 		return r, unsupported("portMappings.protocol", m.Protocol)
 	}
 	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil {
-		return r, invalid(fmt.Sprintf("port mapping: address %q is none", m.HostIP))
+		return r, invalid(fmt.Sprintf("port mapping: address %q is not an IP address", m.HostIP))
 	}
 	if r.HostIP.Is6() {
 		return r, later

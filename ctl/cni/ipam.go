@@ -48,7 +48,7 @@ func (c *config) allocate(ctx context.Context) (given allocation, err error) {
 		return given, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("result of IPAM plugin %s: %v", c.IPAM.Type, err), "")
 	}
 	if len(res.IPs) != 1 || res.IPs[0].Address.IP.To4() == nil {
-		return given, unsupported("ipam", "one IPv4 address is wanted, the plugin gave "+addresses(res.IPs))
+		return given, unsupported("ipam", "want one IPv4 address, the plugin gave "+addresses(res.IPs))
 	}
 	given.addr, given.routes, given.dns = prefix(res.IPs[0].Address), res.Routes, res.DNS
 	given.gateway, _ = netip.AddrFromSlice(res.IPs[0].Gateway.To4())

@@ -160,7 +160,7 @@ func call[Q any](note func(string, ...any), do func(context.Context, Q) (any, er
 // error wraps errRequest if id is not a Docker id.
 func shortID(what, id string) (string, error) {
 	if !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(id) {
-		return "", fmt.Errorf("%w: %s %q: 64 hex digits are wanted", errRequest, what, id)
+		return "", fmt.Errorf("%w: %s %q: want 64 hex digits", errRequest, what, id)
 	}
 	return id[:12], nil
 }

@@ -45,8 +45,8 @@ const (
 )
 
 var (
-	errIPv6   = errors.New("fastbr's networks have no IPv6 addresses yet: create it without --ipv6")
-	errNoIPv4 = errors.New("fastbr's networks always have IPv4 addresses: create it without --ipv4=false")
+	errIPv6   = errors.New("fastbr's networks have no IPv6 addresses yet: create the network without --ipv6")
+	errNoIPv4 = errors.New("fastbr's networks always have IPv4 addresses: create the network without --ipv4=false")
 )
 
 // networkRequest translates `docker network create`. It refuses unknown
@@ -111,11 +111,11 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 		r.Bridge = value
 	case optMTU:
 		if r.MTU, err = strconv.Atoi(value); err != nil {
-			return fmt.Errorf("option %s=%s: a number of bytes is wanted", key, value)
+			return fmt.Errorf("option %s=%s: want a number of bytes", key, value)
 		}
 	case optIfacePrefix:
 		if len(value) > 12 || !regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]*$`).MatchString(value) {
-			return fmt.Errorf("option %s=%s: at most 12 letters, digits, '_', '.' or '-' are wanted", key, value)
+			return fmt.Errorf("option %s=%s: want at most 12 letters, digits, '_', '.' or '-'", key, value)
 		}
 	case optHostBinding:
 		_, err = hostAddr(value)
@@ -167,7 +167,7 @@ func only(key, value, want, why string) error {
 func boolOption(key, value string) (bool, error) {
 	on, err := strconv.ParseBool(value)
 	if err != nil {
-		return false, fmt.Errorf("option %s=%s: true or false is wanted", key, value)
+		return false, fmt.Errorf("option %s=%s: want true or false", key, value)
 	}
 	return on, nil
 }

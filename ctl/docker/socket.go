@@ -18,7 +18,7 @@ const PluginDir = "/run/docker/plugins"
 
 // ErrName: the name is neither a driver's name nor the absolute path of a
 // socket.
-var ErrName = errors.New("a driver's name, or the absolute path of a socket, is wanted")
+var ErrName = errors.New("want a driver's name or the absolute path of a socket")
 
 // Listen opens the socket that dockerd calls: the one that systemd passed to
 // this process, otherwise NAME.sock in PluginDir. A path instead of a name is
@@ -68,7 +68,7 @@ func activated() (net.Listener, error) {
 		return nil, err
 	}
 	if len(all) > 1 || all[0] == nil || all[0].Addr().Network() != "unix" {
-		return nil, fmt.Errorf("%d sockets were passed: one unix stream socket is wanted", len(all))
+		return nil, fmt.Errorf("%d sockets were passed: want one unix stream socket", len(all))
 	}
 	return all[0], nil
 }

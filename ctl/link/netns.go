@@ -34,13 +34,13 @@ type Netns struct {
 func TargetPath(target string) (string, error) {
 	if name, ok := strings.CutPrefix(target, "netns:"); ok {
 		if name == "" || name != filepath.Base(name) || name == ".." || name == "." {
-			return "", fmt.Errorf("%w %q: netns:NAME is wanted", ErrTarget, target)
+			return "", fmt.Errorf("%w %q: want netns:NAME", ErrTarget, target)
 		}
 		return filepath.Join(netnsDir, name), nil
 	}
 	if pid, ok := strings.CutPrefix(target, "pid:"); ok {
 		if n, err := strconv.ParseUint(pid, 10, 31); err != nil || n == 0 {
-			return "", fmt.Errorf("%w %q: pid:NUMBER is wanted", ErrTarget, target)
+			return "", fmt.Errorf("%w %q: want pid:NUMBER", ErrTarget, target)
 		}
 		return "/proc/" + pid + "/ns/net", nil
 	}

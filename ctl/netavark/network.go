@@ -53,7 +53,7 @@ func (n network) check() error {
 	case n.IPv6:
 		return fmt.Errorf("network %s: IPv6 is not supported", n.Name)
 	case len(n.Subnets) > 1:
-		return fmt.Errorf("network %s: %d subnets: one IPv4 subnet is wanted", n.Name, len(n.Subnets))
+		return fmt.Errorf("network %s: %d subnets: want one IPv4 subnet", n.Name, len(n.Subnets))
 	case n.IPAMOptions["driver"] != "" && n.IPAMOptions["driver"] != "host-local":
 		return fmt.Errorf("network %s: IPAM driver %s is not supported: only host-local", n.Name, n.IPAMOptions["driver"])
 	}
@@ -84,7 +84,7 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 	}
 	if v := n.Options["mtu"]; v != "" && v != "0" {
 		if r.MTU, err = strconv.Atoi(v); err != nil {
-			return r, fmt.Errorf("network %s: option mtu %q: a number is wanted", n.Name, v)
+			return r, fmt.Errorf("network %s: option mtu %q: want a number", n.Name, v)
 		}
 	}
 	return r, nil

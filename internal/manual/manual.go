@@ -39,7 +39,7 @@ func sourceDate() (*time.Time, error) {
 	}
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
 	if err != nil {
-		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%s: seconds since 1970 are wanted", epoch)
+		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%s: want seconds since 1970", epoch)
 	}
 	now = time.Unix(seconds, 0).UTC()
 	return &now, nil

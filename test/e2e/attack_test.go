@@ -380,7 +380,7 @@ func TestE2EUnsolicitedIsSilent(t *testing.T) {
 	})
 }
 
-// isFrom tells whether f is TCP from this address and port.
+// isFrom reports whether f is TCP from this address and port.
 func isFrom(f []byte, a netip.Addr, p uint16) bool {
 	const tcp = 6
 	return len(f) >= 38 && f[12] == 8 && f[13] == 0 && f[23] == tcp &&

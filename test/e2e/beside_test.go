@@ -8,8 +8,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EBridgeIsHeard: what the kernel's bridge does not carry between two ports, the fast
-// path does not carry for longer than a lease, whoever has told the bridge.
+// TestE2EBridgeIsHeard: if the kernel's bridge stops carrying frames between two ports,
+// the fast path stops within a lease, whoever has changed the bridge.
 func TestE2EBridgeIsHeard(t *testing.T) {
 	t.Parallel()
 	for _, m := range []harness.Mode{{Name: "fast"}, {Name: "slow", Up: []string{"--lease", "0"}}} {

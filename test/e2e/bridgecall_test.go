@@ -15,8 +15,8 @@ const bridgeCall = "net.bridge.bridge-nf-call-iptables"
 
 // TestE2EBridgeCalls: while bridge netfilter is on, each flow between ports has a lease of
 // its own, unless connection tracking translates it. A service address with a container of the same network behind it
-// answers, and a rule between two containers holds. A change of the switch takes effect
-// within a lease, whatever is asked first afterwards.
+// answers, and a rule between two containers holds. A change of the sysctl takes effect
+// within a lease, whichever flow sends first afterwards.
 func TestE2EBridgeCalls(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
@@ -75,7 +75,7 @@ func TestE2EBridgeCalls(t *testing.T) {
 		passes(true, rule("-D"))
 		h.becomesFast(t, m, "c1", func() {
 			h.comesToPass(t, sock, s.Addr, true)
-			// One socket, one container behind both addresses: each answer from where it was asked.
+			// One socket asks one container by both addresses. Each answer has the address that was asked.
 			for _, to := range []netip.AddrPort{udp.Addr, on(service, 80), udp.Addr} {
 				if err := lab.EchoUDPOn(h.Ctx, sock, to, "by both addresses"); err != nil {
 					t.Error(err)
@@ -112,8 +112,8 @@ func (h *e2e) comesToPass(t *testing.T, sock *net.UDPConn, to netip.AddrPort, wa
 	}
 }
 
-// becomesFast repeats what makes traffic until packets of a port are fast. In the mode
-// without a fast path none ever is.
+// becomesFast repeats the traffic until packets of a port are fast. In the mode
+// without a fast path none is.
 func (h *e2e) becomesFast(t *testing.T, m harness.Mode, port string, traffic func()) {
 	t.Helper()
 	before := h.ports(t)[port].FastPackets

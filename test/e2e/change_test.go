@@ -43,7 +43,7 @@ func (h *e2e) longFlow(t *testing.T, to netip.AddrPort) longFlow {
 	return f
 }
 
-// answered tells whether a datagram is answered. It ignores late answers to earlier
+// answered reports whether a datagram is answered. It ignores late answers to earlier
 // ones.
 func (f longFlow) answered() bool {
 	msg := fmt.Appendf(nil, "%d", time.Now().UnixNano())

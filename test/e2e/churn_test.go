@@ -112,7 +112,7 @@ func churnSize(t *testing.T) (lasts time.Duration, count int) {
 	}
 	if s := os.Getenv("FASTBR_CHURN_CONTAINERS"); s != "" {
 		if count, err = strconv.Atoi(s); err != nil || count < churnWorkers {
-			t.Fatalf("FASTBR_CHURN_CONTAINERS=%s: a number from %d is wanted", s, churnWorkers)
+			t.Fatalf("FASTBR_CHURN_CONTAINERS=%s: want a number from %d", s, churnWorkers)
 		}
 	}
 	return lasts, count

@@ -152,7 +152,7 @@ func (h *e2e) announced(t *testing.T, args []string) (list []string) {
 // snapshot is what `down` must restore, one text per kind of thing.
 type snapshot map[string]string
 
-// volatileSysctl tells whether a sysctl changes by itself or belongs to a device.
+// volatileSysctl reports whether a sysctl changes by itself or belongs to a device.
 func volatileSysctl(path string) bool {
 	for _, part := range []string{"/conf/", "/neigh/", "nf_conntrack_count", "/random", "nf_log", "netdev_rss_key", "tcp_fastopen_key", "flush", "/core/"} {
 		if strings.Contains(path, part) {

@@ -8,8 +8,8 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
-// TestE2EArgumentsCannotDrive: a command prints only lines of printable text, whatever
-// its arguments are. No argument can move the cursor or begin a line of its own.
+// TestE2EArgumentsCannotDrive: a command prints only printable text, whatever its
+// arguments are. No argument can move the cursor or start a new line.
 func TestE2EArgumentsCannotDrive(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})

@@ -28,7 +28,7 @@ func (h *e2e) reaches(from *lab.Namespace, to netip.AddrPort, within time.Durati
 	return from.EchoTCP(ctx, netip.AddrPort{}, to, "let through?")
 }
 
-// blocked tells whether a filter lets no connection through.
+// blocked reports whether a filter lets no connection through.
 func (h *e2e) blocked(from *lab.Namespace, to netip.AddrPort) bool {
 	return h.reaches(from, to, dropTime) != nil
 }

@@ -22,13 +22,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// seen is what a socket of the host has been told.
+// seen is what a socket of the host was told.
 type seen struct {
 	Err, Local, Peer, From, Echo string
 }
 
-// hostClient is a process of the host with one socket: which cgroup a socket is
-// in is decided by the process that makes it.
+// hostClient is a process of the host with one socket. A socket is in the cgroup of
+// the process that makes it.
 //
 //	hostclient tcp|udp 4|6 connect|stay|sendto|bind LOCAL|dev:DEVICE|- REMOTE|-
 //

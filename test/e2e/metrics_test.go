@@ -318,7 +318,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
-// hasChild tells whether a process has a child with all these words in its command line.
+// hasChild reports whether a process has a child with all these words in its command line.
 func hasChild(pid int, words ...string) bool {
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, list := range lists {

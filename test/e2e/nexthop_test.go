@@ -10,7 +10,7 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// hopLease is a lease that a test would have to wait for, if nothing revoked it.
+// hopLease is so long that a test notices if nothing revokes it.
 const hopLease = 15 * time.Second
 
 // hopRig is a host with one flow of a container, whose next hop outside gets other MAC
@@ -123,8 +123,8 @@ func TestE2EGatewayMovesByIPv6(t *testing.T) {
 	r.flow.recovers(t, "afterwards")
 }
 
-// TestE2ENeighbourRevokesNothing sends ARP packets that are nothing to a flow: of its
-// next hop's old MAC address, and of a neighbour to which nothing of it leads, with ever
+// TestE2ENeighbourRevokesNothing sends ARP packets that do not concern a flow: one repeats
+// its next hop's MAC address, and others give a neighbour that is not its next hop ever
 // new ones. The flow stays on the fast path.
 func TestE2ENeighbourRevokesNothing(t *testing.T) {
 	t.Parallel()
@@ -144,8 +144,8 @@ func TestE2ENeighbourRevokesNothing(t *testing.T) {
 		before := fast()
 		return r.flow.answered() && fast() >= before+2
 	})
-	// A lease may end by itself meanwhile, hence many tries: with each, one that is
-	// revoked would send a datagram to the kernel in each direction.
+	// A lease may end by itself meanwhile, hence many tries: each revoked lease would
+	// send a datagram to the kernel in each direction.
 	const tries = 40
 	before := slow()
 	for i := range tries {

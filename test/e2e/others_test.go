@@ -80,8 +80,8 @@ func TestE2EOtherDevices(t *testing.T) {
 	})
 }
 
-// TestE2EFlowMovesToOtherDevice: a route that changes takes running flows of containers
-// to a device that is no uplink. UDP goes on there at once.
+// TestE2EFlowMovesToOtherDevice: a changed route moves running flows of containers to a
+// device that is no uplink. UDP continues there at once.
 func TestE2EFlowMovesToOtherDevice(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1, Uplinks: 2})

@@ -13,8 +13,8 @@ import (
 )
 
 // TestE2EOtherProtocols: protocols that the datapath does not translate leave with the
-// host's address, and their answers come back, by an uplink that is chosen or named and
-// by another device.
+// host's address, and their answers come back. They may use a chosen uplink, a named
+// uplink, or another device.
 func TestE2EOtherProtocols(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 2, Uplinks: 2})
@@ -49,7 +49,7 @@ func TestE2EOtherProtocols(t *testing.T) {
 	if peer, err := exchangeRaw(c1, h.Outsides[1], 253, []byte("question"), []byte("answer")); err == nil {
 		t.Errorf("a device that was not named: from %v", peer)
 	}
-	// Without the table nothing of it leaves.
+	// Without the table no such packet leaves.
 	if err := h.Host.NFT(h.Ctx, "flush ruleset"); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ func TestE2EPortSet(t *testing.T) {
 	t.Parallel()
 	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 2})
 	c1, c2 := h.Containers[0], h.Containers[1]
-	// grows tells whether c2's packets to c1 take the fast path.
+	// grows reports whether c2's packets to c1 take the fast path.
 	grows := func() bool {
 		before := h.ports(t)["c2"].FastPackets
 		h.mustPing(t, c2, c1.Addr, lab.PingOptions{Count: 3})

@@ -18,8 +18,8 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// stress tells whether this is `make stress`. Then tests run at full size, which every
-// day has no time for.
+// stress reports whether this is `make stress`. Then tests run at full size, which takes
+// too long for everyday use.
 func stress() bool { return os.Getenv("FASTBR_STRESS") != "" }
 
 // sized is everyday or, in `make stress`, full.

@@ -7,9 +7,9 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// TestE2EVPN: a VPN's device is named as an uplink beside the default route's.
-// Containers then reach what it leads to, also where a rule leads everything there, as
-// wg-quick makes it. If another is named alone, no packet of a container enters it.
+// TestE2EVPN: a VPN's device is an uplink beside the default route's device. Containers
+// reach what is behind it, also where a routing rule sends everything there, as wg-quick
+// sets it. If only another uplink is named, no packet of a container enters the VPN.
 func TestE2EVPN(t *testing.T) {
 	t.Parallel()
 	h := newE2E(t, harness.Mode{Name: "fast"}, lab.Options{Containers: 1})

@@ -8,7 +8,8 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
-// trackedForward: only what conntrack follows passes, and what containers or clients begin.
+// trackedForward accepts only packets that conntrack follows, and new flows of containers
+// or clients.
 const trackedForward = `table inet strict {
 chain forward {
 type filter hook forward priority 0; policy drop;
@@ -21,8 +22,8 @@ type filter hook forward priority 10; policy accept;
 }
 }`
 
-// TestE2ERoutedWays: the flows of a network that is not translated are fast, in and out,
-// whoever begins them. FORWARD and connection tracking see enough of them, and a new rule
+// TestE2ERoutedWays: flows of a network that is not translated are fast in both
+// directions, whoever begins them. FORWARD and connection tracking see enough of them, and a new rule
 // reaches them within a lease.
 func TestE2ERoutedWays(t *testing.T) {
 	t.Parallel()

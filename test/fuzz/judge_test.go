@@ -196,7 +196,7 @@ func (p *packet) headerOK() bool {
 	return p.total >= p.hlen && len(p.ip) >= p.hlen && testutil.Sum(0, p.ip[:p.hlen]) == 0xffff
 }
 
-// isError tells whether a packet is an ICMP error.
+// isError reports whether a packet is an ICMP error.
 func (p *packet) isError() bool {
 	return p.proto == protoICMP && p.frag&0x1fff == 0 && len(p.l4) >= 8 && slices.Contains([]byte{3, 4, 5, 11, 12}, p.l4[0])
 }
@@ -246,7 +246,7 @@ func (p *packet) payload() []byte {
 	return p.l4[min(n, len(p.l4)):]
 }
 
-// intact says whether a packet has arrived as it was sent, and whether its sender may
+// intact reports whether a packet has arrived as it was sent, and whether its sender may
 // be heard there.
 func (j *judge) intact(p *packet, half bool, mayHear func(party) bool) error {
 	t := j.find(p.ip)
@@ -375,7 +375,7 @@ func (c *container) routed(j *judge, p *packet) error {
 	return nil
 }
 
-// isOurs tells whether a packet belongs to a flow that this container has begun, or to
+// isOurs reports whether a packet belongs to a flow that this container has begun, or to
 // a port that it has published.
 func (c *container) isOurs(j *judge, p *packet) bool {
 	_, spoken := j.remotes[remote{c.who, p.proto, p.src}]
@@ -423,7 +423,7 @@ func judgeARP(b []byte, m mac, a netip.Addr) error {
 	return nil
 }
 
-// isReply tells whether a packet is an ARP reply that gives this MAC address for one of
+// isReply reports whether a packet is an ARP reply that gives this MAC address for one of
 // these addresses.
 func isReply(b []byte, m mac, addrs []netip.Addr) bool {
 	return len(b) >= 28 && b[7] == 2 && mac(b[8:14]) == m && slices.Contains(addrs, netip.AddrFrom4([4]byte(b[14:18])))
@@ -504,7 +504,7 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 	})
 }
 
-// ours tells whether an address is in one of the networks. No packet outside may come
+// ours reports whether an address is in one of the networks. No packet outside may come
 // from there or lead there.
 func ours(a netip.Addr) bool { return netA.Contains(a) || netB.Contains(a) }
 

@@ -75,7 +75,7 @@ func scoreBeds(small bool) []string {
 	return []string{"default", "slow", "kernel"}
 }
 
-// fullScore tells whether this is `make score`.
+// fullScore reports whether this is `make score`.
 func fullScore() bool { return os.Getenv("FASTBR_SCORE") == "write" }
 
 // scoring collects outcomes.
