@@ -33,10 +33,11 @@ var ErrNoNftables = errors.New("this kernel has no nftables NAT")
 // in it is not as it should be; connections keep their translation. Without a network
 // with NAT there is no table. The error wraps ErrNoNftables where the kernel cannot.
 func Masquerade(h Host) error {
-	conn, err := nftables.New()
+	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
+	defer conn.CloseLasting()
 	want := leavingOf(h)
 	have, err := readMasquerade(conn)
 	if err != nil || maps.EqualFunc(have, want.listing(), slices.Equal[[]string]) {
@@ -54,10 +55,11 @@ func Masquerade(h Host) error {
 // Masquerades reports whether the table is as Masquerade would leave it. The errors are
 // those of Masquerade.
 func Masquerades(h Host) (bool, error) {
-	conn, err := nftables.New()
+	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return false, fmt.Errorf("opening nftables: %w", err)
 	}
+	defer conn.CloseLasting()
 	have, err := readMasquerade(conn)
 	return maps.EqualFunc(have, leavingOf(h).listing(), slices.Equal[[]string]), err
 }
@@ -119,11 +121,7 @@ func leavingOf(h Host) *leaving {
 	echo := is{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{8}}}
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
 	l := &leaving{
-		sets: []nftables.Set{
-			{Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true},
-			{Name: "inside", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
-			{Name: "uplinks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
-		},
+		sets: masqueradeSets(),
 		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out)},
 		chains: []leavingChain{{"uplink", []leavingRule{
 			{"fastbr translates it", append(proto(unix.IPPROTO_TCP), back)},
@@ -174,7 +172,6 @@ func (l *leaving) add(conn *nftables.Conn) error {
 	t := conn.AddTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
 	for i := range l.sets {
 		s := l.sets[i]
-		s.Table = t
 		if err := conn.AddSet(&s, l.keys[i]); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
@@ -251,20 +248,21 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 	if out == nil {
 		return nil, nil
 	}
-	sets, err := conn.GetSets(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
-	if err != nil {
-		return nil, fmt.Errorf("table ip %s: %w", masqueradeTable, err)
-	}
-	for _, s := range sets {
-		elements, err := conn.GetSetElements(s)
-		if err != nil {
+	for _, s := range masqueradeSets() {
+		elements, err := conn.GetSetElements(&s)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, fmt.Errorf("table ip %s: %w", masqueradeTable, err)
 		}
-		// The kernel begins an interval set with the end of what is before the first.
-		elements = slices.DeleteFunc(elements, func(e nftables.SetElement) bool {
-			return e.IntervalEnd && netip.AddrFrom4([4]byte(e.Key)).IsUnspecified()
-		})
 		out["set "+s.Name] = keysOf(elements)
 	}
 	return out, nil
+}
+
+// masqueradeSets are the table's sets, without their elements.
+func masqueradeSets() []nftables.Set {
+	t := &nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4}
+	device := nftables.Set{Table: t, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	inside, uplinks := device, device
+	inside.Name, uplinks.Name = "inside", "uplinks"
+	return []nftables.Set{{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true}, inside, uplinks}
 }

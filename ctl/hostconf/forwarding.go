@@ -90,9 +90,14 @@ func (h *Host) CanOpenOthers(ours []string) (bool, error) {
 }
 
 // OpenOthers lets the kernel forward what comes in by any device, those that appear
-// later included, if CanOpenOthers.
+// later included, if CanOpenOthers. It does so once: with a thousand devices it takes
+// milliseconds, and a device that somebody closes stays closed.
 func (h *Host) OpenOthers() error {
-	if !h.Recorded(newDevices) {
+	if h.Recorded(newDevices) {
+		if now, err := Read(newDevices); err != nil || now == "1" {
+			return err
+		}
+	} else {
 		h.Sysctls = append(h.Sysctls, Sysctl{newDevices, "0", "1"})
 		if err := h.Save(); err != nil {
 			return err
