@@ -101,6 +101,35 @@ func (sp slowPorts) why(p *port) ([]string, error) {
 	return why, nil
 }
 
+// notes name the devices beside the ports whose shapers or filters keep containers'
+// packets on the kernel's path.
+func (sp slowPorts) notes() (out []string) {
+	queues, err := sp.op.host.shaped()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	note := func(device, what string, kinds []string, err error) {
+		if err != nil {
+			out = append(out, fmt.Sprintf("%s: %v", device, err))
+		} else if len(kinds) > 0 {
+			out = append(out, fmt.Sprintf("%s has %s: %s take the kernel's path", device, strings.Join(kinds, ", "), what))
+		}
+	}
+	for _, name := range sp.op.st.networkNames() {
+		if n := sp.op.st.Networks[name]; queues[n.Index] {
+			kinds, err := sp.op.conn.Queueing(n.Index)
+			note("bridge "+n.Bridge, "packets of network "+name+" to and from elsewhere", kinds, err)
+		}
+	}
+	for _, u := range sp.op.st.Uplinks {
+		if queues[u.Index] {
+			kinds, err := sp.op.conn.Sorting(u.Index)
+			note("uplink "+u.Name, "containers' packets there", kinds, err)
+		}
+	}
+	return out
+}
+
 // explain adds to views of ports why they are slow.
 func (r *reading) explain(views []PortView) error {
 	ports := map[string]*port{}

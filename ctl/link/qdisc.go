@@ -46,7 +46,7 @@ func (c *Conn) Queues() (map[int]bool, error) {
 		return nil, fmt.Errorf("listing queueing disciplines: %w", err)
 	}
 	for _, index := range hooks {
-		filtered, err := c.filtered(index)
+		filtered, err := c.filtered(index, bothWays...)
 		if err != nil {
 			return nil, err
 		}
@@ -55,9 +55,12 @@ func (c *Conn) Queues() (map[int]bool, error) {
 	return shaped, nil
 }
 
-// filtered reports whether a clsact or ingress qdisc has a filter.
-func (c *Conn) filtered(index int) (bool, error) {
-	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+// bothWays are the two places of a clsact qdisc. An ingress qdisc has the first.
+var bothWays = []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS}
+
+// filtered reports whether a clsact or ingress qdisc has a filter in one of the places.
+func (c *Conn) filtered(index int, parents ...uint32) (bool, error) {
+	for _, parent := range parents {
 		list, err := dump(func() ([]netlink.Filter, error) { return c.h.FilterList(ref(index), parent) })
 		if err != nil {
 			return false, fmt.Errorf("listing filters: %w", sentinel(err))
@@ -81,9 +84,28 @@ func (c *Conn) Queueing(index int) (kinds []string, err error) {
 			kinds = append(kinds, t)
 		}
 	}
-	filtered, err := c.filtered(index)
+	filtered, err := c.filtered(index, bothWays...)
 	if filtered {
 		kinds = append(kinds, "filter")
+	}
+	return kinds, err
+}
+
+// classful are the queueing disciplines that sort packets into classes by filters.
+var classful = []string{"drr", "ets", "hfsc", "htb", "multiq", "prio", "qfq", "sfb"}
+
+// Sorting returns what on a device needs packets as the kernel's path makes them: the
+// kinds of its classful queueing disciplines ("htb"), and "ingress filter" for tc filters
+// on what comes in.
+func (c *Conn) Sorting(index int) ([]string, error) {
+	kinds, err := c.Queueing(index)
+	if err != nil {
+		return nil, err
+	}
+	kinds = slices.DeleteFunc(kinds, func(k string) bool { return !slices.Contains(classful, k) })
+	filtered, err := c.filtered(index, netlink.HANDLE_MIN_INGRESS)
+	if filtered {
+		kinds = append(kinds, "ingress filter")
 	}
 	return kinds, err
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/fastbr/fastbr/internal/lab"
@@ -60,25 +61,26 @@ func TestE2EShapersBeyondThePort(t *testing.T) {
 		add  func(t *testing.T, h *e2e)
 		seen func(t *testing.T, h *e2e) int
 		del  func(t *testing.T, h *e2e)
+		says string // by status
 	}{
 		{"mirred on the uplink", func(t *testing.T, h *e2e) { h.toIfb(t, "eth0", "ifb0") },
 			func(t *testing.T, h *e2e) int { return h.tcSent(t, "qdisc", "show", "dev", "ifb0") },
-			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", "eth0", "ingress") }},
+			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", "eth0", "ingress") }, "uplink eth0 has ingress filter"},
 		{"mirred on the bridge", func(t *testing.T, h *e2e) { h.toIfb(t, h.bridge(), "ifb1") },
 			func(t *testing.T, h *e2e) int { return h.tcSent(t, "qdisc", "show", "dev", "ifb1") },
-			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", h.bridge(), "ingress") }},
+			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", h.bridge(), "ingress") }, "bridge fastbr0 has filter"},
 		{"qdisc on the bridge",
 			func(t *testing.T, h *e2e) {
 				h.tc(t, "qdisc", "add", "dev", h.bridge(), "root", "handle", "1:", "tbf", "rate", "1gbit", "burst", "1mb", "limit", "1mb")
 			},
 			func(t *testing.T, h *e2e) int { return h.tcSent(t, "qdisc", "show", "dev", h.bridge()) },
-			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", h.bridge(), "root") }},
+			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", h.bridge(), "root") }, "bridge fastbr0 has tbf"},
 		{"qdisc on the uplink",
 			func(t *testing.T, h *e2e) {
 				h.tc(t, "qdisc", "add", "dev", "eth0", "root", "handle", "1:", "tbf", "rate", "1gbit", "burst", "1mb", "limit", "1mb")
 			},
 			func(t *testing.T, h *e2e) int { return h.tcSent(t, "qdisc", "show", "dev", "eth0") },
-			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", "eth0", "root") }},
+			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", "eth0", "root") }, ""},
 		// The class is what a rule in FORWARD says.
 		{"classes on the uplink",
 			func(t *testing.T, h *e2e) {
@@ -91,7 +93,7 @@ func TestE2EShapersBeyondThePort(t *testing.T) {
 				}
 			},
 			func(t *testing.T, h *e2e) int { return h.tcSent(t, "class", "show", "dev", "eth0", "classid", "1:10") },
-			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", "eth0", "root") }},
+			func(t *testing.T, h *e2e) { h.tc(t, "qdisc", "del", "dev", "eth0", "root") }, "uplink eth0 has htb"},
 	}
 	eachMode(t, func(t *testing.T, m harness.Mode) {
 		t.Parallel()
@@ -120,6 +122,11 @@ func TestE2EShapersBeyondThePort(t *testing.T) {
 				}
 				if n := c.seen(t, h) - before; n < 2*burst {
 					t.Errorf("it has seen %d of %d packets", n, 2*burst)
+				}
+				if !m.Plain {
+					if n := h.notes(t); !strings.Contains(n, c.says) {
+						t.Errorf("status says %q, not %q", n, c.says)
+					}
 				}
 				c.del(t, h)
 			})
