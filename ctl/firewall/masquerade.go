@@ -107,7 +107,10 @@ func leavingOf(h Host) *leaving {
 	for _, u := range h.Uplinks {
 		out = append(out, u.Name)
 	}
+	type is = []expr.Any
 	saddr := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	forwarded := is{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
+	iifname := &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}
 	oifname := &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}
 	in := func(set string, invert bool) expr.Any {
 		return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: invert}
@@ -116,7 +119,6 @@ func leavingOf(h Host) *leaving {
 	proto := func(p byte) []expr.Any {
 		return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
 	}
-	type is = []expr.Any
 	back := verdict(expr.VerdictReturn, "")
 	echo := is{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{8}}}
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
@@ -130,6 +132,7 @@ func leavingOf(h Host) *leaving {
 			{"other protocols", masquerade},
 		}}, {"postrouting", []leavingRule{
 			{"not from a container", is{saddr, in("subnets", true), back}},
+			{"not by a bridge of ours: forged", slices.Concat(forwarded, is{iifname, in("inside", true), back})},
 			{"stays on the host", is{oifname, in("inside", false), back}},
 			{"by an uplink", is{oifname, in("uplinks", false), verdict(expr.VerdictGoto, "uplink")}},
 		}}},

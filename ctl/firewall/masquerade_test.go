@@ -40,7 +40,7 @@ func TestMasqueradeTable(t *testing.T) {
 		}
 		all := ensure(h)
 		for _, want := range []string{"10.1.2.128/25, 172.30.0.0/15", `"br-a", "br-b"`, `"br-d", "br-e"`, `"eth0", "eth1"`,
-			"priority 110", `masquerade comment "other devices"`, `masquerade comment "other protocols"`} {
+			"priority 110", "iif != 0 iifname != @inside return", `masquerade comment "other devices"`, `masquerade comment "other protocols"`} {
 			if !strings.Contains(all, want) {
 				t.Errorf("no %s in\n%s", want, all)
 			}
