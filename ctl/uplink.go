@@ -388,8 +388,15 @@ type others struct{ op *operation }
 
 // wanted reports whether containers may leave by them.
 func (o others) wanted() bool {
-	return len(o.op.st.Networks) > 0 && slices.Contains(o.op.st.Settings.Uplinks, AutoUplink)
+	translated := false
+	for _, n := range o.op.st.Networks {
+		translated = translated || n.Masquerade && !n.Internal
+	}
+	return translated && !o.excluded()
 }
+
+// excluded reports whether the uplinks were named, and so are the only ways out.
+func (o others) excluded() bool { return !slices.Contains(o.op.st.Settings.Uplinks, AutoUplink) }
 
 // ensure brings the host to what is wanted. The datapath learns that devices are open by
 // our doing before they are.
@@ -430,7 +437,7 @@ func (o others) masquerade(h firewall.Host) error {
 	} else if full != "" {
 		h = firewall.Host{}
 	}
-	if err := firewall.Masquerade(h); !errors.Is(err, firewall.ErrNoNftables) {
+	if err := firewall.Masquerade(h); !errors.Is(err, firewall.ErrNoNftables) && !errors.Is(err, firewall.ErrForeignTable) {
 		return err
 	}
 	return nil
@@ -489,7 +496,9 @@ func (o others) finding() FeatureView {
 	case !right:
 		v.State, v.Detail = "warning", "the nft table \"ip fastbr\" is not as it should be: containers leave by uplinks only; "+
 			"the next command that changes something mends it"
-	case !o.wanted():
+	case o.wanted() && !o.op.hostconf.OthersOpen():
+		v.State, v.Detail = "warning", "ip_forward is 0 and somebody has opened single devices: answers come back by devices whose net.ipv4.conf.*.forwarding is 1"
+	case o.excluded():
 		v.Detail = "containers leave by no other device than the uplinks, which were named"
 	}
 	return v

@@ -42,8 +42,12 @@ static __always_inline void fbr_strand(struct sk_buff *k, __be32 saddr, __be32 d
 {
 	__u32 mark = fbr_stranded_mark(saddr, daddr);
 	struct fbr_stranded *s = &fbr_stranded[mark % FBR_STRANDED_MAX];
+	struct fbr_net *n = fbr_net_get(saddr);
 	__u64 now = fbr_now();
 
+	/* A forged packet has not come in by the network's bridge. */
+	if (!n || (n->flags & FBR_NET_INTERNAL) || (__u32)k->skb_iif != n->bridge)
+		return;
 	if (!fbr_ct_entry(k) || (fbr_ct_status(k) & IPS_SRC_NAT))
 		return;
 	s->mark = mark;

@@ -23,6 +23,9 @@ const masqueradeTable = "fastbr"
 // (NF_IP_PRI_NAT_SRC is 100): the first translation of a connection is the only one.
 const masqueradePriority nftables.ChainPriority = 110
 
+// ErrForeignTable: somebody else has a table of our table's name.
+var ErrForeignTable = errors.New("the nft table \"ip fastbr\" is not fastbr's: rename it")
+
 // ErrNoNftables: the kernel has no nf_tables, or cannot translate by it.
 var ErrNoNftables = errors.New("this kernel has no nftables NAT")
 
@@ -234,6 +237,9 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 	for _, c := range chains {
 		if c.Table.Name != masqueradeTable {
 			continue
+		}
+		if c.Name != "postrouting" && c.Name != "uplink" {
+			return nil, ErrForeignTable
 		}
 		rules, err := nftRules(c)
 		if err != nil {

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"errors"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -74,6 +75,15 @@ func TestMasqueradeTable(t *testing.T) {
 		}
 		if got := ensure(Host{}); got != "table ip mine { }" {
 			t.Errorf("after the last network:\n%s", got)
+		}
+		if out, err := exec.Command("nft", "add table ip fastbr; add chain ip fastbr input").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		theirs := nftList(t)
+		for _, h := range []Host{h, {}} {
+			if err := Masquerade(h); !errors.Is(err, ErrForeignTable) || nftList(t) != theirs {
+				t.Errorf("beside somebody's table of that name: %v:\n%s", err, nftList(t))
+			}
 		}
 	})
 }

@@ -89,6 +89,12 @@ func (h *Host) CanOpenOthers(ours []string) (bool, error) {
 	return true, nil
 }
 
+// OthersOpen reports whether the kernel forwards what comes in by any device.
+func (h *Host) OthersOpen() bool {
+	router, err := Read(IPForward)
+	return h.Recorded(newDevices) || err == nil && router == "1"
+}
+
 // OpenOthers lets the kernel forward what comes in by any device, those that appear
 // later included, if CanOpenOthers. It does so once: with a thousand devices it takes
 // milliseconds, and a device that somebody closes stays closed.
