@@ -16,11 +16,14 @@ import (
 // (ebpf-go's constant of that name is 0, which has no effect.)
 const netfilterIPDefrag = 1
 
+// links attaches programs to devices and hooks, and pins what holds them there.
+type links struct{ d *Datapath }
+
 // attachTCX makes sure that prog runs on the hook of ifindex, before all other
 // programs, through the link pinned under name. It updates an existing link in
 // place and replaces a defunct one.
-func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog *ebpf.Program) error {
-	return d.attachLink(name, prog, func() (link.Link, error) {
+func (ls links) attachTCX(name string, ifindex int, at ebpf.AttachType, prog *ebpf.Program) error {
+	return ls.attachLink(name, prog, func() (link.Link, error) {
 		l, err := link.AttachTCX(link.TCXOptions{
 			Interface: ifindex,
 			Program:   prog,
@@ -36,8 +39,8 @@ func (d *Datapath) attachTCX(name string, ifindex int, at ebpf.AttachType, prog 
 
 // attachLink makes sure that prog runs through the link pinned under name. If
 // there is no link that it can update, attach makes one.
-func (d *Datapath) attachLink(name string, prog *ebpf.Program, attach func() (link.Link, error)) error {
-	path := linkPath(d.dir, name)
+func (ls links) attachLink(name string, prog *ebpf.Program, attach func() (link.Link, error)) error {
+	path := linkPath(ls.d.dir, name)
 	l, err := link.LoadPinnedLink(path, nil)
 	if err == nil {
 		err = l.Update(prog)
@@ -64,37 +67,37 @@ func (d *Datapath) attachLink(name string, prog *ebpf.Program, attach func() (li
 }
 
 // attachDevice attaches the programs of a device, according to its kind.
-func (d *Datapath) attachDevice(dev tcFbrDev) error {
+func (ls links) attachDevice(dev tcFbrDev) error {
 	var in, out *ebpf.Program
 	switch {
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0:
-		in, out = d.progs.FbrPortIn, d.progs.FbrPortOut
+		in, out = ls.d.progs.FbrPortIn, ls.d.progs.FbrPortOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_RAW_IP != 0:
-		in, out = d.progs.FbrTunIn, d.progs.FbrTunOut
+		in, out = ls.d.progs.FbrTunIn, ls.d.progs.FbrTunOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
-		in, out = d.progs.FbrUplinkIn, d.progs.FbrUplinkOut
+		in, out = ls.d.progs.FbrUplinkIn, ls.d.progs.FbrUplinkOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:
-		in = d.progs.FbrFragIn
+		in = ls.d.progs.FbrFragIn
 	default:
 		return nil // a bridge has no programs
 	}
 	ifindex := int(dev.Ifindex)
 	if out == nil {
-		return d.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
+		return ls.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
 	}
 	// Egress first: what the ingress program lets in must pass the last check on
 	// its way out.
-	if err := d.attachTCX(deviceLink(ifindex, "out"), ifindex, ebpf.AttachTCXEgress, out); err != nil {
+	if err := ls.attachTCX(deviceLink(ifindex, "out"), ifindex, ebpf.AttachTCXEgress, out); err != nil {
 		return err
 	}
-	return d.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
+	return ls.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
 }
 
-func (d *Datapath) detachDevice(ifindex int) error {
+func (ls links) detachDevice(ifindex int) error {
 	return errors.Join(
-		detach(linkPath(d.dir, deviceLink(ifindex, xdpHook))),
-		detach(linkPath(d.dir, deviceLink(ifindex, "in"))),
-		detach(linkPath(d.dir, deviceLink(ifindex, "out"))),
+		detach(linkPath(ls.d.dir, deviceLink(ifindex, xdpHook))),
+		detach(linkPath(ls.d.dir, deviceLink(ifindex, "in"))),
+		detach(linkPath(ls.d.dir, deviceLink(ifindex, "out"))),
 	)
 }
 
@@ -124,14 +127,14 @@ func detachNow(l link.Link) error {
 // netfilter, in the current one, and the one that follows its neighbours. Create has
 // already called it.
 func (d *Datapath) AttachGuard() error {
-	return errors.Join(d.attachInput(false), d.attachGuard(false))
+	return errors.Join(d.links.attachInput(false), d.links.attachGuard(false))
 }
 
 // attachInput attaches fbr_input. Without it the programs of uplinks hold back
 // no refusal. renew is as in attachGuard.
-func (d *Datapath) attachInput(renew bool) error {
-	return attachNetfilter(linkPath(d.dir, inputLink), link.NetfilterOptions{
-		Program:        d.progs.FbrInput,
+func (ls links) attachInput(renew bool) error {
+	return attachNetfilter(linkPath(ls.d.dir, inputLink), link.NetfilterOptions{
+		Program:        ls.d.progs.FbrInput,
 		ProtocolFamily: link.NetfilterProtoIPv4,
 		Hook:           link.NetfilterInetLocalIn,
 		// After every rule. math.MaxInt32 is the priority at which conntrack
@@ -143,9 +146,9 @@ func (d *Datapath) attachInput(renew bool) error {
 // attachGuard attaches the other links of the namespace. renew replaces existing ones,
 // because links of these kinds cannot be updated: the new one is attached before the
 // old one goes.
-func (d *Datapath) attachGuard(renew bool) error {
+func (ls links) attachGuard(renew bool) error {
 	guard := link.NetfilterOptions{
-		Program:        d.progs.FbrGuard,
+		Program:        ls.d.progs.FbrGuard,
 		ProtocolFamily: link.NetfilterProtoIPv4,
 		Hook:           link.NetfilterInetPostRouting,
 		// After every NAT rule: an address that somebody else has translated is
@@ -153,17 +156,17 @@ func (d *Datapath) attachGuard(renew bool) error {
 		Priority: 1 << 30,
 	}
 	return errors.Join(
-		attachNetfilter(linkPath(d.dir, guardLink), guard, renew),
-		attachNetfilter(linkPath(d.dir, defragLink), d.defragOptions(), renew),
-		attachAnew(linkPath(d.dir, neighboursLink), renew, func() (link.Link, error) {
-			return link.AttachTracing(link.TracingOptions{Program: d.progs.FbrNeighbour})
+		attachNetfilter(linkPath(ls.d.dir, guardLink), guard, renew),
+		attachNetfilter(linkPath(ls.d.dir, defragLink), ls.d.reassembly.defragOptions(), renew),
+		attachAnew(linkPath(ls.d.dir, neighboursLink), renew, func() (link.Link, error) {
+			return link.AttachTracing(link.TracingOptions{Program: ls.d.progs.FbrNeighbour})
 		}),
 	)
 }
 
-func (d *Datapath) defragOptions() link.NetfilterOptions {
+func (ra reassembly) defragOptions() link.NetfilterOptions {
 	return link.NetfilterOptions{
-		Program:        d.progs.FbrDefrag,
+		Program:        ra.d.progs.FbrDefrag,
 		ProtocolFamily: link.NetfilterProtoIPv4,
 		Hook:           link.NetfilterInetPreRouting,
 		Priority:       1 << 30,

@@ -120,7 +120,7 @@ func (c *carrier) portIndex(old uint32) uint32 {
 // ports opens in the new maps the ports that are open in the old ones.
 func (c *carrier) ports() error {
 	if c.pool == nil {
-		return c.d.setPorts(true, c.d.meta.NatFirst, c.d.meta.NatFirst+c.d.meta.NatCount, allClasses()...)
+		return c.d.ports.setPorts(true, c.d.meta.NatFirst, c.d.meta.NatFirst+c.d.meta.NatCount, allClasses()...)
 	}
 	return eachEntry(c.pool, 0, func(k, v []byte) error {
 		class := tcFbrClass(binary.NativeEndian.Uint32(k))
@@ -134,7 +134,7 @@ func (c *carrier) ports() error {
 			if to == from {
 				continue
 			}
-			if err := c.d.setPorts(true, uint32(from), uint32(to), class); err != nil {
+			if err := c.d.ports.setPorts(true, uint32(from), uint32(to), class); err != nil {
 				return err
 			}
 			from = to

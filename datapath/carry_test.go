@@ -97,7 +97,7 @@ func (h *harness) populate(t *testing.T) {
 	if got := h.uplinkOut(t, h.routed(gone).Bytes(t), h.bridge); got.verdict != next {
 		t.Fatalf("verdict %d", got.verdict)
 	}
-	if n, err := h.flush(h.c2.Ifindex); n != 1 || err != nil {
+	if n, err := h.Datapath.nat.flush(h.c2.Ifindex); n != 1 || err != nil {
 		t.Fatalf("flush = %d, %v", n, err)
 	}
 }
@@ -220,7 +220,7 @@ func TestNoSessionBeginsWhileProgramsAreSwapped(t *testing.T) {
 	h, ext, _ := hairpinned(t)
 	check(t, h.Publish(h.publication(false)))
 	h.portInOf(t, h.c2, h.udpOf(h.c2, extAddr.String(), ext)) // its own session is there
-	check(t, h.hold())
+	check(t, h.Datapath.takeover.hold())
 	out := h.routed(h.fromC1())
 	h.wantDrop(t, h.c1.Ifindex, "unsupported", func() result { return h.uplinkOut(t, out.Bytes(t), h.bridge) })
 	for name, f := range map[string]testutil.Frame{
@@ -245,7 +245,7 @@ func TestNoSessionBeginsWhileProgramsAreSwapped(t *testing.T) {
 	if got := h.portInOf(t, h.c2, own); got.verdict != next || string(got.frame) != string(own.Bytes(t)) {
 		t.Errorf("a container to the host's own: verdict %d", got.verdict)
 	}
-	check(t, h.release())
+	check(t, h.Datapath.takeover.release())
 	h.open(t, h.fromC1())
 }
 

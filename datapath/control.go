@@ -12,6 +12,9 @@ import (
 // requestChunk bounds one run of fbr_control, which disables bottom halves.
 const requestChunk = 4096
 
+// control asks and tells the programs what no map says: time, state, settings.
+type control struct{ d *Datapath }
+
 // inChunks calls f for all of [0, n), a chunk at a time.
 func inChunks(n uint32, f func(from, to uint32) error) error {
 	for from := uint32(0); from < n; from += requestChunk {
@@ -45,20 +48,20 @@ func request(p *ebpf.Program, r tcFbrRequest, payload ...byte) (uint64, error) {
 }
 
 // now returns the kernel's jiffies64, the clock of all entries.
-func (d *Datapath) now() (uint64, error) {
-	return request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_NOW})
+func (cl control) now() (uint64, error) {
+	return request(cl.d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_NOW})
 }
 
 // flush ends the sessions of a device, or all sessions (ifindex 0), and returns
 // how many it ended.
-func (d *Datapath) flush(ifindex int) (int, error) {
-	st, err := d.state()
+func (nt natTable) flush(ifindex int) (int, error) {
+	st, err := nt.d.control.state()
 	if err != nil {
 		return 0, err
 	}
 	total := 0
-	err = inChunks(uint32(min(st.Fresh, uint64(d.meta.FlowsMax))), func(from, to uint32) error {
-		n, err := d.flushSlots(ifindex, from, to)
+	err = inChunks(uint32(min(st.Fresh, uint64(nt.d.meta.FlowsMax))), func(from, to uint32) error {
+		n, err := nt.flushSlots(ifindex, from, to)
 		total += n
 		return err
 	})
@@ -66,14 +69,14 @@ func (d *Datapath) flush(ifindex int) (int, error) {
 }
 
 // flushSlots does so for the slots [from, to).
-func (d *Datapath) flushSlots(ifindex int, from, to uint32) (int, error) {
-	n, err := request(d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_FLUSH, Ifindex: uint32(ifindex), From: from, To: to})
+func (nt natTable) flushSlots(ifindex int, from, to uint32) (int, error) {
+	n, err := request(nt.d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_FLUSH, Ifindex: uint32(ifindex), From: from, To: to})
 	return int(n), err
 }
 
-func (d *Datapath) state() (tcFbrState, error) {
+func (cl control) state() (tcFbrState, error) {
 	var st tcFbrState
-	if err := d.maps.FbrState.Lookup(uint32(0), &st); err != nil {
+	if err := cl.d.maps.FbrState.Lookup(uint32(0), &st); err != nil {
 		return st, fmt.Errorf("reading fbr_state: %w", err)
 	}
 	return st, nil

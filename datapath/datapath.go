@@ -49,7 +49,30 @@ type Datapath struct {
 	maps  tcMaps
 	progs tcPrograms
 	named map[string]*ebpf.Map // the same maps by name
+
+	// The parts, each with the methods of one topic.
+	links        links
+	devs         deviceTable
+	ports        extPorts
+	publications publications
+	sockets      hostSockets
+	nat          natTable
+	takeover     takeover
+	control      control
+	reassembly   reassembly
+	content      content
 }
+
+func assemble(dir string, meta tcFbrMeta) *Datapath {
+	d := &Datapath{dir: dir, meta: meta}
+	d.links, d.devs, d.ports = links{d}, deviceTable{d}, extPorts{d}
+	d.publications, d.sockets, d.nat = publications{d}, hostSockets{d}, natTable{d}
+	d.takeover, d.control, d.reassembly, d.content = takeover{d}, control{d}, reassembly{d}, content{d}
+	return d
+}
+
+// content makes a Datapath of the objects that were loaded.
+type content struct{ d *Datapath }
 
 // Create loads the programs, pins everything below dir, and attaches the
 // netfilter links in the current network namespace. dir's parent must lie on
@@ -81,7 +104,7 @@ func create(dir string, meta tcFbrMeta, load loader) (*Datapath, error) {
 	}
 	d, err := build(tmp, meta, nil, load)
 	if err == nil {
-		err = d.fill()
+		err = d.content.fill()
 	}
 	if err != nil {
 		if d != nil {
@@ -107,7 +130,7 @@ func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader)
 		return nil, err
 	}
 	defer coll.Close()
-	d := &Datapath{dir: dir, meta: meta}
+	d := assemble(dir, meta)
 	for name, m := range coll.Maps {
 		if !pinned(name) {
 			continue
@@ -124,21 +147,21 @@ func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader)
 	if err := os.Mkdir(filepath.Join(dir, linksDir), 0o700); err != nil {
 		return nil, fmt.Errorf("creating the links directory: %w", err)
 	}
-	if err := d.assign(coll); err != nil {
+	if err := d.content.assign(coll); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
 // assign takes over the objects of coll.
-func (d *Datapath) assign(coll *ebpf.Collection) error {
-	d.named = maps.Clone(coll.Maps)
-	maps.DeleteFunc(d.named, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
-	if err := coll.Assign(&d.maps); err != nil {
+func (ct content) assign(coll *ebpf.Collection) error {
+	ct.d.named = maps.Clone(coll.Maps)
+	maps.DeleteFunc(ct.d.named, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
+	if err := coll.Assign(&ct.d.maps); err != nil {
 		return fmt.Errorf("assigning maps: %w", err)
 	}
-	if err := coll.Assign(&d.progs); err != nil {
-		return errors.Join(fmt.Errorf("assigning programs: %w", err), d.Close())
+	if err := coll.Assign(&ct.d.progs); err != nil {
+		return errors.Join(fmt.Errorf("assigning programs: %w", err), ct.d.Close())
 	}
 	return nil
 }
@@ -286,15 +309,15 @@ func buildID() uint64 {
 }
 
 // fill writes the initial contents of new maps.
-func (d *Datapath) fill() error {
-	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
+func (ct content) fill() error {
+	if err := ct.d.maps.FbrMeta.Put(uint32(0), &ct.d.meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}
-	conf := tcFbrConf{Lease: jiffies(DefaultLease, d.meta.Hz), L2Fast: 1, NatFirst: d.meta.NatFirst, NatCount: d.meta.NatCount}
-	if err := d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
+	conf := tcFbrConf{Lease: jiffies(DefaultLease, ct.d.meta.Hz), L2Fast: 1, NatFirst: ct.d.meta.NatFirst, NatCount: ct.d.meta.NatCount}
+	if err := ct.d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}
-	return d.setPorts(true, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount, allClasses()...)
+	return ct.d.ports.setPorts(true, ct.d.meta.NatFirst, ct.d.meta.NatFirst+ct.d.meta.NatCount, allClasses()...)
 }
 
 // Open opens what Create pinned. The error wraps ErrNotLoaded, ErrSchemaNewer,
@@ -304,8 +327,8 @@ func Open(dir string) (*Datapath, error) {
 	if _, err := os.Stat(following(dir)); err == nil {
 		return nil, fmt.Errorf("%s: an upgrade was interrupted: %w", dir, ErrSchemaOlder)
 	}
-	d := &Datapath{dir: dir}
-	if err := d.readMeta(); err != nil {
+	d := assemble(dir, tcFbrMeta{})
+	if err := d.content.readMeta(); err != nil {
 		return nil, err
 	}
 	coll := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
@@ -317,7 +340,7 @@ func Open(dir string) (*Datapath, error) {
 	if err := open(coll, d.meta, dir); err != nil {
 		return nil, err
 	}
-	if err := d.assign(coll); err != nil {
+	if err := d.content.assign(coll); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -462,16 +485,16 @@ func checkMeta(m *ebpf.Map, dir string) error {
 	return nil
 }
 
-func (d *Datapath) readMeta() error {
-	m, err := openMeta(d.dir)
+func (ct content) readMeta() error {
+	m, err := openMeta(ct.d.dir)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	if int(m.ValueSize()) != binary.Size(d.meta) {
-		return fmt.Errorf("%s: %w: map fbr_meta has another layout", d.dir, ErrSchemaOlder)
+	if int(m.ValueSize()) != binary.Size(ct.d.meta) {
+		return fmt.Errorf("%s: %w: map fbr_meta has another layout", ct.d.dir, ErrSchemaOlder)
 	}
-	if err := m.Lookup(uint32(0), &d.meta); err != nil {
+	if err := m.Lookup(uint32(0), &ct.d.meta); err != nil {
 		return fmt.Errorf("reading fbr_meta: %w", err)
 	}
 	return nil

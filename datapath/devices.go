@@ -10,6 +10,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+// deviceTable is fbr_devs: what the programs know of each device.
+type deviceTable struct{ d *Datapath }
+
 // be32 returns an IPv4 address as the maps hold it: network byte order in
 // memory.
 func be32(a netip.Addr) uint32 {
@@ -47,7 +50,7 @@ func elsewhere(ifindex int) uint32 {
 // SetNetwork adds or changes a network. The network must exist before its
 // ports.
 func (d *Datapath) SetNetwork(n Network) error {
-	if err := d.putDevice(tcFbrDev{
+	if err := d.devs.putDevice(tcFbrDev{
 		Ifindex: uint32(n.Bridge),
 		Bridge:  uint32(n.Bridge),
 		Ip:      be32(n.Gateway),
@@ -102,7 +105,7 @@ func (d *Datapath) DeleteNetwork(bridge int) error {
 			return fmt.Errorf("removing a subnet: %w", err)
 		}
 	}
-	return d.clearDevice(bridge)
+	return d.devs.clearDevice(bridge)
 }
 
 // AttachPort adds or changes a port. It attaches the programs last, so that
@@ -132,7 +135,7 @@ func (d *Datapath) AttachPort(p Port) error {
 	if p.XDP {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_XDP
 	}
-	net, err := d.networkFlags(p.Bridge)
+	net, err := d.devs.networkFlags(p.Bridge)
 	if err != nil {
 		return err
 	}
@@ -141,7 +144,7 @@ func (d *Datapath) AttachPort(p Port) error {
 	} else if net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED
 	}
-	if err := d.putDevice(dev); err != nil {
+	if err := d.devs.putDevice(dev); err != nil {
 		return err
 	}
 	ifindex := uint32(p.Ifindex)
@@ -152,16 +155,16 @@ func (d *Datapath) AttachPort(p Port) error {
 	if err := d.maps.FbrHosts.Put(dev.Ip, &ifindex); err != nil {
 		return fmt.Errorf("adding %s to fbr_hosts: %w", p.IP, err)
 	}
-	return d.attachDevice(dev)
+	return d.links.attachDevice(dev)
 }
 
 // networkFlags returns the flags of a bridge's network.
-func (d *Datapath) networkFlags(bridge int) (tcFbrNetFlags, error) {
+func (dt deviceTable) networkFlags(bridge int) (tcFbrNetFlags, error) {
 	var (
 		k tcFbrNetKey
 		v tcFbrNet
 	)
-	it := d.maps.FbrNets.Iterate()
+	it := dt.d.maps.FbrNets.Iterate()
 	for it.Next(&k, &v) {
 		if v.Bridge == uint32(bridge) {
 			return v.Flags, nil
@@ -176,10 +179,10 @@ func (d *Datapath) networkFlags(bridge int) (tcFbrNetFlags, error) {
 // DetachPort removes a port and ends its sessions. It succeeds when the port or
 // its device is gone.
 func (d *Datapath) DetachPort(ifindex int) error {
-	if err := d.detachDevice(ifindex); err != nil {
+	if err := d.links.detachDevice(ifindex); err != nil {
 		return err
 	}
-	dev, ok, err := d.device(ifindex)
+	dev, ok, err := d.devs.device(ifindex)
 	if err != nil || !ok {
 		return err
 	}
@@ -196,16 +199,16 @@ func (d *Datapath) DetachPort(ifindex int) error {
 			return fmt.Errorf("removing a port from fbr_fdb: %w", err)
 		}
 	}
-	if _, err := d.flush(ifindex); err != nil {
+	if _, err := d.nat.flush(ifindex); err != nil {
 		return err
 	}
-	return d.clearDevice(ifindex)
+	return d.devs.clearDevice(ifindex)
 }
 
 // PortAt returns the ifindex of the port with an address, or 0. It reads all
 // devices, because AttachPort may have been interrupted.
 func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
-	devs, err := d.devices()
+	devs, err := d.devs.devices()
 	for _, dev := range devs {
 		if dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0 && dev.Ip == be32(ip) {
 			return int(dev.Ifindex), nil
@@ -221,9 +224,9 @@ func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
 // the device is then no uplink.
 func (d *Datapath) AttachUplink(u Uplink) error {
 	dev := u.device()
-	err := d.attachDevice(dev)
+	err := d.links.attachDevice(dev)
 	if err == nil {
-		err = d.putDevice(dev)
+		err = d.devs.putDevice(dev)
 	}
 	if err != nil {
 		return errors.Join(err, d.DetachUplink(u.Ifindex))
@@ -255,7 +258,7 @@ func (u Uplink) device() tcFbrDev {
 // that have already passed the guard. Leases end. It succeeds when there is no
 // such uplink.
 func (d *Datapath) CloseUplink(ifindex int) error {
-	if err := d.clearDevice(ifindex); err != nil {
+	if err := d.devs.clearDevice(ifindex); err != nil {
 		return err
 	}
 	return d.Revoke()
@@ -269,12 +272,12 @@ func (d *Datapath) DetachUplink(ifindex int) error {
 	if err := d.CloseUplink(ifindex); err != nil {
 		return err
 	}
-	return d.detachDevice(ifindex)
+	return d.links.detachDevice(ifindex)
 }
 
 // Devices returns the ifindexes of all devices with programs.
 func (d *Datapath) Devices() ([]int, error) {
-	devs, err := d.devices()
+	devs, err := d.devs.devices()
 	if err != nil {
 		return nil, err
 	}
@@ -292,13 +295,13 @@ func (d *Datapath) Devices() ([]int, error) {
 const devicesAtOnce = 1024
 
 // devices reads all occupied slots of fbr_devs.
-func (d *Datapath) devices() ([]tcFbrDev, error) {
-	return d.devicesUpTo(uint32(MaxDevices+moreDevices) - 1)
+func (dt deviceTable) devices() ([]tcFbrDev, error) {
+	return dt.devicesUpTo(uint32(MaxDevices+moreDevices) - 1)
 }
 
 // devicesUpTo reads the occupied slots up to the index last.
-func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
-	err = eachElement(d.maps.FbrDevs, devicesAtOnce, 1, last, func(_ uint32, devs []tcFbrDev) {
+func (dt deviceTable) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
+	err = eachElement(dt.d.maps.FbrDevs, devicesAtOnce, 1, last, func(_ uint32, devs []tcFbrDev) {
 		if devs[0].Ifindex != 0 {
 			out = append(out, devs[0])
 		}
@@ -309,16 +312,16 @@ func (d *Datapath) devicesUpTo(last uint32) (out []tcFbrDev, err error) {
 	return out, nil
 }
 
-func (d *Datapath) device(ifindex int) (dev tcFbrDev, ok bool, err error) {
-	_, dev, ok, err = d.find(ifindex)
+func (dt deviceTable) device(ifindex int) (dev tcFbrDev, ok bool, err error) {
+	_, dev, ok, err = dt.find(ifindex)
 	return dev, ok, err
 }
 
 // find returns the entry of a device and its slot. If the device has none, find
 // returns the first slot and its content, and ok is false.
-func (d *Datapath) find(ifindex int) (at uint32, dev tcFbrDev, ok bool, err error) {
+func (dt deviceTable) find(ifindex int) (at uint32, dev tcFbrDev, ok bool, err error) {
 	var second tcFbrDev
-	err = errors.Join(d.maps.FbrDevs.Lookup(slot(ifindex), &dev), d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second))
+	err = errors.Join(dt.d.maps.FbrDevs.Lookup(slot(ifindex), &dev), dt.d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second))
 	switch {
 	case err != nil:
 		return 0, dev, false, fmt.Errorf("reading fbr_devs: %w", err)
@@ -331,7 +334,7 @@ func (d *Datapath) find(ifindex int) (at uint32, dev tcFbrDev, ok bool, err erro
 // place returns a free slot for a device that has none. Only uplinks and
 // bridges use their second slot. A port's ifindex can be chosen, so ports need
 // only the first; nobody chooses an uplink's.
-func (d *Datapath) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
+func (dt deviceTable) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
 	ifindex := int(dev.Ifindex)
 	if there.Ifindex == 0 {
 		return slot(ifindex), nil
@@ -339,7 +342,7 @@ func (d *Datapath) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
 	taken := there.Ifindex
 	if dev.Flags&(tcFbrDevFlagsFBR_DEV_UPLINK|tcFbrDevFlagsFBR_DEV_BRIDGE) != 0 {
 		var second tcFbrDev
-		if err := d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second); err != nil {
+		if err := dt.d.maps.FbrDevs.Lookup(elsewhere(ifindex), &second); err != nil {
 			return 0, fmt.Errorf("reading fbr_devs: %w", err)
 		}
 		if second.Ifindex == 0 {
@@ -352,33 +355,33 @@ func (d *Datapath) place(dev tcFbrDev, there tcFbrDev) (at uint32, err error) {
 
 // putDevice writes a device's entry. A new device gets its own counters, at
 // zero.
-func (d *Datapath) putDevice(dev tcFbrDev) error {
-	at, old, ok, err := d.find(int(dev.Ifindex))
+func (dt deviceTable) putDevice(dev tcFbrDev) error {
+	at, old, ok, err := dt.find(int(dev.Ifindex))
 	if err != nil {
 		return err
 	}
 	if !ok {
-		if at, err = d.place(dev, old); err != nil {
+		if at, err = dt.place(dev, old); err != nil {
 			return err
 		}
 	}
 	if dev.Stats = old.Stats; !ok {
-		if dev.Stats, err = d.newStats(); err != nil {
+		if dev.Stats, err = dt.newStats(); err != nil {
 			return err
 		}
 	}
-	if err := d.maps.FbrDevs.Put(at, &dev); err != nil {
+	if err := dt.d.maps.FbrDevs.Put(at, &dev); err != nil {
 		return fmt.Errorf("writing fbr_devs: %w", err)
 	}
 	return nil
 }
 
-func (d *Datapath) clearDevice(ifindex int) error {
-	at, _, ok, err := d.find(ifindex)
+func (dt deviceTable) clearDevice(ifindex int) error {
+	at, _, ok, err := dt.find(ifindex)
 	if err != nil || !ok {
 		return err
 	}
-	if err := d.maps.FbrDevs.Put(at, &tcFbrDev{}); err != nil {
+	if err := dt.d.maps.FbrDevs.Put(at, &tcFbrDev{}); err != nil {
 		return fmt.Errorf("writing fbr_devs: %w", err)
 	}
 	return nil

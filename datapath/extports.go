@@ -11,6 +11,9 @@ import (
 // classes is the number of port spaces, each of which has all 65536 ports.
 const classes = uint32(tcFbrClassFBR_CLASSES)
 
+// extPorts decides which external ports new mappings may have.
+type extPorts struct{ d *Datapath }
+
 // allClasses returns the port spaces.
 func allClasses() []tcFbrClass {
 	return []tcFbrClass{tcFbrClassFBR_CLASS_TCP, tcFbrClassFBR_CLASS_UDP, tcFbrClassFBR_CLASS_ICMP}
@@ -19,14 +22,14 @@ func allClasses() []tcFbrClass {
 // setPorts makes the ports [from, to) of some port spaces available to new
 // mappings, or unavailable. A mapping that has such a port keeps it until its
 // last session ends.
-func (d *Datapath) setPorts(open bool, from, to uint32, of ...tcFbrClass) error {
+func (xp extPorts) setPorts(open bool, from, to uint32, of ...tcFbrClass) error {
 	op := tcFbrOp(tcFbrOpFBR_OP_SHUT)
 	if open {
 		op = tcFbrOpFBR_OP_OPEN
 	}
 	for _, class := range of {
 		err := inChunks(to-from, func(a, b uint32) error {
-			_, err := request(d.progs.FbrControl, tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: uint64(class)})
+			_, err := request(xp.d.progs.FbrControl, tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: uint64(class)})
 			return err
 		})
 		if err != nil {
@@ -45,41 +48,41 @@ func (p Publication) class() tcFbrClass {
 
 // inRange returns the part [from, to) of a publication's ports that lies in the
 // NAT range.
-func (d *Datapath) inRange(p Publication) (from, to uint32, any bool) {
-	from = max(uint32(p.First), d.meta.NatFirst)
-	to = min(uint32(p.Last)+1, d.meta.NatFirst+d.meta.NatCount)
+func (xp extPorts) inRange(p Publication) (from, to uint32, any bool) {
+	from = max(uint32(p.First), xp.d.meta.NatFirst)
+	to = min(uint32(p.Last)+1, xp.d.meta.NatFirst+xp.d.meta.NatCount)
 	return from, to, from < to
 }
 
 // shut makes a publication's ports unavailable to mappings.
-func (d *Datapath) shut(p Publication) error {
-	from, to, any := d.inRange(p)
+func (xp extPorts) shut(p Publication) error {
+	from, to, any := xp.inRange(p)
 	if !any {
 		return nil
 	}
-	return d.setPorts(false, from, to, p.class())
+	return xp.setPorts(false, from, to, p.class())
 }
 
 // openRange makes the ports of the NAT range available to mappings, except
 // published ones. If publications are given, it does so only for their ports.
-func (d *Datapath) openRange(only ...Publication) error {
+func (xp extPorts) openRange(only ...Publication) error {
 	spans := only
 	if len(only) == 0 {
-		last := uint16(d.meta.NatFirst + d.meta.NatCount - 1) // Config has checked it
-		spans = []Publication{{First: uint16(d.meta.NatFirst), Last: last}, {First: uint16(d.meta.NatFirst), Last: last, UDP: true}}
-		if err := d.setPorts(true, d.meta.NatFirst, d.meta.NatFirst+d.meta.NatCount, tcFbrClassFBR_CLASS_ICMP); err != nil {
+		last := uint16(xp.d.meta.NatFirst + xp.d.meta.NatCount - 1) // Config has checked it
+		spans = []Publication{{First: uint16(xp.d.meta.NatFirst), Last: last}, {First: uint16(xp.d.meta.NatFirst), Last: last, UDP: true}}
+		if err := xp.setPorts(true, xp.d.meta.NatFirst, xp.d.meta.NatFirst+xp.d.meta.NatCount, tcFbrClassFBR_CLASS_ICMP); err != nil {
 			return err
 		}
 	}
 	var published map[tcFbrClass]*[65536]bool // read only when a port of the range is concerned
 	for _, p := range spans {
-		from, to, any := d.inRange(p)
+		from, to, any := xp.inRange(p)
 		if !any {
 			continue
 		}
 		if published == nil {
 			var err error
-			if published, err = d.publishedPorts(); err != nil {
+			if published, err = xp.publishedPorts(); err != nil {
 				return err
 			}
 		}
@@ -89,7 +92,7 @@ func (d *Datapath) openRange(only ...Publication) error {
 			for end < to && !taken[end] {
 				end++
 			}
-			if err := d.setPorts(true, from, end, p.class()); err != nil {
+			if err := xp.setPorts(true, from, end, p.class()); err != nil {
 				return err
 			}
 			from = end + 1
@@ -99,12 +102,12 @@ func (d *Datapath) openRange(only ...Publication) error {
 }
 
 // publishedPorts returns the published host ports, by port space.
-func (d *Datapath) publishedPorts() (map[tcFbrClass]*[65536]bool, error) {
+func (xp extPorts) publishedPorts() (map[tcFbrClass]*[65536]bool, error) {
 	out := map[tcFbrClass]*[65536]bool{tcFbrClassFBR_CLASS_TCP: {}, tcFbrClassFBR_CLASS_UDP: {}}
 	const atOnce = 4096
 	keys, values := make([]tcFbrBindKey, atOnce), make([]tcFbrPub, atOnce)
 	for cursor := new(ebpf.MapBatchCursor); ; {
-		n, err := d.maps.FbrPub.BatchLookup(cursor, keys, values, nil)
+		n, err := xp.d.maps.FbrPub.BatchLookup(cursor, keys, values, nil)
 		end := errors.Is(err, ebpf.ErrKeyNotExist)
 		if err != nil && !end {
 			return nil, fmt.Errorf("reading fbr_pub: %w", err)
@@ -128,7 +131,7 @@ func (d *Datapath) SetNATRange(first, last uint16) error {
 	}
 	meta := d.meta
 	meta.NatFirst, meta.NatCount = uint32(first), uint32(last-first)+1
-	err := d.changeConf(func(c *tcFbrConf) error {
+	err := d.control.changeConf(func(c *tcFbrConf) error {
 		end := max(c.NatFirst+c.NatCount, uint32(last)+1)
 		c.NatFirst = min(c.NatFirst, uint32(first))
 		c.NatCount = end - c.NatFirst
@@ -138,7 +141,7 @@ func (d *Datapath) SetNATRange(first, last uint16) error {
 		return err
 	}
 	d.meta = meta
-	err = errors.Join(d.setPorts(false, 0, uint32(first), allClasses()...), d.setPorts(false, uint32(last)+1, 65536, allClasses()...), d.openRange())
+	err = errors.Join(d.ports.setPorts(false, 0, uint32(first), allClasses()...), d.ports.setPorts(false, uint32(last)+1, 65536, allClasses()...), d.ports.openRange())
 	if err != nil {
 		return err
 	}

@@ -7,12 +7,15 @@ import (
 	"os"
 )
 
+// reassembly has fragments put in order before the programs see them.
+type reassembly struct{ d *Datapath }
+
 // AttachDefrag keeps defragmentation on in the current network namespace, to
 // which inbound fragments are sent. The pinned link also keeps that namespace
 // alive without a process or a mount, because a link holds a reference to its
 // namespace. It replaces the link of an earlier namespace.
 func (d *Datapath) AttachDefrag() error {
-	return attachNetfilter(linkPath(d.dir, fragmentsLink), d.defragOptions(), true)
+	return attachNetfilter(linkPath(d.dir, fragmentsLink), d.reassembly.defragOptions(), true)
 }
 
 // AttachFragments sends inbound fragments to ifindex from now on. ifindex is
@@ -25,23 +28,23 @@ func (d *Datapath) AttachFragments(ifindex int, peer net.HardwareAddr) error {
 		return err
 	}
 	dev := tcFbrDev{Ifindex: uint32(ifindex), Flags: tcFbrDevFlagsFBR_DEV_FRAGS, Mac: mac}
-	if err := d.putDevice(dev); err != nil {
+	if err := d.devs.putDevice(dev); err != nil {
 		return err
 	}
-	if err := d.attachDevice(dev); err != nil {
-		return errors.Join(err, d.clearDevice(ifindex))
+	if err := d.links.attachDevice(dev); err != nil {
+		return errors.Join(err, d.devs.clearDevice(ifindex))
 	}
-	return d.sendFragments(uint32(ifindex))
+	return d.reassembly.sendFragments(uint32(ifindex))
 }
 
 // DetachFragments undoes AttachFragments and AttachDefrag. It succeeds when
 // nothing is attached. ifindex 0 means that no device was attached.
 func (d *Datapath) DetachFragments(ifindex int) error {
-	if err := d.sendFragments(0); err != nil {
+	if err := d.reassembly.sendFragments(0); err != nil {
 		return err
 	}
 	if ifindex != 0 {
-		if err := errors.Join(d.detachDevice(ifindex), d.clearDevice(ifindex)); err != nil {
+		if err := errors.Join(d.links.detachDevice(ifindex), d.devs.clearDevice(ifindex)); err != nil {
 			return err
 		}
 	}
@@ -54,18 +57,18 @@ func (d *Datapath) VerifyFragments(ifindex int) error {
 	if _, err := os.Stat(linkPath(d.dir, fragmentsLink)); err != nil {
 		return fmt.Errorf("link %s is not pinned: %w", fragmentsLink, ErrDetached)
 	}
-	dev, ok, err := d.device(ifindex)
+	dev, ok, err := d.devs.device(ifindex)
 	if err != nil {
 		return err
 	}
 	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS == 0 {
 		return fmt.Errorf("device with ifindex %d: not in fbr_devs: %w", ifindex, ErrDetached)
 	}
-	return d.verifyLink(ifindex, "in")
+	return d.links.verifyLink(ifindex, "in")
 }
 
-func (d *Datapath) sendFragments(ifindex uint32) error {
-	return d.changeConf(func(c *tcFbrConf) error {
+func (ra reassembly) sendFragments(ifindex uint32) error {
+	return ra.d.control.changeConf(func(c *tcFbrConf) error {
 		c.Frags = ifindex
 		return nil
 	})

@@ -21,19 +21,22 @@ type hostHook struct {
 	prog *ebpf.Program
 }
 
+// hostSockets leads sockets of the host itself to published ports.
+type hostSockets struct{ d *Datapath }
+
 // hostHooks returns the hooks in the order of attaching. The programs that show
 // a socket the address it asked for come before those that redirect it.
-func (d *Datapath) hostHooks() []hostHook {
+func (hs hostSockets) hostHooks() []hostHook {
 	return []hostHook{
-		{"host-bind4", ebpf.AttachCGroupInet4Bind, d.progs.FbrBind4},
-		{"host-bind6", ebpf.AttachCGroupInet6Bind, d.progs.FbrBind6},
-		{"host-recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, d.progs.FbrRecvmsg4},
-		{"host-recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, d.progs.FbrRecvmsg6},
-		{"host-getpeername4", ebpf.AttachCgroupInet4GetPeername, d.progs.FbrGetpeername4},
-		{"host-getpeername6", ebpf.AttachCgroupInet6GetPeername, d.progs.FbrGetpeername6},
-		{"host-sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, d.progs.FbrSendmsg4},
-		{"host-connect4", ebpf.AttachCGroupInet4Connect, d.progs.FbrConnect4},
-		{"host-connect6", ebpf.AttachCGroupInet6Connect, d.progs.FbrConnect6},
+		{"host-bind4", ebpf.AttachCGroupInet4Bind, hs.d.progs.FbrBind4},
+		{"host-bind6", ebpf.AttachCGroupInet6Bind, hs.d.progs.FbrBind6},
+		{"host-recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, hs.d.progs.FbrRecvmsg4},
+		{"host-recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, hs.d.progs.FbrRecvmsg6},
+		{"host-getpeername4", ebpf.AttachCgroupInet4GetPeername, hs.d.progs.FbrGetpeername4},
+		{"host-getpeername6", ebpf.AttachCgroupInet6GetPeername, hs.d.progs.FbrGetpeername6},
+		{"host-sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, hs.d.progs.FbrSendmsg4},
+		{"host-connect4", ebpf.AttachCGroupInet4Connect, hs.d.progs.FbrConnect4},
+		{"host-connect6", ebpf.AttachCGroupInet6Connect, hs.d.progs.FbrConnect6},
 	}
 }
 
@@ -42,15 +45,15 @@ func (d *Datapath) hostHooks() []hostHook {
 // directory of a cgroup2 mount. Programs of others on the same hooks keep
 // running. Attached hooks keep their place. On an error nothing is attached.
 func (d *Datapath) AttachHost(cgroup string) error {
-	if err := d.attachHost(cgroup); err != nil {
+	if err := d.sockets.attachHost(cgroup); err != nil {
 		return errors.Join(err, d.DetachHost())
 	}
 	return nil
 }
 
-func (d *Datapath) attachHost(cgroup string) error {
-	for _, h := range d.hostHooks() {
-		path := linkPath(d.dir, h.name)
+func (hs hostSockets) attachHost(cgroup string) error {
+	for _, h := range hs.hostHooks() {
+		path := linkPath(hs.d.dir, h.name)
 		found, err := updateCgroup(path, h.prog)
 		if err != nil {
 			return err
@@ -95,8 +98,8 @@ func updateCgroup(path string, prog *ebpf.Program) (found bool, err error) {
 
 // endHost ends the connections of the host's sockets that were led to ports
 // that are no longer published.
-func (d *Datapath) endHost() error {
-	for _, p := range []*ebpf.Program{d.progs.FbrEndTcp, d.progs.FbrEndUdp} {
+func (hs hostSockets) endHost() error {
+	for _, p := range []*ebpf.Program{hs.d.progs.FbrEndTcp, hs.d.progs.FbrEndUdp} {
 		if err := iterate(p); err != nil {
 			return fmt.Errorf("ending connections of the host with %s: %w", p, err)
 		}
@@ -122,7 +125,7 @@ func iterate(p *ebpf.Program) error {
 
 // DetachHost undoes AttachHost. It succeeds when nothing is attached.
 func (d *Datapath) DetachHost() error {
-	hooks := d.hostHooks()
+	hooks := d.sockets.hostHooks()
 	slices.Reverse(hooks)
 	for _, h := range hooks {
 		if err := detach(linkPath(d.dir, h.name)); err != nil {
@@ -133,9 +136,9 @@ func (d *Datapath) DetachHost() error {
 }
 
 // updateHost puts the current programs on the attached hooks.
-func (d *Datapath) updateHost() error {
-	for _, h := range d.hostHooks() {
-		if _, err := updateCgroup(linkPath(d.dir, h.name), h.prog); err != nil {
+func (hs hostSockets) updateHost() error {
+	for _, h := range hs.hostHooks() {
+		if _, err := updateCgroup(linkPath(hs.d.dir, h.name), h.prog); err != nil {
 			return err
 		}
 	}

@@ -21,9 +21,9 @@ func TestHostHooks(t *testing.T) {
 			t.Errorf("%d links, want %d: %v", len(got), want, got)
 		}
 	}
-	all := len(h.hostHooks())
+	all := len(h.Datapath.sockets.hostHooks())
 	check(t, h.DetachHost())
-	check(t, h.updateHost())
+	check(t, h.Datapath.sockets.updateHost())
 	links(0)
 	check(t, h.Publish(h.publication(false)))
 	check(t, h.Publish(h.publication(true)))
@@ -32,7 +32,7 @@ func TestHostHooks(t *testing.T) {
 	check(t, h.AttachHost(gone))
 	check(t, h.AttachHost(gone))
 	links(all)
-	check(t, h.updateHost())
+	check(t, h.Datapath.sockets.updateHost())
 	check(t, os.Remove(gone))
 	check(t, h.AttachHost(cgroup))
 	links(all)

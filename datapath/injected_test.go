@@ -58,7 +58,7 @@ func (h *harness) age(t testing.TB, d time.Duration) {
 		time.Sleep(duration(n+1, h.meta.Hz))
 		return
 	}
-	now, err := h.now()
+	now, err := h.Datapath.control.now()
 	check(t, err)
 	if _, err := h.clock.WriteAt(binary.NativeEndian.AppendUint64(nil, now+n), 0); err != nil {
 		t.Fatal(err)

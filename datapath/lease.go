@@ -8,15 +8,15 @@ import (
 // fbr_flow.lease_len can hold MaxLease: jiffies are a millisecond at least.
 const _ = uint16(MaxLease / time.Millisecond)
 
-func (d *Datapath) changeConf(change func(*tcFbrConf) error) error {
+func (cl control) changeConf(change func(*tcFbrConf) error) error {
 	var c tcFbrConf
-	if err := d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {
+	if err := cl.d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {
 		return fmt.Errorf("reading fbr_conf: %w", err)
 	}
 	if err := change(&c); err != nil {
 		return err
 	}
-	if err := d.maps.FbrConf.Put(uint32(0), &c); err != nil {
+	if err := cl.d.maps.FbrConf.Put(uint32(0), &c); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}
 	return nil
@@ -29,8 +29,8 @@ func (d *Datapath) SetLease(l time.Duration) error {
 	if l < 0 || l > MaxLease {
 		return fmt.Errorf("lease %s is not between 0 and %s", l, MaxLease)
 	}
-	return d.changeConf(func(c *tcFbrConf) error {
-		now, err := d.now()
+	return d.control.changeConf(func(c *tcFbrConf) error {
+		now, err := d.control.now()
 		c.RevokedAt, c.Lease = now, jiffies(l, d.meta.Hz)
 		return err
 	})
@@ -50,8 +50,8 @@ func (d *Datapath) Lease() (time.Duration, error) {
 // last hook after it, may still grant a lease. To be sure, call Revoke again
 // 100 ms later.
 func (d *Datapath) Revoke() error {
-	return d.changeConf(func(c *tcFbrConf) error {
-		now, err := d.now()
+	return d.control.changeConf(func(c *tcFbrConf) error {
+		now, err := d.control.now()
 		c.RevokedAt = now
 		return err
 	})
@@ -60,8 +60,8 @@ func (d *Datapath) Revoke() error {
 // SetL2Fast turns the fast path between ports of one bridge on or off. Leases already
 // granted end.
 func (d *Datapath) SetL2Fast(on bool) error {
-	return d.changeConf(func(c *tcFbrConf) (err error) {
-		c.RevokedAt, err = d.now()
+	return d.control.changeConf(func(c *tcFbrConf) (err error) {
+		c.RevokedAt, err = d.control.now()
 		c.L2Fast = 0
 		if on {
 			c.L2Fast = 1
@@ -74,7 +74,7 @@ func (d *Datapath) SetL2Fast(on bool) error {
 // fastbr's setting. Until the host's ip_forward is 1, what came in by one may then
 // leave only by a bridge of fastbr's.
 func (d *Datapath) SetOpened(on bool) error {
-	return d.changeConf(func(c *tcFbrConf) error {
+	return d.control.changeConf(func(c *tcFbrConf) error {
 		c.Opened = 0
 		if on {
 			c.Opened = 1

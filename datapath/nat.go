@@ -12,9 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// natTable is the sessions and their flows.
+type natTable struct{ d *Datapath }
+
 // NATStats returns the instance-wide NAT figures.
 func (d *Datapath) NATStats() (NATStats, error) {
-	st, err := d.state()
+	st, err := d.control.state()
 	if err != nil {
 		return NATStats{}, err
 	}
@@ -33,11 +36,11 @@ func (d *Datapath) NATStats() (NATStats, error) {
 }
 
 // FlushFlows ends every NAT session and returns how many there were.
-func (d *Datapath) FlushFlows() (int, error) { return d.flush(0) }
+func (d *Datapath) FlushFlows() (int, error) { return d.nat.flush(0) }
 
 // Flows returns the live sessions, in no particular order.
 func (d *Datapath) Flows() ([]Flow, error) {
-	now, err := d.now()
+	now, err := d.control.now()
 	if err != nil {
 		return nil, err
 	}
@@ -45,13 +48,13 @@ func (d *Datapath) Flows() ([]Flow, error) {
 	if err := d.maps.FbrConf.Lookup(uint32(0), &conf); err != nil {
 		return nil, fmt.Errorf("reading fbr_conf: %w", err)
 	}
-	slots, sess, err := d.sessions()
+	slots, sess, err := d.nat.sessions()
 	if err != nil {
 		return nil, err
 	}
 	var out []Flow
 	for i, s := range sess {
-		f, ok, err := d.flowOf(slots[i], s, conf, now)
+		f, ok, err := d.nat.flowOf(slots[i], s, conf, now)
 		if err != nil {
 			return nil, err
 		}
@@ -63,18 +66,18 @@ func (d *Datapath) Flows() ([]Flow, error) {
 }
 
 // sessions returns the live sessions and their slots.
-func (d *Datapath) sessions() (slots []uint32, found []tcFbrSession, err error) {
-	st, err := d.state()
+func (nt natTable) sessions() (slots []uint32, found []tcFbrSession, err error) {
+	st, err := nt.d.control.state()
 	if err != nil {
 		return nil, nil, err
 	}
-	used := int(min(st.Fresh, uint64(d.meta.FlowsMax)))
+	used := int(min(st.Fresh, uint64(nt.d.meta.FlowsMax)))
 	if used == 0 {
 		return nil, nil, nil
 	}
 	keys, all := make([]uint32, used), make([]tcFbrSession, used)
 	var cursor ebpf.MapBatchCursor
-	n, err := d.maps.FbrSess.BatchLookup(&cursor, keys, all, nil)
+	n, err := nt.d.maps.FbrSess.BatchLookup(&cursor, keys, all, nil)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, nil, fmt.Errorf("reading fbr_sess: %w", err)
 	}
@@ -88,9 +91,9 @@ func (d *Datapath) sessions() (slots []uint32, found []tcFbrSession, err error) 
 
 // flowOf completes a session from its two entries. It reports false if the
 // session has ended meanwhile.
-func (d *Datapath) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint64) (Flow, bool, error) {
+func (nt natTable) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint64) (Flow, bool, error) {
 	var fwd, rev tcFbrFlow
-	if err := errors.Join(d.maps.FbrFlow.Lookup(2*slot, &fwd), d.maps.FbrFlow.Lookup(2*slot+1, &rev)); err != nil {
+	if err := errors.Join(nt.d.maps.FbrFlow.Lookup(2*slot, &fwd), nt.d.maps.FbrFlow.Lookup(2*slot+1, &rev)); err != nil {
 		return Flow{}, false, fmt.Errorf("reading fbr_flow: %w", err)
 	}
 	if fwd.Key != s.Fwd || rev.Key != reverseKey(s) {
@@ -115,13 +118,13 @@ func (d *Datapath) flowOf(slot uint32, s tcFbrSession, conf tcFbrConf, now uint6
 	if s.Bits&tcFbrSessBitsFBR_S_OUT_ONLY == 0 {
 		seen = max(seen, rev.Seen)
 	}
-	end := seen + uint64(secs)*uint64(d.meta.Hz)
+	end := seen + uint64(secs)*uint64(nt.d.meta.Hz)
 	if end <= now {
 		return Flow{}, false, nil
 	}
-	f.Expires = duration(end-now, d.meta.Hz)
+	f.Expires = duration(end-now, nt.d.meta.Hz)
 	if leaseEnd := fwd.Granted + uint64(fwd.LeaseLen); fwd.Granted > conf.RevokedAt && leaseEnd > now {
-		f.Lease = duration(leaseEnd-now, d.meta.Hz)
+		f.Lease = duration(leaseEnd-now, nt.d.meta.Hz)
 	}
 	return f, true, nil
 }

@@ -220,7 +220,7 @@ func TestHalfOpenConnectionsHaveAQuota(t *testing.T) {
 	h.sentFrom(t, syn(c1Addr, 41001))
 	check(t, h.DetachPort(h.c2.Ifindex))
 	var q tcFbrQuota
-	dev, _, err := h.device(h.c1.Ifindex)
+	dev, _, err := h.Datapath.devs.device(h.c1.Ifindex)
 	check(t, err)
 	check(t, h.maps.FbrQuota.Lookup(uint32(dev.Stats), &q))
 	if q.Half != 1 {

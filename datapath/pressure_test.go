@@ -311,7 +311,7 @@ func (h *harness) hammer(frames [][]byte, seed uint64, n int) error {
 // assertEmpty checks that no session is left and that nothing got lost.
 func (h *harness) assertEmpty(t *testing.T, ports uint32) {
 	t.Helper()
-	st, err := h.state()
+	st, err := h.Datapath.control.state()
 	check(t, err)
 	if st.Live != 0 {
 		t.Errorf("%d sessions", st.Live)
@@ -333,7 +333,7 @@ func (h *harness) assertEmpty(t *testing.T, ports uint32) {
 		}
 	}))
 	for _, port := range []Port{h.c1, h.c2} {
-		dev, _, err := h.device(port.Ifindex)
+		dev, _, err := h.Datapath.devs.device(port.Ifindex)
 		check(t, err)
 		var q tcFbrQuota
 		check(t, h.maps.FbrQuota.Lookup(uint32(dev.Stats), &q))

@@ -32,6 +32,9 @@ type Publication struct {
 	Port      uint16     // the container's port for First; the others follow
 }
 
+// publications keeps the published ports and what follows from them.
+type publications struct{ d *Datapath }
+
 func (p Publication) proto() uint8 {
 	if p.UDP {
 		return unix.IPPROTO_UDP
@@ -89,7 +92,7 @@ func (d *Datapath) Publish(ps ...Publication) error {
 		}
 	}
 	for _, p := range ps {
-		if err := d.shut(p); err != nil {
+		if err := d.ports.shut(p); err != nil {
 			return err
 		}
 	}
@@ -100,7 +103,7 @@ func (d *Datapath) Publish(ps ...Publication) error {
 	if _, err := d.maps.FbrPubOf.BatchUpdate(inside, host, nil); err != nil {
 		return fmt.Errorf("writing fbr_pub_of: %w", err)
 	}
-	_, err := d.setPublished()
+	_, err := d.publications.setPublished()
 	return err
 }
 
@@ -114,18 +117,18 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 		return nil
 	}
 	for _, p := range ps {
-		if err := d.unset(p); err != nil {
+		if err := d.publications.unset(p); err != nil {
 			return err
 		}
 	}
-	any, err := d.setPublished()
+	any, err := d.publications.setPublished()
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(d.endPublished(ps), d.openRange(ps...)); err != nil {
+	if err := errors.Join(d.publications.endPublished(ps), d.ports.openRange(ps...)); err != nil {
 		return err
 	}
-	if err := d.endHost(); err != nil || any {
+	if err := d.sockets.endHost(); err != nil || any {
 		return err
 	}
 	return d.DetachHost()
@@ -133,19 +136,19 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 
 // unset removes one publication from both maps. It keeps the entry of a
 // container's port that another publication has taken over.
-func (d *Datapath) unset(p Publication) error {
+func (pb publications) unset(p Publication) error {
 	host, _, inside := entries(p)
-	if err := deleteKeys(d.maps.FbrPub, host); err != nil {
+	if err := deleteKeys(pb.d.maps.FbrPub, host); err != nil {
 		return fmt.Errorf("removing ports from fbr_pub: %w", err)
 	}
 	var mine []tcFbrBindKey
 	for i := range inside {
 		var now tcFbrBindKey
-		if err := d.maps.FbrPubOf.Lookup(&inside[i], &now); err == nil && now == host[i] {
+		if err := pb.d.maps.FbrPubOf.Lookup(&inside[i], &now); err == nil && now == host[i] {
 			mine = append(mine, inside[i])
 		}
 	}
-	if err := deleteKeys(d.maps.FbrPubOf, mine); err != nil {
+	if err := deleteKeys(pb.d.maps.FbrPubOf, mine); err != nil {
 		return fmt.Errorf("removing ports from fbr_pub_of: %w", err)
 	}
 	return nil
@@ -165,14 +168,14 @@ func deleteKeys(m *ebpf.Map, keys []tcFbrBindKey) error {
 
 // setPublished tells the programs whether there are any publications, and so
 // whether they need to look.
-func (d *Datapath) setPublished() (any bool, err error) {
+func (pb publications) setPublished() (any bool, err error) {
 	var k tcFbrBindKey
-	err = d.maps.FbrPub.NextKey(nil, &k)
+	err = pb.d.maps.FbrPub.NextKey(nil, &k)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, fmt.Errorf("reading fbr_pub: %w", err)
 	}
 	any = err == nil
-	return any, d.changeConf(func(c *tcFbrConf) error {
+	return any, pb.d.control.changeConf(func(c *tcFbrConf) error {
 		c.Published = 0
 		if any {
 			c.Published = 1
@@ -182,8 +185,8 @@ func (d *Datapath) setPublished() (any bool, err error) {
 }
 
 // endPublished ends the sessions that clients made through publications.
-func (d *Datapath) endPublished(ps []Publication) error {
-	slots, sess, err := d.sessions()
+func (pb publications) endPublished(ps []Publication) error {
+	slots, sess, err := pb.d.nat.sessions()
 	if err != nil {
 		return err
 	}
@@ -192,7 +195,7 @@ func (d *Datapath) endPublished(ps []Publication) error {
 		if at < 0 {
 			continue
 		}
-		if _, err := d.flushSlots(ps[at].Ifindex, slots[i], slots[i]+1); err != nil {
+		if _, err := pb.d.nat.flushSlots(ps[at].Ifindex, slots[i], slots[i]+1); err != nil {
 			return err
 		}
 	}

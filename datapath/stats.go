@@ -15,8 +15,8 @@ const statsMax = uint32(tcFbrLayoutFBR_STATS_MAX)
 
 // newStats returns a free index into the counters, with counters at zero. Index
 // 0 stays unused.
-func (d *Datapath) newStats() (uint16, error) {
-	devs, err := d.devices()
+func (dt deviceTable) newStats() (uint16, error) {
+	devs, err := dt.devices()
 	if err != nil {
 		return 0, err
 	}
@@ -32,13 +32,13 @@ func (d *Datapath) newStats() (uint16, error) {
 		if used[i] {
 			continue
 		}
-		if err := d.maps.FbrStats.Put(i, make([]tcFbrStats, cpus)); err != nil {
+		if err := dt.d.maps.FbrStats.Put(i, make([]tcFbrStats, cpus)); err != nil {
 			return 0, fmt.Errorf("clearing counters: %w", err)
 		}
-		if err := d.maps.FbrDrops.Put(i, make([]tcFbrDrops, cpus)); err != nil {
+		if err := dt.d.maps.FbrDrops.Put(i, make([]tcFbrDrops, cpus)); err != nil {
 			return 0, fmt.Errorf("clearing drop counters: %w", err)
 		}
-		if err := d.maps.FbrQuota.Put(i, &tcFbrQuota{}); err != nil {
+		if err := dt.d.maps.FbrQuota.Put(i, &tcFbrQuota{}); err != nil {
 			return 0, fmt.Errorf("clearing a quota: %w", err)
 		}
 		return uint16(i), nil
@@ -60,7 +60,7 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 			lastSlot = max(lastSlot, slot(index))
 		}
 	}
-	devs, err := d.devicesUpTo(lastSlot)
+	devs, err := d.devs.devicesUpTo(lastSlot)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (d *Datapath) Stats(ifindexes ...int) (map[int]Counters, error) {
 		if inFirst[index] {
 			continue
 		}
-		if dev, ok, err := d.device(index); err != nil {
+		if dev, ok, err := d.devs.device(index); err != nil {
 			return nil, err
 		} else if ok {
 			devs = append(devs, dev)

@@ -41,7 +41,7 @@ func all[K comparable, V any](t testing.TB, m *ebpf.Map, n uint32) map[K]V {
 // table reads everything that the NAT remembers, as the model describes it.
 func (h *harness) table(t testing.TB) nm.Table {
 	t.Helper()
-	st, err := h.state()
+	st, err := h.Datapath.control.state()
 	check(t, err)
 	out := nm.Table{
 		Sessions: map[int]nm.Session{}, Binds: map[nm.Tuple]int{}, Peers: map[nm.Tuple]int{}, Usage: map[int]nm.Usage{},
@@ -64,7 +64,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 			t.Errorf("nothing leads to entry %d: %+v", i, f)
 		}
 	}
-	slots, live, err := h.sessions()
+	slots, live, err := h.Datapath.nat.sessions()
 	check(t, err)
 	for i, s := range live {
 		out.Sessions[int(slots[i])] = h.session(t, flows, slots[i], s)
@@ -93,7 +93,7 @@ func (h *harness) table(t testing.TB) nm.Table {
 		out.Ripe[class] = int(pool.Ripe - pool.Head)
 	}
 	for _, p := range []Port{h.c1, h.c2, h.other} {
-		dev, _, err := h.device(p.Ifindex)
+		dev, _, err := h.Datapath.devs.device(p.Ifindex)
 		check(t, err)
 		var q tcFbrQuota
 		check(t, h.maps.FbrQuota.Lookup(uint32(dev.Stats), &q))

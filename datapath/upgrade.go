@@ -49,6 +49,9 @@ type Hooks struct {
 	Settle func(*Datapath) error
 }
 
+// takeover replaces the programs of another build by this one's.
+type takeover struct{ d *Datapath }
+
 // Upgrade converts the datapath below dir, pinned by any build of an older or
 // equal schema, to this build's. Packets of sessions are translated throughout.
 // Upgrade reports whether there was anything to do.
@@ -186,7 +189,7 @@ func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 	d := u.next
 	carry := shared[tcMapFbrSess] == nil
 	if carry {
-		now, err := d.now()
+		now, err := d.control.now()
 		if err != nil {
 			return err
 		}
@@ -204,7 +207,7 @@ func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 			return err
 		}
 	}
-	if err := d.rangeFromMeta(); err != nil || !carry {
+	if err := d.ports.rangeFromMeta(); err != nil || !carry {
 		return err
 	}
 	var err error
@@ -216,10 +219,10 @@ func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 
 // rangeFromMeta opens the NAT range for layouts before schema 4. Their range
 // could not change and stood only in fbr_meta.
-func (d *Datapath) rangeFromMeta() error {
-	return d.changeConf(func(c *tcFbrConf) error {
+func (xp extPorts) rangeFromMeta() error {
+	return xp.d.control.changeConf(func(c *tcFbrConf) error {
 		if c.NatCount == 0 {
-			c.NatFirst, c.NatCount = d.meta.NatFirst, d.meta.NatCount
+			c.NatFirst, c.NatCount = xp.d.meta.NatFirst, xp.d.meta.NatCount
 		}
 		return nil
 	})
@@ -240,7 +243,7 @@ func (u *upgrade) run(h Hooks) error {
 		err = os.Remove(filepath.Join(building(u.dir), linksDir))
 	}
 	if err == nil && u.carry != nil {
-		err = u.next.hold()
+		err = u.next.takeover.hold()
 	}
 	if err == nil {
 		err = os.Rename(building(u.dir), following(u.dir))
@@ -295,7 +298,7 @@ func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 		if c, err = newCarrier(d, old, spec); err != nil {
 			return false, err
 		}
-		if err := d.hold(); err != nil {
+		if err := d.takeover.hold(); err != nil {
 			return false, err
 		}
 	}
@@ -307,35 +310,35 @@ func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 func finish(d *Datapath, c *carrier, h Hooks) error {
 	err := h.Passed("upgrade-publish")
 	if err == nil {
-		err = d.attachInput(true) // the programs of uplinks read what it notes
+		err = d.links.attachInput(true) // the programs of uplinks read what it notes
 	}
 	if err == nil {
-		err = d.swapDevices(tcFbrDevFlagsFBR_DEV_UPLINK)
+		err = d.takeover.swapDevices(tcFbrDevFlagsFBR_DEV_UPLINK)
 	}
 	if err == nil {
 		err = h.Passed("upgrade-uplinks")
 	}
 	if err == nil {
-		err = d.swapDevices(tcFbrDevFlagsFBR_DEV_PORT | tcFbrDevFlagsFBR_DEV_FRAGS)
+		err = d.takeover.swapDevices(tcFbrDevFlagsFBR_DEV_PORT | tcFbrDevFlagsFBR_DEV_FRAGS)
 	}
 	if err == nil {
 		err = h.Passed("upgrade-ports")
 	}
 	if c != nil {
 		if err == nil {
-			err = d.hold() // the passes may have taken long
+			err = d.takeover.hold() // the passes may have taken long
 		}
 		if err == nil {
 			err = c.pass(false)
 		}
 		// Whatever went wrong, release new sessions.
-		err = errors.Join(err, d.release())
+		err = errors.Join(err, d.takeover.release())
 	}
 	if err == nil {
 		err = h.Passed("upgrade-sessions")
 	}
 	if err == nil {
-		err = errors.Join(d.updateHost(), d.attachGuard(true))
+		err = errors.Join(d.sockets.updateHost(), d.links.attachGuard(true))
 	}
 	if err == nil {
 		err = h.Passed("upgrade-guard")
@@ -388,8 +391,8 @@ func commit(dir string, passed func(string) error) error {
 
 // swapDevices puts the current programs on the devices of a kind. It skips
 // devices that are gone; their owner deals with them.
-func (d *Datapath) swapDevices(kind tcFbrDevFlags) error {
-	devs, err := d.devices()
+func (to takeover) swapDevices(kind tcFbrDevFlags) error {
+	devs, err := to.d.devs.devices()
 	if err != nil {
 		return err
 	}
@@ -397,7 +400,7 @@ func (d *Datapath) swapDevices(kind tcFbrDevFlags) error {
 		if dev.Flags&kind == 0 {
 			continue
 		}
-		err := errors.Join(d.attachDevice(dev), d.updateXDP(int(dev.Ifindex)))
+		err := errors.Join(to.d.links.attachDevice(dev), to.d.links.updateXDP(int(dev.Ifindex)))
 		if err != nil && !errors.Is(err, link.ErrNotSupported) && !errors.Is(err, unix.ENODEV) {
 			return err
 		}
@@ -406,16 +409,16 @@ func (d *Datapath) swapDevices(kind tcFbrDevFlags) error {
 }
 
 // hold holds new sessions back, for holdSeconds at most.
-func (d *Datapath) hold() error {
-	return d.changeConf(func(c *tcFbrConf) error {
-		now, err := d.now()
-		c.HoldUntil = now + holdSeconds*uint64(d.meta.Hz)
+func (to takeover) hold() error {
+	return to.d.control.changeConf(func(c *tcFbrConf) error {
+		now, err := to.d.control.now()
+		c.HoldUntil = now + holdSeconds*uint64(to.d.meta.Hz)
 		return err
 	})
 }
 
-func (d *Datapath) release() error {
-	return d.changeConf(func(c *tcFbrConf) error {
+func (to takeover) release() error {
+	return to.d.control.changeConf(func(c *tcFbrConf) error {
 		c.HoldUntil = 0
 		return nil
 	})

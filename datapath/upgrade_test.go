@@ -93,7 +93,7 @@ func TestGuardIsAttachedOnceAndSurvivesReattaching(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	check(t, h.AttachGuard())
 	for range 3 { // each upgrade replaces the links
-		check(t, h.attachGuard(true))
+		check(t, h.Datapath.links.attachGuard(true))
 	}
 	entries, err := os.ReadDir(h.dir + "/links")
 	check(t, err)

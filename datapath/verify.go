@@ -17,7 +17,7 @@ func (d *Datapath) VerifyPort(p Port) error {
 	if err != nil {
 		return err
 	}
-	dev, ok, err := d.device(p.Ifindex)
+	dev, ok, err := d.devs.device(p.Ifindex)
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (d *Datapath) VerifyPort(p Port) error {
 	if err := d.maps.FbrFdb.Lookup(&fdb, &owner); err != nil || owner != dev.Ifindex {
 		return fmt.Errorf("%s: not in fbr_fdb: %w", p.MAC, ErrDetached)
 	}
-	return d.verifyLinks(p.Ifindex)
+	return d.links.verifyLinks(p.Ifindex)
 }
 
 // VerifyPublication checks that each port of a publication leads where Publish
@@ -63,7 +63,7 @@ func (d *Datapath) VerifyPublication(p Publication) error {
 // VerifyUplink checks the same for an uplink, as AttachUplink left it, except
 // for Closed.
 func (d *Datapath) VerifyUplink(u Uplink) error {
-	dev, ok, err := d.device(u.Ifindex)
+	dev, ok, err := d.devs.device(u.Ifindex)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (d *Datapath) VerifyUplink(u Uplink) error {
 	if !ok || dev != want {
 		return fmt.Errorf("uplink with ifindex %d: not in fbr_devs: %w", u.Ifindex, ErrDetached)
 	}
-	return d.verifyLinks(u.Ifindex)
+	return d.links.verifyLinks(u.Ifindex)
 }
 
 // Unpinned returns those of the ports, by ifindex, of which a program's link
@@ -110,16 +110,16 @@ func (d *Datapath) VerifyGuard() error {
 }
 
 // verifyLinks checks that both programs of a device are attached to it.
-func (d *Datapath) verifyLinks(ifindex int) error {
-	if err := d.verifyLink(ifindex, "in"); err != nil {
+func (ls links) verifyLinks(ifindex int) error {
+	if err := ls.verifyLink(ifindex, "in"); err != nil {
 		return err
 	}
-	return d.verifyLink(ifindex, "out")
+	return ls.verifyLink(ifindex, "out")
 }
 
-func (d *Datapath) verifyLink(ifindex int, hook string) error {
+func (ls links) verifyLink(ifindex int, hook string) error {
 	name := deviceLink(ifindex, hook)
-	l, err := link.LoadPinnedLink(linkPath(d.dir, name), nil)
+	l, err := link.LoadPinnedLink(linkPath(ls.d.dir, name), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
 	} else if err != nil {

@@ -39,7 +39,7 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 		}},
 		{"port: address", port, mendPort, func(t *testing.T) { check(t, h.maps.FbrHosts.Delete(be32(h.c1.IP))) }},
 		{"port: MAC", port, mendPort, func(t *testing.T) { check(t, h.maps.FbrFdb.Delete(&fdb)) }},
-		{"port: device", port, mendPort, func(t *testing.T) { check(t, h.clearDevice(h.c1.Ifindex)) }},
+		{"port: device", port, mendPort, func(t *testing.T) { check(t, h.Datapath.devs.clearDevice(h.c1.Ifindex)) }},
 		{"uplink: detached", uplink, mendUplink, detachLink(h.uplink.Ifindex, "out")},
 		{"uplink: link unpinned", uplink, mendUplink, func(t *testing.T) {
 			check(t, detach(linkPath(h.dir, deviceLink(h.uplink.Ifindex, "out"))))
@@ -56,7 +56,7 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 		}},
 		{"publication: way back", published, publish, func(t *testing.T) { check(t, h.maps.FbrPubOf.Delete(&inside[3])) }},
 		{"publication: not looked for", published, publish, func(t *testing.T) {
-			check(t, h.changeConf(func(c *tcFbrConf) error { c.Published = 0; return nil }))
+			check(t, h.Datapath.control.changeConf(func(c *tcFbrConf) error { c.Published = 0; return nil }))
 		}},
 		{"guard", h.VerifyGuard, h.AttachGuard, func(t *testing.T) { check(t, detach(linkPath(h.dir, guardLink))) }},
 		{"input", h.VerifyGuard, h.AttachGuard, func(t *testing.T) { check(t, detach(linkPath(h.dir, inputLink))) }},

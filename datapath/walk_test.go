@@ -498,16 +498,16 @@ func (w *walk) operator() {
 	case 1:
 		d := pick(w, w.devs)
 		d.Slow = !d.Slow
-		dev, _, err := w.device(d.Ifindex)
+		dev, _, err := w.injected.harness.Datapath.devs.device(d.Ifindex)
 		check(w.t, err)
 		dev.Flags ^= tcFbrDevFlagsFBR_DEV_SLOW
-		check(w.t, w.putDevice(dev))
+		check(w.t, w.injected.harness.Datapath.devs.putDevice(dev))
 	case 2, 3:
 		w.changePolicy(w.rnd.IntN(len(w.nets)))
 	case 4:
 		if w.chance(4) {
 			d := pick(w, w.devs)
-			_, err := w.flush(d.Ifindex)
+			_, err := w.injected.harness.Datapath.nat.flush(d.Ifindex)
 			check(w.t, err)
 			m.Flush(d)
 		}

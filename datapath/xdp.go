@@ -17,7 +17,7 @@ const xdpHook = "xdp"
 // updates an existing link and replaces one whose device is gone. The error
 // wraps ErrXDPTaken, or ErrNotSupported if the driver has no XDP.
 func (d *Datapath) AttachXDP(ifindex int) error {
-	return d.attachLink(deviceLink(ifindex, xdpHook), d.progs.FbrUplinkXdp, func() (link.Link, error) {
+	return d.links.attachLink(deviceLink(ifindex, xdpHook), d.progs.FbrUplinkXdp, func() (link.Link, error) {
 		l, err := link.AttachXDP(link.XDPOptions{Program: d.progs.FbrUplinkXdp, Interface: ifindex, Flags: link.XDPDriverMode})
 		switch {
 		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
@@ -40,13 +40,13 @@ func (d *Datapath) DetachXDP(ifindex int) error {
 // VerifyXDP checks that fbr_uplink_xdp is attached to an uplink. The error
 // wraps ErrDetached.
 func (d *Datapath) VerifyXDP(ifindex int) error {
-	return d.verifyLink(ifindex, xdpHook)
+	return d.links.verifyLink(ifindex, xdpHook)
 }
 
 // updateXDP puts the current program on an uplink that has an older one.
-func (d *Datapath) updateXDP(ifindex int) error {
-	if _, err := os.Stat(linkPath(d.dir, deviceLink(ifindex, xdpHook))); errors.Is(err, fs.ErrNotExist) {
+func (ls links) updateXDP(ifindex int) error {
+	if _, err := os.Stat(linkPath(ls.d.dir, deviceLink(ifindex, xdpHook))); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return d.AttachXDP(ifindex)
+	return ls.d.AttachXDP(ifindex)
 }

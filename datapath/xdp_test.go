@@ -126,7 +126,7 @@ func TestXDPLeavesTheRestToTC(t *testing.T) {
 		"leases switched off":         {sample: "udp", prepare: func() { check(t, h.SetLease(0)) }, mend: func() { check(t, h.SetLease(DefaultLease)) }},
 		"a slow port":                 {sample: "udp", prepare: func() { h.changePort(t, func(p *Port) { p.Slow = true }) }, mend: func() { check(t, h.AttachPort(h.c1)) }},
 		"a port that XDP cannot send": {sample: "udp", prepare: func() { h.changePort(t, func(p *Port) { p.XDP = false }) }, mend: func() { check(t, h.AttachPort(h.c1)) }},
-		"no uplink any more":          {sample: "udp", prepare: func() { check(t, h.clearDevice(h.uplink.Ifindex)) }, mend: func() { check(t, h.AttachUplink(h.uplink)) }},
+		"no uplink any more":          {sample: "udp", prepare: func() { check(t, h.Datapath.devs.clearDevice(h.uplink.Ifindex)) }, mend: func() { check(t, h.AttachUplink(h.uplink)) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.ns.Enter(t)

@@ -22,7 +22,7 @@ var larger = map[string]struct {
 	most int
 	why  string
 }{
-	"datapath.Datapath":              {85, "the door to the programs; each file has one topic"},
+
 	"datapath/internal/natmodel.NAT": {57, "one NAT; cut into files as the programs are"},
 	"internal/lab.Namespace":         {47, "one line each: what ip(8) and friends do in a namespace"},
 }
