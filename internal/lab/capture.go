@@ -63,7 +63,7 @@ type Capture struct {
 // newCapture starts a capture on dev of outside, the peer of hostDev of host.
 func newCapture(host *Namespace, hostDev string, outside *Namespace, dev string, private []netip.Prefix) (*Capture, error) {
 	c := &Capture{Dev: hostDev, private: private, done: make(chan struct{}), controls: map[string]chan struct{}{}}
-	fd, err := outside.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
+	fd, err := packetSocket(outside, dev, unix.ETH_P_ALL, func(fd int) error {
 		if err := attachFilter(fd, private); err != nil {
 			return err
 		}

@@ -14,7 +14,7 @@ import (
 // packetSocket opens a non-blocking AF_PACKET socket on dev. proto is in host
 // byte order; with 0 the socket receives nothing. prepare runs before the
 // socket sees traffic.
-func (n *Namespace) packetSocket(dev string, proto uint16, prepare func(fd int) error) (int, error) {
+func packetSocket(n *Namespace, dev string, proto uint16, prepare func(fd int) error) (int, error) {
 	idx, err := n.Index(dev)
 	if err != nil {
 		return -1, err
@@ -44,7 +44,7 @@ type Injector struct{ f *os.File }
 
 // NewInjector opens an injector on dev. The caller closes it.
 func (n *Namespace) NewInjector(dev string) (*Injector, error) {
-	fd, err := n.packetSocket(dev, 0, nil)
+	fd, err := packetSocket(n, dev, 0, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ type VirtioHeader struct {
 
 // NewVirtioInjector is NewInjector for SendVirtio.
 func (n *Namespace) NewVirtioInjector(dev string) (*Injector, error) {
-	fd, err := n.packetSocket(dev, 0, func(fd int) error {
+	fd, err := packetSocket(n, dev, 0, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1)
 	})
 	if err != nil {
@@ -113,7 +113,7 @@ type Sniffer struct{ f *os.File }
 // NewSniffer opens a sniffer. It sees frames that arrive or leave from now on.
 // The caller closes it.
 func (n *Namespace) NewSniffer(dev string) (*Sniffer, error) {
-	fd, err := n.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
+	fd, err := packetSocket(n, dev, unix.ETH_P_ALL, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureQueue)
 	})
 	if err != nil {

@@ -78,7 +78,7 @@ func nameNamespace(name string, fd netns.NsHandle) (*Namespace, error) {
 	err := bindName(name, int(fd))
 	if err == nil {
 		n.named = true
-		err = n.open()
+		err = setUp(n)
 	}
 	if err != nil {
 		n.Close()
@@ -95,14 +95,14 @@ func Adopt(path string) (*Namespace, error) {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 	n := &Namespace{Name: filepath.Base(path), path: path, fd: fd, procs: map[*Cmd]struct{}{}}
-	if err := n.connect(); err != nil {
+	if err := connect(n); err != nil {
 		n.Close()
 		return nil, fmt.Errorf("adopting namespace %s: %w", path, err)
 	}
 	return n, nil
 }
 
-func (n *Namespace) connect() error {
+func connect(n *Namespace) error {
 	var err error
 	if n.nl, err = netlink.NewHandleAt(n.fd, unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
@@ -110,8 +110,8 @@ func (n *Namespace) connect() error {
 	return nil
 }
 
-func (n *Namespace) open() error {
-	if err := n.connect(); err != nil {
+func setUp(n *Namespace) error {
+	if err := connect(n); err != nil {
 		return err
 	}
 	lo, err := n.nl.LinkByName("lo")
@@ -194,7 +194,7 @@ func sysctlPath(key string) string {
 
 // onClose registers f to be called before the namespace goes. Once the
 // namespace is closed it registers nothing and reports false.
-func (n *Namespace) onClose(f func()) bool {
+func onClose(n *Namespace, f func()) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.done {

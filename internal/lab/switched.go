@@ -41,7 +41,7 @@ func (l *Lab) toSwitch(n *Namespace, dev, port string) (string, error) {
 	if err := Veth(n, dev, l.sw, port, l.opts.MTU); err != nil {
 		return "", err
 	}
-	return port, l.sw.enslave(switchDev, port)
+	return port, enslave(l.sw, switchDev, port)
 }
 
 // buildRouter adds to the switch, beside host and outside, a neighbour and a
@@ -72,7 +72,7 @@ func (l *Lab) buildRouter() error {
 	if err := Veth(l.Router, "eth1", l.Far, "eth0", 1500); err != nil {
 		return err
 	}
-	err = l.Router.withLink("eth1", fmt.Sprintf("setting the MTU of %%s in %%s to %d", FarMTU), func(link netlink.Link) error {
+	err = withLink(l.Router, "eth1", fmt.Sprintf("setting the MTU of %%s in %%s to %d", FarMTU), func(link netlink.Link) error {
 		return l.Router.nl.LinkSetMTU(link, FarMTU)
 	})
 	if err != nil {
@@ -95,12 +95,12 @@ func (l *Lab) buildRouter() error {
 }
 
 // enslave makes port a port of bridge.
-func (n *Namespace) enslave(bridge, port string) error {
+func enslave(n *Namespace, bridge, port string) error {
 	br, err := n.nl.LinkByName(bridge)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", bridge, err)
 	}
-	return n.withLink(port, "plugging %s into "+bridge+" in %s", func(link netlink.Link) error {
+	return withLink(n, port, "plugging %s into "+bridge+" in %s", func(link netlink.Link) error {
 		return n.nl.LinkSetMaster(link, br)
 	})
 }

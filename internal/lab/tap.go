@@ -34,7 +34,7 @@ type Tapped struct {
 
 // NewTap opens a tap, which sees frames from now on. The caller closes it.
 func (n *Namespace) NewTap(dev string) (*Tap, error) {
-	fd, err := n.packetSocket(dev, unix.ETH_P_ALL, func(fd int) error {
+	fd, err := packetSocket(n, dev, unix.ETH_P_ALL, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
 			return err
 		}

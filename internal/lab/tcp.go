@@ -108,7 +108,7 @@ func (n *Namespace) ServeTCP(at netip.AddrPort, handle func(*net.TCPConn)) (*Ser
 			})
 		}
 	})
-	if !n.onClose(s.Close) {
+	if !onClose(n, s.Close) {
 		s.Close()
 		return nil, fmt.Errorf("serving %v: %s is closed", at, n.Name)
 	}

@@ -91,7 +91,7 @@ const CableGSO = 128 << 10
 // SetGSO sets the largest IPv4 super-packet of a device, in bytes
 // (gso_ipv4_max_size).
 func (n *Namespace) SetGSO(dev string, bytes int) error {
-	return n.withLink(dev, fmt.Sprintf("setting gso_ipv4_max_size %d of %%s in %%s", bytes), func(link netlink.Link) error {
+	return withLink(n, dev, fmt.Sprintf("setting gso_ipv4_max_size %d of %%s in %%s", bytes), func(link netlink.Link) error {
 		return n.nl.LinkSetGSOIPv4MaxSize(link, bytes)
 	})
 }
@@ -107,20 +107,20 @@ func (n *Namespace) GSO(dev string) (int, error) {
 
 // SetUp sets a device up.
 func (n *Namespace) SetUp(dev string) error {
-	return n.withLink(dev, "setting %s up in %s", n.nl.LinkSetUp)
+	return withLink(n, dev, "setting %s up in %s", n.nl.LinkSetUp)
 }
 
 // SetDown sets a device down.
 func (n *Namespace) SetDown(dev string) error {
-	return n.withLink(dev, "setting %s down in %s", n.nl.LinkSetDown)
+	return withLink(n, dev, "setting %s down in %s", n.nl.LinkSetDown)
 }
 
 // DelLink deletes a device.
 func (n *Namespace) DelLink(dev string) error {
-	return n.withLink(dev, "deleting %s in %s", n.nl.LinkDel)
+	return withLink(n, dev, "deleting %s in %s", n.nl.LinkDel)
 }
 
-func (n *Namespace) withLink(dev, doing string, fn func(netlink.Link) error) error {
+func withLink(n *Namespace, dev, doing string, fn func(netlink.Link) error) error {
 	link, err := n.nl.LinkByName(dev)
 	if err == nil {
 		err = fn(link)
@@ -133,14 +133,14 @@ func (n *Namespace) withLink(dev, doing string, fn func(netlink.Link) error) err
 
 // AddAddr adds an address to a device.
 func (n *Namespace) AddAddr(dev string, p netip.Prefix) error {
-	return n.withLink(dev, "adding "+p.String()+" to %s in %s", func(link netlink.Link) error {
+	return withLink(n, dev, "adding "+p.String()+" to %s in %s", func(link netlink.Link) error {
 		return n.nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p)})
 	})
 }
 
 // DelAddr removes an address from a device.
 func (n *Namespace) DelAddr(dev string, p netip.Prefix) error {
-	return n.withLink(dev, "taking "+p.String()+" from %s in %s", func(link netlink.Link) error {
+	return withLink(n, dev, "taking "+p.String()+" from %s in %s", func(link netlink.Link) error {
 		return n.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
 	})
 }
@@ -264,7 +264,7 @@ func (l *Lab) plug(bridge, port string, m *Namespace, addr netip.Prefix, gw neti
 	if err := Veth(l.Host, port, m, "eth0", l.opts.MTU); err != nil {
 		return err
 	}
-	if err := l.Host.enslave(bridge, port); err != nil {
+	if err := enslave(l.Host, bridge, port); err != nil {
 		return err
 	}
 	if err := m.AddAddr("eth0", addr); err != nil {

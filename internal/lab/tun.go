@@ -46,7 +46,7 @@ func (l *Lab) AddTunnel(dev string) (*Tunnel, error) {
 		n    *Namespace
 		addr netip.Prefix
 	}{{l.Host, tunHostAddr}, {o, tunOutsideAddr}} {
-		if t.ends[i], err = end.n.openTun(dev); err != nil {
+		if t.ends[i], err = openTun(end.n, dev); err != nil {
 			t.close()
 			return nil, err
 		}
@@ -81,7 +81,7 @@ func (t *Tunnel) HostAddr() netip.Addr { return tunHostAddr.Addr() }
 func (t *Tunnel) OutsideAddr() netip.Addr { return tunOutsideAddr.Addr() }
 
 // openTun makes a TUN device that lives as long as the file is open.
-func (n *Namespace) openTun(dev string) (*os.File, error) {
+func openTun(n *Namespace, dev string) (*os.File, error) {
 	var fd int
 	err := n.Do(func() (err error) {
 		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {

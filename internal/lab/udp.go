@@ -88,7 +88,7 @@ func (n *Namespace) ServeUDPEcho(at netip.AddrPort) (*Server, error) {
 			_, _ = c.WriteToUDP(buf[:n], from)
 		}
 	})
-	if !n.onClose(s.Close) {
+	if !onClose(n, s.Close) {
 		s.Close()
 		return nil, fmt.Errorf("serving %v: %s is closed", at, n.Name)
 	}

@@ -16,39 +16,17 @@ const (
 	mostFiles   = 32 // of a package, without tests and generated code
 )
 
-// larger are the types and packages that may be larger, up to what is said here, and
-// the reason.
-var larger = map[string]struct {
-	most int
-	why  string
-}{
-
-	"datapath/internal/natmodel.NAT": {57, "one NAT; cut into files as the programs are"},
-	"internal/lab.Namespace":         {47, "one line each: what ip(8) and friends do in a namespace"},
-}
-
-func allowed(name string, most int) int { return max(most, larger[name].most) }
-
 func TestWallsOfSize(t *testing.T) {
-	seen := map[string]bool{}
 	for _, p := range modulePackages(t) {
 		name := strings.TrimPrefix(p.ImportPath, module+"/")
 		files := parseAll(t, p)
-		if most := allowed(name, mostFiles); len(files) > most {
-			t.Errorf("%s has %d files, more than %d: move a topic to a package of its own", name, len(files), most)
+		if len(files) > mostFiles {
+			t.Errorf("%s has %d files, more than %d: move a topic to a package of its own", name, len(files), mostFiles)
 		}
 		for of, n := range methods(files) {
-			of = name + "." + of
-			if most := allowed(of, mostMethods); n > most {
-				t.Errorf("%s has %d methods, more than %d: make a value of each topic", of, n, most)
+			if n > mostMethods {
+				t.Errorf("%s.%s has %d methods, more than %d: make a value of each topic", name, of, n, mostMethods)
 			}
-			seen[of] = n > mostMethods
-		}
-		seen[name] = len(files) > mostFiles
-	}
-	for name := range larger {
-		if !seen[name] {
-			t.Errorf("%s is no larger than others: take it from the list", name)
 		}
 	}
 }

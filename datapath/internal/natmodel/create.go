@@ -21,19 +21,19 @@ func (n *NAT) create(w *wish) Reason {
 	if why := n.room(w); why != "" {
 		return n.refuse(why)
 	}
-	slot, ok := n.takeSlot()
+	slot, ok := n.memory.takeSlot()
 	if !ok {
 		return n.refuse("nat_full")
 	}
 	w.slot = slot
 	made := !w.policy.EDM && !(w.moved && w.dev != nil) && n.reuse(w) && n.insertOwned(w)
 	if !made && !w.inbound {
-		if w.dev != nil && w.dev.Ports >= n.PortsQuota && !n.makeRoom(w.dev, true, true) {
+		if w.dev != nil && w.dev.Ports >= n.PortsQuota && !n.memory.makeRoom(w.dev, true, true) {
 			n.free.push(slot)
 			return n.refuse("quota")
 		}
 		if free := len(n.unused[w.fwd.Proto.class()].free); free <= n.Count/8 {
-			n.makeRoom(nil, false, free == 0)
+			n.memory.makeRoom(nil, false, free == 0)
 		}
 		made = n.bindNew(w) && n.insertOwned(w)
 		if !made && !w.policy.Strict {
@@ -58,17 +58,17 @@ func (n *NAT) room(w *wish) Reason {
 	switch {
 	case w.dev == nil:
 	case w.inbound:
-		if n.Waiting >= n.WaitingMax && !n.dropEarly() {
+		if n.Waiting >= n.WaitingMax && !n.memory.dropEarly() {
 			return "nat_full"
 		}
-		if w.dev.Sessions >= n.FlowsQuota-n.FlowsQuota/8 && !n.makeRoom(w.dev, false, true) {
+		if w.dev.Sessions >= n.FlowsQuota-n.FlowsQuota/8 && !n.memory.makeRoom(w.dev, false, true) {
 			return "quota"
 		}
-		if n.Live >= n.FlowsMax-n.FlowsMax/8 && !n.makeRoom(nil, false, false) && !n.dropEarly() {
+		if n.Live >= n.FlowsMax-n.FlowsMax/8 && !n.memory.makeRoom(nil, false, false) && !n.memory.dropEarly() {
 			return "nat_full"
 		}
 	default:
-		if w.dev.Sessions >= n.FlowsQuota && !n.makeRoom(w.dev, false, true) {
+		if w.dev.Sessions >= n.FlowsQuota && !n.memory.makeRoom(w.dev, false, true) {
 			return "quota"
 		}
 		if w.fwd.Proto == TCP && w.dev.Half >= n.HalfQuota {
@@ -94,24 +94,24 @@ func (n *NAT) reuse(w *wish) bool {
 	if !ok {
 		return false
 	}
-	if !n.clear(w.fwd, w.ext, off) {
+	if !n.external.clear(w.fwd, w.ext, off) {
 		w.moved = true
 		return false
 	}
 	w.eport = n.First + uint16(off)
-	n.portOf(w.fwd.Proto, off).refs++
+	n.external.portOf(w.fwd.Proto, off).refs++
 	return true
 }
 
 // bindNew takes a new port. It becomes the source's port unless the source has
 // one.
 func (n *NAT) bindNew(w *wish) bool {
-	off, ok := n.takePort(w)
+	off, ok := n.external.takePort(w)
 	if !ok {
 		return false
 	}
 	w.eport = n.First + uint16(off)
-	p := n.portOf(w.fwd.Proto, off)
+	p := n.external.portOf(w.fwd.Proto, off)
 	p.owner = bind{w.fwd.Proto, w.fwd.Src, w.fwd.SPort}
 	p.dev = w.dev
 	p.usedAt, p.notedAt = 0, 0
@@ -131,8 +131,8 @@ func (n *NAT) bindNew(w *wish) bool {
 // back. It removes a dead session that holds the tuple.
 func (n *NAT) insertOwned(w *wish) bool {
 	e := n.flows[reverse(w.fwd, w.ext, w.eport)]
-	if e != nil && !n.reap(e.s.slot, 0, false) || n.flows[w.fwd] != nil {
-		n.putPort(w.fwd.Proto, n.offset(w.eport))
+	if e != nil && !n.memory.reap(e.s.slot, 0, false) || n.flows[w.fwd] != nil {
+		n.external.putPort(w.fwd.Proto, n.external.offset(w.eport))
 		return false
 	}
 	w.owns = true
@@ -144,7 +144,7 @@ func (n *NAT) share(w *wish) bool {
 	for range shareTries {
 		off := int(uint64(n.Random()) * uint64(n.Count) >> 32)
 		w.eport = n.First + uint16(off)
-		if n.clear(w.fwd, w.ext, off) && n.flows[reverse(w.fwd, w.ext, w.eport)] == nil {
+		if n.external.clear(w.fwd, w.ext, off) && n.flows[reverse(w.fwd, w.ext, w.eport)] == nil {
 			n.Overloads++
 			return true
 		}
@@ -173,7 +173,7 @@ func (n *NAT) born(w *wish) {
 	}
 	if w.owns && w.policy.ADF {
 		s.bits |= Contacted
-		n.peers[peer{w.fwd.Proto.class(), n.offset(w.eport), w.fwd.Dst}]++
+		n.peers[peer{w.fwd.Proto.class(), n.external.offset(w.eport), w.fwd.Dst}]++
 	}
 	n.flows[w.fwd] = &s.entry[outbound]
 	n.flows[reverse(w.fwd, w.ext, w.eport)] = &s.entry[inward]
@@ -184,7 +184,7 @@ func (n *NAT) born(w *wish) {
 	}
 	if w.inbound {
 		n.Waiting++
-		n.wait(s)
+		n.memory.wait(s)
 	} else if w.dev != nil {
 		w.dev.Sessions++
 	}

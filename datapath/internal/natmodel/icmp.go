@@ -40,7 +40,7 @@ func (n *NAT) errorOut(from int, p Packet) Verdict {
 	if outer != nil || n.network(q.Src) != nil {
 		return drop("unsupported")
 	}
-	if from == 0 && p.Type == 3 && p.Code == 3 && q.Kind == Ports && n.inRange(q.DPort) && n.stackRefuses(q.Tuple()) {
+	if from == 0 && p.Type == 3 && p.Code == 3 && q.Kind == Ports && n.external.inRange(q.DPort) && n.stackRefuses(q.Tuple()) {
 		return drop("foreign")
 	}
 	return next(p)

@@ -66,14 +66,14 @@ func (m *machine) container(t *rapid.T) {
 	d := rapid.SampledFrom(m.devs).Draw(t, "device")
 	p := m.packet(t)
 	p.Src = d.IP
-	if v := m.PortIn(d, p); v.Action == Redirect && (m.network(v.Packet.Src) != nil || !m.inRange(v.Packet.SPort)) {
+	if v := m.PortIn(d, p); v.Action == Redirect && (m.network(v.Packet.Src) != nil || !m.NAT.external.inRange(v.Packet.SPort)) {
 		t.Fatalf("the fast path lets %+v out", v.Packet)
 	}
 	v := m.UplinkOut(d.Net.Bridge, p, false)
 	if v.Action != Next {
 		return
 	}
-	if v.Packet.Src != m.Route || !m.inRange(v.Packet.SPort) {
+	if v.Packet.Src != m.Route || !m.NAT.external.inRange(v.Packet.SPort) {
 		t.Fatalf("%+v left as %+v", p, v.Packet)
 	}
 	back := answer(v.Packet)
@@ -177,7 +177,7 @@ func (m *machine) portsAdd() error {
 	}
 	for _, slot := range m.slots {
 		if s := slot.s; s != nil && s.bits&Shared == 0 {
-			refs[s.fwd.Proto.class()][m.offset(s.eport)]++
+			refs[s.fwd.Proto.class()][m.NAT.external.offset(s.eport)]++
 		}
 	}
 	for class := range m.ports {

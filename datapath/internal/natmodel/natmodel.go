@@ -195,6 +195,9 @@ type NAT struct {
 	binds  map[bind]int
 	peers  map[peer]int
 	passed map[int]Tuple // let through by INPUT and not answered yet
+
+	external external
+	memory   memory
 }
 
 // New returns an empty NAT.
@@ -204,6 +207,7 @@ func New(cfg Config) *NAT {
 		binds: map[bind]int{}, peers: map[peer]int{}, passed: map[int]Tuple{},
 		Busy: func(Tuple) bool { return false }, Place: func(Tuple) int { return 0 },
 	}
+	n.external, n.memory = external{n}, memory{n}
 	for class := range n.ports {
 		n.ports[class] = make([]port, cfg.Count)
 		for off := range cfg.Count {

@@ -35,7 +35,7 @@ func (n *NAT) grant(e *entry, macs [12]byte) {
 	}
 	e.lease = base - base/4 + base/2*uint64(n.Random()&255)>>8
 	e.seen, e.granted = n.Now, n.Now
-	e.lease = min(e.lease, n.end(e.s)-n.Now) // no lease outlives its session
+	e.lease = min(e.lease, n.memory.end(e.s)-n.Now) // no lease outlives its session
 }
 
 // hit forwards a packet by its entry.
@@ -138,7 +138,7 @@ func (n *NAT) live(t Tuple, d *Device, ext Addr) *entry {
 	if e.s.dev == d && !n.expired(e.s) && (ext == 0 || e.s.ext == ext) {
 		return e
 	}
-	n.freeSession(e.s)
+	n.memory.freeSession(e.s)
 	return nil
 }
 
@@ -171,7 +171,7 @@ func (n *NAT) snat(d *Device, p Packet, forwarded bool) Verdict {
 	}
 	if forwarded {
 		if e.s.bits&OutOnly != 0 && !rst {
-			n.portOf(p.Proto, n.offset(e.s.eport)).usedAt = n.Now
+			n.external.portOf(p.Proto, n.external.offset(e.s.eport)).usedAt = n.Now
 		}
 		if !d.Slow && !e.s.bits.closed() && p.Flags&(SYN|FIN|RST) == 0 {
 			n.grant(e, p.MACs)
@@ -186,7 +186,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 	if p.Kind == Error {
 		return n.errorOut(from, p)
 	}
-	if p.Kind != Ports && p.Kind != EchoRequest || !n.inRange(p.SPort) {
+	if p.Kind != Ports && p.Kind != EchoRequest || !n.external.inRange(p.SPort) {
 		return next(p)
 	}
 	rst := p.Flags&RST != 0
@@ -200,7 +200,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 		free := ours == nil || ours.out || n.expired(ours.s)
 		if free || !rst && ours.s.movable() {
 			if !rst {
-				n.portOf(p.Proto, n.offset(p.SPort)).notedAt = n.Now
+				n.external.portOf(p.Proto, n.external.offset(p.SPort)).notedAt = n.Now
 			}
 			if !free {
 				n.move(ours.s)
@@ -210,7 +210,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 		n.create(&wish{fwd: p.Tuple(), ext: p.Src, moved: true})
 		if e = n.flows[p.Tuple()]; e == nil { // the host takes precedence
 			if ours = n.flows[reverse(p.Tuple(), p.Src, p.SPort)]; ours != nil {
-				n.freeSession(ours.s)
+				n.memory.freeSession(ours.s)
 			}
 			return next(p)
 		}
@@ -229,7 +229,7 @@ func (s *session) movable() bool {
 // move gives a session another external port. A closed session ends instead.
 func (n *NAT) move(s *session) {
 	over := s.bits.closed() || s.bits&Inbound != 0
-	n.freeSession(s)
+	n.memory.freeSession(s)
 	if !over && !n.gone(s) {
 		n.create(&wish{fwd: s.fwd, ext: s.ext, dev: s.dev, policy: s.dev.Net.Policy, moved: true})
 	}
@@ -246,7 +246,7 @@ func (n *NAT) inbound(t Tuple) *entry {
 
 // UplinkIn handles a packet from outside.
 func (n *NAT) UplinkIn(p Packet) Verdict {
-	answer := (p.Kind == Ports || p.Kind == EchoReply) && n.inRange(p.DPort)
+	answer := (p.Kind == Ports || p.Kind == EchoReply) && n.external.inRange(p.DPort)
 	if e := n.flows[p.Tuple()]; answer && p.plain(false) && e != nil && !e.out && e.s.dev != nil && n.leased(e) && !n.expired(e.s) {
 		if n.Devices[e.s.dev.Ifindex] == e.s.dev && !e.s.dev.Slow {
 			return n.hit(e, p)
@@ -291,8 +291,8 @@ func (n *NAT) admit(p Packet) Reason {
 	if p.Kind != Ports || p.Proto == TCP && p.Flags&(SYN|ACK|FIN|RST) != SYN || n.network(p.Src) != nil {
 		return ""
 	}
-	off := n.offset(p.DPort)
-	m := n.portOf(p.Proto, off)
+	off := n.external.offset(p.DPort)
+	m := n.external.portOf(p.Proto, off)
 	lives := n.UDPTwoway
 	if p.Proto == TCP {
 		lives = n.TCPEstablished

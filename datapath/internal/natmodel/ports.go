@@ -33,24 +33,29 @@ type peer struct {
 	addr       Addr
 }
 
-func (n *NAT) inRange(port uint16) bool {
-	return int(port) >= int(n.First) && int(port) < int(n.First)+n.Count
+// external decides who has which external port.
+type external struct{ n *NAT }
+
+func (ps external) inRange(port uint16) bool {
+	return int(port) >= int(ps.n.First) && int(port) < int(ps.n.First)+ps.n.Count
 }
 
-func (n *NAT) offset(port uint16) int { return int(port) - int(n.First) }
+func (ps external) offset(port uint16) int { return int(port) - int(ps.n.First) }
 
-func (n *NAT) portOf(p Proto, off int) *port { return &n.ports[p.class()][off] }
+func (ps external) portOf(p Proto, off int) *port { return &ps.n.ports[p.class()][off] }
 
-func (n *NAT) noted(p *port) bool { return p.notedAt != 0 && n.Now-p.notedAt < n.Hold*n.HZ }
+func (ps external) noted(p *port) bool {
+	return p.notedAt != 0 && ps.n.Now-p.notedAt < ps.n.Hold*ps.n.HZ
+}
 
 // clear reports whether nobody else on the host uses ext:port towards the
 // remote of fwd.
-func (n *NAT) clear(fwd Tuple, ext Addr, off int) bool {
-	return !n.Busy(reverse(fwd, ext, n.First+uint16(off)))
+func (ps external) clear(fwd Tuple, ext Addr, off int) bool {
+	return !ps.n.Busy(reverse(fwd, ext, ps.n.First+uint16(off)))
 }
 
 // rests reports whether the port was released less than the hold time ago.
-func (n *NAT) rests(p *port) bool { return p.usedAt != 0 && n.Now-p.usedAt < n.Hold*n.HZ }
+func (ps external) rests(p *port) bool { return p.usedAt != 0 && ps.n.Now-p.usedAt < ps.n.Hold*ps.n.HZ }
 
 // pool holds the free ports of a class: first the ripe ones, whose hold time is
 // over, then the others in order of release.
@@ -89,23 +94,23 @@ func (q *pool) draw(chance uint32, keep int) (int, bool) {
 // lies in the range, is free, and is not on hold after use by another
 // container. Otherwise it takes one at random. It avoids a neighbour's ports at
 // first.
-func (n *NAT) takePort(w *wish) (int, bool) {
+func (ps external) takePort(w *wish) (int, bool) {
 	fwd, ext := w.fwd, w.ext
 	class := fwd.Proto.class()
-	q, ports := &n.unused[class], n.ports[class]
+	q, ports := &ps.n.unused[class], ps.n.ports[class]
 	for range 2 {
-		if q.ripe < len(q.free) && !n.rests(&ports[q.free[q.ripe]]) {
+		if q.ripe < len(q.free) && !ps.rests(&ports[q.free[q.ripe]]) {
 			q.ripe++
 		}
 	}
-	if n.inRange(fwd.SPort) {
-		off := n.offset(fwd.SPort)
+	if ps.inRange(fwd.SPort) {
+		off := ps.offset(fwd.SPort)
 		p := &ports[off]
-		if p.free && (p.owner.ip == fwd.Src || !n.rests(p)) {
+		if p.free && (p.owner.ip == fwd.Src || !ps.rests(p)) {
 			q.remove(slices.Index(q.free, off))
-			if p.free = false; !n.noted(p) && n.clear(fwd, ext, off) {
+			if p.free = false; !ps.noted(p) && ps.clear(fwd, ext, off) {
 				p.taken = true
-				n.Tries[1]++
+				ps.n.Tries[1]++
 				return off, true
 			}
 			q.first(off)
@@ -113,17 +118,17 @@ func (n *NAT) takePort(w *wish) (int, bool) {
 		}
 	}
 	for looked, keep := 0, 0; looked < maxLooks; {
-		off, ok := q.draw(n.Random(), keep)
+		off, ok := q.draw(ps.n.Random(), keep)
 		if !ok {
 			break
 		}
 		p := &ports[off]
 		looked++
-		if looked <= preferred && n.noted(p) {
+		if looked <= preferred && ps.noted(p) {
 			q.first(off)
 			continue
 		}
-		if !n.clear(fwd, ext, off) {
+		if !ps.clear(fwd, ext, off) {
 			q.last(off)
 			keep++
 			continue
@@ -132,28 +137,28 @@ func (n *NAT) takePort(w *wish) (int, bool) {
 		if looked > maxTries {
 			looked = 0
 		}
-		n.Tries[looked]++
+		ps.n.Tries[looked]++
 		return off, true
 	}
-	n.Tries[0]++
+	ps.n.Tries[0]++
 	return 0, false
 }
 
 // putPort releases a port for one session. The last session frees it.
-func (n *NAT) putPort(proto Proto, off int) {
-	p := n.portOf(proto, off)
+func (ps external) putPort(proto Proto, off int) {
+	p := ps.portOf(proto, off)
 	p.refs--
 	if p.refs > 0 {
 		return
 	}
 	if p.bound {
-		delete(n.binds, p.owner)
+		delete(ps.n.binds, p.owner)
 		p.bound = false
 	}
 	if p.dev != nil {
 		p.dev.Ports--
 	}
 	p.taken, p.free = false, true
-	p.usedAt = n.Now
-	n.unused[proto.class()].last(off)
+	p.usedAt = ps.n.Now
+	ps.n.unused[proto.class()].last(off)
 }

@@ -2,7 +2,7 @@ package natmodel
 
 // HostIn handles a packet that every rule of INPUT lets through to the host.
 func (n *NAT) HostIn(p Packet) {
-	if p.Kind == Ports && n.inRange(p.DPort) && !n.ofHost(p.Proto, p.DPort) {
+	if p.Kind == Ports && n.external.inRange(p.DPort) && !n.ofHost(p.Proto, p.DPort) {
 		n.passed[n.Place(p.Tuple())] = p.Tuple()
 	}
 }
@@ -22,6 +22,6 @@ func (n *NAT) stackRefuses(in Tuple) bool {
 // ofHost reports whether the host answers for a port of the range: it was the
 // last to use it, or has recently used it beside a mapping.
 func (n *NAT) ofHost(proto Proto, number uint16) bool {
-	p := n.portOf(proto, n.offset(number))
-	return p.notedAt != 0 && (p.refs == 0 || n.noted(p))
+	p := n.external.portOf(proto, n.external.offset(number))
+	return p.notedAt != 0 && (p.refs == 0 || n.external.noted(p))
 }

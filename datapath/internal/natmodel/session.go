@@ -20,6 +20,9 @@ const (
 	ResetIn   Bits = 32768 // established, then ended only by the remote's RST
 )
 
+// memory gives sessions their slots, and takes them back.
+type memory struct{ n *NAT }
+
 func (b Bits) established() bool { return b&(Replied|Assured) == Replied|Assured }
 
 func (b Bits) bothFins() bool { return b&(FinOut|FinIn) == FinOut|FinIn }
@@ -107,35 +110,35 @@ func (n *NAT) timeout(s *session) uint64 {
 }
 
 // end returns when the session ends unless a packet comes.
-func (n *NAT) end(s *session) uint64 {
+func (sl memory) end(s *session) uint64 {
 	seen := s.entry[outbound].seen
 	if s.bits&OutOnly == 0 {
 		seen = max(seen, s.entry[inward].seen)
 	}
-	return seen + n.timeout(s)*n.HZ
+	return seen + sl.n.timeout(s)*sl.n.HZ
 }
 
-func (n *NAT) expired(s *session) bool { return n.end(s) <= n.Now }
+func (n *NAT) expired(s *session) bool { return n.memory.end(s) <= n.Now }
 
 // gone reports whether the session's container has left.
 func (n *NAT) gone(s *session) bool { return s.dev != nil && n.Devices[s.dev.Ifindex] != s.dev }
 
-func (n *NAT) freeSession(s *session) {
-	delete(n.flows, reverse(s.fwd, s.ext, s.eport))
-	delete(n.flows, s.fwd)
-	off := n.offset(s.eport)
+func (sl memory) freeSession(s *session) {
+	delete(sl.n.flows, reverse(s.fwd, s.ext, s.eport))
+	delete(sl.n.flows, s.fwd)
+	off := sl.n.external.offset(s.eport)
 	if s.bits&Contacted != 0 {
 		k := peer{s.fwd.Proto.class(), off, s.fwd.Dst}
-		if n.peers[k]--; n.peers[k] == 0 {
-			delete(n.peers, k)
+		if sl.n.peers[k]--; sl.n.peers[k] == 0 {
+			delete(sl.n.peers, k)
 		}
 	}
 	if s.bits&Shared == 0 {
-		n.putPort(s.fwd.Proto, off)
+		sl.n.external.putPort(s.fwd.Proto, off)
 	}
 	if s.dev != nil {
 		if s.bits&Waiting != 0 {
-			n.Waiting--
+			sl.n.Waiting--
 		} else {
 			s.dev.Sessions--
 		}
@@ -143,27 +146,27 @@ func (n *NAT) freeSession(s *session) {
 			s.dev.Half--
 		}
 	}
-	n.Live--
-	n.slots[s.slot].s = nil
-	n.free.push(s.slot)
+	sl.n.Live--
+	sl.n.slots[s.slot].s = nil
+	sl.n.free.push(s.slot)
 }
 
 // reap frees a slot's session if it has been dead for the grace time. With
 // pressed, an established connection counts as dead when it has been idle for
 // the timeout of a half-closed one.
-func (n *NAT) reap(i int, grace uint64, pressed bool) bool {
-	s := n.slots[i].s
+func (sl memory) reap(i int, grace uint64, pressed bool) bool {
+	s := sl.n.slots[i].s
 	if s == nil {
 		return false
 	}
-	end := n.end(s)
-	if pressed && s.fwd.Proto == TCP && n.timeout(s) == n.TCPEstablished {
-		end -= (n.TCPEstablished - n.TCPHalf) * n.HZ
+	end := sl.end(s)
+	if pressed && s.fwd.Proto == TCP && sl.n.timeout(s) == sl.n.TCPEstablished {
+		end -= (sl.n.TCPEstablished - sl.n.TCPHalf) * sl.n.HZ
 	}
-	if !n.gone(s) && end+grace > n.Now {
+	if !sl.n.gone(s) && end+grace > sl.n.Now {
 		return false
 	}
-	n.freeSession(s)
+	sl.freeSession(s)
 	return true
 }
 
@@ -221,7 +224,7 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 	}
 	if !s.bits.closed() && (s.bits | set).closed() {
 		e, closing := &s.entry[outbound], n.TCPClosing*n.HZ
-		e.seen = max(e.seen, min(n.end(s), n.Now+closing)-closing)
+		e.seen = max(e.seen, min(n.memory.end(s), n.Now+closing)-closing)
 	}
 	brief := p.Proto == UDP && s.fwd.DPort == 53 && s.bits&(Inbound|Assured) == 0
 	if set&Replied != 0 && s.bits&Replied == 0 && (s.bits&Waiting != 0 || brief) { // the initiator's next packet must be seen
@@ -247,7 +250,7 @@ func (n *NAT) track(s *session, p *Packet, out bool) {
 		s.entry[outbound].granted, s.entry[inward].granted = 0, 0
 	}
 	if closed {
-		n.pushClosed(s.slot)
+		n.memory.pushClosed(s.slot)
 	}
 }
 
@@ -257,46 +260,46 @@ const (
 	doubted
 )
 
-func (n *NAT) pushClosed(i int) {
+func (sl memory) pushClosed(i int) {
 	which := certain
-	if n.slots[i].s.bits.doubted() {
+	if sl.n.slots[i].s.bits.doubted() {
 		which = doubted
 	}
-	if !n.slots[i].queued[which] {
-		n.slots[i].queued[which] = true
-		n.closed[which].push(i)
+	if !sl.n.slots[i].queued[which] {
+		sl.n.slots[i].queued[which] = true
+		sl.n.closed[which].push(i)
 	}
 }
 
 // makeRoom removes closed sessions of a device (nil: of any) until one more
 // session, or one more port, fits. With last, it also removes doubted ones,
 // which may be alive.
-func (n *NAT) makeRoom(dev *Device, wantPort, last bool) bool {
-	return n.giveUp(dev, wantPort, certain) || last && n.giveUp(dev, wantPort, doubted)
+func (sl memory) makeRoom(dev *Device, wantPort, last bool) bool {
+	return sl.giveUp(dev, wantPort, certain) || last && sl.giveUp(dev, wantPort, doubted)
 }
 
 // giveUp is makeRoom for one queue. It leaves alone sessions that closed less
 // than 20 ms ago.
-func (n *NAT) giveUp(dev *Device, wantPort bool, which int) bool {
+func (sl memory) giveUp(dev *Device, wantPort bool, which int) bool {
 	made := false
 	for range roomTries {
-		i, ok := n.closed[which].pop()
+		i, ok := sl.n.closed[which].pop()
 		if !ok {
 			break
 		}
-		n.slots[i].queued[which] = false
-		s := n.slots[i].s
+		sl.n.slots[i].queued[which] = false
+		s := sl.n.slots[i].s
 		if s == nil || !s.bits.closed() {
 			continue
 		}
-		last := n.end(s) - n.TCPClosing*n.HZ
-		if dev != nil && s.dev != dev || n.Now-last < n.HZ/50 || which == certain && s.bits.doubted() {
-			n.pushClosed(i)
+		last := sl.end(s) - sl.n.TCPClosing*sl.n.HZ
+		if dev != nil && s.dev != dev || sl.n.Now-last < sl.n.HZ/50 || which == certain && s.bits.doubted() {
+			sl.pushClosed(i)
 			continue
 		}
-		n.freeSession(s)
-		n.Reclaimed++
-		if made = !wantPort || dev == nil || dev.Ports < n.PortsQuota; made {
+		sl.freeSession(s)
+		sl.n.Reclaimed++
+		if made = !wantPort || dev == nil || dev.Ports < sl.n.PortsQuota; made {
 			break
 		}
 	}
@@ -304,35 +307,35 @@ func (n *NAT) giveUp(dev *Device, wantPort bool, which int) bool {
 }
 
 // dropEarly removes the oldest waiting session.
-func (n *NAT) dropEarly() bool {
+func (sl memory) dropEarly() bool {
 	for range roomTries {
-		s, ok := n.waits.pop()
+		s, ok := sl.n.waits.pop()
 		if !ok {
 			break
 		}
-		if n.stillWaits(s) {
-			n.freeSession(s)
-			n.DroppedEarly++
+		if sl.stillWaits(s) {
+			sl.freeSession(s)
+			sl.n.DroppedEarly++
 			return true
 		}
 	}
 	return false
 }
 
-func (n *NAT) stillWaits(s *session) bool { return n.slots[s.slot].s == s && s.bits&Waiting != 0 }
+func (sl memory) stillWaits(s *session) bool { return sl.n.slots[s.slot].s == s && s.bits&Waiting != 0 }
 
 // wait queues a session that began outside.
-func (n *NAT) wait(s *session) {
+func (sl memory) wait(s *session) {
 	for range waitTrim {
-		if head, ok := n.waits.peek(); !ok || n.stillWaits(head) {
+		if head, ok := sl.n.waits.peek(); !ok || sl.stillWaits(head) {
 			break
 		}
-		n.waits.pop()
+		sl.n.waits.pop()
 	}
-	if n.waits.len() == n.FlowsMax {
-		n.waits.pop()
+	if sl.n.waits.len() == sl.n.FlowsMax {
+		sl.n.waits.pop()
 	}
-	n.waits.push(s)
+	sl.n.waits.push(s)
 }
 
 // sweep looks at so many slots from the hand on. It reports whether one became
@@ -343,7 +346,7 @@ func (n *NAT) sweep(slots int, pressed bool) bool {
 		if n.hand >= n.fresh {
 			n.hand = 0
 		}
-		if n.reap(n.hand, grace*n.HZ, pressed) {
+		if n.memory.reap(n.hand, grace*n.HZ, pressed) {
 			found = true
 		}
 		n.hand++
@@ -367,27 +370,27 @@ func (n *NAT) Sweep() {
 }
 
 // takeSlot returns a free slot. It reports false if there is none.
-func (n *NAT) takeSlot() (int, bool) {
+func (sl memory) takeSlot() (int, bool) {
 	for range 2 {
-		if i, ok := n.free.pop(); ok {
+		if i, ok := sl.n.free.pop(); ok {
 			return i, true
 		}
-		if n.fresh < n.FlowsMax {
-			n.fresh++
-			return n.fresh - 1, true
+		if sl.n.fresh < sl.n.FlowsMax {
+			sl.n.fresh++
+			return sl.n.fresh - 1, true
 		}
-		if !n.makeRoom(nil, false, false) && !n.dropEarly() && !n.sweep(probes, true) && !n.makeRoom(nil, false, true) {
+		if !sl.makeRoom(nil, false, false) && !sl.dropEarly() && !sl.n.sweep(probes, true) && !sl.makeRoom(nil, false, true) {
 			break
 		}
 	}
-	return n.free.pop()
+	return sl.n.free.pop()
 }
 
 // Flush ends the sessions of a device, or all sessions (nil).
 func (n *NAT) Flush(dev *Device) {
 	for i := range n.slots {
 		if s := n.slots[i].s; s != nil && (dev == nil || s.dev == dev) {
-			n.freeSession(s)
+			n.memory.freeSession(s)
 		}
 	}
 }
