@@ -273,5 +273,9 @@ func masqueradeSets() []nftables.Set {
 	device := nftables.Set{Table: t, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	inside, uplinks := device, device
 	inside.Name, uplinks.Name = "inside", "uplinks"
-	return []nftables.Set{{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true}, inside, uplinks}
+	sets := []nftables.Set{{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true}, inside, uplinks}
+	for i := range sets {
+		sets[i].ID = uint32(i) + 1 // the library's own numbers are not safe for concurrent use
+	}
+	return sets
 }

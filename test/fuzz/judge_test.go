@@ -400,9 +400,11 @@ func (c *container) isOurs(j *judge, p *packet) bool {
 	case p.proto == protoICMP && len(p.l4) >= 8 && p.l4[0] == 0:
 		_, known := j.contacts[contact{c.who, p.proto, p.src, p.dport, p.sport}]
 		return known
-	default: // what the host itself answers: for example, a timestamp
-		return spoken && p.l4 != nil && !(p.proto == protoICMP && len(p.l4) > 0 && p.l4[0] == 8) &&
-			(p.src == c.gateway || slices.Contains(hosts, p.src))
+	case p.proto == protoICMP && !slices.Contains(hosts, p.src) && p.src != c.gateway:
+		// The kernel translates what asks for a timestamp, information or an address mask.
+		return spoken && len(p.l4) > 0 && slices.Contains([]byte{14, 16, 18}, p.l4[0])
+	default: // another protocol, which the kernel translates, or an answer of the host itself
+		return spoken && p.l4 != nil && !(p.proto == protoICMP && len(p.l4) > 0 && p.l4[0] == 8)
 	}
 }
 
@@ -457,7 +459,7 @@ type outside struct {
 	who     party
 	mac     mac
 	hostMAC mac
-	lan     bool // no uplink: nothing is forwarded there
+	lan     bool // no uplink
 }
 
 func (o *outside) see(j *judge, t lab.Tapped) error {
@@ -491,8 +493,6 @@ func (o *outside) see(j *judge, t lab.Tapped) error {
 		return fmt.Errorf("its source %v is not the host's", p.src)
 	case ours(p.dst) || p.dst == forbidden:
 		return fmt.Errorf("its destination is %v", p.dst)
-	case p.proto != protoTCP && p.proto != protoUDP && p.proto != protoICMP:
-		return fmt.Errorf("nobody translates protocol %d", p.proto)
 	}
 	if p.isError() {
 		if q := p.quoted(); q != nil && (ours(q.src) || ours(q.dst)) {
