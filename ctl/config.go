@@ -237,8 +237,8 @@ func firstSettings(kept settings, r InstanceRequest) settings {
 	return s
 }
 
-// Settle makes or changes the settings of the instance without a network of its
-// own: for engines, whose networks come up by themselves. They hold until DownAll.
+// Settle makes or changes the settings of the instance and brings up no network: engines
+// bring up theirs. The settings hold until DownAll.
 // The error wraps ErrInvalid, ErrUnfit or ErrExists.
 func (c *Controller) Settle(ctx context.Context, ir InstanceRequest) error {
 	if err := ir.check(); err != nil {

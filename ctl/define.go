@@ -169,8 +169,8 @@ func (d definitions) all() ([]Definition, error) {
 	return out, nil
 }
 
-// get reads one definition; nil if there is none. The error wraps errDamaged for
-// a file that is none.
+// get reads one definition; nil if there is no file. The error wraps errDamaged if the
+// file is not a definition.
 func (d definitions) get(name string) (*Definition, error) {
 	b, err := os.ReadFile(d.path(name))
 	if errors.Is(err, os.ErrNotExist) {

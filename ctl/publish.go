@@ -193,8 +193,8 @@ func (r PublishRequest) matches(x published) bool {
 		(r.Network == "" || r.Network == x.net.Name)
 }
 
-// madeFor tells whether a publication is what a container of an engine's asked
-// for with r, by whichever port of its.
+// madeFor reports whether an engine's container asked for this publication with r, by any
+// of its ports.
 func (r PublishRequest) madeFor(o Owner, x published) bool {
 	same := x.port.Owner != nil && x.port.Owner.Engine == o.Engine && x.port.Owner.Container == o.Container
 	return same && x.pub.HostIP == r.HostIP && x.pub.First == r.First && x.pub.Last == r.Last && x.pub.Port == r.Port && x.pub.Proto == r.Proto

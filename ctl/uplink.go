@@ -398,8 +398,8 @@ func (o others) wanted() bool {
 // excluded reports whether the uplinks were named, and so are the only ways out.
 func (o others) excluded() bool { return !slices.Contains(o.op.st.Settings.Uplinks, AutoUplink) }
 
-// ensure brings the host to what is wanted. The datapath learns that devices are open by
-// our doing before they are.
+// ensure opens the host's devices and keeps the table. It tells the datapath that fastbr
+// opens devices before it opens one.
 func (o others) ensure() error {
 	if err := o.open(); err != nil {
 		return err
@@ -430,7 +430,9 @@ func (o others) crowded() (string, error) {
 	return fmt.Sprintf("net.netfilter.nf_conntrack_max is %d, too few beside --nat-flows %d: raise it on the host, or give fewer --nat-flows", room, sessions), nil
 }
 
-// masquerade keeps the table for h. Where that cannot be there is none: check says it.
+// masquerade keeps the table for h. Where conntrack has no room, there is no table. A
+// kernel that cannot translate, and somebody else's table of that name, are no errors
+// here: check reports them.
 func (o others) masquerade(h firewall.Host) error {
 	if full, err := o.crowded(); err != nil {
 		return err

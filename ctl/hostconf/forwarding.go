@@ -47,8 +47,8 @@ func Open(device string) error {
 	return Write(path, "1")
 }
 
-// Close closes a device that is an uplink no more, unless it was open before, or the
-// host is a router by somebody else's will.
+// Close closes a device that was an uplink, unless it was open before, or somebody else
+// has made the host a router.
 func (h *Host) Close(device string) error {
 	i := slices.IndexFunc(h.Sysctls, func(c Sysctl) bool { return c.Path == Forwarding(device) })
 	if i < 0 {

@@ -97,7 +97,7 @@ func (h *Host) recordForwarding() error {
 			continue // the same setting as ip_forward
 		}
 		if strings.HasSuffix(p, "/forwarding") && (h.Recorded(p) || h.Recorded(newDevices)) {
-			continue // open by our doing
+			continue // fastbr has opened it
 		}
 		// What the kernel will restore by itself when ip_forward goes back.
 		byItself := "0"
