@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -118,6 +119,9 @@ func (s *seen) ask(args []string) error {
 func (s *seen) answer(fd, kind int) error {
 	buf := make([]byte, 100)
 	n, from, err := unix.Recvfrom(fd, buf, 0)
+	for errors.Is(err, unix.EINTR) { // the runtime's own signal
+		n, from, err = unix.Recvfrom(fd, buf, 0)
+	}
 	if err != nil {
 		return fmt.Errorf("recvfrom: %w", err)
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -92,7 +93,9 @@ func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer net
 		buf := make([]byte, 2048)
 		for {
 			n, sa, err := unix.Recvfrom(fd, buf, 0)
-			if err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue // the runtime's own signal
+			} else if err != nil {
 				return nil, err
 			}
 			if bytes.HasSuffix(buf[:n], want) {
