@@ -56,6 +56,15 @@ __fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
 	return TCX_NEXT;
 }
 
+/* Sends a frame of p's unchanged into the container of a port of its bridge, which may be p. */
+static __always_inline int fbr_send_beside(struct __sk_buff *skb, const struct fbr_dev *p,
+					   const struct fbr_dev *t)
+{
+	fbr_count_rx(skb, p, FBR_FAST);
+	fbr_count_tx(skb, t, FBR_FAST);
+	return bpf_redirect_peer(t->ifindex, 0);
+}
+
 static __always_inline int fbr_from_port(struct __sk_buff *skb)
 {
 	struct fbr_dev *p = fbr_dev_get(skb->ifindex);
@@ -95,11 +104,8 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		if (why)
 			goto drop;
 		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->lease && c->l2_fast &&
-		    !fbr_choose_path(skb, p) && fbr_answer_arp(skb, p)) {
-			fbr_count_rx(skb, p, FBR_FAST);
-			fbr_count_tx(skb, p, FBR_FAST);
-			return bpf_redirect_peer(p->ifindex, 0);
-		}
+		    !fbr_choose_path(skb, p) && fbr_answer_arp(skb, p))
+			return fbr_send_beside(skb, p, p);
 		goto kernel;
 	}
 	ip = data + ETH_HLEN;
@@ -122,19 +128,13 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		__be32 daddr = ip->daddr;
 		struct fbr_dev *t = fbr_pair_hit(p, c, eth->h_dest);
 
-		/* Between two ports of one bridge: straight into the other container, unchanged. */
-		if (t && fbr_beside(p, t, daddr)) {
-			fbr_count_rx(skb, p, FBR_FAST);
-			fbr_count_tx(skb, t, FBR_FAST);
-			return bpf_redirect_peer(t->ifindex, 0);
-		}
+		if (t && fbr_beside(p, t, daddr))
+			return fbr_send_beside(skb, p, t);
 		t = eth->h_dest[0] & 1 ? NULL : fbr_mac_port(eth->h_dest, p->bridge);
 		if (t && t != p && fbr_beside(p, t, daddr)) {
 			if (!fbr_way_beside(skb, p, t))
 				goto kernel;
-			fbr_count_rx(skb, p, FBR_FAST);
-			fbr_count_tx(skb, t, FBR_FAST);
-			return bpf_redirect_peer(t->ifindex, 0);
+			return fbr_send_beside(skb, p, t);
 		}
 		why = fbr_route_allowed(p, daddr);
 		if (why)
