@@ -8,12 +8,14 @@ import (
 // fbr_flow.lease_len can hold MaxLease: jiffies are a millisecond at least.
 const _ = uint16(MaxLease / time.Millisecond)
 
+// changeConf writes nothing if change changes nothing: programs write there, too.
 func (cl control) changeConf(change func(*tcFbrConf) error) error {
 	var c tcFbrConf
 	if err := cl.d.maps.FbrConf.Lookup(uint32(0), &c); err != nil {
 		return fmt.Errorf("reading fbr_conf: %w", err)
 	}
-	if err := change(&c); err != nil {
+	before := c
+	if err := change(&c); err != nil || c == before {
 		return err
 	}
 	if err := cl.d.maps.FbrConf.Put(uint32(0), &c); err != nil {
@@ -57,28 +59,33 @@ func (d *Datapath) Revoke() error {
 	})
 }
 
-// SetL2Fast turns the fast path between ports of one bridge on or off. Leases already
-// granted end.
+// SetL2Fast turns the fast path between ports of one bridge on or off. A change ends the
+// leases already granted.
 func (d *Datapath) SetL2Fast(on bool) error {
 	return d.control.changeConf(func(c *tcFbrConf) (err error) {
-		c.RevokedAt, err = d.control.now()
-		c.L2Fast = 0
-		if on {
-			c.L2Fast = 1
+		if cBool(on) == c.L2Fast {
+			return nil
 		}
+		c.L2Fast = cBool(on)
+		c.RevokedAt, err = d.control.now()
 		return err
 	})
 }
 
-// SetOpened reports whether devices that the datapath does not know forward only by
+// cBool is a flag of struct fbr_conf.
+func cBool(on bool) uint32 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// SetOpened tells the programs whether devices that they do not know forward only by
 // fastbr's setting. Until the host's ip_forward is 1, what came in by one may then
 // leave only by a bridge of fastbr's.
 func (d *Datapath) SetOpened(on bool) error {
 	return d.control.changeConf(func(c *tcFbrConf) error {
-		c.Opened = 0
-		if on {
-			c.Opened = 1
-		}
+		c.Opened = cBool(on)
 		return nil
 	})
 }

@@ -176,10 +176,7 @@ func (pb publications) setPublished() (any bool, err error) {
 	}
 	any = err == nil
 	return any, pb.d.control.changeConf(func(c *tcFbrConf) error {
-		c.Published = 0
-		if any {
-			c.Published = 1
-		}
+		c.Published = cBool(any)
 		return nil
 	})
 }
