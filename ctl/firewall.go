@@ -25,12 +25,18 @@ func (pf packetFilter) networks() (out []firewall.Network) {
 	return out
 }
 
-// host describes what the host's packet filter has to do with.
-func (pf packetFilter) host() firewall.Host {
-	h := firewall.Host{Networks: pf.networks()}
+// exits describes the networks and their ways out.
+func (pf packetFilter) exits() firewall.Host {
+	h := firewall.Host{Networks: pf.networks(), Others: pf.op.others.wanted()}
 	for _, u := range pf.op.st.Uplinks {
 		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
 	}
+	return h
+}
+
+// host describes everything that the host's packet filter has to do with.
+func (pf packetFilter) host() firewall.Host {
+	h := pf.exits()
 	for _, x := range pf.op.publications.all() {
 		h.Published = append(h.Published, firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First,
 			Last: x.pub.Last, Port: x.pub.Port, Proto: x.pub.Proto, Container: x.port.IP, Name: x.port.Name})

@@ -279,7 +279,7 @@ func (op *operation) refresh(quiet bool) error {
 
 // setHost brings the host's settings to what the networks need.
 func (op *operation) setHost() error {
-	return op.hostconf.Set(hostconf.Want{Router: op.st.routed(), Reserved: op.st.reserved()})
+	return op.hostconf.Set(hostconf.Want{Router: op.st.leads(false), Reserved: op.st.reserved()})
 }
 
 // needNetwork is ErrNotUp if there is no network.

@@ -366,10 +366,11 @@ func (n *network) sortedPorts() []*port {
 	return slices.SortedFunc(maps.Values(n.Ports), func(a, b *port) int { return a.IP.Compare(b.IP) })
 }
 
-// routed reports whether a network wants the host to be a router.
-func (st *state) routed() bool {
+// leads reports whether a network leads outside, with or without translation. Without, it
+// wants the host to be a router.
+func (st *state) leads(translated bool) bool {
 	for _, n := range st.Networks {
-		if !n.Masquerade && !n.Internal {
+		if n.Masquerade == translated && !n.Internal {
 			return true
 		}
 	}

@@ -388,11 +388,7 @@ type others struct{ op *operation }
 
 // wanted reports whether containers may leave by them.
 func (o others) wanted() bool {
-	translated := false
-	for _, n := range o.op.st.Networks {
-		translated = translated || n.Masquerade && !n.Internal
-	}
-	return translated && !o.excluded()
+	return o.op.st.leads(true) && !o.excluded()
 }
 
 // excluded reports whether the uplinks were named, and so are the only ways out.
@@ -407,16 +403,7 @@ func (o others) ensure() error {
 	if err := o.op.hostconf.RaiseConntrackMax(int(o.op.st.Settings.FlowsMax)); err != nil {
 		return err
 	}
-	return o.masquerade(o.host())
-}
-
-// host is what the table is made of.
-func (o others) host() firewall.Host {
-	h := firewall.Host{Networks: o.op.firewall.networks(), Others: o.wanted()}
-	for _, u := range o.op.st.Uplinks {
-		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name})
-	}
-	return h
+	return o.masquerade(o.op.firewall.exits())
 }
 
 // crowded says why connection tracking has no room for all sessions, "" if it has. With
@@ -447,7 +434,7 @@ func (o others) masquerade(h firewall.Host) error {
 
 // leave takes a network out that is going down.
 func (o others) leave(n *network) error {
-	h := o.host()
+	h := o.op.firewall.exits()
 	h.Networks = slices.DeleteFunc(h.Networks, func(x firewall.Network) bool { return x.Name == n.Name })
 	if len(h.Networks) > 0 {
 		return o.masquerade(h)
@@ -488,7 +475,7 @@ func (o others) finding() FeatureView {
 	if len(o.op.st.Networks) == 0 {
 		return v
 	}
-	right, err := firewall.Masquerades(o.host())
+	right, err := firewall.Masquerades(o.op.firewall.exits())
 	full, roomErr := o.crowded()
 	switch err = errors.Join(err, roomErr); {
 	case full != "":

@@ -67,11 +67,13 @@ func Masquerades(h Host) (bool, error) {
 	return maps.EqualFunc(have, leavingOf(h).listing(), slices.Equal[[]string]), err
 }
 
+// masqueradeError is err with ErrNoNftables where the kernel lacks a part: ENOENT is a type
+// of chain or an expression that it does not know.
 func masqueradeError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+	case withoutNftables(err), errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%w: %w", ErrNoNftables, err)
 	}
 	return fmt.Errorf("table ip %s: %w", masqueradeTable, err)
@@ -118,12 +120,9 @@ func leavingOf(h Host) *leaving {
 	in := func(set string, invert bool) expr.Any {
 		return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: invert}
 	}
-	verdict := func(kind expr.VerdictKind, chain string) expr.Any { return &expr.Verdict{Kind: kind, Chain: chain} }
-	proto := func(p byte) []expr.Any {
-		return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
-	}
-	back := verdict(expr.VerdictReturn, "")
-	echo := is{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{8}}}
+	proto := func(p byte) is { return metaIs(expr.MetaKeyL4PROTO, []byte{p}) }
+	back := &expr.Verdict{Kind: expr.VerdictReturn}
+	echo := payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{8})
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
 	l := &leaving{
 		sets: masqueradeSets(),
@@ -137,7 +136,7 @@ func leavingOf(h Host) *leaving {
 			{"not from a container", is{saddr, in("subnets", true), back}},
 			{"not by a bridge of ours: forged", slices.Concat(forwarded, is{iifname, in("inside", true), back})},
 			{"stays on the host", is{oifname, in("inside", false), back}},
-			{"by an uplink", is{oifname, in("uplinks", false), verdict(expr.VerdictGoto, "uplink")}},
+			{"by an uplink", is{oifname, in("uplinks", false), &expr.Verdict{Kind: expr.VerdictGoto, Chain: "uplink"}}},
 		}}},
 	}
 	if h.Others {
@@ -176,8 +175,7 @@ func (l *leaving) add(conn *nftables.Conn) error {
 		return nil
 	}
 	t := conn.AddTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
-	for i := range l.sets {
-		s := l.sets[i]
+	for i, s := range l.sets {
 		if err := conn.AddSet(&s, l.keys[i]); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
@@ -209,11 +207,9 @@ func (l *leaving) listing() map[string][]string {
 		out["set "+s.Name] = keysOf(l.keys[i])
 	}
 	for _, c := range l.chains {
-		comments := []string{}
 		for _, r := range c.rules {
-			comments = append(comments, r.comment)
+			out["chain "+c.name] = append(out["chain "+c.name], r.comment)
 		}
-		out["chain "+c.name] = comments
 	}
 	return out
 }
@@ -245,14 +241,13 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		comments := []string{}
-		for _, r := range rules {
-			comments = append(comments, r.comment)
-		}
 		if out == nil {
 			out = map[string][]string{}
 		}
-		out["chain "+c.Name] = comments
+		out["chain "+c.Name] = nil // it may have lost its rules
+		for _, r := range rules {
+			out["chain "+c.Name] = append(out["chain "+c.Name], r.comment)
+		}
 	}
 	if out == nil {
 		return nil, nil

@@ -108,15 +108,23 @@ func (p pass) nft() string {
 	return strings.Join(append(w, "accept"), " ")
 }
 
+// metaIs is the condition that something known of the packet has a value.
+func metaIs(key expr.MetaKey, want []byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want}}
+}
+
+// payloadIs is the condition that some bytes of a header have a value.
+func payloadIs(base expr.PayloadBase, offset uint32, want []byte) []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(want))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want}}
+}
+
 // exprs are the conditions of p in nftables' instructions, for a table of a family.
 // They cover devices, a single destination, protocol and port: wanted needs no more.
 func (p pass) exprs(family string) (out []expr.Any) {
-	meta := func(key expr.MetaKey, want []byte) {
-		out = append(out, &expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want})
-	}
+	meta := func(key expr.MetaKey, want []byte) { out = append(out, metaIs(key, want)...) }
 	payload := func(base expr.PayloadBase, offset uint32, want []byte) {
-		out = append(out, &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(want))},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want})
+		out = append(out, payloadIs(base, offset, want)...)
 	}
 	if p.in != "" {
 		meta(expr.MetaKeyIIFNAME, name(p.in).val)

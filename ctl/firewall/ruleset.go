@@ -66,8 +66,7 @@ func read() (*ruleset, error) {
 	}
 	all, err := rs.conn.ListChains()
 	switch {
-	// A kernel without nftables has no rules of it.
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+	case withoutNftables(err): // and so without rules of it
 	case err != nil:
 		return nil, fmt.Errorf("listing nftables chains: %w", err)
 	}
@@ -87,6 +86,11 @@ func read() (*ruleset, error) {
 		rs.add(x)
 	}
 	return rs, rs.readLegacy()
+}
+
+// withoutNftables reports whether an error says that the kernel has no nf_tables.
+func withoutNftables(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
 func (rs *ruleset) add(c *chain) {

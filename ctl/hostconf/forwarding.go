@@ -50,7 +50,7 @@ func Open(device string) error {
 // Close closes a device that was an uplink, unless it was open before, or somebody else
 // has made the host a router.
 func (h *Host) Close(device string) error {
-	i := slices.IndexFunc(h.Sysctls, func(c Sysctl) bool { return c.Path == Forwarding(device) })
+	i := h.find(Forwarding(device))
 	if i < 0 {
 		return nil
 	}
@@ -115,7 +115,7 @@ func (h *Host) OpenOthers() error {
 // CloseOthers takes back what OpenOthers did, but for devices of ours, which from then
 // on have a record each.
 func (h *Host) CloseOthers(ours []string) error {
-	i := slices.IndexFunc(h.Sysctls, func(c Sysctl) bool { return c.Path == newDevices })
+	i := h.find(newDevices)
 	if i < 0 {
 		return nil
 	}
@@ -142,8 +142,9 @@ func (h *Host) setOthers(value string, except []string) error {
 	if err != nil {
 		return err
 	}
+	except = slices.Concat(except, []string{"all", "lo"})
 	for _, path := range devices {
-		if slices.Contains(append(except, "all", "lo"), deviceOf(path)) || value == "0" && h.Recorded(path) && path != newDevices {
+		if slices.Contains(except, deviceOf(path)) || value == "0" && h.Recorded(path) && path != newDevices {
 			continue
 		}
 		now, err := Read(path)

@@ -3,6 +3,8 @@
 // record before the first write, and what somebody else has changed since stays.
 package hostconf
 
+import "slices"
+
 // Record is what has been changed of the host's settings, with what they were.
 type Record struct {
 	Sysctls  []Sysctl     `json:"sysctls,omitempty"`
@@ -40,11 +42,9 @@ type Want struct {
 }
 
 // Recorded reports whether a setting was changed.
-func (h *Host) Recorded(path string) bool {
-	for _, c := range h.Sysctls {
-		if c.Path == path {
-			return true
-		}
-	}
-	return false
+func (h *Host) Recorded(path string) bool { return h.find(path) >= 0 }
+
+// find returns where the record has a setting, -1 if it has not.
+func (h *Host) find(path string) int {
+	return slices.IndexFunc(h.Sysctls, func(c Sysctl) bool { return c.Path == path })
 }
