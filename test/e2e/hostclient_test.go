@@ -116,12 +116,18 @@ func (s *seen) ask(args []string) error {
 	return s.answer(fd, kind)
 }
 
+// receive is recvfrom(2). The runtime's own signals do not interrupt it.
+func receive(fd int, buf []byte) (n int, from unix.Sockaddr, err error) {
+	for {
+		if n, from, err = unix.Recvfrom(fd, buf, 0); !errors.Is(err, unix.EINTR) {
+			return n, from, err
+		}
+	}
+}
+
 func (s *seen) answer(fd, kind int) error {
 	buf := make([]byte, 100)
-	n, from, err := unix.Recvfrom(fd, buf, 0)
-	for errors.Is(err, unix.EINTR) { // the runtime's own signal
-		n, from, err = unix.Recvfrom(fd, buf, 0)
-	}
+	n, from, err := receive(fd, buf)
 	if err != nil {
 		return fmt.Errorf("recvfrom: %w", err)
 	}

@@ -24,12 +24,6 @@ func TestE2EOtherDevices(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		route := func(argv ...string) {
-			t.Helper()
-			if _, err := h.Host.Run(h.Ctx, append([]string{"ip"}, argv...)...); err != nil {
-				t.Fatal(err)
-			}
-		}
 		next := uint16(7)
 		reach := func(what string, server *lab.Namespace, as netip.Addr) {
 			t.Helper()
@@ -54,26 +48,14 @@ func TestE2EOtherDevices(t *testing.T) {
 		reach("second card", far, h.HostAddr(1))
 		reach("split tunnel", tun.Outside, tun.HostAddr())
 
-		route("route", "del", tun.Outside.Addr.String(), "dev", "tun0")
-		for _, half := range []string{"0.0.0.0/1", "128.0.0.0/1"} {
-			route("route", "add", half, "dev", "tun0")
-		}
+		h.onHost(t, "ip route del "+tun.Outside.Addr.String()+" dev tun0",
+			"ip route add 0.0.0.0/1 dev tun0", "ip route add 128.0.0.0/1 dev tun0")
 		reach("two halves, as openvpn", tun.Outside, tun.HostAddr())
-		for _, half := range []string{"0.0.0.0/1", "128.0.0.0/1"} {
-			route("route", "del", half, "dev", "tun0")
-		}
-		for _, argv := range [][]string{
-			{"route", "add", "default", "dev", "tun0", "table", "51820"},
-			{"rule", "add", "not", "fwmark", "51820", "table", "51820"},
-			{"rule", "add", "table", "main", "suppress_prefixlength", "0"},
-		} {
-			route(argv...)
-		}
+		h.onHost(t, "ip route del 0.0.0.0/1 dev tun0", "ip route del 128.0.0.0/1 dev tun0")
+		h.onHost(t, wgQuick...)
 		reach("a rule, as wg-quick", tun.Outside, tun.HostAddr())
 		h.noPing(t, far, c1.Addr)
-		for _, argv := range [][]string{{"rule", "del", "table", "main"}, {"rule", "del", "table", "51820"}, {"link", "del", "tun0"}} {
-			route(argv...)
-		}
+		h.onHost(t, "ip rule del table main", "ip rule del table 51820", "ip link del tun0")
 		h.Must(t, "detach", "c1")
 		h.Must(t, "down", "--all")
 		h.assertAsBefore(t, before)
@@ -91,9 +73,7 @@ func TestE2EFlowMovesToOtherDevice(t *testing.T) {
 	}
 	lead := func(via netip.Addr) {
 		t.Helper()
-		if _, err := h.Host.Run(h.Ctx, "ip", "route", "replace", far.Addr.String()+"/32", "via", via.String()); err != nil {
-			t.Fatal(err)
-		}
+		h.onHost(t, fmt.Sprintf("ip route replace %s/32 via %s", far.Addr, via))
 	}
 	lead(h.OutsideAddr(0))
 	first := h.ServeUDP(t, h.Outside, on(far.Addr, 7))

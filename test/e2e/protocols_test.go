@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -89,13 +88,11 @@ func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer net
 	if err := unix.Bind(b, &unix.SockaddrInet4{Addr: to.Addr.As4()}); err != nil {
 		return peer, err
 	}
-	receive := func(fd int, want []byte) (*unix.SockaddrInet4, error) {
+	await := func(fd int, want []byte) (*unix.SockaddrInet4, error) {
 		buf := make([]byte, 2048)
 		for {
-			n, sa, err := unix.Recvfrom(fd, buf, 0)
-			if errors.Is(err, unix.EINTR) {
-				continue // the runtime's own signal
-			} else if err != nil {
+			n, sa, err := receive(fd, buf)
+			if err != nil {
 				return nil, err
 			}
 			if bytes.HasSuffix(buf[:n], want) {
@@ -106,7 +103,7 @@ func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer net
 	if err := unix.Sendto(a, ask, 0, &unix.SockaddrInet4{Addr: to.Addr.As4()}); err != nil {
 		return peer, err
 	}
-	sa, err := receive(b, ask[max(0, len(ask)-4):])
+	sa, err := await(b, ask[max(0, len(ask)-4):])
 	if err != nil {
 		return peer, err
 	}
@@ -114,6 +111,6 @@ func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer net
 	if err := unix.Sendto(b, tell, 0, sa); err != nil {
 		return peer, err
 	}
-	_, err = receive(a, tell[max(0, len(tell)-4):])
+	_, err = await(a, tell[max(0, len(tell)-4):])
 	return peer, err
 }

@@ -7,6 +7,13 @@ import (
 	"github.com/fastbr/fastbr/test/harness"
 )
 
+// wgQuick leads everything into tun0, as wg-quick does for AllowedIPs = 0.0.0.0/0.
+var wgQuick = []string{
+	"ip route add default dev tun0 table 51820",
+	"ip rule add not fwmark 51820 table 51820",
+	"ip rule add table main suppress_prefixlength 0",
+}
+
 // TestE2EVPN: a VPN's device is an uplink beside the default route's device. Containers
 // reach what is behind it, also where a routing rule sends everything there, as wg-quick
 // sets it. If only another uplink is named, no packet of a container enters the VPN.
@@ -35,16 +42,8 @@ func TestE2EVPN(t *testing.T) {
 	if err := h.reaches(far, on(tun.HostAddr(), 8080), passTime); err != nil {
 		t.Errorf("published: %v", err)
 	}
-	for _, argv := range [][]string{
-		{"ip", "route", "del", far.Addr.String(), "dev", "tun0"},
-		{"ip", "route", "add", "default", "dev", "tun0", "table", "51820"},
-		{"ip", "rule", "add", "not", "fwmark", "51820", "table", "51820"},
-		{"ip", "rule", "add", "table", "main", "suppress_prefixlength", "0"},
-	} {
-		if _, err := h.Host.Run(h.Ctx, argv...); err != nil {
-			t.Fatal(err)
-		}
-	}
+	h.onHost(t, "ip route del "+far.Addr.String()+" dev tun0")
+	h.onHost(t, wgQuick...)
 	if err := h.reaches(c1, s.Addr, passTime); err != nil {
 		t.Errorf("led there by a rule: %v", err)
 	}
