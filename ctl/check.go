@@ -158,9 +158,12 @@ func (cs *checks) forwarding() FeatureView {
 		v.Detail += "; fastbr has set it for a network that is not translated"
 	case now == "1":
 	case len(cs.op.st.Networks) == 0:
-		v.Detail = now + ": 'fastbr up' opens only its bridges and uplinks, the last 'fastbr down' closes them"
+		v.Detail = now + ": 'fastbr up' opens devices for containers' packets only, the last 'fastbr down' closes them"
 	default:
 		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(cs.opened(), ", ")
+		if cs.op.hostconf.OthersOpen() {
+			v.Detail += " and any other device"
+		}
 		if closed := cs.closed(); len(closed) > 0 {
 			v.State, v.Detail = "warning", strings.Join(closed, "; ")
 		}

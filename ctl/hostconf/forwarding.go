@@ -9,13 +9,12 @@ import (
 )
 
 // The kernel forwards what came in by a device whose "forwarding" is 1. What
-// containers send comes in by their bridge, and what answers them by an uplink:
-// these devices are opened, one by one, and ip_forward stays what it was. So it
-// still says whether anybody else wants this host to be a router. As long as it
-// is 0, fbr_guard lets what came in by an uplink that was closed before leave by
-// our bridges only: the way between the host's other networks does not open by
-// our doing. Whoever sets ip_forward=1, as other engines do when they find 0,
-// opens that way at once.
+// containers send comes in by their bridge, and what answers them by an uplink, or by
+// any other device. fastbr opens these devices and leaves ip_forward alone, which still
+// says whether anybody else wants this host to be a router. As long as it is 0,
+// fbr_guard lets what comes in by a device that fastbr has opened leave by fastbr's
+// bridges only: no way opens between the host's other networks. Whoever sets
+// ip_forward=1, as other engines do when they find 0, opens that way at once.
 //
 // A network that is not translated (--masquerade=false) is routed, to wherever
 // the host's routes lead: for that ip_forward itself is set.
