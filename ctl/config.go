@@ -63,7 +63,6 @@ type InstanceRequest struct {
 	XDP               string   // XDPOff, XDPAuto or XDPNative
 	BigTCP            string   // BigTCPOff, BigTCPAuto or BigTCPOn
 	Lease             *time.Duration
-	L2Fast            *bool
 	NATFirst, NATLast uint16
 	FlowsMax          uint32 // sessions
 }
@@ -183,13 +182,10 @@ func (s *settings) apply(r InstanceRequest) {
 	if r.Lease != nil {
 		s.Lease = *r.Lease
 	}
-	if r.L2Fast != nil {
-		s.L2Fast = *r.L2Fast
-	}
 }
 
 func defaultSettings() settings {
-	return settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, L2Fast: true, NATFirst: 10000, NATLast: 29999}
+	return settings{Uplinks: []string{AutoUplink}, Lease: datapath.DefaultLease, NATFirst: 10000, NATLast: 29999}
 }
 
 // flags returns the flags of `up` that turn the default settings into these.
@@ -207,7 +203,6 @@ func (s settings) flags() string {
 		}
 	}
 	add(s.Lease != def.Lease, "--lease %s", s.Lease)
-	add(s.L2Fast != def.L2Fast, "--l2-fast=%t", s.L2Fast)
 	add(s.NATFirst != def.NATFirst || s.NATLast != def.NATLast, "--nat-range %s", fmt.Sprintf("%d-%d", s.NATFirst, s.NATLast))
 	add(cmp.Or(s.FlowsMax, datapath.DefaultFlowsMax) != datapath.DefaultFlowsMax, "--nat-flows %d", s.FlowsMax)
 	add(cmp.Or(s.XDP, XDPAuto) != XDPAuto, "--xdp %s", s.XDP)

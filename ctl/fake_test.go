@@ -27,7 +27,6 @@ type fakeFile struct {
 	Local     []netip.Addr
 	Fragments int // device
 	LeaseNow  time.Duration
-	L2        bool
 	Opened    bool
 	XDP       map[int]bool
 	driver    error // what the uplinks' driver says to XDP
@@ -303,11 +302,6 @@ func (f *fakeFile) SetLease(l time.Duration) error {
 }
 
 func (f *fakeFile) Lease() (time.Duration, error) { return f.LeaseNow, nil }
-
-func (f *fakeFile) SetL2Fast(on bool) error {
-	f.L2 = on
-	return f.save()
-}
 
 func (f *fakeFile) SetOpened(on bool) error {
 	f.Opened = on

@@ -123,7 +123,6 @@ type StatusView struct {
 	Up        bool          `json:"up"`
 	Instance  string        `json:"instance"`
 	Lease     string        `json:"lease"` // "10s"; "0s": routed fast path off
-	L2Fast    bool          `json:"l2_fast"`
 	NATRange  string        `json:"nat_range"`
 	Flows     uint32        `json:"flows"`
 	FlowsMax  uint32        `json:"flows_max"`

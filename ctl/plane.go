@@ -48,7 +48,6 @@ type plane interface {
 	VerifyGuard() error
 	SetLease(time.Duration) error
 	Lease() (time.Duration, error)
-	SetL2Fast(bool) error
 	SetOpened(bool) error
 	SetNATRange(first, last uint16) error
 	Revoke() error

@@ -166,8 +166,5 @@ func (pr programs) setSpeed() error {
 			return fmt.Errorf("setting the lease: %w", err)
 		}
 	}
-	if err := pr.op.dp.SetL2Fast(pr.op.st.Settings.L2Fast); err != nil {
-		return fmt.Errorf("setting the layer-2 fast path: %w", err)
-	}
 	return nil
 }

@@ -52,7 +52,6 @@ type settings struct {
 	XDP      string        `json:"xdp"`     // XDPOff, XDPAuto or XDPNative; "": XDPAuto
 	BigTCP   string        `json:"big_tcp"` // BigTCPOff, BigTCPAuto or BigTCPOn; "": BigTCPAuto
 	Lease    time.Duration `json:"lease"`
-	L2Fast   bool          `json:"l2_fast"`
 	NATFirst uint16        `json:"nat_first"`
 	NATLast  uint16        `json:"nat_last"`
 	FlowsMax uint32        `json:"flows_max"` // sessions, 0: the datapath's default

@@ -388,7 +388,7 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 			return err
 		}
 		set := r.op.st.Settings
-		v = StatusView{Up: true, Instance: r.op.id, Lease: set.Lease.String(), L2Fast: set.L2Fast, Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
+		v = StatusView{Up: true, Instance: r.op.id, Lease: set.Lease.String(), Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
 			BigTCP: bigTCP{r.op}.view(), NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
 		if err := r.statusOfDatapath(&v); err != nil {
 			return err

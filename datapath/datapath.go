@@ -313,7 +313,7 @@ func (ct content) fill() error {
 	if err := ct.d.maps.FbrMeta.Put(uint32(0), &ct.d.meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}
-	conf := tcFbrConf{Lease: jiffies(DefaultLease, ct.d.meta.Hz), L2Fast: 1, NatFirst: ct.d.meta.NatFirst, NatCount: ct.d.meta.NatCount}
+	conf := tcFbrConf{Lease: jiffies(DefaultLease, ct.d.meta.Hz), NatFirst: ct.d.meta.NatFirst, NatCount: ct.d.meta.NatCount}
 	if err := ct.d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}

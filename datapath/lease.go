@@ -59,19 +59,6 @@ func (d *Datapath) Revoke() error {
 	})
 }
 
-// SetL2Fast turns the fast path between ports of one bridge on or off. A change ends the
-// leases already granted.
-func (d *Datapath) SetL2Fast(on bool) error {
-	return d.control.changeConf(func(c *tcFbrConf) (err error) {
-		if cBool(on) == c.L2Fast {
-			return nil
-		}
-		c.L2Fast = cBool(on)
-		c.RevokedAt, err = d.control.now()
-		return err
-	})
-}
-
 // cBool is a flag of struct fbr_conf.
 func cBool(on bool) uint32 {
 	if on {

@@ -73,7 +73,6 @@ func TestPortInForwardsBetweenPorts(t *testing.T) {
 	is("revoked", next)
 
 	for name, prepare := range map[string]func(){
-		"switched off":   func() { check(t, h.SetL2Fast(false)) },
 		"without leases": func() { check(t, h.SetLease(0)) },
 		"slow target":    func() { p := h.c2; p.Slow = true; check(t, h.AttachPort(p)) },
 		"slow source":    func() { p := h.c1; p.Slow = true; check(t, h.AttachPort(p)) },
@@ -84,7 +83,6 @@ func TestPortInForwardsBetweenPorts(t *testing.T) {
 		is("before: "+name, redirect)
 		prepare()
 		is(name, next)
-		check(t, h.SetL2Fast(true))
 		check(t, h.SetLease(DefaultLease))
 		check(t, h.AttachPort(h.c1))
 		check(t, h.AttachPort(h.c2))

@@ -45,13 +45,11 @@ type tcFbrConf struct {
 	RevokedAt uint64
 	HoldUntil uint64
 	Lease     uint32
-	L2Fast    uint32
 	Published uint32
 	Frags     uint32
 	NatFirst  uint32
 	NatCount  uint32
 	Opened    uint32
-	_         [4]byte
 }
 
 type tcFbrDev struct {

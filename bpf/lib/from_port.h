@@ -103,8 +103,8 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			      : FBR_L2_PROTO;
 		if (why)
 			goto drop;
-		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->lease && c->l2_fast &&
-		    !fbr_choose_path(skb, p) && fbr_answer_arp(skb, p))
+		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->lease && !fbr_choose_path(skb, p) &&
+		    fbr_answer_arp(skb, p))
 			return fbr_send_beside(skb, p, p);
 		goto kernel;
 	}

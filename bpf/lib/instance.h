@@ -56,7 +56,6 @@ struct fbr_conf {
 	__u64 revoked_at; /* jiffies; leases granted up to then are invalid */
 	__u64 hold_until; /* jiffies; no session begins before (carry.h) */
 	__u32 lease;      /* jiffies; 0: no fast path */
-	__u32 l2_fast;    /* 0: frames between ports take the kernel's bridge */
 	__u32 published;  /* there are publications */
 	__u32 frags;      /* device (FBR_DEV_FRAGS) to send inbound fragments to; 0: none */
 	/* All external ports are in this range, host byte order. It includes earlier ranges

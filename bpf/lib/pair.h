@@ -135,7 +135,7 @@ __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *fro
 	struct fbr_pkt p;
 	__u32 end;
 
-	if (!c || !c->lease || !c->l2_fast || !fbr_pair_carried(skb, from, to))
+	if (!c || !c->lease || !fbr_pair_carried(skb, from, to))
 		return 0;
 	if (fbr_brnf_sees(skb, to->bridge))
 		return fbr_parse(skb, &p)

@@ -46,7 +46,7 @@ func statusTable(w io.Writer, v ctl.StatusView) {
 		fmt.Fprintf(w, "XDP\t%s\n", line)
 	}
 	fmt.Fprintf(w, "BIG TCP\t%s: super-packets of %d bytes: %s\n", v.BigTCP.Mode, v.BigTCP.Size, v.BigTCP.Why)
-	fmt.Fprintf(w, "Fast path\tlease %s, between ports %s\n", v.Lease, yesNo(v.L2Fast))
+	fmt.Fprintf(w, "Fast path\tlease %s\n", v.Lease)
 	fmt.Fprintf(w, "NAT\tports %s, %d of %d flows\n", v.NATRange, v.Flows, v.FlowsMax)
 	for _, n := range v.Networks {
 		fmt.Fprintf(w, "Network %s\tup %s, bridge %s, %s, ports %d, MTU %d\n", n.Name, yesNo(n.Up), n.Bridge, n.Subnet, len(n.Ports), n.MTU)

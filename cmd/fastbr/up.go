@@ -158,7 +158,6 @@ type instanceFlags struct {
 	lease    string
 	natRange string
 	natFlows uint32
-	l2Fast   bool
 }
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
@@ -168,8 +167,6 @@ func (f *instanceFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")
 	flags.StringVar(&f.natRange, "nat-range", "", "external ports of new mappings, `FIRST-LAST` (default 10000-29999); may be changed while up")
 	flags.Uint32Var(&f.natFlows, "nat-flows", 0, "NAT sessions at most, a `NUMBER` (default 131072)")
-	flags.BoolVar(&f.l2Fast, "l2-fast", true, "forward between ports by program")
-	_ = flags.MarkHidden("l2-fast")
 }
 
 func (f *instanceFlags) request(cmd *cobra.Command) (r ctl.InstanceRequest, err error) {
@@ -180,9 +177,6 @@ func (f *instanceFlags) request(cmd *cobra.Command) (r ctl.InstanceRequest, err 
 			return r, err
 		}
 		r.Lease = &lease
-	}
-	if cmd.Flags().Changed("l2-fast") {
-		r.L2Fast = &f.l2Fast
 	}
 	if f.natRange != "" {
 		if r.NATFirst, r.NATLast, err = parseRange(f.natRange); err != nil {

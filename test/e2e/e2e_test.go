@@ -41,7 +41,7 @@ func upE2E(t *testing.T, m harness.Mode, o lab.Options, upArgs ...string) *e2e {
 func e2eModes() []harness.Mode {
 	return []harness.Mode{
 		{Name: "fast"},
-		{Name: "slow", Up: []string{"--lease", "0", "--l2-fast=false"}},
+		{Name: "slow", Up: []string{"--lease", "0"}},
 		{Name: "plain", Plain: true},
 	}
 }

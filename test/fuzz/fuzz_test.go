@@ -26,7 +26,7 @@ import (
 func FuzzLabFast(f *testing.F) { fuzz(f, harness.Mode{Name: "fast"}) }
 
 func FuzzLabSlow(f *testing.F) {
-	fuzz(f, harness.Mode{Name: "slow", Up: []string{"--lease", "0", "--l2-fast=false"}})
+	fuzz(f, harness.Mode{Name: "slow", Up: []string{"--lease", "0"}})
 }
 
 func FuzzLabXDP(f *testing.F) { fuzz(f, harness.Mode{Name: "xdp", Up: []string{"--xdp", "native"}}) }
