@@ -41,8 +41,11 @@ type NetworkRequest struct {
 	Gateway    netip.Addr
 	MTU        int // bytes
 	Masquerade *bool
-	Internal   *bool
-	DNS        *bool // whether the gateway answers containers' questions for names
+	// NoMasquerade are destinations that see containers' own addresses, and may reach
+	// them, although Masquerade is not false. Nil: not asked for.
+	NoMasquerade []netip.Prefix
+	Internal     *bool
+	DNS          *bool // whether the gateway answers containers' questions for names
 
 	// How containers are translated: endpoint-independent or endpoint-dependent;
 	// apdf, adf or eif; overload or refuse.
@@ -123,10 +126,38 @@ func (r NetworkRequest) check() error {
 	if r.MTU != 0 && (r.MTU < minMTU || r.MTU > maxMTU) {
 		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: %d to %d", r.MTU, minMTU, maxMTU))
 	}
+	for _, p := range r.NoMasquerade {
+		if !p.Addr().Is4() || p != p.Masked() {
+			return tagged(ErrInvalid, fmt.Sprintf("no masquerade to %s: want an IPv4 CIDR such as 10.0.0.0/8", p))
+		}
+	}
+	if len(r.NoMasquerade) > 0 && (is(r.Masquerade, false) || is(r.Internal, true)) {
+		return tagged(ErrInvalid, "--no-masquerade is for a network that is translated: it excludes --masquerade=false and --internal")
+	}
 	if err := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).Check(); err != nil {
 		return tagged(ErrInvalid, err.Error())
 	}
 	return nil
+}
+
+// is reports whether somebody asked for this.
+func is(asked *bool, this bool) bool { return asked != nil && *asked == this }
+
+// ParsePrefixes reads CIDRs. The error names the one that is none.
+func ParsePrefixes(texts []string) (out []netip.Prefix, err error) {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, tagged(ErrInvalid, fmt.Sprintf("%q: want a CIDR such as 10.0.0.0/8", text))
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// prefixSet sorts prefixes, each once.
+func prefixSet(prefixes []netip.Prefix) []netip.Prefix {
+	return slices.Compact(slices.SortedFunc(slices.Values(prefixes), netip.Prefix.Compare))
 }
 
 func (r InstanceRequest) check() error {

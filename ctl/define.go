@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -32,6 +33,8 @@ type Definition struct {
 	Masquerade bool         `json:"masquerade"`
 	Internal   bool         `json:"internal"`
 	NoDNS      bool         `json:"no_dns,omitempty"` // the gateway does not answer for names
+	// NoMasquerade are destinations without translation, sorted.
+	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
 
 	// How containers are translated; "": the datapath's default.
 	NATMapping      string `json:"nat_mapping"`
@@ -58,8 +61,8 @@ func (d Definition) nameServer() string {
 // host and other networks have; the note, if any, is for the user.
 func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
-		Masquerade: r.Masquerade == nil || *r.Masquerade, Internal: r.Internal != nil && *r.Internal,
-		NoDNS: r.DNS != nil && !*r.DNS}
+		Masquerade: !is(r.Masquerade, false), Internal: is(r.Internal, true),
+		NoDNS: is(r.DNS, false), NoMasquerade: prefixSet(r.NoMasquerade)}
 	if def.ID == "" {
 		def.ID = newID()
 	}
@@ -117,12 +120,26 @@ func (d Definition) differences(r NetworkRequest) []string {
 	}
 	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, mtu)
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
+	differ("no-masquerade", r.NoMasquerade != nil && !slices.Equal(prefixSet(r.NoMasquerade), d.NoMasquerade), joined(d.NoMasquerade))
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
 	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)
 	nat := d.natPolicy()
 	differ("nat-mapping", r.NATMapping != "" && r.NATMapping != string(nat.Mapping), nat.Mapping)
 	differ("nat-filtering", r.NATFiltering != "" && r.NATFiltering != string(nat.Filtering), nat.Filtering)
 	differ("nat-on-exhaustion", r.NATOnExhaustion != "" && r.NATOnExhaustion != string(nat.OnExhaustion), nat.OnExhaustion)
+	return out
+}
+
+// joined lists values for a sentence.
+func joined[T fmt.Stringer](values []T) string {
+	return cmp.Or(strings.Join(texts(values), ","), "none")
+}
+
+func texts[T fmt.Stringer](values []T) []string {
+	out := []string{}
+	for _, v := range values {
+		out = append(out, v.String())
+	}
 	return out
 }
 

@@ -64,21 +64,23 @@ type FlowView struct {
 
 // NetworkView is one network: `network inspect`, metrics.
 type NetworkView struct {
-	ID         string     `json:"id"` // 64 hex digits, stable for the definition
-	Name       string     `json:"name"`
-	Driver     string     `json:"driver"` // "fastbr", or "host", "null" for the two built-in modes
-	Scope      string     `json:"scope"`  // "local"
-	Bridge     string     `json:"bridge"`
-	Subnet     string     `json:"subnet"`
-	Gateway    string     `json:"gateway"`
-	MTU        int        `json:"mtu"`
-	Masquerade bool       `json:"masquerade"`
-	Internal   bool       `json:"internal"`
-	DNS        bool       `json:"dns"` // its gateway answers for names
-	NAT        NATPolicy  `json:"nat"` // how containers are translated; empty for the built-in modes
-	Up         bool       `json:"up"`
-	Totals     PortTotals `json:"totals"`
-	Ports      []PortView `json:"ports"`
+	ID         string `json:"id"` // 64 hex digits, stable for the definition
+	Name       string `json:"name"`
+	Driver     string `json:"driver"` // "fastbr", or "host", "null" for the two built-in modes
+	Scope      string `json:"scope"`  // "local"
+	Bridge     string `json:"bridge"`
+	Subnet     string `json:"subnet"`
+	Gateway    string `json:"gateway"`
+	MTU        int    `json:"mtu"`
+	Masquerade bool   `json:"masquerade"`
+	Internal   bool   `json:"internal"`
+	DNS        bool   `json:"dns"` // its gateway answers for names
+	// NoMasquerade are destinations to which nothing is translated, CIDRs; never nil.
+	NoMasquerade []string   `json:"no_masquerade"`
+	NAT          NATPolicy  `json:"nat"` // how containers are translated; empty for the built-in modes
+	Up           bool       `json:"up"`
+	Totals       PortTotals `json:"totals"`
+	Ports        []PortView `json:"ports"`
 
 	// Options are what an engine asked for in its own words; never nil.
 	Options map[string]string `json:"options"`

@@ -139,7 +139,7 @@ func definedView(d Definition) NetworkView {
 		options = map[string]string{}
 	}
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, Options: options, Ports: []PortView{},
+		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 
@@ -147,7 +147,7 @@ func definedView(d Definition) NetworkView {
 // Their ids are fixed: there is one of each everywhere.
 func builtIn() []NetworkView {
 	mode := func(name, driver, digit string) NetworkView {
-		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, Options: map[string]string{}, Ports: []PortView{}}
+		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, NoMasquerade: []string{}, Options: map[string]string{}, Ports: []PortView{}}
 	}
 	return []NetworkView{mode("host", "host", "0"), mode("none", "null", "f")}
 }

@@ -65,6 +65,12 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if n.Internal {
 		v.Flags |= tcFbrNetFlagsFBR_NET_INTERNAL
 	}
+	if n.Masquerade && len(n.Plain) > 0 {
+		v.Flags |= tcFbrNetFlagsFBR_NET_PLAIN
+	}
+	if err := d.devs.setPlain(n.Bridge, n.Plain); err != nil {
+		return err
+	}
 	k := tcFbrNetKey{Prefixlen: uint32(n.Subnet.Bits()), Addr: be32(n.Subnet.Masked().Addr())}
 	if err := d.maps.FbrNets.Put(&k, &v); err != nil {
 		return fmt.Errorf("adding subnet %s: %w", n.Subnet, err)
@@ -105,7 +111,41 @@ func (d *Datapath) DeleteNetwork(bridge int) error {
 			return fmt.Errorf("removing a subnet: %w", err)
 		}
 	}
+	if err := d.devs.setPlain(bridge, nil); err != nil {
+		return err
+	}
 	return d.devs.clearDevice(bridge)
+}
+
+// setPlain makes the excepted destinations of a bridge's network those in want.
+func (dt deviceTable) setPlain(bridge int, want []netip.Prefix) error {
+	m := dt.d.maps.FbrPlain
+	keep := map[tcFbrPlainKey]bool{}
+	for _, p := range want {
+		k := tcFbrPlainKey{Prefixlen: 32 + uint32(p.Bits()), Bridge: uint32(bridge), Addr: be32(p.Masked().Addr())}
+		if err := m.Put(&k, uint32(1)); err != nil {
+			return fmt.Errorf("adding %s to fbr_plain: %w", p, err)
+		}
+		keep[k] = true
+	}
+	var k tcFbrPlainKey
+	var one uint32
+	var dead []tcFbrPlainKey
+	it := m.Iterate()
+	for it.Next(&k, &one) {
+		if k.Bridge == uint32(bridge) && !keep[k] {
+			dead = append(dead, k)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("reading fbr_plain: %w", err)
+	}
+	for _, k := range dead {
+		if err := deleteKey(m, &k); err != nil {
+			return fmt.Errorf("removing an excepted destination: %w", err)
+		}
+	}
+	return nil
 }
 
 // AttachPort adds or changes a port. It attaches the programs last, so that
@@ -142,7 +182,9 @@ func (d *Datapath) AttachPort(p Port) error {
 	if net&tcFbrNetFlagsFBR_NET_INTERNAL != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
 	} else if net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED | tcFbrDevFlagsFBR_DEV_PLAIN
+	} else if net&tcFbrNetFlagsFBR_NET_PLAIN != 0 {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_PLAIN
 	}
 	if err := d.devs.putDevice(dev); err != nil {
 		return err

@@ -43,6 +43,9 @@ type Network struct {
 	// unchanged, and containers can be reached from outside by their own
 	// address.
 	Masquerade bool
+	// Plain are destinations to which nothing is translated although Masquerade is set:
+	// they see containers' own addresses, and may reach them.
+	Plain []netip.Prefix
 	// Internal: nothing passes between the network and any uplink.
 	Internal bool
 	// NAT is the policy for the translation of outbound packets.

@@ -22,6 +22,7 @@ enum fbr_dev_flags {
 	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
 	FBR_DEV_WAYS = 2048,   /* uplink: untranslated flows have come in by it (way.h) */
 	FBR_DEV_BRIDGE_QUEUES = 4096, /* port: the same as FBR_DEV_QUEUES on its bridge */
+	FBR_DEV_PLAIN = 8192, /* port: some or all of what it sends is not translated (plain.h) */
 };
 
 /* Always the kernel's path, for either reason. */
@@ -120,6 +121,7 @@ enum fbr_net_flags {
 	FBR_NET_ADF = 8,     /* any port of a contacted address */
 	FBR_NET_EIF = 16,    /* anybody */
 	FBR_NET_STRICT = 32, /* if no port is free, refuse instead of sharing one */
+	FBR_NET_PLAIN = 64,  /* some destinations are excepted from translation (plain.h) */
 };
 
 struct fbr_net {

@@ -110,7 +110,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
-	why = fbr_from_outside(skb, u, pkt.saddr, pkt.daddr);
+	why = fbr_from_outside(skb, u, &pkt);
 	if (why) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);

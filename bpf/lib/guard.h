@@ -15,20 +15,21 @@
 #include "hair.h"
 #include "kctx.h"
 #include "parse.h"
+#include "plain.h"
 #include "reason.h"
 #include "stats.h"
 #include "stranded.h"
 
-/* Whether the network of addr forbids it to leave by device out (ifindex). led: the device
- * is another network's bridge, and a rule of the host directs the packet there.
+/* Whether the network of addr forbids it to leave for remote by device out (ifindex). led:
+ * the device is another network's bridge, and a rule of the host directs the packet there.
  */
-static __always_inline bool fbr_guarded(__be32 addr, __u32 out, bool led)
+static __always_inline bool fbr_guarded(__be32 addr, __be32 remote, __u32 out, bool led)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 
 	if (!n || n->bridge == out)
 		return false;
-	return (n->flags & (led ? FBR_NET_INTERNAL : FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) != 0;
+	return led ? (n->flags & FBR_NET_INTERNAL) != 0 : !fbr_plain_to(n, remote);
 }
 
 static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
@@ -116,7 +117,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	/* To another network by a published port. */
 	if (d && (d->flags & FBR_DEV_BRIDGE) && fbr_hair_session(ctx->skb->hash, ip.saddr))
 		return NF_ACCEPT;
-	if (fbr_guarded(ip.saddr, out, d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
+	if (fbr_guarded(ip.saddr, ip.daddr, out,
+			d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
 		if (!d)
 			fbr_strand(ctx->skb, ip.saddr, ip.daddr);
 		fbr_guard_count(ip.saddr, d ? FBR_ISOLATED : FBR_NO_UPLINK);
@@ -131,7 +133,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 		return NF_ACCEPT;
 	if (bpf_dynptr_read(&inner, sizeof(inner), &pkt, off + sizeof(struct icmphdr), 0))
 		return NF_ACCEPT;
-	if (fbr_guarded(inner.daddr, out, false) || fbr_guarded(inner.saddr, out, false)) {
+	if (fbr_guarded(inner.daddr, ip.daddr, out, false) ||
+	    fbr_guarded(inner.saddr, ip.daddr, out, false)) {
 		fbr_guard_count(inner.daddr, FBR_NO_UPLINK);
 		return NF_DROP;
 	}

@@ -13,6 +13,7 @@
 #include "kctx.h"
 #include "pair.h"
 #include "parse.h"
+#include "plain.h"
 #include "qdisc.h"
 #include "reason.h"
 #include "stats.h"
@@ -28,7 +29,12 @@ static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_d
 /* Whether a packet from another device of the host may reach a port. */
 static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr_dev *p)
 {
+	struct fbr_pkt pkt;
+
 	if ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return true;
+	if ((p->flags & FBR_DEV_PLAIN) && skb->protocol == bpf_htons(ETH_P_IP) &&
+	    !fbr_parse(skb, &pkt) && fbr_plain_in(skb, &pkt))
 		return true;
 	return fbr_led_in(skb, p) ||
 	       (!(p->flags & FBR_DEV_INTERNAL) && fbr_ct_returns(bpf_cast_to_kern_ctx(skb)));
@@ -73,7 +79,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	 */
 	if (fbr_lease_inbound(skb, &pkt, p))
 		return FBR_NONE;
-	if (p->flags & FBR_DEV_ROUTED) {
+	if ((p->flags & FBR_DEV_PLAIN) && fbr_plain_in(skb, &pkt)) {
 		if (!(p->flags & FBR_DEV_KERNEL_ROUTED) && !(from->flags & FBR_DEV_QUEUES))
 			fbr_way_passed(skb, &pkt, FBR_WAY_IN, iif, p->mtu);
 		return FBR_NONE;

@@ -9,18 +9,19 @@
 #include "icmp.h"
 #include "local.h"
 #include "parse.h"
+#include "plain.h"
 #include "reason.h"
 #include "stats.h"
 #include "uplink.h"
 
-/* Whether port_in has sent a packet of a network that is not translated here itself: what
- * the kernel forwards comes from the bridge.
+/* Whether port_in has sent a packet here itself that is not translated: what the kernel
+ * forwards comes from the bridge.
  */
 static __always_inline bool fbr_port_sent(struct __sk_buff *skb, __be32 saddr)
 {
 	struct fbr_dev *port = fbr_dev_get(skb->ingress_ifindex);
 
-	return port && (port->flags & FBR_DEV_ROUTED) && port->ip == saddr;
+	return port && (port->flags & FBR_DEV_PLAIN) && port->ip == saddr;
 }
 
 /* tcx egress, uplink: the only way out, and the only place where flows begin. */
@@ -38,8 +39,7 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse_at(skb, l2, &pkt))
 			return TCX_NEXT;
 		n = fbr_net_get(pkt.saddr);
-		return n && (n->flags & (FBR_NET_MASQUERADE | FBR_NET_INTERNAL)) ? TCX_DROP
-										 : TCX_NEXT;
+		return n && !fbr_plain_to(n, pkt.daddr) ? TCX_DROP : TCX_NEXT;
 	}
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		goto pass;

@@ -16,6 +16,7 @@
 #include "nport.h"
 #include "out.h"
 #include "parse.h"
+#include "plain.h"
 #include "qdisc.h"
 #include "reason.h"
 #include "refusal.h"
@@ -37,12 +38,12 @@ static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, __be
 	return fbr_net_get(saddr) && !fbr_beyond(ctx, u, saddr);
 }
 
-/* Judges a packet from outside that belongs to no flow: drops martians, and packets to a
- * container's own address. Everything else is the host's. Returns FBR_NONE or the reason to
- * drop it.
+/* Judges a packet from outside that belongs to no flow: drops martians, and packets to the
+ * own address of a container that the remote may not reach by it. Everything else is the
+ * host's. Returns FBR_NONE or the reason to drop it.
  */
 static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, __be32 saddr,
-						 __be32 daddr)
+						 __be32 daddr, __be32 remote)
 {
 	struct fbr_net *n;
 
@@ -51,16 +52,15 @@ static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev
 	if (daddr == u->ip)
 		return FBR_NONE;
 	n = fbr_net_get(daddr);
-	if (!n || !(n->flags & (FBR_NET_INTERNAL | FBR_NET_MASQUERADE)) ||
-	    fbr_owns(ctx, u->ifindex, daddr))
+	if (!n || fbr_plain_to(n, remote) || fbr_owns(ctx, u->ifindex, daddr))
 		return FBR_NONE;
 	return FBR_DIRECT;
 }
 
 __fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struct fbr_dev *u,
-					      __be32 saddr, __be32 daddr)
+					      const struct fbr_pkt *p)
 {
-	return u ? fbr_judge(skb, u, saddr, daddr) : FBR_MARTIAN;
+	return u && p ? fbr_judge(skb, u, p->saddr, p->daddr, fbr_remote(skb, p)) : FBR_MARTIAN;
 }
 
 /* Whether a checksum is to be filled in where it would overwrite more than the packet's
@@ -73,18 +73,21 @@ static __always_inline bool fbr_sum_aimed(struct __sk_buff *skb, const struct fb
 	return p->frag ? sum != FBR_SUM_DONE : sum == FBR_SUM_BAD;
 }
 
-/* Handles a packet that leaves by an uplink from a network that is not translated. It
- * leaves unchanged, unless it is the answer of a published port: the client has used an
- * address of the host. Returns FBR_NOT_OURS if nothing about it is to be translated.
+/* Handles a packet that leaves by an uplink and is not to be translated. It leaves
+ * unchanged, unless it belongs to a session: the answer of a published port, or of a mapping
+ * that anybody may send to. The client has used an address of the host. Returns
+ * FBR_NOT_OURS if nothing about it is to be translated.
  */
 static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 						      const struct fbr_pkt *p,
-						      const struct fbr_dev *u, struct fbr_dev *port)
+						      const struct fbr_dev *u,
+						      const struct fbr_net *n, struct fbr_dev *port)
 {
 	struct fbr_conf *c = fbr_conf_get();
 	enum fbr_reason why;
 
-	if (!c || !c->published || !port)
+	/* Without publications, only a network that is translated as a rule has sessions. */
+	if (!c || !port || (!c->published && !(n->flags & FBR_NET_MASQUERADE)))
 		return FBR_NOT_OURS;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
@@ -115,8 +118,8 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	if (fbr_sum_aimed(skb, p))
 		return FBR_BAD_CSUM;
 	*blame = fbr_host_port(ip);
-	if (!(n->flags & FBR_NET_MASQUERADE)) {
-		why = fbr_routed_out(skb, p, u, *blame);
+	if (fbr_plain_to(n, p->daddr)) {
+		why = fbr_routed_out(skb, p, u, n, *blame);
 		if (why != FBR_NOT_OURS)
 			return why;
 		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&

@@ -133,14 +133,6 @@ static __always_inline bool fbr_tcp_goes_on(const struct iphdr *ip, void *data_e
 	       (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_ACK;
 }
 
-/* Whether an address is a container's that nobody outside may use. */
-static __always_inline bool fbr_hidden_host(__be32 addr)
-{
-	struct fbr_dev *p = fbr_host_port(addr);
-
-	return p && !(p->flags & FBR_DEV_ROUTED);
-}
-
 static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 {
 	struct fbr_dev *u = fbr_dev_get(ctx->ingress_ifindex);
@@ -149,6 +141,7 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 	void *data_end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + ETH_HLEN;
+	struct fbr_dev *port;
 	struct fbr_stats *s;
 	__u32 why, len;
 
@@ -156,8 +149,10 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 	    ip->version != 4 || ip->ihl < 5)
 		return XDP_PASS;
 	len = bpf_xdp_get_buff_len(ctx);
-	if (ip->daddr != u->ip &&
-	    fbr_hidden_host(ip->daddr)) { /* flows have an address of the host */
+	port = ip->daddr != u->ip ? fbr_host_port(ip->daddr) : NULL;
+	if (port && (port->flags & FBR_DEV_PLAIN))
+		return XDP_PASS;
+	if (port) { /* flows have an address of the host */
 		why = fbr_martian(ctx, u, ip->saddr, ip->daddr) ? FBR_MARTIAN : FBR_DIRECT;
 		goto drop;
 	}
@@ -170,7 +165,7 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 		/* Most traffic: looking up its source would cost more than it saves. */
 		return XDP_PASS;
 	}
-	why = fbr_judge(ctx, u, ip->saddr, ip->daddr);
+	why = fbr_judge(ctx, u, ip->saddr, ip->daddr, ip->saddr);
 	if (!why)
 		return XDP_PASS;
 drop:

@@ -112,6 +112,9 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 	}
 	fmt.Fprintf(w, "Up\t%s\nBridge\t%s\nSubnet\t%s\nGateway\t%s\nMTU\t%d\nMasquerade\t%s\nInternal\t%s\n", yesNo(v.Up), v.Bridge,
 		v.Subnet, v.Gateway, v.MTU, yesNo(v.Masquerade), yesNo(v.Internal))
+	for _, p := range v.NoMasquerade {
+		fmt.Fprintf(w, "Not masqueraded to\t%s\n", p)
+	}
 	fmt.Fprintf(w, "Names\t%s\n", yesNo(v.DNS))
 	fmt.Fprintf(w, "NAT\t%s mapping, %s filtering, on exhaustion %s\n", v.NAT.Mapping, v.NAT.Filtering, v.NAT.OnExhaustion)
 	for _, key := range slices.Sorted(maps.Keys(v.Options)) {

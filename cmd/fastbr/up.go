@@ -105,6 +105,7 @@ type networkFlags struct {
 	mtu                     int
 	masquerade, internal    bool
 	dns                     bool
+	noMasquerade            []string
 
 	natMapping, natFiltering, natOnExhaustion string
 }
@@ -115,6 +116,7 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.gateway, "gateway", "", "the bridge's own `ADDRESS` (default the subnet's first)")
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
+	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
 	flags.BoolVar(&f.internal, "internal", false, "no traffic between the network and the outside")
 	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
 	flags.StringVar(&f.natMapping, "nat-mapping", "", "external port of a source port: one for all destinations, or one for each: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
@@ -137,6 +139,9 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 		if r.Gateway, err = netip.ParseAddr(f.gateway); err != nil {
 			return r, usage("gateway %q: want an IPv4 address", f.gateway)
 		}
+	}
+	if r.NoMasquerade, err = ctl.ParsePrefixes(f.noMasquerade); err != nil {
+		return r, usage("--no-masquerade %v", err)
 	}
 	if cmd.Flags().Changed("masquerade") {
 		r.Masquerade = &f.masquerade

@@ -35,8 +35,10 @@ type config struct {
 	IsDefaultGateway *bool  `json:"isDefaultGateway"`
 	ForceAddress     *bool  `json:"forceAddress"`
 	IPMasq           *bool  `json:"ipMasq"`
-	MTU              int    `json:"mtu"` // bytes
-	HairpinMode      bool   `json:"hairpinMode"`
+	// NoMasquerade are the destinations, CIDRs, that ipMasq excepts.
+	NoMasquerade []string `json:"noMasquerade"`
+	MTU          int      `json:"mtu"` // bytes
+	HairpinMode  bool     `json:"hairpinMode"`
 	// PromiscMode serves the same purpose as HairpinMode: a pod reaches itself by
 	// a service's address.
 	PromiscMode bool `json:"promiscMode"`
@@ -122,6 +124,12 @@ func (c *config) check() error {
 			return unsupported(f.key, f.value)
 		}
 	}
+	if _, err := c.plain(); err != nil {
+		return err
+	}
+	if len(c.NoMasquerade) > 0 && !c.own() && !yes(c.IPMasq) {
+		return invalid("noMasquerade excepts destinations from ipMasq, which is not set")
+	}
 	if c.HairpinMode && c.PromiscMode {
 		return invalid("hairpinMode and promiscMode are set: choose one")
 	}
@@ -137,7 +145,7 @@ func (c *config) check() error {
 	}{
 		{"ipam", c.IPAM.Type != ""}, {"bridge", c.Bridge != ""}, {"isGateway", c.IsGateway != nil},
 		{"isDefaultGateway", c.IsDefaultGateway != nil}, {"forceAddress", c.ForceAddress != nil},
-		{"ipMasq", c.IPMasq != nil}, {"mtu", c.MTU != 0},
+		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"mtu", c.MTU != 0},
 	} {
 		if f.asked {
 			return invalid(fmt.Sprintf("%s and network exclude each other: network %s is already defined, by 'fastbr network create' or 'up'",
@@ -145,6 +153,15 @@ func (c *config) check() error {
 		}
 	}
 	return nil
+}
+
+// plain returns the destinations that are excepted from ipMasq.
+func (c *config) plain() ([]netip.Prefix, error) {
+	out, err := ctl.ParsePrefixes(c.NoMasquerade)
+	if err != nil {
+		return nil, invalid("noMasquerade: " + err.Error())
+	}
+	return append([]netip.Prefix{}, out...), nil // none, not "whatever there is"
 }
 
 // networkName returns the name of the fastbr network.

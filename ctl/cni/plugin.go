@@ -132,8 +132,9 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 func (c *config) network(given allocation) ctl.NetworkRequest {
 	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway)
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
+	plain, _ := c.plain() // check has read it
 	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.addr.Masked(), Gateway: given.gateway, MTU: c.MTU,
-		Masquerade: &masq, Internal: &internal}
+		Masquerade: &masq, NoMasquerade: plain, Internal: &internal}
 }
 
 // result has the layout of the reference plugin's, on which later plugins in

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/fastbr/fastbr/ctl"
 )
@@ -37,6 +38,7 @@ const (
 	optMapping    = "fastbr.nat-mapping"
 	optFiltering  = "fastbr.nat-filtering"
 	optExhaustion = "fastbr.nat-on-exhaustion"
+	optPlain      = "fastbr.no-masquerade"
 
 	// auxGateway, with --aux-address, names a gateway other than the bridge.
 	auxGateway = "DefaultGatewayIPv4"
@@ -150,6 +152,10 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 		r.NATFiltering = value
 	case optExhaustion:
 		r.NATOnExhaustion = value
+	case optPlain:
+		if r.NoMasquerade, err = ctl.ParsePrefixes(strings.Split(value, ",")); err != nil {
+			return fmt.Errorf("option %s=%s: %w", key, value, err)
+		}
 	default:
 		return fmt.Errorf("option %s is not known to fastbr", key)
 	}

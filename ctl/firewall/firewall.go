@@ -21,7 +21,8 @@ type Network struct {
 	Subnet     netip.Prefix
 	Internal   bool // nothing leads outside
 	Masquerade bool
-	Resolver   netip.Addr // where its containers ask for names; invalid: nowhere
+	Plain      []netip.Prefix // destinations without translation
+	Resolver   netip.Addr     // where its containers ask for names; invalid: nowhere
 }
 
 // Publication is a range of host ports that lead to ports of a container.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -139,11 +140,27 @@ func leavingOf(h Host) *leaving {
 			{"by an uplink", is{oifname, in("uplinks", false), &expr.Verdict{Kind: expr.VerdictGoto, Chain: "uplink"}}},
 		}}},
 	}
+	post := &l.chains[1]
+	stays := len(post.rules) - 1
+	for _, n := range h.Networks {
+		for _, p := range n.Plain {
+			post.rules = slices.Insert(post.rules, stays, leavingRule{fmt.Sprintf("from %s to %s: as it is", n.Subnet, p),
+				slices.Concat(addressIn(12, n.Subnet), addressIn(16, p), is{back})})
+		}
+	}
 	if h.Others {
-		post := &l.chains[1]
 		post.rules = append(post.rules, leavingRule{"other devices", masquerade})
 	}
 	return l
+}
+
+// addressIn is true for packets whose address at this offset of the IPv4 header lies in p.
+func addressIn(offset uint32, p netip.Prefix) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: net.CIDRMask(p.Bits(), 32), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Addr().AsSlice()},
+	}
 }
 
 // ranges are the elements of an interval set. Ranges that touch become one.

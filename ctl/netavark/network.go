@@ -62,7 +62,7 @@ func (n network) check() error {
 			return fmt.Errorf("network %s: subnet %s: IPv4 only", n.Name, s.Subnet)
 		}
 	}
-	known := []string{"mtu", "metric", "no_default_route", "isolate"}
+	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade"}
 	for key := range n.Options {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
@@ -75,7 +75,7 @@ func (n network) check() error {
 // request returns the fastbr network that the configuration describes.
 func (n network) request() (r ctl.NetworkRequest, err error) {
 	masquerade := !n.Internal
-	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade}
+	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade, NoMasquerade: []netip.Prefix{}}
 	if len(n.Subnets) > 0 {
 		r.Subnet = n.Subnets[0].Subnet.Masked()
 		if gw := n.Subnets[0].Gateway; gw != nil {
@@ -85,6 +85,11 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 	if v := n.Options["mtu"]; v != "" && v != "0" {
 		if r.MTU, err = strconv.Atoi(v); err != nil {
 			return r, fmt.Errorf("network %s: option mtu %q: want a number", n.Name, v)
+		}
+	}
+	if v := n.Options["no_masquerade"]; v != "" {
+		if r.NoMasquerade, err = ctl.ParsePrefixes(strings.Split(v, ",")); err != nil {
+			return r, fmt.Errorf("network %s: option no_masquerade %q: %w", n.Name, v, err)
 		}
 	}
 	return r, nil

@@ -60,11 +60,12 @@ type Capture struct {
 	dead     error                    // why the reader stopped
 }
 
-// newCapture starts a capture on dev of outside, the peer of hostDev of host.
-func newCapture(host *Namespace, hostDev string, outside *Namespace, dev string, private []netip.Prefix) (*Capture, error) {
-	c := &Capture{Dev: hostDev, private: private, done: make(chan struct{}), controls: map[string]chan struct{}{}}
+// newCapture starts a capture on dev of outside, the peer of hostDev of host. The
+// prefixes are those of o.
+func newCapture(host *Namespace, hostDev string, outside *Namespace, dev string, o Options) (*Capture, error) {
+	c := &Capture{Dev: hostDev, private: o.Private, done: make(chan struct{}), controls: map[string]chan struct{}{}}
 	fd, err := packetSocket(outside, dev, unix.ETH_P_ALL, func(fd int) error {
-		if err := attachFilter(fd, private); err != nil {
+		if err := attachFilter(fd, o.Private, o.Excepted); err != nil {
 			return err
 		}
 		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureQueue)
@@ -248,7 +249,7 @@ func (l *Lab) Leaks() ([]Leak, error) {
 // Watch adds a capture on a device of the lab that is not an uplink: dev of n,
 // the peer of hostDev of the host.
 func (l *Lab) Watch(hostDev string, n *Namespace, dev string) error {
-	c, err := newCapture(l.Host, hostDev, n, dev, l.opts.Private)
+	c, err := newCapture(l.Host, hostDev, n, dev, l.opts)
 	if err != nil {
 		return fmt.Errorf("capturing outside of %s: %w", hostDev, err)
 	}

@@ -38,6 +38,8 @@ type Options struct {
 	// Private lists the prefixes that must never appear outside. Nil: the
 	// private ranges of RFC 1918. Empty but not nil: no capture.
 	Private []netip.Prefix
+	// Excepted are destinations outside that may see Private.
+	Excepted []netip.Prefix
 }
 
 // Addresses of every lab, from the documentation ranges (RFC 5737).

@@ -20,9 +20,9 @@ const (
 // attachFilter makes the kernel drop what leakReason would ignore, so that the
 // capture keeps up with bulk traffic. It passes only frames that the device
 // received: control frames, tagged frames, ARP, ICMP, and IPv4 from a private
-// prefix.
-func attachFilter(fd int, private []netip.Prefix) error {
-	raw, err := bpf.Assemble(captureFilter(private))
+// prefix. It passes no IPv4 to an address in excepted.
+func attachFilter(fd int, private, excepted []netip.Prefix) error {
+	raw, err := bpf.Assemble(captureFilter(private, excepted))
 	if err != nil {
 		return fmt.Errorf("assembling the capture filter: %w", err)
 	}
@@ -37,7 +37,7 @@ func attachFilter(fd int, private []netip.Prefix) error {
 	return nil
 }
 
-func captureFilter(private []netip.Prefix) []bpf.Instruction {
+func captureFilter(private, excepted []netip.Prefix) []bpf.Instruction {
 	prog := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtType},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 1},
@@ -50,20 +50,25 @@ func captureFilter(private []netip.Prefix) []bpf.Instruction {
 	prog = append(prog,
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipTrue: 1},
 		bpf.RetConstant{Val: 0},
+	)
+	addrs := func(at uint32, prefixes []netip.Prefix, verdict uint32) {
+		for _, p := range prefixes {
+			a := p.Masked().Addr().As4()
+			prog = append(prog,
+				bpf.LoadAbsolute{Off: etherHdrLen + at, Size: 4},
+				bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: uint32(0xffffffff) << (32 - p.Bits())},
+				bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(a[:]), SkipTrue: 1},
+				bpf.RetConstant{Val: verdict},
+			)
+		}
+	}
+	addrs(16, excepted, 0)
+	prog = append(prog,
 		bpf.LoadAbsolute{Off: etherHdrLen + 9, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoICMP, SkipTrue: 1},
 		bpf.RetConstant{Val: snapLen},
 	)
-	for _, p := range private {
-		mask := uint32(0xffffffff) << (32 - p.Bits())
-		a := p.Masked().Addr().As4()
-		prog = append(prog,
-			bpf.LoadAbsolute{Off: etherHdrLen + 12, Size: 4},
-			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: mask},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(a[:]), SkipTrue: 1},
-			bpf.RetConstant{Val: snapLen},
-		)
-	}
+	addrs(12, private, snapLen)
 	return append(prog, bpf.RetConstant{Val: 0})
 }
 

@@ -32,6 +32,9 @@ const (
 
 var on = netip.AddrPortFrom
 
+// excepted is the destination to which a check has nothing translated.
+var excepted = netip.MustParsePrefix("192.0.2.15/32")
+
 // scoreMode is the configuration of a column of the scoreboard.
 type scoreMode struct {
 	name string
@@ -80,7 +83,7 @@ type bedState struct {
 func newBed(t *testing.T, column string, containers int, upArgs ...string) *bed {
 	t.Helper()
 	m := scoreModes()[column]
-	h := harness.Up(t, m.Mode, lab.Options{Containers: containers, Router: true}, upArgs...)
+	h := harness.Up(t, m.Mode, lab.Options{Containers: containers, Router: true, Excepted: []netip.Prefix{excepted}}, upArgs...)
 	s := h.Servers()
 	b := &bed{
 		Rig: h, t: t, column: column, c1: h.Containers[0], c2: h.Containers[1],
