@@ -182,6 +182,13 @@ type injectedFbrPeerKey struct {
 	Addr  uint32
 }
 
+type injectedFbrPlainKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Bridge    uint32
+	Addr      uint32
+}
+
 type injectedFbrPool struct {
 	_    structs.HostLayout
 	Lock struct {
@@ -331,6 +338,7 @@ const (
 	injectedMapFbrPair           = "fbr_pair"
 	injectedMapFbrPassed         = "fbr_passed"
 	injectedMapFbrPeer           = "fbr_peer"
+	injectedMapFbrPlain          = "fbr_plain"
 	injectedMapFbrPool           = "fbr_pool"
 	injectedMapFbrPub            = "fbr_pub"
 	injectedMapFbrPubOf          = "fbr_pub_of"
@@ -490,6 +498,7 @@ type injectedMapSpecs struct {
 	FbrPair     *ebpf.MapSpec `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
+	FbrPlain    *ebpf.MapSpec `ebpf:"fbr_plain"`
 	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
 	FbrPubOf    *ebpf.MapSpec `ebpf:"fbr_pub_of"`
@@ -577,6 +586,7 @@ type injectedMaps struct {
 	FbrPair     *ebpf.Map `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
+	FbrPlain    *ebpf.Map `ebpf:"fbr_plain"`
 	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
 	FbrPubOf    *ebpf.Map `ebpf:"fbr_pub_of"`
@@ -617,6 +627,7 @@ func (m *injectedMaps) Close() error {
 		m.FbrPair,
 		m.FbrPassed,
 		m.FbrPeer,
+		m.FbrPlain,
 		m.FbrPool,
 		m.FbrPub,
 		m.FbrPubOf,

@@ -80,6 +80,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_CLOSED        tcFbrDevFlags = 1024
 	tcFbrDevFlagsFBR_DEV_WAYS          tcFbrDevFlags = 2048
 	tcFbrDevFlagsFBR_DEV_BRIDGE_QUEUES tcFbrDevFlags = 4096
+	tcFbrDevFlagsFBR_DEV_PLAIN         tcFbrDevFlags = 8192
 )
 
 type tcFbrDrops struct {
@@ -197,6 +198,7 @@ const (
 	tcFbrNetFlagsFBR_NET_ADF        tcFbrNetFlags = 8
 	tcFbrNetFlagsFBR_NET_EIF        tcFbrNetFlags = 16
 	tcFbrNetFlagsFBR_NET_STRICT     tcFbrNetFlags = 32
+	tcFbrNetFlagsFBR_NET_PLAIN      tcFbrNetFlags = 64
 )
 
 type tcFbrNetKey struct {
@@ -245,6 +247,13 @@ type tcFbrPeerKey struct {
 	_     structs.HostLayout
 	Nport uint32
 	Addr  uint32
+}
+
+type tcFbrPlainKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Bridge    uint32
+	Addr      uint32
 }
 
 type tcFbrPool struct {
@@ -465,6 +474,7 @@ const (
 	tcMapFbrPair          = "fbr_pair"
 	tcMapFbrPassed        = "fbr_passed"
 	tcMapFbrPeer          = "fbr_peer"
+	tcMapFbrPlain         = "fbr_plain"
 	tcMapFbrPool          = "fbr_pool"
 	tcMapFbrPub           = "fbr_pub"
 	tcMapFbrPubOf         = "fbr_pub_of"
@@ -621,6 +631,7 @@ type tcMapSpecs struct {
 	FbrPair     *ebpf.MapSpec `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
+	FbrPlain    *ebpf.MapSpec `ebpf:"fbr_plain"`
 	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
 	FbrPubOf    *ebpf.MapSpec `ebpf:"fbr_pub_of"`
@@ -707,6 +718,7 @@ type tcMaps struct {
 	FbrPair     *ebpf.Map `ebpf:"fbr_pair"`
 	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
 	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
+	FbrPlain    *ebpf.Map `ebpf:"fbr_plain"`
 	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
 	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
 	FbrPubOf    *ebpf.Map `ebpf:"fbr_pub_of"`
@@ -746,6 +758,7 @@ func (m *tcMaps) Close() error {
 		m.FbrPair,
 		m.FbrPassed,
 		m.FbrPeer,
+		m.FbrPlain,
 		m.FbrPool,
 		m.FbrPub,
 		m.FbrPubOf,
