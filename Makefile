@@ -12,7 +12,7 @@ BIN     := bin/fastbr
 PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
 FIREWALLS := ufw firewall-cmd dbus-daemon
-ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local
+ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local ipvsadm
 # What an emulated machine takes (.ci/vm).
 VM := qemu-system-x86_64 depmod cpio xz busybox
 CLANG_FORMAT ?= clang-format-19
@@ -88,6 +88,8 @@ stress: build ## a million flows and connections, STEPS (ten million) of program
 	@$(DEPS) iperf3 nft iptables conntrack ip
 	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -v $(if $(ROOT),,-exec '$(SUDO)') \
 		-count=1 -timeout 60m -parallel 1 -run '^TestE2E(ConnectionRate|FifteenThousandConnectionsASecond|RangeAt95Percent|GreedyContainer|FragmentFlood|ManyPorts|AttachStorm|SweepBesideTraffic|KilledAtRandom|AttachTwiceAtOnce|AttachDuringDown|CNIMany)$$' ./test/e2e
+	@$(DEPS) $(ENGINES)
+	FASTBR_STRESS=1 FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(if $(ROOT),,-exec '$(SUDO)') -count=1 -run '^TestKubernetes$$' ./test/kubernetes
 
 churn: build ## 200 containers come and go for CHURN (10m) beside traffic of others
 	@$(DEPS) iperf3 nft iptables conntrack ip nsenter $(ENGINES)
@@ -95,7 +97,7 @@ churn: build ## 200 containers come and go for CHURN (10m) beside traffic of oth
 		-count=1 -timeout 60m -run '^TestE2EChurn$$' ./test/e2e
 
 kernels: build ## the programs and a lab with traffic on Debian's 6.12 and 6.1, emulated (some minutes)
-	@$(DEPS) $(VM) iperf3 nft iptables ip nsenter
+	@$(DEPS) $(VM) iperf3 nft iptables conntrack ip nsenter /usr/lib/cni/host-local ipvsadm
 	$(SUDO) .ci/kernels
 
 lint: ## gofmt, go vet, staticcheck, clang-format, import walls; changes nothing

@@ -3,6 +3,7 @@ package ctl
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -280,8 +281,13 @@ func (us uplinks) current() []uplink {
 
 // conflict says that an uplink's address has come to lie in a network's
 // subnet, "" if it has not. The host and the other containers' flows are served
-// all the same.
+// all the same. An address of its own (/32) has no hosts beside it: flannel gives
+// its device the first address of the node's pods.
 func (us uplinks) conflict(u uplink) string {
+	addrs, err := us.op.host.addrsOf(u.Index)
+	if err == nil && slices.Contains(addrs, netip.PrefixFrom(u.Addr, 32)) {
+		return ""
+	}
 	for _, name := range us.op.st.networkNames() {
 		if n := us.op.st.Networks[name]; n.Subnet.Contains(u.Addr) {
 			return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+

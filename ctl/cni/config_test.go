@@ -2,6 +2,7 @@ package cni
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -80,6 +81,36 @@ func TestBridgeBecomesNetwork(t *testing.T) {
 		r := parsed(t, keys, "").network(given)
 		if r.Bridge != "cni0" || r.Subnet.String() != "10.88.0.0/16" || *r.Masquerade != want.masq || *r.Internal != want.internal {
 			t.Errorf("%s: %s %s, masquerade %v, internal %v; want %+v", keys, r.Bridge, r.Subnet, *r.Masquerade, *r.Internal, want)
+		}
+	}
+}
+
+// TestRoutesMakeAGateway: where isGateway is absent, routes that lead out by the subnet's
+// gateway decide.
+func TestRoutesMakeAGateway(t *testing.T) {
+	dst := func(text string) net.IPNet {
+		_, n, err := net.ParseCIDR(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *n
+	}
+	for _, x := range []struct {
+		keys, dst, gw string
+		internal      bool
+	}{
+		{bridged, "10.244.0.0/16", "", false},
+		{bridged, "0.0.0.0/0", "10.244.1.1", false},
+		{bridged + `, "ipMasq": false`, "10.244.0.0/16", "", false},
+		{bridged, "10.244.1.0/24", "", true},
+		{bridged, "10.244.1.128/25", "", true},
+		{bridged, "0.0.0.0/0", "10.244.1.9", true},
+		{bridged + `, "isGateway": false`, "0.0.0.0/0", "", true},
+	} {
+		given := allocation{addr: netip.MustParsePrefix("10.244.1.5/24"), gateway: netip.MustParseAddr("10.244.1.1"),
+			routes: []*types.Route{{Dst: dst(x.dst), GW: net.ParseIP(x.gw)}}}
+		if got := *parsed(t, x.keys, "").network(given).Internal; got != x.internal {
+			t.Errorf("%s, a route to %s via %q: internal is %v, want %v", x.keys, x.dst, x.gw, got, x.internal)
 		}
 	}
 }

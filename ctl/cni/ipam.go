@@ -72,6 +72,17 @@ func (a allocation) hasDefault() bool {
 	return false
 }
 
+// leadsOut reports whether a route leads out of the subnet by its gateway.
+func (a allocation) leadsOut() bool {
+	for _, r := range routes(a.routes) {
+		inside := a.addr.Contains(r.Dst.Addr()) && r.Dst.Bits() >= a.addr.Bits()
+		if !inside && a.gateway.IsValid() && (!r.Gateway.IsValid() || r.Gateway == a.gateway) {
+			return true
+		}
+	}
+	return false
+}
+
 // release gives back the address of the attachment that the environment names.
 func (c *config) release(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateDel(ctx, c.IPAM.Type, raw, nil) })

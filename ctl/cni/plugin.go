@@ -128,9 +128,12 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 }
 
 // network returns the fastbr network that a bridge configuration describes. A
-// bridge that is no gateway leads nowhere: it becomes an internal network.
+// bridge that is no gateway leads nowhere: it becomes an internal network. A
+// configuration that does not say what the bridge is, but whose IPAM plugin
+// routes other networks through it, wants a gateway: flannel sets isGateway only
+// for a delegate called "bridge".
 func (c *config) network(given allocation) ctl.NetworkRequest {
-	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway)
+	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway) || c.IsGateway == nil && given.leadsOut()
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
 	plain, _ := c.plain() // check has read it
 	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.addr.Masked(), Gateway: given.gateway, MTU: c.MTU,

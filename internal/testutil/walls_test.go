@@ -62,6 +62,7 @@ var walls = map[string]wall{
 	"test/e2e":                   {},
 	"test/rfc":                   {},
 	"test/fuzz":                  {},
+	"test/kubernetes":            {},
 	"test/harness":               {ours: []string{"ctl", "internal/lab", "internal/testutil"}, never: []string{netlinkLib, cobra, prometheus}},
 	"internal/testutil":          {never: []string{cobra, prometheus}},
 }

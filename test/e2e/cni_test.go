@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,10 +12,8 @@ import (
 
 	"github.com/cilium/ebpf/link"
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -33,23 +29,7 @@ type runtime struct {
 	*e2e
 	cni    *libcni.CNIConfig
 	leases string // of host-local
-	exec   *labExec
-}
-
-// labExec runs plugins in the lab's host, with the lab's directories for pins and
-// state.
-type labExec struct {
-	invoke.DefaultExec
-	host *lab.Namespace
-	env  []string
-}
-
-func (x *labExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (out []byte, err error) {
-	err = x.host.Do(func() error {
-		out, err = x.RawExec.ExecPlugin(ctx, path, stdin, append(environ, x.env...))
-		return err
-	})
-	return out, err
+	exec   *harness.PluginExec
 }
 
 func newRuntime(t *testing.T, m harness.Mode, o lab.Options) *runtime {
@@ -58,8 +38,7 @@ func newRuntime(t *testing.T, m harness.Mode, o lab.Options) *runtime {
 	r := &runtime{e2e: newE2E(t, m, o), leases: t.TempDir()}
 	bin := t.TempDir()
 	r.Must(t, "cni", "install", "--bin-dir", bin, "--conf-dir", t.TempDir())
-	r.exec = &labExec{host: r.Host, env: r.PluginEnv(),
-		DefaultExec: invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}}}
+	r.exec = r.PluginExec()
 	r.cni = libcni.NewCNIConfigWithCacheDir([]string{bin, debianCNI}, t.TempDir(), r.exec)
 	return r
 }
@@ -377,13 +356,13 @@ func TestE2ECNIKilled(t *testing.T) {
 		"ipam": {"type": "host-local", "dataDir": "%L", "subnet": "10.88.0.0/16"}}`)
 	rt := bandwidth(r.Containers[0])
 	rt.CapabilityArgs["portMappings"] = []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}
-	env := r.exec.env
+	env := r.exec.Env
 	for _, step := range []string{"bridge", "port-record", "port-veth", "port-programs", "port-shape", "port-inside", "port-publish", "port-done"} {
-		r.exec.env = append(env[:len(env):len(env)], "FASTBR_KILL_AT="+step)
+		r.exec.Env = append(env[:len(env):len(env)], "FASTBR_KILL_AT="+step)
 		if _, err := r.cni.AddNetworkList(r.Ctx, l, rt); err == nil {
 			t.Errorf("ADD was to die after %s", step)
 		}
-		r.exec.env = env
+		r.exec.Env = env
 		r.del(t, l, rt)
 		if n := r.containers(t); n != 0 {
 			t.Errorf("killed after %s: %d ports are left", step, n)

@@ -86,7 +86,7 @@ func (p *podman) must(t *testing.T, args ...string) string {
 	store := filepath.Join(p.dir, "store")
 	c := p.Host.Exec(p.Ctx, append([]string{"podman", "--root", store + "/root", "--runroot", store + "/run", "--tmpdir", store + "/tmp",
 		"--storage-driver", "vfs"}, args...)...)
-	c.Env = append(os.Environ(), append(p.exec.env, "CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"))...)
+	c.Env = append(os.Environ(), append(p.exec.Env, "CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"))...)
 	p.inCgroup(t, c.Cmd)
 	out, err := c.Output()
 	if err != nil {
