@@ -67,10 +67,11 @@ const (
 // and a client outside.
 type cluster struct {
 	*harness.Rig
-	fabric  fabric
 	nodes   [2]*node
 	a, b, c *lab.Namespace
-	proxy   proxy
+	// translates: fastbr masquerades, except towards pods and nodes; else flanneld
+	// does.
+	translates bool
 }
 
 // node is one machine of a cluster.
@@ -101,7 +102,7 @@ func newCluster(t *testing.T, k kind, f fabric, p proxy) *cluster {
 	testutil.RequireCommand(t, filepath.Join(debianCNI, "host-local"))
 	// By routes pods' addresses are meant to be seen between the nodes.
 	r := harness.New(t, harness.Mode{Name: k.name, Leaky: f == hostGW}, lab.Options{Containers: 3, Router: true, NFCall: true})
-	cl := &cluster{Rig: r, fabric: f, proxy: p, a: r.Containers[0], b: r.Containers[1], c: r.Containers[2]}
+	cl := &cluster{Rig: r, translates: strings.Contains(k.delegate, "ipMasq"), a: r.Containers[0], b: r.Containers[1], c: r.Containers[2]}
 	for i, host := range []*lab.Namespace{r.Host, r.LAN} {
 		n := *r
 		n.Lab = &lab.Lab{Host: host}
@@ -114,7 +115,9 @@ func newCluster(t *testing.T, k kind, f fabric, p proxy) *cluster {
 	for i, n := range cl.nodes {
 		n.prepare(t)
 		n.connect(t, cl.nodes[1-i], f)
-		n.masquerade(t)
+		if !cl.translates {
+			n.masquerade(t)
+		}
 		n.plugins(t, k, f)
 		if k.up == nil {
 			continue
