@@ -12,7 +12,7 @@ BIN     := bin/fastbr
 PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
 FIREWALLS := ufw firewall-cmd dbus-daemon
-ENGINES := dockerd podman runc busybox /usr/lib/cni/host-local ipvsadm
+ENGINES := dockerd containerd podman runc busybox /usr/lib/cni/host-local ipvsadm
 # What an emulated machine takes (.ci/vm).
 VM := qemu-system-x86_64 depmod cpio xz busybox
 CLANG_FORMAT ?= clang-format-19

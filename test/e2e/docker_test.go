@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
+	"github.com/fastbr/fastbr/test/harness"
 )
 
 // engine is a real dockerd on a lab's host, with directories of its own, and `fastbr
@@ -56,37 +56,11 @@ func newEngine(t *testing.T) *engine {
 	t.Cleanup(func() { d.end(t) })
 	d.startDaemon(t)
 	cmd := d.client("import", "-", engineImage)
-	cmd.Stdin = bytes.NewReader(busyboxTree(t))
+	cmd.Stdin = bytes.NewReader(harness.BusyboxTree(t))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("docker import: %v: %s", err, out)
 	}
 	return d
-}
-
-// busyboxTree is the smallest image possible: one static program.
-func busyboxTree(t *testing.T) []byte {
-	t.Helper()
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	err = w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))})
-	if err == nil {
-		_, err = w.Write(program)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
 
 func (d *engine) startServe(t *testing.T) {
