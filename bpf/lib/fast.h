@@ -16,14 +16,20 @@
 #include "nat.h"
 
 /* Makes the headers linear that are read in place: L2, IPv4, TCP, as far as the packet has
- * them. Here and below, l2 is the length of the L2 header in bytes: ETH_HLEN or 0.
+ * them. Of SCTP no more than the IPv4 header is read, and no more may be made linear: a
+ * super-packet of SCTP is cut where its fragments begin (GSO_BY_FRAGS). Here and below, l2
+ * is the length of the L2 header in bytes: ETH_HLEN or 0.
  */
 static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 l2)
 {
 	const __u32 want = l2 + sizeof(struct iphdr) + sizeof(struct tcphdr);
 	__u32 have = skb->data_end - skb->data;
+	struct iphdr *ip;
 
-	if (have < want && have < skb->len)
+	if (have >= want || have >= skb->len)
+		return;
+	ip = (void *)(long)skb->data + l2;
+	if ((void *)(ip + 1) > (void *)(long)skb->data_end || ip->protocol != IPPROTO_SCTP)
 		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
 }
 
