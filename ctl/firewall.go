@@ -25,23 +25,22 @@ func (pf packetFilter) networks() (out []firewall.Network) {
 	return out
 }
 
-// exits describes the networks and their ways out.
+// exits describes the networks, their ways out and what is published: everything that the
+// host's packet filter has to do with.
 func (pf packetFilter) exits() firewall.Host {
 	h := firewall.Host{Networks: pf.networks(), Others: pf.op.others.wanted()}
 	for _, u := range pf.op.st.Uplinks {
 		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
 	}
+	for _, x := range pf.op.publications.all() {
+		h.Published = append(h.Published, x.filtered())
+	}
 	return h
 }
 
-// host describes everything that the host's packet filter has to do with.
-func (pf packetFilter) host() firewall.Host {
-	h := pf.exits()
-	for _, x := range pf.op.publications.all() {
-		h.Published = append(h.Published, firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First,
-			Last: x.pub.Last, Port: x.pub.Port, Proto: x.pub.Proto, Container: x.port.IP, Name: x.port.Name})
-	}
-	return h
+func (x published) filtered() firewall.Publication {
+	return firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First, Last: x.pub.Last,
+		Port: x.pub.Port, Proto: x.pub.Proto, Allow: x.pub.Allow, Container: x.port.IP, Name: x.port.Name}
 }
 
 func (n *network) filtered() firewall.Network {
@@ -72,7 +71,7 @@ func (pf packetFilter) acceptRules() ([]AcceptRule, error) {
 
 // findings say what the host's packet filter does to containers' traffic.
 func (pf packetFilter) findings() (out []FeatureView) {
-	found, err := firewall.Findings(pf.host())
+	found, err := firewall.Findings(pf.exits())
 	if err != nil {
 		found = append(found, firewall.Finding{Name: "firewall", Warning: true, Detail: err.Error()})
 	}

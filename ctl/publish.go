@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 )
@@ -19,7 +21,7 @@ type PublishRequest struct {
 	HostIP      netip.Addr // invalid: every address of the host; see ParseHostIP
 	First, Last uint16     // host ports, inclusive
 	Port        uint16     // the container's port that First leads to; the others follow
-	Proto       string     // "tcp" or "udp"
+	Proto       string     // "tcp", "udp" or "sctp"
 	Name        string     // of the container's port
 	Network     string     // "": whichever has a port of that name
 	Allow       netip.Prefix
@@ -62,6 +64,12 @@ func ParseHostIP(s string) (netip.Addr, error) {
 	return netip.ParseAddr(s)
 }
 
+// protoSCTP is the protocol of ports that the kernel's NAT leads to containers.
+const protoSCTP = "sctp"
+
+// protocols are those of ports that can be published.
+var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, protoSCTP: unix.IPPROTO_SCTP}
+
 // checkAll is check of each.
 func checkAll(rs []PublishRequest) error {
 	for _, r := range rs {
@@ -79,10 +87,12 @@ func (r PublishRequest) check() error {
 		return bad("host ports %d-%d: FIRST-LAST, from 1 to 65535", r.First, r.Last)
 	case r.Port == 0 || !r.Any && int(r.Port)+int(r.Last-r.First) > 65535:
 		return bad("container ports from %d: %d ports do not fit below 65536", r.Port, int(r.Last-r.First)+1)
-	case r.Proto != "tcp" && r.Proto != "udp":
-		return bad("protocol %q: tcp or udp", r.Proto)
+	case protocols[r.Proto] == 0:
+		return bad("protocol %q: tcp, udp or sctp", r.Proto)
 	case r.HostIP.IsValid() && !r.HostIP.Is4():
 		return bad("address %s: want an IPv4 address", r.HostIP)
+	case r.Proto == protoSCTP && r.HostIP.IsLoopback():
+		return bad("address %s: SCTP is published on addresses other than loopback's only", r.HostIP)
 	case r.Allow.IsValid() && (!r.Allow.Addr().Is4() || r.Allow != r.Allow.Masked()):
 		return bad("clients %s: want an IPv4 CIDR such as 192.0.2.0/24", r.Allow)
 	}
@@ -339,6 +349,7 @@ func (ps *publications) steps(p *port, pubs []*publication) []step {
 				return errors.Join(ps.op.hostconf.Reserve(ps.op.st.reserved()), ps.op.save())
 			}, nil},
 		{"publish-ports", func() error { return ps.set(p, pubs) }, func() error { return ps.unset(p, pubs) }, nil},
+		{"publish-lead", func() error { return ps.op.others.lead(pubs, false) }, func() error { return ps.op.others.lead(pubs, true) }, nil},
 		{"publish-done", func() error { setPending(pubs, false); return ps.op.save() }, nil, nil},
 	}
 }
@@ -364,7 +375,10 @@ func (ps *publications) publish(p *port, pubs []*publication) error {
 	if err := ps.record(); err != nil {
 		return err
 	}
-	return ps.set(p, pubs)
+	if err := ps.set(p, pubs); err != nil {
+		return err
+	}
+	return ps.op.others.lead(pubs, false)
 }
 
 // record saves what has been added, and what it will reserve.
@@ -417,7 +431,7 @@ func (ps *publications) unset(p *port, pubs []*publication) error {
 // toDatapath are publications of the port's as the datapath knows them.
 func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 	for _, pub := range pubs {
-		out = append(out, datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, UDP: pub.Proto == "udp", Allow: pub.Allow, Held: pub.Held,
+		out = append(out, datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, Proto: protocols[pub.Proto], Allow: pub.Allow, Held: pub.Held,
 			Ifindex: p.Index, Container: p.IP, Port: pub.Port})
 	}
 	return out

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/ctl/firewall"
 	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
@@ -432,10 +434,46 @@ func (o others) masquerade(h firewall.Host) error {
 	} else if full != "" {
 		h = firewall.Host{}
 	}
-	if err := firewall.Masquerade(h); !errors.Is(err, firewall.ErrNoNftables) && !errors.Is(err, firewall.ErrForeignTable) {
+	if err := o.write(h); !errors.Is(err, firewall.ErrNoNftables) && !errors.Is(err, firewall.ErrForeignTable) {
 		return err
 	}
 	return nil
+}
+
+// write keeps the table for h, and ends the connections to SCTP ports that it leads
+// nobody to any more.
+func (o others) write(h firewall.Host) error {
+	gone, err := firewall.Masquerade(h)
+	return errors.Join(err, link.EndLed(unix.IPPROTO_SCTP, gone))
+}
+
+// lead keeps the table while SCTP ports among pubs are published, or (gone) unpublished.
+// Publishing fails where there can be no table.
+func (o others) lead(pubs []*publication, gone bool) error {
+	if !slices.ContainsFunc(pubs, func(pub *publication) bool { return pub.Proto == protoSCTP }) {
+		return nil
+	}
+	h := o.op.firewall.exits()
+	if !gone {
+		full, err := o.crowded()
+		if err == nil && full != "" {
+			err = errors.New(full)
+		}
+		if err == nil {
+			err = o.write(h)
+		}
+		if err != nil {
+			return fmt.Errorf("publishing SCTP ports, which the kernel's NAT does: %w", err)
+		}
+		return nil
+	}
+	h.Published = nil
+	for _, x := range o.op.publications.all() {
+		if !slices.Contains(pubs, x.pub) {
+			h.Published = append(h.Published, x.filtered())
+		}
+	}
+	return o.masquerade(h)
 }
 
 // leave takes a network out that is going down.

@@ -39,28 +39,33 @@ func (xp extPorts) setPorts(open bool, from, to uint32, of ...tcFbrClass) error 
 	return nil
 }
 
-func (p Publication) class() tcFbrClass {
-	if p.UDP {
-		return tcFbrClassFBR_CLASS_UDP
+// classOf is the port space of an IP protocol that mappings have ports of.
+func classOf(proto uint8) (class tcFbrClass, any bool) {
+	switch proto {
+	case unix.IPPROTO_TCP:
+		return tcFbrClassFBR_CLASS_TCP, true
+	case unix.IPPROTO_UDP:
+		return tcFbrClassFBR_CLASS_UDP, true
 	}
-	return tcFbrClassFBR_CLASS_TCP
+	return 0, false
 }
 
 // inRange returns the part [from, to) of a publication's ports that lies in the
-// NAT range.
-func (xp extPorts) inRange(p Publication) (from, to uint32, any bool) {
+// NAT range, and their port space.
+func (xp extPorts) inRange(p Publication) (class tcFbrClass, from, to uint32, any bool) {
+	class, any = classOf(p.Proto)
 	from = max(uint32(p.First), xp.d.meta.NatFirst)
 	to = min(uint32(p.Last)+1, xp.d.meta.NatFirst+xp.d.meta.NatCount)
-	return from, to, from < to
+	return class, from, to, any && from < to
 }
 
 // shut makes a publication's ports unavailable to mappings.
 func (xp extPorts) shut(p Publication) error {
-	from, to, any := xp.inRange(p)
+	class, from, to, any := xp.inRange(p)
 	if !any {
 		return nil
 	}
-	return xp.setPorts(false, from, to, p.class())
+	return xp.setPorts(false, from, to, class)
 }
 
 // openRange makes the ports of the NAT range available to mappings, except
@@ -69,14 +74,14 @@ func (xp extPorts) openRange(only ...Publication) error {
 	spans := only
 	if len(only) == 0 {
 		last := uint16(xp.d.meta.NatFirst + xp.d.meta.NatCount - 1) // Config has checked it
-		spans = []Publication{{First: uint16(xp.d.meta.NatFirst), Last: last}, {First: uint16(xp.d.meta.NatFirst), Last: last, UDP: true}}
+		spans = []Publication{{First: uint16(xp.d.meta.NatFirst), Last: last, Proto: unix.IPPROTO_TCP}, {First: uint16(xp.d.meta.NatFirst), Last: last, Proto: unix.IPPROTO_UDP}}
 		if err := xp.setPorts(true, xp.d.meta.NatFirst, xp.d.meta.NatFirst+xp.d.meta.NatCount, tcFbrClassFBR_CLASS_ICMP); err != nil {
 			return err
 		}
 	}
 	var published map[tcFbrClass]*[65536]bool // read only when a port of the range is concerned
 	for _, p := range spans {
-		from, to, any := xp.inRange(p)
+		class, from, to, any := xp.inRange(p)
 		if !any {
 			continue
 		}
@@ -86,13 +91,13 @@ func (xp extPorts) openRange(only ...Publication) error {
 				return err
 			}
 		}
-		taken := published[p.class()]
+		taken := published[class]
 		for from < to {
 			end := from
 			for end < to && !taken[end] {
 				end++
 			}
-			if err := xp.setPorts(true, from, end, p.class()); err != nil {
+			if err := xp.setPorts(true, from, end, class); err != nil {
 				return err
 			}
 			from = end + 1
@@ -113,8 +118,9 @@ func (xp extPorts) publishedPorts() (map[tcFbrClass]*[65536]bool, error) {
 			return nil, fmt.Errorf("reading fbr_pub: %w", err)
 		}
 		for _, k := range keys[:n] {
-			class := Publication{UDP: k.Proto == unix.IPPROTO_UDP}.class()
-			out[class][addrPort(0, k.Port).Port()] = true
+			if class, any := classOf(k.Proto); any {
+				out[class][addrPort(0, k.Port).Port()] = true
+			}
 		}
 		if end {
 			return out, nil

@@ -4,6 +4,8 @@ import (
 	"math"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -193,8 +195,8 @@ func TestPublishedPortsAreNoMappings(t *testing.T) {
 			t.Errorf("%s: %d ports of class %d are free, want %d", when, got, class, n)
 		}
 	}
-	one := Publication{HostAddr: extAddr, First: 9998, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 80}
-	two := Publication{HostAddr: mustAddr("198.51.100.9"), First: 10001, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 90}
+	one := Publication{Proto: unix.IPPROTO_TCP, HostAddr: extAddr, First: 9998, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 80}
+	two := Publication{Proto: unix.IPPROTO_TCP, HostAddr: mustAddr("198.51.100.9"), First: 10001, Last: 10001, Ifindex: h.c1.Ifindex, Container: c1Addr, Port: 90}
 	for range 2 { // a second time changes nothing
 		check(t, h.Publish(one, two))
 	}

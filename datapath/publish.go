@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 )
 
 // Publication publishes ports of a container on the host.
@@ -19,8 +18,9 @@ type Publication struct {
 	// those in the NAT range. An existing mapping keeps its port for the remotes
 	// that it has.
 	First, Last uint16
-	// UDP instead of TCP.
-	UDP bool
+	// Proto is the IP protocol: TCP, UDP or SCTP. The kernel translates SCTP; the
+	// programs only keep the host's own sockets from answering on those ports.
+	Proto uint8
 	// Held: the engine keeps its own socket on the host's port. So the port may
 	// be bound, and a listener on it does not take precedence.
 	Held bool
@@ -35,13 +35,6 @@ type Publication struct {
 // publications keeps the published ports and what follows from them.
 type publications struct{ d *Datapath }
 
-func (p Publication) proto() uint8 {
-	if p.UDP {
-		return unix.IPPROTO_UDP
-	}
-	return unix.IPPROTO_TCP
-}
-
 // entries returns the map entries of publications: host and to for fbr_pub
 // (from host ports to containers), inside for fbr_pub_of (from container ports
 // to host ports).
@@ -52,8 +45,8 @@ func entries(ps ...Publication) (host []tcFbrBindKey, to []tcFbrPub, inside []tc
 	}
 	host, to, inside = make([]tcFbrBindKey, 0, n), make([]tcFbrPub, 0, n), make([]tcFbrBindKey, 0, n)
 	for _, p := range ps {
-		outer := tcFbrBindKey{Proto: p.proto()}
-		inner := tcFbrBindKey{Ip: be32(p.Container), Proto: p.proto()}
+		outer := tcFbrBindKey{Proto: p.Proto}
+		inner := tcFbrBindKey{Ip: be32(p.Container), Proto: p.Proto}
 		pub := tcFbrPub{Ip: inner.Ip, Pif: uint32(p.Ifindex)}
 		if p.Held {
 			pub.Held = 1
@@ -202,6 +195,6 @@ func (pb publications) endPublished(ps []Publication) error {
 // made reports whether a client made the session through the publication.
 func (p Publication) made(s tcFbrSession) bool {
 	port := addrPort(0, s.Eport).Port()
-	return s.Bits&tcFbrSessBitsFBR_S_PUBLISHED != 0 && s.Fwd.Proto == p.proto() && port >= p.First && port <= p.Last &&
+	return s.Bits&tcFbrSessBitsFBR_S_PUBLISHED != 0 && s.Fwd.Proto == p.Proto && port >= p.First && port <= p.Last &&
 		(!p.HostAddr.IsValid() || s.Ext == be32(p.HostAddr))
 }

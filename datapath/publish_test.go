@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/internal/testutil"
 )
@@ -23,7 +24,11 @@ func (h *harness) client(proto string, port uint16) testutil.Frame {
 }
 
 func (h *harness) publication(udp bool) Publication {
-	return Publication{First: 8080, Last: 8089, Port: 80, UDP: udp, Ifindex: h.c1.Ifindex, Container: c1Addr}
+	p := Publication{First: 8080, Last: 8089, Port: 80, Proto: unix.IPPROTO_TCP, Ifindex: h.c1.Ifindex, Container: c1Addr}
+	if udp {
+		p.Proto = unix.IPPROTO_UDP
+	}
+	return p
 }
 
 // wantHost asserts that a frame from outside is left to the host as it is.

@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -229,7 +231,7 @@ func TestPublishedPortBeforeWays(t *testing.T) {
 	if got := h.portIn(t, answer.Bytes(t)); got.verdict != redirect {
 		t.Fatalf("before the port is published: verdict %d", got.verdict)
 	}
-	check(t, h.Publish(Publication{First: 8080, Last: 8080, Container: c1Addr, Port: 80, Ifindex: h.c1.Ifindex}))
+	check(t, h.Publish(Publication{Proto: unix.IPPROTO_TCP, First: 8080, Last: 8080, Container: c1Addr, Port: 80, Ifindex: h.c1.Ifindex}))
 	syn := answer.With(func(f *testutil.Frame) {
 		f.SrcMAC, f.DstMAC, f.Src, f.Dst = h.outsideHW, mustMAC("02:00:00:00:00:01"), server, extAddr
 		f.TCP = &testutil.TCP{SrcPort: 40000, DstPort: 8080, SYN: true}

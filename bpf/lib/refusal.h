@@ -26,9 +26,11 @@
 #include "nat.h"
 #include "nport.h"
 #include "parse.h"
+#include "publish.h"
 #include "socket.h"
 
-#define FBR_PASSED_MAX 4096 /* of fbr_passed */
+#define FBR_PASSED_MAX       4096 /* of fbr_passed */
+#define FBR_LOOPBACK_IFINDEX 1    /* of lo, in every network namespace */
 
 /* Packets for ports of the NAT range that INPUT let through, by a hash that is also the value. */
 struct {
@@ -99,7 +101,21 @@ __fbr_global bool fbr_passed_take(const struct fbr_flow_key *k)
 	return at && __sync_val_compare_and_swap(at, mark, 0) == mark;
 }
 
-/* Notes a packet that INPUT lets through to a port of the NAT range. */
+/* Whether a packet that reaches the host's own sockets is for a published port that only the
+ * kernel's NAT leads to the container (SCTP): a client that is not allowed, or the rules are
+ * gone. No socket of the host answers it. The host itself may have the port by loopback.
+ */
+static __always_inline bool fbr_input_published(struct bpf_nf_ctx *ctx, __be32 daddr, __be16 dport)
+{
+	struct fbr_conf *c = fbr_conf_get();
+
+	return c && c->published && ctx->skb->skb_iif != FBR_LOOPBACK_IFINDEX &&
+	       fbr_pub_get(daddr, dport, IPPROTO_SCTP);
+}
+
+/* Notes a packet that INPUT lets through to a port of the NAT range. Drops one for a
+ * published port that is the container's.
+ */
 static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
 {
 	struct {
@@ -113,10 +129,13 @@ static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
 
 	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&h, sizeof(h), &pkt, 0, 0))
 		return NF_ACCEPT;
-	if (h.ip.protocol != IPPROTO_TCP && h.ip.protocol != IPPROTO_UDP)
+	if (h.ip.protocol != IPPROTO_TCP && h.ip.protocol != IPPROTO_UDP &&
+	    h.ip.protocol != IPPROTO_SCTP)
 		return NF_ACCEPT;
 	if (h.ip.ihl != 5 && bpf_dynptr_read(&h.ports, sizeof(h.ports), &pkt, h.ip.ihl * 4, 0))
 		return NF_ACCEPT;
+	if (h.ip.protocol == IPPROTO_SCTP)
+		return fbr_input_published(ctx, h.ip.daddr, h.ports.dport) ? NF_DROP : NF_ACCEPT;
 	np = fbr_nport_at(h.ip.protocol, h.ports.dport);
 	if (!np || fbr_port_of_host(np))
 		return NF_ACCEPT;

@@ -34,14 +34,17 @@ to the container. A port published on 127.0.0.1 is for the host alone.`,
 func newPublishAddCmd(e *env) *cobra.Command {
 	var network, allow string
 	cmd := &cobra.Command{
-		Use:   "add [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp] NAME",
+		Use:   "add [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp] NAME",
 		Short: "Publish ports of the container NAME",
 		Long: `Publish ports of the container NAME, as docker's -p does: one port of the host, or
 a range. A host port that is published already, or that a socket of the host has,
-is refused. Once a port is published, no process of the host can bind it.`,
+is refused. Once a port is published, no process of the host can bind it (SCTP: no
+process answers on it). SCTP is translated by the kernel's NAT, not on the fast path,
+and cannot be published on loopback.`,
 		Example: `  fastbr publish add 8080:80 web
   fastbr publish add 198.51.100.1:53:53/udp dns --allow 198.51.100.0/24
-  fastbr publish add 40000-40999:40000/udp rtp`,
+  fastbr publish add 40000-40999:40000/udp rtp
+  fastbr publish add 2905:2905/sctp sigtran`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			r, err := parsePublication(args[0])
@@ -49,7 +52,7 @@ is refused. Once a port is published, no process of the host can bind it.`,
 				return err
 			}
 			if r.Port == 0 {
-				return usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp], such as 8080:80", args[0])
+				return usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp], such as 8080:80", args[0])
 			}
 			if r.Proto == "" {
 				r.Proto = "tcp"
@@ -98,7 +101,7 @@ func newPublishLsCmd(e *env) *cobra.Command {
 func newPublishRmCmd(e *env) *cobra.Command {
 	var network string
 	cmd := &cobra.Command{
-		Use:     "rm [HOSTIP:]HOST[-END][:CONTAINER][/tcp|udp] [NAME]",
+		Use:     "rm [HOSTIP:]HOST[-END][:CONTAINER][/tcp|udp|sctp] [NAME]",
 		Aliases: []string{"remove"},
 		Short:   "Take a publication back",
 		Long: `Remove publications and end the flows through them. What is left out matches
@@ -141,13 +144,13 @@ func portRange(first, last int) string {
 	return fmt.Sprintf("%d-%d", first, last)
 }
 
-// parsePublication parses [HOSTIP:]HOST[-END][:CONTAINER[-END]][/tcp|udp]. A missing
+// parsePublication parses [HOSTIP:]HOST[-END][:CONTAINER[-END]][/tcp|udp|sctp]. A missing
 // container port or protocol stays zero.
 func parsePublication(s string) (r ctl.PublishRequest, err error) {
-	bad := usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp], such as 8080:80", s)
+	bad := usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp], such as 8080:80", s)
 	ports, proto, hasProto := strings.Cut(s, "/")
-	if hasProto && proto != "tcp" && proto != "udp" {
-		return r, usage("publication %q: protocol %q: tcp or udp", s, proto)
+	if hasProto && proto != "tcp" && proto != "udp" && proto != "sctp" {
+		return r, usage("publication %q: protocol %q: tcp, udp or sctp", s, proto)
 	}
 	r.Proto = proto
 	f := strings.Split(ports, ":")

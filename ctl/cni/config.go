@@ -262,7 +262,7 @@ func (c *config) publications() (out []ctl.PublishRequest, notes []string, err e
 }
 
 // errLater marks a valid port mapping that fastbr cannot publish.
-var errLater = errors.New("fastbr publishes only TCP and UDP on IPv4 addresses")
+var errLater = errors.New("fastbr publishes only on IPv4 addresses")
 
 // publication translates a mapping. A mapping without a host port publishes
 // nothing: it yields the zero value.
@@ -278,10 +278,7 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 		r.Proto = "tcp"
 	}
 	later := fmt.Errorf("port mapping %s:%d/%s is skipped: %w", m.HostIP, m.HostPort, r.Proto, errLater)
-	if r.Proto == "sctp" {
-		return r, later
-	}
-	if r.Proto != "tcp" && r.Proto != "udp" {
+	if r.Proto != "tcp" && r.Proto != "udp" && r.Proto != "sctp" {
 		return r, unsupported("portMappings.protocol", m.Protocol)
 	}
 	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil {

@@ -216,9 +216,11 @@ func TestPublishRequests(t *testing.T) {
 	got, err := publishRequests([]portBinding{
 		{Proto: 6, Port: 81, HostPort: 8081}, {Proto: 6, Port: 80, HostPort: 8080}, {Proto: 6, Port: 90, HostPort: 8082},
 		{Proto: 17, Port: 82, HostPort: 8082}, {Proto: 6, Port: 80, HostPort: 8080}, {Proto: 17, Port: 53}, {Proto: 17, Port: 54, HostPort: 7000, HostPortEnd: 7009, HostIP: "0.0.0.0"},
+		{Proto: 132, Port: 2905, HostPort: 2905},
 	}, "192.0.2.1")
 	host := netip.MustParseAddr("192.0.2.1")
 	want := []ctl.PublishRequest{
+		{HostIP: host, First: 2905, Last: 2905, Port: 2905, Proto: "sctp"},
 		{HostIP: host, First: 8080, Last: 8081, Port: 80, Proto: "tcp"},
 		{HostIP: host, First: 8082, Last: 8082, Port: 90, Proto: "tcp"},
 		{HostIP: host, First: 8082, Last: 8082, Port: 82, Proto: "udp"},
@@ -228,7 +230,7 @@ func TestPublishRequests(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
 	}
-	for _, b := range []portBinding{{Proto: 132, Port: 80, HostPort: 80}, {Proto: 6, Port: 80, HostPort: 80, HostIP: "::"}} {
+	for _, b := range []portBinding{{Proto: 136, Port: 80, HostPort: 80}, {Proto: 6, Port: 80, HostPort: 80, HostIP: "::"}} {
 		if _, err := publishRequests([]portBinding{b}, ""); err == nil {
 			t.Errorf("%+v: no error", b)
 		}

@@ -48,8 +48,10 @@ func publishRequest(b portBinding, binding string) (r ctl.PublishRequest, err er
 		r.Proto = "tcp"
 	case unix.IPPROTO_UDP:
 		r.Proto = "udp"
+	case unix.IPPROTO_SCTP:
+		r.Proto = "sctp"
 	default:
-		return r, fmt.Errorf("port %d: fastbr publishes TCP and UDP, not IP protocol %d", b.Port, b.Proto)
+		return r, fmt.Errorf("port %d: fastbr publishes TCP, UDP and SCTP, not IP protocol %d", b.Port, b.Proto)
 	}
 	if r.HostIP, err = hostAddr(cmp.Or(b.HostIP, binding)); err != nil {
 		return r, err

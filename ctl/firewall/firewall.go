@@ -30,8 +30,9 @@ type Publication struct {
 	Bridge      Device
 	HostIP      netip.Addr // invalid: every address of the host
 	First, Last uint16
-	Port        uint16 // where First leads; the others follow
-	Proto       string // "tcp" or "udp"
+	Port        uint16       // where First leads; the others follow
+	Proto       string       // "tcp", "udp" or "sctp"
+	Allow       netip.Prefix // clients; invalid: all
 	Container   netip.Addr
 	Name        string
 }

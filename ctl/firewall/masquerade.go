@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -19,6 +20,10 @@ import (
 // masqueradeTable is the table by which the kernel translates what the datapath does
 // not.
 const masqueradeTable = "fastbr"
+
+// publishPriority puts our chains behind every other that translates destinations
+// (NF_IP_PRI_NAT_DST is -100).
+const publishPriority nftables.ChainPriority = -90
 
 // masqueradePriority puts our chain behind every other that translates sources
 // (NF_IP_PRI_NAT_SRC is 100): the first translation of a connection is the only one.
@@ -33,27 +38,32 @@ var ErrNoNftables = errors.New("this kernel has no nftables NAT")
 // Masquerade keeps the table "ip fastbr". By it the kernel translates what networks
 // with NAT send by uplinks, but for TCP, UDP and echo, which the datapath translates.
 // If h.Others is set, it also translates all that they send by devices which are
-// neither uplinks nor bridges of ours. The table is replaced as a whole when anything
-// in it is not as it should be; connections keep their translation. Without a network
-// with NAT there is no table. The error wraps ErrNoNftables where the kernel cannot.
-func Masquerade(h Host) error {
+// neither uplinks nor bridges of ours. It leads clients of published SCTP ports to
+// their containers. The table is replaced as a whole when anything in it is not as it
+// should be; connections keep their translation. Without a network with NAT and such a
+// port there is no table. The error wraps ErrNoNftables where the kernel cannot. gone are
+// the containers' SCTP ports that it leads nobody to any more.
+func Masquerade(h Host) (gone []netip.AddrPort, err error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return nil, fmt.Errorf("opening nftables: %w", err)
 	}
 	defer conn.CloseLasting()
 	want := leavingOf(h)
 	have, err := readMasquerade(conn)
 	if err != nil || maps.EqualFunc(have, want.listing(), slices.Equal[[]string]) {
-		return err
+		return nil, err
 	}
 	if have != nil {
 		conn.DelTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
 	}
 	if err := want.add(conn); err != nil {
-		return err
+		return nil, err
 	}
-	return masqueradeError(conn.Flush())
+	if err := conn.Flush(); err != nil {
+		return nil, masqueradeError(err)
+	}
+	return noLongerLed(have, want.listing()), nil
 }
 
 // Masquerades reports whether the table is as Masquerade would leave it. The errors are
@@ -67,6 +77,12 @@ func Masquerades(h Host) (bool, error) {
 	have, err := readMasquerade(conn)
 	return maps.EqualFunc(have, leavingOf(h).listing(), slices.Equal[[]string]), err
 }
+
+// masqueradeChains are the names of the table's chains.
+var masqueradeChains = []string{"uplink", "postrouting", "published", "prerouting", "output"}
+
+// elementsAtOnce of a set fit into one message: the length of an attribute has 16 bits.
+const elementsAtOnce = 512
 
 // masqueradeError is err with ErrNoNftables where the kernel lacks a part: ENOENT is a type
 // of chain or an expression that it does not know.
@@ -87,9 +103,12 @@ type leaving struct {
 	chains []leavingChain
 }
 
+// leavingChain is a chain. One with a hook translates.
 type leavingChain struct {
-	name  string
-	rules []leavingRule
+	name     string
+	hook     *nftables.ChainHook
+	priority nftables.ChainPriority
+	rules    []leavingRule
 }
 
 type leavingRule struct {
@@ -97,7 +116,7 @@ type leavingRule struct {
 	exprs   []expr.Any
 }
 
-// leavingOf returns nil if no network of h is translated.
+// leavingOf returns nil if no network of h is translated and no SCTP port is published.
 func leavingOf(h Host) *leaving {
 	var subnets []netip.Prefix
 	inside, out := []string{"lo"}, []string{}
@@ -107,7 +126,8 @@ func leavingOf(h Host) *leaving {
 			subnets = append(subnets, n.Subnet)
 		}
 	}
-	if len(subnets) == 0 {
+	sctp := sctpOf(h)
+	if len(subnets) == 0 && len(sctp) == 0 {
 		return nil
 	}
 	for _, u := range h.Uplinks {
@@ -127,13 +147,13 @@ func leavingOf(h Host) *leaving {
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
 	l := &leaving{
 		sets: masqueradeSets(),
-		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out)},
-		chains: []leavingChain{{"uplink", []leavingRule{
+		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out), nil, nil},
+		chains: []leavingChain{{name: "uplink", rules: []leavingRule{
 			{"fastbr translates it", append(proto(unix.IPPROTO_TCP), back)},
 			{"fastbr translates it", append(proto(unix.IPPROTO_UDP), back)},
 			{"fastbr translates it", slices.Concat(proto(unix.IPPROTO_ICMP), echo, is{back})},
 			{"other protocols", masquerade},
-		}}, {"postrouting", []leavingRule{
+		}}, {name: "postrouting", hook: nftables.ChainHookPostrouting, priority: masqueradePriority, rules: []leavingRule{
 			{"not from a container", is{saddr, in("subnets", true), back}},
 			{"not by a bridge of ours: forged", slices.Concat(forwarded, is{iifname, in("inside", true), back})},
 			{"stays on the host", is{oifname, in("inside", false), back}},
@@ -150,6 +170,9 @@ func leavingOf(h Host) *leaving {
 	}
 	if h.Others {
 		post.rules = append(post.rules, leavingRule{"other devices", masquerade})
+	}
+	if len(sctp) > 0 {
+		l.publish(h, sctp)
 	}
 	return l
 }
@@ -193,16 +216,19 @@ func (l *leaving) add(conn *nftables.Conn) error {
 	}
 	t := conn.AddTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
 	for i, s := range l.sets {
-		if err := conn.AddSet(&s, l.keys[i]); err != nil {
+		if err := conn.AddSet(&s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
+		for part := range slices.Chunk(l.keys[i], elementsAtOnce) {
+			if err := conn.SetAddElements(&s, part); err != nil {
+				return fmt.Errorf("set %s: %w", s.Name, err)
+			}
 		}
 	}
 	for _, c := range l.chains {
 		chain := &nftables.Chain{Name: c.name, Table: t}
-		if c.name == "postrouting" {
-			chain.Type, chain.Hooknum = nftables.ChainTypeNAT, nftables.ChainHookPostrouting
-			priority := masqueradePriority
-			chain.Priority = &priority
+		if c.hook != nil {
+			chain.Type, chain.Hooknum, chain.Priority = nftables.ChainTypeNAT, c.hook, &c.priority
 		}
 		conn.AddChain(chain)
 		for _, r := range c.rules {
@@ -234,7 +260,7 @@ func (l *leaving) listing() map[string][]string {
 func keysOf(elements []nftables.SetElement) []string {
 	out := []string{}
 	for _, e := range elements {
-		out = append(out, fmt.Sprintf("%x %v", e.Key, e.IntervalEnd))
+		out = append(out, strings.TrimRight(fmt.Sprintf("%x %v %x", e.Key, e.IntervalEnd, e.Val), " "))
 	}
 	slices.Sort(out)
 	return out
@@ -251,7 +277,7 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 		if c.Table.Name != masqueradeTable {
 			continue
 		}
-		if c.Name != "postrouting" && c.Name != "uplink" {
+		if !slices.Contains(masqueradeChains, c.Name) {
 			return nil, ErrForeignTable
 		}
 		rules, err := nftRules(c)
@@ -285,7 +311,11 @@ func masqueradeSets() []nftables.Set {
 	device := nftables.Set{Table: t, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	inside, uplinks := device, device
 	inside.Name, uplinks.Name = "inside", "uplinks"
-	sets := []nftables.Set{{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true}, inside, uplinks}
+	at := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	leads := nftables.Set{Table: t, IsMap: true, KeyType: nftables.TypeInetService, DataType: at}
+	ports, sockets := leads, leads
+	ports.Name, sockets.Name, sockets.KeyType, sockets.Concatenation = "ports", "sockets", at, true
+	sets := []nftables.Set{{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true}, inside, uplinks, ports, sockets}
 	for i := range sets {
 		sets[i].ID = uint32(i) + 1 // the library's own numbers are not safe for concurrent use
 	}

@@ -34,7 +34,7 @@ func TestMasqueradeTable(t *testing.T) {
 	testutil.NewNetns(t).Do(t, func() {
 		ensure := func(h Host) string {
 			t.Helper()
-			if err := Masquerade(h); err != nil {
+			if _, err := Masquerade(h); err != nil {
 				t.Fatal(err)
 			}
 			return nftList(t)
@@ -81,7 +81,7 @@ func TestMasqueradeTable(t *testing.T) {
 		}
 		theirs := nftList(t)
 		for _, h := range []Host{h, {}} {
-			if err := Masquerade(h); !errors.Is(err, ErrForeignTable) || nftList(t) != theirs {
+			if _, err := Masquerade(h); !errors.Is(err, ErrForeignTable) || nftList(t) != theirs {
 				t.Errorf("beside somebody's table of that name: %v:\n%s", err, nftList(t))
 			}
 		}

@@ -96,8 +96,8 @@ func (m portMapping) publications() (out []ctl.PublishRequest, err error) {
 		return nil, fmt.Errorf("host address %q: IPv4 only", m.HostIP)
 	}
 	for proto := range strings.SplitSeq(m.Protocol, ",") {
-		if proto != "tcp" && proto != "udp" {
-			return nil, fmt.Errorf("host port %d: protocol %q is not supported: tcp or udp", m.HostPort, proto)
+		if proto != "tcp" && proto != "udp" && proto != "sctp" {
+			return nil, fmt.Errorf("host port %d: protocol %q is not supported: tcp, udp or sctp", m.HostPort, proto)
 		}
 		r.Proto = proto
 		out = append(out, r)

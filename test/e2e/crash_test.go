@@ -166,19 +166,23 @@ func (h *e2e) snapshot(t *testing.T) snapshot {
 	t.Helper()
 	s := snapshot{}
 	for i, n := range append([]*lab.Namespace{h.Host}, h.Containers...) {
+		where, dev := fmt.Sprint("c", i), "lo"
+		if n == h.Host {
+			where, dev = "host", "eth0"
+		}
 		for _, argv := range [][]string{{"ip", "-o", "-batch", "-"}, {"nft", "list", "ruleset"}, {"tc", "qdisc"}} {
 			out, err := n.RunInput(h.Ctx, "link\naddr\nroute show table all\nrule\nneigh show nud permanent\n", argv...)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s[strings.Join(argv, " ")+" in "+[]string{"host", "c1", "c2"}[i]] = dropVolatile(out)
+			s[strings.Join(argv, " ")+" in "+where] = dropVolatile(out)
 		}
-		gso, err := n.GSO([]string{"eth0", "lo", "lo"}[i])
+		gso, err := n.GSO(dev)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s["super-packets in "+[]string{"host", "c1", "c2"}[i]] = fmt.Sprint(gso)
-		s["sysctls in "+[]string{"host", "c1", "c2"}[i]] = sysctls(t, n)
+		s["super-packets in "+where] = fmt.Sprint(gso)
+		s["sysctls in "+where] = sysctls(t, n)
 	}
 	s["pins"] = tree(t, h.BPFFS)
 	s["files"] = tree(t, h.StateDir)

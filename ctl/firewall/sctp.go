@@ -1,0 +1,142 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// protoSCTP is the protocol of the publications that the table leads to containers.
+const protoSCTP = "sctp"
+
+// Registers of 4 bytes, as nftables numbers them: the first two are also the beginning
+// of register 1. They hold an address and a port.
+const (
+	addrRegister = 1
+	portRegister = 9
+)
+
+func sctpOf(h Host) (out []Publication) {
+	for _, p := range h.Published {
+		if p.Proto == protoSCTP {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// publish adds what leads clients to published ports. The maps give container and port
+// by the host's port (ports), or by its address and port (sockets). The host's own
+// packets are always led, but for those to loopback, whose answers could not come back.
+// A client on a bridge of ours is masqueraded, so that the answers come back this way.
+func (l *leaving) publish(h Host, ps []Publication) {
+	type is = []expr.Any
+	var ports, sockets []nftables.SetElement
+	for _, p := range ps {
+		for i := range uint16(p.Last-p.First) + 1 {
+			to := socketKey(p.Container, p.Port+i)
+			if p.HostIP.IsValid() {
+				sockets = append(sockets, nftables.SetElement{Key: socketKey(p.HostIP, p.First+i), Val: to})
+			} else {
+				ports = append(ports, nftables.SetElement{Key: big16(p.First + i), Val: to})
+			}
+		}
+	}
+	last := len(l.keys)
+	l.keys[last-2], l.keys[last-1] = ports, sockets
+
+	sctp := metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_SCTP})
+	daddr := &expr.Payload{DestRegister: addrRegister, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+	dport := func(register uint32) expr.Any {
+		return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
+	}
+	lead := func(set string, key ...expr.Any) is {
+		return slices.Concat(sctp, key, is{
+			&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: set},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: addrRegister, RegProtoMin: portRegister}})
+	}
+	back := &expr.Verdict{Kind: expr.VerdictReturn}
+	local := binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
+	elsewhere := leavingRule{"not for the host", is{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: local}, back}}
+	published := leavingRule{"published SCTP ports", is{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "published"}}}
+	by := func(key expr.MetaKey, set string, invert bool) is {
+		return is{&expr.Meta{Key: key, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set, Invert: invert}}
+	}
+
+	in := []leavingRule{elsewhere}
+	if !h.Others {
+		in = append(in, leavingRule{"by no uplink", slices.Concat(by(expr.MetaKeyIIFNAME, "uplinks", true), by(expr.MetaKeyIIFNAME, "inside", true), is{back})})
+	}
+	for _, p := range ps {
+		if p.Allow.IsValid() && p.Allow.Bits() > 0 {
+			in = append(in, p.onlyAllowed())
+		}
+	}
+	loopback := leavingRule{"by loopback", slices.Concat(payloadIs(expr.PayloadBaseNetworkHeader, 16, []byte{127}), is{back})}
+	l.chains = append(l.chains,
+		leavingChain{name: "published", rules: []leavingRule{
+			{"by one address of the host", lead("sockets", daddr, dport(portRegister))},
+			{"by every address of the host", lead("ports", dport(1))},
+		}},
+		leavingChain{name: "prerouting", hook: nftables.ChainHookPrerouting, priority: publishPriority, rules: append(in, published)},
+		leavingChain{name: "output", hook: nftables.ChainHookOutput, priority: publishPriority, rules: []leavingRule{elsewhere, loopback, published}},
+	)
+	led := is{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, ipsDstNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
+	post := slices.IndexFunc(l.chains, func(c leavingChain) bool { return c.name == "postrouting" })
+	l.chains[post].rules = slices.Insert(l.chains[post].rules, 0, leavingRule{"from one container to another's published port",
+		slices.Concat(sctp, by(expr.MetaKeyIIFNAME, "inside", false), by(expr.MetaKeyOIFNAME, "inside", false), led, is{&expr.Masq{}})})
+}
+
+// ipsDstNAT is IPS_DST_NAT of the kernel's enum ip_conntrack_status.
+const ipsDstNAT = 1 << 5
+
+// socketKey is an address and a port as nftables joins them: each fills 4 bytes.
+func socketKey(a netip.Addr, port uint16) []byte {
+	return slices.Concat(a.AsSlice(), big16(port), []byte{0, 0})
+}
+
+// onlyAllowed leaves clients alone that the publication does not admit. The comment says
+// all of the rule, since rules are compared by it.
+func (p Publication) onlyAllowed() leavingRule {
+	type is = []expr.Any
+	exprs := metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_SCTP})
+	if p.HostIP.IsValid() {
+		exprs = append(exprs, payloadIs(expr.PayloadBaseNetworkHeader, 16, p.HostIP.AsSlice())...)
+	}
+	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Allow.Bits()))
+	exprs = append(exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: big16(p.First), ToData: big16(p.Last)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: p.Allow.Masked().Addr().AsSlice()},
+		&expr.Verdict{Kind: expr.VerdictReturn})
+	return leavingRule{fmt.Sprintf("%s is for %s", p, p.Allow), exprs}
+}
+
+// noLongerLed returns the containers' ports that a listing of the table leads to and
+// another does not. Listings are sorted.
+func noLongerLed(before, after map[string][]string) (out []netip.AddrPort) {
+	for _, set := range []string{"set ports", "set sockets"} {
+		for _, e := range before[set] {
+			if _, still := slices.BinarySearch(after[set], e); still {
+				continue
+			}
+			to, err := hex.DecodeString(e[strings.LastIndex(e, " ")+1:])
+			if a, ok := netip.AddrFromSlice(to[:min(4, len(to))]); err == nil && ok && len(to) >= 6 {
+				out = append(out, netip.AddrPortFrom(a, binary.BigEndian.Uint16(to[4:])))
+			}
+		}
+	}
+	return out
+}
