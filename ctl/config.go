@@ -44,8 +44,10 @@ type NetworkRequest struct {
 	// NoMasquerade are destinations that see containers' own addresses, and may reach
 	// them, although Masquerade is not false. Nil: not asked for.
 	NoMasquerade []netip.Prefix
-	Internal     *bool
-	DNS          *bool // whether the gateway answers containers' questions for names
+	// PublishedOnly: without Masquerade, only published ports and answers come in.
+	PublishedOnly *bool
+	Internal      *bool
+	DNS           *bool // whether the gateway answers containers' questions for names
 
 	// How containers are translated: endpoint-independent or endpoint-dependent;
 	// apdf, adf or eif; overload or refuse.
@@ -133,6 +135,9 @@ func (r NetworkRequest) check() error {
 	}
 	if len(r.NoMasquerade) > 0 && (is(r.Masquerade, false) || is(r.Internal, true)) {
 		return tagged(ErrInvalid, "--no-masquerade is for a network that is translated: it excludes --masquerade=false and --internal")
+	}
+	if is(r.PublishedOnly, true) && (!is(r.Masquerade, false) || is(r.Internal, true)) {
+		return tagged(ErrInvalid, "--published-only is for a network that is routed: give it with --masquerade=false, and without --internal")
 	}
 	if err := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).Check(); err != nil {
 		return tagged(ErrInvalid, err.Error())

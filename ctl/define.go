@@ -33,6 +33,8 @@ type Definition struct {
 	Masquerade bool         `json:"masquerade"`
 	Internal   bool         `json:"internal"`
 	NoDNS      bool         `json:"no_dns,omitempty"` // the gateway does not answer for names
+	// PublishedOnly: nothing is translated, but only published ports and answers come in.
+	PublishedOnly bool `json:"published_only,omitempty"`
 	// NoMasquerade are destinations without translation, sorted.
 	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
 
@@ -62,7 +64,7 @@ func (d Definition) nameServer() string {
 func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
 		Masquerade: !is(r.Masquerade, false), Internal: is(r.Internal, true),
-		NoDNS: is(r.DNS, false), NoMasquerade: prefixSet(r.NoMasquerade)}
+		NoDNS: is(r.DNS, false), PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
 	if def.ID == "" {
 		def.ID = newID()
 	}
@@ -121,6 +123,7 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, mtu)
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
 	differ("no-masquerade", r.NoMasquerade != nil && !slices.Equal(prefixSet(r.NoMasquerade), d.NoMasquerade), joined(d.NoMasquerade))
+	differ("published-only", r.PublishedOnly != nil && *r.PublishedOnly != d.PublishedOnly, d.PublishedOnly)
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
 	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)
 	nat := d.natPolicy()

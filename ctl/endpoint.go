@@ -115,7 +115,7 @@ func (e Engine) EndpointPublish(ctx context.Context, networkName, name string, r
 		if err := op.publications.remove(p, slices.Clone(p.Publications)...); err != nil || len(rs) == 0 {
 			return err
 		}
-		pubs, err := op.publications.create(n, nil, rs)
+		pubs, err := op.publications.create(n, p, nil, rs)
 		if err != nil {
 			return err
 		}

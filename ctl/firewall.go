@@ -39,7 +39,7 @@ func (pf packetFilter) exits() firewall.Host {
 }
 
 func (x published) filtered() firewall.Publication {
-	return firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.HostIP, First: x.pub.First, Last: x.pub.Last,
+	return firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.address(x.port), First: x.pub.First, Last: x.pub.Last,
 		Port: x.pub.Port, Proto: x.pub.Proto, Allow: x.pub.Allow, Container: x.port.IP, Name: x.port.Name}
 }
 

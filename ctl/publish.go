@@ -38,6 +38,7 @@ type publication struct {
 	Proto   string       `json:"proto"`
 	Allow   netip.Prefix `json:"allow"`
 	Held    bool         `json:"held,omitempty"`
+	Own     bool         `json:"own,omitempty"` // clients use the container's own address; First is Port
 	Pending bool         `json:"pending,omitempty"`
 }
 
@@ -129,7 +130,7 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 		if err != nil {
 			return err
 		}
-		pubs, err := op.publications.create(n, nil, []PublishRequest{r})
+		pubs, err := op.publications.create(n, p, nil, []PublishRequest{r})
 		if err != nil {
 			return err
 		}
@@ -198,7 +199,7 @@ func (r PublishRequest) matches(x published) bool {
 	return r.First == x.pub.First && r.Last == x.pub.Last &&
 		(r.Port == 0 || r.Port == x.pub.Port) &&
 		(r.Proto == "" || r.Proto == x.pub.Proto) &&
-		(!r.HostIP.IsValid() || r.HostIP == x.pub.HostIP) &&
+		(!r.HostIP.IsValid() || r.HostIP == x.pub.address(x.port)) &&
 		(r.Name == "" || r.Name == x.port.Name || r.Name == x.port.Port) &&
 		(r.Network == "" || r.Network == x.net.Name)
 }
@@ -225,8 +226,17 @@ func (ps *publications) all() (out []published) {
 	return out
 }
 
+// address is where clients reach a publication of the port; invalid: at every address of
+// the host.
+func (pub *publication) address(p *port) netip.Addr {
+	if pub.Own {
+		return p.IP
+	}
+	return pub.HostIP
+}
+
 func (pub *publication) view(n *network, p *port) PublicationView {
-	host, allow := pub.HostIP, pub.Allow
+	host, allow := pub.address(p), pub.Allow
 	if !host.IsValid() {
 		host = netip.IPv4Unspecified()
 	}
@@ -240,12 +250,31 @@ func (pub *publication) view(n *network, p *port) PublicationView {
 
 // create makes the records of what is asked of the network, if the host ports are free.
 // o is who asks, nil: a user.
-func (ps *publications) create(n *network, o *Owner, rs []PublishRequest) (out []*publication, err error) {
+// In a network with PublishedOnly they are the container's own address and ports: a
+// host's address and port say nothing there.
+func (ps *publications) create(n *network, p *port, o *Owner, rs []PublishRequest) (out []*publication, err error) {
 	if len(rs) > 0 && n.Internal {
 		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is internal: its ports cannot be published", n.Name))
 	}
 	there := ps.all()
 	for _, r := range rs {
+		if n.PublishedOnly && r.Proto == protoSCTP {
+			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s has only its TCP and UDP ports published: SCTP needs a network without --published-only", n.Name))
+		}
+		if n.PublishedOnly {
+			pub := &publication{Own: true, First: r.Port, Last: r.Port, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
+			if !r.Any {
+				pub.Last += r.Last - r.First
+			}
+			if slices.ContainsFunc(out, func(x *publication) bool { return *x == *pub }) {
+				continue // two ports of the host would have led there
+			}
+			if err := checkOwnFree(pub, p, out); err != nil {
+				return nil, err
+			}
+			out = append(out, pub)
+			continue
+		}
 		pub, err := ps.choose(o, r, there, out)
 		if err != nil {
 			return nil, err
@@ -253,6 +282,19 @@ func (ps *publications) create(n *network, o *Owner, rs []PublishRequest) (out [
 		out = append(out, pub)
 	}
 	return out, nil
+}
+
+// checkOwnFree refuses ports of a container that are published at its own address already.
+func checkOwnFree(pub *publication, p *port, others []*publication) error {
+	if p != nil {
+		others = slices.Concat(others, p.Publications)
+	}
+	for _, x := range others {
+		if pub.overlaps(x) {
+			return tagged(ErrExists, fmt.Sprintf("container port %d/%s is published already", max(pub.First, x.First), pub.Proto))
+		}
+	}
+	return nil
 }
 
 // notYet leaves out what another port of the same container leads to
@@ -338,7 +380,7 @@ func (ps *publications) leadsHere(host netip.Addr) error {
 
 func (pub *publication) overlaps(x *publication) bool {
 	sameIP := !pub.HostIP.IsValid() || !x.HostIP.IsValid() || pub.HostIP == x.HostIP
-	return sameIP && x.Proto == pub.Proto && x.First <= pub.Last && pub.First <= x.Last
+	return sameIP && x.Own == pub.Own && x.Proto == pub.Proto && x.First <= pub.Last && pub.First <= x.Last
 }
 
 func (ps *publications) steps(p *port, pubs []*publication) []step {
@@ -431,7 +473,7 @@ func (ps *publications) unset(p *port, pubs []*publication) error {
 // toDatapath are publications of the port's as the datapath knows them.
 func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 	for _, pub := range pubs {
-		out = append(out, datapath.Publication{HostAddr: pub.HostIP, First: pub.First, Last: pub.Last, Proto: protocols[pub.Proto], Allow: pub.Allow, Held: pub.Held,
+		out = append(out, datapath.Publication{HostAddr: pub.address(p), First: pub.First, Last: pub.Last, Proto: protocols[pub.Proto], Allow: pub.Allow, Held: pub.Held,
 			Ifindex: p.Index, Container: p.IP, Port: pub.Port})
 	}
 	return out

@@ -383,6 +383,9 @@ func (st *state) reserved() hostconf.PortSet {
 	for _, n := range st.Networks {
 		for _, p := range n.Ports {
 			for _, pub := range p.Publications {
+				if pub.Own {
+					continue
+				}
 				set.AddRange(pub.First, pub.Last)
 			}
 		}

@@ -65,6 +65,9 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if n.Internal {
 		v.Flags |= tcFbrNetFlagsFBR_NET_INTERNAL
 	}
+	if n.PublishedOnly {
+		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE | tcFbrNetFlagsFBR_NET_OWN
+	}
 	if n.Masquerade && len(n.Plain) > 0 {
 		v.Flags |= tcFbrNetFlagsFBR_NET_PLAIN
 	}
@@ -75,7 +78,8 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if err := d.maps.FbrNets.Put(&k, &v); err != nil {
 		return fmt.Errorf("adding subnet %s: %w", n.Subnet, err)
 	}
-	return nil
+	_, err := d.publications.setPublished()
+	return err
 }
 
 // broadcast returns a subnet's broadcast address in network byte order, 0 if it has none
@@ -112,6 +116,9 @@ func (d *Datapath) DeleteNetwork(bridge int) error {
 		}
 	}
 	if err := d.devs.setPlain(bridge, nil); err != nil {
+		return err
+	}
+	if _, err := d.publications.setPublished(); err != nil {
 		return err
 	}
 	return d.devs.clearDevice(bridge)
@@ -183,8 +190,11 @@ func (d *Datapath) AttachPort(p Port) error {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
 	} else if net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED | tcFbrDevFlagsFBR_DEV_PLAIN
-	} else if net&tcFbrNetFlagsFBR_NET_PLAIN != 0 {
+	} else if net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_PLAIN
+	}
+	if net&tcFbrNetFlagsFBR_NET_OWN != 0 {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_SOURCE
 	}
 	if err := d.devs.putDevice(dev); err != nil {
 		return err
@@ -201,21 +211,33 @@ func (d *Datapath) AttachPort(p Port) error {
 }
 
 // networkFlags returns the flags of a bridge's network.
-func (dt deviceTable) networkFlags(bridge int) (tcFbrNetFlags, error) {
+func (dt deviceTable) networkFlags(bridge int) (flags tcFbrNetFlags, err error) {
+	found, err := dt.anyNetwork(func(n tcFbrNet) bool {
+		flags = n.Flags
+		return n.Bridge == uint32(bridge)
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("no network on the bridge with ifindex %d", bridge)
+	}
+	return flags, err
+}
+
+// anyNetwork reports whether is holds for a network. It stops at the first.
+func (dt deviceTable) anyNetwork(is func(tcFbrNet) bool) (bool, error) {
 	var (
 		k tcFbrNetKey
 		v tcFbrNet
 	)
 	it := dt.d.maps.FbrNets.Iterate()
 	for it.Next(&k, &v) {
-		if v.Bridge == uint32(bridge) {
-			return v.Flags, nil
+		if is(v) {
+			return true, nil
 		}
 	}
 	if err := it.Err(); err != nil {
-		return 0, fmt.Errorf("reading fbr_nets: %w", err)
+		return false, fmt.Errorf("reading fbr_nets: %w", err)
 	}
-	return 0, fmt.Errorf("no network on the bridge with ifindex %d", bridge)
+	return false, nil
 }
 
 // DetachPort removes a port and ends its sessions. It succeeds when the port or

@@ -46,6 +46,10 @@ type Network struct {
 	// Plain are destinations to which nothing is translated although Masquerade is set:
 	// they see containers' own addresses, and may reach them.
 	Plain []netip.Prefix
+	// PublishedOnly: Masquerade is not set, but from outside only answers, ICMP and what
+	// is for published ports come in. A publication has the container's own address and
+	// port then.
+	PublishedOnly bool
 	// Internal: nothing passes between the network and any uplink.
 	Internal bool
 	// NAT is the policy for the translation of outbound packets.

@@ -12,7 +12,7 @@ import (
 // Publication publishes ports of a container on the host.
 type Publication struct {
 	// HostAddr is the address that clients connect to. Invalid: any address of
-	// the host.
+	// the host. In a network with PublishedOnly, it is the container's own.
 	HostAddr netip.Addr
 	// First and Last are the first and last host port. New mappings do not use
 	// those in the NAT range. An existing mapping keeps its port for the remotes
@@ -84,7 +84,7 @@ func (d *Datapath) Publish(ps ...Publication) error {
 			return fmt.Errorf("publishing %d-%d: no such range", p.First, p.Last)
 		}
 	}
-	for _, p := range ps {
+	for _, p := range onHost(ps) {
 		if err := d.ports.shut(p); err != nil {
 			return err
 		}
@@ -118,7 +118,11 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(d.publications.endPublished(ps), d.ports.openRange(ps...)); err != nil {
+	err = d.publications.endPublished(ps)
+	if host := onHost(ps); len(host) > 0 {
+		err = errors.Join(err, d.ports.openRange(host...))
+	}
+	if err != nil {
 		return err
 	}
 	if err := d.sockets.endHost(); err != nil || any {
@@ -159,8 +163,19 @@ func deleteKeys(m *ebpf.Map, keys []tcFbrBindKey) error {
 	return nil
 }
 
+// onHost are the publications that take a port of the host.
+func onHost(ps []Publication) (out []Publication) {
+	for _, p := range ps {
+		if p.HostAddr != p.Container {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // setPublished tells the programs whether there are any publications, and so
-// whether they need to look.
+// whether they need to look. They also look for a network with PublishedOnly, whose
+// sessions have ports outside the range.
 func (pb publications) setPublished() (any bool, err error) {
 	var k tcFbrBindKey
 	err = pb.d.maps.FbrPub.NextKey(nil, &k)
@@ -168,8 +183,12 @@ func (pb publications) setPublished() (any bool, err error) {
 		return false, fmt.Errorf("reading fbr_pub: %w", err)
 	}
 	any = err == nil
+	own, err := pb.d.devs.anyNetwork(func(n tcFbrNet) bool { return n.Flags&tcFbrNetFlagsFBR_NET_OWN != 0 })
+	if err != nil {
+		return false, err
+	}
 	return any, pb.d.control.changeConf(func(c *tcFbrConf) error {
-		c.Published = cBool(any)
+		c.Published = cBool(any || own)
 		return nil
 	})
 }

@@ -81,6 +81,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_WAYS          tcFbrDevFlags = 2048
 	tcFbrDevFlagsFBR_DEV_BRIDGE_QUEUES tcFbrDevFlags = 4096
 	tcFbrDevFlagsFBR_DEV_PLAIN         tcFbrDevFlags = 8192
+	tcFbrDevFlagsFBR_DEV_SOURCE        tcFbrDevFlags = 16384
 )
 
 type tcFbrDrops struct {
@@ -199,6 +200,7 @@ const (
 	tcFbrNetFlagsFBR_NET_EIF        tcFbrNetFlags = 16
 	tcFbrNetFlagsFBR_NET_STRICT     tcFbrNetFlags = 32
 	tcFbrNetFlagsFBR_NET_PLAIN      tcFbrNetFlags = 64
+	tcFbrNetFlagsFBR_NET_OWN        tcFbrNetFlags = 128
 )
 
 type tcFbrNetKey struct {

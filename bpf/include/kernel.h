@@ -542,8 +542,11 @@ struct sk_buff {
 	__u32 hash;
 } __core;
 
-#define NFCT_PTRMASK   (~7UL) /* of skb->_nfct: the entry; the bits below are enum ip_conntrack_info */
-#define IP_CT_IS_REPLY 3      /* of enum ip_conntrack_info: it and IP_CT_RELATED_REPLY after it */
+#define NFCT_PTRMASK \
+	(~7UL) /* of skb->_nfct: the entry; the bits below are enum ip_conntrack_info */
+#define IP_CT_NEW       2
+#define IP_CT_UNTRACKED 7
+#define IP_CT_IS_REPLY  3 /* of enum ip_conntrack_info: it and IP_CT_RELATED_REPLY after it */
 
 struct skb_shared_info {
 	unsigned int gso_type;

@@ -50,6 +50,7 @@ struct fbr_new {
 	bool inbound;           /* begun by the remote: on a live mapping or not at all */
 	bool outside;           /* the remote is outside, not a container of this host */
 	bool published;         /* eport is a publication's, not one of the range */
+	bool own;               /* ext and eport are the container's own */
 	bool moved;             /* the host or a neighbour has the port that it would have had */
 };
 

@@ -129,11 +129,11 @@ __fbr_global enum fbr_reason fbr_sess_create(struct __sk_buff *skb, struct fbr_n
 		goto full;
 
 	err = -ENOENT;
-	if (n->published)
+	if (n->published || n->own)
 		err = fbr_pair_claim(n);
 	else if (!(n->net & FBR_NET_EDM) && !(n->moved && n->pif) && fbr_bind_reuse(skb, n))
 		err = fbr_pair_owned(n);
-	if (err && !n->inbound && !n->published && !fbr_flow_exists(&n->fwd)) {
+	if (err && !n->inbound && !n->published && !n->own && !fbr_flow_exists(&n->fwd)) {
 		quota = fbr_ports_quota(pool);
 		q = fbr_quota_get(n->pif);
 		if (q && q->ports >= quota && !fbr_make_room(n->pif, quota, true)) {

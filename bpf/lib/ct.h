@@ -104,6 +104,14 @@ static __always_inline bool fbr_ct_returns(struct sk_buff *k)
 	return (fbr_ct_status(k) & IPS_SRC_NAT) && (k->_nfct & ~NFCT_PTRMASK) >= IP_CT_IS_REPLY;
 }
 
+/* Whether the packet belongs to a connection that has begun, or is about one. */
+static __always_inline bool fbr_ct_goes_on(struct sk_buff *k)
+{
+	__u32 info = k->_nfct & ~NFCT_PTRMASK;
+
+	return fbr_ct_entry(k) && info != IP_CT_NEW && info != IP_CT_UNTRACKED;
+}
+
 /* Whether a helper (FTP, SIP, TFTP) follows the packet's connection: it has to see every
  * packet.
  */

@@ -22,7 +22,8 @@ enum fbr_dev_flags {
 	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
 	FBR_DEV_WAYS = 2048,   /* uplink: untranslated flows have come in by it (way.h) */
 	FBR_DEV_BRIDGE_QUEUES = 4096, /* port: the same as FBR_DEV_QUEUES on its bridge */
-	FBR_DEV_PLAIN = 8192, /* port: some or all of what it sends is not translated (plain.h) */
+	FBR_DEV_PLAIN = 8192,   /* port: some or all of what it sends keeps its address (plain.h) */
+	FBR_DEV_SOURCE = 16384, /* port: its network says which source address it gets (local.h) */
 };
 
 /* Always the kernel's path, for either reason. */
@@ -122,6 +123,10 @@ enum fbr_net_flags {
 	FBR_NET_EIF = 16,    /* anybody */
 	FBR_NET_STRICT = 32, /* if no port is free, refuse instead of sharing one */
 	FBR_NET_PLAIN = 64,  /* some destinations are excepted from translation (plain.h) */
+	/* With FBR_NET_MASQUERADE: sessions at the containers' own addresses and ports. Nothing
+	 * changes on the way, but only answers, ICMP and published ports come in.
+	 */
+	FBR_NET_OWN = 128,
 };
 
 struct fbr_net {

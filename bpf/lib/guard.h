@@ -29,7 +29,9 @@ static __always_inline bool fbr_guarded(__be32 addr, __be32 remote, __u32 out, b
 
 	if (!n || n->bridge == out)
 		return false;
-	return led ? (n->flags & FBR_NET_INTERNAL) != 0 : !fbr_plain_to(n, remote);
+	if (led || (n->flags & FBR_NET_OWN))
+		return n->flags & FBR_NET_INTERNAL;
+	return !fbr_plain_to(n, remote);
 }
 
 static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)

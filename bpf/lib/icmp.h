@@ -129,7 +129,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 		return outer ? FBR_UNSUPPORTED : FBR_NONE;
 	n = fbr_net_hidden(skb, in.daddr);
 	if (n && !(n->flags & FBR_NET_INTERNAL)) {
-		bool routed = fbr_plain_to(n, p->daddr);
+		bool routed = (n->flags & FBR_NET_OWN) || fbr_plain_to(n, p->daddr);
 
 		if (outer && p->saddr != in.daddr)
 			return routed ? FBR_NONE : FBR_SPOOF_IP; /* about somebody else's packet */

@@ -66,7 +66,8 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 	if (fbr_host_receives(skb, k))
 		return false;
 	/* A hairpinned packet comes from the very address that it goes to. */
-	if (k->saddr != k->daddr && fbr_route(skb, u, k->saddr, &mtu) != k->daddr)
+	if (k->saddr != k->daddr &&
+	    fbr_source(skb, u, fbr_dev_get(np->pif), k->saddr, &mtu) != k->daddr)
 		return false;
 	n->fwd.saddr = np->ip;
 	n->fwd.sport = np->port;

@@ -144,4 +144,15 @@ stored:
 		       : 0;
 }
 
+/* The same for what the port sends, whose network may say which address that is. */
+static __always_inline __be32 fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
+					 const struct fbr_dev *port, __be32 daddr, __u16 *mtu)
+{
+	__be32 ext = fbr_route(skb, u, daddr, mtu);
+
+	if (!port || !(port->flags & FBR_DEV_SOURCE))
+		return ext;
+	return port->ip;
+}
+
 #endif

@@ -80,6 +80,9 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, 
 	if (fbr_held())
 		return FBR_UNSUPPORTED;
 	n.net = net ? net->flags : 0;
+	/* Towards an address of the host (hairpin.h) the source is that address. */
+	n.own = (n.net & FBR_NET_OWN) && ext == k->saddr;
+	n.eport = k->sport;
 	if (c && c->published)
 		fbr_pub_answer(&n);
 	/* An answer, to whoever has asked. The question's session has gone. */
@@ -143,7 +146,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (routed && !fbr_flow_exists(&k))
 		return FBR_NOT_OURS;
 	if (forwarded) {
-		ext = fbr_route(skb, u, p->daddr, &mtu);
+		ext = fbr_source(skb, u, port, p->daddr, &mtu);
 		if (!ext)
 			return FBR_NO_UPLINK;
 	}

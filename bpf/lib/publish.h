@@ -18,7 +18,9 @@
 
 #define FBR_PUBS_MAX 262144 /* published ports */
 
-/* fbr_pub[host address (0: any), port, protocol]: where a port of the host leads */
+/* fbr_pub[host address (0: any), port, protocol]: where a port of the host leads. In a network
+ * with FBR_NET_OWN, the address and the port are the container's.
+ */
 struct fbr_pub {
 	__be32 ip; /* the container's */
 	__be16 port;
@@ -78,8 +80,9 @@ static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const
 	    fbr_loopback_or_zero(k->daddr)) /* never from outside */
 		return NULL;
 	pub = fbr_pub_get(k->daddr, k->dport, k->proto);
-	if (!pub || !fbr_pub_allows(pub, k->saddr) || fbr_udp_awaited(skb, k) ||
-	    !fbr_is_local(skb, u, k->daddr))
+	if (!pub || !fbr_pub_allows(pub, k->saddr))
+		return NULL;
+	if (pub->ip != k->daddr && (fbr_udp_awaited(skb, k) || !fbr_is_local(skb, u, k->daddr)))
 		return NULL;
 	return pub;
 }

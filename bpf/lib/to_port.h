@@ -14,6 +14,7 @@
 #include "pair.h"
 #include "parse.h"
 #include "plain.h"
+#include "publish.h"
 #include "qdisc.h"
 #include "reason.h"
 #include "stats.h"
@@ -26,6 +27,23 @@ static __always_inline bool fbr_led_in(struct __sk_buff *skb, const struct fbr_d
 	return !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_led(bpf_cast_to_kern_ctx(skb));
 }
 
+/* Whether a packet without a session may reach a container of a network with FBR_NET_OWN:
+ * ICMP, an answer as connection tracking knows it, or what comes to a published port.
+ */
+__fbr_global bool fbr_own_admits(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	struct fbr_net *n = p ? fbr_net_get(p->daddr) : NULL;
+	struct fbr_pub *pub;
+
+	if (!n || !(n->flags & FBR_NET_OWN))
+		return false;
+	if (p->proto == IPPROTO_ICMP || (p->frag & FBR_FRAG_LATER) ||
+	    fbr_ct_goes_on(bpf_cast_to_kern_ctx(skb)))
+		return true;
+	pub = p->kind == FBR_L4_PORTS ? fbr_pub_get(p->daddr, p->dport, p->proto) : NULL;
+	return pub && fbr_pub_allows(pub, p->saddr);
+}
+
 /* Whether a packet from another device of the host may reach a port. */
 static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr_dev *p)
 {
@@ -34,7 +52,7 @@ static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr
 	if ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return true;
 	if ((p->flags & FBR_DEV_PLAIN) && skb->protocol == bpf_htons(ETH_P_IP) &&
-	    !fbr_parse(skb, &pkt) && fbr_plain_in(skb, &pkt))
+	    !fbr_parse(skb, &pkt) && (fbr_plain_in(skb, &pkt) || fbr_own_admits(skb, &pkt)))
 		return true;
 	return fbr_led_in(skb, p) ||
 	       (!(p->flags & FBR_DEV_INTERNAL) && fbr_ct_returns(bpf_cast_to_kern_ctx(skb)));
@@ -84,7 +102,8 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 			fbr_way_passed(skb, &pkt, FBR_WAY_IN, iif, p->mtu);
 		return FBR_NONE;
 	}
-	if ((pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb))
+	if ((pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb) ||
+	    ((p->flags & FBR_DEV_PLAIN) && fbr_own_admits(skb, &pkt)))
 		return FBR_NONE;
 	return FBR_DIRECT;
 }

@@ -60,7 +60,17 @@ static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev
 __fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struct fbr_dev *u,
 					      const struct fbr_pkt *p)
 {
-	return u && p ? fbr_judge(skb, u, p->saddr, p->daddr, fbr_remote(skb, p)) : FBR_MARTIAN;
+	enum fbr_reason why;
+	struct fbr_net *n;
+
+	if (!u || !p)
+		return FBR_MARTIAN;
+	why = fbr_judge(skb, u, p->saddr, p->daddr, fbr_remote(skb, p));
+	n = why == FBR_DIRECT ? fbr_net_get(p->daddr) : NULL;
+	if (!n || !(n->flags & FBR_NET_OWN))
+		return why;
+	/* What has no session here may be an answer: fbr_own_admits() decides. */
+	return p->frag || p->kind != FBR_L4_PORTS ? FBR_NONE : FBR_FILTERED;
 }
 
 /* Whether a checksum is to be filled in where it would overwrite more than the packet's
@@ -101,12 +111,21 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 	return why || !p->frag ? why : fbr_frag_first(skb, p, port, false);
 }
 
+/* Whether a packet needs no session where nothing is translated: it has no port that
+ * somebody would have to open.
+ */
+static __always_inline bool fbr_no_session(const struct fbr_pkt *p)
+{
+	return p->kind == FBR_L4_NONE || p->kind == FBR_L4_ECHO_REP;
+}
+
 /* Handles a packet that leaves by an uplink with a container's source. */
 static __always_inline enum fbr_reason
 fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr_dev *u,
 		  const struct fbr_net *n, struct fbr_dev **blame)
 {
 	__u32 iif = skb->ingress_ifindex;
+	bool own = n->flags & FBR_NET_OWN;
 	__be32 ip = p->saddr;
 	enum fbr_reason why;
 	__u16 mtu = 0;
@@ -131,11 +150,15 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_NONE;
 	}
 	if (!*blame)
-		return FBR_SPOOF_IP;
+		return own ? FBR_NONE : FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
-	if (p->frag & FBR_FRAG_LATER)
-		return fbr_frag_later(skb, p, false);
+	if (p->frag & FBR_FRAG_LATER) {
+		why = fbr_frag_later(skb, p, false);
+		return own && why == FBR_FRAGMENT ? FBR_NONE : why;
+	}
+	if (own && fbr_no_session(p))
+		return FBR_NONE;
 	why = fbr_snat(skb, p, u, *blame, iif ? FBR_SNAT_FORWARDED : FBR_SNAT_HOST);
 	return why || !p->frag ? why : fbr_frag_first(skb, p, *blame, false);
 }

@@ -106,6 +106,7 @@ type networkFlags struct {
 	masquerade, internal    bool
 	dns                     bool
 	noMasquerade            []string
+	publishedOnly           bool
 
 	natMapping, natFiltering, natOnExhaustion string
 }
@@ -117,6 +118,7 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
 	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
+	flags.BoolVar(&f.publishedOnly, "published-only", false, "with --masquerade=false: only published ports, answers and ping come in from outside, to the containers' own addresses and ports")
 	flags.BoolVar(&f.internal, "internal", false, "no traffic between the network and the outside")
 	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
 	flags.StringVar(&f.natMapping, "nat-mapping", "", "external port of a source port: one for all destinations, or one for each: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
@@ -145,6 +147,9 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 	}
 	if cmd.Flags().Changed("masquerade") {
 		r.Masquerade = &f.masquerade
+	}
+	if cmd.Flags().Changed("published-only") {
+		r.PublishedOnly = &f.publishedOnly
 	}
 	if cmd.Flags().Changed("internal") {
 		r.Internal = &f.internal

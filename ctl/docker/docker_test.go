@@ -183,7 +183,19 @@ func TestNetworkOptions(t *testing.T) {
 	if r, err := create(nil, nil); err != nil || r.Bridge != "br-"+n1[:12] || r.Masquerade != nil || r.Internal != nil {
 		t.Errorf("plain request %+v, %v", r, err)
 	}
-	for key, value := range map[string]string{optICC: "false", optMode4: "routed", optTrusted: "eth1", optInhibit4: "true", optHostIPv4: "192.0.2.1",
+	r, err = create(nil, map[string]any{optMode4: "routed", optMasquerade: "true"})
+	if err != nil || *r.Masquerade || !*r.PublishedOnly {
+		t.Errorf("routed: %+v, %v", r, err)
+	}
+	r, err = create(map[string]any{optInternal: true}, map[string]any{optMode4: "routed"})
+	if err != nil || *r.Masquerade || *r.PublishedOnly || !*r.Internal {
+		t.Errorf("routed and internal: %+v, %v", r, err)
+	}
+	r, err = create(nil, map[string]any{optPlain: "10.0.0.0/8,192.168.0.0/16"})
+	if err != nil || len(r.NoMasquerade) != 2 {
+		t.Errorf("no masquerade: %+v, %v", r, err)
+	}
+	for key, value := range map[string]string{optICC: "false", optPlain: "10.0.0.0/8,", optMode4: "isolated", optTrusted: "eth1", optInhibit4: "true", optHostIPv4: "192.0.2.1",
 		optHostBinding: "::1", optMTU: "big", optMasquerade: "perhaps", optIfacePrefix: "a/b", "com.docker.network.bridge.typo": "1"} {
 		if _, err := create(nil, map[string]any{key: value}); err == nil || !strings.Contains(err.Error(), strings.Split(key, "_host")[0]) && key != optHostBinding {
 			t.Errorf("%s=%s: %v", key, value, err)

@@ -130,7 +130,12 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 	case optInhibit4:
 		return only(key, value, "false", "a bridge always has its gateway's address")
 	case optMode4:
-		return only(key, value, "nat", "see "+optMasquerade)
+		if value == "routed" {
+			masquerade, only := false, r.Internal == nil || !*r.Internal // nothing comes into an internal one
+			r.Masquerade, r.PublishedOnly = &masquerade, &only
+			return nil
+		}
+		return only(key, value, "nat", "or \"routed\"")
 	case optMode6, optHostIPv6: // there is no IPv6 to do it for
 	case optIPv6: // there is no IPv6 to configure
 		if !isFalse(value) {
