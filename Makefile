@@ -13,6 +13,8 @@ PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
 FIREWALLS := ufw firewall-cmd dbus-daemon
 ENGINES := dockerd containerd podman runc busybox /usr/lib/cni/host-local ipvsadm
+# What the test of several hosts needs.
+ROUTERS := /usr/lib/frr/zebra
 # What an emulated machine takes (.ci/vm).
 VM := qemu-system-x86_64 depmod cpio xz busybox
 CLANG_FORMAT ?= clang-format-19
@@ -63,7 +65,7 @@ demo: build ## a throw-away host with two containers: traffic, counters, fastbr 
 	@$(SUDO) $(BIN) demo
 
 test: build ## every test: vet, pure, programs, namespaces with real traffic, command line
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS)
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) $(ROUTERS)
 	$(GO) vet ./...
 	$(if $(RACE),,@echo '### no gcc: the tests run WITHOUT the race detector')
 	FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test $(RACE) -vet=off -p $(PACKAGES) -parallel $(PARALLEL) -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') $(TESTS)
@@ -144,7 +146,7 @@ score: build ## every check of the NAT requirements, waiting for timeouts (6 min
 	FASTBR_SCORE=write FASTBR_TEST_BINARY=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout $(TIMEOUT) $(if $(ROOT),,-exec '$(SUDO)') -run '^TestScore$$' ./test/rfc
 
 deps: ## install the Debian packages that all targets together need, as far as missing
-	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) \
+	@$(DEPS) iperf3 nft iptables conntrack brctl ethtool ip nsenter promtool prometheus $(ENGINES) $(FIREWALLS) $(ROUTERS) \
 		$(BENCH_TOOLS) $(VM) clang-19 llvm-strip-19 $(CLANG_FORMAT)
 
 build: ## bin/fastbr

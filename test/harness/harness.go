@@ -98,6 +98,13 @@ func New(t testing.TB, m Mode, o lab.Options) *Rig {
 	return h
 }
 
+// On is the rig with another host of the lab. It has only what a host needs.
+func (h *Rig) On(host *lab.Namespace) *Rig {
+	other := *h
+	other.Lab = &lab.Lab{Host: host}
+	return &other
+}
+
 // Renew gives the next part of a long test the full deadline again.
 func (h *Rig) Renew() {
 	if h.cancel != nil {

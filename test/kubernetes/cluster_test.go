@@ -104,9 +104,7 @@ func newCluster(t *testing.T, k kind, f fabric, p proxy) *cluster {
 	r := harness.New(t, harness.Mode{Name: k.name, Leaky: f == hostGW}, lab.Options{Containers: 3, Router: true, NFCall: true})
 	cl := &cluster{Rig: r, translates: strings.Contains(k.delegate, "ipMasq"), a: r.Containers[0], b: r.Containers[1], c: r.Containers[2]}
 	for i, host := range []*lab.Namespace{r.Host, r.LAN} {
-		n := *r
-		n.Lab = &lab.Lab{Host: host}
-		cl.nodes[i] = &node{Rig: &n, addr: host.Addr, masked: host.Addr,
+		cl.nodes[i] = &node{Rig: r.On(host), addr: host.Addr, masked: host.Addr,
 			subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i + 1), 0}), 24)}
 	}
 	if err := r.LAN.AddRoute(netip.Prefix{}, r.OutsideAddr(0)); err != nil {
