@@ -123,7 +123,7 @@ func (nets networks) setUp(n *network) error { return nets.op.conn.SetUp(n.Index
 
 func (nets networks) tell(n *network) error {
 	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Gateway: n.Gateway, Bridge: n.Index,
-		Masquerade: n.Masquerade, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy()})
+		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy()})
 	if err != nil {
 		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)
 	}

@@ -44,6 +44,9 @@ type NetworkRequest struct {
 	// NoMasquerade are destinations that see containers' own addresses, and may reach
 	// them, although Masquerade is not false. Nil: not asked for.
 	NoMasquerade []netip.Prefix
+	// SNATAddress is the source address of what is translated, one of the host's.
+	// Invalid: the one of the route.
+	SNATAddress netip.Addr
 	// PublishedOnly: without Masquerade, only published ports and answers come in.
 	PublishedOnly *bool
 	Internal      *bool
@@ -135,6 +138,12 @@ func (r NetworkRequest) check() error {
 	}
 	if len(r.NoMasquerade) > 0 && (is(r.Masquerade, false) || is(r.Internal, true)) {
 		return tagged(ErrInvalid, "--no-masquerade is for a network that is translated: it excludes --masquerade=false and --internal")
+	}
+	if a := r.SNATAddress; a.IsValid() && (!a.Is4() || a.IsLoopback() || a.IsMulticast() || a.IsUnspecified()) {
+		return tagged(ErrInvalid, fmt.Sprintf("source address %s: want an IPv4 address of this host that others can answer to", a))
+	}
+	if r.SNATAddress.IsValid() && (is(r.Masquerade, false) || is(r.Internal, true)) {
+		return tagged(ErrInvalid, "--snat-address is for a network that is translated: it excludes --masquerade=false and --internal")
 	}
 	if is(r.PublishedOnly, true) && (!is(r.Masquerade, false) || is(r.Internal, true)) {
 		return tagged(ErrInvalid, "--published-only is for a network that is routed: give it with --masquerade=false, and without --internal")

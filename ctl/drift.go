@@ -200,5 +200,10 @@ func (rep repair) notes() []string {
 	for _, f := range faults {
 		out = append(out, f.what+nextMends)
 	}
+	for _, name := range rep.op.st.networkNames() {
+		if missing, err := rep.op.missesAddress(rep.op.st.Networks[name].Definition); err == nil && missing != "" {
+			out = append(out, missing+": nothing leaves until it is there")
+		}
+	}
 	return append(out, rep.op.uplinks.notes()...)
 }

@@ -75,6 +75,8 @@ type NetworkView struct {
 	Masquerade bool   `json:"masquerade"`
 	Internal   bool   `json:"internal"`
 	DNS        bool   `json:"dns"` // its gateway answers for names
+	// SNATAddress is the source address of what is translated; "": the route's.
+	SNATAddress string `json:"snat_address"`
 	// PublishedOnly: not translated, and only published ports and answers come in.
 	PublishedOnly bool `json:"published_only"`
 	// NoMasquerade are destinations to which nothing is translated, CIDRs; never nil.

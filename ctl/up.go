@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/link"
@@ -142,7 +143,24 @@ func (nets networks) resolve(name string, def *Definition, nr NetworkRequest) (*
 	if err := nets.bridgeFree(name, def.Bridge); err != nil {
 		return nil, err
 	}
+	if missing, err := nets.op.missesAddress(*def); err != nil {
+		return nil, err
+	} else if missing != "" {
+		return nil, tagged(ErrInvalid, missing)
+	}
 	return &network{Definition: *def, Ports: map[string]*port{}}, nil
+}
+
+// missesAddress says that a network's source address is none of the host's, "" if it is.
+func (op *operation) missesAddress(d Definition) (string, error) {
+	if !d.SNATAddress.IsValid() {
+		return "", nil
+	}
+	addrs, err := op.host.allAddrs()
+	if err != nil || slices.Contains(addrs, d.SNATAddress) {
+		return "", err
+	}
+	return fmt.Sprintf("the source address %s of network %s is no address of this host: add it to a device", d.SNATAddress, d.Name), nil
 }
 
 // bridgeFree says whether a new network may have a device of that name.

@@ -68,6 +68,10 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if n.PublishedOnly {
 		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE | tcFbrNetFlagsFBR_NET_OWN
 	}
+	if n.Masquerade && n.SNAT.Is4() {
+		v.Flags |= tcFbrNetFlagsFBR_NET_SNAT
+		v.Snat = be32(n.SNAT)
+	}
 	if n.Masquerade && len(n.Plain) > 0 {
 		v.Flags |= tcFbrNetFlagsFBR_NET_PLAIN
 	}
@@ -193,7 +197,7 @@ func (d *Datapath) AttachPort(p Port) error {
 	} else if net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_PLAIN
 	}
-	if net&tcFbrNetFlagsFBR_NET_OWN != 0 {
+	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SOURCE
 	}
 	if err := d.devs.putDevice(dev); err != nil {

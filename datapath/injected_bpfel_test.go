@@ -143,6 +143,7 @@ type injectedFbrNet struct {
 	Bridge    uint32
 	Flags     uint32
 	Broadcast uint32
+	Snat      uint32
 }
 
 type injectedFbrNetKey struct {

@@ -43,6 +43,9 @@ type Network struct {
 	// unchanged, and containers can be reached from outside by their own
 	// address.
 	Masquerade bool
+	// SNAT is the source address of what is translated; it must be the host's, else
+	// nothing leaves. Invalid: the one of the route.
+	SNAT netip.Addr
 	// Plain are destinations to which nothing is translated although Masquerade is set:
 	// they see containers' own addresses, and may reach them.
 	Plain []netip.Prefix

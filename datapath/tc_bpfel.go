@@ -188,6 +188,7 @@ type tcFbrNet struct {
 	Bridge    uint32
 	Flags     tcFbrNetFlags
 	Broadcast uint32
+	Snat      uint32
 }
 
 type tcFbrNetFlags uint32
@@ -201,6 +202,7 @@ const (
 	tcFbrNetFlagsFBR_NET_STRICT     tcFbrNetFlags = 32
 	tcFbrNetFlagsFBR_NET_PLAIN      tcFbrNetFlags = 64
 	tcFbrNetFlagsFBR_NET_OWN        tcFbrNetFlags = 128
+	tcFbrNetFlagsFBR_NET_SNAT       tcFbrNetFlags = 256
 )
 
 type tcFbrNetKey struct {

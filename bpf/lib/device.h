@@ -127,12 +127,14 @@ enum fbr_net_flags {
 	 * changes on the way, but only answers, ICMP and published ports come in.
 	 */
 	FBR_NET_OWN = 128,
+	FBR_NET_SNAT = 256, /* what leaves gets fbr_net.snat */
 };
 
 struct fbr_net {
 	__u32 bridge; /* ifindex */
 	enum fbr_net_flags flags;
 	__be32 broadcast; /* 0: the subnet has none */
+	__be32 snat;      /* external address, with FBR_NET_SNAT */
 };
 
 /* Subnets. Only the kernel's path reads them: a lookup costs more than all the rest of a hit. */

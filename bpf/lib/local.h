@@ -144,15 +144,22 @@ stored:
 		       : 0;
 }
 
-/* The same for what the port sends, whose network may say which address that is. */
+/* The same for what the port sends. Its network may say which address that is: if it is not
+ * the host's any more, there is none.
+ */
 static __always_inline __be32 fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
 					 const struct fbr_dev *port, __be32 daddr, __u16 *mtu)
 {
 	__be32 ext = fbr_route(skb, u, daddr, mtu);
 
+	struct fbr_net *n;
+
 	if (!port || !(port->flags & FBR_DEV_SOURCE))
 		return ext;
-	return port->ip;
+	n = fbr_net_get(port->ip);
+	if (!n || (n->flags & FBR_NET_OWN))
+		return n ? port->ip : 0;
+	return fbr_delivers(skb, u->ifindex, n->snat) ? n->snat : 0;
 }
 
 #endif

@@ -112,6 +112,9 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 	}
 	fmt.Fprintf(w, "Up\t%s\nBridge\t%s\nSubnet\t%s\nGateway\t%s\nMTU\t%d\nMasquerade\t%s\nInternal\t%s\n", yesNo(v.Up), v.Bridge,
 		v.Subnet, v.Gateway, v.MTU, yesNo(v.Masquerade), yesNo(v.Internal))
+	if v.SNATAddress != "" {
+		fmt.Fprintf(w, "Source address\t%s\n", v.SNATAddress)
+	}
 	if v.PublishedOnly {
 		fmt.Fprintf(w, "Published ports only\tyes\n")
 	}

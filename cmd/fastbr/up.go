@@ -107,6 +107,7 @@ type networkFlags struct {
 	dns                     bool
 	noMasquerade            []string
 	publishedOnly           bool
+	snatAddress             string
 
 	natMapping, natFiltering, natOnExhaustion string
 }
@@ -118,6 +119,7 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
 	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
+	flags.StringVar(&f.snatAddress, "snat-address", "", "translate to this `ADDRESS` of the host; nothing leaves while the host does not have it (default the one of the route)")
 	flags.BoolVar(&f.publishedOnly, "published-only", false, "with --masquerade=false: only published ports, answers and ping come in from outside, to the containers' own addresses and ports")
 	flags.BoolVar(&f.internal, "internal", false, "no traffic between the network and the outside")
 	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
@@ -147,6 +149,11 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 	}
 	if cmd.Flags().Changed("masquerade") {
 		r.Masquerade = &f.masquerade
+	}
+	if f.snatAddress != "" {
+		if r.SNATAddress, err = netip.ParseAddr(f.snatAddress); err != nil {
+			return r, usage("--snat-address %q: want an IPv4 address", f.snatAddress)
+		}
 	}
 	if cmd.Flags().Changed("published-only") {
 		r.PublishedOnly = &f.publishedOnly

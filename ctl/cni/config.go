@@ -35,6 +35,8 @@ type config struct {
 	IsDefaultGateway *bool  `json:"isDefaultGateway"`
 	ForceAddress     *bool  `json:"forceAddress"`
 	IPMasq           *bool  `json:"ipMasq"`
+	// SNATAddress is the source address that ipMasq gives; "": the route's.
+	SNATAddress string `json:"snatAddress"`
 	// NoMasquerade are the destinations, CIDRs, that ipMasq excepts.
 	NoMasquerade []string `json:"noMasquerade"`
 	MTU          int      `json:"mtu"` // bytes
@@ -130,6 +132,12 @@ func (c *config) check() error {
 	if len(c.NoMasquerade) > 0 && !c.own() && !yes(c.IPMasq) {
 		return invalid("noMasquerade excepts destinations from ipMasq, which is not set")
 	}
+	if _, err := c.snatAddress(); err != nil {
+		return err
+	}
+	if c.SNATAddress != "" && !c.own() && !yes(c.IPMasq) {
+		return invalid("snatAddress is what ipMasq gives, which is not set")
+	}
 	if c.HairpinMode && c.PromiscMode {
 		return invalid("hairpinMode and promiscMode are set: choose one")
 	}
@@ -145,7 +153,7 @@ func (c *config) check() error {
 	}{
 		{"ipam", c.IPAM.Type != ""}, {"bridge", c.Bridge != ""}, {"isGateway", c.IsGateway != nil},
 		{"isDefaultGateway", c.IsDefaultGateway != nil}, {"forceAddress", c.ForceAddress != nil},
-		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"mtu", c.MTU != 0},
+		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""}, {"mtu", c.MTU != 0},
 	} {
 		if f.asked {
 			return invalid(fmt.Sprintf("%s and network exclude each other: network %s is already defined, by 'fastbr network create' or 'up'",
@@ -162,6 +170,16 @@ func (c *config) plain() ([]netip.Prefix, error) {
 		return nil, invalid("noMasquerade: " + err.Error())
 	}
 	return append([]netip.Prefix{}, out...), nil // none, not "whatever there is"
+}
+
+func (c *config) snatAddress() (a netip.Addr, err error) {
+	if c.SNATAddress == "" {
+		return a, nil
+	}
+	if a, err = netip.ParseAddr(c.SNATAddress); err != nil {
+		return a, invalid(fmt.Sprintf("snatAddress %q: want an IPv4 address", c.SNATAddress))
+	}
+	return a, nil
 }
 
 // networkName returns the name of the fastbr network.

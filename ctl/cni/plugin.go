@@ -135,9 +135,10 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 func (c *config) network(given allocation) ctl.NetworkRequest {
 	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway) || c.IsGateway == nil && given.leadsOut()
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
-	plain, _ := c.plain() // check has read it
+	plain, _ := c.plain() // check has read both
+	snat, _ := c.snatAddress()
 	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.addr.Masked(), Gateway: given.gateway, MTU: c.MTU,
-		Masquerade: &masq, NoMasquerade: plain, Internal: &internal}
+		Masquerade: &masq, NoMasquerade: plain, SNATAddress: snat, Internal: &internal}
 }
 
 // result has the layout of the reference plugin's, on which later plugins in

@@ -150,7 +150,12 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 	case optTrusted:
 		return only(key, value, "", "no device may reach containers directly")
 	case optHostIPv4:
-		return only(key, value, "", "the source address is the one the route prescribes")
+		if value == "" {
+			return nil
+		}
+		if r.SNATAddress, err = netip.ParseAddr(value); err != nil {
+			return fmt.Errorf("option %s=%s: want an IPv4 address of the host", key, value)
+		}
 	case optMapping:
 		r.NATMapping = value
 	case optFiltering:

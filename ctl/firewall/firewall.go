@@ -22,6 +22,7 @@ type Network struct {
 	Internal   bool // nothing leads outside
 	Masquerade bool
 	Plain      []netip.Prefix // destinations without translation
+	SNAT       netip.Addr     // what the source becomes; invalid: the route's address
 	Resolver   netip.Addr     // where its containers ask for names; invalid: nowhere
 }
 

@@ -160,7 +160,16 @@ func leavingOf(h Host) *leaving {
 			{"by an uplink", is{oifname, in("uplinks", false), &expr.Verdict{Kind: expr.VerdictGoto, Chain: "uplink"}}},
 		}}},
 	}
-	post := &l.chains[1]
+	var own []leavingRule // of networks with an address of their own
+	for _, n := range h.Networks {
+		if n.SNAT.IsValid() {
+			own = append(own, leavingRule{fmt.Sprintf("from %s as %s", n.Subnet, n.SNAT), slices.Concat(addressIn(12, n.Subnet), is{
+				&expr.Counter{}, &expr.Immediate{Register: 1, Data: n.SNAT.AsSlice()},
+				&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}})})
+		}
+	}
+	uplink, post := &l.chains[0], &l.chains[1]
+	uplink.rules = slices.Insert(uplink.rules, len(uplink.rules)-1, own...)
 	stays := len(post.rules) - 1
 	for _, n := range h.Networks {
 		for _, p := range n.Plain {
@@ -169,7 +178,7 @@ func leavingOf(h Host) *leaving {
 		}
 	}
 	if h.Others {
-		post.rules = append(post.rules, leavingRule{"other devices", masquerade})
+		post.rules = append(append(post.rules, own...), leavingRule{"other devices", masquerade})
 	}
 	if len(sctp) > 0 {
 		l.publish(h, sctp)

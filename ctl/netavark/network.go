@@ -62,7 +62,7 @@ func (n network) check() error {
 			return fmt.Errorf("network %s: subnet %s: IPv4 only", n.Name, s.Subnet)
 		}
 	}
-	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade"}
+	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4"}
 	for key := range n.Options {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
@@ -85,6 +85,11 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 	if v := n.Options["mtu"]; v != "" && v != "0" {
 		if r.MTU, err = strconv.Atoi(v); err != nil {
 			return r, fmt.Errorf("network %s: option mtu %q: want a number", n.Name, v)
+		}
+	}
+	if v := n.Options["outbound_addr4"]; v != "" {
+		if r.SNATAddress, err = netip.ParseAddr(v); err != nil {
+			return r, fmt.Errorf("network %s: option outbound_addr4 %q: want an IPv4 address", n.Name, v)
 		}
 	}
 	if v := n.Options["no_masquerade"]; v != "" {
