@@ -103,7 +103,7 @@ func (b bigTCP) wanted(n *network, p *port) int {
 // sync decides anew and makes uplinks and ports what that asks for.
 func (b bigTCP) sync(bool) error {
 	var devices []link.Device
-	for _, u := range b.op.st.Uplinks {
+	for _, u := range b.op.st.mainUplinks() {
 		d, err := b.op.uplinks.device(u)
 		if errors.Is(err, link.ErrNotFound) {
 			continue // until another takes its place
@@ -245,7 +245,7 @@ func (b bigTCP) view() BigTCPView {
 func (b bigTCP) findings() ([]FeatureView, error) {
 	decided, would := b.op.st.BigTCP, ""
 	if len(b.op.st.Networks) == 0 {
-		devices, _, err := b.op.uplinks.auto()
+		devices, _, err := b.op.uplinks.defaults()
 		if err != nil {
 			return nil, err
 		}

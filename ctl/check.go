@@ -171,12 +171,13 @@ func (cs *checks) forwarding() FeatureView {
 	return v
 }
 
-// opened are our bridges and uplinks.
+// opened are the devices that have to be open: our bridges and uplinks, but for side
+// uplinks, which are open or not as any other device.
 func (cs *checks) opened() (out []string) {
 	for _, name := range cs.op.st.networkNames() {
 		out = append(out, cs.op.st.Networks[name].Bridge)
 	}
-	for _, u := range cs.op.st.Uplinks {
+	for _, u := range cs.op.st.mainUplinks() {
 		out = append(out, u.Name)
 	}
 	return out
@@ -210,7 +211,7 @@ func (cs *checks) liberal() FeatureView {
 
 func (cs *checks) uplink() (FeatureView, error) {
 	v := FeatureView{Name: "default-route", State: "ok"}
-	devices, notes, err := cs.op.uplinks.auto()
+	devices, notes, err := cs.op.uplinks.defaults()
 	if err != nil {
 		return v, err
 	}

@@ -70,7 +70,8 @@ func assertInside(t *testing.T, n *testutil.Netns, res AttachResult) {
 	if addrs, err := c.Addrs(); err != nil || len(addrs[d.Index]) != 1 || addrs[d.Index][0].String() != res.IP {
 		t.Errorf("addresses = %v, %v", addrs, err)
 	}
-	if devs, err := c.DefaultDevices(); err != nil || len(devs) != 1 || devs[0] != d.Index {
+	routes, err := c.Routes()
+	if devs := link.DefaultDevices(routes); err != nil || len(devs) != 1 || devs[0] != d.Index {
 		t.Errorf("default route by %v, %v", devs, err)
 	}
 }

@@ -23,8 +23,8 @@ type fault struct {
 const nextMends = ": the next command that changes something mends it"
 
 // faults finds what is not as it was made. It changes nothing. With thorough,
-// each port is compared with what the datapath knows of it; else a lost pin is
-// seen, which takes one listing for all of them.
+// each port is compared with what the datapath knows of it, and the programs of
+// each side uplink are looked at; else a lost pin is seen, which takes one listing for all of them.
 func (rep repair) faults(thorough bool) ([]fault, error) {
 	if rep.op.dp == nil {
 		return nil, nil // recover loads it again, and all that was attached with it
@@ -37,12 +37,13 @@ func (rep repair) faults(thorough bool) ([]fault, error) {
 	if err := rep.op.dp.VerifyGuard(); err != nil {
 		out = append(out, fault{err.Error(), rep.op.dp.AttachGuard})
 	}
-	out = append(out, rep.op.uplinks.faults()...)
-	members, err := rep.op.host.bridgePorts()
+	unpinned, err := rep.op.dp.Unpinned(rep.op.st.attached())
 	if err != nil {
 		return nil, err
 	}
-	unpinned, err := rep.op.dp.Unpinned(rep.op.st.portIndexes())
+	look := func(index int) bool { return thorough || slices.Contains(unpinned, index) }
+	out = append(out, rep.op.uplinks.faults(look)...)
+	members, err := rep.op.host.bridgePorts()
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +59,7 @@ func (rep repair) faults(thorough bool) ([]fault, error) {
 		out = append(out, found...)
 		for _, p := range n.sortedPorts() {
 			if _, there := devices[p.Index]; there && !p.Pending { // recover forgets what is gone
-				out = append(out, rep.portFaults(n, p, members, thorough || slices.Contains(unpinned, p.Index))...)
+				out = append(out, rep.portFaults(n, p, members, look(p.Index))...)
 			}
 		}
 	}

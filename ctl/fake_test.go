@@ -30,7 +30,7 @@ type fakeFile struct {
 	Opened    bool
 	XDP       map[int]bool
 	driver    error // what the uplinks' driver says to XDP
-	// TakenSlots are slots that AttachPort and AttachFragments refuse.
+	// TakenSlots are slots that AttachPort, AttachUplink and AttachFragments refuse.
 	TakenSlots map[int]bool
 }
 
@@ -184,6 +184,9 @@ func (f *fakeFile) SetLocal(addrs []netip.Addr) error {
 }
 
 func (f *fakeFile) AttachUplink(u datapath.Uplink) error {
+	if f.TakenSlots[u.Ifindex%datapath.MaxDevices] {
+		return datapath.ErrSlotTaken
+	}
 	f.Uplinks[u.Ifindex] = u
 	return f.save()
 }
@@ -279,6 +282,8 @@ func (f *fakeFile) VerifyPort(p datapath.Port) error {
 	return nil
 }
 
+func (f *fakeFile) HasUplink(u datapath.Uplink) error { return f.VerifyUplink(u) }
+
 func (f *fakeFile) VerifyUplink(u datapath.Uplink) error {
 	have := f.Uplinks[u.Ifindex]
 	if have.Closed = u.Closed; have != u {
@@ -289,7 +294,9 @@ func (f *fakeFile) VerifyUplink(u datapath.Uplink) error {
 
 func (f *fakeFile) Unpinned(ports []int) (out []int, _ error) {
 	for _, i := range ports {
-		if _, ok := f.Ports[i]; !ok {
+		_, port := f.Ports[i]
+		_, uplink := f.Uplinks[i]
+		if !port && !uplink {
 			out = append(out, i)
 		}
 	}

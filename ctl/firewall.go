@@ -25,17 +25,28 @@ func (pf packetFilter) networks() (out []firewall.Network) {
 	return out
 }
 
-// exits describes the networks, their ways out and what is published: everything that the
-// host's packet filter has to do with.
+// exits describes the networks, their ways out and what is published.
 func (pf packetFilter) exits() firewall.Host {
-	h := firewall.Host{Networks: pf.networks(), Others: pf.op.others.wanted()}
-	for _, u := range pf.op.st.Uplinks {
-		h.Uplinks = append(h.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
-	}
+	h := firewall.Host{Networks: pf.networks(), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
 	for _, x := range pf.op.publications.all() {
 		h.Published = append(h.Published, x.filtered())
 	}
 	return h
+}
+
+// host describes what the host's packet filter has to let pass. What it does with packets
+// by side uplinks is their owner's policy, as between any two networks of the host.
+func (pf packetFilter) host() firewall.Host {
+	h := pf.exits()
+	h.Uplinks = devicesOf(pf.op.st.mainUplinks())
+	return h
+}
+
+func devicesOf(uplinks []uplink) (out []firewall.Device) {
+	for _, u := range uplinks {
+		out = append(out, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
+	}
+	return out
 }
 
 func (x published) filtered() firewall.Publication {
@@ -71,7 +82,7 @@ func (pf packetFilter) acceptRules() ([]AcceptRule, error) {
 
 // findings say what the host's packet filter does to containers' traffic.
 func (pf packetFilter) findings() (out []FeatureView) {
-	found, err := firewall.Findings(pf.exits())
+	found, err := firewall.Findings(pf.host())
 	if err != nil {
 		found = append(found, firewall.Finding{Name: "firewall", Warning: true, Detail: err.Error()})
 	}

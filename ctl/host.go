@@ -15,12 +15,12 @@ type hostCache struct {
 }
 
 type known struct {
-	entries  map[int]link.Entry
-	queues   map[int]bool
-	members  map[int]link.BridgePort
-	devices  map[int]link.Device
-	addrs    map[int][]netip.Prefix
-	defaults []int
+	entries map[int]link.Entry
+	queues  map[int]bool
+	members map[int]link.BridgePort
+	devices map[int]link.Device
+	addrs   map[int][]netip.Prefix
+	routes  []link.Route
 }
 
 // forget makes the next question read the host again.
@@ -89,14 +89,14 @@ func (h *hostCache) allAddrs() ([]netip.Addr, error) {
 	return out, err
 }
 
-// defaultDevices are the devices of the default route.
-func (h *hostCache) defaultDevices() ([]int, error) {
-	if h.defaults != nil {
-		return h.defaults, nil
+// allRoutes are the IPv4 routes of every table.
+func (h *hostCache) allRoutes() ([]link.Route, error) {
+	if h.routes != nil {
+		return h.routes, nil
 	}
 	var err error
-	h.defaults, err = h.conn.DefaultDevices()
-	return h.defaults, err
+	h.routes, err = h.conn.Routes()
+	return h.routes, err
 }
 
 // remember reads a map into its place unless it is there.

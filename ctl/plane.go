@@ -44,6 +44,7 @@ type plane interface {
 	AttachGuard() error
 	VerifyPort(datapath.Port) error
 	VerifyUplink(datapath.Uplink) error
+	HasUplink(datapath.Uplink) error
 	Unpinned(ports []int) ([]int, error)
 	VerifyGuard() error
 	SetLease(time.Duration) error

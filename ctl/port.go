@@ -276,11 +276,11 @@ func (ps ports) routeInside(n *network, at *plug, index int) error {
 	if n.Internal {
 		return nil
 	}
-	have, err := at.conn.DefaultDevices()
+	routes, err := at.conn.Routes()
 	if err != nil {
 		return err
 	}
-	if len(have) > 0 {
+	if len(link.DefaultDevices(routes)) > 0 {
 		ps.op.say("%s has a default route already: kept", at.ns)
 		return nil
 	}

@@ -366,16 +366,20 @@ func (ps *publications) leadsHere(host netip.Addr) error {
 	}
 	for _, d := range devices {
 		uplink := slices.ContainsFunc(ps.op.st.Uplinks, func(u uplink) bool { return u.Index == d.Index })
-		if uplink || d.Loopback || d.Kind == "dummy" || strings.HasPrefix(d.Alias, ownerMark("")) {
+		if uplink || d.Loopback || d.Kind == dummy || strings.HasPrefix(d.Alias, ownerMark("")) {
 			return nil
 		}
 	}
-	var names []string
-	for _, u := range ps.op.st.Uplinks {
-		names = append(names, "--uplink "+u.Name)
+	remedy := "Publish on another address"
+	if ps.op.others.excluded() {
+		var names []string
+		for _, u := range ps.op.st.Uplinks {
+			names = append(names, "--uplink "+u.Name)
+		}
+		remedy += fmt.Sprintf(", or run 'fastbr up --no-network %s --uplink %s' first", strings.Join(names, " "), devices[0].Name)
 	}
-	return tagged(ErrInvalid, fmt.Sprintf("host address %s belongs to %s, which is no uplink: nobody would reach the port by it. Publish on another address, or run 'fastbr up --no-network %s --uplink %s' first",
-		host, devices[0].Name, strings.Join(names, " "), devices[0].Name))
+	return tagged(ErrInvalid, fmt.Sprintf("host address %s belongs to %s, which is no uplink: nobody would reach the port by it. %s",
+		host, devices[0].Name, remedy))
 }
 
 func (pub *publication) overlaps(x *publication) bool {

@@ -120,6 +120,9 @@ type uplink struct {
 	Addr  netip.Addr `json:"addr"`
 	MTU   int        `json:"mtu"`
 	RawIP bool       `json:"raw_ip"` // no Ethernet header
+	// Side: no default route has led by it, and nobody has named it. Such an uplink takes
+	// no part in what concerns all of a network's packets: MTU, XDP, BIG TCP.
+	Side bool `json:"side,omitempty"`
 }
 
 // macAddr is a MAC address, in the file as text: "02:42:ac:1e:00:02".
@@ -330,6 +333,11 @@ func (p *port) sane() error {
 	return nil
 }
 
+// mainUplinks are the uplinks that are no side uplinks.
+func (st *state) mainUplinks() []uplink {
+	return slices.DeleteFunc(slices.Clone(st.Uplinks), func(u uplink) bool { return u.Side })
+}
+
 // indexes are those of all ports and uplinks.
 func (st *state) indexes() (out []int) {
 	for _, n := range st.Networks {
@@ -343,8 +351,11 @@ func (st *state) indexes() (out []int) {
 	return out
 }
 
-// portIndexes are the ifindexes of all ports.
-func (st *state) portIndexes() (out []int) {
+// attached are the ifindexes of all ports and uplinks that have their programs.
+func (st *state) attached() (out []int) {
+	for _, u := range st.Uplinks {
+		out = append(out, u.Index)
+	}
 	for _, n := range st.Networks {
 		for _, p := range n.Ports {
 			if !p.Pending {

@@ -101,7 +101,7 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 	nets.op.checks.warnBridgeCalls()
 	n.Defining = durable
 	if n.MTU = n.Definition.MTU; n.MTU == 0 {
-		n.MTU = uplinkMTU(uplinks)
+		n.MTU = nets.op.uplinks.mtu(uplinks)
 	}
 	return n, nets.op.runner.run(nets.op.ctx, nets.steps(n, uplinks))
 }

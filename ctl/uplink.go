@@ -3,6 +3,7 @@ package ctl
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,24 +19,37 @@ import (
 // uplinks are the devices by which containers get outside.
 type uplinks struct{ op *operation }
 
+// maxUplinks is how many devices become uplinks by themselves. Beyond it the kernel
+// translates, as by any device that is no uplink.
+const maxUplinks = 64
+
+// dummy is the kind of a device that leads nowhere, whatever its routes.
+const dummy = "dummy"
+
+// candidate is a device that may be an uplink.
+type candidate struct {
+	link.Device
+	side bool // see uplink
+}
+
 // wanted resolves what was asked for to devices as they are now. A
 // device without an IPv4 address is left out with a note: a later command
 // picks it up. A named device that cannot be an uplink is an error, the first
 // of which comes with all the others; one that was an uplink stays it.
 func (us uplinks) wanted(names []string) (want []uplink, notes []string, broken error) {
-	var devices []link.Device
+	var candidates []candidate
 	for _, name := range names {
 		if name == AutoUplink {
 			auto, autoNotes, err := us.auto()
 			if err != nil {
 				return nil, nil, err
 			}
-			devices, notes = append(devices, auto...), append(notes, autoNotes...)
+			candidates, notes = append(candidates, auto...), append(notes, autoNotes...)
 			continue
 		}
 		d, err := us.named(name)
 		if err == nil {
-			devices = append(devices, d)
+			candidates = append(candidates, candidate{d, false})
 			continue
 		}
 		if broken == nil {
@@ -47,18 +61,52 @@ func (us uplinks) wanted(names []string) (want []uplink, notes []string, broken 
 			}
 		}
 	}
-	for _, d := range devices {
-		addrs, err := us.op.host.addrsOf(d.Index)
+	for _, c := range candidates {
+		addr, err := us.addr(c.Index)
 		if err != nil {
-			return nil, nil, fmt.Errorf("uplink %s: %w", d.Name, err)
+			return nil, nil, fmt.Errorf("uplink %s: %w", c.Name, err)
 		}
-		if len(addrs) == 0 {
-			notes = append(notes, fmt.Sprintf("uplink %s has no IPv4 address yet: the next command looks again", d.Name))
-			continue
+		switch {
+		case addr.IsValid():
+			want = append(want, uplink{Name: c.Name, Index: c.Index, Addr: addr, MTU: c.MTU, RawIP: c.RawIP, Side: c.side})
+		case !c.side:
+			notes = append(notes, fmt.Sprintf("uplink %s has no IPv4 address yet: the next command looks again", c.Name))
 		}
-		want = append(want, uplink{Name: d.Name, Index: d.Index, Addr: addrs[0].Addr(), MTU: d.MTU, RawIP: d.RawIP})
 	}
 	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, broken
+}
+
+// addr is the address that the host has on a device. Without one, it is the address that
+// the host uses along a route by the device: one of lo, for example. It is invalid if there
+// is none outside fastbr's subnets.
+func (us uplinks) addr(index int) (netip.Addr, error) {
+	addrs, err := us.op.host.addrsOf(index)
+	if err != nil || len(addrs) > 0 {
+		return firstAddr(addrs), err
+	}
+	routes, err := us.op.host.allRoutes()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	r, leads := link.Leading(routes)[index]
+	if !leads {
+		return netip.Addr{}, nil
+	}
+	addr, err := us.op.conn.Source(index, r)
+	for _, n := range us.op.st.Networks {
+		if addr.IsValid() && n.Subnet.Contains(addr) {
+			return netip.Addr{}, nil
+		}
+	}
+	return addr, err
+}
+
+// firstAddr is the first address, invalid if there is none.
+func firstAddr(addrs []netip.Prefix) netip.Addr {
+	if len(addrs) == 0 {
+		return netip.Addr{}
+	}
+	return addrs[0].Addr()
 }
 
 // named looks a device up that was asked for by name; an unfit one is
@@ -86,14 +134,66 @@ func (us uplinks) device(u uplink) (link.Device, error) {
 	return d, err
 }
 
-// auto are the devices of the default route.
-func (us uplinks) auto() (devices []link.Device, notes []string, err error) {
-	indexes, err := us.op.host.defaultDevices()
+// auto are the devices that lead outside: those of the default route, those that have been
+// uplinks, and every other that a route of any table leads to.
+func (us uplinks) auto() (out []candidate, notes []string, err error) {
+	defaults, notes, err := us.defaults()
 	if err != nil {
 		return nil, nil, err
 	}
+	known := map[int]bool{}
+	for _, d := range defaults {
+		known[d.Index] = true
+		out = append(out, candidate{d, false})
+	}
+	routes, err := us.op.host.allRoutes()
+	if err != nil {
+		return nil, nil, err
+	}
+	add := func(index int, side bool) error {
+		if known[index] || len(out) >= maxUplinks {
+			return nil
+		}
+		known[index] = true
+		d, err := us.op.host.device(index)
+		if errors.Is(err, link.ErrNotFound) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if us.unfit(d) == "" && d.Kind != dummy {
+			out = append(out, candidate{d, side})
+		}
+		return nil
+	}
+	var errs []error
+	for _, u := range us.op.st.Uplinks {
+		errs = append(errs, add(u.Index, u.Side))
+	}
+	for _, index := range slices.Sorted(maps.Keys(link.Leading(routes))) {
+		errs = append(errs, add(index, true))
+	}
+	slices.SortFunc(out, func(a, b candidate) int {
+		switch {
+		case a.side == b.side:
+			return a.Index - b.Index
+		case a.side:
+			return 1
+		}
+		return -1
+	})
+	return out, notes, errors.Join(errs...)
+}
+
+// defaults are the devices of the default route.
+func (us uplinks) defaults() (devices []link.Device, notes []string, err error) {
+	routes, err := us.op.host.allRoutes()
+	if err != nil {
+		return nil, nil, err
+	}
+	indexes := link.DefaultDevices(routes)
 	if len(indexes) == 0 {
-		return nil, []string{"no default route: containers get outside by the host's other routes, at the kernel's speed, until there is one and another command runs"}, nil
+		return nil, []string{"no default route: containers get outside by the host's other routes"}, nil
 	}
 	for _, index := range indexes {
 		d, err := us.op.host.device(index)
@@ -126,14 +226,14 @@ func (us uplinks) unfit(d link.Device) string {
 	return ""
 }
 
-// due tells whether there is an uplink now where none was: its route or
-// its address has come later than the network.
+// due tells whether there is an uplink of the default route now where none was: its route
+// or its address has come later than the network.
 func (us uplinks) due() bool {
-	if len(us.op.st.Networks) == 0 || len(us.op.st.Uplinks) > 0 {
+	if len(us.op.st.Networks) == 0 || len(us.op.st.mainUplinks()) > 0 {
 		return false
 	}
 	want, _, err := us.wanted(us.op.st.Settings.Uplinks)
-	return err == nil && len(want) > 0
+	return err == nil && slices.ContainsFunc(want, func(u uplink) bool { return !u.Side })
 }
 
 // sync makes the attached uplinks those that are wanted now. quiet: an
@@ -177,14 +277,20 @@ func (us uplinks) set(want []uplink) error {
 		return err
 	}
 	var failed []error
+	left := slices.Clone(want)
 	for _, u := range want {
 		if slices.Contains(old, u) {
 			continue
 		}
 		if err := us.attach(u); err != nil {
-			failed = append(failed, err)
-			gone := func(x uplink) bool { return x.Index == u.Index }
-			us.op.st.Uplinks = slices.DeleteFunc(us.op.st.Uplinks, gone)
+			is := func(x uplink) bool { return x.Index == u.Index }
+			us.op.st.Uplinks = slices.DeleteFunc(us.op.st.Uplinks, is)
+			if !u.Side {
+				failed = append(failed, err)
+				continue
+			}
+			us.op.say("%v", firstLine(err)) // the kernel translates what leaves by it
+			left = slices.DeleteFunc(left, is)
 			continue
 		}
 		us.op.say("uplink %s (%s)", u.Name, u.Addr)
@@ -203,16 +309,24 @@ func (us uplinks) set(want []uplink) error {
 			return err
 		}
 	}
-	us.op.st.Uplinks = want
+	us.op.st.Uplinks = left
 	return us.op.save()
 }
 
 // datapath is what the datapath knows of the uplink, but for Closed.
 func (u uplink) datapath() datapath.Uplink {
-	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP}
+	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP, Side: u.Side}
 }
 
+// attach makes a device an uplink. Whether a side uplink is opened is decided with all
+// other devices.
 func (us uplinks) attach(u uplink) error {
+	if u.Side {
+		if err := us.op.dp.AttachUplink(u.datapath()); err != nil {
+			return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
+		}
+		return nil
+	}
 	closed, err := us.op.hostconf.RecordClosed(u.Name)
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
@@ -319,17 +433,26 @@ func (us uplinks) reattach() error {
 	return nil
 }
 
-// faults looks at the uplinks that are there; sync replaces the others.
-func (us uplinks) faults() (out []fault) {
+// faults looks at the uplinks that are there; sync replaces the others. look tells of
+// which side uplinks to look at the programs.
+func (us uplinks) faults(look func(index int) bool) (out []fault) {
 	for _, u := range us.op.st.Uplinks {
 		if _, err := us.device(u); err != nil {
 			continue
 		}
-		if err := us.op.dp.VerifyUplink(u.datapath()); err != nil {
-			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), func() error { return us.attach(u) }})
+		mend := func() error { return us.attach(u) }
+		verify := us.op.dp.VerifyUplink
+		if u.Side && !look(u.Index) {
+			verify = us.op.dp.HasUplink
+		}
+		if err := verify(u.datapath()); err != nil {
+			out = append(out, fault{fmt.Sprintf("uplink %s: %v", u.Name, err), mend})
+		}
+		if u.Side {
+			continue
 		}
 		if what, is := closed(u.Name); is {
-			out = append(out, fault{what, func() error { return us.attach(u) }})
+			out = append(out, fault{what, mend})
 		}
 	}
 	return out
@@ -344,6 +467,7 @@ func (us uplinks) notes() (out []string) {
 		attached[u.Index] = true
 		d, err := us.device(u)
 		switch {
+		case u.Side: // other routes may lead elsewhere
 		case err != nil:
 			note("uplink %s is gone: nothing leaves by it", u.Name)
 		case d.Master != 0:
@@ -362,15 +486,21 @@ func (us uplinks) notes() (out []string) {
 		out = append(out, notes...)
 	}
 	for _, u := range want {
-		if !attached[u.Index] {
+		if !attached[u.Index] && !u.Side {
 			note("%s is an uplink now (%s) and not attached yet: the next command that changes something does it", u.Name, u.Addr)
 		}
 	}
 	return out
 }
 
-// uplinkMTU is the smallest MTU of the uplinks, 1500 without any.
-func uplinkMTU(uplinks []uplink) int {
+// mtu is what a new network gets: the smallest MTU of the named uplinks, or of those that
+// the default route leads by; 1500 without any.
+func (us uplinks) mtu(uplinks []uplink) int {
+	if !us.op.others.excluded() {
+		routes, _ := us.op.host.allRoutes() // known since the uplinks are
+		defaults := link.DefaultDevices(routes)
+		uplinks = slices.DeleteFunc(slices.Clone(uplinks), func(u uplink) bool { return !slices.Contains(defaults, u.Index) })
+	}
 	if len(uplinks) == 0 {
 		return 1500
 	}
@@ -533,6 +663,37 @@ func (o others) finding() FeatureView {
 		v.State, v.Detail = "warning", "ip_forward is 0 and somebody has opened single devices: answers come back by devices whose net.ipv4.conf.*.forwarding is 1"
 	case o.excluded():
 		v.Detail = "containers leave by no other device than the uplinks, which were named"
+	default:
+		if names, err := o.names(); err != nil {
+			v.State, v.Detail = "warning", err.Error()
+		} else if len(names) > 0 {
+			v.Detail += ": " + strings.Join(names, ", ")
+		}
 	}
 	return v
+}
+
+// names are those of the devices that lead outside and are no uplinks: no command has seen
+// them yet, there are too many, or they cannot be uplinks.
+func (o others) names() (out []string, err error) {
+	routes, err := o.op.host.allRoutes()
+	if err != nil {
+		return nil, err
+	}
+	for index := range link.Leading(routes) {
+		if slices.ContainsFunc(o.op.st.Uplinks, func(u uplink) bool { return u.Index == index }) {
+			continue
+		}
+		d, err := o.op.host.device(index)
+		if errors.Is(err, link.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if !d.Loopback && d.Kind != dummy && !strings.HasPrefix(d.Alias, ownerMark("")) {
+			out = append(out, d.Name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
 }

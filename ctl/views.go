@@ -396,6 +396,9 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 		for _, u := range r.op.st.Uplinks {
 			x := r.op.st.uplinkXDP(u.Index)
 			view := UplinkView{Device: u.Name, Addr: u.Addr.String(), Kind: uplinkKind(u.RawIP), XDP: XDPOff, XDPWhy: x.Why}
+			if u.Side {
+				view.XDPWhy = "the default route does not lead by it"
+			}
 			if x.On {
 				view.XDP = XDPNative
 			}
@@ -439,8 +442,8 @@ func (r *reading) notes() []string {
 	if r.op.dp == nil {
 		notes = append(notes, "the pinned datapath is gone: run 'fastbr up' to load it again")
 	}
-	if len(r.op.st.Uplinks) == 0 {
-		notes = append(notes, "no uplink: nothing leads outside until there is a default route and another command runs")
+	if len(r.op.st.mainUplinks()) == 0 {
+		notes = append(notes, "no uplink for the default route: containers get outside by other routes until there is one and another command runs")
 	}
 	for _, u := range r.op.uplinks.current() {
 		if conflict := r.op.uplinks.conflict(u); conflict != "" {

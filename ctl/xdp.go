@@ -54,7 +54,7 @@ func (x xdp) sync(quiet bool) error {
 	op := x.op
 	mode := op.st.Settings.XDP
 	var now []uplinkXDP
-	for _, u := range op.st.Uplinks {
+	for _, u := range op.st.mainUplinks() {
 		decided, err := x.uplink(u, mode)
 		if err != nil && !quiet {
 			return err
@@ -206,15 +206,15 @@ func onOff(on bool) string {
 // one, whether XDP runs on it, or could.
 func (x xdp) findings() ([]FeatureView, error) {
 	op := x.op
-	if len(op.st.Uplinks) > 0 {
+	if uplinks := op.st.mainUplinks(); len(uplinks) > 0 {
 		var out []FeatureView
-		for _, u := range op.st.Uplinks {
+		for _, u := range uplinks {
 			decided := op.st.uplinkXDP(u.Index)
 			out = append(out, FeatureView{Name: "xdp", State: "ok", Detail: fmt.Sprintf("%s on %s: %s", onOff(decided.On), u.Name, decided.Why)})
 		}
 		return out, nil
 	}
-	devices, _, err := op.uplinks.auto()
+	devices, _, err := op.uplinks.defaults()
 	if err != nil {
 		return nil, err
 	}

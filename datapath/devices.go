@@ -318,6 +318,9 @@ func (u Uplink) device() tcFbrDev {
 	if u.Closed {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_CLOSED
 	}
+	if u.Side {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_SIDE
+	}
 	return dev
 }
 

@@ -85,6 +85,8 @@ type Uplink struct {
 	// device. Until the host's ip_forward is 1, such packets may leave only by
 	// fastbr's bridges.
 	Closed bool
+	// Side: the device is opened with all that are no uplinks (SetOpened), if at all.
+	Side bool
 }
 
 // Feature is a kernel feature that the datapath uses.

@@ -60,26 +60,37 @@ func (d *Datapath) VerifyPublication(p Publication) error {
 	return nil
 }
 
+// seenOfUplink are the flags of an uplink that the programs set themselves.
+const seenOfUplink = tcFbrDevFlagsFBR_DEV_QUEUES | tcFbrDevFlagsFBR_DEV_WAYS
+
 // VerifyUplink checks the same for an uplink, as AttachUplink left it, except
 // for Closed.
 func (d *Datapath) VerifyUplink(u Uplink) error {
+	if err := d.HasUplink(u); err != nil {
+		return err
+	}
+	return d.links.verifyLinks(u.Ifindex)
+}
+
+// HasUplink is VerifyUplink without a look at the programs.
+func (d *Datapath) HasUplink(u Uplink) error {
 	dev, ok, err := d.devs.device(u.Ifindex)
 	if err != nil {
 		return err
 	}
 	want := u.device()
-	dev.Stats, dev.Flags, want.Flags = 0, dev.Flags&^tcFbrDevFlagsFBR_DEV_CLOSED, want.Flags&^tcFbrDevFlagsFBR_DEV_CLOSED
+	dev.Stats, dev.Flags, want.Flags = 0, dev.Flags&^(seenOfUplink|tcFbrDevFlagsFBR_DEV_CLOSED), want.Flags&^tcFbrDevFlagsFBR_DEV_CLOSED
 	if !ok || dev != want {
 		return fmt.Errorf("uplink with ifindex %d: not in fbr_devs: %w", u.Ifindex, ErrDetached)
 	}
-	return d.links.verifyLinks(u.Ifindex)
+	return nil
 }
 
-// Unpinned returns those of the ports, by ifindex, of which a program's link
-// has lost its pin: the program is detached then. It reads one directory for
-// all ports. VerifyPort checks more.
-func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
-	if len(ports) == 0 {
+// Unpinned returns those of the ports and uplinks, by ifindex, of which a
+// program's link has lost its pin: the program is detached then. It reads one
+// directory for all. VerifyPort and VerifyUplink check more.
+func (d *Datapath) Unpinned(devices []int) (out []int, err error) {
+	if len(devices) == 0 {
 		return nil, nil
 	}
 	pins, err := os.ReadDir(filepath.Join(d.dir, linksDir))
@@ -90,7 +101,7 @@ func (d *Datapath) Unpinned(ports []int) (out []int, err error) {
 	for _, pin := range pins {
 		there[pin.Name()] = true
 	}
-	for _, ifindex := range ports {
+	for _, ifindex := range devices {
 		if !there[deviceLink(ifindex, "in")] || !there[deviceLink(ifindex, "out")] {
 			out = append(out, ifindex)
 		}

@@ -104,6 +104,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	__u8 icmp_type;
 	__u32 off;
 
+	if (in && (in->flags & FBR_DEV_SIDE))
+		in = NULL; /* open or not as any other device */
 	if (fbr_opened_by_us(ctx, in, d)) {
 		if (in)
 			fbr_count_drop(in, FBR_ISOLATED);

@@ -80,7 +80,7 @@ parse:
 		fbr_count_tx(skb, u, FBR_FAST);
 		return TCX_NEXT;
 	}
-	why = fbr_host_out(skb, &pkt);
+	why = fbr_host_out(skb, &pkt, u);
 	if (why)
 		return fbr_drop(u, why);
 pass:

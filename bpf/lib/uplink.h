@@ -163,8 +163,11 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	return why || !p->frag ? why : fbr_frag_first(skb, p, *blame, false);
 }
 
-/* Handles a packet of the host itself or of a neighbour NAT. */
-static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p)
+/* Handles a packet of the host itself or of a neighbour NAT. What the host forwards with
+ * another's address, such as a client's of a container of Docker's, has no port of ours.
+ */
+static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p,
+						    const struct fbr_dev *u)
 {
 	struct fbr_flow_key in;
 
@@ -172,7 +175,8 @@ static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const
 		return fbr_icmp_error_out(skb, p);
 	/* For a fragmented datagram the first fragment decides: only its port changes. */
 	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) ||
-	    !fbr_nport_at(p->proto, p->sport))
+	    !fbr_nport_at(p->proto, p->sport) ||
+	    (skb->ingress_ifindex && !fbr_is_local(skb, u, p->saddr)))
 		return FBR_NONE;
 	fbr_answer_key(&in, p);
 	if (fbr_answer_rst(skb, p) && fbr_passed_take(&in) && !fbr_port_known(skb, &in))

@@ -116,7 +116,7 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.bridge, "bridge", "", "`NAME` of the bridge device (default fbr- and the network's id; that of \"default\" is fastbr0)")
 	flags.StringVar(&f.subnet, "subnet", "", "IPv4 subnet as `CIDR` (default the next free pool; for \"default\" 172.30.0.0/16 first)")
 	flags.StringVar(&f.gateway, "gateway", "", "the bridge's own `ADDRESS` (default the subnet's first)")
-	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default the uplink's)")
+	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default that of the default route's device)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
 	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
 	flags.StringVar(&f.snatAddress, "snat-address", "", "translate to this `ADDRESS` of the host; nothing leaves while the host does not have it (default the one of the route)")
@@ -178,7 +178,7 @@ type instanceFlags struct {
 }
 
 func (f *instanceFlags) define(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` by which containers leave (repeatable); tun, WireGuard and ppp devices work too. Containers leave by no other device. auto: the default route's device, and all others at the kernel's speed (default auto)")
+	flags.StringSliceVar(&f.uplinks, "uplink", nil, "`DEVICE` by which containers leave (repeatable); tun, WireGuard and ppp devices work too. Containers leave by no other device. auto: every device that a route leads to, as they come and go (default auto)")
 	flags.StringVar(&f.bigTCP, "big-tcp", "", "let containers' TCP build super-packets of 128 KiB instead of 64: `off|auto|on`; auto: where every uplink takes them (default auto)")
 	flags.StringVar(&f.xdp, "xdp", "", "run XDP in the drivers of the uplinks: `off|auto|native`; auto: where nothing is lost by it, never on a veth (default auto)")
 	flags.StringVar(&f.lease, "lease", "", "how long a flow may bypass the host's firewall: `SECONDS` 1 to 15, 0: never (default 10)")

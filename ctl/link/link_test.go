@@ -127,9 +127,45 @@ func TestRoutesOfAllTables(t *testing.T) {
 			t.Errorf("routes %v lack %s", got, want)
 		}
 	}
-	if devs, err := c.DefaultDevices(); err != nil || !slices.Equal(devs, []int{dev}) {
-		t.Errorf("default devices %v, %v", devs, err)
+	if devs := DefaultDevices(routes); !slices.Equal(devs, []int{dev}) {
+		t.Errorf("default devices %v", devs)
 	}
+	if leading := Leading(routes); len(leading) != 1 || !leading[dev].Leads {
+		t.Errorf("leading devices %v, want %d only", leading, dev)
+	}
+}
+
+// TestSourceOfADeviceWithoutAddress: a device that has no address of its own leads with
+// another's.
+func TestSourceOfADeviceWithoutAddress(t *testing.T) {
+	c, peer := inNetns(t), openPeer(t)
+	bare, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "v1", PeerNS: peer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lo, err := c.ByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.SetUp(lo.Index, true), c.SetUp(bare, true), c.AddRoute(Route{Index: bare, Dst: netip.MustParsePrefix("0.0.0.0/1"), Scope: unix.RT_SCOPE_LINK})); err != nil {
+		t.Fatal(err)
+	}
+	source := func(want netip.Addr) {
+		t.Helper()
+		routes, err := c.Routes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.Source(bare, Leading(routes)[bare]); err != nil || got != want {
+			t.Errorf("source %v, %v, want %v", got, err, want)
+		}
+	}
+	source(netip.Addr{})
+	a := netip.MustParseAddr("192.0.2.77")
+	if err := c.AddAddr(lo.Index, netip.PrefixFrom(a, 32)); err != nil {
+		t.Fatal(err)
+	}
+	source(a)
 }
 
 func TestDefaultDevicesOfLowestMetric(t *testing.T) {
@@ -147,7 +183,7 @@ func TestDefaultDevicesOfLowestMetric(t *testing.T) {
 		{"unreachable", []Route{{Dst: any4, Table: main}}, nil},
 	}
 	for _, test := range tests {
-		if got := defaultDevices(test.routes); !slices.Equal(got, test.want) {
+		if got := DefaultDevices(test.routes); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
 	}

@@ -17,10 +17,12 @@ type Route struct {
 	Gateway netip.Addr
 	Table   int
 	Metric  int
-	MTU     int  // bytes, 0: the device's
-	AdvMSS  int  // bytes, 0: the kernel's choice
-	Scope   int  // RT_SCOPE_UNIVERSE is 0
-	Local   bool // the host's own addresses and broadcasts
+	MTU     int        // bytes, 0: the device's
+	AdvMSS  int        // bytes, 0: the kernel's choice
+	Scope   int        // RT_SCOPE_UNIVERSE is 0
+	Source  netip.Addr // the address that the host prefers on it; invalid: the kernel's choice
+	Local   bool       // the host's own addresses and broadcasts
+	Leads   bool       // packets to elsewhere may leave by it
 	// Connected: the kernel made the route for the subnet of a device's address.
 	Connected bool
 	hops      []int
@@ -49,8 +51,10 @@ func fromRoute(r netlink.Route) Route {
 		dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	}
 	gw, _ := netip.AddrFromSlice(r.Gw)
-	out := Route{Dst: dst, Index: r.LinkIndex, Gateway: gw.Unmap(), Table: r.Table, Metric: r.Priority,
+	src, _ := netip.AddrFromSlice(r.Src)
+	out := Route{Dst: dst, Index: r.LinkIndex, Gateway: gw.Unmap(), Table: r.Table, Metric: r.Priority, Source: src.Unmap(),
 		Local:     r.Table == unix.RT_TABLE_LOCAL,
+		Leads:     r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL && !dst.Addr().IsMulticast(),
 		Connected: r.Table == unix.RT_TABLE_MAIN && r.Protocol == unix.RTPROT_KERNEL && r.Scope == netlink.SCOPE_LINK}
 	for _, hop := range r.MultiPath {
 		out.hops = append(out.hops, hop.LinkIndex)
@@ -60,25 +64,14 @@ func fromRoute(r netlink.Route) Route {
 
 // DefaultDevices returns the devices of those default routes of the main table
 // that have the lowest metric, each once. A multipath route has several.
-func (c *Conn) DefaultDevices() ([]int, error) {
-	routes, err := c.Routes()
-	if err != nil {
-		return nil, err
-	}
-	return defaultDevices(routes), nil
-}
-
-func defaultDevices(routes []Route) []int {
+func DefaultDevices(routes []Route) []int {
 	var out []int
 	best := -1
 	for _, r := range routes {
 		if r.Dst.Bits() != 0 || r.Table != unix.RT_TABLE_MAIN {
 			continue
 		}
-		hops := r.hops
-		if r.Index != 0 {
-			hops = []int{r.Index}
-		}
+		hops := r.devices()
 		if len(hops) == 0 || best >= 0 && r.Metric > best {
 			continue
 		}
@@ -89,6 +82,57 @@ func defaultDevices(routes []Route) []int {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// Leading returns the devices by which routes lead elsewhere, each with the first such
+// route.
+func Leading(routes []Route) map[int]Route {
+	out := map[int]Route{}
+	for _, r := range routes {
+		if !r.Leads {
+			continue
+		}
+		for _, index := range r.devices() {
+			if _, known := out[index]; !known {
+				out[index] = r
+			}
+		}
+	}
+	return out
+}
+
+// devices are those of the route's next hops.
+func (r Route) devices() []int {
+	if r.Index != 0 {
+		return []int{r.Index}
+	}
+	return r.hops
+}
+
+// anywhere stands for the destinations of a default route: an address for documentation,
+// which nobody has (RFC 5737).
+var anywhere = netip.AddrFrom4([4]byte{192, 0, 2, 1})
+
+// Source returns the source address that the host takes by a device along a route of
+// Leading. A device without an address takes another's. It is invalid if there is none.
+func (c *Conn) Source(index int, r Route) (netip.Addr, error) {
+	if r.Source.IsValid() {
+		return r.Source, nil
+	}
+	to := r.Dst.Addr()
+	if to.IsUnspecified() {
+		to = anywhere
+	}
+	found, err := c.h.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{OifIndex: index})
+	if err = sentinel(err); err != nil && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+		return netip.Addr{}, fmt.Errorf("asking for the source address of a route to %s: %w", to, err)
+	}
+	for _, f := range found {
+		if a, ok := netip.AddrFromSlice(f.Src); ok && !a.Unmap().IsUnspecified() {
+			return a.Unmap(), nil
+		}
+	}
+	return netip.Addr{}, nil
 }
 
 // AddDefault adds a default route via gw. It succeeds when the route exists.

@@ -262,7 +262,7 @@ func TestE2EDocker(t *testing.T) {
 	d.assertRules(t)
 
 	d.docker(t, "rm", "-f", "c2")
-	if ports := d.ports(t); len(ports) != 4 { // c1 twice, c3, eth0
+	if ports := d.ports(t); len(ports) != 5 { // c1 twice, c3, eth0, docker0
 		t.Errorf("ports after c2 has gone: %v", ports)
 	}
 	d.killDaemon(false) // the containers stay up

@@ -134,7 +134,7 @@ func TestE2ECNIOlderIPAMPlugin(t *testing.T) {
 // reach it. Otherwise the command says why not.
 func TestE2EPublishedAddress(t *testing.T) {
 	t.Parallel()
-	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1})
+	h := upE2E(t, e2eModes()[0], lab.Options{Containers: 1}, "--uplink", "eth0")
 	for _, argv := range [][]string{
 		{"ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"}, {"ip", "link", "set", "lan0", "up"},
 		{"ip", "addr", "add", "10.5.0.1/24", "dev", "lan0"}, {"ip", "addr", "add", "10.6.0.1/32", "dev", "lo"},
@@ -154,6 +154,9 @@ func TestE2EPublishedAddress(t *testing.T) {
 		t.Errorf("exit %d: %q, want %q", r.Code, r.Stderr, want)
 	}
 	h.Must(t, "up", "--no-network", "--uplink", "eth0", "--uplink", "lan0")
+	h.Must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
+	h.Must(t, "publish", "rm", "10.5.0.1:8080")
+	h.Must(t, "up", "--uplink", "auto")
 	h.Must(t, "publish", "add", "10.5.0.1:8080:80", "c1")
 }
 
