@@ -229,7 +229,7 @@ func TestE2EUplinksComeAndGo(t *testing.T) {
 		t.Errorf("published, where the default route has gone: %v", err)
 	}
 	h.onHost(t, "ip route replace default via "+h.OutsideAddr(0).String())
-	changed("a bridge, and another that leads nowhere", []string{"ip link add other0 type bridge", "ip addr add 10.9.0.1/24 dev other0",
+	changed("a bridge, and another that leads nowhere", []string{"ip link add other0 type bridge", "ip addr add 198.18.9.1/24 dev other0",
 		"ip link set other0 up", "ip link add later0 type bridge", "ip link set later0 up"}, "eth0", "eth1", "other0")
 	changed("a card becomes a port", []string{"ip link set eth1 master other0"}, "eth0", "other0")
 	changed("a card is none any more", []string{"ip link set eth1 nomaster"}, "eth0", "eth1", "other0")
