@@ -82,6 +82,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_BRIDGE_QUEUES tcFbrDevFlags = 4096
 	tcFbrDevFlagsFBR_DEV_PLAIN         tcFbrDevFlags = 8192
 	tcFbrDevFlagsFBR_DEV_SOURCE        tcFbrDevFlags = 16384
+	tcFbrDevFlagsFBR_DEV_SIDE          tcFbrDevFlags = 32768
 )
 
 type tcFbrDrops struct {
