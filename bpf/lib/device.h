@@ -24,7 +24,7 @@ enum fbr_dev_flags {
 	FBR_DEV_BRIDGE_QUEUES = 4096, /* port: the same as FBR_DEV_QUEUES on its bridge */
 	FBR_DEV_PLAIN = 8192,   /* port: some or all of what it sends keeps its address (plain.h) */
 	FBR_DEV_SOURCE = 16384, /* port: its network says which source address it gets (local.h) */
-	FBR_DEV_SIDE = 32768, /* uplink: opened with the devices that are no uplinks, if at all */
+	FBR_DEV_SIDE = 32768,   /* uplink: opened with the devices that are no uplinks, if at all */
 };
 
 /* Always the kernel's path, for either reason. */
