@@ -96,6 +96,11 @@ func scoreChecks() map[string]scoreCheck {
 		"rfc:1812#options":      in(checkIPOptions),
 		"rfc:2474#dscp":         in(checkTOS),
 		"rfc:7915#udp-zero":     in(checkUDPZero),
+
+		"rfc:9260#out":       in(checkSCTPOut),
+		"rfc:9260#published": in(checkSCTPPublished),
+		"rfc:2784#out":       in(checkOther(protoGRE, []byte("\x00\x00\x08\x00question"), []byte("\x00\x00\x08\x00answer"))),
+		"rfc:4303#out":       in(checkOther(protoESP, []byte("\x00\x00\x10\x01question"), []byte("\x00\x00\x10\x02answer"))),
 	}
 }
 
