@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -121,12 +120,8 @@ func newCluster(t *testing.T, k kind, f fabric, p proxy) *cluster {
 			continue
 		}
 		t.Cleanup(func() { n.Must(t, "down", "--all") })
-		settings := slices.Clone(k.up)
-		if f == vxlan {
-			settings = append(settings, "--uplink", "eth0", "--uplink", "flannel.1")
-		}
-		if len(settings) > 0 {
-			n.Must(t, append([]string{"up", "--no-network"}, settings...)...)
+		if len(k.up) > 0 {
+			n.Must(t, append([]string{"up", "--no-network"}, k.up...)...)
 		}
 	}
 	cl.nodes[0].add(t, cl.a, map[string]any{"portMappings": []map[string]any{
