@@ -62,6 +62,10 @@ func TestEveryKeyOfTheBridgePlugin(t *testing.T) {
 		`"network": "default", "isGateway": false`:             types.ErrInvalidNetworkConfig,
 		`"network": "default", "mtu": 1400`:                    types.ErrInvalidNetworkConfig,
 		`"network": "default", "bridge": "br7"`:                types.ErrInvalidNetworkConfig,
+		bridged + `, "ipMasq": true, "noMasquerade": ["ten"]`:  types.ErrInvalidNetworkConfig,
+		bridged + `, "noMasquerade": ["10.0.0.0/8"]`:           types.ErrInvalidNetworkConfig,
+		bridged + `, "ipMasq": true, "snatAddress": "mail"`:    types.ErrInvalidNetworkConfig,
+		bridged + `, "snatAddress": "192.0.2.1"`:               types.ErrInvalidNetworkConfig,
 	} {
 		if got := codeOf(parsed(t, keys, "").check()); got != want {
 			t.Errorf("%s: code %d, want %d", keys, got, want)
@@ -82,6 +86,19 @@ func TestBridgeBecomesNetwork(t *testing.T) {
 		if r.Bridge != "cni0" || r.Subnet.String() != "10.88.0.0/16" || *r.Masquerade != want.masq || *r.Internal != want.internal {
 			t.Errorf("%s: %s %s, masquerade %v, internal %v; want %+v", keys, r.Bridge, r.Subnet, *r.Masquerade, *r.Internal, want)
 		}
+	}
+}
+
+// TestBridgeSaysWhatIsTranslated: ipMasq may except destinations, and name a source.
+func TestBridgeSaysWhatIsTranslated(t *testing.T) {
+	given := allocation{addr: netip.MustParsePrefix("10.88.0.5/16"), gateway: netip.MustParseAddr("10.88.0.1")}
+	keys := bridged + `, "isGateway": true, "ipMasq": true`
+	r := parsed(t, keys+`, "noMasquerade": ["10.0.0.0/8"], "snatAddress": "192.0.2.1"`, "").network(given)
+	if len(r.NoMasquerade) != 1 || r.NoMasquerade[0].String() != "10.0.0.0/8" || r.SNATAddress.String() != "192.0.2.1" {
+		t.Errorf("not masqueraded to %v, else as %v", r.NoMasquerade, r.SNATAddress)
+	}
+	if r := parsed(t, keys, "").network(given); r.NoMasquerade == nil || len(r.NoMasquerade) > 0 || r.SNATAddress.IsValid() {
+		t.Errorf("without the keys: %v, %v; want none, not anything", r.NoMasquerade, r.SNATAddress)
 	}
 }
 
