@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // deviceTable is fbr_devs: what the programs know of each device.
@@ -50,12 +51,16 @@ func elsewhere(ifindex int) uint32 {
 // SetNetwork adds or changes a network. The network must exist before its
 // ports.
 func (d *Datapath) SetNetwork(n Network) error {
-	if err := d.devs.putDevice(tcFbrDev{
+	bridge := tcFbrDev{
 		Ifindex: uint32(n.Bridge),
 		Bridge:  uint32(n.Bridge),
 		Ip:      be32(n.Gateway),
 		Flags:   tcFbrDevFlagsFBR_DEV_BRIDGE,
-	}); err != nil {
+	}
+	if n.Internal {
+		bridge.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
+	}
+	if err := d.devs.putDevice(bridge); err != nil {
 		return err
 	}
 	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: n.NAT.flags(), Broadcast: broadcast(n.Subnet)}
@@ -134,7 +139,9 @@ func (dt deviceTable) setPlain(bridge int, want []netip.Prefix) error {
 	keep := map[tcFbrPlainKey]bool{}
 	for _, p := range want {
 		k := tcFbrPlainKey{Prefixlen: 32 + uint32(p.Bits()), Bridge: uint32(bridge), Addr: be32(p.Masked().Addr())}
-		if err := m.Put(&k, uint32(1)); err != nil {
+		if err := m.Put(&k, uint32(1)); errors.Is(err, unix.ENOSPC) {
+			return fmt.Errorf("%d destinations without translation in all networks: %w", m.MaxEntries(), ErrTooMany)
+		} else if err != nil {
 			return fmt.Errorf("adding %s to fbr_plain: %w", p, err)
 		}
 		keep[k] = true
@@ -193,9 +200,9 @@ func (d *Datapath) AttachPort(p Port) error {
 	if net&tcFbrNetFlagsFBR_NET_INTERNAL != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
 	} else if net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED | tcFbrDevFlagsFBR_DEV_PLAIN
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED
 	} else if net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_PLAIN
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_EXCEPTS
 	}
 	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SOURCE

@@ -86,3 +86,17 @@ func TestSlotIsShared(t *testing.T) {
 	check(t, h.VerifyPort(h.c1))
 	check(t, h.DeleteNetwork(h.c1.Ifindex+2*MaxDevices))
 }
+
+// TestPlainIsBounded: more excepted destinations than there is room for are refused as that.
+func TestPlainIsBounded(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	n := Network{Subnet: netip.MustParsePrefix("172.29.0.0/16"), Gateway: netip.MustParseAddr("172.29.0.1"), Bridge: h.bridge + 2*MaxDevices, Masquerade: true}
+	for i := range h.maps.FbrPlain.MaxEntries() + 1 {
+		n.Plain = append(n.Plain, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+	}
+	if err := h.SetNetwork(n); !errors.Is(err, ErrTooMany) {
+		t.Errorf("one too many: %v", err)
+	}
+	n.Plain = n.Plain[1:]
+	check(t, errors.Join(h.DeleteNetwork(n.Bridge), h.SetNetwork(n)))
+}

@@ -11,18 +11,18 @@ enum fbr_dev_flags {
 	FBR_DEV_PORT = 1,
 	FBR_DEV_UPLINK = 2,
 	FBR_DEV_BRIDGE = 4,
-	FBR_DEV_SLOW = 8, /* port: always the kernel's path, set by the control plane */
-	FBR_DEV_INTERNAL = 16,
-	FBR_DEV_ROUTED = 32,  /* port: its network is not translated */
-	FBR_DEV_FRAGS = 64,   /* leads to the namespace that puts inbound fragments in order */
-	FBR_DEV_RAW_IP = 128, /* uplink: no L2 header */
-	FBR_DEV_XDP = 256,    /* port: its container's end takes frames from XDP */
+	FBR_DEV_SLOW = 8,      /* port: always the kernel's path, set by the control plane */
+	FBR_DEV_INTERNAL = 16, /* port, bridge: its network is internal */
+	FBR_DEV_ROUTED = 32,   /* port: its network is not translated */
+	FBR_DEV_FRAGS = 64,    /* leads to the namespace that puts inbound fragments in order */
+	FBR_DEV_RAW_IP = 128,  /* uplink: no L2 header */
+	FBR_DEV_XDP = 256,     /* port: its container's end takes frames from XDP */
 	/* The programs have seen a qdisc, filter or chain (qdisc.h). Uplink: for what comes in. */
 	FBR_DEV_QUEUES = 512,
 	FBR_DEV_CLOSED = 1024, /* uplink: forwarding is on only because fastbr set it (guard.h) */
 	FBR_DEV_WAYS = 2048,   /* uplink: untranslated flows have come in by it (way.h) */
 	FBR_DEV_BRIDGE_QUEUES = 4096, /* port: the same as FBR_DEV_QUEUES on its bridge */
-	FBR_DEV_PLAIN = 8192,   /* port: some or all of what it sends keeps its address (plain.h) */
+	FBR_DEV_EXCEPTS = 8192,       /* port: some of what it sends keeps its address (plain.h) */
 	FBR_DEV_SOURCE = 16384, /* port: its network says which source address it gets (local.h) */
 	FBR_DEV_SIDE = 32768,   /* uplink: opened with the devices that are no uplinks, if at all */
 };
@@ -31,6 +31,8 @@ enum fbr_dev_flags {
 #define FBR_DEV_KERNEL_PATH   (FBR_DEV_SLOW | FBR_DEV_QUEUES)
 /* The same for what is routed, which passes the bridge's own device. */
 #define FBR_DEV_KERNEL_ROUTED (FBR_DEV_KERNEL_PATH | FBR_DEV_BRIDGE_QUEUES)
+/* Some or all of what a port sends keeps its address. */
+#define FBR_DEV_PLAIN         (FBR_DEV_ROUTED | FBR_DEV_EXCEPTS)
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. If
  * another device has that slot, an uplink or a bridge is at fbr_dev_elsewhere(ifindex).

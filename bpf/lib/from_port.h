@@ -159,7 +159,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			skb->mark = cfg_mark;
 			return bpf_redirect(oif, 0);
 		}
-		if (!f && (p->flags & (FBR_DEV_PLAIN | FBR_DEV_KERNEL_ROUTED)) == FBR_DEV_PLAIN &&
+		if (!f && (p->flags & FBR_DEV_PLAIN) && !(p->flags & FBR_DEV_KERNEL_ROUTED) &&
 		    sum <= FBR_SUM_OWN) {
 			__u32 oif = fbr_way_out(skb, p, &k, l4_len);
 

@@ -42,6 +42,18 @@ static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
 		fbr_count_drop(d, reason);
 }
 
+/* The destination of a packet that is forwarded, 0 if it cannot be read. The kernel has made
+ * the IPv4 header linear.
+ */
+static __always_inline __be32 fbr_forwarded_to(struct bpf_nf_ctx *ctx)
+{
+	__be32 daddr = 0;
+
+	bpf_probe_read_kernel(&daddr, sizeof(daddr),
+			      ctx->skb->data + __builtin_offsetof(struct iphdr, daddr));
+	return daddr;
+}
+
 /* Whether the host forwards a packet to elsewhere than a bridge of ours only because we
  * have opened the device that it came in by: ip_forward is 0. Multicast routing has a
  * setting of its own. What a tunnel of the host has wrapped is not forwarded.
@@ -59,11 +71,8 @@ static __always_inline bool fbr_opened_by_us(struct bpf_nf_ctx *ctx, const struc
 	cb = bpf_rdonly_cast(ctx->skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
 	if (!in && !(cb->flags & IPSKB_FORWARDED))
 		return false;
-	/* The kernel has made the IPv4 header linear. */
-	if (bpf_probe_read_kernel(&daddr, sizeof(daddr),
-				  ctx->skb->data + __builtin_offsetof(struct iphdr, daddr)))
-		return false;
-	return !fbr_multicast(daddr);
+	daddr = fbr_forwarded_to(ctx);
+	return daddr && !fbr_multicast(daddr);
 }
 
 /* Whether the last check on the way out is attached to a device. Asks the kernel, because
@@ -109,6 +118,11 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	if (fbr_opened_by_us(ctx, in, d)) {
 		if (in)
 			fbr_count_drop(in, FBR_ISOLATED);
+		return NF_DROP;
+	}
+	/* From an internal network, whatever rules of the host have made of the addresses. */
+	if (in && (in->flags & FBR_DEV_INTERNAL) && in->bridge != out) {
+		fbr_guard_count(fbr_forwarded_to(ctx), FBR_ISOLATED);
 		return NF_DROP;
 	}
 	if (d && (d->flags & FBR_DEV_UPLINK)) {

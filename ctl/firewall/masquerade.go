@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,7 +45,7 @@ var ErrNoNftables = errors.New("this kernel has no nftables NAT")
 // port there is no table. The error wraps ErrNoNftables where the kernel cannot. gone are
 // the containers' SCTP ports that it leads nobody to any more.
 func Masquerade(h Host) (gone []netip.AddrPort, err error) {
-	conn, err := nftables.New(nftables.AsLasting())
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomy))
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables: %w", err)
 	}
@@ -66,10 +67,19 @@ func Masquerade(h Host) (gone []netip.AddrPort, err error) {
 	return noLongerLed(have, want.listing()), nil
 }
 
+// transactionMax bounds a transaction and its answers, in bytes: those of a table with all
+// that the datapath can except, or with all ports. The kernel takes no more memory than
+// they need.
+const transactionMax = 64 << 20
+
+func roomy(conn *netlink.Conn) error {
+	return errors.Join(conn.SetWriteBuffer(transactionMax), conn.SetReadBuffer(transactionMax))
+}
+
 // Masquerades reports whether the table is as Masquerade would leave it. The errors are
 // those of Masquerade.
 func Masquerades(h Host) (bool, error) {
-	conn, err := nftables.New(nftables.AsLasting())
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomy))
 	if err != nil {
 		return false, fmt.Errorf("opening nftables: %w", err)
 	}

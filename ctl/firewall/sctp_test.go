@@ -59,6 +59,15 @@ func TestPublishedSCTPTable(t *testing.T) {
 				t.Errorf("after %s:\n%s", harm, nftList(t))
 			}
 		}
+		// More than a message holds that the kernel takes by default.
+		one := h.Published
+		h.Published = []Publication{{First: 1, Last: 20000, Port: 1, Proto: "sctp", Container: addr("172.30.0.2")}}
+		for i := range 2000 {
+			h.Networks[0].Plain = append(h.Networks[0].Plain, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+		}
+		ensure()
+		h.Networks[0].Plain, h.Published = nil, one
+		ensure()
 		h.Published = nil
 		if gone := ensure(); len(gone) != 1 || nftList(t) != "" {
 			t.Errorf("after the last: %v\n%s", gone, nftList(t))

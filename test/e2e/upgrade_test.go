@@ -228,7 +228,14 @@ func TestE2EUpgradeFromTheLastLayout(t *testing.T) {
 // connections can be opened.
 func TestE2EUpgradeKilled(t *testing.T) {
 	t.Parallel()
-	u := newUpgradable(t, e2eModes()[0], 2)
+	u := newUpgradable(t, e2eModes()[0], 3)
+	u.Must(t, "network", "create", "routed", "--subnet", "100.64.7.0/24", "--masquerade=false")
+	routed := u.Containers[2]
+	u.Attach(t, routed, "c3", "--network", "routed")
+	if err := u.Outside.AddRoute(netip.MustParsePrefix("100.64.7.0/24"), u.HostAddr(0)); err != nil {
+		t.Fatal(err)
+	}
+	u.streams = append(u.streams, u.startStream(t, "routed", false, u.Outside, u.ServeTCP(t, routed, on(routed.Addr, 80)).Addr))
 	u.Bin = u.new
 	for _, step := range []string{"upgrade-load", "upgrade-copy", "upgrade-publish", "upgrade-uplinks", "upgrade-ports", "upgrade-sessions",
 		"upgrade-guard", "upgrade-settle", "upgrade-links", "upgrade-aside", "upgrade-commit"} {
