@@ -80,7 +80,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_CLOSED        tcFbrDevFlags = 1024
 	tcFbrDevFlagsFBR_DEV_WAYS          tcFbrDevFlags = 2048
 	tcFbrDevFlagsFBR_DEV_BRIDGE_QUEUES tcFbrDevFlags = 4096
-	tcFbrDevFlagsFBR_DEV_PLAIN         tcFbrDevFlags = 8192
+	tcFbrDevFlagsFBR_DEV_EXCEPTS       tcFbrDevFlags = 8192
 	tcFbrDevFlagsFBR_DEV_SOURCE        tcFbrDevFlags = 16384
 	tcFbrDevFlagsFBR_DEV_SIDE          tcFbrDevFlags = 32768
 )
