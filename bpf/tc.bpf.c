@@ -4,6 +4,7 @@
  * understand is left to the kernel (TCX_NEXT). docs/ARCHITECTURE.md walks a packet through
  * the programs.
  */
+#include "lib/dnat.h"
 #include "lib/frag_in.h"
 #include "lib/from_port.h"
 #include "lib/from_uplink.h"
@@ -81,7 +82,7 @@ int fbr_guard(struct bpf_nf_ctx *ctx)
 SEC("netfilter")
 int fbr_input(struct bpf_nf_ctx *ctx)
 {
-	return fbr_input_note(ctx);
+	return fbr_dnat_missed(ctx) ? NF_DROP : fbr_input_note(ctx);
 }
 
 /* Netfilter, PREROUTING. The program does nothing. It is attached with

@@ -24,8 +24,7 @@ func (pr programs) create() error {
 	if err := pr.op.opts.planes.remove(pr.op.pins); err != nil {
 		return fmt.Errorf("clearing %s: %w", pr.op.pins, err)
 	}
-	// A module that is not loaded has no types, into which the programs look.
-	_ = exec.Command("modprobe", "-q", "bridge").Run()
+	loadModules()
 	set := pr.op.st.Settings
 	dp, err := pr.op.opts.planes.create(pr.op.pins, datapath.Config{FlowsMax: set.FlowsMax, NATFirst: set.NATFirst, NATLast: set.NATLast})
 	if err != nil {
@@ -38,6 +37,10 @@ func (pr programs) create() error {
 	pr.op.st.Features = pr.op.checks.kernel()
 	return nil
 }
+
+// loadModules loads the kernel's modules whose types and functions the programs use: one
+// that is not loaded has none.
+func loadModules() { _ = exec.Command("modprobe", "-q", "-a", "bridge", "nf_nat").Run() }
 
 // shortOfMemory says what can be done about a lack of memory for the maps, if that is
 // what err is.
@@ -88,6 +91,7 @@ func (pr programs) upgrade() error {
 		}
 		pr.op.dp = nil
 	}
+	loadModules()
 	done, err := pr.op.opts.planes.upgrade(pr.op.pins, pr.op.runner.passed, pr.retell)
 	pr.op.dp = nil // the upgrade's own
 	if err != nil {

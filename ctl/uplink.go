@@ -577,13 +577,17 @@ func (o others) write(h firewall.Host) error {
 	return errors.Join(err, link.EndLed(unix.IPPROTO_SCTP, gone))
 }
 
-// lead keeps the table while SCTP ports among pubs are published, or (gone) unpublished.
-// Publishing fails where there can be no table.
+// lead keeps the table while pubs are published, or (gone) unpublished. Publishing SCTP
+// ports fails where there can be no table. For other ports the table is only to be there,
+// as it always is with a network that is translated.
 func (o others) lead(pubs []*publication, gone bool) error {
-	if !slices.ContainsFunc(pubs, func(pub *publication) bool { return pub.Proto == protoSCTP }) {
-		return nil
-	}
 	h := o.op.firewall.exits()
+	if !slices.ContainsFunc(pubs, func(pub *publication) bool { return pub.Proto == protoSCTP }) {
+		if gone || len(pubs) == 0 || o.op.st.leads(true) {
+			return nil
+		}
+		return o.masquerade(h)
+	}
 	if !gone {
 		full, err := o.crowded()
 		if err == nil && full != "" {

@@ -263,6 +263,7 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 		v.CfgWaitingMax.Set(max(1, meta.FlowsMax/8)),
 		v.CfgFibSrc.Set(fib),
 		v.CfgConntrack.Set(probeConntrack() == nil),
+		v.CfgNat.Set(probeConntrack() == nil && probeNAT() == nil),
 		v.CfgEpoch.Set(meta.Epoch),
 	)
 }

@@ -214,6 +214,7 @@ type injectedFbrPub struct {
 	Pif       uint32
 	Allow     uint32
 	AllowMask uint32
+	MissedAt  uint32
 }
 
 type injectedFbrQuota struct {
@@ -383,6 +384,7 @@ const (
 	injectedVarCfgHalfQuota      = "cfg_half_quota"
 	injectedVarCfgHz             = "cfg_hz"
 	injectedVarCfgMark           = "cfg_mark"
+	injectedVarCfgNat            = "cfg_nat"
 	injectedVarCfgNearMask       = "cfg_near_mask"
 	injectedVarCfgNetns          = "cfg_netns"
 	injectedVarCfgPortsQuota     = "cfg_ports_quota"
@@ -524,6 +526,7 @@ type injectedVariableSpecs struct {
 	CfgHalfQuota    *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
 	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgMark         *ebpf.VariableSpec `ebpf:"cfg_mark"`
+	CfgNat          *ebpf.VariableSpec `ebpf:"cfg_nat"`
 	CfgNearMask     *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
 	CfgNetns        *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota   *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
@@ -654,6 +657,7 @@ type injectedVariables struct {
 	CfgHalfQuota    *ebpf.Variable `ebpf:"cfg_half_quota"`
 	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgMark         *ebpf.Variable `ebpf:"cfg_mark"`
+	CfgNat          *ebpf.Variable `ebpf:"cfg_nat"`
 	CfgNearMask     *ebpf.Variable `ebpf:"cfg_near_mask"`
 	CfgNetns        *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota   *ebpf.Variable `ebpf:"cfg_ports_quota"`

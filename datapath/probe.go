@@ -26,6 +26,7 @@ func Probe() []Feature {
 		{Name: "loop", Required: true, Minimum: "5.17", Err: features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)},
 		{Name: "fib-source", Minimum: "6.7", Err: probeFIB()},
 		{Name: "conntrack-timeout", Minimum: "6.0 with conntrack's BTF", Err: probeConntrack()},
+		{Name: "conntrack-nat", Minimum: "6.1 with nf_nat's BTF", Err: probeNAT()},
 	}
 	for i := range all {
 		if errors.Is(all[i].Err, ebpf.ErrNotSupported) {
@@ -95,6 +96,9 @@ func probeIterators() error {
 func probeConntrack() error {
 	return probeKfunc("bpf_ct_change_timeout", "nf_conntrack")
 }
+
+// probeNAT looks for nf_nat's kfunc.
+func probeNAT() error { return probeKfunc("bpf_ct_set_nat_info", "nf_nat") }
 
 // probeKfunc looks for a kfunc in the kernel and in the module that may contain
 // it.

@@ -442,16 +442,24 @@ struct nf_hook_entries {
 	struct nf_hook_entry hooks[1];
 } __core;
 
-#define NF_BR_PRE_ROUTING  0
-#define NF_BR_FORWARD      2
-#define NF_BR_POST_ROUTING 4
-#define NF_BR_NUMHOOKS     5
+#define NF_BR_PRE_ROUTING   0
+#define NF_BR_FORWARD       2
+#define NF_BR_POST_ROUTING  4
+#define NF_BR_NUMHOOKS      5
 
 /* Priorities there */
-#define NF_BR_PRI_BRNF     0
-#define NF_BR_PRI_LAST     0x7fffffff
+#define NF_BR_PRI_BRNF      0
+#define NF_BR_PRI_LAST      0x7fffffff
+
+#define NF_INET_PRE_ROUTING 0
+#define NF_INET_NUMHOOKS    5
+
+/* Priorities there */
+#define NF_IP_PRI_CONNTRACK (-200)
+#define NF_IP_PRI_NAT_DST   (-100)
 
 struct netns_nf {
+	struct nf_hook_entries *hooks_ipv4[NF_INET_NUMHOOKS];
 	struct nf_hook_entries *hooks_bridge[NF_BR_NUMHOOKS];
 } __core;
 
@@ -588,14 +596,45 @@ struct nf_conn_help {
 	void *helper;
 } __core;
 
+union nf_inet_addr { /* kfuncs take all of it */
+	__u32 all[4];
+	__be32 ip;
+};
+
+union nf_conntrack_man_proto {
+	__be16 all;
+} __core;
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
+} __core;
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+} __core;
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+} __core;
+
 struct nf_conn {
 	unsigned long status;
+	struct nf_conntrack_tuple_hash tuplehash[2]; /* by enum ip_conntrack_dir */
 	struct nf_ct_ext *ext;
 } __core;
 
-#define IPS_NAT_MASK 0x30 /* of nf_conn.status: source or destination is translated */
-#define IPS_SRC_NAT  0x10 /* the source alone: a rule that masquerades */
-#define IPS_DST_NAT  0x20 /* the destination alone: a DNAT rule */
+struct nf_conn___init { /* not entered yet */
+	struct nf_conn ct;
+};
+
+#define IPS_CONFIRMED    0x8  /* of nf_conn.status: entered */
+#define IPS_NAT_MASK     0x30 /* source or destination is translated */
+#define IPS_SRC_NAT      0x10 /* the source alone: a rule that masquerades */
+#define IPS_DST_NAT      0x20 /* the destination alone: a DNAT rule */
+#define IPS_SRC_NAT_DONE 0x80 /* whether to translate the source has been decided */
+
+enum nf_nat_manip_type { NF_NAT_MANIP_SRC, NF_NAT_MANIP_DST };
 
 struct sock_common {
 	__be32 skc_daddr;

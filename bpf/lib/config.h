@@ -31,6 +31,8 @@ volatile const bool cfg_fib_src = false;
  * conntrack is a module, not every loader can load their addresses.
  */
 volatile const bool cfg_conntrack = false;
+/* the same of nf_nat's (6.1), which translate for published ports */
+volatile const bool cfg_nat = false;
 /* raised by each upgrade, so that the sweep timer takes the new callback */
 volatile const __u32 cfg_epoch = 0;
 

@@ -12,6 +12,7 @@
 #include "config.h"
 #include "csum.h"
 #include "device.h"
+#include "dnat.h"
 #include "flow.h"
 #include "in.h"
 #include "l2.h"
@@ -80,8 +81,8 @@ __fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
 }
 
 /* Translates an ICMP error from outside. Returns FBR_NONE if it was about a session of ours
- * and is now the container's (or the neighbour's), FBR_NOT_OURS if it is not, untouched, or
- * the reason to drop it.
+ * and is now the container's (or the neighbour's), or the kernel will make it so;
+ * FBR_NOT_OURS if it is not, untouched; or the reason to drop it.
  */
 __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
@@ -103,6 +104,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 		return FBR_NOT_OURS;
 	if (!fbr_icmp_sound(skb, p, &in))
 		return FBR_BAD_CSUM;
+	if (fbr_dnat(skb, &k, f, false))
+		return FBR_NONE;
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||
 	    fbr_rewrite_outer(skb, p->l3, false, p->daddr, f->addr))

@@ -10,6 +10,7 @@
 #include "create.h"
 #include "ct.h"
 #include "device.h"
+#include "dnat.h"
 #include "extport.h"
 #include "flow.h"
 #include "instance.h"
@@ -144,7 +145,7 @@ __fbr_global bool fbr_may_be_carried(struct __sk_buff *skb, const struct fbr_dev
 }
 
 /* Translates the destination of a packet from outside that belongs to the flow under k, on
- * the kernel's path.
+ * the kernel's path, or leaves that to the kernel.
  */
 __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p,
 					struct fbr_flow_key *k)
@@ -159,6 +160,8 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	fbr_sess_track(skb, f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
 		f->seen = fbr_now();
+	if (fbr_dnat(skb, k, f, fbr_dnat_begins(p)))
+		return FBR_NONE;
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
 }

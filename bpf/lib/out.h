@@ -9,6 +9,7 @@
 #include "create.h"
 #include "ct.h"
 #include "device.h"
+#include "dnat.h"
 #include "extport.h"
 #include "flow.h"
 #include "hop.h"
@@ -116,7 +117,20 @@ enum fbr_snat_mode {
 	 * translated; any other packet is FBR_NOT_OURS and untouched.
 	 */
 	FBR_SNAT_ROUTED = 3,
+	/* The kernel has translated it (dnat.h). FBR_NOT_OURS if it belongs to no session that
+	 * says the same and no publication leads back.
+	 */
+	FBR_SNAT_DONE = 4,
 };
+
+/* Whether the container's port that k comes from is published as the source of p. */
+static __always_inline bool fbr_pub_leads(const struct fbr_flow_key *k, const struct fbr_pkt *p)
+{
+	struct fbr_bind_key at = { .ip = k->saddr, .port = k->sport, .proto = k->proto };
+	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &at);
+
+	return host && host->port == p->sport && (!host->ip || host->ip == p->saddr);
+}
 
 /* Translates the source of a container's packet at the uplink's egress. Returns FBR_NONE if
  * it is translated, or the reason to drop it.
@@ -128,8 +142,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!p || !u || !port)
 		return FBR_UNSUPPORTED;
 
-	bool routed = mode == FBR_SNAT_ROUTED;
-	bool forwarded = mode == FBR_SNAT_FORWARDED || (routed && skb->ingress_ifindex);
+	bool routed = mode == FBR_SNAT_ROUTED, done = mode == FBR_SNAT_DONE;
+	bool forwarded = mode == FBR_SNAT_FORWARDED || ((routed || done) && skb->ingress_ifindex);
 	__u64 now = fbr_now();
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_session *s;
@@ -143,6 +157,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
 		return FBR_UNSUPPORTED;
 	fbr_key(&k, p);
+	if (done && !fbr_dnat_answers(bpf_cast_to_kern_ctx(skb), &k))
+		return FBR_NOT_OURS;
 	if (routed && !fbr_flow_exists(&k))
 		return FBR_NOT_OURS;
 	if (forwarded) {
@@ -151,7 +167,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			return FBR_NO_UPLINK;
 	}
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
-	if (!f && routed)
+	if (!f && (routed || (done && !fbr_pub_leads(&k, p))))
 		return FBR_NOT_OURS;
 	/* An answer to a SYN begins no session: whoever has asked asks again. */
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
@@ -163,6 +179,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
+	if (done && (f->addr != p->saddr || f->port != p->sport))
+		return FBR_NOT_OURS;
 	fbr_out_seen(skb, f, p, forwarded);
 	s = fbr_sess_get(f->sess);
 	if (!s)
@@ -183,8 +201,39 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		}
 		fbr_ct_extend(skb, &k, secs);
 	}
+	if (done)
+		return FBR_NONE;
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+}
+
+/* The port (ifindex) whose container has sent a packet that leaves with an address of the
+ * host, since the kernel translates its connection's destination; 0: it is none of ours.
+ */
+__fbr_global __u32 fbr_dnat_port(struct __sk_buff *skb, const struct fbr_pkt *p)
+{
+	struct fbr_flow_key k = {};
+	struct fbr_dev *port;
+
+	if (!p || p->kind != FBR_L4_PORTS || !fbr_dnat_answers(bpf_cast_to_kern_ctx(skb), &k))
+		return 0;
+	port = fbr_host_port(k.saddr);
+	return port ? port->ifindex : 0;
+}
+
+/* Handles such a packet. Returns FBR_NOT_OURS if it answers nothing of ours. */
+static __always_inline enum fbr_reason fbr_dnat_out(struct __sk_buff *skb, const struct fbr_pkt *p,
+						    const struct fbr_dev *u)
+{
+	struct fbr_dev *port = fbr_dev_get(fbr_dnat_port(skb, p));
+	enum fbr_reason why;
+
+	if (!port)
+		return FBR_NOT_OURS;
+	why = fbr_snat(skb, p, u, port, FBR_SNAT_DONE);
+	if (why == FBR_NOT_OURS && fbr_dnat_entered(bpf_cast_to_kern_ctx(skb)))
+		return FBR_UNSUPPORTED; /* it is published no more */
+	return why;
 }
 
 #endif

@@ -29,6 +29,7 @@ struct fbr_pub {
 	__u32 pif;
 	__be32 allow; /* clients: address & mask */
 	__be32 allow_mask;
+	__u32 missed_at; /* jiffies, low half: the kernel has not translated (dnat.h); 0: never */
 };
 
 /* The published ports, by the host's address and port. fbr_pub_of gives the host's address

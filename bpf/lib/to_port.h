@@ -7,6 +7,7 @@
 #include "addr.h"
 #include "ct.h"
 #include "device.h"
+#include "dnat.h"
 #include "hair.h"
 #include "hairpin_deliver.h"
 #include "in.h"
@@ -102,10 +103,12 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 			fbr_way_passed(skb, &pkt, FBR_WAY_IN, iif, p->mtu);
 		return FBR_NONE;
 	}
-	if ((pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) || fbr_ct_translates(skb) ||
+	if ((pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) ||
 	    ((p->flags & FBR_DEV_PLAIN) && fbr_own_admits(skb, &pkt)))
 		return FBR_NONE;
-	return FBR_DIRECT;
+	/* What fbr_dnat has entered outlives the session, not the publication. */
+	return fbr_ct_translates(skb) && !fbr_dnat_entered(bpf_cast_to_kern_ctx(skb)) ? FBR_NONE
+										      : FBR_DIRECT;
 }
 
 static __always_inline int fbr_to_port(struct __sk_buff *skb)

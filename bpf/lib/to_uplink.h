@@ -7,7 +7,9 @@
 #include "config.h"
 #include "device.h"
 #include "icmp.h"
+#include "instance.h"
 #include "local.h"
+#include "out.h"
 #include "parse.h"
 #include "plain.h"
 #include "reason.h"
@@ -29,6 +31,7 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 {
 	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *blame;
 	void *data, *data_end;
+	struct fbr_conf *c;
 	struct fbr_pkt pkt;
 	struct fbr_net *n;
 	struct iphdr *ip;
@@ -80,7 +83,10 @@ parse:
 		fbr_count_tx(skb, u, FBR_FAST);
 		return TCX_NEXT;
 	}
-	why = fbr_host_out(skb, &pkt, u);
+	c = fbr_conf_get();
+	why = c && c->published ? fbr_dnat_out(skb, &pkt, u) : FBR_NOT_OURS;
+	if (why == FBR_NOT_OURS)
+		why = fbr_host_out(skb, &pkt, u);
 	if (why)
 		return fbr_drop(u, why);
 pass:

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -25,17 +26,44 @@ func answered(n Network, by Device) packet {
 	return p
 }
 
-// asks is the first packet of a client to a published port, by a device, after fastbr
-// has translated it.
+// asks is the first packet of a client to a published port, by a device. The kernel
+// translates it behind connection tracking, unless it is for the container's own address.
 func asks(pub Publication, by Device) packet {
-	p := anything()
-	p.in, p.out, p.dst, p.origDst = by, pub.Bridge, address(pub.Container), address(pub.Container)
-	p.proto = known(protocols[pub.Proto])
-	if pub.First == pub.Last {
-		p.dport, p.origDstPort = port(pub.Port), port(pub.Port)
+	first, how := anything(), uint32(statusDNAT)
+	first.in, first.dst, first.dstType = by, address(pub.asked(by)), native(unix.RTN_LOCAL)
+	if pub.HostIP == pub.Container {
+		first.dstType, how = native(unix.RTN_UNICAST), 0
 	}
-	p.state, p.status = native(expr.CtStateBitNEW), translation(0)
+	first.proto = known(protocols[pub.Proto])
+	first.state, first.status = native(expr.CtStateBitNEW), translation(0)
+	if pub.First == pub.Last {
+		first.dport = port(pub.First)
+	}
+	first.origDst, first.origDstPort = first.dst, first.dport
+	p := first
+	p.first = &first
+	p.out, p.dst, p.dstType, p.status = pub.Bridge, address(pub.Container), native(unix.RTN_UNICAST), translation(how)
+	if pub.First == pub.Last {
+		p.dport = port(pub.Port)
+	}
 	return p
+}
+
+// asked is the host's address that a client has used, who comes by a device. It is
+// invalid if that is not known.
+func (p Publication) asked(by Device) netip.Addr {
+	if p.HostIP.IsValid() {
+		return p.HostIP
+	}
+	return by.Addr
+}
+
+// hosts is the prefix of asked, invalid if that is.
+func (p Publication) hosts(by Device) netip.Prefix {
+	if a := p.asked(by); a.IsValid() {
+		return single(a)
+	}
+	return netip.Prefix{}
 }
 
 // translation is conntrack's status of a packet whose translation is known: how is a
@@ -79,7 +107,6 @@ func Findings(h Host) ([]Finding, error) {
 	out := []Finding{rs.byDefault("forward-policy", "what is forwarded", forwarding), rs.byDefault("input-policy", "what is sent to the host", localIn)}
 	out = append(out, rs.condemned(h)...)
 	out = append(out, rs.translatedBefore(h)...)
-	out = append(out, rs.unmet(h)...)
 	return out, rs.err
 }
 
@@ -157,7 +184,11 @@ func (rs *ruleset) condemned(h Host) (out []Finding) {
 				if others := len(pubs[by]) - 1; others > 0 {
 					more = fmt.Sprintf(", and %d other published ports", others)
 				}
-				add(&by, n, pass{out: n.Bridge.Name, dst: single(pub.Container), proto: pub.Proto, port: pub.Port}, "forward",
+				through := pass{out: n.Bridge.Name, dst: single(pub.Container), proto: pub.Proto, port: pub.Port}
+				if by.base.early() {
+					through = pass{in: u.Name, dst: pub.hosts(u), proto: pub.Proto, port: pub.First}
+				}
+				add(&by, n, through, "forward",
 					fmt.Sprintf("what clients send by %s to the published port %s of %s%s", u, pub, pub.Name, more))
 			}
 		}

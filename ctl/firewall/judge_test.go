@@ -38,7 +38,7 @@ func TestJudge(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables", "iptables-legacy")
-	h := Host{Networks: []Network{web}, Uplinks: []Device{{Name: "eth0"}}, Published: []Publication{webPort}}
+	h := Host{Networks: []Network{web}, Uplinks: []Device{{Name: "eth0", Addr: netip.MustParseAddr("198.51.100.1")}}, Published: []Publication{webPort}}
 	const (
 		sends   = "what network default sends by eth0"
 		answers = "answers from eth0"
@@ -66,6 +66,11 @@ func TestJudge(t *testing.T) {
 		{rules: []string{nftForward("accept", "oifname \"fastbr0\" ct state != { established, related } drop")}, cut: clients},
 		{rules: []string{nftForward("accept", "tcp dport 80 drop")}, cut: clients},
 		{rules: []string{nftForward("accept", "tcp dport { 1-79, 81-100 } drop")}},
+		{rules: []string{nftForward("accept", "tcp dport 8080 drop")}},
+		{rules: []string{nftForward("accept", "ct status dnat drop")}, cut: clients},
+		{rules: []string{nftForward("accept", "meta l4proto tcp ct original proto-dst 8080 drop")}, cut: clients},
+		{rules: []string{nftForward("accept", "meta l4proto tcp ct original proto-dst 80 drop")}},
+		{rules: []string{nftForward("accept", "iifname \"fastbr0\" accept\nct state established accept\nct status dnat accept\ndrop")}, tail: true},
 		{rules: []string{nftForward("accept", "ip daddr 172.30.0.2 tcp dport 70-90 drop")}, cut: clients},
 		{rules: []string{nftForward("accept", "ip daddr 203.0.113.0/24 drop")}},
 		{rules: []string{nftForward("accept", "limit rate 1/second accept\nreject")}, tail: true}, // some pass
@@ -86,6 +91,10 @@ func TestJudge(t *testing.T) {
 		{rules: both("-A FORWARD -p tcp -m multiport ! --dports 22,70:90 -j DROP")},
 		{rules: both("-A FORWARD -m mark --mark 7 -j DROP")},
 		{rules: both("-t mangle -A PREROUTING -i fastbr0 -j DROP"), cut: sends},
+		{rules: both("-t raw -A PREROUTING -p tcp --dport 8080 -j DROP"), cut: clients},
+		{rules: both("-t raw -A PREROUTING -p tcp -d 172.30.0.2 --dport 80 -j DROP")},
+		{rules: both("-A FORWARD -m conntrack --ctorigdstport 8080 -j DROP"), cut: clients},
+		{rules: both("-A FORWARD -m conntrack --ctorigdst 198.51.100.1 --ctstate DNAT -j DROP"), cut: clients},
 	} {
 		for _, rules := range c.rules {
 			testutil.NewNetns(t).Do(t, func() {

@@ -30,6 +30,11 @@ const publishPriority nftables.ChainPriority = -90
 // (NF_IP_PRI_NAT_SRC is 100): the first translation of a connection is the only one.
 const masqueradePriority nftables.ChainPriority = 110
 
+// statusHelper is conntrack's status of a connection to which a rule has attached a helper
+// (IPS_HELPER). A helper rewrites addresses only for a connection that the kernel
+// translates.
+const statusHelper = 1 << 13
+
 // ErrForeignTable: somebody else has a table of our table's name.
 var ErrForeignTable = errors.New("the nft table \"ip fastbr\" is not fastbr's: rename it")
 
@@ -37,12 +42,14 @@ var ErrForeignTable = errors.New("the nft table \"ip fastbr\" is not fastbr's: r
 var ErrNoNftables = errors.New("this kernel has no nftables NAT")
 
 // Masquerade keeps the table "ip fastbr". By it the kernel translates what networks
-// with NAT send by uplinks, but for TCP, UDP and echo, which the datapath translates.
+// with NAT send by uplinks, but for TCP, UDP and echo, which the datapath translates
+// unless a helper of conntrack follows the connection.
 // If h.Others is set, it also translates all that they send by devices which are
 // neither uplinks nor bridges of ours. It leads clients of published SCTP ports to
-// their containers. The table is replaced as a whole when anything in it is not as it
-// should be; connections keep their translation. Without a network with NAT and such a
-// port there is no table. The error wraps ErrNoNftables where the kernel cannot. gone are
+// their containers, and keeps the kernel's NAT on, by which other published ports are
+// translated. The table is replaced as a whole when anything in it is not as it should be;
+// connections keep their translation. Without a network with NAT and without published
+// ports there is no table. The error wraps ErrNoNftables where the kernel cannot. gone are
 // the containers' SCTP ports that it leads nobody to any more.
 func Masquerade(h Host) (gone []netip.AddrPort, err error) {
 	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomy))
@@ -126,7 +133,8 @@ type leavingRule struct {
 	exprs   []expr.Any
 }
 
-// leavingOf returns nil if no network of h is translated and no SCTP port is published.
+// leavingOf returns nil if no network of h is translated and nothing is published. If
+// something is, a chain turns the kernel's NAT on, though it may have no rules.
 func leavingOf(h Host) *leaving {
 	var subnets []netip.Prefix
 	inside, out := []string{"lo"}, []string{}
@@ -137,8 +145,13 @@ func leavingOf(h Host) *leaving {
 		}
 	}
 	sctp := sctpOf(h)
-	if len(subnets) == 0 && len(sctp) == 0 {
+	last := leavingChain{name: "postrouting", hook: nftables.ChainHookPostrouting, priority: masqueradePriority}
+	switch {
+	case len(subnets) == 0 && len(h.Published) == 0:
 		return nil
+	case len(subnets) == 0 && len(sctp) == 0:
+		sets := masqueradeSets()
+		return &leaving{sets: sets, keys: make([][]nftables.SetElement, len(sets)), chains: []leavingChain{last}}
 	}
 	for _, u := range h.Uplinks {
 		out = append(out, u.Name)
@@ -155,31 +168,39 @@ func leavingOf(h Host) *leaving {
 	back := &expr.Verdict{Kind: expr.VerdictReturn}
 	echo := payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{8})
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
+	none, helper := make([]byte, 4), binaryutil.NativeEndian.PutUint32(statusHelper)
+	helped := is{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: helper, Xor: none},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: none}}
 	l := &leaving{
 		sets: masqueradeSets(),
 		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out), nil, nil},
 		chains: []leavingChain{{name: "uplink", rules: []leavingRule{
+			{"a helper follows it", slices.Concat(helped, masquerade)},
 			{"fastbr translates it", append(proto(unix.IPPROTO_TCP), back)},
 			{"fastbr translates it", append(proto(unix.IPPROTO_UDP), back)},
 			{"fastbr translates it", slices.Concat(proto(unix.IPPROTO_ICMP), echo, is{back})},
 			{"other protocols", masquerade},
-		}}, {name: "postrouting", hook: nftables.ChainHookPostrouting, priority: masqueradePriority, rules: []leavingRule{
-			{"not from a container", is{saddr, in("subnets", true), back}},
-			{"not by a bridge of ours: forged", slices.Concat(forwarded, is{iifname, in("inside", true), back})},
-			{"stays on the host", is{oifname, in("inside", false), back}},
-			{"by an uplink", is{oifname, in("uplinks", false), &expr.Verdict{Kind: expr.VerdictGoto, Chain: "uplink"}}},
-		}}},
+		}}, last},
 	}
-	var own []leavingRule // of networks with an address of their own
+	var own, follows []leavingRule // of networks with an address of their own
 	for _, n := range h.Networks {
 		if n.SNAT.IsValid() {
-			own = append(own, leavingRule{fmt.Sprintf("from %s as %s", n.Subnet, n.SNAT), slices.Concat(addressIn(12, n.Subnet), is{
+			name, to := fmt.Sprintf("from %s as %s", n.Subnet, n.SNAT), slices.Concat(addressIn(12, n.Subnet), is{
 				&expr.Counter{}, &expr.Immediate{Register: 1, Data: n.SNAT.AsSlice()},
-				&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}})})
+				&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}})
+			own = append(own, leavingRule{name, to})
+			follows = append(follows, leavingRule{name + ": a helper follows it", slices.Concat(helped, to)})
 		}
 	}
 	uplink, post := &l.chains[0], &l.chains[1]
-	uplink.rules = slices.Insert(uplink.rules, len(uplink.rules)-1, own...)
+	uplink.rules = slices.Concat(follows, slices.Insert(uplink.rules, len(uplink.rules)-1, own...))
+	post.rules = []leavingRule{
+		{"not from a container", is{saddr, in("subnets", true), back}},
+		{"not by a bridge of ours: forged", slices.Concat(forwarded, is{iifname, in("inside", true), back})},
+		{"stays on the host", is{oifname, in("inside", false), back}},
+		{"by an uplink", is{oifname, in("uplinks", false), &expr.Verdict{Kind: expr.VerdictGoto, Chain: "uplink"}}},
+	}
 	stays := len(post.rules) - 1
 	for _, n := range h.Networks {
 		for _, p := range n.Plain {
@@ -269,6 +290,7 @@ func (l *leaving) listing() map[string][]string {
 		out["set "+s.Name] = keysOf(l.keys[i])
 	}
 	for _, c := range l.chains {
+		out["chain "+c.name] = nil
 		for _, r := range c.rules {
 			out["chain "+c.name] = append(out["chain "+c.name], r.comment)
 		}

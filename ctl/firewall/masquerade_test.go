@@ -41,7 +41,8 @@ func TestMasqueradeTable(t *testing.T) {
 		}
 		all := ensure(h)
 		for _, want := range []string{"10.1.2.128/25, 172.30.0.0/15", `"br-a", "br-b"`, `"br-d", "br-e"`, `"eth0", "eth1"`,
-			"priority 110", "iif != 0 iifname != @inside return", `masquerade comment "other devices"`, `masquerade comment "other protocols"`} {
+			"priority 110", "iif != 0 iifname != @inside return", `masquerade comment "other devices"`, `masquerade comment "other protocols"`,
+			`ct status 0x2000 counter packets 0 bytes 0 masquerade`} {
 			if !strings.Contains(all, want) {
 				t.Errorf("no %s in\n%s", want, all)
 			}
@@ -72,6 +73,14 @@ func TestMasqueradeTable(t *testing.T) {
 		}
 		if out, err := exec.Command("nft", "add table ip mine").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
+		}
+		routed := Host{Networks: h.Networks[3:4], Published: []Publication{webPort}}
+		if got := ensure(routed); !strings.Contains(got, "type nat hook postrouting") || strings.Contains(got, "masquerade") {
+			t.Errorf("with a published port and no NAT:\n%s", got)
+		}
+		before = handles()
+		if ensure(routed); handles() != before {
+			t.Errorf("the right table is written again")
 		}
 		if got := ensure(Host{}); got != "table ip mine { }" {
 			t.Errorf("after the last network:\n%s", got)

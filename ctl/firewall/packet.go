@@ -159,6 +159,8 @@ type packet struct {
 	state, status            bits // conntrack's, 4 bytes, native
 	origSrc, origDst         bits // of conntrack's original tuple
 	origSrcPort, origDstPort bits
+
+	first *packet // before the kernel has translated the destination; nil: it does not
 }
 
 // anything is an IPv4 packet of which nothing else is known.

@@ -192,6 +192,13 @@ func (rs *ruleset) idle(c *chain, r rule, deep int) bool {
 	return true
 }
 
+// natPriority is the priority of the kernel's DNAT (NF_IP_PRI_NAT_DST).
+const natPriority = -100
+
+// early reports whether a base chain sees packets before the kernel has translated their
+// destination.
+func (c *chain) early() bool { return c.hook == prerouting && c.priority < natPriority }
+
 // filters are the hooks that a forwarded packet passes through, in order.
 var filters = []hook{prerouting, forwarding, postrouting}
 
@@ -213,6 +220,9 @@ func (rs *ruleset) condemns(p packet, hooks ...hook) *cut {
 		}
 		for _, c := range rs.base(h, false) {
 			w := walk{rs: rs, p: q}
+			if c.early() && p.first != nil {
+				w.p = *p.first
+			}
 			if w.base(c) == condemned {
 				return &cut{w.cause, c}
 			}

@@ -250,6 +250,7 @@ func TestE2EDocker(t *testing.T) {
 	d.assertInspect(t)
 	d.assertWorld(t, c1, c2)
 	d.assertPublished(t, c1)
+	d.assertGuarded(t, c1)
 	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.79.0.0/24", "other")
 	far := d.start(t, "far", "other")
 	d.assertReach(t, c1, c2, far)
