@@ -293,6 +293,7 @@ type tcFbrPub struct {
 	Pif       uint32
 	Allow     uint32
 	AllowMask uint32
+	MissedAt  uint32
 }
 
 type tcFbrQuota struct {
@@ -522,6 +523,7 @@ const (
 	tcVarCfgHalfQuota     = "cfg_half_quota"
 	tcVarCfgHz            = "cfg_hz"
 	tcVarCfgMark          = "cfg_mark"
+	tcVarCfgNat           = "cfg_nat"
 	tcVarCfgNearMask      = "cfg_near_mask"
 	tcVarCfgNetns         = "cfg_netns"
 	tcVarCfgPortsQuota    = "cfg_ports_quota"
@@ -661,6 +663,7 @@ type tcVariableSpecs struct {
 	CfgHalfQuota    *ebpf.VariableSpec `ebpf:"cfg_half_quota"`
 	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgMark         *ebpf.VariableSpec `ebpf:"cfg_mark"`
+	CfgNat          *ebpf.VariableSpec `ebpf:"cfg_nat"`
 	CfgNearMask     *ebpf.VariableSpec `ebpf:"cfg_near_mask"`
 	CfgNetns        *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPortsQuota   *ebpf.VariableSpec `ebpf:"cfg_ports_quota"`
@@ -789,6 +792,7 @@ type tcVariables struct {
 	CfgHalfQuota    *ebpf.Variable `ebpf:"cfg_half_quota"`
 	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgMark         *ebpf.Variable `ebpf:"cfg_mark"`
+	CfgNat          *ebpf.Variable `ebpf:"cfg_nat"`
 	CfgNearMask     *ebpf.Variable `ebpf:"cfg_near_mask"`
 	CfgNetns        *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPortsQuota   *ebpf.Variable `ebpf:"cfg_ports_quota"`
