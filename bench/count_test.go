@@ -26,10 +26,10 @@ func TestCompareCounts(t *testing.T) {
 	}{
 		"the same":                      {counts(1000, 800), ""},
 		"within the slack":              {counts(1019, 800), ""},
-		"dearer":                        {counts(1021, 800), "UDP: 1021 instructions per packet, +2.1 % of the 1000 on record"},
-		"cheaper":                       {counts(979, 800), "UDP: 979 instructions per packet, -2.1 % of the 1000 on record"},
+		"dearer":                        {counts(1021, 800), "UDP, fastbr: 1021 instructions per packet, +2.1 % of the 1000 on record"},
+		"cheaper":                       {counts(979, 800), "UDP, fastbr: 979 instructions per packet, -2.1 % of the 1000 on record"},
 		"another kernel":                {elsewhere(counts(1100, 880)), ""},
-		"dearer on a kernel that is so": {elsewhere(counts(1130, 880)), "UDP: 1130 instructions per packet, +2.7 % of the 1100 on record"},
+		"dearer on a kernel that is so": {elsewhere(counts(1130, 880)), "UDP, fastbr: 1130 instructions per packet, +2.7 % of the 1100 on record"},
 		"the floor alone moved":         {counts(1000, 880), ""},
 		"not counted":                   {&Counts{}, "UDP: not counted; attach: not counted"},
 	} {
@@ -38,7 +38,7 @@ func TestCompareCounts(t *testing.T) {
 		}
 	}
 	for got, want := range map[float64]string{
-		1059: "", 941: "", 1061: "TCP: 1061 instructions per connection, +6.1 % of the 1000 on record",
+		1059: "", 941: "", 1061: "TCP, fastbr: 1061 instructions per connection, +6.1 % of the 1000 on record",
 	} {
 		if off := strings.Join(connections(got).Compare(connections(1000)), "; "); off != want {
 			t.Errorf("%v instructions per connection: %q, want %q", got, off, want)

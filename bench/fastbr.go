@@ -31,6 +31,12 @@ type Fastbr struct {
 	XDP string
 	// BigTCP is the value of --big-tcp; "": fastbr's default.
 	BigTCP string
+	// Routed networks are not translated (--masquerade=false): the outside has a route
+	// to the containers' addresses.
+	Routed bool
+	// NFCall leaves bridge-nf-call-iptables at 1, so frames between containers meet the
+	// host's firewall.
+	NFCall bool
 	// Env holds additional environment variables: KEY=VALUE.
 	Env []string
 	// Log, if set, receives every command as a user would type it, with $HOST
@@ -46,6 +52,12 @@ func (f Fastbr) Name() string {
 	if f.BigTCP != "" {
 		return "fastbr-64k"
 	}
+	if f.Routed {
+		return "fastbr-routed"
+	}
+	if f.NFCall {
+		return "fastbr-nfcall"
+	}
 	return "fastbr"
 }
 
@@ -53,6 +65,9 @@ func (f Fastbr) Name() string {
 func (f Fastbr) Describe() string {
 	if flags := f.upFlags(); len(flags) > 0 {
 		return "fastbr with its defaults, but for " + strings.Join(flags, " ")
+	}
+	if f.NFCall {
+		return "fastbr with its defaults, bridge-nf-call-iptables=1"
 	}
 	return "fastbr with its defaults"
 }
@@ -68,6 +83,9 @@ func (f Fastbr) upFlags() (flags []string) {
 	if f.BigTCP != "" {
 		flags = append(flags, "--big-tcp", f.BigTCP)
 	}
+	if f.Routed {
+		flags = append(flags, "--masquerade=false")
+	}
 	return flags
 }
 
@@ -80,6 +98,18 @@ func (f Fastbr) WithXDP() Fastbr {
 // WithoutBigTCP returns f with the kernel's usual super-packets of 64 KiB.
 func (f Fastbr) WithoutBigTCP() Fastbr {
 	f.BigTCP = ctl.BigTCPOff
+	return f
+}
+
+// WithoutNAT returns f with a network that is not translated.
+func (f Fastbr) WithoutNAT() Fastbr {
+	f.Routed = true
+	return f
+}
+
+// WithNFCall returns f with frames between containers that meet the host's firewall.
+func (f Fastbr) WithNFCall() Fastbr {
+	f.NFCall = true
 	return f
 }
 
@@ -98,7 +128,9 @@ func (f Fastbr) sessions() int {
 func (f Fastbr) Flows() int { return f.sessions() - f.sessions()/5 }
 
 // Options implements Contestant.
-func (f Fastbr) Options() lab.Options { return lab.Options{Private: []netip.Prefix{}} }
+func (f Fastbr) Options() lab.Options {
+	return lab.Options{NFCall: f.NFCall, Private: []netip.Prefix{}}
+}
 
 // WithRoomFor returns f with as many sessions as a workload needs, if the
 // default is too small.
@@ -138,6 +170,9 @@ func (f Fastbr) Setup(ctx context.Context, l *lab.Lab) error {
 			return fmt.Errorf("reading what port ls printed: %w", err)
 		}
 		c.SetAddr(ip.Addr())
+	}
+	if f.Routed {
+		return l.Outside.AddRoute(containers, l.HostAddr(0))
 	}
 	return nil
 }

@@ -22,21 +22,23 @@ func Sets() []Set {
 func tableHeats() []Heat {
 	kernel, call, docker := Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), NewDocker().Name()
 	fast, floor, hash, direct := Fastbr{}.Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()
+	// Networks that are not translated, beside the kernel's routing.
+	routed := []string{Bridge{NAT: Routed}.Name(), Fastbr{}.WithoutNAT().Name()}
 	pps, bulk, short := []string{kernel, docker, fast, floor}, []string{kernel, docker, fast, direct}, []string{docker, fast}
 	many := []string{fast, floor, hash}
 	// These show what larger super-packets contribute: the outside does not send
 	// any.
 	big := append(slices.Clone(bulk), Fastbr{}.WithoutBigTCP().Name(), Bridge{NAT: IPTables, Big: true}.Name())
 	return []Heat{
-		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(pps), call)},
-		{Workload: PPS{Direction: ContainerToOutside}, Contestants: append(slices.Clone(pps), hash)},
-		{Workload: PPS{Direction: OutsideToContainer}, Contestants: append(slices.Clone(pps), Fastbr{}.WithXDP().Name(), NewXDPFloor().Name())},
+		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(pps), call, Fastbr{}.WithNFCall().Name(), Fastbr{}.WithoutNAT().Name())},
+		{Workload: PPS{Direction: ContainerToOutside}, Contestants: append(append(slices.Clone(pps), hash), routed...)},
+		{Workload: PPS{Direction: OutsideToContainer}, Contestants: append(append(slices.Clone(pps), Fastbr{}.WithXDP().Name(), NewXDPFloor().Name()), routed...)},
 		{Workload: Flood{}, Contestants: droppers()},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: many, Every: 2},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: many, Every: 2},
 		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: big},
-		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: big},
-		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: append(slices.Clone(bulk), Fastbr{}.WithXDP().Name())},
+		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: append(slices.Clone(big), routed...)},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: append(append(slices.Clone(bulk), Fastbr{}.WithXDP().Name()), routed...)},
 		{Workload: RoundTrip{ContainerToContainer}, Contestants: short},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: short},
 		{Workload: ConnMax{}, Contestants: short},
@@ -46,10 +48,10 @@ func tableHeats() []Heat {
 func smokeHeats() []Heat {
 	fast := []string{Fastbr{}.Name()}
 	withoutXDP := []string{Bridge{}.Name(), Bridge{NAT: IPTables}.Name(), Bridge{NAT: IPTables, NFCall: true}.Name(), Bridge{NAT: Routed}.Name(),
-		Bridge{NAT: IPTables, Big: true}.Name(), NewDocker().Name(), Fastbr{}.Name(), Fastbr{}.WithoutBigTCP().Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()}
+		Bridge{NAT: IPTables, Big: true}.Name(), NewDocker().Name(), Fastbr{}.Name(), Fastbr{}.WithoutNAT().Name(), Fastbr{}.WithoutBigTCP().Name(), NewFloor().Name(), HashFloor{}.Name(), Direct{}.Name()}
 	return []Heat{
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: withoutXDP},
-		{Workload: PPS{Direction: ContainerToContainer}, Contestants: fast},
+		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(fast), Fastbr{}.WithNFCall().Name())},
 		{Workload: PPS{Direction: OutsideToContainer}, Contestants: []string{Fastbr{}.WithXDP().Name(), NewXDPFloor().Name()}},
 		{Workload: Flood{}, Contestants: []string{NewXDPDrop().Name()}},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: fast},

@@ -9,7 +9,7 @@ import (
 // nothing.
 func TestSetsNameContestants(t *testing.T) {
 	known := []Contestant{Bridge{}, Bridge{NAT: Routed}, Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, Bridge{NAT: IPTables, Big: true},
-		NewDocker(), Fastbr{}, Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{}}
+		NewDocker(), Fastbr{}, Fastbr{}.WithoutNAT(), Fastbr{}.WithNFCall(), Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{}}
 	for _, set := range Sets() {
 		for _, h := range set.Heats {
 			for _, name := range h.Contestants {

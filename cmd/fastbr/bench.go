@@ -305,7 +305,7 @@ func contestants(self bench.Fastbr) []bench.Contestant {
 	return []bench.Contestant{
 		bench.Bridge{NAT: bench.IPTables}, bench.Bridge{NAT: bench.IPTables, NFCall: true}, bench.Bridge{},
 		bench.Bridge{NAT: bench.Routed}, bench.Bridge{NAT: bench.IPTables, Big: true}, bench.NewDocker(),
-		self, self.WithXDP(), self.WithoutBigTCP(),
+		self, self.WithoutNAT(), self.WithNFCall(), self.WithXDP(), self.WithoutBigTCP(),
 		bench.NewFloor(), self.HashFloor(), bench.NewXDPFloor(), bench.NewXDPDrop(), bench.Direct{},
 	}
 }
