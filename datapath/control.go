@@ -54,23 +54,26 @@ func (cl control) now() (uint64, error) {
 
 // flush ends the sessions of a device, or all sessions (ifindex 0), and returns
 // how many it ended.
-func (nt natTable) flush(ifindex int) (int, error) {
+func (nt natTable) flush(ifindex int) (int, error) { return nt.end(tcFbrOpFBR_OP_FLUSH, ifindex) }
+
+// end does so for those sessions that op stands for.
+func (nt natTable) end(op tcFbrOp, ifindex int) (int, error) {
 	st, err := nt.d.control.state()
 	if err != nil {
 		return 0, err
 	}
 	total := 0
 	err = inChunks(uint32(min(st.Fresh, uint64(nt.d.meta.FlowsMax))), func(from, to uint32) error {
-		n, err := nt.flushSlots(ifindex, from, to)
+		n, err := nt.endSlots(op, ifindex, from, to)
 		total += n
 		return err
 	})
 	return total, err
 }
 
-// flushSlots does so for the slots [from, to).
-func (nt natTable) flushSlots(ifindex int, from, to uint32) (int, error) {
-	n, err := request(nt.d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_FLUSH, Ifindex: uint32(ifindex), From: from, To: to})
+// endSlots does so for the slots [from, to).
+func (nt natTable) endSlots(op tcFbrOp, ifindex int, from, to uint32) (int, error) {
+	n, err := request(nt.d.progs.FbrControl, tcFbrRequest{Op: op, Ifindex: uint32(ifindex), From: from, To: to})
 	return int(n), err
 }
 

@@ -53,6 +53,7 @@ type Datapath struct {
 	// The parts, each with the methods of one topic.
 	links        links
 	devs         deviceTable
+	allowed      allowedTable
 	ports        extPorts
 	publications publications
 	sockets      hostSockets
@@ -65,7 +66,7 @@ type Datapath struct {
 
 func assemble(dir string, meta tcFbrMeta) *Datapath {
 	d := &Datapath{dir: dir, meta: meta}
-	d.links, d.devs, d.ports = links{d}, deviceTable{d}, extPorts{d}
+	d.links, d.devs, d.allowed, d.ports = links{d}, deviceTable{d}, allowedTable{d}, extPorts{d}
 	d.publications, d.sockets, d.nat = publications{d}, hostSockets{d}, natTable{d}
 	d.takeover, d.control, d.reassembly, d.content = takeover{d}, control{d}, reassembly{d}, content{d}
 	return d

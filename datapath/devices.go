@@ -83,12 +83,30 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if err := d.devs.setPlain(n.Bridge, n.Plain); err != nil {
 		return err
 	}
-	k := tcFbrNetKey{Prefixlen: uint32(n.Subnet.Bits()), Addr: be32(n.Subnet.Masked().Addr())}
-	if err := d.maps.FbrNets.Put(&k, &v); err != nil {
-		return fmt.Errorf("adding subnet %s: %w", n.Subnet, err)
+	keys := map[tcFbrNetKey]bool{}
+	for _, p := range append([]netip.Prefix{n.Subnet}, n.Allowed...) {
+		k := tcFbrNetKey{Prefixlen: uint32(p.Bits()), Addr: be32(p.Masked().Addr())}
+		if err := d.maps.FbrNets.Put(&k, &v); err != nil {
+			return fmt.Errorf("adding subnet %s: %w", p, err)
+		}
+		keys[k], v.Broadcast = true, 0
+	}
+	if err := d.devs.deleteSubnets(n.Bridge, func(k tcFbrNetKey) bool { return !keys[k] }); err != nil {
+		return err
 	}
 	_, err := d.publications.setPublished()
 	return err
+}
+
+// deleteSubnets removes those subnets of a bridge of which f is true.
+func (dt deviceTable) deleteSubnets(bridge int, f func(tcFbrNetKey) bool) error {
+	_, err := deleteIf(dt.d.maps.FbrNets, func(k *tcFbrNetKey, v *tcFbrNet) bool {
+		return v.Bridge == uint32(bridge) && f(*k)
+	})
+	if err != nil {
+		return fmt.Errorf("removing a subnet: %w", err)
+	}
+	return nil
 }
 
 // broadcast returns a subnet's broadcast address in network byte order, 0 if it has none
@@ -105,24 +123,8 @@ func broadcast(subnet netip.Prefix) uint32 {
 // DeleteNetwork removes the network of a bridge. Its ports must be gone. It
 // succeeds when the network does not exist.
 func (d *Datapath) DeleteNetwork(bridge int) error {
-	var (
-		k    tcFbrNetKey
-		v    tcFbrNet
-		dead []tcFbrNetKey
-	)
-	it := d.maps.FbrNets.Iterate()
-	for it.Next(&k, &v) {
-		if v.Bridge == uint32(bridge) {
-			dead = append(dead, k)
-		}
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("reading fbr_nets: %w", err)
-	}
-	for _, k := range dead {
-		if err := deleteKey(d.maps.FbrNets, &k); err != nil {
-			return fmt.Errorf("removing a subnet: %w", err)
-		}
+	if err := d.devs.deleteSubnets(bridge, func(tcFbrNetKey) bool { return true }); err != nil {
+		return err
 	}
 	if err := d.devs.setPlain(bridge, nil); err != nil {
 		return err
@@ -193,6 +195,9 @@ func (d *Datapath) AttachPort(p Port) error {
 	if p.XDP {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_XDP
 	}
+	if len(p.AllowedAddrs)+len(p.AllowedMACs) > 0 {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_ALLOWED
+	}
 	net, err := d.devs.networkFlags(p.Bridge)
 	if err != nil {
 		return err
@@ -207,8 +212,20 @@ func (d *Datapath) AttachPort(p Port) error {
 	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SOURCE
 	}
+	before, _, err := d.devs.device(p.Ifindex)
+	if err != nil {
+		return err
+	}
 	if err := d.devs.putDevice(dev); err != nil {
 		return err
+	}
+	if err := d.allowed.permit(p); err != nil {
+		return err
+	}
+	if before.Flags&tcFbrDevFlagsFBR_DEV_ALLOWED != 0 {
+		if err := d.allowed.forbid(p); err != nil {
+			return err
+		}
 	}
 	ifindex := uint32(p.Ifindex)
 	fdb := tcFbrFdbKey{Mac: mac, Bridge: uint32(p.Bridge)}
@@ -272,6 +289,11 @@ func (d *Datapath) DetachPort(ifindex int) error {
 	if err := d.maps.FbrFdb.Lookup(&fdb, &owner); err == nil && owner == dev.Ifindex {
 		if err := deleteKey(d.maps.FbrFdb, &fdb); err != nil {
 			return fmt.Errorf("removing a port from fbr_fdb: %w", err)
+		}
+	}
+	if dev.Flags&tcFbrDevFlagsFBR_DEV_ALLOWED != 0 {
+		if err := d.allowed.forbid(Port{Ifindex: ifindex, MAC: dev.Mac[:]}); err != nil {
+			return err
 		}
 	}
 	if _, err := d.nat.flush(ifindex); err != nil {

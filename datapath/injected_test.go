@@ -141,7 +141,7 @@ func clearMap(m *ebpf.Map) error {
 			}
 			return m.Put(k, zero)
 		})
-	case ebpf.Hash, ebpf.LPMTrie:
+	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
 		var keys [][]byte
 		if err := eachEntry(m, 0, func(k, _ []byte) error { keys = append(keys, slices.Clone(k)); return nil }); err != nil {
 			return err

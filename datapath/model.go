@@ -35,6 +35,9 @@ type Config struct {
 type Network struct {
 	// Subnet is the IPv4 prefix of the network, masked.
 	Subnet netip.Prefix
+	// Allowed are prefixes outside Subnet that ports may use. To everybody else they
+	// are part of the network.
+	Allowed []netip.Prefix
 	// Gateway is the bridge's own address inside Subnet.
 	Gateway netip.Addr
 	// Bridge is the ifindex of the bridge device; it identifies the network.
@@ -64,9 +67,13 @@ type Port struct {
 	Ifindex   int              // of the host end, in the namespace of the bridge
 	Bridge    int              // ifindex of the network's bridge
 	BridgeMAC net.HardwareAddr // destination of routed frames from the container
-	MAC       net.HardwareAddr // of the container end; the only source MAC let in
-	IP        netip.Addr       // of the container; the only IPv4 source let in
+	MAC       net.HardwareAddr // of the container end
+	IP        netip.Addr       // of the container
 	MTU       int              // bytes, L3
+	// AllowedAddrs and AllowedMACs are let in as sources besides MAC and IP. Of the
+	// ports that have an address in common, the one that has sent with it last has it.
+	AllowedAddrs []netip.Prefix
+	AllowedMACs  []net.HardwareAddr
 	// Slow: packets always take the kernel path (the device has a qdisc or a
 	// filter, or the user asked for it).
 	Slow bool

@@ -204,7 +204,7 @@ func (pb publications) endPublished(ps []Publication) error {
 		if at < 0 {
 			continue
 		}
-		if _, err := pb.d.nat.flushSlots(ps[at].Ifindex, slots[i], slots[i]+1); err != nil {
+		if _, err := pb.d.nat.endSlots(tcFbrOpFBR_OP_FLUSH, ps[at].Ifindex, slots[i], slots[i]+1); err != nil {
 			return err
 		}
 	}

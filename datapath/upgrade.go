@@ -34,7 +34,7 @@ var sessionMaps = []string{
 }
 
 // notCopied are hints, leases of what is not translated, and state of sockets, to which no other map refers.
-var notCopied = []string{tcMapFbrMeta, tcMapFbrPair, tcMapFbrWay, tcMapFbrTold}
+var notCopied = []string{tcMapFbrHolder, tcMapFbrMeta, tcMapFbrPair, tcMapFbrWay, tcMapFbrTold}
 
 // counted are the fields of fbr_state that count events. The others describe
 // maps.

@@ -32,6 +32,9 @@ func (d *Datapath) VerifyPort(p Port) error {
 	if err := d.maps.FbrFdb.Lookup(&fdb, &owner); err != nil || owner != dev.Ifindex {
 		return fmt.Errorf("%s: not in fbr_fdb: %w", p.MAC, ErrDetached)
 	}
+	if err := d.allowed.verify(p); err != nil {
+		return err
+	}
 	return d.links.verifyLinks(p.Ifindex)
 }
 

@@ -3,6 +3,7 @@
 #ifndef FBR_CONTROL_H
 #define FBR_CONTROL_H
 
+#include "allowed.h"
 #include "carry.h"
 #include "clock.h"
 #include "extport.h"
@@ -28,6 +29,8 @@ enum fbr_op {
 	 * if it is not there. arg = enum fbr_carry_result.
 	 */
 	FBR_OP_CARRY = 6,
+	/* As FBR_OP_FLUSH, for addresses that the device may not use (any more). */
+	FBR_OP_FORBID = 7,
 };
 
 struct fbr_request {
@@ -43,6 +46,7 @@ struct fbr_request {
 struct fbr_flush {
 	__u32 ifindex;
 	__u32 slot;
+	bool forbidden; /* only sessions of addresses that the device may not use */
 	__u64 n;
 };
 
@@ -50,7 +54,10 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 {
 	__u32 slot = w->slot++;
 	struct fbr_session *s = fbr_sess_get(slot);
+	struct fbr_dev *p = w->forbidden ? fbr_dev_get(w->ifindex) : NULL;
 
+	if (s && p && (s->pif != p->ifindex || fbr_port_has(p, s->fwd.saddr)))
+		return 0;
 	if (s && (!w->ifindex || s->pif == w->ifindex || s->payer == w->ifindex) &&
 	    fbr_sess_claim(s, fbr_sess_state(s))) {
 		fbr_sess_free(slot);
@@ -78,7 +85,11 @@ static long fbr_ports_one(__u64 i, struct fbr_ports *w)
 static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 {
 	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
-	struct fbr_flush w = { .ifindex = r->ifindex, .slot = r->from };
+	struct fbr_flush w = {
+		.ifindex = r->ifindex,
+		.slot = r->from,
+		.forbidden = r->op == FBR_OP_FORBID,
+	};
 	struct fbr_ports ports = { .port = r->from, .class = r->arg, .open = r->op == FBR_OP_OPEN };
 
 	switch (r->op) {
@@ -86,6 +97,7 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 		r->arg = fbr_now();
 		return 0;
 	case FBR_OP_FLUSH:
+	case FBR_OP_FORBID:
 		if (r->to > r->from)
 			bpf_loop(r->to - r->from, fbr_flush_one, &w, 0);
 		r->arg = w.n;

@@ -25,6 +25,7 @@ enum fbr_dev_flags {
 	FBR_DEV_EXCEPTS = 8192,       /* port: some of what it sends keeps its address (plain.h) */
 	FBR_DEV_SOURCE = 16384, /* port: its network says which source address it gets (local.h) */
 	FBR_DEV_SIDE = 32768,   /* uplink: opened with the devices that are no uplinks, if at all */
+	FBR_DEV_ALLOWED = 65536, /* port: it may use other addresses, too (allowed.h) */
 };
 
 /* Always the kernel's path, for either reason. */

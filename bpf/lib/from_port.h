@@ -5,6 +5,7 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "addr.h"
+#include "allowed.h"
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
@@ -50,6 +51,8 @@ __fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
 	if (!p)
 		return TCX_DROP;
 	fbr_count_rx(skb, p, FBR_SLOW);
+	if (p->flags & FBR_DEV_ALLOWED)
+		fbr_hold(skb, p);
 	if (fbr_stranded_until > fbr_now() && fbr_unstrand(skb))
 		return fbr_drop(p, FBR_NO_UPLINK);
 	fbr_choose_path(skb, p);
@@ -88,7 +91,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		return TCX_DROP;
 
 	/* Anti-spoofing comes before everything else. */
-	if (!fbr_mac_equal(eth->h_source, p->mac)) {
+	if (!fbr_port_has_mac(p, eth->h_source)) {
 		why = FBR_SPOOF_MAC;
 		goto drop;
 	}
@@ -113,7 +116,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		why = FBR_L2_PROTO;
 		goto drop;
 	}
-	if (ip->saddr != p->ip) {
+	if (!fbr_port_has(p, ip->saddr)) {
 		why = FBR_SPOOF_IP;
 		goto drop;
 	}
@@ -132,7 +135,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			return fbr_send_beside(skb, p, t);
 		t = eth->h_dest[0] & 1 ? NULL : fbr_mac_port(eth->h_dest, p->bridge);
 		if (t && t != p && fbr_beside(p, t, daddr)) {
-			if (!fbr_way_beside(skb, p, t))
+			if (!fbr_beside_hit(skb, p, t))
 				goto kernel;
 			return fbr_send_beside(skb, p, t);
 		}

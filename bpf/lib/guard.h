@@ -10,6 +10,7 @@
 #include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_endian.h"
 #include "addr.h"
+#include "allowed.h"
 #include "ct.h"
 #include "device.h"
 #include "hair.h"
@@ -34,12 +35,13 @@ static __always_inline bool fbr_guarded(__be32 addr, __be32 remote, __u32 out, b
 	return !fbr_plain_to(n, remote);
 }
 
-static __always_inline void fbr_guard_count(__be32 addr, __u32 reason)
+__fbr_global int fbr_guard_count(__be32 addr, __u32 reason)
 {
-	struct fbr_dev *d = fbr_host_port(addr);
+	struct fbr_dev *d = fbr_addr_port(addr);
 
 	if (d)
 		fbr_count_drop(d, reason);
+	return 0;
 }
 
 /* The destination of a packet that is forwarded, 0 if it cannot be read. The kernel has made

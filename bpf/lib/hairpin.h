@@ -23,6 +23,7 @@
 #define FBR_HAIRPIN_H
 
 #include "addr.h"
+#include "allowed.h"
 #include "claim.h"
 #include "clock.h"
 #include "device.h"
@@ -84,7 +85,7 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	struct fbr_pkt in;
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
-	    in.saddr != p->daddr || in.daddr != port->ip)
+	    in.saddr != p->daddr || !fbr_port_has(port, in.daddr))
 		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	own = fbr_flow_get(&k);

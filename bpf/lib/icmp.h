@@ -217,7 +217,7 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 	h.ip.ttl = 64;
 	h.ip.protocol = IPPROTO_ICMP;
 	h.ip.saddr = br->ip;
-	h.ip.daddr = port->ip;
+	h.ip.daddr = p->saddr;
 	h.ip.check = ~fbr_sum(&h.ip, sizeof(h.ip), 0);
 	h.icmp.type = ICMP_DEST_UNREACH;
 	h.icmp.code = ICMP_PKT_FILTERED;

@@ -4,6 +4,7 @@
 #define FBR_IN_H
 
 #include "../include/bpf/bpf_endian.h"
+#include "allowed.h"
 #include "claim.h"
 #include "clock.h"
 #include "config.h"
@@ -188,7 +189,11 @@ static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb
 		return NULL;
 	}
 	f = fbr_flow_get(fwd);
-	return f && (f->kind & FBR_OUT) && f->pif == port->ifindex ? f : NULL;
+	/* An allowed address may have moved here from the port that has begun the session. */
+	return f && (f->kind & FBR_OUT) &&
+			       (f->pif == port->ifindex || fbr_port_also(port, p->daddr))
+		       ? f
+		       : NULL;
 }
 
 /* The same for a packet that may begin a flow. */

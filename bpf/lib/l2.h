@@ -9,6 +9,11 @@
 
 #define FBR_TAGS_MAX 8 /* tags taken off one frame */
 
+static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
+{
+	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}
+
 /* Whether the frame's outer tag is a priority tag, which names no VLAN (IEEE 802.1Q clause 6.9). */
 static __always_inline bool fbr_priority_tagged(struct __sk_buff *skb)
 {

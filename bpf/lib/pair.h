@@ -11,6 +11,7 @@
 #define FBR_PAIR_H
 
 #include "../include/bpf/bpf_endian.h"
+#include "allowed.h"
 #include "brnf.h"
 #include "clock.h"
 #include "device.h"
@@ -29,7 +30,7 @@
 struct fbr_pair {
 	__u64 granted; /* jiffies; 0: no lease */
 	__u32 from;    /* ifindex */
-	__u32 end;     /* the last four bytes of the MAC address: ports differ in these */
+	__u32 end;     /* the last four bytes of the MAC address: own ones differ in these */
 	__u32 to;      /* ifindex */
 	__u32 lease_len;
 };
@@ -64,23 +65,22 @@ static __always_inline bool fbr_pair_is(const struct fbr_pair *e, __u32 from, __
 static __always_inline bool fbr_beside(const struct fbr_dev *p, const struct fbr_dev *t,
 				       __be32 daddr)
 {
-	return t->bridge == p->bridge && (!(p->flags & FBR_DEV_INTERNAL) || t->ip == daddr);
+	return t->bridge == p->bridge && (!(p->flags & FBR_DEV_INTERNAL) || fbr_port_has(t, daddr));
 }
 
-/* The port that a frame from p to this MAC address may go straight to, or NULL. The lease
- * is read before the pair: whoever writes another pair there ends the lease first.
+/* The port (ifindex) that the lease for frames from p to MAC addresses with this end leads
+ * to; 0: there is no lease. The lease is read before the pair: whoever writes another pair
+ * there ends the lease first.
  */
-static __always_inline struct fbr_dev *fbr_pair_hit(const struct fbr_dev *p,
-						    const struct fbr_conf *c, const __u8 *mac)
+static __always_inline __u32 fbr_pair_to(const struct fbr_dev *p, const struct fbr_conf *c,
+					 __u32 end)
 {
-	__u32 end = *(__u32 *)&mac[2];
 	struct fbr_pairs *s = fbr_pairs_at(p->ifindex, end);
 	struct fbr_pair *e;
-	struct fbr_dev *t;
 	__u64 granted;
 
 	if (!s)
-		return NULL;
+		return 0;
 	e = &s->way[0];
 	if (!fbr_pair_is(e, p->ifindex, end))
 		e = &s->way[1];
@@ -88,12 +88,43 @@ static __always_inline struct fbr_dev *fbr_pair_hit(const struct fbr_dev *p,
 	barrier();
 	if (!fbr_pair_is(e, p->ifindex, end) ||
 	    !fbr_lease_lasts(granted, e->lease_len, c, fbr_now()))
-		return NULL;
-	t = fbr_dev_get(e->to);
-	return t && fbr_mac_equal(t->mac, mac) && t->mtu >= p->mtu &&
-			       !((p->flags | t->flags) & FBR_DEV_KERNEL_PATH)
-		       ? t
-		       : NULL;
+		return 0;
+	return e->to;
+}
+
+/* Whether frames from p may go straight to t, if there is a lease. */
+static __always_inline bool fbr_pair_fits(const struct fbr_dev *p, const struct fbr_dev *t)
+{
+	return t->mtu >= p->mtu && !((p->flags | t->flags) & FBR_DEV_KERNEL_PATH);
+}
+
+/* The port that a frame from p to this MAC address may go straight to, or NULL. */
+static __always_inline struct fbr_dev *fbr_pair_hit(const struct fbr_dev *p,
+						    const struct fbr_conf *c, const __u8 *mac)
+{
+	struct fbr_dev *t = fbr_dev_get(fbr_pair_to(p, c, *(__u32 *)&mac[2]));
+
+	return t && fbr_mac_equal(t->mac, mac) && fbr_pair_fits(p, t) ? t : NULL;
+}
+
+/* Whether a frame of p's to another port t of its bridge may go straight there: by the lease
+ * of its flow, or, to an allowed MAC address that t holds, by that of the pair.
+ */
+__fbr_global bool fbr_beside_hit(struct __sk_buff *skb, const struct fbr_dev *p,
+				 const struct fbr_dev *t)
+{
+	if (!p || !t)
+		return false;
+
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct fbr_conf *c = fbr_conf_get();
+	struct ethhdr *eth = data;
+
+	if (!c || !fbr_pair_fits(p, t) || (void *)(eth + 1) > data_end)
+		return false;
+	return ((t->flags & FBR_DEV_ALLOWED) &&
+		fbr_pair_to(p, c, *(__u32 *)&eth->h_dest[2]) == t->ifindex) ||
+	       fbr_way_beside(skb, p, t, c);
 }
 
 /* A device's own MTU (bytes, L3). */
@@ -105,17 +136,17 @@ static __always_inline __u32 fbr_device_mtu(struct __sk_buff *skb)
 	return dev ? dev->mtu : 0;
 }
 
-/* Whether the kernel's bridge has carried this frame unchanged between the two ports. */
+/* Whether the kernel's bridge has carried this frame unchanged between the two ports, to the
+ * MAC address dst.
+ */
 static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct fbr_dev *from,
-					     const struct fbr_dev *to)
+					     const struct fbr_dev *to, __u8 *dst)
 {
-	__u8 dst[8] __attribute__((aligned(4)));
-
 	return (from->flags & FBR_DEV_PORT) && from != to && from->bridge == to->bridge &&
 	       !((from->flags | to->flags) & FBR_DEV_KERNEL_PATH) &&
 	       skb->protocol == bpf_htons(ETH_P_IP) && !skb->vlan_present &&
 	       fbr_device_mtu(skb) >= from->mtu && !bpf_skb_load_bytes(skb, 0, dst, ETH_ALEN) &&
-	       fbr_mac_equal(dst, to->mac);
+	       fbr_port_has_mac(to, dst);
 }
 
 /* Grants the lease of the pair that a delivered frame was carried between. Where
@@ -128,6 +159,7 @@ __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *fro
 	if (!from || !to)
 		return 0;
 
+	__u8 dst[8] __attribute__((aligned(4))) = {};
 	struct fbr_conf *c = fbr_conf_get();
 	__u64 now = fbr_now();
 	struct fbr_pairs *s;
@@ -135,13 +167,13 @@ __fbr_global int fbr_pair_grant(struct __sk_buff *skb, const struct fbr_dev *fro
 	struct fbr_pkt p;
 	__u32 end;
 
-	if (!c || !c->lease || !fbr_pair_carried(skb, from, to))
+	if (!c || !c->lease || !fbr_pair_carried(skb, from, to, dst))
 		return 0;
 	if (fbr_brnf_sees(skb, to->bridge))
 		return fbr_parse(skb, &p)
 			       ? 0
 			       : fbr_way_passed(skb, &p, FBR_WAY_BESIDE, from->ifindex, to->mtu);
-	__builtin_memcpy(&end, &to->mac[2], sizeof(end));
+	__builtin_memcpy(&end, &dst[2], sizeof(end));
 	s = fbr_pairs_at(from->ifindex, end);
 	if (!s)
 		return 0;

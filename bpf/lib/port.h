@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Anti-spoofing: a port may send only untagged IPv4, ARP and IPv6, and only with its own
- * addresses. The checks return FBR_NONE or the reason to drop.
+/* Anti-spoofing: a port may send only untagged IPv4, ARP and IPv6, and only with its own and
+ * its allowed addresses. The checks return FBR_NONE or the reason to drop.
  */
 #ifndef FBR_PORT_H
 #define FBR_PORT_H
 
 #include "../include/bpf/bpf_endian.h"
+#include "allowed.h"
 #include "csum.h"
 #include "device.h"
+#include "l2.h"
 #include "reason.h"
 
 #define FBR_IP6_EXT_MAX 6 /* extension headers followed before giving up */
@@ -19,11 +21,6 @@
 #define ICMPV6_REDIRECT 137
 /* Neighbour discovery: 133 to 137, and 148 and 149 of SEND */
 #define ICMPV6_ND(type) (((type) >= 133 && (type) <= 137) || (type) == 148 || (type) == 149)
-
-static __always_inline bool fbr_mac_equal(const __u8 *a, const __u8 *b)
-{
-	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
-}
 
 /* The ifindex of the port of a bridge with a MAC address, given by its first two and last
  * four bytes; 0 if there is none.
@@ -47,8 +44,11 @@ static __always_inline struct fbr_dev *fbr_mac_port(const __u8 *mac, __u32 bridg
 	return t && t->bridge == bridge ? t : NULL;
 }
 
-static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, const struct fbr_dev *p)
+__fbr_global enum fbr_reason fbr_check_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 {
+	if (!p)
+		return FBR_SPOOF_ARP;
+
 	struct arphdr arp;
 
 	if (fbr_ip_summed(skb) == CHECKSUM_PARTIAL)
@@ -60,10 +60,11 @@ static __always_inline enum fbr_reason fbr_check_arp(struct __sk_buff *skb, cons
 		return FBR_SPOOF_ARP;
 	if (arp.ar_op != bpf_htons(ARPOP_REQUEST) && arp.ar_op != bpf_htons(ARPOP_REPLY))
 		return FBR_SPOOF_ARP;
-	if (!fbr_mac_equal(arp.ar_sha, p->mac))
+	if (!fbr_port_has_mac(p, arp.ar_sha))
 		return FBR_SPOOF_ARP;
 	/* An address probe (RFC 5227) has no sender address yet. */
-	if (arp.ar_spa != p->ip && !(arp.ar_spa == 0 && arp.ar_op == bpf_htons(ARPOP_REQUEST)))
+	if (!fbr_port_has(p, arp.ar_spa) &&
+	    !(arp.ar_spa == 0 && arp.ar_op == bpf_htons(ARPOP_REQUEST)))
 		return FBR_SPOOF_ARP;
 	return FBR_NONE;
 }
@@ -102,12 +103,12 @@ __fbr_global bool fbr_answer_arp(struct __sk_buff *skb, const struct fbr_dev *p)
 			return false;
 		__builtin_memcpy(mac, t->mac, ETH_ALEN);
 	}
-	__builtin_memcpy(a.eth.h_dest, p->mac, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_dest, a.arp.ar_sha, ETH_ALEN);
 	__builtin_memcpy(a.eth.h_source, mac, ETH_ALEN);
 	a.arp.ar_op = bpf_htons(ARPOP_REPLY);
 	a.arp.ar_tpa = a.arp.ar_spa;
 	a.arp.ar_spa = asked;
-	__builtin_memcpy(a.arp.ar_tha, p->mac, ETH_ALEN);
+	__builtin_memcpy(a.arp.ar_tha, a.arp.ar_sha, ETH_ALEN);
 	__builtin_memcpy(a.arp.ar_sha, mac, ETH_ALEN);
 	return !bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0);
 }

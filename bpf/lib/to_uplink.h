@@ -4,6 +4,7 @@
 #define FBR_TO_UPLINK_H
 
 #include "../include/bpf/bpf_endian.h"
+#include "allowed.h"
 #include "config.h"
 #include "device.h"
 #include "icmp.h"
@@ -23,7 +24,7 @@ static __always_inline bool fbr_port_sent(struct __sk_buff *skb, __be32 saddr)
 {
 	struct fbr_dev *port = fbr_dev_get(skb->ingress_ifindex);
 
-	return port && (port->flags & FBR_DEV_PLAIN) && port->ip == saddr;
+	return port && (port->flags & FBR_DEV_PLAIN) && fbr_port_has(port, saddr);
 }
 
 /* tcx egress, uplink: the only way out, and the only place where flows begin. */

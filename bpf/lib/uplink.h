@@ -4,6 +4,7 @@
 #define FBR_UPLINK_H
 
 #include "addr.h"
+#include "allowed.h"
 #include "csum.h"
 #include "device.h"
 #include "frag.h"
@@ -136,7 +137,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_SPOOF_IP; /* from another bridge or device: not our container's */
 	if (fbr_sum_aimed(skb, p))
 		return FBR_BAD_CSUM;
-	*blame = fbr_host_port(ip);
+	*blame = fbr_addr_port(ip);
 	if (fbr_plain_to(n, p->daddr)) {
 		why = fbr_routed_out(skb, p, u, n, *blame);
 		if (why != FBR_NOT_OURS)

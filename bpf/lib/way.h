@@ -12,6 +12,7 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_endian.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "allowed.h"
 #include "clock.h"
 #include "csum.h"
 #include "ct.h"
@@ -259,7 +260,7 @@ __fbr_global int fbr_way_in(struct __sk_buff *skb, const struct fbr_dev *u,
 	if (!fbr_way_take(&k, u->ifindex, c, &s))
 		return 0;
 	t = fbr_dev_get(s.oif);
-	if (!t || t->ip != k.daddr || !(t->flags & FBR_DEV_PLAIN) ||
+	if (!t || !fbr_port_has(t, k.daddr) || !(t->flags & FBR_DEV_PLAIN) ||
 	    (t->flags & FBR_DEV_KERNEL_ROUTED) || !fbr_fits(skb, l2, k.proto, l4_len, s.mtu) ||
 	    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) > FBR_SUM_OWN)
 		return 0;
@@ -271,20 +272,15 @@ __fbr_global int fbr_way_in(struct __sk_buff *skb, const struct fbr_dev *u,
 	return s.oif;
 }
 
-/* Whether a frame of p's to another port t of its bridge may go straight there. */
-__fbr_global bool fbr_way_beside(struct __sk_buff *skb, const struct fbr_dev *p,
-				 const struct fbr_dev *t)
+/* Whether a frame of p's to another port t of its bridge belongs to a flow with a lease. */
+static __always_inline bool fbr_way_beside(struct __sk_buff *skb, const struct fbr_dev *p,
+					   const struct fbr_dev *t, const struct fbr_conf *c)
 {
-	if (!p || !t)
-		return false;
-
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
-	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_flow_key k;
 	struct fbr_step s;
 
-	if (!c || ((p->flags | t->flags) & FBR_DEV_KERNEL_PATH) || t->mtu < p->mtu ||
-	    !fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k))
+	if (!fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k))
 		return false;
 	fbr_way_key(&k, FBR_WAY_BESIDE);
 	return fbr_way_take(&k, p->ifindex, c, &s) && s.oif == t->ifindex;

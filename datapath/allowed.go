@@ -1,0 +1,149 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// allowedTable is fbr_allowed and fbr_allowed_mac: what ports may send with besides their
+// containers' own addresses.
+type allowedTable struct{ d *Datapath }
+
+func allowedAddrKey(ifindex int, p netip.Prefix) tcFbrAllowedKey {
+	return tcFbrAllowedKey{Prefixlen: uint32(32 + p.Bits()), Port: uint32(ifindex), Addr: be32(p.Masked().Addr())}
+}
+
+func allowedMACKey(ifindex int, mac net.HardwareAddr) (tcFbrAllowedMacKey, error) {
+	m, err := mac6(mac)
+	return tcFbrAllowedMacKey{Port: uint32(ifindex), Mac: m}, err
+}
+
+func allowedKeys(p Port) (addrs []tcFbrAllowedKey, macs []tcFbrAllowedMacKey, err error) {
+	for _, prefix := range p.AllowedAddrs {
+		addrs = append(addrs, allowedAddrKey(p.Ifindex, prefix))
+	}
+	for _, mac := range p.AllowedMACs {
+		k, err := allowedMACKey(p.Ifindex, mac)
+		if err != nil {
+			return nil, nil, err
+		}
+		macs = append(macs, k)
+	}
+	return addrs, macs, nil
+}
+
+// permit adds what a port may use. The error wraps ErrTooMany if there is no room.
+func (at allowedTable) permit(p Port) error {
+	addrs, macs, err := allowedKeys(p)
+	if err != nil {
+		return err
+	}
+	var one uint32 = 1
+	for i := range addrs {
+		err = errors.Join(err, at.d.maps.FbrAllowed.Put(&addrs[i], &one))
+	}
+	for i := range macs {
+		err = errors.Join(err, at.d.maps.FbrAllowedMac.Put(&macs[i], &one))
+	}
+	if err != nil {
+		return fmt.Errorf("adding allowed addresses: %w: %w", ErrTooMany, err)
+	}
+	return nil
+}
+
+// forbid removes everything else that a port might use until now, and ends the sessions
+// of addresses that are none of its any more.
+func (at allowedTable) forbid(p Port) error {
+	addrs, macs, err := allowedKeys(p)
+	if err != nil {
+		return err
+	}
+	gone, err := deleteIf(at.d.maps.FbrAllowed, func(k *tcFbrAllowedKey, _ *uint32) bool {
+		return k.Port == uint32(p.Ifindex) && !slices.Contains(addrs, *k)
+	})
+	goneMACs, errMACs := deleteIf(at.d.maps.FbrAllowedMac, func(k *tcFbrAllowedMacKey, _ *uint32) bool {
+		return k.Port == uint32(p.Ifindex) && !slices.Contains(macs, *k)
+	})
+	if err := errors.Join(err, errMACs); err != nil {
+		return fmt.Errorf("removing allowed addresses: %w", err)
+	}
+	if gone+goneMACs == 0 {
+		return nil
+	}
+	// What it still has, it holds again with its next packet.
+	own, err := mac6(p.MAC)
+	if err != nil {
+		return err
+	}
+	_, err = deleteIf(at.d.maps.FbrHolder, func(_ *uint32, port *uint32) bool { return *port == uint32(p.Ifindex) })
+	_, errMACs = deleteIf(at.d.maps.FbrFdb, func(k *tcFbrFdbKey, port *uint32) bool {
+		return *port == uint32(p.Ifindex) && k.Mac != own
+	})
+	if err := errors.Join(err, errMACs); err != nil {
+		return fmt.Errorf("removing allowed addresses: %w", err)
+	}
+	_, err = at.d.nat.end(tcFbrOpFBR_OP_FORBID, p.Ifindex)
+	return err
+}
+
+// verify checks that a port may use exactly what AttachPort has told. The error wraps
+// ErrDetached.
+func (at allowedTable) verify(p Port) error {
+	addrs, macs, err := allowedKeys(p)
+	if err != nil {
+		return err
+	}
+	have, err := countIf(at.d.maps.FbrAllowed, func(k *tcFbrAllowedKey, _ *uint32) bool {
+		return k.Port == uint32(p.Ifindex) && slices.Contains(addrs, *k)
+	})
+	haveMACs, errMACs := countIf(at.d.maps.FbrAllowedMac, func(k *tcFbrAllowedMacKey, _ *uint32) bool {
+		return k.Port == uint32(p.Ifindex) && slices.Contains(macs, *k)
+	})
+	if err := errors.Join(err, errMACs); err != nil {
+		return err
+	}
+	if have != len(addrs) || haveMACs != len(macs) {
+		return fmt.Errorf("allowed addresses of the port with ifindex %d: not in the maps: %w", p.Ifindex, ErrDetached)
+	}
+	return nil
+}
+
+// countIf returns the number of entries of a map of which f is true.
+func countIf[K, V any](m *ebpf.Map, f func(*K, *V) bool) (n int, err error) {
+	var (
+		k K
+		v V
+	)
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		if f(&k, &v) {
+			n++
+		}
+	}
+	if err := it.Err(); err != nil {
+		return 0, fmt.Errorf("reading a map: %w", err)
+	}
+	return n, nil
+}
+
+// deleteIf removes the entries of a map of which f is true and returns their number.
+func deleteIf[K, V any](m *ebpf.Map, f func(*K, *V) bool) (int, error) {
+	var dead []K
+	_, err := countIf(m, func(k *K, v *V) bool {
+		if f(k, v) {
+			dead = append(dead, *k)
+		}
+		return false
+	})
+	for i := range dead {
+		if err == nil {
+			err = deleteKey(m, &dead[i])
+		}
+	}
+	return len(dead), err
+}
