@@ -12,7 +12,7 @@ BIN     := bin/fastbr
 PREFIX  ?= /usr/local
 # What the tests of the front ends for container engines need.
 FIREWALLS := ufw firewall-cmd dbus-daemon
-ENGINES := dockerd containerd podman runc busybox /usr/lib/cni/host-local ipvsadm
+ENGINES := dockerd containerd podman runc busybox /usr/lib/cni/host-local ipvsadm keepalived
 # What the test of several hosts needs.
 ROUTERS := /usr/lib/frr/zebra
 # What an emulated machine takes (.ci/vm).

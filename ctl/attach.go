@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,7 @@ type AttachRequest struct {
 	IP      netip.Addr       // invalid: the lowest free one
 	MAC     net.HardwareAddr // nil: 02:42 and the address
 	Ifname  string           // "": eth0
+	Allowed Allowed          // besides IP and MAC
 	Slow    bool             // always take the kernel path
 	Hairpin bool             // the bridge may send a frame back to this port
 
@@ -68,6 +70,9 @@ func (r *AttachRequest) check() error {
 		if err := checkMAC(r.MAC); err != nil {
 			return err
 		}
+	}
+	if err := r.Allowed.check(); err != nil {
+		return err
 	}
 	if err := checkAll(r.Publish); err != nil {
 		return err
@@ -147,6 +152,7 @@ func (ps ports) result(n *network, p *port) (AttachResult, error) {
 	}
 	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC.String(),
 		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU, DNS: n.nameServer(),
+		AllowedAddresses: texts(p.AllowedAddrs), AllowedMACs: texts(p.AllowedMACs),
 		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String(), Internal: n.Internal}, nil
 }
 
@@ -233,7 +239,152 @@ func (ps ports) create(n *network, r AttachRequest, netns link.NetnsID) (*port, 
 	if err := ps.choose(n, p, r); err != nil {
 		return nil, err
 	}
+	if err := ps.checkAllowed(n, p, r.Allowed); err != nil {
+		return nil, err
+	}
+	p.allow(r.Allowed)
 	return p, nil
+}
+
+// Allowed is what a port may send with besides its container's own addresses: it forwards
+// for others, has an address that moves between containers, or devices of its own inside.
+// Ports of a network may have some in common.
+type Allowed struct {
+	Addrs []netip.Prefix
+	MACs  []net.HardwareAddr
+}
+
+// ParseAllowed reads an address or a prefix.
+func ParseAllowed(text string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(text)
+}
+
+// maxAllowed is how many prefixes, and how many MAC addresses, one port may be allowed.
+const maxAllowed = 64
+
+func (a Allowed) check() error {
+	if len(a.Addrs) > maxAllowed || len(a.MACs) > maxAllowed {
+		return tagged(ErrInvalid, fmt.Sprintf("%d allowed addresses and %d allowed MAC addresses: at most %d each", len(a.Addrs), len(a.MACs), maxAllowed))
+	}
+	for _, p := range a.Addrs {
+		if err := ipam.CheckAllowed(p); err != nil {
+			return tagged(ErrInvalid, "allowed address "+err.Error())
+		}
+	}
+	for _, mac := range a.MACs {
+		if err := checkMAC(mac); err != nil {
+			return tagged(ErrInvalid, "allowed "+err.Error())
+		}
+	}
+	return nil
+}
+
+// plus is a with what b has besides.
+func (a Allowed) plus(b Allowed) Allowed {
+	out := Allowed{slices.Clone(a.Addrs), slices.Clone(a.MACs)}
+	for _, p := range b.Addrs {
+		if !slices.Contains(out.Addrs, p) {
+			out.Addrs = append(out.Addrs, p)
+		}
+	}
+	for _, mac := range b.MACs {
+		if !slices.ContainsFunc(out.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, mac) }) {
+			out.MACs = append(out.MACs, mac)
+		}
+	}
+	return out
+}
+
+// allow records what the port may use, each once.
+func (p *port) allow(a Allowed) {
+	a = Allowed{}.plus(a)
+	p.AllowedAddrs, p.AllowedMACs = a.Addrs, nil
+	for _, mac := range a.MACs {
+		p.AllowedMACs = append(p.AllowedMACs, macAddr{mac})
+	}
+}
+
+func (p *port) allowed() (a Allowed) {
+	a.Addrs = p.AllowedAddrs
+	for _, mac := range p.AllowedMACs {
+		a.MACs = append(a.MACs, mac.HardwareAddr)
+	}
+	return a
+}
+
+// checkAllowed refuses what belongs to somebody else. An address of the network's subnet
+// may not be the host's, nor a container's. A prefix outside it becomes part of the network,
+// and may not be anybody's as a subnet may not.
+func (ps ports) checkAllowed(n *network, p *port, want Allowed) error {
+	for _, a := range want.Addrs {
+		if err := ps.checkAllowedAddr(n, p, a); err != nil {
+			return fmt.Errorf("allowed address %s %w", a, err)
+		}
+	}
+	for _, mac := range want.MACs {
+		if bytes.Equal(mac, ipam.MAC(n.Gateway)) {
+			return tagged(ErrExists, fmt.Sprintf("allowed MAC address %s is the bridge's", mac))
+		}
+		for _, other := range n.Ports {
+			if other.Port != p.Port && bytes.Equal(other.MAC.HardwareAddr, mac) {
+				return tagged(ErrExists, fmt.Sprintf("allowed MAC address %s is %s's", mac, other.Name))
+			}
+		}
+	}
+	return nil
+}
+
+func (ps ports) checkAllowedAddr(n *network, p *port, a netip.Prefix) error {
+	taken := func(by string) error { return tagged(ErrExists, "contains "+by) }
+	if a.Overlaps(n.Subnet) && a.Bits() < n.Subnet.Bits() {
+		return taken(fmt.Sprintf("the subnet %s of network %s", n.Subnet, n.Name))
+	}
+	own, err := ps.op.host.allAddrs()
+	if err != nil {
+		return err
+	}
+	if n.Subnet.Overlaps(a) {
+		for _, x := range []struct {
+			what string
+			addr netip.Addr
+		}{{"the gateway's address", n.Gateway}, {"the network's address", n.Subnet.Masked().Addr()}, {"the broadcast address", ipam.Broadcast(n.Subnet)}} {
+			if a.Contains(x.addr) {
+				return taken(fmt.Sprintf("%s %s", x.what, x.addr))
+			}
+		}
+		for _, other := range n.sortedPorts() {
+			if other.Port != p.Port && a.Contains(other.IP) {
+				return taken(fmt.Sprintf("%s, the address of %s", other.IP, other.Name))
+			}
+		}
+	} else {
+		used, err := ps.op.networks.usedAddrs(n.Name)
+		if err != nil {
+			return err
+		}
+		if err := used.conflict(a); err != nil {
+			return err
+		}
+	}
+	if at := slices.IndexFunc(own, a.Contains); at >= 0 {
+		return taken(fmt.Sprintf("%s, an address of this host", own[at]))
+	}
+	return nil
+}
+
+// beyond are the allowed prefixes of ports outside the subnet, which are part of the network.
+func (n *network) beyond(ports ...*port) (out []netip.Prefix) {
+	for _, p := range ports {
+		for _, a := range p.AllowedAddrs {
+			if !n.Subnet.Overlaps(a) {
+				out = append(out, a)
+			}
+		}
+	}
+	return ipam.Minimal(out)
 }
 
 func (ps ports) choose(n *network, p *port, r AttachRequest) (err error) {
@@ -260,8 +411,8 @@ func (ps ports) choose(n *network, p *port, r AttachRequest) (err error) {
 	return nil
 }
 
-// takenAddrs are those that no new port of the network can have: another's, and
-// the host's own, which a subnet that the user has chosen may contain.
+// takenAddrs are those that no new port of the network can have: another's, those that
+// others are allowed, and the host's own, which a subnet that the user has chosen may contain.
 func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
 	own, err := ps.op.host.allAddrs()
 	if err != nil {
@@ -274,7 +425,13 @@ func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
 	for _, p := range n.Ports {
 		set[p.IP.As4()] = true
 	}
-	return func(a netip.Addr) bool { return set[a.As4()] }, nil
+	var allowed []netip.Prefix
+	for _, p := range n.Ports {
+		allowed = append(allowed, p.AllowedAddrs...)
+	}
+	return func(a netip.Addr) bool {
+		return set[a.As4()] || slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(a) })
+	}, nil
 }
 
 // freeAddr is the lowest free address whose MAC address nobody asked for.
@@ -299,7 +456,7 @@ func (ps ports) roomFor(n *network) error {
 
 func (n *network) hasMAC(mac net.HardwareAddr) bool {
 	for _, p := range n.Ports {
-		if bytes.Equal(p.MAC.HardwareAddr, mac) {
+		if bytes.Equal(p.MAC.HardwareAddr, mac) || slices.ContainsFunc(p.AllowedMACs, func(m macAddr) bool { return bytes.Equal(m.HardwareAddr, mac) }) {
 			return true
 		}
 	}

@@ -121,8 +121,11 @@ func (nets networks) addGateway(n *network) error {
 
 func (nets networks) setUp(n *network) error { return nets.op.conn.SetUp(n.Index, true) }
 
-func (nets networks) tell(n *network) error {
-	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Gateway: n.Gateway, Bridge: n.Index,
+func (nets networks) tell(n *network) error { return nets.describe(n, n.sortedPorts()) }
+
+// describe tells the datapath of a network with these ports.
+func (nets networks) describe(n *network, ports []*port) error {
+	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Allowed: n.beyond(ports...), Gateway: n.Gateway, Bridge: n.Index,
 		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy()})
 	if err != nil {
 		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -29,8 +30,8 @@ func TestUpAttachDownLeavesNothing(t *testing.T) {
 	res := h.attach(t, target.Path(), "c1")
 	want := AttachResult{Name: "c1", Port: res.Port, Network: "default", Ifname: "eth0", IP: "172.30.0.2/16",
 		MAC: "02:42:ac:1e:00:02", Gateway: "172.30.0.1", MTU: 1500, DNS: "172.30.0.1",
-		PortMAC: res.PortMAC, Bridge: "fastbr0", BridgeMAC: "02:42:ac:1e:00:01"}
-	if res != want {
+		AllowedAddresses: []string{}, AllowedMACs: []string{}, PortMAC: res.PortMAC, Bridge: "fastbr0", BridgeMAC: "02:42:ac:1e:00:01"}
+	if !reflect.DeepEqual(res, want) {
 		t.Errorf("attach = %+v, want %+v", res, want)
 	}
 	assertInside(t, target, res)

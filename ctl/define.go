@@ -277,6 +277,7 @@ func (nets networks) discardDefinition(name string, why error) error {
 // be the less. It collides only with what would be cut off by it, or cut it off.
 type usedAddrs struct {
 	networks map[string]netip.Prefix // of the other networks, up or only defined, by name
+	allowed  map[netip.Prefix]string // what ports of other networks are allowed, and whose that is
 	routes   []netip.Prefix          // every route of the host, whatever its table
 	devices  map[netip.Prefix]string // subnets that devices of the host are in, and their names
 	gateways []netip.Addr            // next hops of default routes
@@ -284,7 +285,7 @@ type usedAddrs struct {
 
 // all is everything.
 func (u usedAddrs) all() []netip.Prefix {
-	return slices.AppendSeq(slices.Clone(u.routes), maps.Values(u.networks))
+	return slices.AppendSeq(slices.AppendSeq(slices.Clone(u.routes), maps.Values(u.networks)), maps.Keys(u.allowed))
 }
 
 // conflict says why a subnet that was fixed cannot be a network's. The error
@@ -293,6 +294,11 @@ func (u usedAddrs) conflict(subnet netip.Prefix) error {
 	for name, p := range u.networks {
 		if p.Overlaps(subnet) {
 			return fmt.Errorf("%w %s of network %s: choose another", ipam.ErrOverlap, p, name)
+		}
+	}
+	for p, name := range u.allowed {
+		if p.Overlaps(subnet) {
+			return fmt.Errorf("%w %s, which containers of network %s may use: choose another", ipam.ErrOverlap, p, name)
 		}
 	}
 	for p, device := range u.devices {
@@ -332,7 +338,7 @@ func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
 	if err != nil {
 		return u, err
 	}
-	u.networks, u.devices = map[string]netip.Prefix{}, map[netip.Prefix]string{}
+	u.networks, u.allowed, u.devices = map[string]netip.Prefix{}, map[netip.Prefix]string{}, map[netip.Prefix]string{}
 	for _, r := range routes {
 		u.routes = append(u.routes, r.Dst)
 		switch {
@@ -356,6 +362,11 @@ func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
 	for _, n := range nets.op.st.Networks {
 		u.networks[n.Name] = n.Subnet
 		delete(u.devices, n.Subnet) // its bridge's
+		for _, p := range n.beyond(n.sortedPorts()...) {
+			if n.Name != except {
+				u.allowed[p] = n.Name
+			}
+		}
 	}
 	delete(u.networks, except)
 	return u, nil

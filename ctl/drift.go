@@ -77,8 +77,8 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 	note := func(mend func() error, format string, args ...any) {
 		out = append(out, fault{"bridge " + n.Bridge + " " + fmt.Sprintf(format, args...), mend})
 	}
-	// The kernel forgets the neighbours of a device that goes down, loses its last
-	// address or changes its MAC address.
+	// The kernel forgets the neighbours and routes of a device that goes down, loses its
+	// last address or changes its MAC address.
 	anew := func(do func() error) func() error {
 		return func() error { return errors.Join(do(), rep.addNeighbours(n)) }
 	}
@@ -95,6 +95,15 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 	if gateway := netip.PrefixFrom(n.Gateway, n.Subnet.Bits()); !slices.Contains(addrs, gateway) {
 		note(anew(func() error { return rep.op.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
 	}
+	lost, err := rep.lostRoutes(n)
+	if err != nil {
+		return nil, err
+	}
+	if len(out) == 0 { // else they come back with it
+		for _, r := range lost {
+			note(func() error { return rep.op.conn.AddRoute(r) }, "has lost its route to %s via %s", r.Dst, r.Gateway)
+		}
+	}
 	if v, err := hostconf.Read(hostconf.Net + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
 		note(func() error { return rep.quietNetwork(n) }, "has been given IPv6")
 	}
@@ -102,6 +111,23 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 		out = append(out, fault{what, func() error { return hostconf.Open(n.Bridge) }})
 	}
 	return out, nil
+}
+
+// lostRoutes are those to what ports are allowed outside the subnet that are not there.
+func (rep repair) lostRoutes(n *network) (lost []link.Route, err error) {
+	ports := n.sortedPorts()
+	if len(n.beyond(ports...)) == 0 {
+		return nil, nil
+	}
+	have, err := rep.op.conn.Routes()
+	for _, p := range ports {
+		for _, r := range n.routes(p) {
+			if !p.Pending && !slices.ContainsFunc(have, r.Same) {
+				lost = append(lost, r)
+			}
+		}
+	}
+	return lost, err
 }
 
 // quietNetwork takes IPv6 from a bridge again, and from its ports: who turns it on
@@ -114,10 +140,13 @@ func (rep repair) quietNetwork(n *network) error {
 	return errors.Join(errs...)
 }
 
-// addNeighbours tells the kernel of every port's address again.
+// addNeighbours tells the kernel of every port's addresses again.
 func (rep repair) addNeighbours(n *network) error {
 	for _, p := range n.sortedPorts() {
 		if err := rep.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
+			return err
+		}
+		if err := rep.op.ports.addRoutes(n, p); err != nil {
 			return err
 		}
 	}

@@ -59,7 +59,7 @@ func (n *network) filtered() firewall.Network {
 	if n.NoDNS {
 		resolver = netip.Addr{}
 	}
-	return firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet,
+	return firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet, Allowed: n.beyond(n.sortedPorts()...),
 		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Resolver: resolver}
 }
 

@@ -8,18 +8,21 @@ import (
 
 // PortView is one port with its counters: `port ls`, `stats`, metrics.
 type PortView struct {
-	Name        string            `json:"name"`    // container's name; default: the value of Port; an uplink's is its device
-	Port        string            `json:"port"`    // host-side interface
-	Network     string            `json:"network"` // "" for an uplink
-	IP          string            `json:"ip"`      // CIDR
-	MAC         string            `json:"mac"`
-	RXPackets   uint64            `json:"rx_packets"` // what the host received from the port
-	RXBytes     uint64            `json:"rx_bytes"`
-	TXPackets   uint64            `json:"tx_packets"`
-	TXBytes     uint64            `json:"tx_bytes"`
-	FastPackets uint64            `json:"fast_packets"` // fast + slow = rx + tx
-	SlowPackets uint64            `json:"slow_packets"`
-	Drops       map[string]uint64 `json:"drops"` // never nil
+	Name    string `json:"name"`    // container's name; default: the value of Port; an uplink's is its device
+	Port    string `json:"port"`    // host-side interface
+	Network string `json:"network"` // "" for an uplink
+	IP      string `json:"ip"`      // CIDR
+	MAC     string `json:"mac"`
+	// What the port may send with besides; never nil.
+	AllowedAddresses []string          `json:"allowed_addresses"` // CIDR
+	AllowedMACs      []string          `json:"allowed_macs"`
+	RXPackets        uint64            `json:"rx_packets"` // what the host received from the port
+	RXBytes          uint64            `json:"rx_bytes"`
+	TXPackets        uint64            `json:"tx_packets"`
+	TXBytes          uint64            `json:"tx_bytes"`
+	FastPackets      uint64            `json:"fast_packets"` // fast + slow = rx + tx
+	SlowPackets      uint64            `json:"slow_packets"`
+	Drops            map[string]uint64 `json:"drops"` // never nil
 	// Slow is why the port takes the kernel's path always: "asked", "bandwidth", "no
 	// carrier", "filter", or the kind of a queueing discipline. Ports fills it in, never nil; nil elsewhere.
 	Slow []string `json:"slow,omitzero"`
@@ -44,6 +47,9 @@ type AttachResult struct {
 	Gateway string `json:"gateway"`
 	MTU     int    `json:"mtu"`
 	DNS     string `json:"dns"` // who answers for names; "" if nobody does
+	// What the port may send with besides; never nil.
+	AllowedAddresses []string `json:"allowed_addresses"` // CIDR
+	AllowedMACs      []string `json:"allowed_macs"`
 	// For engines and run; not part of the JSON.
 	PortMAC   string `json:"-"` // of the host end
 	Bridge    string `json:"-"`

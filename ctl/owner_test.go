@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os/exec"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -54,7 +55,7 @@ func TestOwnedPortBringsRoutesAndPublications(t *testing.T) {
 		t.Errorf("published = %+v", f.Published)
 	}
 	want := Expectation{Target: target.Path(), Routes: r.Routes, Publish: r.Publish}
-	if got, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, want); err != nil || got != res {
+	if got, err := h.ctl(t).Engine().Verify(h.ctx, *r.Owner, want); err != nil || !reflect.DeepEqual(got, res) {
 		t.Errorf("verify = %+v, %v, want %+v", got, err, res)
 	}
 	for what, other := range map[string]func(*Expectation){

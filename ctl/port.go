@@ -37,6 +37,7 @@ func (ps ports) steps(n *network, at *plug, ports ...*port) []step {
 	return []step{
 		{"port-record", on(ps.record), all(ps.forget), nil},
 		{"port-veth", with(ps.createVeth), all(ps.deleteVeths), nil},
+		{"port-prefixes", on(ps.widen), all(ps.narrow), on(ps.widen)},
 		{"port-programs", with(ps.attachPrograms), all(ps.detachPrograms), on(ps.tell)},
 		{"port-shape", on(ps.op.bandwidths.set), all(ps.op.bandwidths.remove), nil},
 		{"port-join", on(ps.join), all(ps.leave), on(ps.join)},
@@ -169,7 +170,77 @@ func (ps ports) tell(n *network, p *port) error {
 // datapath is what the datapath knows of the port.
 func (p *port) datapath(n *network) datapath.Port {
 	return datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
-		MAC: p.MAC.HardwareAddr, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP}
+		MAC: p.MAC.HardwareAddr, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP,
+		AllowedAddrs: p.AllowedAddrs, AllowedMACs: p.allowed().MACs}
+}
+
+// widen makes what a port is allowed outside the subnet part of the network.
+func (ps ports) widen(n *network, p *port) error {
+	if len(n.beyond(p)) == 0 {
+		return nil
+	}
+	return errors.Join(ps.op.networks.tell(n), ps.op.others.ensure())
+}
+
+// narrow takes it out again, as far as no other port has it.
+func (ps ports) narrow(n *network, ports []*port) error {
+	if len(n.beyond(ports...)) == 0 || ps.op.dp == nil || n.Index == 0 {
+		return nil
+	}
+	return ps.op.networks.describe(n, slices.DeleteFunc(n.sortedPorts(), func(p *port) bool { return slices.Contains(ports, p) }))
+}
+
+// routes are the host's to what a port is allowed outside the subnet: the container is the
+// next hop. Of ports that share a prefix, the first in order of their addresses is. A
+// route of the user's without a metric goes first.
+func (n *network) routes(p *port) (out []link.Route) {
+	for _, a := range p.AllowedAddrs {
+		if !n.Subnet.Overlaps(a) {
+			out = append(out, link.Route{Dst: a, Index: n.Index, Gateway: p.IP, Metric: ipam.Offset(n.Subnet, p.IP)})
+		}
+	}
+	return out
+}
+
+func (ps ports) addRoutes(n *network, p *port) error {
+	for _, r := range n.routes(p) {
+		if err := ps.op.conn.AddRoute(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setAllowed changes what a port may use while it is attached. Until it is done, the
+// record has the old and the new.
+func (ps ports) setAllowed(n *network, p *port, want Allowed) error {
+	if err := ps.checkAllowed(n, p, want); err != nil {
+		return err
+	}
+	before := n.routes(p)
+	p.allow(p.allowed().plus(want))
+	if err := errors.Join(ps.op.save(), ps.widen(n, p)); err != nil {
+		return err
+	}
+	wide := len(n.beyond(p)) > 0
+	p.allow(want)
+	if err := errors.Join(ps.tell(n, p), ps.addRoutes(n, p)); err != nil {
+		return err
+	}
+	after := n.routes(p)
+	for _, r := range before {
+		if !slices.ContainsFunc(after, r.Same) {
+			if err := ps.op.conn.DeleteRoute(r); err != nil {
+				return err
+			}
+		}
+	}
+	if wide {
+		if err := errors.Join(ps.op.networks.tell(n), ps.op.others.ensure()); err != nil {
+			return err
+		}
+	}
+	return ps.op.save()
 }
 
 // detachPrograms makes the datapath forget ports. The devices go first, and the
@@ -221,15 +292,23 @@ func (ps ports) join(n *network, p *port) error {
 	if err := ps.op.conn.AddFDB(p.Index, p.MAC.HardwareAddr); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
-	return ps.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr) // the kernel never asks
+	if err := ps.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr); err != nil { // the kernel never asks
+		return err
+	}
+	return ps.addRoutes(n, p)
 }
 
-// leave takes the neighbours away. The forwarding entries go with the devices.
+// leave takes the neighbours and routes away. The forwarding entries go with the devices.
 func (ps ports) leave(n *network, ports []*port) error {
 	if n.Index == 0 {
 		return nil
 	}
 	for _, p := range ports {
+		for _, r := range n.routes(p) {
+			if err := ps.op.conn.DeleteRoute(r); err != nil {
+				return err
+			}
+		}
 		if err := ps.op.conn.DeleteNeighbour(n.Index, p.IP); err != nil {
 			return err
 		}

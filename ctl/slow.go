@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/fastbr/fastbr/ctl/hostconf"
@@ -13,14 +14,33 @@ import (
 // PortSettings are what can be changed of a port while it is attached; nil: as it is.
 type PortSettings struct {
 	Slow *bool // always the kernel's path
+	// What it may send with besides its container's own addresses: Forget what it may now,
+	// then Allow more.
+	ForgetAddrs, ForgetMACs bool
+	Allow                   Allowed
 }
 
 // SetPort changes a port, named by its name or its device; networkName "" is
-// whichever it is in. The error wraps ErrNoPort, ErrNotUp, ErrNoNetwork or ErrInvalid.
+// whichever it is in. The error wraps ErrNoPort, ErrNotUp, ErrNoNetwork,
+// ErrInvalid, ErrExists or ipam.ErrOverlap.
 func (c *Controller) SetPort(ctx context.Context, networkName, name string, want PortSettings) error {
+	if err := want.Allow.check(); err != nil {
+		return err
+	}
 	return c.instance.mutate(ctx, func(op *operation) error {
-		_, p, err := op.ports.named(networkName, name)
+		n, p, err := op.ports.named(networkName, name)
 		if err != nil {
+			return err
+		}
+		allowed := p.allowed()
+		if want.ForgetAddrs {
+			allowed.Addrs = nil
+		}
+		if want.ForgetMACs {
+			allowed.MACs = nil
+		}
+		allowed = allowed.plus(want.Allow)
+		if err := allowed.check(); err != nil {
 			return err
 		}
 		if want.Slow != nil {
@@ -28,6 +48,11 @@ func (c *Controller) SetPort(ctx context.Context, networkName, name string, want
 				return tagged(ErrInvalid, fmt.Sprintf("port %s has a bandwidth limit, which only the kernel's path keeps", name))
 			}
 			p.Slow = *want.Slow
+		}
+		if !reflect.DeepEqual(allowed, p.allowed()) {
+			if err := op.ports.setAllowed(n, p, allowed); err != nil {
+				return err
+			}
 		}
 		if err := op.save(); err != nil {
 			return err

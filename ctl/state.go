@@ -102,6 +102,9 @@ type port struct {
 
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 
+	AllowedAddrs []netip.Prefix `json:"allowed_addresses,omitempty"` // see Allowed
+	AllowedMACs  []macAddr      `json:"allowed_macs,omitempty"`
+
 	// Peer is what an endpoint's container end is called as long as it is in the
 	// host's namespace: before an engine takes it, and after it gave it back.
 	// Taken: it has been seen elsewhere. Touched is when the engine last said

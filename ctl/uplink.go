@@ -405,9 +405,18 @@ func (us uplinks) conflict(u uplink) string {
 		return ""
 	}
 	for _, name := range us.op.st.networkNames() {
-		if n := us.op.st.Networks[name]; n.Subnet.Contains(u.Addr) {
+		n := us.op.st.Networks[name]
+		if n.Subnet.Contains(u.Addr) {
 			return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+
 				"give the network another subnet ('fastbr down %s', 'fastbr up %s --subnet ...')", u.Addr, u.Name, n.Subnet, name, name, name)
+		}
+		for _, p := range n.sortedPorts() {
+			for _, a := range n.beyond(p) {
+				if a.Contains(u.Addr) {
+					return fmt.Sprintf("the address %s of uplink %s lies in %s, which container %s may use: containers cannot reach the hosts beside it; "+
+						"take it back ('fastbr port set %s --no-allowed-address')", u.Addr, u.Name, a, p.Name, p.Name)
+				}
+			}
 		}
 	}
 	return ""

@@ -68,7 +68,7 @@ func (r *reading) portView(n *network, p *port) (PortView, bool) {
 		return PortView{}, false
 	}
 	v := PortView{Name: p.Name, Port: p.Port, Network: n.Name, MAC: p.MAC.String(),
-		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String()}
+		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), AllowedAddresses: texts(p.AllowedAddrs), AllowedMACs: texts(p.AllowedMACs)}
 	count(&v, r.stats[p.Index])
 	return v, true
 }
@@ -90,7 +90,7 @@ func (r *reading) uplinkPorts() []PortView {
 		if err != nil {
 			continue
 		}
-		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32", MAC: d.MAC.String()}
+		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32", MAC: d.MAC.String(), AllowedAddresses: []string{}, AllowedMACs: []string{}}
 		if addrs, err := r.op.host.addrsOf(u.Index); err == nil {
 			for _, a := range addrs {
 				if a.Addr() == u.Addr {

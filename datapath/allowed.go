@@ -98,9 +98,13 @@ func (at allowedTable) verify(p Port) error {
 	if err != nil {
 		return err
 	}
-	have, err := countIf(at.d.maps.FbrAllowed, func(k *tcFbrAllowedKey, _ *uint32) bool {
-		return k.Port == uint32(p.Ifindex) && slices.Contains(addrs, *k)
-	})
+	wrong := fmt.Errorf("port with ifindex %d: the maps allow it other addresses: %w", p.Ifindex, ErrDetached)
+	for i := range addrs {
+		if at.d.maps.FbrAllowed.Lookup(&addrs[i], new(uint32)) != nil {
+			return wrong
+		}
+	}
+	have, err := countIf(at.d.maps.FbrAllowed, func(k *tcFbrAllowedKey, _ *uint32) bool { return k.Port == uint32(p.Ifindex) })
 	haveMACs, errMACs := countIf(at.d.maps.FbrAllowedMac, func(k *tcFbrAllowedMacKey, _ *uint32) bool {
 		return k.Port == uint32(p.Ifindex) && slices.Contains(macs, *k)
 	})
@@ -108,7 +112,7 @@ func (at allowedTable) verify(p Port) error {
 		return err
 	}
 	if have != len(addrs) || haveMACs != len(macs) {
-		return fmt.Errorf("allowed addresses of the port with ifindex %d: not in the maps: %w", p.Ifindex, ErrDetached)
+		return wrong
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fastbr/fastbr/ctl"
 )
@@ -16,6 +17,33 @@ import (
 type attachFlags struct {
 	network, name, ip, mac, ifname string
 	slow                           bool
+	allowed                        allowedFlags
+}
+
+// allowedFlags say what a port may send with besides its container's own addresses.
+type allowedFlags struct{ addrs, macs []string }
+
+func (f *allowedFlags) add(flags *pflag.FlagSet) {
+	flags.StringArrayVar(&f.addrs, "allowed-address", nil, "another IPv4 address or `PREFIX` that the container may send with; repeatable")
+	flags.StringArrayVar(&f.macs, "allowed-mac", nil, "another `MAC` address that the container may send with; repeatable")
+}
+
+func (f *allowedFlags) parse() (a ctl.Allowed, err error) {
+	for _, text := range f.addrs {
+		p, err := ctl.ParseAllowed(text)
+		if err != nil {
+			return a, usage("allowed address %q: want an IPv4 address or prefix such as 10.8.0.0/24", text)
+		}
+		a.Addrs = append(a.Addrs, p)
+	}
+	for _, text := range f.macs {
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			return a, usage("allowed MAC address %q: want six bytes such as 00:00:5e:00:01:33", text)
+		}
+		a.MACs = append(a.MACs, mac)
+	}
+	return a, nil
 }
 
 func newAttachCmd(e *env) *cobra.Command {
@@ -25,10 +53,17 @@ func newAttachCmd(e *env) *cobra.Command {
 		Short: "Plug a network namespace into a network",
 		Long: `Plug a network namespace into a network: a veth pair, an address, a default route.
 TARGET is the path of a network namespace, netns:NAME for one made by 'ip netns
-add', or pid:N for that of a process.`,
+add', or pid:N for that of a process.
+
+A container may send only with its own addresses. --allowed-address and --allowed-mac
+allow it more: prefixes that it forwards for, an address that moves between containers,
+MAC addresses of devices inside. The host gets a route to a prefix outside the network's
+subnet; the container is the next hop.`,
 		Example: `  fastbr attach netns:web --name web
   fastbr attach pid:4711 --ip 172.30.0.80
-  fastbr attach /run/netns/db --network lab -o json`,
+  fastbr attach /run/netns/db --network lab -o json
+  fastbr attach netns:vpn --allowed-address 10.8.0.0/24
+  fastbr attach netns:lb1 --allowed-address 172.30.0.100 --allowed-mac 00:00:5e:00:01:33`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			r, err := f.request(args[0])
@@ -55,6 +90,7 @@ add', or pid:N for that of a process.`,
 	flags.StringVar(&f.mac, "mac", "", "MAC `ADDRESS` (default 02:42 and the IPv4 address)")
 	flags.StringVar(&f.ifname, "ifname", "eth0", "`NAME` of the device inside")
 	flags.BoolVar(&f.slow, "slow", false, "take the kernel's path always")
+	f.allowed.add(flags)
 	complete(cmd, "network", e.completeNetworks)
 	return cmd
 }
@@ -71,5 +107,6 @@ func (f *attachFlags) request(target string) (r ctl.AttachRequest, err error) {
 			return r, usage("MAC address %q: want six bytes such as 02:42:ac:1e:00:02", f.mac)
 		}
 	}
-	return r, nil
+	r.Allowed, err = f.allowed.parse()
+	return r, err
 }

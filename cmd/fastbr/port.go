@@ -63,27 +63,45 @@ func portTable(w io.Writer, ports []ctl.PortView) {
 func newPortSetCmd(e *env) *cobra.Command {
 	var network string
 	var slow bool
+	var want ctl.PortSettings
+	var allowed allowedFlags
 	cmd := &cobra.Command{
 		Use:   "set NAME",
 		Short: "Change a port",
 		Long: `Change a port while it is attached. NAME is its name, or its device on the host.
 With --slow all its packets take the kernel's path from now on, with --slow=false
-only those that must. A port that 'port ls' calls slow for other reasons stays slow.`,
+only those that must. A port that 'port ls' calls slow for other reasons stays slow.
+
+--allowed-address and --allowed-mac add to what the container may send with, as for
+'attach'. --no-allowed-address and --no-allowed-mac take back what it may until now,
+and end the translated flows of those addresses.`,
 		Example: `  fastbr port set web --slow
-  fastbr port set web --slow=false`,
+  fastbr port set web --slow=false
+  fastbr port set vpn --allowed-address 10.8.0.0/24
+  fastbr port set vpn --no-allowed-address --allowed-address 10.9.0.0/24`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: e.completePorts,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !cmd.Flags().Changed("slow") {
-				return usage("nothing to set: give --slow or --slow=false")
+			if cmd.Flags().Changed("slow") {
+				want.Slow = &slow
+			}
+			var err error
+			if want.Allow, err = allowed.parse(); err != nil {
+				return err
+			}
+			if want.Slow == nil && !want.ForgetAddrs && !want.ForgetMACs && len(want.Allow.Addrs)+len(want.Allow.MACs) == 0 {
+				return usage("nothing to set: give --slow, --slow=false, or what is allowed")
 			}
 			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
-				return c.SetPort(ctx, network, args[0], ctl.PortSettings{Slow: &slow})
+				return c.SetPort(ctx, network, args[0], want)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&network, "network", "", "`NETWORK` of the port (default any)")
 	cmd.Flags().BoolVar(&slow, "slow", false, "always take the kernel's path")
+	allowed.add(cmd.Flags())
+	cmd.Flags().BoolVar(&want.ForgetAddrs, "no-allowed-address", false, "take back the allowed addresses")
+	cmd.Flags().BoolVar(&want.ForgetMACs, "no-allowed-mac", false, "take back the allowed MAC addresses")
 	complete(cmd, "network", e.completeNetworks)
 	return cmd
 }

@@ -19,7 +19,8 @@ type Network struct {
 	Mark       string // how the comment of our rules for it begins
 	Bridge     Device
 	Subnet     netip.Prefix
-	Internal   bool // nothing leads outside
+	Allowed    []netip.Prefix // others that its containers send with
+	Internal   bool           // nothing leads outside
 	Masquerade bool
 	Plain      []netip.Prefix // destinations without translation
 	SNAT       netip.Addr     // what the source becomes; invalid: the route's address

@@ -141,7 +141,7 @@ func leavingOf(h Host) *leaving {
 	for _, n := range h.Networks {
 		inside = append(inside, n.Bridge.Name)
 		if n.Masquerade && !n.Internal {
-			subnets = append(subnets, n.Subnet)
+			subnets = append(append(subnets, n.Subnet), n.Allowed...)
 		}
 	}
 	sctp := sctpOf(h)

@@ -3,12 +3,14 @@
 package ipam
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // Sentinels of this package.
@@ -88,11 +90,41 @@ func CheckSubnet(p netip.Prefix) error {
 		return fmt.Errorf("%s: %w: host bits are set, did you mean %s", p, ErrSubnet, p.Masked())
 	case p.Bits() < 8 || p.Bits() > 30:
 		return fmt.Errorf("%s: %w: /8 to /30", p, ErrSubnet)
-	case a.IsMulticast(), a.IsLoopback(), a.IsLinkLocalUnicast(), a.As4()[0] == 0, a.As4()[0] >= 240:
+	case !unicast(a):
 		return fmt.Errorf("%s: %w: not unicast", p, ErrSubnet)
 	}
 	return nil
 }
+
+func unicast(a netip.Addr) bool {
+	return !a.IsMulticast() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && a.As4()[0] != 0 && a.As4()[0] < 240
+}
+
+// CheckAllowed checks that a container may be allowed the addresses of p: IPv4,
+// unicast, and not half of the world. The error wraps ErrSubnet.
+func CheckAllowed(p netip.Prefix) error {
+	switch a := p.Addr(); {
+	case !a.Is4():
+		return fmt.Errorf("%s: %w: IPv4 only", p, ErrSubnet)
+	case p != p.Masked():
+		return fmt.Errorf("%s: %w: host bits are set, did you mean %s", p, ErrSubnet, p.Masked())
+	case p.Bits() < 8:
+		return fmt.Errorf("%s: %w: /8 to /32: name the prefixes that are behind the container", p, ErrSubnet)
+	case !unicast(a):
+		return fmt.Errorf("%s: %w: not unicast", p, ErrSubnet)
+	}
+	return nil
+}
+
+// Minimal returns prefixes that cover the same addresses and do not overlap.
+func Minimal(prefixes []netip.Prefix) []netip.Prefix {
+	sorted := slices.Clone(prefixes)
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
+	return slices.CompactFunc(sorted, func(a, b netip.Prefix) bool { return a.Overlaps(b) })
+}
+
+// Offset returns how far an address is from the subnet's first.
+func Offset(p netip.Prefix, a netip.Addr) int { return int(toInt(a) - toInt(p.Masked().Addr())) }
 
 // Gateway returns the subnet's first address after the network address.
 func Gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }

@@ -28,6 +28,12 @@ type Route struct {
 	hops      []int
 }
 
+// Same reports whether two routes lead to the same destination by the same next hop with
+// the same metric.
+func (r Route) Same(o Route) bool {
+	return r.Dst == o.Dst && r.Index == o.Index && r.Gateway == o.Gateway && r.Metric == o.Metric
+}
+
 // Routes returns the IPv4 routes of every table, including those for the host's
 // own addresses.
 func (c *Conn) Routes() ([]Route, error) {
@@ -152,6 +158,16 @@ func (c *Conn) AddOnlinkDefault(index int, gw netip.Addr) error {
 		return fmt.Errorf("adding the default route via %s: %w", gw, err)
 	}
 	return nil
+}
+
+// DeleteRoute removes a route of the main table, known by its destination, metric, device
+// and gateway. It succeeds when there is none.
+func (c *Conn) DeleteRoute(r Route) error {
+	err := c.h.RouteDel(&netlink.Route{LinkIndex: r.Index, Dst: ipNet(r.Dst), Priority: r.Metric, Gw: r.Gateway.AsSlice()})
+	if err == nil || errors.Is(err, unix.ESRCH) || errors.Is(sentinel(err), ErrNotFound) {
+		return nil
+	}
+	return fmt.Errorf("deleting the route to %s via %s: %w", r.Dst, r.Gateway, err)
 }
 
 // AddRoute adds a route through its device and gateway. It succeeds, and
