@@ -230,7 +230,7 @@ func (ps ports) setAllowed(n *network, p *port, want Allowed) error {
 	after := n.routes(p)
 	for _, r := range before {
 		if !slices.ContainsFunc(after, r.Same) {
-			if err := ps.op.conn.DeleteRoute(r); err != nil {
+			if err := r.Delete(ps.op.conn); err != nil {
 				return err
 			}
 		}
@@ -305,7 +305,7 @@ func (ps ports) leave(n *network, ports []*port) error {
 	}
 	for _, p := range ports {
 		for _, r := range n.routes(p) {
-			if err := ps.op.conn.DeleteRoute(r); err != nil {
+			if err := r.Delete(ps.op.conn); err != nil {
 				return err
 			}
 		}

@@ -13,6 +13,20 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcFbrAllowedKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Port      uint32
+	Addr      uint32
+}
+
+type tcFbrAllowedMacKey struct {
+	_    structs.HostLayout
+	Port uint32
+	Mac  [6]uint8
+	Pad  uint16
+}
+
 type tcFbrBindKey struct {
 	_     structs.HostLayout
 	Ip    uint32
@@ -83,6 +97,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_EXCEPTS       tcFbrDevFlags = 8192
 	tcFbrDevFlagsFBR_DEV_SOURCE        tcFbrDevFlags = 16384
 	tcFbrDevFlagsFBR_DEV_SIDE          tcFbrDevFlags = 32768
+	tcFbrDevFlagsFBR_DEV_ALLOWED       tcFbrDevFlags = 65536
 )
 
 type tcFbrDrops struct {
@@ -228,12 +243,13 @@ type tcFbrNport struct {
 type tcFbrOp uint32
 
 const (
-	tcFbrOpFBR_OP_NOW   tcFbrOp = 1
-	tcFbrOpFBR_OP_FLUSH tcFbrOp = 2
-	tcFbrOpFBR_OP_FIB   tcFbrOp = 3
-	tcFbrOpFBR_OP_OPEN  tcFbrOp = 4
-	tcFbrOpFBR_OP_SHUT  tcFbrOp = 5
-	tcFbrOpFBR_OP_CARRY tcFbrOp = 6
+	tcFbrOpFBR_OP_NOW    tcFbrOp = 1
+	tcFbrOpFBR_OP_FLUSH  tcFbrOp = 2
+	tcFbrOpFBR_OP_FIB    tcFbrOp = 3
+	tcFbrOpFBR_OP_OPEN   tcFbrOp = 4
+	tcFbrOpFBR_OP_SHUT   tcFbrOp = 5
+	tcFbrOpFBR_OP_CARRY  tcFbrOp = 6
+	tcFbrOpFBR_OP_FORBID tcFbrOp = 7
 )
 
 type tcFbrPairs struct {
@@ -455,6 +471,8 @@ type tcFbrWay struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcMapFbrAllowed       = "fbr_allowed"
+	tcMapFbrAllowedMac    = "fbr_allowed_mac"
 	tcMapFbrBind          = "fbr_bind"
 	tcMapFbrClosed        = "fbr_closed"
 	tcMapFbrConf          = "fbr_conf"
@@ -470,6 +488,7 @@ const (
 	tcMapFbrFragVia       = "fbr_frag_via"
 	tcMapFbrFree          = "fbr_free"
 	tcMapFbrHair          = "fbr_hair"
+	tcMapFbrHolder        = "fbr_holder"
 	tcMapFbrHops          = "fbr_hops"
 	tcMapFbrHosts         = "fbr_hosts"
 	tcMapFbrLocal         = "fbr_local"
@@ -613,42 +632,45 @@ type tcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
-	FbrBind     *ebpf.MapSpec `ebpf:"fbr_bind"`
-	FbrClosed   *ebpf.MapSpec `ebpf:"fbr_closed"`
-	FbrConf     *ebpf.MapSpec `ebpf:"fbr_conf"`
-	FbrDevs     *ebpf.MapSpec `ebpf:"fbr_devs"`
-	FbrDoubted  *ebpf.MapSpec `ebpf:"fbr_doubted"`
-	FbrDrops    *ebpf.MapSpec `ebpf:"fbr_drops"`
-	FbrFdb      *ebpf.MapSpec `ebpf:"fbr_fdb"`
-	FbrFlow     *ebpf.MapSpec `ebpf:"fbr_flow"`
-	FbrFlowOf   *ebpf.MapSpec `ebpf:"fbr_flow_of"`
-	FbrFrag     *ebpf.MapSpec `ebpf:"fbr_frag"`
-	FbrFragId   *ebpf.MapSpec `ebpf:"fbr_frag_id"`
-	FbrFragSlot *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
-	FbrFragVia  *ebpf.MapSpec `ebpf:"fbr_frag_via"`
-	FbrFree     *ebpf.MapSpec `ebpf:"fbr_free"`
-	FbrHair     *ebpf.MapSpec `ebpf:"fbr_hair"`
-	FbrHops     *ebpf.MapSpec `ebpf:"fbr_hops"`
-	FbrHosts    *ebpf.MapSpec `ebpf:"fbr_hosts"`
-	FbrLocal    *ebpf.MapSpec `ebpf:"fbr_local"`
-	FbrMeta     *ebpf.MapSpec `ebpf:"fbr_meta"`
-	FbrNear     *ebpf.MapSpec `ebpf:"fbr_near"`
-	FbrNets     *ebpf.MapSpec `ebpf:"fbr_nets"`
-	FbrNport    *ebpf.MapSpec `ebpf:"fbr_nport"`
-	FbrPair     *ebpf.MapSpec `ebpf:"fbr_pair"`
-	FbrPassed   *ebpf.MapSpec `ebpf:"fbr_passed"`
-	FbrPeer     *ebpf.MapSpec `ebpf:"fbr_peer"`
-	FbrPlain    *ebpf.MapSpec `ebpf:"fbr_plain"`
-	FbrPool     *ebpf.MapSpec `ebpf:"fbr_pool"`
-	FbrPub      *ebpf.MapSpec `ebpf:"fbr_pub"`
-	FbrPubOf    *ebpf.MapSpec `ebpf:"fbr_pub_of"`
-	FbrQuota    *ebpf.MapSpec `ebpf:"fbr_quota"`
-	FbrSess     *ebpf.MapSpec `ebpf:"fbr_sess"`
-	FbrState    *ebpf.MapSpec `ebpf:"fbr_state"`
-	FbrStats    *ebpf.MapSpec `ebpf:"fbr_stats"`
-	FbrTold     *ebpf.MapSpec `ebpf:"fbr_told"`
-	FbrWaiting  *ebpf.MapSpec `ebpf:"fbr_waiting"`
-	FbrWay      *ebpf.MapSpec `ebpf:"fbr_way"`
+	FbrAllowed    *ebpf.MapSpec `ebpf:"fbr_allowed"`
+	FbrAllowedMac *ebpf.MapSpec `ebpf:"fbr_allowed_mac"`
+	FbrBind       *ebpf.MapSpec `ebpf:"fbr_bind"`
+	FbrClosed     *ebpf.MapSpec `ebpf:"fbr_closed"`
+	FbrConf       *ebpf.MapSpec `ebpf:"fbr_conf"`
+	FbrDevs       *ebpf.MapSpec `ebpf:"fbr_devs"`
+	FbrDoubted    *ebpf.MapSpec `ebpf:"fbr_doubted"`
+	FbrDrops      *ebpf.MapSpec `ebpf:"fbr_drops"`
+	FbrFdb        *ebpf.MapSpec `ebpf:"fbr_fdb"`
+	FbrFlow       *ebpf.MapSpec `ebpf:"fbr_flow"`
+	FbrFlowOf     *ebpf.MapSpec `ebpf:"fbr_flow_of"`
+	FbrFrag       *ebpf.MapSpec `ebpf:"fbr_frag"`
+	FbrFragId     *ebpf.MapSpec `ebpf:"fbr_frag_id"`
+	FbrFragSlot   *ebpf.MapSpec `ebpf:"fbr_frag_slot"`
+	FbrFragVia    *ebpf.MapSpec `ebpf:"fbr_frag_via"`
+	FbrFree       *ebpf.MapSpec `ebpf:"fbr_free"`
+	FbrHair       *ebpf.MapSpec `ebpf:"fbr_hair"`
+	FbrHolder     *ebpf.MapSpec `ebpf:"fbr_holder"`
+	FbrHops       *ebpf.MapSpec `ebpf:"fbr_hops"`
+	FbrHosts      *ebpf.MapSpec `ebpf:"fbr_hosts"`
+	FbrLocal      *ebpf.MapSpec `ebpf:"fbr_local"`
+	FbrMeta       *ebpf.MapSpec `ebpf:"fbr_meta"`
+	FbrNear       *ebpf.MapSpec `ebpf:"fbr_near"`
+	FbrNets       *ebpf.MapSpec `ebpf:"fbr_nets"`
+	FbrNport      *ebpf.MapSpec `ebpf:"fbr_nport"`
+	FbrPair       *ebpf.MapSpec `ebpf:"fbr_pair"`
+	FbrPassed     *ebpf.MapSpec `ebpf:"fbr_passed"`
+	FbrPeer       *ebpf.MapSpec `ebpf:"fbr_peer"`
+	FbrPlain      *ebpf.MapSpec `ebpf:"fbr_plain"`
+	FbrPool       *ebpf.MapSpec `ebpf:"fbr_pool"`
+	FbrPub        *ebpf.MapSpec `ebpf:"fbr_pub"`
+	FbrPubOf      *ebpf.MapSpec `ebpf:"fbr_pub_of"`
+	FbrQuota      *ebpf.MapSpec `ebpf:"fbr_quota"`
+	FbrSess       *ebpf.MapSpec `ebpf:"fbr_sess"`
+	FbrState      *ebpf.MapSpec `ebpf:"fbr_state"`
+	FbrStats      *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold       *ebpf.MapSpec `ebpf:"fbr_told"`
+	FbrWaiting    *ebpf.MapSpec `ebpf:"fbr_waiting"`
+	FbrWay        *ebpf.MapSpec `ebpf:"fbr_way"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -701,46 +723,51 @@ func (o *tcObjects) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
-	FbrBind     *ebpf.Map `ebpf:"fbr_bind"`
-	FbrClosed   *ebpf.Map `ebpf:"fbr_closed"`
-	FbrConf     *ebpf.Map `ebpf:"fbr_conf"`
-	FbrDevs     *ebpf.Map `ebpf:"fbr_devs"`
-	FbrDoubted  *ebpf.Map `ebpf:"fbr_doubted"`
-	FbrDrops    *ebpf.Map `ebpf:"fbr_drops"`
-	FbrFdb      *ebpf.Map `ebpf:"fbr_fdb"`
-	FbrFlow     *ebpf.Map `ebpf:"fbr_flow"`
-	FbrFlowOf   *ebpf.Map `ebpf:"fbr_flow_of"`
-	FbrFrag     *ebpf.Map `ebpf:"fbr_frag"`
-	FbrFragId   *ebpf.Map `ebpf:"fbr_frag_id"`
-	FbrFragSlot *ebpf.Map `ebpf:"fbr_frag_slot"`
-	FbrFragVia  *ebpf.Map `ebpf:"fbr_frag_via"`
-	FbrFree     *ebpf.Map `ebpf:"fbr_free"`
-	FbrHair     *ebpf.Map `ebpf:"fbr_hair"`
-	FbrHops     *ebpf.Map `ebpf:"fbr_hops"`
-	FbrHosts    *ebpf.Map `ebpf:"fbr_hosts"`
-	FbrLocal    *ebpf.Map `ebpf:"fbr_local"`
-	FbrMeta     *ebpf.Map `ebpf:"fbr_meta"`
-	FbrNear     *ebpf.Map `ebpf:"fbr_near"`
-	FbrNets     *ebpf.Map `ebpf:"fbr_nets"`
-	FbrNport    *ebpf.Map `ebpf:"fbr_nport"`
-	FbrPair     *ebpf.Map `ebpf:"fbr_pair"`
-	FbrPassed   *ebpf.Map `ebpf:"fbr_passed"`
-	FbrPeer     *ebpf.Map `ebpf:"fbr_peer"`
-	FbrPlain    *ebpf.Map `ebpf:"fbr_plain"`
-	FbrPool     *ebpf.Map `ebpf:"fbr_pool"`
-	FbrPub      *ebpf.Map `ebpf:"fbr_pub"`
-	FbrPubOf    *ebpf.Map `ebpf:"fbr_pub_of"`
-	FbrQuota    *ebpf.Map `ebpf:"fbr_quota"`
-	FbrSess     *ebpf.Map `ebpf:"fbr_sess"`
-	FbrState    *ebpf.Map `ebpf:"fbr_state"`
-	FbrStats    *ebpf.Map `ebpf:"fbr_stats"`
-	FbrTold     *ebpf.Map `ebpf:"fbr_told"`
-	FbrWaiting  *ebpf.Map `ebpf:"fbr_waiting"`
-	FbrWay      *ebpf.Map `ebpf:"fbr_way"`
+	FbrAllowed    *ebpf.Map `ebpf:"fbr_allowed"`
+	FbrAllowedMac *ebpf.Map `ebpf:"fbr_allowed_mac"`
+	FbrBind       *ebpf.Map `ebpf:"fbr_bind"`
+	FbrClosed     *ebpf.Map `ebpf:"fbr_closed"`
+	FbrConf       *ebpf.Map `ebpf:"fbr_conf"`
+	FbrDevs       *ebpf.Map `ebpf:"fbr_devs"`
+	FbrDoubted    *ebpf.Map `ebpf:"fbr_doubted"`
+	FbrDrops      *ebpf.Map `ebpf:"fbr_drops"`
+	FbrFdb        *ebpf.Map `ebpf:"fbr_fdb"`
+	FbrFlow       *ebpf.Map `ebpf:"fbr_flow"`
+	FbrFlowOf     *ebpf.Map `ebpf:"fbr_flow_of"`
+	FbrFrag       *ebpf.Map `ebpf:"fbr_frag"`
+	FbrFragId     *ebpf.Map `ebpf:"fbr_frag_id"`
+	FbrFragSlot   *ebpf.Map `ebpf:"fbr_frag_slot"`
+	FbrFragVia    *ebpf.Map `ebpf:"fbr_frag_via"`
+	FbrFree       *ebpf.Map `ebpf:"fbr_free"`
+	FbrHair       *ebpf.Map `ebpf:"fbr_hair"`
+	FbrHolder     *ebpf.Map `ebpf:"fbr_holder"`
+	FbrHops       *ebpf.Map `ebpf:"fbr_hops"`
+	FbrHosts      *ebpf.Map `ebpf:"fbr_hosts"`
+	FbrLocal      *ebpf.Map `ebpf:"fbr_local"`
+	FbrMeta       *ebpf.Map `ebpf:"fbr_meta"`
+	FbrNear       *ebpf.Map `ebpf:"fbr_near"`
+	FbrNets       *ebpf.Map `ebpf:"fbr_nets"`
+	FbrNport      *ebpf.Map `ebpf:"fbr_nport"`
+	FbrPair       *ebpf.Map `ebpf:"fbr_pair"`
+	FbrPassed     *ebpf.Map `ebpf:"fbr_passed"`
+	FbrPeer       *ebpf.Map `ebpf:"fbr_peer"`
+	FbrPlain      *ebpf.Map `ebpf:"fbr_plain"`
+	FbrPool       *ebpf.Map `ebpf:"fbr_pool"`
+	FbrPub        *ebpf.Map `ebpf:"fbr_pub"`
+	FbrPubOf      *ebpf.Map `ebpf:"fbr_pub_of"`
+	FbrQuota      *ebpf.Map `ebpf:"fbr_quota"`
+	FbrSess       *ebpf.Map `ebpf:"fbr_sess"`
+	FbrState      *ebpf.Map `ebpf:"fbr_state"`
+	FbrStats      *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold       *ebpf.Map `ebpf:"fbr_told"`
+	FbrWaiting    *ebpf.Map `ebpf:"fbr_waiting"`
+	FbrWay        *ebpf.Map `ebpf:"fbr_way"`
 }
 
 func (m *tcMaps) Close() error {
 	return _TcClose(
+		m.FbrAllowed,
+		m.FbrAllowedMac,
 		m.FbrBind,
 		m.FbrClosed,
 		m.FbrConf,
@@ -756,6 +783,7 @@ func (m *tcMaps) Close() error {
 		m.FbrFragVia,
 		m.FbrFree,
 		m.FbrHair,
+		m.FbrHolder,
 		m.FbrHops,
 		m.FbrHosts,
 		m.FbrLocal,

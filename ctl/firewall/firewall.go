@@ -27,6 +27,9 @@ type Network struct {
 	Resolver   netip.Addr     // where its containers ask for names; invalid: nowhere
 }
 
+// sources are the prefixes that a network's containers send with.
+func (n Network) sources() []netip.Prefix { return append([]netip.Prefix{n.Subnet}, n.Allowed...) }
+
 // Publication is a range of host ports that lead to ports of a container.
 type Publication struct {
 	Bridge      Device

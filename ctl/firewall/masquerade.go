@@ -141,7 +141,7 @@ func leavingOf(h Host) *leaving {
 	for _, n := range h.Networks {
 		inside = append(inside, n.Bridge.Name)
 		if n.Masquerade && !n.Internal {
-			subnets = append(append(subnets, n.Subnet), n.Allowed...)
+			subnets = append(subnets, n.sources()...)
 		}
 	}
 	sctp := sctpOf(h)
@@ -185,12 +185,14 @@ func leavingOf(h Host) *leaving {
 	}
 	var own, follows []leavingRule // of networks with an address of their own
 	for _, n := range h.Networks {
-		if n.SNAT.IsValid() {
-			name, to := fmt.Sprintf("from %s as %s", n.Subnet, n.SNAT), slices.Concat(addressIn(12, n.Subnet), is{
-				&expr.Counter{}, &expr.Immediate{Register: 1, Data: n.SNAT.AsSlice()},
-				&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}})
-			own = append(own, leavingRule{name, to})
-			follows = append(follows, leavingRule{name + ": a helper follows it", slices.Concat(helped, to)})
+		for _, from := range n.sources() {
+			if n.SNAT.IsValid() {
+				name, to := fmt.Sprintf("from %s as %s", from, n.SNAT), slices.Concat(addressIn(12, from), is{
+					&expr.Counter{}, &expr.Immediate{Register: 1, Data: n.SNAT.AsSlice()},
+					&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}})
+				own = append(own, leavingRule{name, to})
+				follows = append(follows, leavingRule{name + ": a helper follows it", slices.Concat(helped, to)})
+			}
 		}
 	}
 	uplink, post := &l.chains[0], &l.chains[1]
@@ -204,8 +206,10 @@ func leavingOf(h Host) *leaving {
 	stays := len(post.rules) - 1
 	for _, n := range h.Networks {
 		for _, p := range n.Plain {
-			post.rules = slices.Insert(post.rules, stays, leavingRule{fmt.Sprintf("from %s to %s: as it is", n.Subnet, p),
-				slices.Concat(addressIn(12, n.Subnet), addressIn(16, p), is{back})})
+			for _, from := range n.sources() {
+				post.rules = slices.Insert(post.rules, stays, leavingRule{fmt.Sprintf("from %s to %s: as it is", from, p),
+					slices.Concat(addressIn(12, from), addressIn(16, p), is{back})})
+			}
 		}
 	}
 	if h.Others {

@@ -160,9 +160,9 @@ func (c *Conn) AddOnlinkDefault(index int, gw netip.Addr) error {
 	return nil
 }
 
-// DeleteRoute removes a route of the main table, known by its destination, metric, device
+// Delete removes a route of the main table, known by its destination, metric, device
 // and gateway. It succeeds when there is none.
-func (c *Conn) DeleteRoute(r Route) error {
+func (r Route) Delete(c *Conn) error {
 	err := c.h.RouteDel(&netlink.Route{LinkIndex: r.Index, Dst: ipNet(r.Dst), Priority: r.Metric, Gw: r.Gateway.AsSlice()})
 	if err == nil || errors.Is(err, unix.ESRCH) || errors.Is(sentinel(err), ErrNotFound) {
 		return nil
