@@ -108,7 +108,6 @@ func socketKey(a netip.Addr, port uint16) []byte {
 // onlyAllowed leaves clients alone that the publication does not admit. The comment says
 // all of the rule, since rules are compared by it.
 func (p Publication) onlyAllowed() leavingRule {
-	type is = []expr.Any
 	exprs := metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_SCTP})
 	if p.HostIP.IsValid() {
 		exprs = append(exprs, payloadIs(expr.PayloadBaseNetworkHeader, 16, p.HostIP.AsSlice())...)
