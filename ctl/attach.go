@@ -254,12 +254,35 @@ type Allowed struct {
 	MACs  []net.HardwareAddr
 }
 
-// ParseAllowed reads an address or a prefix.
-func ParseAllowed(text string) (netip.Prefix, error) {
-	if a, err := netip.ParseAddr(text); err == nil {
-		return netip.PrefixFrom(a, a.BitLen()), nil
+// ParseAllowed reads addresses or prefixes, and MAC addresses. The error wraps ErrInvalid.
+func ParseAllowed(addrs, macs []string) (a Allowed, err error) {
+	for _, text := range addrs {
+		p, err := netip.ParsePrefix(text)
+		if addr, errAddr := netip.ParseAddr(text); errAddr == nil {
+			p, err = addr.Prefix(addr.BitLen())
+		}
+		if err != nil {
+			return a, tagged(ErrInvalid, fmt.Sprintf("allowed address %q: want an IPv4 address or prefix such as 10.8.0.0/24", text))
+		}
+		a.Addrs = append(a.Addrs, p)
 	}
-	return netip.ParsePrefix(text)
+	for _, text := range macs {
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			return a, tagged(ErrInvalid, fmt.Sprintf("allowed MAC address %q: want six bytes such as 00:00:5e:00:01:33", text))
+		}
+		a.MACs = append(a.MACs, mac)
+	}
+	return a, nil
+}
+
+// ParseAllowedText is ParseAllowed for lists as one text each, separated by commas or
+// blanks: what an engine's option can hold.
+func ParseAllowedText(addrs, macs string) (Allowed, error) {
+	words := func(list string) []string {
+		return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	return ParseAllowed(words(addrs), words(macs))
 }
 
 // maxAllowed is how many prefixes, and how many MAC addresses, one port may be allowed.

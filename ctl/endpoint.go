@@ -27,6 +27,7 @@ type EndpointRequest struct {
 	IP      netip.Addr       // invalid: the lowest free one
 	MAC     net.HardwareAddr // nil: 02:42 and the address
 	Ifname  string           // inside, kept for the engine; "": as the engine counts
+	Allowed Allowed          // besides IP and MAC
 }
 
 // EndpointView is what an engine has to know to finish the container's end.
@@ -48,7 +49,7 @@ const endpointPatience = 2 * time.Minute
 // defined. One that has the address already is taken for forgotten. The error wraps
 // ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of ipam.
 func (e Engine) EndpointCreate(ctx context.Context, r EndpointRequest) (v EndpointView, err error) {
-	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC, Ifname: r.Ifname}
+	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC, Ifname: r.Ifname, Allowed: r.Allowed}
 	if err := a.check(); err != nil {
 		return v, err
 	}

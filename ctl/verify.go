@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/fastbr/fastbr/ctl/link"
@@ -19,6 +20,7 @@ type Expectation struct {
 	Routes    []Route
 	Publish   []PublishRequest
 	Bandwidth Bandwidth
+	Allowed   Allowed
 }
 
 // Verify says whether an engine's port is as it was made: the device, its
@@ -36,6 +38,9 @@ func (e Engine) Verify(ctx context.Context, o Owner, want Expectation) (res Atta
 		}
 		if p.Bandwidth != want.Bandwidth {
 			return broken("%s has other bandwidth limits than asked for", p.Name)
+		}
+		if !reflect.DeepEqual(p.allowed(), Allowed{}.plus(want.Allowed)) {
+			return broken("%s may use other addresses than asked for", p.Name)
 		}
 		if err := op.bandwidths.verify(n, p); err != nil {
 			return err

@@ -28,20 +28,10 @@ func (f *allowedFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.macs, "allowed-mac", nil, "another `MAC` address that the container may send with; repeatable")
 }
 
-func (f *allowedFlags) parse() (a ctl.Allowed, err error) {
-	for _, text := range f.addrs {
-		p, err := ctl.ParseAllowed(text)
-		if err != nil {
-			return a, usage("allowed address %q: want an IPv4 address or prefix such as 10.8.0.0/24", text)
-		}
-		a.Addrs = append(a.Addrs, p)
-	}
-	for _, text := range f.macs {
-		mac, err := net.ParseMAC(text)
-		if err != nil {
-			return a, usage("allowed MAC address %q: want six bytes such as 00:00:5e:00:01:33", text)
-		}
-		a.MACs = append(a.MACs, mac)
+func (f *allowedFlags) parse() (ctl.Allowed, error) {
+	a, err := ctl.ParseAllowed(f.addrs, f.macs)
+	if err != nil {
+		return a, usage("%v", err)
 	}
 	return a, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -29,6 +30,8 @@ type config struct {
 	Network string `json:"network"`
 	// Slow keeps all packets on the kernel path.
 	Slow bool `json:"slow"`
+	// What every container of this configuration may send with besides its own addresses.
+	allowed
 
 	Bridge           string `json:"bridge"`
 	IsGateway        *bool  `json:"isGateway"`
@@ -54,6 +57,7 @@ type config struct {
 		CNI struct {
 			MAC string   `json:"mac"`
 			IPs []string `json:"ips"`
+			allowed
 		} `json:"cni"`
 	} `json:"args"`
 	Runtime runtimeConfig `json:"runtimeConfig"`
@@ -68,11 +72,18 @@ type runtimeConfig struct {
 	IPs          []string      `json:"ips"`
 	MAC          string        `json:"mac"`
 	Bandwidth    bandwidth     `json:"bandwidth"`
-	DNS          *struct {
+	allowed
+	DNS *struct {
 		Servers  []string `json:"servers"`
 		Searches []string `json:"searches"`
 		Options  []string `json:"options"`
 	} `json:"dns"`
+}
+
+// allowed are addresses or prefixes, and MAC addresses.
+type allowed struct {
+	Addresses []string `json:"allowedAddresses"`
+	MACs      []string `json:"allowedMACs"`
 }
 
 type portMapping struct {
@@ -198,6 +209,17 @@ func (c *config) networkName() string {
 func (c *config) bandwidth() ctl.Bandwidth {
 	b := c.Runtime.Bandwidth
 	return ctl.Bandwidth{In: ctl.Limit{Rate: b.IngressRate, Burst: b.IngressBurst}, Out: ctl.Limit{Rate: b.EgressRate, Burst: b.EgressBurst}}
+}
+
+// allowance returns what the container may send with besides its own addresses, whoever says
+// so.
+func (c *config) allowance() (ctl.Allowed, error) {
+	a, err := ctl.ParseAllowed(slices.Concat(c.Addresses, c.Args.CNI.Addresses, c.Runtime.Addresses),
+		slices.Concat(c.MACs, c.Args.CNI.MACs, c.Runtime.MACs))
+	if err != nil {
+		return a, invalid(err.Error())
+	}
+	return a, nil
 }
 
 // portName returns the port's name in statistics: the name of the pod or

@@ -102,6 +102,22 @@ func TestBridgeSaysWhatIsTranslated(t *testing.T) {
 	}
 }
 
+// TestAllowance: the configuration, its arguments and the runtime may each allow addresses.
+func TestAllowance(t *testing.T) {
+	c := parsed(t, bridged+`, "allowedAddresses": ["10.8.0.0/24"], "args": {"cni": {"allowedAddresses": ["10.9.0.1"]}},
+		"runtimeConfig": {"allowedAddresses": ["10.9.0.2/32"], "allowedMACs": ["00:00:5e:00:01:33"]}`, "")
+	want, err := ctl.ParseAllowed([]string{"10.8.0.0/24", "10.9.0.1/32", "10.9.0.2/32"}, []string{"00:00:5e:00:01:33"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.allowance(); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("allowed %+v (%v), want %+v", got, err, want)
+	}
+	if _, err := parsed(t, bridged+`, "allowedMACs": ["x"]`, "").allowance(); err == nil {
+		t.Error("a MAC address of one letter is taken")
+	}
+}
+
 // TestRoutesMakeAGateway: where isGateway is absent, routes that lead out by the subnet's
 // gateway decide.
 func TestRoutesMakeAGateway(t *testing.T) {

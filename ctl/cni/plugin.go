@@ -118,6 +118,9 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 	if r.MAC, err = c.mac(); err != nil {
 		return r, nil, err
 	}
+	if r.Allowed, err = c.allowance(); err != nil {
+		return r, nil, err
+	}
 	if r.Publish, notes, err = c.publications(); err != nil {
 		return r, nil, err
 	}
@@ -199,6 +202,9 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	}
 	want := ctl.Expectation{Target: args.Netns, Routes: destinations(prev.Routes), Bandwidth: conf.bandwidth()}
 	if want.Publish, _, err = conf.publications(); err != nil {
+		return err
+	}
+	if want.Allowed, err = conf.allowance(); err != nil {
 		return err
 	}
 	res, err := c.Engine().Verify(p.ctx, conf.owner(args), want)

@@ -25,6 +25,7 @@ type recorder struct {
 	ports    []ctl.PublishRequest
 	fail     error
 	ifname   string // as endpoints were created with
+	allowed  ctl.Allowed
 }
 
 func (r *recorder) note(what, network, name string) error {
@@ -41,7 +42,7 @@ func (r *recorder) NetworkDiscard(_ context.Context, name string) error {
 }
 
 func (r *recorder) EndpointCreate(_ context.Context, q ctl.EndpointRequest) (ctl.EndpointView, error) {
-	r.ifname = q.Ifname
+	r.ifname, r.allowed = q.Ifname, q.Allowed
 	return ctl.EndpointView{IP: netip.PrefixFrom(q.IP, 24), MAC: "02:42:0a:00:00:02"}, r.note("endpoint", q.Network, q.Name)
 }
 
@@ -152,6 +153,26 @@ func TestInterfaceNameIsPassedOn(t *testing.T) {
 	code, got := r.ask(t, http.MethodPost, "/NetworkDriver.Join", ids+`,"SandboxKey":"/x","Options":{}}`)
 	if want := `{"InterfaceName":{"SrcName":"veth1c","DstPrefix":"net","DstName":"wan0"},"Gateway":"10.0.0.1"}`; code != http.StatusOK || got != want {
 		t.Errorf("%d %s, want %s", code, got, want)
+	}
+}
+
+// TestAllowedAddresses: an endpoint's options are lists in one text each.
+func TestAllowedAddresses(t *testing.T) {
+	r := &recorder{}
+	ask := func(options string) (int, string) {
+		return r.ask(t, http.MethodPost, "/NetworkDriver.CreateEndpoint", `{"NetworkID":"`+n1+`","EndpointID":"`+e1+
+			`","Interface":{"Address":"10.0.0.2/24"},"Options":{`+options+`}}`)
+	}
+	code, got := ask(`"fastbr.allowed-address":"10.8.0.0/24, 10.0.0.9","fastbr.allowed-mac":"00:00:5e:00:01:33"`)
+	want, err := ctl.ParseAllowed([]string{"10.8.0.0/24", "10.0.0.9/32"}, []string{"00:00:5e:00:01:33"})
+	if code != http.StatusOK || err != nil || !reflect.DeepEqual(r.allowed, want) {
+		t.Errorf("%d %s: allowed %+v, want %+v (%v)", code, got, r.allowed, want, err)
+	}
+	for _, bad := range []string{`"fastbr.allowed-address":"10.8.0.0/33"`, `"fastbr.allowed-mac":"x"`} {
+		r.did = nil
+		if code, got := ask(bad); code == http.StatusOK || !strings.Contains(got, "allowed") || len(r.did) > 0 {
+			t.Errorf("%s: %d %s, did %v", bad, code, got, r.did)
+		}
 	}
 }
 

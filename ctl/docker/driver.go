@@ -52,6 +52,9 @@ func (d driver) createEndpoint(ctx context.Context, q createEndpointRequest) (an
 		return nil, err
 	}
 	r := ctl.EndpointRequest{Network: network, Name: name, Ifname: q.Options.Ifname}
+	if r.Allowed, err = ctl.ParseAllowedText(q.Options.AllowedAddresses, q.Options.AllowedMACs); err != nil {
+		return nil, err
+	}
 	if q.Interface.AddressIPv6 != "" {
 		return nil, fmt.Errorf("address %s: fastbr's networks have no IPv6 addresses yet", q.Interface.AddressIPv6)
 	}

@@ -22,7 +22,9 @@ type createEndpointRequest struct {
 	NetworkID, EndpointID string
 	Interface             endpointInterface
 	Options               struct {
-		Ifname string `json:"com.docker.network.endpoint.ifname"`
+		Ifname           string `json:"com.docker.network.endpoint.ifname"`
+		AllowedAddresses string `json:"fastbr.allowed-address"` // a list
+		AllowedMACs      string `json:"fastbr.allowed-mac"`     // a list
 	}
 }
 

@@ -19,6 +19,8 @@ type attachment struct {
 		Interface string       `json:"interface_name"`
 		StaticIPs []netip.Addr `json:"static_ips"`
 		StaticMAC string       `json:"static_mac"`
+		// Options are the container's own, from Podman 5.
+		Options map[string]string `json:"options"`
 	} `json:"network_options"`
 }
 
@@ -72,6 +74,10 @@ func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
 		if r.MAC, err = net.ParseMAC(a.Options.StaticMAC); err != nil {
 			return r, fmt.Errorf("container %s: %w", a.ContainerID, err)
 		}
+	}
+	list := func(key string) string { return a.Network.Options[key] + " " + a.Options.Options[key] }
+	if r.Allowed, err = ctl.ParseAllowedText(list("allowed_address"), list("allowed_mac")); err != nil {
+		return r, fmt.Errorf("container %s: %w", a.ContainerID, err)
 	}
 	for _, m := range a.PortMappings {
 		if a.Network.Internal {

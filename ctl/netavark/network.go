@@ -62,7 +62,7 @@ func (n network) check() error {
 			return fmt.Errorf("network %s: subnet %s: IPv4 only", n.Name, s.Subnet)
 		}
 	}
-	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4"}
+	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "allowed_address", "allowed_mac"}
 	for key := range n.Options {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))

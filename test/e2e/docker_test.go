@@ -251,6 +251,7 @@ func TestE2EDocker(t *testing.T) {
 	d.assertWorld(t, c1, c2)
 	d.assertPublished(t, c1)
 	d.assertGuarded(t, c1)
+	d.assertAllowed(t, c2)
 	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.79.0.0/24", "other")
 	far := d.start(t, "far", "other")
 	d.assertReach(t, c1, c2, far)
@@ -354,6 +355,19 @@ func (d *engine) assertPublished(t *testing.T, c *lab.Namespace) {
 
 // assertSecondNetwork connects a running container to an internal network. Nothing is
 // published there, and nothing leads outside.
+// assertAllowed: an endpoint's options allow a container more than its own addresses, but not
+// another's.
+func (d *engine) assertAllowed(t *testing.T, c2 *lab.Namespace) {
+	t.Helper()
+	allow := "name=web,driver-opt=fastbr.allowed-address="
+	d.refused(t, "allowed address", "run", "--rm", "--network", allow+c2.Addr.String(), engineImage, "/bin/busybox", "true")
+	floating := netip.MustParseAddr("10.77.0.100")
+	d.docker(t, "run", "-d", "--name", "vip", "--network", allow+floating.String(), engineImage, "/bin/busybox", "sleep", "86400")
+	d.inside(t, d.adopt(t, "vip", "web"), "ip addr add 10.77.0.100/32 dev eth0")
+	d.mustPing(t, c2, floating, lab.PingOptions{})
+	d.docker(t, "rm", "-f", "vip")
+}
+
 func (d *engine) assertSecondNetwork(t *testing.T, c1 *lab.Namespace) {
 	t.Helper()
 	d.docker(t, "network", "create", "-d", d.driver, "--internal", "--subnet", "10.78.0.0/24", "inner")
