@@ -75,8 +75,7 @@ func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
 			return r, fmt.Errorf("container %s: %w", a.ContainerID, err)
 		}
 	}
-	list := func(key string) string { return a.Network.Options[key] + " " + a.Options.Options[key] }
-	if r.Allowed, err = ctl.ParseAllowedText(list("allowed_address"), list("allowed_mac")); err != nil {
+	if r.Allowed, err = a.Network.allowed(a.Options.Options); err != nil {
 		return r, fmt.Errorf("container %s: %w", a.ContainerID, err)
 	}
 	for _, m := range a.PortMappings {

@@ -1,6 +1,7 @@
 package netavark
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -68,8 +69,20 @@ func (n network) check() error {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
 		}
 	}
-	_, err := n.request()
-	return err
+	_, errNetwork := n.request()
+	_, errAllowed := n.allowed(nil)
+	return cmp.Or(errNetwork, errAllowed)
+}
+
+// allowed returns what the containers may send with besides their own addresses: by the
+// network's options and one container's own.
+func (n network) allowed(own map[string]string) (ctl.Allowed, error) {
+	list := func(key string) string { return n.Options[key] + " " + own[key] }
+	a, err := ctl.ParseAllowedText(list("allowed_address"), list("allowed_mac"))
+	if err != nil {
+		return a, fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	return a, nil
 }
 
 // request returns the fastbr network that the configuration describes.

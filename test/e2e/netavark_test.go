@@ -3,11 +3,14 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
@@ -77,7 +80,7 @@ func TestE2ENetavark(t *testing.T) {
 	one := h.created(t, `{"name": "net1", "id": "aaaaaaaaaaaaaaaa", "driver": "fastbr", "created": "today", "dns_enabled": false,
 		"ipv6_enabled": false, "internal": false, "subnets": null, "options": null, "ipam_options": {"driver": "host-local"}}`)
 	two := h.created(t, `{"name": "net2", "id": "bbbbbbbbbbbbbbbb", "driver": "fastbr", "internal": true, "network_interface": "podman7",
-		"subnets": [{"subnet": "10.89.0.0/24"}], "options": {"mtu": "1400"}}`)
+		"subnets": [{"subnet": "10.89.0.0/24"}], "options": {"mtu": "1400", "allowed_address": "10.89.0.100"}}`)
 	if !strings.Contains(one, `"created":"today"`) || !strings.Contains(one, `"network_interface":"fbr-aaaaaaaaaa"`) || !strings.Contains(two, `"gateway":"10.89.0.1"`) {
 		t.Errorf("created: %s and %s", one, two)
 	}
@@ -104,10 +107,15 @@ func TestE2ENetavark(t *testing.T) {
 		t.Error(err)
 	}
 	// A second network of the same container. Podman asks for the same ports there.
-	second := joined(c, two, "eth1", `, "static_ips": ["10.89.0.9"], "static_mac": "02:00:00:00:00:09"`)
+	second := joined(c, two, "eth1", `, "static_ips": ["10.89.0.9"], "static_mac": "02:00:00:00:00:09", "options": {"allowed_mac": "00:00:5e:00:01:33"}`)
 	second = strings.Replace(second, `"web"`, `"`+strings.Repeat("long", 30)+`"`, 1) // too long as the name of a port
 	if err := h.netavark(t, second, &got, "setup", c.Path()); err != nil || got.Interfaces["eth1"].Subnets[0].IPNet != "10.89.0.9/24" {
 		t.Errorf("second network: %+v, %v", got, err)
+	}
+	if !slices.ContainsFunc(slices.Collect(maps.Values(h.ports(t))), func(p ctl.PortView) bool {
+		return slices.Equal(p.AllowedAddresses, []string{"10.89.0.100/32"}) && slices.Equal(p.AllowedMACs, []string{"00:00:5e:00:01:33"})
+	}) {
+		t.Errorf("no port has the allowed addresses: %+v", h.ports(t))
 	}
 	if err := h.netavark(t, joined(other, one, "eth0", ""), nil, "setup", other.Path()); err == nil || !strings.Contains(err.Error(), "published already") {
 		t.Errorf("ports of another container = %v", err)
@@ -133,6 +141,7 @@ func TestE2ENetavarkRefuses(t *testing.T) {
 		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "10.1.0.0/24"}, {"subnet": "10.2.0.0/24"}]}`: "2 subnets",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"vlan": "7"}}`:                                          "option vlan",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"mtu": "big"}}`:                                         "mtu",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"allowed_address": "x"}}`:                               "allowed address",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "ipam_options": {"driver": "dhcp"}}`:                                "IPAM driver dhcp",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "198.51.100.0/25"}]}`:                        "overlaps",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}]}`:     "gateway",
