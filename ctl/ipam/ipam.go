@@ -120,7 +120,13 @@ func CheckAllowed(p netip.Prefix) error {
 func Minimal(prefixes []netip.Prefix) []netip.Prefix {
 	sorted := slices.Clone(prefixes)
 	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
-	return slices.CompactFunc(sorted, func(a, b netip.Prefix) bool { return a.Overlaps(b) })
+	out := sorted[:0]
+	for _, p := range sorted {
+		if len(out) == 0 || !out[len(out)-1].Overlaps(p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // Offset returns how far an address is from the subnet's first.
