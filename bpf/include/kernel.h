@@ -619,10 +619,19 @@ struct nf_conntrack_tuple_hash {
 	struct nf_conntrack_tuple tuple;
 } __core;
 
+struct ip_ct_tcp {
+	__u8 state; /* enum tcp_conntrack */
+} __core;
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+} __core;
+
 struct nf_conn {
 	unsigned long status;
 	struct nf_conntrack_tuple_hash tuplehash[2]; /* by enum ip_conntrack_dir */
 	struct nf_ct_ext *ext;
+	union nf_conntrack_proto proto;
 } __core;
 
 struct nf_conn___init { /* not entered yet */

@@ -42,6 +42,7 @@ extern struct nf_conn *bpf_ct_insert_entry(struct nf_conn___init *ct) __ksym __w
 
 #define FBR_DNAT_HOOKS_MAX 32 /* hooks looked at */
 #define FBR_DNAT_MISSED    60 /* seconds for which a publication is not left to the kernel */
+#define FBR_CT_TIME_WAIT   7  /* enum tcp_conntrack: from here on, the connection is over */
 
 enum fbr_nat_hooks {
 	FBR_NAT_TRACKS = 1,     /* conntrack sees what comes in */
@@ -140,21 +141,34 @@ static __always_inline bool fbr_dnat_enter(struct __sk_buff *skb, struct bpf_soc
 	return leads;
 }
 
-/* Whether a packet may be the first that conntrack sees of a connection. */
-static __always_inline bool fbr_dnat_begins(const struct fbr_pkt *p)
+/* How a packet may meet conntrack's entry for its connection. */
+enum fbr_dnat_meets {
+	FBR_DNAT_GOES_ON = 0, /* there is one, or it does not get one */
+	FBR_DNAT_BEGINS = 1,  /* it may be the first packet that conntrack sees */
+	/* The same for a SYN. A client opens a connection from the port of one that is over.
+	 * Conntrack would replace the old connection's entry by one without translation
+	 * (nf_conntrack_tcp_packet), so ours is replaced first.
+	 */
+	FBR_DNAT_OPENS = 2,
+};
+
+static __always_inline enum fbr_dnat_meets fbr_dnat_meets(const struct fbr_pkt *p)
 {
 	const __u8 shown = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST);
 
-	return p->kind == FBR_L4_PORTS &&
-	       (p->proto == IPPROTO_UDP || shown == TCP_SYN || shown == TCP_ACK);
+	if (p->kind != FBR_L4_PORTS)
+		return FBR_DNAT_GOES_ON;
+	if (p->proto == IPPROTO_TCP && shown == TCP_SYN)
+		return FBR_DNAT_OPENS;
+	return p->proto == IPPROTO_UDP || shown == TCP_ACK ? FBR_DNAT_BEGINS : FBR_DNAT_GOES_ON;
 }
 
 /* Whether the kernel will translate a packet from outside. k is the key of f, of the
- * packet's session; begins: the connection may be entered for it. If not, the caller
- * rewrites, and no entry leads the packet elsewhere.
+ * packet's session; meets is an enum fbr_dnat_meets. If not, the caller rewrites, and no
+ * entry leads the packet elsewhere.
  */
 __fbr_global bool fbr_dnat(struct __sk_buff *skb, const struct fbr_flow_key *k,
-			   const struct fbr_flow *f, bool begins)
+			   const struct fbr_flow *f, __u32 meets)
 {
 	if (!k || !f || !cfg_nat || !cfg_conntrack)
 		return false;
@@ -175,7 +189,9 @@ __fbr_global bool fbr_dnat(struct __sk_buff *skb, const struct fbr_flow_key *k,
 	fbr_ct_tuple(&t, k);
 	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
 	if (ct) {
-		leads = (hooks & FBR_NAT_TRANSLATES) && fbr_dnat_leads(ct, f);
+		leads = (hooks & FBR_NAT_TRANSLATES) && fbr_dnat_leads(ct, f) &&
+			!(meets == FBR_DNAT_OPENS &&
+			  BPF_CORE_READ(ct, proto.tcp.state) >= FBR_CT_TIME_WAIT);
 		answers = o.dir == FBR_CT_REPLY; /* to the host itself */
 		if (!leads && !answers)
 			bpf_ct_change_timeout(ct, 0);
@@ -193,7 +209,7 @@ __fbr_global bool fbr_dnat(struct __sk_buff *skb, const struct fbr_flow_key *k,
 			return false;
 		}
 	}
-	if (!(hooks & FBR_NAT_TRANSLATES) || !begins || !(s->bits & FBR_S_INBOUND) ||
+	if (!(hooks & FBR_NAT_TRANSLATES) || !meets || !(s->bits & FBR_S_INBOUND) ||
 	    !fbr_dnat_enter(skb, &t, &o, f))
 		return false;
 	fbr_hair_tag(skb, f->sess);

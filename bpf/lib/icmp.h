@@ -104,7 +104,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 		return FBR_NOT_OURS;
 	if (!fbr_icmp_sound(skb, p, &in))
 		return FBR_BAD_CSUM;
-	if (fbr_dnat(skb, &k, f, false))
+	if (fbr_dnat(skb, &k, f, FBR_DNAT_GOES_ON))
 		return FBR_NONE;
 	/* Point of no return. */
 	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||

@@ -161,7 +161,7 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	fbr_sess_track(skb, f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
 		f->seen = fbr_now();
-	if (fbr_dnat(skb, k, f, fbr_dnat_begins(p)))
+	if (fbr_dnat(skb, k, f, fbr_dnat_meets(p)))
 		return FBR_NONE;
 	/* Point of no return. */
 	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
