@@ -158,6 +158,14 @@ static __always_inline struct fbr_net *fbr_net_get(__be32 addr)
 	return bpf_map_lookup_elem(&fbr_nets, &k);
 }
 
+/* Whether an address is the one that the host has on the network's bridge. */
+static __always_inline bool fbr_is_gateway(const struct fbr_net *n, __be32 addr)
+{
+	struct fbr_dev *br = fbr_dev_get(n->bridge);
+
+	return br && br->ip == addr;
+}
+
 /* What one port holds, for the quotas */
 struct fbr_quota {
 	__u32 sessions;

@@ -67,8 +67,20 @@ parse:
 	if (fbr_parse_at(skb, l2, &pkt))
 		goto pass;
 	n = pkt.saddr == u->ip ? NULL : fbr_net_hidden(skb, pkt.saddr);
-	blame = u;
-	if (n) {
+	if (cfg_mark && skb->mark == cfg_mark && (!n || fbr_is_gateway(n, pkt.saddr))) {
+		skb->mark = 0;
+		fbr_count_tx(skb, u, FBR_FAST);
+		return TCX_NEXT;
+	}
+	c = fbr_conf_get();
+	why = FBR_NOT_OURS;
+	/* Answers of published ports, with the address that the client has used. It may be the
+	 * gateway's.
+	 */
+	if (c && c->published && (!n || !fbr_addr_port(pkt.saddr)))
+		why = fbr_dnat_out(skb, &pkt, u);
+	if (n && why == FBR_NOT_OURS) {
+		blame = u;
 		why = fbr_container_out(skb, &pkt, u, n, &blame);
 		if (!why)
 			goto pass;
@@ -79,13 +91,6 @@ parse:
 			return bpf_redirect(blame->ifindex, 0);
 		return TCX_DROP;
 	}
-	if (cfg_mark && skb->mark == cfg_mark) {
-		skb->mark = 0;
-		fbr_count_tx(skb, u, FBR_FAST);
-		return TCX_NEXT;
-	}
-	c = fbr_conf_get();
-	why = c && c->published ? fbr_dnat_out(skb, &pkt, u) : FBR_NOT_OURS;
 	if (why == FBR_NOT_OURS)
 		why = fbr_host_out(skb, &pkt, u);
 	if (why)
