@@ -342,6 +342,9 @@ func (p *port) allowed() (a Allowed) {
 // may not be the host's, nor a container's. A prefix outside it becomes part of the network,
 // and may not be anybody's as a subnet may not.
 func (ps ports) checkAllowed(n *network, p *port, want Allowed) error {
+	if n.PublishedOnly && len(want.Addrs) > 0 {
+		return tagged(ErrInvalid, fmt.Sprintf("allowed address %s: network %s is made with --published-only, where containers use their own addresses only", want.Addrs[0], n.Name))
+	}
 	for _, a := range want.Addrs {
 		if err := ps.checkAllowedAddr(n, p, a); err != nil {
 			return fmt.Errorf("allowed address %s %w", a, err)

@@ -154,6 +154,7 @@ func TestE2EAllowedRefused(t *testing.T) {
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 3})
 	h.Must(t, "up")
 	h.Must(t, "network", "create", "lab", "--subnet", "10.66.0.0/24")
+	h.Must(t, "network", "create", "open", "--subnet", "10.67.0.0/24", "--masquerade=false", "--published-only")
 	c1, c2, c3 := h.Containers[0], h.Containers[1], h.Containers[2]
 	h.Attach(t, c1, "c1", "--allowed-address", "172.30.0.3", "--allowed-address", "10.8.0.0/24", "--allowed-mac", "02:42:ac:1e:00:04")
 	h.Attach(t, c2, "c2")
@@ -186,6 +187,7 @@ func TestE2EAllowedRefused(t *testing.T) {
 		"address 172.30.0.3: taken":                        {"--ip", "172.30.0.3"},
 		"a port with the MAC address 02:42:ac:1e:00:04":    {"--mac", "02:42:ac:1e:00:04"},
 		"which containers of network default may use":      {"--network", "lab", "--allowed-address", "10.8.0.0/16"},
+		"network open is made with --published-only":       {"--network", "open", "--allowed-address", "10.7.0.0/16"},
 	} {
 		r := h.Fastbr(t, append(attach, args...)...)
 		if r.Code == 0 || !strings.Contains(r.Stderr, want) || strings.Count(r.Stderr, "\n") != 1 {
