@@ -99,22 +99,32 @@ func (at allowedTable) verify(p Port) error {
 		return err
 	}
 	wrong := fmt.Errorf("port with ifindex %d: the maps allow it other addresses: %w", p.Ifindex, ErrDetached)
-	for i := range addrs {
-		if at.d.maps.FbrAllowed.Lookup(&addrs[i], new(uint32)) != nil {
-			return wrong
-		}
-	}
-	have, err := countIf(at.d.maps.FbrAllowed, func(k *tcFbrAllowedKey, _ *uint32) bool { return k.Port == uint32(p.Ifindex) })
-	haveMACs, errMACs := countIf(at.d.maps.FbrAllowedMac, func(k *tcFbrAllowedMacKey, _ *uint32) bool {
-		return k.Port == uint32(p.Ifindex) && slices.Contains(macs, *k)
-	})
+	same, err := hasExactly(at.d.maps.FbrAllowed, addrs, func(k *tcFbrAllowedKey) bool { return k.Port == uint32(p.Ifindex) })
+	sameMACs, errMACs := hasExactly(at.d.maps.FbrAllowedMac, macs, func(k *tcFbrAllowedMacKey) bool { return k.Port == uint32(p.Ifindex) })
 	if err := errors.Join(err, errMACs); err != nil {
 		return err
 	}
-	if have != len(addrs) || haveMACs != len(macs) {
+	if !same || !sameMACs {
 		return wrong
 	}
 	return nil
+}
+
+// hasExactly reports whether those keys of a map of which f is true are the wanted ones,
+// which differ from each other.
+func hasExactly[K comparable](m *ebpf.Map, want []K, f func(*K) bool) (bool, error) {
+	there := 0
+	others, err := countIf(m, func(k *K, _ *uint32) bool {
+		if !f(k) {
+			return false
+		}
+		if slices.Contains(want, *k) {
+			there++
+			return false
+		}
+		return true
+	})
+	return others == 0 && there == len(want), err
 }
 
 // countIf returns the number of entries of a map of which f is true.

@@ -94,8 +94,14 @@ func TestAllowedAddressesAreExact(t *testing.T) {
 	h.wantDrop(t, h.c2.Ifindex, "spoof_mac", func() result { return h.portInOf(t, h.c2, stolen) })
 	check(t, h.VerifyPort(h.c1))
 
-	bare := h.c1
+	bare, fewer := h.c1, h.c1
 	bare.AllowedAddrs, bare.AllowedMACs = nil, nil
+	fewer.AllowedMACs = nil
+	for _, p := range []Port{bare, fewer} {
+		if err := h.VerifyPort(p); err == nil {
+			t.Errorf("the maps allow more than %v, %v", p.AllowedAddrs, p.AllowedMACs)
+		}
+	}
 	check(t, h.AttachPort(bare))
 	h.wantDrop(t, h.c1.Ifindex, "spoof_ip", func() result { return h.portIn(t, sentAs(valid, vip).Bytes(t)) })
 	h.wantDrop(t, h.c1.Ifindex, "spoof_mac", func() result { return h.portIn(t, frame(func(f *testutil.Frame) { f.SrcMAC = virtual })) })

@@ -148,22 +148,9 @@ func (dt deviceTable) setPlain(bridge int, want []netip.Prefix) error {
 		}
 		keep[k] = true
 	}
-	var k tcFbrPlainKey
-	var one uint32
-	var dead []tcFbrPlainKey
-	it := m.Iterate()
-	for it.Next(&k, &one) {
-		if k.Bridge == uint32(bridge) && !keep[k] {
-			dead = append(dead, k)
-		}
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("reading fbr_plain: %w", err)
-	}
-	for _, k := range dead {
-		if err := deleteKey(m, &k); err != nil {
-			return fmt.Errorf("removing an excepted destination: %w", err)
-		}
+	_, err := deleteIf(m, func(k *tcFbrPlainKey, _ *uint32) bool { return k.Bridge == uint32(bridge) && !keep[*k] })
+	if err != nil {
+		return fmt.Errorf("removing an excepted destination: %w", err)
 	}
 	return nil
 }
