@@ -30,11 +30,6 @@ const publishPriority nftables.ChainPriority = -90
 // (NF_IP_PRI_NAT_SRC is 100): the first translation of a connection is the only one.
 const masqueradePriority nftables.ChainPriority = 110
 
-// statusHelper is conntrack's status of a connection to which a rule has attached a helper
-// (IPS_HELPER). A helper rewrites addresses only for a connection that the kernel
-// translates.
-const statusHelper = 1 << 13
-
 // ErrForeignTable: somebody else has a table of our table's name.
 var ErrForeignTable = errors.New("the nft table \"ip fastbr\" is not fastbr's: rename it")
 
@@ -168,10 +163,7 @@ func leavingOf(h Host) *leaving {
 	back := &expr.Verdict{Kind: expr.VerdictReturn}
 	echo := payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{8})
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
-	none, helper := make([]byte, 4), binaryutil.NativeEndian.PutUint32(statusHelper)
-	helped := is{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: helper, Xor: none},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: none}}
+	helped := statusHas(statusHelper)
 	l := &leaving{
 		sets: masqueradeSets(),
 		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out), nil, nil},

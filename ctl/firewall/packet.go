@@ -147,6 +147,9 @@ func (b bits) and(mask, xor []byte) bits {
 const (
 	statusSNAT = 1 << 4
 	statusDNAT = 1 << 5
+	// A rule has attached a helper to the connection. A helper rewrites addresses only for
+	// a connection that the kernel translates.
+	statusHelper = 1 << 13
 )
 
 // packet is a packet that rules are run on. A field of a zero packet is unknown.

@@ -119,6 +119,13 @@ func payloadIs(base expr.PayloadBase, offset uint32, want []byte) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want}}
 }
 
+// statusHas is the condition that conntrack's status has a bit.
+func statusHas(bit uint32) []expr.Any {
+	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(bit).val, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
+}
+
 // exprs are the conditions of p in nftables' instructions, for a table of a family.
 // They cover devices, a single destination, protocol and port: wanted needs no more.
 func (p pass) exprs(family string) (out []expr.Any) {

@@ -63,9 +63,8 @@ func (l *leaving) publish(h Host, ps []Publication) {
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: addrRegister, RegProtoMin: portRegister}})
 	}
 	back := &expr.Verdict{Kind: expr.VerdictReturn}
-	local := binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
 	elsewhere := leavingRule{"not for the host", is{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: local}, back}}
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(unix.RTN_LOCAL).val}, back}}
 	published := leavingRule{"published SCTP ports", is{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "published"}}}
 	by := func(key expr.MetaKey, set string, invert bool) is {
 		return is{&expr.Meta{Key: key, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set, Invert: invert}}
@@ -89,16 +88,10 @@ func (l *leaving) publish(h Host, ps []Publication) {
 		leavingChain{name: "prerouting", hook: nftables.ChainHookPrerouting, priority: publishPriority, rules: append(in, published)},
 		leavingChain{name: "output", hook: nftables.ChainHookOutput, priority: publishPriority, rules: []leavingRule{elsewhere, loopback, published}},
 	)
-	led := is{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, ipsDstNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
 	post := slices.IndexFunc(l.chains, func(c leavingChain) bool { return c.name == "postrouting" })
 	l.chains[post].rules = slices.Insert(l.chains[post].rules, 0, leavingRule{"from one container to another's published port",
-		slices.Concat(sctp, by(expr.MetaKeyIIFNAME, "inside", false), by(expr.MetaKeyOIFNAME, "inside", false), led, is{&expr.Masq{}})})
+		slices.Concat(sctp, by(expr.MetaKeyIIFNAME, "inside", false), by(expr.MetaKeyOIFNAME, "inside", false), statusHas(statusDNAT), is{&expr.Masq{}})})
 }
-
-// ipsDstNAT is IPS_DST_NAT of the kernel's enum ip_conntrack_status.
-const ipsDstNAT = 1 << 5
 
 // socketKey is an address and a port as nftables joins them: each fills 4 bytes.
 func socketKey(a netip.Addr, port uint16) []byte {
