@@ -71,6 +71,23 @@ const protoSCTP = "sctp"
 // protocols are those of ports that can be published.
 var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, protoSCTP: unix.IPPROTO_SCTP}
 
+// Protocols names the protocols of ports that can be published, for a sentence.
+const Protocols = "tcp, udp or sctp"
+
+// CanPublish reports whether ports of a protocol can be published.
+func CanPublish(proto string) bool { return protocols[proto] != 0 }
+
+// ProtocolName returns the name of an IP protocol (IPPROTO_*) whose ports can be
+// published, "" for any other.
+func ProtocolName(number int) string {
+	for name, n := range protocols {
+		if int(n) == number {
+			return name
+		}
+	}
+	return ""
+}
+
 // checkAll is check of each.
 func checkAll(rs []PublishRequest) error {
 	for _, r := range rs {
@@ -88,8 +105,8 @@ func (r PublishRequest) check() error {
 		return bad("host ports %d-%d: FIRST-LAST, from 1 to 65535", r.First, r.Last)
 	case r.Port == 0 || !r.Any && int(r.Port)+int(r.Last-r.First) > 65535:
 		return bad("container ports from %d: %d ports do not fit below 65536", r.Port, int(r.Last-r.First)+1)
-	case protocols[r.Proto] == 0:
-		return bad("protocol %q: tcp, udp or sctp", r.Proto)
+	case !CanPublish(r.Proto):
+		return bad("protocol %q: %s", r.Proto, Protocols)
 	case r.HostIP.IsValid() && !r.HostIP.Is4():
 		return bad("address %s: want an IPv4 address", r.HostIP)
 	case r.Proto == protoSCTP && r.HostIP.IsLoopback():

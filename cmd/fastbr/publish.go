@@ -149,8 +149,8 @@ func portRange(first, last int) string {
 func parsePublication(s string) (r ctl.PublishRequest, err error) {
 	bad := usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp], such as 8080:80", s)
 	ports, proto, hasProto := strings.Cut(s, "/")
-	if hasProto && proto != "tcp" && proto != "udp" && proto != "sctp" {
-		return r, usage("publication %q: protocol %q: tcp, udp or sctp", s, proto)
+	if hasProto && !ctl.CanPublish(proto) {
+		return r, usage("publication %q: protocol %q: %s", s, proto, ctl.Protocols)
 	}
 	r.Proto = proto
 	f := strings.Split(ports, ":")

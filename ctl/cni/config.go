@@ -318,7 +318,7 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 		r.Proto = "tcp"
 	}
 	later := fmt.Errorf("port mapping %s:%d/%s is skipped: %w", m.HostIP, m.HostPort, r.Proto, errLater)
-	if r.Proto != "tcp" && r.Proto != "udp" && r.Proto != "sctp" {
+	if !ctl.CanPublish(r.Proto) {
 		return r, unsupported("portMappings.protocol", m.Protocol)
 	}
 	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil {

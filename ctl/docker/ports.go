@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fastbr/fastbr/ctl"
 )
 
@@ -42,15 +40,8 @@ func publishRequests(ports []portBinding, binding string) ([]ctl.PublishRequest,
 }
 
 func publishRequest(b portBinding, binding string) (r ctl.PublishRequest, err error) {
-	r = ctl.PublishRequest{First: b.HostPort, Last: b.HostPort, Port: b.Port}
-	switch b.Proto {
-	case unix.IPPROTO_TCP:
-		r.Proto = "tcp"
-	case unix.IPPROTO_UDP:
-		r.Proto = "udp"
-	case unix.IPPROTO_SCTP:
-		r.Proto = "sctp"
-	default:
+	r = ctl.PublishRequest{First: b.HostPort, Last: b.HostPort, Port: b.Port, Proto: ctl.ProtocolName(b.Proto)}
+	if r.Proto == "" {
 		return r, fmt.Errorf("port %d: fastbr publishes TCP, UDP and SCTP, not IP protocol %d", b.Port, b.Proto)
 	}
 	if r.HostIP, err = hostAddr(cmp.Or(b.HostIP, binding)); err != nil {

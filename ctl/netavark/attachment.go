@@ -101,8 +101,8 @@ func (m portMapping) publications() (out []ctl.PublishRequest, err error) {
 		return nil, fmt.Errorf("host address %q: IPv4 only", m.HostIP)
 	}
 	for proto := range strings.SplitSeq(m.Protocol, ",") {
-		if proto != "tcp" && proto != "udp" && proto != "sctp" {
-			return nil, fmt.Errorf("host port %d: protocol %q is not supported: tcp, udp or sctp", m.HostPort, proto)
+		if !ctl.CanPublish(proto) {
+			return nil, fmt.Errorf("host port %d: protocol %q is not supported: %s", m.HostPort, proto, ctl.Protocols)
 		}
 		r.Proto = proto
 		out = append(out, r)
