@@ -448,11 +448,9 @@ func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
 	for _, a := range own {
 		set[a.As4()] = true
 	}
-	for _, p := range n.Ports {
-		set[p.IP.As4()] = true
-	}
 	var allowed []netip.Prefix
 	for _, p := range n.Ports {
+		set[p.IP.As4()] = true
 		allowed = append(allowed, p.AllowedAddrs...)
 	}
 	return func(a netip.Addr) bool {

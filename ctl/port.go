@@ -179,6 +179,11 @@ func (ps ports) widen(n *network, p *port) error {
 	if len(n.beyond(p)) == 0 {
 		return nil
 	}
+	return ps.spread(n)
+}
+
+// spread tells the datapath and the kernel's NAT which prefixes the network has now.
+func (ps ports) spread(n *network) error {
 	return errors.Join(ps.op.networks.tell(n), ps.op.others.ensure())
 }
 
@@ -236,7 +241,7 @@ func (ps ports) setAllowed(n *network, p *port, want Allowed) error {
 		}
 	}
 	if wide {
-		if err := errors.Join(ps.op.networks.tell(n), ps.op.others.ensure()); err != nil {
+		if err := ps.spread(n); err != nil {
 			return err
 		}
 	}
