@@ -37,9 +37,9 @@ typedef _Bool bool;
 /* enum bpf_map_type, include/uapi/linux/bpf.h */
 enum {
 	BPF_MAP_TYPE_HASH = 1,
-	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_QUEUE = 22,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
@@ -551,11 +551,11 @@ struct sk_buff {
 	__u32 hash;
 } __core;
 
-#define NFCT_PTRMASK \
-	(~7UL) /* of skb->_nfct: the entry; the bits below are enum ip_conntrack_info */
+#define NFCT_PTRMASK    (~7UL) /* of skb->_nfct: the entry; the bits below are: */
+/* enum ip_conntrack_info */
 #define IP_CT_NEW       2
+#define IP_CT_IS_REPLY  3 /* and IP_CT_RELATED_REPLY after it */
 #define IP_CT_UNTRACKED 7
-#define IP_CT_IS_REPLY  3 /* of enum ip_conntrack_info: it and IP_CT_RELATED_REPLY after it */
 
 struct skb_shared_info {
 	unsigned int gso_type;

@@ -151,7 +151,6 @@ static __always_inline __be32 fbr_source(struct __sk_buff *skb, const struct fbr
 					 const struct fbr_dev *port, __be32 daddr, __u16 *mtu)
 {
 	__be32 ext = fbr_route(skb, u, daddr, mtu);
-
 	struct fbr_net *n;
 
 	if (!port || !(port->flags & FBR_DEV_SOURCE))
