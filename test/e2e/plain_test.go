@@ -82,6 +82,21 @@ func TestE2EPlainDestinations(t *testing.T) {
 	}
 }
 
+// udpBecomesFast sends from one socket of c1 or c2 until its packets to the server are fast.
+func (h *e2e) udpBecomesFast(t *testing.T, m harness.Mode, c *lab.Namespace, udp *lab.Server) {
+	t.Helper()
+	sock, err := c.ListenUDP(on(netip.IPv4Unspecified(), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "c1"
+	if c == h.Containers[1] {
+		name = "c2"
+	}
+	h.becomesFast(t, m, name, func() { h.comesToPass(t, sock, udp.Addr, true) })
+	_ = sock.Close()
+}
+
 // testPlain tests a container with a server's address near, which is excepted from
 // translation, and its address other, which is not.
 func (h *e2e) testPlain(t *testing.T, m harness.Mode, c *lab.Namespace, near, other netip.Addr) {
@@ -91,16 +106,7 @@ func (h *e2e) testPlain(t *testing.T, m harness.Mode, c *lab.Namespace, near, ot
 		if err := c.EchoTCP(h.Ctx, netip.AddrPort{}, tcp.Addr, "tcp"); err != nil {
 			t.Errorf("TCP to %v: %v", to, err)
 		}
-		sock, err := c.ListenUDP(on(netip.IPv4Unspecified(), 0))
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := "c1"
-		if c == h.Containers[1] {
-			name = "c2"
-		}
-		h.becomesFast(t, m, name, func() { h.comesToPass(t, sock, udp.Addr, true) })
-		_ = sock.Close()
+		h.udpBecomesFast(t, m, c, udp)
 		assertPeers(t, tcp, as)
 		assertPeers(t, udp, as)
 		h.mustPing(t, c, to, lab.PingOptions{Count: 1})

@@ -114,16 +114,7 @@ func (h *e2e) testOwnOut(t *testing.T, m harness.Mode, c *lab.Namespace) {
 		udp.Close()
 	}
 	udp := h.ServeUDP(t, h.Outside, on(h.Outside.Addr, 0))
-	sock, err := c.ListenUDP(on(netip.IPv4Unspecified(), 0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := "c1"
-	if c == h.Containers[1] {
-		name = "c2"
-	}
-	h.becomesFast(t, m, name, func() { h.comesToPass(t, sock, udp.Addr, true) })
-	_ = sock.Close()
+	h.udpBecomesFast(t, m, c, udp)
 	if n, err := h.Host.RuleCounter(h.Ctx, "invalid"); err != nil || n != 0 {
 		t.Errorf("%d packets were INVALID (%v), want none", n, err)
 	}
