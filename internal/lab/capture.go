@@ -35,8 +35,8 @@ type Leak struct {
 func (l Leak) String() string { return fmt.Sprintf("%s: % x", l.Why, l.Frame) }
 
 // Capture watches what the outside end of an uplink receives. It records every
-// frame that has an address of the private prefixes as IPv4 source, as ARP
-// sender, or in the packet that an ICMP error quotes.
+// frame that has an address of the private prefixes as IP source, as ARP sender,
+// as the target of neighbour discovery, or in the packet that an ICMP error quotes.
 //
 // A capture that sees nothing proves nothing, so it has two positive controls.
 // When it starts, it must record one forged frame of each kind. And each call

@@ -17,6 +17,11 @@
 //	                     ├─ router 198.51.100.3 ── (MTU 1280) ── far 192.0.2.130
 //	                     └─ LAN neighbour 198.51.100.66
 //
+// With Options.IPv6 there is the same once more, from 2001:db8::/32: the host has
+// 2001:db8:1::1/64, the outside 2001:db8:1::2/64 and the servers 2001:db8:f::11 and
+// ::12. Or the outside is a router that advertises 2001:db8:1::/64, and the host
+// makes its own address and route. Without it, IPv6 is off.
+//
 // A capture runs on the outside end of every uplink as long as the lab lives.
 // It records what must never arrive there: packets with a container's address
 // as source, and ICMP errors that quote one. See Capture.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -197,12 +198,20 @@ func parseIperf(out []byte) (IperfResult, error) {
 
 // WaitListen waits until a TCP socket listens on exactly this address and port.
 func (n *Namespace) WaitListen(ctx context.Context, at netip.AddrPort) error {
-	a := at.Addr().As4()
-	want := fmt.Sprintf(": %02X%02X%02X%02X:%04X 00000000:0000 0A ", a[3], a[2], a[1], a[0], at.Port())
+	// The table shows an address as 32-bit words of the machine, here little-endian.
+	var addr string
+	for w := range slices.Chunk(at.Addr().AsSlice(), 4) {
+		addr += fmt.Sprintf("%02X%02X%02X%02X", w[3], w[2], w[1], w[0])
+	}
+	want := fmt.Sprintf(": %s:%04X %s:0000 0A ", addr, at.Port(), strings.Repeat("0", len(addr)))
+	file := "/proc/thread-self/net/tcp"
+	if at.Addr().Is6() {
+		file += "6"
+	}
 	err := Poll(ctx, func() (bool, error) {
 		var table []byte
 		err := n.Do(func() (err error) {
-			table, err = os.ReadFile("/proc/thread-self/net/tcp")
+			table, err = os.ReadFile(file)
 			return err
 		})
 		return strings.Contains(string(table), want), err

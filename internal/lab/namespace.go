@@ -22,11 +22,11 @@ import (
 type Namespace struct {
 	// Name is the file below /run/netns: "fblab-1a2b3c4d-h".
 	Name string
-	// Addr is the address by which others reach this namespace. The lab sets it
-	// for the host, the outsides and what it connects itself (plain mode,
-	// neighbour). Whoever attaches a container sets it with SetAddr. Zero: none
-	// yet.
-	Addr netip.Addr
+	// Addr and Addr6 are the addresses by which others reach this namespace. The
+	// lab sets them for the host, the outsides and what it connects itself (plain
+	// mode, neighbour). Whoever attaches a container sets them with SetAddr. Zero:
+	// none yet.
+	Addr, Addr6 netip.Addr
 
 	fd netns.NsHandle
 	nl *netlink.Handle
@@ -35,6 +35,7 @@ type Namespace struct {
 	procs map[*Cmd]struct{} // started and not yet waited for
 	close []func()          // ends servers and sessions, last first
 	done  bool
+	ip6   bool   // IPv6 is on
 	path  string // of an adopted namespace; "": below runDir
 	named bool   // below runDir, and to be removed by Close
 }
@@ -42,7 +43,10 @@ type Namespace struct {
 // NewNamespace makes a namespace with lo up, IPv6 off and, where the kernel has
 // it, bridge-nf-call-iptables off. Close removes it. A lab makes its own
 // namespaces; this one is for tests that need another host.
-func NewNamespace(name string) (*Namespace, error) {
+func NewNamespace(name string) (*Namespace, error) { return newNamespace(name, false) }
+
+// newNamespace is NewNamespace with a choice about IPv6.
+func newNamespace(name string, ip6 bool) (*Namespace, error) {
 	fd := netns.None()
 	err := onOwnThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -54,17 +58,17 @@ func NewNamespace(name string) (*Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating namespace %s: %w", name, err)
 	}
-	return nameNamespace(name, fd)
+	return nameNamespace(name, fd, ip6)
 }
 
 // Adopt gives a namespace that somebody else made, such as a container engine,
-// the name "fblab-ID-NAME" in the lab. It is set up as NewNamespace does.
+// the name "fblab-ID-NAME" in the lab. It is set up as Add does.
 func (l *Lab) Adopt(name, path string) (*Namespace, error) {
 	fd, err := netns.GetFromPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
-	n, err := nameNamespace(l.name(name), fd)
+	n, err := nameNamespace(l.name(name), fd, l.opts.IPv6 != NoIPv6)
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +77,8 @@ func (l *Lab) Adopt(name, path string) (*Namespace, error) {
 }
 
 // nameNamespace binds an open namespace to a name. The result owns fd.
-func nameNamespace(name string, fd netns.NsHandle) (*Namespace, error) {
-	n := &Namespace{Name: name, fd: fd, procs: map[*Cmd]struct{}{}}
+func nameNamespace(name string, fd netns.NsHandle, ip6 bool) (*Namespace, error) {
+	n := &Namespace{Name: name, fd: fd, ip6: ip6, procs: map[*Cmd]struct{}{}}
 	err := bindName(name, int(fd))
 	if err == nil {
 		n.named = true
@@ -121,10 +125,15 @@ func setUp(n *Namespace) error {
 	if err := n.nl.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("setting lo up: %w", err)
 	}
+	disable := "1"
+	if n.ip6 {
+		disable = "0"
+	}
 	for key, val := range map[string]string{
-		"net.ipv6.conf.all.disable_ipv6":     "1",
-		"net.ipv6.conf.default.disable_ipv6": "1",
-		"net.bridge.bridge-nf-call-iptables": "0",
+		"net.ipv6.conf.all.disable_ipv6":     disable,
+		"net.ipv6.conf.default.disable_ipv6": disable,
+		plan4.nfCall:                         "0",
+		plan6.nfCall:                         "0",
 	} {
 		if err := n.SetSysctl(key, val); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -136,8 +145,14 @@ func setUp(n *Namespace) error {
 // Path returns the path for `nsenter --net=` and `fastbr --netns`.
 func (n *Namespace) Path() string { return cmp.Or(n.path, filepath.Join(runDir, n.Name)) }
 
-// SetAddr sets the address by which others reach this namespace.
-func (n *Namespace) SetAddr(a netip.Addr) { n.Addr = a }
+// SetAddr sets the address of a's family by which others reach this namespace.
+func (n *Namespace) SetAddr(a netip.Addr) {
+	if a.Is6() {
+		n.Addr6 = a
+	} else {
+		n.Addr = a
+	}
+}
 
 // Do calls fn on a thread inside the namespace. Sockets and processes that fn
 // makes belong to the namespace; goroutines do not.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 )
 
@@ -23,18 +22,15 @@ func (n *Namespace) NextHop(ctx context.Context, to netip.Addr) (net.HardwareAdd
 	if gw, ok := netip.AddrFromSlice(routes[0].Gw); ok {
 		hop = gw.Unmap()
 	}
-	var table []byte
-	err = n.Do(func() (err error) {
-		table, err = os.ReadFile("/proc/thread-self/net/arp")
-		return err
-	})
+	link, err := n.nl.LinkByIndex(routes[0].LinkIndex)
 	if err != nil {
-		return nil, fmt.Errorf("reading the neighbours of %s: %w", n.Name, err)
+		return nil, fmt.Errorf("finding the device of %s for %v: %w", n.Name, to, err)
 	}
-	for line := range strings.Lines(string(table)) {
-		if f := strings.Fields(line); len(f) > 3 && f[0] == hop.String() {
-			return net.ParseMAC(f[3])
-		}
+	out, err := n.Run(ctx, "ip", "neigh", "get", hop.String(), "dev", link.Attrs().Name)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s for neighbour %v: %w", n.Name, hop, err)
 	}
-	return nil, fmt.Errorf("%s does not know neighbour %v", n.Name, hop)
+	_, mac, _ := strings.Cut(out, " lladdr ")
+	mac, _, _ = strings.Cut(mac, " ")
+	return net.ParseMAC(mac)
 }

@@ -13,20 +13,13 @@ const FarMTU = 1280
 
 const switchDev = "sw0"
 
-// Addresses of what Options.Router adds.
-var (
-	routerAddr    = netip.MustParsePrefix("198.51.100.3/24")
-	lanAddr       = netip.MustParsePrefix("198.51.100.66/24")
-	routerFarAddr = netip.MustParsePrefix("192.0.2.129/25")
-	farAddr       = netip.MustParsePrefix("192.0.2.130/25")
-)
-
 // buildSwitch makes the switch's namespace.
 func (l *Lab) buildSwitch() error {
 	var err error
-	if l.sw, err = l.Add("sw"); err != nil {
+	if l.sw, err = NewNamespace(l.name("sw")); err != nil { // no IPv6 of its own
 		return err
 	}
+	l.keep(l.sw)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = switchDev
 	if err := l.sw.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -50,8 +43,11 @@ func (l *Lab) buildRouter() error {
 	for _, m := range []struct {
 		to   **Namespace
 		name string
-		addr netip.Prefix
-	}{{&l.Router, "r", routerAddr}, {&l.LAN, "l", lanAddr}} {
+		addr func(*plan) netip.Prefix
+	}{
+		{&l.Router, "r", func(p *plan) netip.Prefix { return p.router }},
+		{&l.LAN, "l", func(p *plan) netip.Prefix { return p.lan }},
+	} {
 		n, err := l.Add(m.name)
 		if err != nil {
 			return err
@@ -59,10 +55,12 @@ func (l *Lab) buildRouter() error {
 		if _, err := l.toSwitch(n, "eth0", m.name); err != nil {
 			return err
 		}
-		if err := n.AddAddr("eth0", m.addr); err != nil {
-			return err
+		for _, p := range l.opts.plans() {
+			if err := n.AddAddr("eth0", m.addr(p)); err != nil {
+				return err
+			}
+			n.SetAddr(m.addr(p).Addr())
 		}
-		n.Addr = m.addr.Addr()
 		*m.to = n
 	}
 	var err error
@@ -78,20 +76,21 @@ func (l *Lab) buildRouter() error {
 	if err != nil {
 		return err
 	}
-	if err := l.Router.AddAddr("eth1", routerFarAddr); err != nil {
-		return err
+	for _, p := range l.opts.plans() {
+		if err := l.Router.AddAddr("eth1", p.routerFar); err != nil {
+			return err
+		}
+		if err := join(l.Far, p.far, p.routerFar.Addr()); err != nil {
+			return err
+		}
+		if err := l.Router.SetSysctl(p.forwarding, "1"); err != nil {
+			return err
+		}
+		if err := l.Host.AddRoute(p.far.Masked(), p.router.Addr()); err != nil {
+			return err
+		}
 	}
-	if err := l.Far.AddAddr("eth0", farAddr); err != nil {
-		return err
-	}
-	l.Far.Addr = farAddr.Addr()
-	if err := l.Far.AddRoute(netip.Prefix{}, routerFarAddr.Addr()); err != nil {
-		return err
-	}
-	if err := l.Router.SetSysctl("net.ipv4.ip_forward", "1"); err != nil {
-		return err
-	}
-	return l.Host.AddRoute(farAddr.Masked(), routerAddr.Addr())
+	return nil
 }
 
 // enslave makes port a port of bridge.

@@ -64,14 +64,10 @@ func (s *Server) Close() {
 func (n *Namespace) ListenTCP(at netip.AddrPort) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	family := "tcp4"
-	if at.Addr().Is6() {
-		family = "tcp6"
-	}
 	var ln net.Listener
 	err := retryBind(func() error {
 		return n.Do(func() (err error) {
-			ln, err = lc.Listen(context.Background(), family, at.String())
+			ln, err = lc.Listen(context.Background(), network("tcp", at.Addr()), at.String())
 			return err
 		})
 	})
@@ -128,7 +124,7 @@ func (n *Namespace) DialTCP(ctx context.Context, from, to netip.AddrPort) (*net.
 	d.SetMultipathTCP(false)
 	var c net.Conn
 	err := n.Do(func() (err error) {
-		c, err = d.DialContext(ctx, "tcp4", to.String())
+		c, err = d.DialContext(ctx, network("tcp", to.Addr()), to.String())
 		return err
 	})
 	if err != nil {

@@ -8,11 +8,12 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // buildUplink connects the host's eth<i> to eth0 of a new outside, and adds
 // routes.
-func (l *Lab) buildUplink(i int) error {
+func (l *Lab) buildUplink(ctx context.Context, i int) error {
 	o, err := l.Add(fmt.Sprintf("o%d", i+1))
 	if err != nil {
 		return err
@@ -23,32 +24,52 @@ func (l *Lab) buildUplink(i int) error {
 	if err != nil {
 		return err
 	}
-	if err := l.Host.AddAddr(dev, hostAddr[i]); err != nil {
-		return err
-	}
-	if err := o.AddAddr("eth0", outsideAddr[i]); err != nil {
-		return err
-	}
-	for _, s := range serverAddr[i] {
-		if err := o.AddAddr("eth0", netip.MustParsePrefix(s)); err != nil {
+	for _, p := range l.opts.plans() {
+		if err := l.addressUplink(ctx, p, i, dev); err != nil {
 			return err
 		}
 	}
-	o.Addr = netip.MustParsePrefix(serverAddr[i][0]).Addr()
-	if i == 0 {
-		l.Host.Addr = hostAddr[0].Addr()
-		err = l.Host.AddRoute(netip.Prefix{}, outsideAddr[0].Addr())
-	} else {
-		for _, s := range serverAddr[i] {
-			if err = l.Host.AddRoute(netip.MustParsePrefix(s), outsideAddr[i].Addr()); err != nil {
-				break
-			}
-		}
-	}
-	if err != nil || len(l.opts.Private) == 0 {
-		return err
+	if len(l.opts.Private) == 0 {
+		return nil
 	}
 	return l.Watch(dev, end, endDev)
+}
+
+// addressUplink gives both ends of an uplink addresses of a plan, and the host
+// routes: the default one by eth0, and one to each server by eth1.
+func (l *Lab) addressUplink(ctx context.Context, p *plan, i int, dev string) error {
+	o := l.Outsides[i]
+	for _, a := range append(p.servers[i][:], p.outside[i]) {
+		if err := o.AddAddr("eth0", a); err != nil {
+			return err
+		}
+	}
+	o.SetAddr(p.servers[i][0].Addr())
+	host := p.host[i].Addr()
+	if p == &plan6 && l.opts.IPv6 == Automatic {
+		var err error
+		if host, err = l.autoconfigure(ctx, i, dev); err != nil {
+			return err
+		}
+	} else if err := l.Host.AddAddr(dev, p.host[i]); err != nil {
+		return err
+	}
+	if p == &plan6 {
+		l.host6[i] = host
+	}
+	if i == 0 {
+		l.Host.SetAddr(host)
+		if p == &plan6 && l.opts.IPv6 == Automatic {
+			return nil // the router has advertised itself
+		}
+		return l.Host.AddRoute(netip.Prefix{}, p.outside[0].Addr())
+	}
+	for _, s := range p.servers[i] {
+		if err := l.Host.AddRoute(s, p.outside[i].Addr()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // connect joins an uplink of the host to the eth0 of an outside, by a cable or
@@ -76,10 +97,22 @@ func Veth(na *Namespace, a string, nb *Namespace, b string, mtu int) error {
 	if err := na.nl.LinkAdd(v); err != nil {
 		return fmt.Errorf("adding veth %s in %s to %s in %s: %w", a, na.Name, b, nb.Name, err)
 	}
+	if err := errors.Join(skipDAD(na, a), skipDAD(nb, b)); err != nil {
+		return err
+	}
 	if err := na.SetUp(a); err != nil {
 		return err
 	}
 	return nb.SetUp(b)
+}
+
+// skipDAD makes the addresses of a new device usable at once: duplicate address
+// detection takes a second. Devices that the lab has not made keep it.
+func skipDAD(n *Namespace, dev string) error {
+	if !n.ip6 {
+		return nil
+	}
+	return n.SetSysctl("net.ipv6.conf."+dev+".accept_dad", "0")
 }
 
 // CableGSO is the largest IPv4 super-packet of an uplink, in bytes. Drivers of
@@ -131,10 +164,15 @@ func withLink(n *Namespace, dev, doing string, fn func(netlink.Link) error) erro
 	return nil
 }
 
-// AddAddr adds an address to a device.
+// AddAddr adds an address to a device. IPv6 does not look whether somebody else has
+// it.
 func (n *Namespace) AddAddr(dev string, p netip.Prefix) error {
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
 	return withLink(n, dev, "adding "+p.String()+" to %s in %s", func(link netlink.Link) error {
-		return n.nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p)})
+		return n.nl.AddrAdd(link, a)
 	})
 }
 
@@ -200,7 +238,12 @@ func (n *Namespace) Counters(dev string) (Counters, error) {
 
 // buildPlain connects the containers as docker0 does, without Docker.
 func (l *Lab) buildPlain(ctx context.Context) error {
-	return l.bridge(ctx, "br0", l.opts.Subnet, l.Containers)
+	return l.bridge(ctx, "br0", func(p *plan) netip.Prefix {
+		if p == &plan4 {
+			return l.opts.Subnet
+		}
+		return p.plain
+	}, l.Containers)
 }
 
 // buildNeighbour adds the docker0-style bridge with its container.
@@ -210,43 +253,67 @@ func (l *Lab) buildNeighbour(ctx context.Context) error {
 		return err
 	}
 	l.Neighbour = n
-	return l.bridge(ctx, "docker0", dockerSubnet, []*Namespace{n})
+	return l.bridge(ctx, "docker0", func(p *plan) netip.Prefix { return p.docker }, []*Namespace{n})
 }
 
-// bridge builds a kernel bridge in the host with the first address of subnet.
-// It plugs each member in as eth0, and masquerades what leaves the subnet.
-func (l *Lab) bridge(ctx context.Context, name string, subnet netip.Prefix, members []*Namespace) error {
+// bridge builds a kernel bridge in the host and plugs each member in as eth0. In
+// every family it has the first address of subnet, the members those that follow,
+// and what leaves the subnet is masqueraded.
+func (l *Lab) bridge(ctx context.Context, name string, subnet func(*plan) netip.Prefix, members []*Namespace) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, l.opts.MTU
 	br := &netlink.Bridge{LinkAttrs: attrs}
 	if err := l.Host.nl.LinkAdd(br); err != nil {
 		return fmt.Errorf("adding bridge %s: %w", name, err)
 	}
-	gw := subnet.Masked().Addr().Next()
-	if err := l.Host.AddAddr(name, netip.PrefixFrom(gw, subnet.Bits())); err != nil {
+	if err := skipDAD(l.Host, name); err != nil {
 		return err
+	}
+	for _, p := range l.opts.plans() {
+		if err := l.Host.AddAddr(name, host(subnet(p), 1)); err != nil {
+			return err
+		}
 	}
 	if err := l.Host.SetUp(name); err != nil {
 		return err
 	}
-	if err := l.Host.SetSysctl("net.ipv4.ip_forward", "1"); err != nil {
-		return err
-	}
-	addr := gw
 	for i, m := range members {
-		addr = addr.Next()
-		if err := l.plug(name, fmt.Sprintf("%s-%d", name, i+1), m, netip.PrefixFrom(addr, subnet.Bits()), gw); err != nil {
+		if err := l.plug(name, fmt.Sprintf("%s-%d", name, i+1), m); err != nil {
 			return err
 		}
 	}
-	return l.Host.NFT(ctx, fmt.Sprintf(`
-		table ip lab-%[1]s {
-			chain post {
-				type nat hook postrouting priority srcnat; policy accept;
-				ip saddr %[2]s oifname != "%[1]s" masquerade
+	for _, p := range l.opts.plans() {
+		s := subnet(p)
+		for i, m := range members {
+			if err := join(m, host(s, i+2), host(s, 1).Addr()); err != nil {
+				return err
 			}
 		}
-		`, name, subnet.Masked()))
+		if err := l.Host.SetSysctl(p.forwarding, "1"); err != nil {
+			return err
+		}
+		err := l.Host.NFT(ctx, fmt.Sprintf(`
+			table %[3]s lab-%[1]s {
+				chain post {
+					type nat hook postrouting priority srcnat; policy accept;
+					%[3]s saddr %[2]s oifname != "%[1]s" masquerade
+				}
+			}
+			`, name, s.Masked(), p.nftTable))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// host returns the i-th address of a subnet, with the subnet's length.
+func host(subnet netip.Prefix, i int) netip.Prefix {
+	a := subnet.Masked().Addr()
+	for range i {
+		a = a.Next()
+	}
+	return netip.PrefixFrom(a, subnet.Bits())
 }
 
 // BigTCP lets the containers of a plain bridge send super-packets as large as
@@ -260,21 +327,20 @@ func (l *Lab) BigTCP() error {
 }
 
 // plug connects m to the bridge with an eth0.
-func (l *Lab) plug(bridge, port string, m *Namespace, addr netip.Prefix, gw netip.Addr) error {
+func (l *Lab) plug(bridge, port string, m *Namespace) error {
 	if err := Veth(l.Host, port, m, "eth0", l.opts.MTU); err != nil {
 		return err
 	}
-	if err := enslave(l.Host, bridge, port); err != nil {
-		return err
-	}
+	return enslave(l.Host, bridge, port)
+}
+
+// join gives m an address on its eth0, and a default route.
+func join(m *Namespace, addr netip.Prefix, gw netip.Addr) error {
 	if err := m.AddAddr("eth0", addr); err != nil {
 		return err
 	}
-	if err := m.AddRoute(netip.Prefix{}, gw); err != nil {
-		return err
-	}
-	m.Addr = addr.Addr()
-	return nil
+	m.SetAddr(addr.Addr())
+	return m.AddRoute(netip.Prefix{}, gw)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

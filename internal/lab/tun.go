@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,20 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses of a tunnel, from the documentation and benchmarking ranges.
-var (
-	tunHostAddr    = netip.MustParsePrefix("198.18.0.1/24")
-	tunOutsideAddr = netip.MustParsePrefix("198.18.0.2/24")
-	tunServerAddr  = netip.MustParsePrefix("192.0.2.31/32")
-)
-
 // Tunnel is an uplink without an Ethernet header, like those of WireGuard, ppp
 // and VPN programs. It has a TUN device in the host and one outside, and this
 // process carries packets between them. It checks each packet that leaves the
 // host, as a Capture does.
 type Tunnel struct {
-	// Outside is the far side of the tunnel. Its Addr is a server's and not on
-	// the link.
+	// Outside is the far side of the tunnel. Its addresses are a server's and not
+	// on the link.
 	Outside *Namespace
 
 	private []netip.Prefix
@@ -42,31 +36,24 @@ func (l *Lab) AddTunnel(dev string) (*Tunnel, error) {
 		return nil, err
 	}
 	t := &Tunnel{Outside: o, private: l.opts.Private}
-	for i, end := range []struct {
-		n    *Namespace
-		addr netip.Prefix
-	}{{l.Host, tunHostAddr}, {o, tunOutsideAddr}} {
-		if t.ends[i], err = openTun(end.n, dev); err != nil {
-			t.close()
-			return nil, err
+	for i, n := range []*Namespace{l.Host, o} {
+		if t.ends[i], err = openTun(n, dev); err == nil {
+			err = n.SetUp(dev)
 		}
-		if err := end.n.AddAddr(dev, end.addr); err != nil {
-			t.close()
-			return nil, err
-		}
-		if err := end.n.SetUp(dev); err != nil {
+		if err != nil {
 			t.close()
 			return nil, err
 		}
 	}
-	if err := o.AddAddr(dev, tunServerAddr); err != nil {
-		t.close()
-		return nil, err
-	}
-	o.Addr = tunServerAddr.Addr()
-	if err := l.Host.AddRoute(tunServerAddr, tunOutsideAddr.Addr()); err != nil {
-		t.close()
-		return nil, err
+	for _, p := range l.opts.plans() {
+		err := errors.Join(
+			l.Host.AddAddr(dev, p.tunHost), o.AddAddr(dev, p.tunOutside), o.AddAddr(dev, p.tunServer),
+			l.Host.AddRoute(p.tunServer, p.tunOutside.Addr()))
+		if err != nil {
+			t.close()
+			return nil, err
+		}
+		o.SetAddr(p.tunServer.Addr())
 	}
 	t.running.Go(func() { carry(t.ends[0], t.ends[1], t.look) })
 	t.running.Go(func() { carry(t.ends[1], t.ends[0], func([]byte) {}) })
@@ -74,11 +61,17 @@ func (l *Lab) AddTunnel(dev string) (*Tunnel, error) {
 	return t, nil
 }
 
-// HostAddr returns the host's address on the tunnel, which may appear outside.
-func (t *Tunnel) HostAddr() netip.Addr { return tunHostAddr.Addr() }
+// HostAddr returns the host's IPv4 address on the tunnel, which may appear outside.
+func (t *Tunnel) HostAddr() netip.Addr { return plan4.tunHost.Addr() }
 
-// OutsideAddr returns the address at the other end of the tunnel.
-func (t *Tunnel) OutsideAddr() netip.Addr { return tunOutsideAddr.Addr() }
+// HostAddr6 returns the host's IPv6 address on the tunnel.
+func (t *Tunnel) HostAddr6() netip.Addr { return plan6.tunHost.Addr() }
+
+// OutsideAddr returns the IPv4 address at the other end of the tunnel.
+func (t *Tunnel) OutsideAddr() netip.Addr { return plan4.tunOutside.Addr() }
+
+// OutsideAddr6 returns the IPv6 address at the other end of the tunnel.
+func (t *Tunnel) OutsideAddr6() netip.Addr { return plan6.tunOutside.Addr() }
 
 // openTun makes a TUN device that lives as long as the file is open.
 func openTun(n *Namespace, dev string) (*os.File, error) {
@@ -119,9 +112,6 @@ func carry(from, to *os.File, look func(packet []byte)) {
 
 // look records a packet that must not have left the host.
 func (t *Tunnel) look(packet []byte) {
-	if len(packet) == 0 || packet[0]>>4 != 4 {
-		return
-	}
 	why := packetLeakReason(packet, t.private)
 	if why == "" {
 		return

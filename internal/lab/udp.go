@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ListenUDP opens a socket inside the namespace. Port 0 takes a free port. The
-// caller closes the socket. ListenUDP retries a taken port for bindPatience.
+// ListenUDP opens a socket of the address's family inside the namespace. Port 0
+// takes a free port. The caller closes the socket. ListenUDP retries a taken port for bindPatience.
 func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
 	err := retryBind(func() error {
 		return n.Do(func() (err error) {
-			c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+			c, err = net.ListenUDP(network("udp", at.Addr()), net.UDPAddrFromAddrPort(at))
 			return err
 		})
 	})
@@ -25,6 +25,23 @@ func (n *Namespace) ListenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 		return nil, fmt.Errorf("opening UDP %v in %s: %w", at, n.Name, err)
 	}
 	return c, nil
+}
+
+// network returns Go's name of a protocol ("tcp", "udp") in the family of a. A zero
+// address is IPv4's.
+func network(protocol string, a netip.Addr) string {
+	if a.Is6() {
+		return protocol + "6"
+	}
+	return protocol + "4"
+}
+
+// unspecified returns the address of a's family that stands for all.
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }
 
 // DialUDP opens a socket inside the namespace that is connected to to. A zero
@@ -38,7 +55,7 @@ func (n *Namespace) DialUDP(local, to netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
 	err := retryBind(func() error {
 		return n.Do(func() (err error) {
-			c, err = net.DialUDP("udp4", from, net.UDPAddrFromAddrPort(to))
+			c, err = net.DialUDP(network("udp", to.Addr()), from, net.UDPAddrFromAddrPort(to))
 			return err
 		})
 	})
@@ -102,7 +119,7 @@ const udpTry = time.Second
 // ends. from may be zero, or have only a port.
 func (n *Namespace) EchoUDP(ctx context.Context, from, to netip.AddrPort, msg string) error {
 	if !from.Addr().IsValid() {
-		from = netip.AddrPortFrom(netip.IPv4Unspecified(), from.Port())
+		from = netip.AddrPortFrom(unspecified(to.Addr()), from.Port())
 	}
 	c, err := n.ListenUDP(from)
 	if err != nil {
