@@ -150,8 +150,8 @@ func TestFragmentsHaveAQuota(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	f := h.routed(h.big()["udp"])
 	const quota = 512
-	first := func(id uint16) []byte { return testutil.Fragments(t, f.Bytes(t), fragment, id)[0] }
-	for id := range uint16(quota) {
+	first := func(id uint32) []byte { return testutil.Fragments(t, f.Bytes(t), fragment, id)[0] }
+	for id := range uint32(quota) {
 		h.sendOut(t, [][]byte{first(id)})
 	}
 	h.wantDrop(t, h.c1.Ifindex, "fragment", func() result { return h.uplinkOut(t, first(quota), h.bridge) })
@@ -161,7 +161,7 @@ func TestFragmentsHaveAQuota(t *testing.T) {
 	if n := h.tracked(t, true); n != quota {
 		t.Errorf("%d datagrams are tracked, want %d", n, quota)
 	}
-	for id := range uint16(quota) { // each packet looks at 64 of 4096 slots
+	for id := range uint32(quota) { // each packet looks at 64 of 4096 slots
 		if h.uplinkOut(t, first(quota+id), h.bridge).verdict == next {
 			h.sendOut(t, testutil.Fragments(t, f.Bytes(t), fragment, 2*quota+id))
 			return
@@ -316,12 +316,12 @@ func TestInboundFragmentsHaveAQuota(t *testing.T) {
 	h.sendOut(t, testutil.Fragments(t, h.routed(f).Bytes(t), fragment, 77))
 	answer := h.reply(f, h.eport(t, f))
 	answer.DstMAC = h.uplinkMAC(t)
-	arrive := func(id uint16) result {
+	arrive := func(id uint32) result {
 		frag := testutil.Fragments(t, answer.Bytes(t), fragment, id)[0]
 		h.uplinkIn(t, frag)
 		return h.fragIn(t, bounced(t, frag), index)
 	}
-	for id := range uint16(512) {
+	for id := range uint32(512) {
 		if got := arrive(id); got.verdict != redirect {
 			t.Fatal(fmt.Errorf("fragment %d: verdict %d", id, got.verdict))
 		}

@@ -11,27 +11,33 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// Frame describes an Ethernet frame with IPv4 inside. Lengths and checksums are
-// computed by Bytes; the zero value of a field means what its comment says.
+// Frame describes an Ethernet frame with IPv4 or IPv6 inside: Dst tells the family.
+// Lengths and checksums are computed by Bytes; the zero value of a field means what its
+// comment says.
 type Frame struct {
 	SrcMAC, DstMAC net.HardwareAddr
 	// VLAN tags, outermost first. With more than one, the outer ones are 802.1ad.
 	VLAN []uint16
 
 	Src, Dst netip.Addr
-	TTL      uint8 // 0: 64
-	TOS      uint8
-	ID       uint16
-	DF, MF   bool
+	TTL      uint8 // or hop limit. 0: as the kernel sends it, so 64; with Msg 255 or 1
+	TOS      uint8 // or traffic class
+	ID       uint32
+	DF, MF   bool   // IPv6 has no DF
 	FragOff  uint16 // in units of 8 bytes
 	// Options of the IPv4 header, a multiple of 4 bytes; at most 40.
 	Options []byte
+	Label   uint32 // IPv6: the flow label
+	// Ext are IPv6 extension headers, in this order. With MF or FragOff a fragment header
+	// follows them.
+	Ext []Ext
 
 	// Exactly one of these, or none: then Proto and Payload only.
 	TCP  *TCP
 	UDP  *UDP
 	Echo *Echo
 	ICMP *ICMPError
+	Msg  *ICMP6
 	// Proto is used if none of the above is set; 0: 253 (experimental).
 	Proto uint8
 
@@ -59,10 +65,11 @@ type Echo struct {
 	ID, Seq uint16
 }
 
-// ICMPError is an ICMP error about the packet Inner, which starts with its IPv4 header.
+// ICMPError is an ICMP or ICMPv6 error about the packet Inner, which starts with its IP
+// header. Type and code are those of the frame's family.
 type ICMPError struct {
 	Type, Code uint8
-	MTU        uint16 // of fragmentation needed
+	MTU        uint32 // of fragmentation needed and of packet too big
 	Inner      []byte
 }
 
@@ -85,6 +92,10 @@ func (f Frame) With(change ...func(*Frame)) Frame {
 		c := *f.ICMP
 		f.ICMP = &c
 	}
+	if f.Msg != nil {
+		c := *f.Msg
+		f.Msg = &c
+	}
 	for _, c := range change {
 		c(&f)
 	}
@@ -94,13 +105,24 @@ func (f Frame) With(change ...func(*Frame)) Frame {
 // Bytes builds the frame. It fails the test if the frame cannot be built.
 func (f Frame) Bytes(t testing.TB) []byte {
 	t.Helper()
-	return f.link(t, layers.EthernetTypeIPv4, f.IP(t))
+	inner := layers.EthernetTypeIPv4
+	if f.six() {
+		inner = layers.EthernetTypeIPv6
+	}
+	return f.link(t, inner, f.IP(t))
 }
+
+func (f Frame) six() bool { return f.Dst.Is6() }
 
 // IP builds the packet without the link layer header.
 func (f Frame) IP(t testing.TB) []byte {
 	t.Helper()
-	return serialize(t, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, f.ipLayers())
+	b := serialize(t, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, f.ipLayers())
+	if f.six() && len(f.Ext) > 0 && f.Ext[0].jumbo() {
+		binary.BigEndian.PutUint16(b[4:], 0)
+		binary.BigEndian.PutUint32(b[ip6Hdr+4:], uint32(len(b)-ip6Hdr))
+	}
+	return b
 }
 
 // link puts the Ethernet header and the tags in front. gopacket pads short frames to 60
@@ -138,12 +160,22 @@ func (f Frame) linkLayers(inner layers.EthernetType) []gopacket.SerializableLaye
 }
 
 func (f Frame) ipLayers() []gopacket.SerializableLayer {
-	ip := &layers.IPv4{
-		Version: 4, TTL: f.TTL, TOS: f.TOS, Id: f.ID, FragOffset: f.FragOff,
-		SrcIP: f.Src.AsSlice(), DstIP: f.Dst.AsSlice(), Protocol: layers.IPProtocol(f.Proto),
+	var ls []gopacket.SerializableLayer
+	if f.six() {
+		ls = f.ipv6()
+	} else {
+		ls = f.ipv4()
 	}
-	if f.TTL == 0 {
-		ip.TTL = 64
+	if f.ICMP != nil {
+		return append(ls, gopacket.Payload(f.ICMP.Inner))
+	}
+	return append(ls, gopacket.Payload(f.Payload))
+}
+
+func (f Frame) ipv4() []gopacket.SerializableLayer {
+	ip := &layers.IPv4{
+		Version: 4, TTL: f.hops(), TOS: f.TOS, Id: uint16(f.ID), FragOffset: f.FragOff,
+		SrcIP: f.Src.AsSlice(), DstIP: f.Dst.AsSlice(), Protocol: f.proto(),
 	}
 	if f.DF {
 		ip.Flags |= layers.IPv4DontFragment
@@ -154,32 +186,55 @@ func (f Frame) ipLayers() []gopacket.SerializableLayer {
 	for _, o := range f.Options {
 		ip.Options = append(ip.Options, layers.IPv4Option{OptionType: o, OptionLength: 1})
 	}
-	ls := append([]gopacket.SerializableLayer{ip}, f.l4Layers(ip)...)
-	if f.ICMP != nil {
-		return append(ls, gopacket.Payload(f.ICMP.Inner))
-	}
-	return append(ls, gopacket.Payload(f.Payload))
+	return append([]gopacket.SerializableLayer{ip}, f.l4Layers(ip)...)
 }
 
-// l4Layers are the layers above IPv4. It also sets ip's protocol.
-func (f Frame) l4Layers(ip *layers.IPv4) []gopacket.SerializableLayer {
+// proto is the protocol of what follows the IP header and its extensions.
+func (f Frame) proto() layers.IPProtocol {
+	icmp := layers.IPProtocolICMPv4
+	if f.six() {
+		icmp = layers.IPProtocolICMPv6
+	}
 	switch {
 	case f.TCP != nil:
-		ip.Protocol = layers.IPProtocolTCP
+		return layers.IPProtocolTCP
+	case f.UDP != nil:
+		return layers.IPProtocolUDP
+	case f.Echo != nil, f.ICMP != nil, f.Msg != nil:
+		return icmp
+	case f.Proto != 0:
+		return layers.IPProtocol(f.Proto)
+	}
+	return 253
+}
+
+func (f Frame) hops() uint8 {
+	switch {
+	case f.TTL != 0:
+		return f.TTL
+	case f.Msg != nil:
+		return f.Msg.hops()
+	}
+	return 64
+}
+
+// l4Layers are the layers above IP.
+func (f Frame) l4Layers(ip gopacket.NetworkLayer) []gopacket.SerializableLayer {
+	switch {
+	case f.TCP != nil:
 		return []gopacket.SerializableLayer{f.TCP.layer(ip)}
 	case f.UDP != nil && f.UncheckedUDP:
-		ip.Protocol = layers.IPProtocolUDP
 		h := binary.BigEndian.AppendUint16(nil, f.UDP.SrcPort)
 		h = binary.BigEndian.AppendUint16(h, f.UDP.DstPort)
 		h = binary.BigEndian.AppendUint16(h, uint16(8+len(f.Payload)))
 		return []gopacket.SerializableLayer{gopacket.Payload(append(h, 0, 0))}
 	case f.UDP != nil:
-		ip.Protocol = layers.IPProtocolUDP
 		u := &layers.UDP{SrcPort: layers.UDPPort(f.UDP.SrcPort), DstPort: layers.UDPPort(f.UDP.DstPort)}
 		_ = u.SetNetworkLayerForChecksum(ip) // fails for unknown layers only
 		return []gopacket.SerializableLayer{u}
+	case f.six():
+		return f.icmp6Layers(ip)
 	case f.Echo != nil:
-		ip.Protocol = layers.IPProtocolICMPv4
 		typ := uint8(layers.ICMPv4TypeEchoRequest)
 		if f.Echo.Reply {
 			typ = layers.ICMPv4TypeEchoReply
@@ -188,17 +243,14 @@ func (f Frame) l4Layers(ip *layers.IPv4) []gopacket.SerializableLayer {
 			TypeCode: layers.CreateICMPv4TypeCode(typ, 0), Id: f.Echo.ID, Seq: f.Echo.Seq,
 		}}
 	case f.ICMP != nil:
-		ip.Protocol = layers.IPProtocolICMPv4
 		return []gopacket.SerializableLayer{&layers.ICMPv4{
-			TypeCode: layers.CreateICMPv4TypeCode(f.ICMP.Type, f.ICMP.Code), Seq: f.ICMP.MTU,
+			TypeCode: layers.CreateICMPv4TypeCode(f.ICMP.Type, f.ICMP.Code), Seq: uint16(f.ICMP.MTU),
 		}}
-	case f.Proto == 0:
-		ip.Protocol = 253
 	}
 	return nil
 }
 
-func (h *TCP) layer(ip *layers.IPv4) *layers.TCP {
+func (h *TCP) layer(ip gopacket.NetworkLayer) *layers.TCP {
 	l := &layers.TCP{
 		SrcPort: layers.TCPPort(h.SrcPort), DstPort: layers.TCPPort(h.DstPort), Seq: h.Seq, Ack: h.Ack,
 		SYN: h.SYN, ACK: h.ACK, FIN: h.FIN, RST: h.RST, PSH: h.PSH, URG: h.URG, ECE: h.ECE, Window: h.Window,
@@ -242,16 +294,20 @@ func (a ARP) Bytes(t testing.TB) []byte {
 	return Frame{SrcMAC: a.SrcMAC, DstMAC: a.DstMAC}.link(t, layers.EthernetTypeARP, arp)
 }
 
-// CheckSums verifies the IPv4 header checksum and the TCP, UDP or ICMP checksum
-// of an untagged frame. A UDP checksum of 0 is valid. Fragments have no L4 checksum.
+// CheckSums verifies the IPv4 header checksum and the TCP, UDP, ICMP or ICMPv6 checksum
+// of an untagged frame. A UDP checksum of 0 is valid for IPv4. Fragments have no L4
+// checksum.
 func CheckSums(frame []byte) error {
-	if len(frame) < 34 || frame[12] != 8 || frame[13] != 0 {
-		return fmt.Errorf("not an untagged IPv4 frame")
+	switch {
+	case len(frame) >= 34 && frame[12] == 8 && frame[13] == 0:
+		return checkSums4(frame[14:])
+	case len(frame) >= 54 && frame[12] == 0x86 && frame[13] == 0xdd:
+		return checkSums6(frame[14:])
 	}
-	return checkIPSums(frame[14:])
+	return fmt.Errorf("not an untagged IPv4 or IPv6 frame")
 }
 
-func checkIPSums(ip []byte) error {
+func checkSums4(ip []byte) error {
 	hlen, total := int(ip[0]&0xf)*4, int(binary.BigEndian.Uint16(ip[2:]))
 	if hlen < 20 || total < hlen || len(ip) < total {
 		return fmt.Errorf("IPv4 header %d, total %d, have %d bytes", hlen, total, len(ip))
@@ -263,20 +319,24 @@ func checkIPSums(ip []byte) error {
 		return nil
 	}
 	l4 := ip[hlen:total]
-	pseudo := Sum(uint32(ip[9])+uint32(len(l4)), ip[12:20])
-	switch layers.IPProtocol(ip[9]) {
-	case layers.IPProtocolUDP:
-		if binary.BigEndian.Uint16(l4[6:]) != 0 && Sum(uint32(pseudo), l4) != 0xffff {
-			return fmt.Errorf("the UDP checksum is wrong")
-		}
-	case layers.IPProtocolTCP:
-		if Sum(uint32(pseudo), l4) != 0xffff {
-			return fmt.Errorf("the TCP checksum is wrong")
-		}
+	if p := layers.IPProtocol(ip[9]); p == layers.IPProtocolUDP && binary.BigEndian.Uint16(l4[6:]) == 0 {
+		return nil
+	}
+	return checkL4Sum(layers.IPProtocol(ip[9]), ip[12:20], l4)
+}
+
+// checkL4Sum verifies the checksum of a whole packet. addrs are its addresses.
+func checkL4Sum(proto layers.IPProtocol, addrs, l4 []byte) error {
+	pseudo := Sum(uint32(proto)+uint32(len(l4)), addrs)
+	switch proto {
 	case layers.IPProtocolICMPv4:
-		if Sum(0, l4) != 0xffff {
-			return fmt.Errorf("the ICMP checksum is wrong")
-		}
+		pseudo = 0
+	case layers.IPProtocolTCP, layers.IPProtocolUDP, layers.IPProtocolICMPv6:
+	default:
+		return nil
+	}
+	if Sum(uint32(pseudo), l4) != 0xffff {
+		return fmt.Errorf("the %s checksum is wrong", proto)
 	}
 	return nil
 }

@@ -39,12 +39,21 @@ func TestFrameHasRightChecksums(t *testing.T) {
 
 func TestCheckSumsFindsErrors(t *testing.T) {
 	good := valid().Bytes(t)
-	for _, at := range []int{14 + 8, 14 + 12, 14 + 20 + 4, len(good) - 1} {
-		bad := bytes.Clone(good)
-		bad[at] ^= 0x10
-		if CheckSums(bad) == nil {
-			t.Errorf("byte %d changed, and no checksum is wrong", at)
+	good6 := valid6().Bytes(t)
+	for _, c := range []struct {
+		good []byte
+		at   []int
+	}{{good, []int{14 + 8, 14 + 12, 14 + 20 + 4, len(good) - 1}}, {good6, []int{14 + 5, 14 + 8, 14 + 39, 14 + 40 + 4, len(good6) - 1}}} {
+		for _, at := range c.at {
+			bad := bytes.Clone(c.good)
+			bad[at] ^= 0x10
+			if CheckSums(bad) == nil {
+				t.Errorf("byte %d of % x changed, and no checksum is wrong", at, c.good[:14])
+			}
 		}
+	}
+	if err := CheckSums(valid6().With(func(f *Frame) { f.TCP, f.UDP, f.UncheckedUDP = nil, &UDP{1, 2}, true }).Bytes(t)); err == nil {
+		t.Error("UDP without a checksum is right for IPv6")
 	}
 }
 

@@ -121,7 +121,7 @@ func (h *e2e) probes(t *testing.T) []probe {
 	var next uint16
 	of := func(name string, change func(*testutil.Frame)) probe {
 		next++ // each has a source port of its own
-		return probe{name: name, frame: udp.With(func(f *testutil.Frame) { f.UDP.SrcPort += next; f.ID = 1000 + next }, change)}
+		return probe{name: name, frame: udp.With(func(f *testutil.Frame) { f.UDP.SrcPort += next; f.ID = 1000 + uint32(next) }, change)}
 	}
 	toC2 := func(f *testutil.Frame) { f.Dst, f.DstMAC = c2.Addr, mac(c2, "eth0") }
 	unreachable := answeredByHost(of("udp to an unreachable address", func(f *testutil.Frame) { f.Dst = h.OutsideAddr(0).Next() }))

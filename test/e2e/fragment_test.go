@@ -42,9 +42,9 @@ func sequences() map[string][]piece {
 }
 
 // fragmentIDs gives each datagram of a test an id of its own.
-type fragmentIDs struct{ last uint16 }
+type fragmentIDs struct{ last uint32 }
 
-func (c *fragmentIDs) next() uint16 { c.last++; return c.last }
+func (c *fragmentIDs) next() uint32 { c.last++; return c.last }
 
 // big is a payload of this size that no other datagram has.
 func big(size int) []byte {

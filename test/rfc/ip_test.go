@@ -383,7 +383,7 @@ func (b *bed) pieces(from *lab.Namespace, f testutil.Frame) (out [][]byte) {
 	b.t.Helper()
 	if f.ID == 0 {
 		b.shared.tag++
-		f.ID = uint16(b.shared.tag) | 0x8000
+		f.ID = uint32(b.shared.tag)&0xffff | 0x8000
 	}
 	whole, _ := parsePacket(b.frame(from, f))
 	const size = 1400 // a multiple of 8
@@ -407,7 +407,7 @@ func (b *bed) fragmentFlood() error {
 	for from, fr := range map[*lab.Namespace]testutil.Frame{b.c1: {Dst: b.a}, b.sv: {Src: b.a, Dst: b.HostAddr(0)}} {
 		fr.Proto, fr.FragOff, fr.Payload = protoUDP, 100, b.tag()
 		for i := range 5000 {
-			fr.ID = uint16(i + 1)
+			fr.ID = uint32(i + 1)
 			b.send(from, b.frame(from, fr))
 		}
 	}
