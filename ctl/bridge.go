@@ -89,8 +89,8 @@ func (nets networks) configureBridge(n *network) error {
 	if err := nets.op.conn.SetAlias(n.Index, ownerMark(n.Name)); err != nil {
 		return fmt.Errorf("marking %s: %w", n.Bridge, err)
 	}
-	if err := nets.op.conn.SetForwardDelay(n.Index, 0); err != nil {
-		return fmt.Errorf("setting the forward delay of %s: %w", n.Bridge, err)
+	if err := nets.op.conn.ShapeBridge(n.Index, true); err != nil {
+		return fmt.Errorf("setting up %s: %w", n.Bridge, err)
 	}
 	return errors.Join(hostconf.QuietIPv6(n.Bridge), hostconf.Open(n.Bridge))
 }

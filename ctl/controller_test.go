@@ -68,10 +68,10 @@ func assertInside(t *testing.T, n *testutil.Netns, res AttachResult) {
 	if lo, err := c.ByName("lo"); err != nil || !lo.Up {
 		t.Errorf("lo = %+v, %v", lo, err)
 	}
-	if addrs, err := c.Addrs(); err != nil || len(addrs[d.Index]) != 1 || addrs[d.Index][0].String() != res.IP {
+	if addrs, err := c.Addrs(link.IPv4); err != nil || len(addrs[d.Index]) != 1 || addrs[d.Index][0].String() != res.IP {
 		t.Errorf("addresses = %v, %v", addrs, err)
 	}
-	routes, err := c.Routes()
+	routes, err := c.Routes(link.IPv4)
 	if devs := link.DefaultDevices(routes); err != nil || len(devs) != 1 || devs[0] != d.Index {
 		t.Errorf("default route by %v, %v", devs, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/fastbr/fastbr/ctl/ipam"
+	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/datapath"
 )
 
@@ -334,7 +335,7 @@ func (u usedAddrs) choose(network string) (_ netip.Prefix, note string, err erro
 
 // usedAddrs looks at the host and at every network but one.
 func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
-	routes, err := nets.op.conn.Routes()
+	routes, err := nets.op.conn.Routes(link.IPv4)
 	if err != nil {
 		return u, err
 	}

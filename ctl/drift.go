@@ -119,7 +119,7 @@ func (rep repair) lostRoutes(n *network) (lost []link.Route, err error) {
 	if len(n.beyond(ports...)) == 0 {
 		return nil, nil
 	}
-	have, err := rep.op.conn.Routes()
+	have, err := rep.op.conn.Routes(link.IPv4)
 	for _, p := range ports {
 		for _, r := range n.routes(p) {
 			if !p.Pending && !slices.ContainsFunc(have, r.Same) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -129,7 +130,7 @@ func TestEveryMutationLooksAgain(t *testing.T) {
 			if err := mutations[name](h.ctx, h.ctl(t), testutil.NewNetns(t).Path()); err != nil {
 				t.Fatal(err)
 			}
-			if addrs, err := h.conn.Addrs(); err != nil || !slices.Contains(addrs[bridge.Index], gateway) {
+			if addrs, err := h.conn.Addrs(link.IPv4); err != nil || !slices.Contains(addrs[bridge.Index], gateway) {
 				t.Errorf("the bridge has the addresses %v (%v), want %v", addrs, err, gateway)
 			}
 			if said := h.messages.String(); !strings.Contains(said, "bridge fastbr0 has lost its address 172.30.0.1/16: mended") {

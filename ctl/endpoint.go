@@ -88,7 +88,7 @@ func (e Engine) EndpointJoin(ctx context.Context, networkName, name, netns strin
 		}
 		p.Touched = sinceBoot()
 		v = endpointView(n, p)
-		if err := link.AnnounceARP(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
+		if err := link.Announce(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
 			return err
 		}
 		return op.save()

@@ -74,7 +74,7 @@ func (h *hostCache) addrsOf(index int) ([]netip.Prefix, error) {
 
 // addresses are the IPv4 addresses of every device, by ifindex.
 func (h *hostCache) addresses() (map[int][]netip.Prefix, error) {
-	return remember(&h.addrs, h.conn.Addrs)
+	return remember(&h.addrs, func() (map[int][]netip.Prefix, error) { return h.conn.Addrs(link.IPv4) })
 }
 
 // allAddrs are the IPv4 addresses of every device.
@@ -95,7 +95,7 @@ func (h *hostCache) allRoutes() ([]link.Route, error) {
 		return h.routes, nil
 	}
 	var err error
-	h.routes, err = h.conn.Routes()
+	h.routes, err = h.conn.Routes(link.IPv4)
 	return h.routes, err
 }
 

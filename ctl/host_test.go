@@ -114,7 +114,7 @@ func (h *host) traces(t *testing.T) string {
 	for _, e := range entries {
 		out = append(out, fmt.Sprintf("device %s %s master %d", e.Name, e.Alias, e.Master))
 	}
-	routes, err := h.conn.Routes()
+	routes, err := h.conn.Routes(link.IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}

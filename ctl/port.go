@@ -350,7 +350,7 @@ func (ps ports) configureInside(n *network, p *port, at *plug) error {
 	if !ps.op.conn.WaitCarrier(p.Index, carrierLimit) || !ps.op.conn.WaitCarrier(n.Index, carrierLimit) {
 		ps.op.say("%s has no carrier yet", p.Port)
 	}
-	return ns.Do(func() error { return link.AnnounceARP(d.Index, p.IP, d.MAC) })
+	return ns.Do(func() error { return link.Announce(d.Index, p.IP, d.MAC) })
 }
 
 func (ps ports) routeInside(n *network, at *plug, index int) error {
@@ -360,7 +360,7 @@ func (ps ports) routeInside(n *network, at *plug, index int) error {
 	if n.Internal {
 		return nil
 	}
-	routes, err := at.conn.Routes()
+	routes, err := at.conn.Routes(link.IPv4)
 	if err != nil {
 		return err
 	}

@@ -178,14 +178,14 @@ func (v verifier) inside(n *network, p *port, target string, routes []Route) err
 		return broken("%s in %s is down", p.Ifname, target)
 	}
 	want := netip.PrefixFrom(p.IP, n.Subnet.Bits())
-	if addrs, err := inside.Addrs(); err != nil || !slices.Contains(addrs[d.Index], want) {
+	if addrs, err := inside.Addrs(link.IPv4); err != nil || !slices.Contains(addrs[d.Index], want) {
 		return broken("%s in %s has lost its address %s", p.Ifname, target, want)
 	}
 	return verifyRoutes(inside, target, routes)
 }
 
 func verifyRoutes(inside *link.Conn, target string, routes []Route) error {
-	have, err := inside.Routes()
+	have, err := inside.Routes(link.IPv4)
 	if err != nil {
 		return err
 	}

@@ -24,11 +24,12 @@ var (
 	// ErrOutside: the address is not in the subnet.
 	ErrOutside = errors.New("not in the subnet")
 	// ErrReserved: the address is the network's, the broadcast or the gateway's
-	// address.
+	// address. The first address of an IPv6 subnet is the anycast address of its
+	// routers (RFC 4291 section 2.6.1).
 	ErrReserved = errors.New("reserved")
 	// ErrTaken: a port has the address.
 	ErrTaken = errors.New("taken")
-	// ErrSubnet: the prefix is no usable IPv4 subnet.
+	// ErrSubnet: the prefix is no usable subnet.
 	ErrSubnet = errors.New("not a usable subnet")
 )
 
@@ -79,25 +80,36 @@ func Overlap(p netip.Prefix, used []netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// CheckSubnet checks that p suits a network: IPv4, unicast, with room for a
-// gateway and one container. The error wraps ErrSubnet.
+// CheckSubnet checks that p suits a network: unicast, with room for a gateway and one
+// container. IPv4 subnets are /8 to /30, IPv6 subnets /32 to /126: a /64 is usual, but
+// nothing in a network depends on it, since addresses are given out and not made up
+// from prefixes. The error wraps ErrSubnet.
 func CheckSubnet(p netip.Prefix) error {
-	a := p.Addr()
+	shortest, longest := 8, 30
+	if !p.Addr().Is4() {
+		shortest, longest = 32, 126
+	}
 	switch {
-	case !a.Is4():
-		return fmt.Errorf("%s: %w: IPv4 only", p, ErrSubnet)
+	case !unicast(p.Addr()):
+		return fmt.Errorf("%s: %w: not unicast", p, ErrSubnet)
 	case p != p.Masked():
 		return fmt.Errorf("%s: %w: host bits are set, did you mean %s", p, ErrSubnet, p.Masked())
-	case p.Bits() < 8 || p.Bits() > 30:
-		return fmt.Errorf("%s: %w: /8 to /30", p, ErrSubnet)
-	case !unicast(a):
-		return fmt.Errorf("%s: %w: not unicast", p, ErrSubnet)
+	case p.Bits() < shortest || p.Bits() > longest:
+		return fmt.Errorf("%s: %w: /%d to /%d", p, ErrSubnet, shortest, longest)
 	}
 	return nil
 }
 
+// unicast reports whether hosts of other networks may have the address. IPv4 addresses
+// written as IPv6 addresses, and what was once site-local (RFC 3879), are not.
 func unicast(a netip.Addr) bool {
-	return !a.IsMulticast() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && a.As4()[0] != 0 && a.As4()[0] < 240
+	if !a.IsGlobalUnicast() {
+		return false
+	}
+	if a.Is4() {
+		return a.As4()[0] != 0 && a.As4()[0] < 240
+	}
+	return !a.Is4In6() && !netip.MustParsePrefix("fec0::/10").Contains(a)
 }
 
 // CheckAllowed checks that a container may be allowed the addresses of p: IPv4,
@@ -135,7 +147,7 @@ func Offset(p netip.Prefix, a netip.Addr) int { return int(toInt(a) - toInt(p.Ma
 // Gateway returns the subnet's first address after the network address.
 func Gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
 
-// Broadcast returns the subnet's last address.
+// Broadcast returns the last address of an IPv4 subnet.
 func Broadcast(p netip.Prefix) netip.Addr {
 	return fromInt(toInt(p.Masked().Addr()) | (1<<(32-p.Bits()) - 1))
 }
@@ -146,7 +158,7 @@ func CheckGateway(p netip.Prefix, gw netip.Addr) error {
 	switch {
 	case !p.Contains(gw):
 		return fmt.Errorf("%s: %w %s", gw, ErrOutside, p)
-	case gw == p.Masked().Addr(), gw == Broadcast(p):
+	case gw == p.Masked().Addr(), gw.Is4() && gw == Broadcast(p):
 		return fmt.Errorf("%s: %w in %s", gw, ErrReserved, p)
 	}
 	return nil
@@ -170,8 +182,7 @@ func Check(p netip.Prefix, gw, ip netip.Addr, taken func(netip.Addr) bool) error
 // Allocate returns the lowest free address. The error wraps ErrFull if there is
 // none.
 func Allocate(p netip.Prefix, gw netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
-	last := Broadcast(p)
-	for a := p.Masked().Addr().Next(); a != last; a = a.Next() {
+	for a := p.Masked().Addr().Next(); CheckGateway(p, a) == nil; a = a.Next() {
 		if a != gw && !taken(a) {
 			return a, nil
 		}
@@ -189,6 +200,34 @@ func MAC(ip netip.Addr) net.HardwareAddr {
 func toInt(a netip.Addr) uint32 {
 	b := a.As4()
 	return binary.BigEndian.Uint32(b[:])
+}
+
+// NewULA returns the prefix of a site that has the 40 random bits as its global ID: a
+// /48 of fd00::/8 (RFC 4193 section 3.1).
+func NewULA(global [5]byte) netip.Prefix {
+	a := [16]byte{0xfd}
+	copy(a[1:], global[:])
+	return netip.PrefixFrom(netip.AddrFrom16(a), 48)
+}
+
+// NextOf returns the first /64 of a /48 that overlaps nothing in use. The error is
+// ErrNoPool if there is none.
+func NextOf(site netip.Prefix, used []netip.Prefix) (netip.Prefix, error) {
+	b := site.Masked().Addr().As16()
+	for id := range 1 << 16 {
+		binary.BigEndian.PutUint16(b[6:], uint16(id))
+		p := netip.PrefixFrom(netip.AddrFrom16(b), 64)
+		if _, bad := Overlap(p, used); !bad {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, ErrNoPool
+}
+
+// LinkLocal returns the link-local address that belongs to a MAC address (RFC 4291
+// appendix A).
+func LinkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
 func fromInt(v uint32) netip.Addr {

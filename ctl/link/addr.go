@@ -10,20 +10,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AddAddr adds an IPv4 address to the device. It succeeds when the device
-// already has it.
+// Family is an address family.
+type Family int
+
+const (
+	IPv4 Family = unix.AF_INET
+	IPv6 Family = unix.AF_INET6
+)
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// any is the default route's destination.
+func (f Family) any() netip.Prefix {
+	if f == IPv4 {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// AddAddr adds an address to the device. It succeeds when the device already has it.
+// The device may use an IPv6 address at once: nobody is asked whether it is a duplicate.
 func (c *Conn) AddAddr(index int, p netip.Prefix) error {
-	err := c.h.AddrAdd(ref(index), &netlink.Addr{IPNet: ipNet(p), Broadcast: broadcast(p)})
+	a := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
+	if p.Addr().Is4() {
+		a.Flags, a.Broadcast = 0, broadcast(p)
+	}
+	err := c.h.AddrAdd(ref(index), a)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("adding address %s: %w", p, sentinel(err))
 	}
 	return nil
 }
 
-// Addrs returns the IPv4 addresses of all devices by ifindex. A device's
-// primary addresses come first.
-func (c *Conn) Addrs() (map[int][]netip.Prefix, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
+// Addrs returns the addresses of all devices by ifindex. A device's primary addresses
+// come first.
+func (c *Conn) Addrs(of Family) (map[int][]netip.Prefix, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, int(of)) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
 	}
@@ -34,7 +62,7 @@ func (c *Conn) Addrs() (map[int][]netip.Prefix, error) {
 			continue
 		}
 		kind := addrs
-		if a.Flags&unix.IFA_F_SECONDARY != 0 {
+		if of == IPv4 && a.Flags&unix.IFA_F_SECONDARY != 0 { // with IPv6 it means temporary
 			kind = secondary
 		}
 		kind[a.LinkIndex] = append(kind[a.LinkIndex], p)
@@ -45,9 +73,9 @@ func (c *Conn) Addrs() (map[int][]netip.Prefix, error) {
 	return addrs, nil
 }
 
-// WithAddr returns the devices that have the IPv4 address a.
+// WithAddr returns the devices that have the address a.
 func (c *Conn) WithAddr(a netip.Addr) (out []Device, err error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, unix.AF_INET) })
+	list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(nil, int(FamilyOf(a))) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", sentinel(err))
 	}

@@ -26,10 +26,10 @@ func (c *Conn) CreateBridge(name string, mac net.HardwareAddr, mtu int) (int, er
 	return d.Index, nil
 }
 
-// SetForwardDelay sets the bridge's forward delay, in hundredths of a second,
-// and switches spanning tree off. With a delay of 0 a new port forwards at
-// once.
-func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
+// ShapeBridge makes a bridge forward to a new port at once, without spanning tree. With
+// snooping, it listens to membership reports and sends groups only to ports that asked
+// for them, as the kernel's bridges do by default.
+func (c *Conn) ShapeBridge(bridge int, snooping bool) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	req.Sockets = c.raw
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -39,7 +39,12 @@ func (c *Conn) SetForwardDelay(bridge int, ticks uint32) error {
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
 	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
 	data.AddRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(0))
-	data.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(ticks))
+	data.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(0))
+	listen := uint8(0)
+	if snooping {
+		listen = 1
+	}
+	data.AddRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(listen))
 	req.AddData(info)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return sentinel(err)

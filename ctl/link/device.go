@@ -31,10 +31,13 @@ type Device struct {
 	// has set. GSOMax is the largest that the driver supports, in bytes. GSOSegs
 	// is the largest number of segments.
 	GSO, GSOMax, GSOSegs int
+	// Snooping: a bridge listens to membership reports.
+	Snooping bool
 }
 
 func fromLink(l netlink.Link) Device {
 	a := l.Attrs()
+	b, isBridge := l.(*netlink.Bridge)
 	return Device{
 		Index: a.Index, Name: a.Name, Kind: l.Type(), Alias: a.Alias,
 		MAC: a.HardwareAddr, MTU: a.MTU, Master: a.MasterIndex,
@@ -44,6 +47,7 @@ func fromLink(l netlink.Link) Device {
 		RawIP:    a.EncapType == "none" || a.EncapType == "ppp",
 		Loopback: a.Flags&net.FlagLoopback != 0,
 		GSO:      int(a.GSOIPv4MaxSize), GSOMax: int(a.TSOMaxSize), GSOSegs: int(a.GSOMaxSegs),
+		Snooping: isBridge && b.MulticastSnooping != nil && *b.MulticastSnooping,
 	}
 }
 

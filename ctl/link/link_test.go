@@ -53,7 +53,7 @@ func TestBridgeAndPort(t *testing.T) {
 	if _, err := c.CreateBridge("br0", mac, 1400); !errors.Is(err, ErrExists) {
 		t.Errorf("second creation: %v, want ErrExists", err)
 	}
-	if err := errors.Join(c.SetForwardDelay(bridge, 0), c.SetAlias(bridge, "ours"), c.SetUp(bridge, true)); err != nil {
+	if err := errors.Join(c.ShapeBridge(bridge, true), c.SetAlias(bridge, "ours"), c.SetUp(bridge, true)); err != nil {
 		t.Fatal(err)
 	}
 	inside := net.HardwareAddr{2, 0x42, 10, 0, 0, 2}
@@ -114,7 +114,7 @@ func TestRoutesOfAllTables(t *testing.T) {
 	if err := c.AddDefault(dev, netip.MustParseAddr("10.0.0.2")); err != nil {
 		t.Fatal(err)
 	}
-	routes, err := c.Routes()
+	routes, err := c.Routes(IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestSourceOfADeviceWithoutAddress(t *testing.T) {
 	}
 	source := func(want netip.Addr) {
 		t.Helper()
-		routes, err := c.Routes()
+		routes, err := c.Routes(IPv4)
 		if err != nil {
 			t.Fatal(err)
 		}

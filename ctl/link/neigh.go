@@ -25,7 +25,7 @@ func (c *Conn) AddFDB(port int, mac net.HardwareAddr) error {
 	return nil
 }
 
-// AddNeighbour sets a permanent ARP entry on the device.
+// AddNeighbour sets a permanent neighbour on the device.
 func (c *Conn) AddNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) error {
 	n := neighbour(index, ip)
 	n.State, n.HardwareAddr = netlink.NUD_PERMANENT, mac
@@ -64,14 +64,14 @@ func (c *Conn) DropUnresolved(index int) error {
 	return nil
 }
 
-// neighbours lists the IPv4 neighbours of all devices. The library's own call
+// neighbours lists the IPv4 and IPv6 neighbours of all devices. The library's own call
 // leaves the padding of its request uninitialised, and strict checking rejects
 // it.
 func (c *Conn) neighbours() ([]netlink.Neigh, error) {
 	msgs, err := dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
 		req.Sockets = c.raw // without strict checking
-		req.AddData(&netlink.Ndmsg{Family: unix.AF_INET})
+		req.AddData(&netlink.Ndmsg{Family: unix.AF_UNSPEC})
 		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
 	})
 	if err != nil {
@@ -83,7 +83,7 @@ func (c *Conn) neighbours() ([]netlink.Neigh, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading a neighbour: %w", err)
 		}
-		if n.Family == unix.AF_INET {
+		if n.Family == unix.AF_INET || n.Family == unix.AF_INET6 {
 			all = append(all, *n)
 		}
 	}
@@ -91,5 +91,5 @@ func (c *Conn) neighbours() ([]netlink.Neigh, error) {
 }
 
 func neighbour(index int, ip netip.Addr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, IP: ip.AsSlice()}
+	return &netlink.Neigh{LinkIndex: index, Family: int(FamilyOf(ip)), IP: ip.AsSlice()}
 }

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Route is an IPv4 route of any table.
+// Route is a route of any table.
 type Route struct {
 	Dst     netip.Prefix
 	Index   int // of the device; 0 for a route without one (blackhole, several next hops)
@@ -34,38 +34,48 @@ func (r Route) Same(o Route) bool {
 	return r.Dst == o.Dst && r.Index == o.Index && r.Gateway == o.Gateway && r.Metric == o.Metric
 }
 
-// Routes returns the IPv4 routes of every table, including those for the host's
-// own addresses.
-func (c *Conn) Routes() ([]Route, error) {
+// Routes returns the routes of every table, including those for the host's own
+// addresses.
+func (c *Conn) Routes(of Family) ([]Route, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	list, err := dump(func() ([]netlink.Route, error) {
-		return c.h.RouteListFiltered(unix.AF_INET, filter, netlink.RT_FILTER_TABLE)
+		return c.h.RouteListFiltered(int(of), filter, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing routes: %w", err)
 	}
 	out := make([]Route, 0, len(list))
 	for _, r := range list {
-		out = append(out, fromRoute(r))
+		out = append(out, fromRoute(r, of))
 	}
 	return out, nil
 }
 
-func fromRoute(r netlink.Route) Route {
+func fromRoute(r netlink.Route, of Family) Route {
 	dst, ok := prefix(r.Dst)
 	if !ok {
-		dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		dst = of.any()
 	}
 	gw, _ := netip.AddrFromSlice(r.Gw)
 	src, _ := netip.AddrFromSlice(r.Src)
 	out := Route{Dst: dst, Index: r.LinkIndex, Gateway: gw.Unmap(), Table: r.Table, Metric: r.Priority, Source: src.Unmap(),
 		Local:     r.Table == unix.RT_TABLE_LOCAL,
 		Leads:     r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL && !dst.Addr().IsMulticast(),
-		Connected: r.Table == unix.RT_TABLE_MAIN && r.Protocol == unix.RTPROT_KERNEL && r.Scope == netlink.SCOPE_LINK}
+		Connected: r.Table == unix.RT_TABLE_MAIN && subnetRoute(r, of)}
 	for _, hop := range r.MultiPath {
 		out.hops = append(out.hops, hop.LinkIndex)
 	}
 	return out
+}
+
+// subnetRoute reports whether a route of the main table is for the subnet of a device. IPv6
+// routes have no scope. One of a router advertisement's has no next hop (RFC 4861
+// section 6.3.4), whoever has read the advertisement.
+func subnetRoute(r netlink.Route, of Family) bool {
+	if of == IPv4 {
+		return r.Protocol == unix.RTPROT_KERNEL && r.Scope == netlink.SCOPE_LINK
+	}
+	return (r.Protocol == unix.RTPROT_KERNEL || r.Protocol == unix.RTPROT_RA) && r.Type == unix.RTN_UNICAST && r.Gw == nil && len(r.MultiPath) == 0
 }
 
 // DefaultDevices returns the devices of those default routes of the main table
