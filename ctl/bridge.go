@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
 	"github.com/fastbr/fastbr/ctl/hostconf"
@@ -33,6 +35,7 @@ func (nets networks) steps(n *network, uplinks []uplink) []step {
 		steps = append(steps, step{a.name(), func() error { return a.sync(false) }, last(a.undo), nil})
 	}
 	steps = append(steps,
+		step{"via", on(nets.op.vias.ensure), on(nets.op.vias.remove), on(nets.op.vias.ensure)},
 		step{"speed", nets.op.programs.setSpeed, nil, nets.op.programs.setSpeed},
 		step{"forward", nets.op.firewall.open, func() error { return firewall.Remove(n.filtered()) }, nil},
 		step{"others", nets.op.others.ensure, func() error { return nets.op.others.leave(n) }, nil},
@@ -126,7 +129,8 @@ func (nets networks) tell(n *network) error { return nets.describe(n, n.sortedPo
 // describe tells the datapath of a network with these ports.
 func (nets networks) describe(n *network, ports []*port) error {
 	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Allowed: n.beyond(ports...), Gateway: n.Gateway, Bridge: n.Index,
-		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy()})
+		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy(),
+		OneWay: n.Via != "", Via: nets.op.vias.index(n)})
 	if err != nil {
 		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)
 	}
@@ -145,6 +149,162 @@ func (nets networks) untell(n *network) error {
 	}
 	if err := nets.op.dp.DeleteNetwork(n.Index); err != nil {
 		return fmt.Errorf("removing network %s from the datapath: %w", n.Name, err)
+	}
+	return nil
+}
+
+// vias are the ways of networks that leave by one device only. The programs let their packets
+// pass no other, whatever the routes are; a routing table of the network's own leads there.
+type vias struct{ op *operation }
+
+// index is the ifindex of the network's device, 0 while it is gone or no uplink.
+func (v vias) index(n *network) int {
+	for _, u := range v.op.st.Uplinks {
+		if n.Via == "" || u.Name != n.Via {
+			continue
+		}
+		if _, err := v.op.uplinks.device(u); err == nil {
+			return u.Index
+		}
+	}
+	return 0
+}
+
+// path is what the network's routing table should be.
+func (v vias) path(n *network) link.Path {
+	p := link.Path{In: n.Bridge, Table: n.ViaTable}
+	for _, o := range v.op.st.Networks {
+		if o.Index != 0 {
+			p.Out = append(p.Out, o.Index)
+		}
+		if o.ViaTable != 0 && o.ViaTable != n.ViaTable {
+			p.Other = append(p.Other, o.ViaTable)
+		}
+	}
+	index := v.index(n)
+	if index == 0 {
+		return p
+	}
+	p.Out = append(p.Out, index)
+	if d, err := v.op.host.device(index); err == nil && d.RawIP {
+		p.Point = index
+	}
+	return p
+}
+
+// ensure tells the datapath of the device, and keeps the rule and the table.
+func (v vias) ensure(n *network) error {
+	if n.Via == "" {
+		return nil
+	}
+	if index := v.index(n); index != n.ViaIndex {
+		if err := errors.Join(v.op.networks.tell(n), v.op.dp.Revoke()); err != nil {
+			return err
+		}
+		n.ViaIndex = index
+		if err := v.op.save(); err != nil {
+			return err
+		}
+	}
+	return v.path(n).Set(v.op.conn)
+}
+
+// renew is ensure where the device has gone or come.
+func (v vias) renew() error { return v.each(func(n *network) bool { return v.index(n) != n.ViaIndex }) }
+
+// follow is ensure for all, after routes by a bridge have changed.
+func (v vias) follow() error { return v.each(func(*network) bool { return true }) }
+
+func (v vias) each(is func(*network) bool) error {
+	var errs []error
+	for _, name := range v.op.st.networkNames() {
+		if n := v.op.st.Networks[name]; !n.Pending && is(n) {
+			errs = append(errs, v.ensure(n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (v vias) remove(n *network) error {
+	if n.ViaTable == 0 {
+		return nil
+	}
+	return link.RemovePath(v.op.conn, n.ViaTable)
+}
+
+// choose gives a new network its routing table.
+func (v vias) choose(n *network) (err error) {
+	if n.Via == "" {
+		return nil
+	}
+	var taken []int
+	for _, o := range v.op.st.Networks {
+		taken = append(taken, o.ViaTable)
+	}
+	n.ViaTable, err = link.FreeTable(v.op.conn, taken)
+	return err
+}
+
+// check says why a network may not leave by a device, which may be gone at the moment. The
+// error wraps ErrInvalid.
+func (v vias) check(device string, uplinks []string) error {
+	if device == "" {
+		return nil
+	}
+	if !slices.Contains(uplinks, AutoUplink) && !slices.Contains(uplinks, device) {
+		return tagged(ErrInvalid, fmt.Sprintf("--via %s: it is none of the uplinks that were named (%s): name it, too ('fastbr up --no-network --uplink ...')",
+			device, strings.Join(uplinks, ", ")))
+	}
+	if d, err := v.op.conn.ByName(device); err == nil {
+		if reason := v.op.uplinks.unfit(d); reason != "" {
+			return tagged(ErrInvalid, fmt.Sprintf("--via %s: %s", device, reason))
+		}
+	}
+	return nil
+}
+
+// faults are the ways that are not as they should be.
+func (v vias) faults() (out []fault, err error) {
+	for _, name := range v.op.st.networkNames() {
+		n := v.op.st.Networks[name]
+		if n.Via == "" || n.Pending {
+			continue
+		}
+		what, err := v.path(n).Lacks(v.op.conn)
+		if err != nil {
+			return nil, err
+		}
+		if what != "" {
+			out = append(out, fault{fmt.Sprintf("the way out of network %s by %s: %s", name, n.Via, what), func() error { return v.ensure(n) }})
+		}
+	}
+	return out, nil
+}
+
+// notes say that nothing leaves a network, or not everything, until its device is as it was.
+func (v vias) notes(n *network) []string {
+	if n.Via == "" {
+		return nil
+	}
+	note := func(why string) []string {
+		return []string{fmt.Sprintf("network %s leaves by %s only, %s", n.Name, n.Via, why)}
+	}
+	d, err := v.op.conn.ByName(n.Via)
+	switch reason := v.op.uplinks.unfit(d); {
+	case errors.Is(err, link.ErrNotFound):
+		return note("which is gone: nothing leaves until it is back")
+	case err != nil:
+		return []string{err.Error()}
+	case reason != "":
+		return note("which cannot be an uplink: nothing leaves (" + reason + ")")
+	case v.index(n) != d.Index:
+		return note("which is no uplink yet: nothing leaves until it has an IPv4 address and the next command runs")
+	}
+	routes, err := v.op.conn.Routes(link.IPv4)
+	if err == nil && !d.RawIP && !slices.ContainsFunc(routes, func(r link.Route) bool {
+		return r.Table == n.ViaTable && r.Leads && r.Dst.Bits() <= 1
+	}) {
+		return note("and no default route leads there: give it one in any routing table ('ip route add default via ADDRESS dev " + n.Via + " table 100')")
 	}
 	return nil
 }

@@ -47,6 +47,9 @@ type NetworkRequest struct {
 	// SNATAddress is the source address of what is translated, one of the host's.
 	// Invalid: the one of the route.
 	SNATAddress netip.Addr
+	// Via is the name of the only device that leads outside, which may come and go. "":
+	// every uplink does.
+	Via string
 	// PublishedOnly: without Masquerade, only published ports and answers come in.
 	PublishedOnly *bool
 	Internal      *bool
@@ -144,6 +147,14 @@ func (r NetworkRequest) check() error {
 	}
 	if r.SNATAddress.IsValid() && (is(r.Masquerade, false) || is(r.Internal, true)) {
 		return tagged(ErrInvalid, "--snat-address is for a network that is translated: it excludes --masquerade=false and --internal")
+	}
+	if r.Via != "" {
+		if err := checkIfname(r.Via); err != nil {
+			return err
+		}
+		if is(r.Internal, true) {
+			return tagged(ErrInvalid, "--via and --internal exclude each other: nothing leaves an internal network")
+		}
 	}
 	if is(r.PublishedOnly, true) && (!is(r.Masquerade, false) || is(r.Internal, true)) {
 		return tagged(ErrInvalid, "--published-only is for a network that is routed: give it with --masquerade=false, and without --internal")
@@ -312,6 +323,11 @@ func (op *operation) applyInstance(ir InstanceRequest) error {
 	}
 	settings := op.st.Settings
 	settings.apply(ir)
+	for _, n := range op.st.Networks {
+		if err := op.vias.check(n.Via, settings.Uplinks); err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+	}
 	if _, _, err := op.uplinks.wanted(settings.Uplinks); err != nil {
 		return err
 	}

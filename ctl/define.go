@@ -36,6 +36,8 @@ type Definition struct {
 	NoDNS      bool         `json:"no_dns,omitempty"` // the gateway does not answer for names
 	// SNATAddress is the source address of what is translated; invalid: the route's.
 	SNATAddress netip.Addr `json:"snat_address,omitzero"`
+	// Via is the only device that leads outside; "": every uplink does.
+	Via string `json:"via,omitempty"`
 	// PublishedOnly: nothing is translated, but only published ports and answers come in.
 	PublishedOnly bool `json:"published_only,omitempty"`
 	// NoMasquerade are destinations without translation, sorted.
@@ -67,7 +69,7 @@ func (d Definition) nameServer() string {
 func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
 		Masquerade: !is(r.Masquerade, false), Internal: is(r.Internal, true),
-		NoDNS: is(r.DNS, false), SNATAddress: r.SNATAddress, PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
+		NoDNS: is(r.DNS, false), SNATAddress: r.SNATAddress, Via: r.Via, PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
 	if def.ID == "" {
 		def.ID = newID()
 	}
@@ -127,6 +129,7 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
 	differ("no-masquerade", r.NoMasquerade != nil && !slices.Equal(prefixSet(r.NoMasquerade), d.NoMasquerade), joined(d.NoMasquerade))
 	differ("snat-address", r.SNATAddress.IsValid() && r.SNATAddress != d.SNATAddress, cmp.Or(d.snatAddress(), "the route's"))
+	differ("via", r.Via != "" && r.Via != d.Via, cmp.Or(d.Via, "every uplink"))
 	differ("published-only", r.PublishedOnly != nil && *r.PublishedOnly != d.PublishedOnly, d.PublishedOnly)
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
 	differ("dns", r.DNS != nil && *r.DNS == d.NoDNS, !d.NoDNS)

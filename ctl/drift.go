@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
@@ -63,7 +65,8 @@ func (rep repair) faults(thorough bool) ([]fault, error) {
 			}
 		}
 	}
-	return out, nil
+	ways, err := rep.op.vias.faults()
+	return append(out, ways...), err
 }
 
 // bridgeFaults looks at the bridge of a network.
@@ -122,7 +125,7 @@ func (rep repair) lostRoutes(n *network) (lost []link.Route, err error) {
 	have, err := rep.op.conn.Routes(link.IPv4)
 	for _, p := range ports {
 		for _, r := range n.routes(p) {
-			if !p.Pending && !slices.ContainsFunc(have, r.Same) {
+			if !p.Pending && !slices.ContainsFunc(have, func(o link.Route) bool { return o.Table == unix.RT_TABLE_MAIN && r.Same(o) }) {
 				lost = append(lost, r)
 			}
 		}
@@ -234,6 +237,7 @@ func (rep repair) notes() []string {
 		if missing, err := rep.op.missesAddress(rep.op.st.Networks[name].Definition); err == nil && missing != "" {
 			out = append(out, missing+": nothing leaves until it is there")
 		}
+		out = append(out, rep.op.vias.notes(rep.op.st.Networks[name])...)
 	}
 	return append(out, rep.op.uplinks.notes()...)
 }

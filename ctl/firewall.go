@@ -60,7 +60,7 @@ func (n *network) filtered() firewall.Network {
 		resolver = netip.Addr{}
 	}
 	return firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet, Allowed: n.beyond(n.sortedPorts()...),
-		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Resolver: resolver}
+		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Via: n.Via, Resolver: resolver}
 }
 
 func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Bridge, Index: n.Index} }

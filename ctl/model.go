@@ -83,6 +83,8 @@ type NetworkView struct {
 	DNS        bool   `json:"dns"` // its gateway answers for names
 	// SNATAddress is the source address of what is translated; "": the route's.
 	SNATAddress string `json:"snat_address"`
+	// Via is the only device that leads outside; "": every uplink does.
+	Via string `json:"via"`
 	// PublishedOnly: not translated, and only published ports and answers come in.
 	PublishedOnly bool `json:"published_only"`
 	// NoMasquerade are destinations to which nothing is translated, CIDRs; never nil.

@@ -14,6 +14,7 @@ type Zone struct {
 	Gateway  netip.Addr // where the containers ask
 	Subnet   netip.Prefix
 	Internal bool
+	Via      string                // the only device by which questions may leave; "": any
 	Hosts    map[string]netip.Addr // by name, in lower case
 }
 
@@ -63,7 +64,7 @@ func (st *state) zones() (out []Zone) {
 		if d.Pending || d.NoDNS {
 			continue
 		}
-		z := Zone{Network: strings.ToLower(name), Gateway: d.Gateway, Subnet: d.Subnet, Internal: d.Internal,
+		z := Zone{Network: strings.ToLower(name), Gateway: d.Gateway, Subnet: d.Subnet, Internal: d.Internal, Via: d.Via,
 			Hosts: make(map[string]netip.Addr, len(d.Ports))}
 		for _, p := range d.sortedPorts() {
 			key := strings.ToLower(p.Name)

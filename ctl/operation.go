@@ -35,6 +35,7 @@ type operation struct {
 	slow         slowPorts
 	publications publications
 	uplinks      uplinks
+	vias         vias
 	others       others
 	programs     programs
 	reassembly   reassembly
@@ -214,7 +215,8 @@ func (in *instance) begin(ctx context.Context, st *state, evenStale bool) (_ *op
 func (op *operation) assemble() {
 	op.networks, op.ports, op.endpoints = networks{op}, ports{op}, endpoints{op}
 	op.bandwidths, op.slow, op.publications = bandwidths{op}, slowPorts{op}, publications{op: op}
-	op.uplinks, op.others, op.programs, op.reassembly = uplinks{op}, others{op}, programs{op}, reassembly{op}
+	op.uplinks, op.vias, op.others = uplinks{op}, vias{op}, others{op}
+	op.programs, op.reassembly = programs{op}, reassembly{op}
 	op.accelerators, op.firewall = accelerators{xdp{op}, bigTCP{op}}, packetFilter{op}
 	op.checks, op.verifier, op.repair = checks{op: op}, verifier{op}, repair{op}
 }
@@ -260,7 +262,7 @@ func (op *operation) refresh(quiet bool) error {
 		op.say("%v", err) // no reason to refuse a container
 	}
 	// What is attached again, or raised, is so before anything is decided by it.
-	if err := errors.Join(op.uplinks.sync(quiet), op.repair.mend(quiet)); err != nil {
+	if err := errors.Join(op.uplinks.sync(quiet), op.vias.renew(), op.repair.mend(quiet), op.vias.follow()); err != nil {
 		return err
 	}
 	if err := op.slow.sync(); err != nil {

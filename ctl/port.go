@@ -208,12 +208,16 @@ func (n *network) routes(p *port) (out []link.Route) {
 }
 
 func (ps ports) addRoutes(n *network, p *port) error {
-	for _, r := range n.routes(p) {
+	routes := n.routes(p)
+	for _, r := range routes {
 		if err := ps.op.conn.AddRoute(r); err != nil {
 			return err
 		}
 	}
-	return nil
+	if len(routes) == 0 {
+		return nil
+	}
+	return ps.op.vias.follow()
 }
 
 // setAllowed changes what a port may use while it is attached. Until it is done, the
@@ -241,7 +245,7 @@ func (ps ports) setAllowed(n *network, p *port, want Allowed) error {
 		}
 	}
 	if wide {
-		if err := ps.spread(n); err != nil {
+		if err := errors.Join(ps.spread(n), ps.op.vias.follow()); err != nil {
 			return err
 		}
 	}

@@ -218,7 +218,7 @@ func (rep repair) removeStray() error {
 			continue
 		}
 		rep.op.say("removing %s, left from a network whose state is lost", e.Name)
-		errs = append(errs, rep.op.conn.Delete(e.Index), firewall.Remove(firewall.Network{Mark: e.Alias, Bridge: firewall.Device{Name: e.Name}}))
+		errs = append(errs, link.RemovePathsFrom(rep.op.conn, e.Name), rep.op.conn.Delete(e.Index), firewall.Remove(firewall.Network{Mark: e.Alias, Bridge: firewall.Device{Name: e.Name}}))
 	}
 	return errors.Join(append(errs, rep.op.others.masquerade(firewall.Host{}), rep.restoreUnrecorded(), rep.op.programs.remove())...)
 }

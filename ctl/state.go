@@ -68,7 +68,11 @@ type network struct {
 	Pending bool `json:"pending,omitempty"`
 	// Defining: pending belongs to a `network create`, whose definition goes
 	// too when it is undone.
-	Defining bool             `json:"defining,omitempty"`
+	Defining bool `json:"defining,omitempty"`
+	// ViaIndex is the ifindex of the network's only way out as the datapath knows it, 0: it
+	// is gone. ViaTable is the routing table that leads there; 0: the host's routes do.
+	ViaIndex int              `json:"via_index,omitempty"`
+	ViaTable int              `json:"via_table,omitempty"`
 	Ports    map[string]*port `json:"ports,omitempty"` // by host end; in a file of ours they follow
 }
 
@@ -339,6 +343,16 @@ func (p *port) sane() error {
 // mainUplinks are the uplinks that are no side uplinks.
 func (st *state) mainUplinks() []uplink {
 	return slices.DeleteFunc(slices.Clone(st.Uplinks), func(u uplink) bool { return u.Side })
+}
+
+// isVia reports whether a device is the only way out of a network.
+func (st *state) isVia(device string) bool {
+	for _, n := range st.Networks {
+		if n.Via == device {
+			return true
+		}
+	}
+	return false
 }
 
 // indexes are those of all ports and uplinks.

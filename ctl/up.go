@@ -89,7 +89,10 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 	if err != nil {
 		return nil, err
 	}
-	uplinks, notes, err := nets.op.uplinks.wanted(nets.op.st.Settings.Uplinks)
+	if err := errors.Join(nets.op.vias.check(n.Via, nets.op.st.Settings.Uplinks), nets.op.vias.choose(n)); err != nil {
+		return nil, err
+	}
+	uplinks, notes, err := nets.op.uplinks.wanted(nets.op.st.Settings.Uplinks, n.Via)
 	if err != nil {
 		return nil, err
 	}
@@ -101,9 +104,15 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 	nets.op.checks.warnBridgeCalls()
 	n.Defining = durable
 	if n.MTU = n.Definition.MTU; n.MTU == 0 {
-		n.MTU = nets.op.uplinks.mtu(uplinks)
+		n.MTU = nets.op.uplinks.mtu(uplinks, n.Via)
 	}
-	return n, nets.op.runner.run(nets.op.ctx, nets.steps(n, uplinks))
+	if err := nets.op.runner.run(nets.op.ctx, nets.steps(n, uplinks)); err != nil {
+		return n, err
+	}
+	for _, note := range nets.op.vias.notes(n) {
+		nets.op.say("%s", note)
+	}
+	return n, nil
 }
 
 // resolve makes the network to bring up from its definition or the request,

@@ -36,7 +36,10 @@ type candidate struct {
 // device without an IPv4 address is left out with a note: a later command
 // picks it up. A named device that cannot be an uplink is an error, the first
 // of which comes with all the others; one that was an uplink stays it.
-func (us uplinks) wanted(names []string) (want []uplink, notes []string, broken error) {
+//
+// With AutoUplink, the only device of a network is one, too. vias are those of networks that
+// are to come up.
+func (us uplinks) wanted(names []string, vias ...string) (want []uplink, notes []string, broken error) {
 	var candidates []candidate
 	for _, name := range names {
 		if name == AutoUplink {
@@ -44,7 +47,7 @@ func (us uplinks) wanted(names []string) (want []uplink, notes []string, broken 
 			if err != nil {
 				return nil, nil, err
 			}
-			candidates, notes = append(candidates, auto...), append(notes, autoNotes...)
+			candidates, notes = append(candidates, us.withVias(auto, vias)...), append(notes, autoNotes...)
 			continue
 		}
 		d, err := us.named(name)
@@ -74,6 +77,25 @@ func (us uplinks) wanted(names []string) (want []uplink, notes []string, broken 
 		}
 	}
 	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, broken
+}
+
+// withVias are the candidates with the only devices of networks, as far as they are fit.
+func (us uplinks) withVias(candidates []candidate, vias []string) []candidate {
+	for _, name := range us.op.st.networkNames() {
+		vias = append(vias, us.op.st.Networks[name].Via)
+	}
+	for _, via := range vias {
+		d, err := us.op.conn.ByName(via)
+		if via == "" || err != nil || us.unfit(d) != "" {
+			continue
+		}
+		if i := slices.IndexFunc(candidates, func(c candidate) bool { return c.Index == d.Index }); i >= 0 {
+			candidates[i].side = false
+		} else {
+			candidates = append(candidates, candidate{d, false})
+		}
+	}
+	return candidates
 }
 
 // addr is the address that the host has on a device. Without one, it is the address that
@@ -229,11 +251,14 @@ func (us uplinks) unfit(d link.Device) string {
 // due tells whether there is an uplink of the default route now where none was: its route
 // or its address has come later than the network.
 func (us uplinks) due() bool {
-	if len(us.op.st.Networks) == 0 || len(us.op.st.mainUplinks()) > 0 {
+	have := us.op.st.mainUplinks()
+	if len(us.op.st.Networks) == 0 || slices.ContainsFunc(have, func(u uplink) bool { return !us.op.st.isVia(u.Name) }) {
 		return false
 	}
 	want, _, err := us.wanted(us.op.st.Settings.Uplinks)
-	return err == nil && slices.ContainsFunc(want, func(u uplink) bool { return !u.Side })
+	return err == nil && slices.ContainsFunc(want, func(u uplink) bool {
+		return !u.Side && !slices.ContainsFunc(have, func(h uplink) bool { return h.Index == u.Index })
+	})
 }
 
 // sync makes the attached uplinks those that are wanted now. quiet: an
@@ -503,9 +528,11 @@ func (us uplinks) notes() (out []string) {
 }
 
 // mtu is what a new network gets: the smallest MTU of the named uplinks, or of those that
-// the default route leads by; 1500 without any.
-func (us uplinks) mtu(uplinks []uplink) int {
-	if !us.op.others.excluded() {
+// the default route leads by, or that of its only device; 1500 without any.
+func (us uplinks) mtu(uplinks []uplink, via string) int {
+	if via != "" {
+		uplinks = slices.DeleteFunc(slices.Clone(uplinks), func(u uplink) bool { return u.Name != via })
+	} else if !us.op.others.excluded() {
 		routes, _ := us.op.host.allRoutes() // known since the uplinks are
 		defaults := link.DefaultDevices(routes)
 		uplinks = slices.DeleteFunc(slices.Clone(uplinks), func(u uplink) bool { return !slices.Contains(defaults, u.Index) })

@@ -139,7 +139,7 @@ func definedView(d Definition) NetworkView {
 		options = map[string]string{}
 	}
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
+		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 

@@ -60,6 +60,9 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if n.Internal {
 		bridge.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
 	}
+	if n.OneWay {
+		bridge.Flags |= tcFbrDevFlagsFBR_DEV_VIA
+	}
 	if err := d.devs.putDevice(bridge); err != nil {
 		return err
 	}
@@ -76,6 +79,10 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if n.Masquerade && n.SNAT.Is4() {
 		v.Flags |= tcFbrNetFlagsFBR_NET_SNAT
 		v.Snat = be32(n.SNAT)
+	}
+	if n.OneWay {
+		v.Flags |= tcFbrNetFlagsFBR_NET_VIA
+		v.Via = uint32(n.Via)
 	}
 	if n.Masquerade && len(n.Plain) > 0 {
 		v.Flags |= tcFbrNetFlagsFBR_NET_PLAIN
@@ -196,7 +203,10 @@ func (d *Datapath) AttachPort(p Port) error {
 	} else if net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_EXCEPTS
 	}
-	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT) != 0 {
+	if net&tcFbrNetFlagsFBR_NET_VIA != 0 {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_VIA
+	}
+	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT|tcFbrNetFlagsFBR_NET_VIA) != 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SOURCE
 	}
 	before, _, err := d.devs.device(p.Ifindex)

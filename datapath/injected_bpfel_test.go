@@ -158,6 +158,7 @@ type injectedFbrNet struct {
 	Flags     uint32
 	Broadcast uint32
 	Snat      uint32
+	Via       uint32
 }
 
 type injectedFbrNetKey struct {

@@ -56,6 +56,10 @@ type Network struct {
 	// is for published ports come in. A publication has the container's own address and
 	// port then.
 	PublishedOnly bool
+	// OneWay: nothing passes between the network and any device outside but Via, by its
+	// ifindex; 0: by none, the device is gone.
+	OneWay bool
+	Via    int
 	// Internal: nothing passes between the network and any uplink.
 	Internal bool
 	// NAT is the policy for the translation of outbound packets.

@@ -98,6 +98,7 @@ const (
 	tcFbrDevFlagsFBR_DEV_SOURCE        tcFbrDevFlags = 16384
 	tcFbrDevFlagsFBR_DEV_SIDE          tcFbrDevFlags = 32768
 	tcFbrDevFlagsFBR_DEV_ALLOWED       tcFbrDevFlags = 65536
+	tcFbrDevFlagsFBR_DEV_VIA           tcFbrDevFlags = 131072
 )
 
 type tcFbrDrops struct {
@@ -205,6 +206,7 @@ type tcFbrNet struct {
 	Flags     tcFbrNetFlags
 	Broadcast uint32
 	Snat      uint32
+	Via       uint32
 }
 
 type tcFbrNetFlags uint32
@@ -219,6 +221,7 @@ const (
 	tcFbrNetFlagsFBR_NET_PLAIN      tcFbrNetFlags = 64
 	tcFbrNetFlagsFBR_NET_OWN        tcFbrNetFlags = 128
 	tcFbrNetFlagsFBR_NET_SNAT       tcFbrNetFlags = 256
+	tcFbrNetFlagsFBR_NET_VIA        tcFbrNetFlags = 512
 )
 
 type tcFbrNetKey struct {

@@ -26,6 +26,7 @@ enum fbr_dev_flags {
 	FBR_DEV_SOURCE = 16384, /* port: its network says which source address it gets (local.h) */
 	FBR_DEV_SIDE = 32768,   /* uplink: opened with the devices that are no uplinks, if at all */
 	FBR_DEV_ALLOWED = 65536, /* port: it may use other addresses, too (allowed.h) */
+	FBR_DEV_VIA = 131072,    /* port, bridge: its network has one way out (fbr_net.via) */
 };
 
 /* Always the kernel's path, for either reason. */
@@ -132,6 +133,7 @@ enum fbr_net_flags {
 	 */
 	FBR_NET_OWN = 128,
 	FBR_NET_SNAT = 256, /* what leaves gets fbr_net.snat */
+	FBR_NET_VIA = 512,  /* the only way out, and in from outside, is fbr_net.via */
 };
 
 struct fbr_net {
@@ -139,6 +141,7 @@ struct fbr_net {
 	enum fbr_net_flags flags;
 	__be32 broadcast; /* 0: the subnet has none */
 	__be32 snat;      /* external address, with FBR_NET_SNAT */
+	__u32 via;        /* ifindex, with FBR_NET_VIA; 0: the device is gone */
 };
 
 /* Subnets. Only the kernel's path reads them: a lookup costs more than all the rest of a hit. */
@@ -164,6 +167,28 @@ static __always_inline bool fbr_is_gateway(const struct fbr_net *n, __be32 addr)
 	struct fbr_dev *br = fbr_dev_get(n->bridge);
 
 	return br && br->ip == addr;
+}
+
+/* Whether packets between the network n and the outside may pass a device. */
+static __always_inline bool fbr_net_leads(const struct fbr_net *n, __u32 ifindex)
+{
+	return !(n->flags & FBR_NET_VIA) || n->via == ifindex;
+}
+
+/* The same for the network of an address. A function of its own, which spares its callers'
+ * stacks.
+ */
+__fbr_global bool fbr_addr_leads(__be32 addr, __u32 ifindex)
+{
+	struct fbr_net *n = fbr_net_get(addr);
+
+	return n && fbr_net_leads(n, ifindex);
+}
+
+/* The same for the network of d, a port or a bridge. */
+static __always_inline bool fbr_dev_leads(const struct fbr_dev *d, __u32 ifindex)
+{
+	return !(d->flags & FBR_DEV_VIA) || fbr_addr_leads(d->ip, ifindex);
 }
 
 /* What one port holds, for the quotas */

@@ -59,7 +59,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k);
 	if (l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
-		f = fbr_inbound_hit(&k, c, now, &t);
+		f = fbr_inbound_hit(&k, u, c, now, &t);
 		if (f && fbr_fits(skb, l2, k.proto, l4_len, f->mtu) &&
 		    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) <= FBR_SUM_OWN) {
 			__u32 oif = f->oif;

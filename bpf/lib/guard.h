@@ -44,34 +44,66 @@ __fbr_global int fbr_guard_count(__be32 addr, __u32 reason)
 	return 0;
 }
 
-/* The destination of a packet that is forwarded, 0 if it cannot be read. The kernel has made
- * the IPv4 header linear.
+/* An address of a packet that is forwarded, by its offset in the IPv4 header; 0 if it cannot
+ * be read. The kernel has made the header linear.
  */
+static __always_inline __be32 fbr_forwarded_addr(struct bpf_nf_ctx *ctx, __u32 offset)
+{
+	__be32 addr = 0;
+
+	bpf_probe_read_kernel(&addr, sizeof(addr), ctx->skb->data + offset);
+	return addr;
+}
+
 static __always_inline __be32 fbr_forwarded_to(struct bpf_nf_ctx *ctx)
 {
-	__be32 daddr = 0;
+	return fbr_forwarded_addr(ctx, __builtin_offsetof(struct iphdr, daddr));
+}
 
-	bpf_probe_read_kernel(&daddr, sizeof(daddr),
-			      ctx->skb->data + __builtin_offsetof(struct iphdr, daddr));
-	return daddr;
+/* Whether the host forwards a packet. What a tunnel of the host has wrapped is the host's
+ * own.
+ */
+static __always_inline bool fbr_forwarded(struct bpf_nf_ctx *ctx)
+{
+	struct inet_skb_parm *cb =
+		bpf_rdonly_cast(ctx->skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
+
+	return cb->flags & IPSKB_FORWARDED;
+}
+
+/* Whether a packet that came in by the bridge in leaves by another device than its network's
+ * only one. The kernel, or a rule, may have given it an address of the host.
+ */
+static __always_inline bool fbr_strays(struct bpf_nf_ctx *ctx, const struct fbr_dev *in,
+				       const struct fbr_dev *d, __u32 out)
+{
+	struct fbr_dev *port;
+
+	if (!(in->flags & FBR_DEV_VIA) || (d && (d->flags & FBR_DEV_BRIDGE)) ||
+	    !fbr_forwarded(ctx) || fbr_dev_leads(in, out))
+		return false;
+	port = fbr_addr_port(fbr_forwarded_addr(ctx, __builtin_offsetof(struct iphdr, saddr)));
+	if (port)
+		fbr_count_drop(port, FBR_NO_UPLINK);
+	else if (d)
+		fbr_count_drop(d, FBR_NO_UPLINK);
+	return true;
 }
 
 /* Whether the host forwards a packet to elsewhere than a bridge of ours only because we
  * have opened the device that it came in by: ip_forward is 0. Multicast routing has a
- * setting of its own. What a tunnel of the host has wrapped is not forwarded.
+ * setting of its own.
  */
 static __always_inline bool fbr_opened_by_us(struct bpf_nf_ctx *ctx, const struct fbr_dev *in,
 					     const struct fbr_dev *out)
 {
 	struct fbr_conf *c = fbr_conf_get();
-	struct inet_skb_parm *cb;
 	__be32 daddr;
 
 	if (!c || (in ? !(in->flags & FBR_DEV_CLOSED) : !c->opened) ||
 	    (out && (out->flags & FBR_DEV_BRIDGE)) || ctx->state->net->ipv4.devconf_all->data[0])
 		return false;
-	cb = bpf_rdonly_cast(ctx->skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
-	if (!in && !(cb->flags & IPSKB_FORWARDED))
+	if (!in && !fbr_forwarded(ctx))
 		return false;
 	daddr = fbr_forwarded_to(ctx);
 	return daddr && !fbr_multicast(daddr);
@@ -127,6 +159,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 		fbr_guard_count(fbr_forwarded_to(ctx), FBR_ISOLATED);
 		return NF_DROP;
 	}
+	if (in && fbr_strays(ctx, in, d, out))
+		return NF_DROP;
 	if (d && (d->flags & FBR_DEV_UPLINK)) {
 		if (fbr_has_uplink_out(ctx->state->out))
 			return NF_ACCEPT;

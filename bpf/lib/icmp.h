@@ -134,6 +134,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	if (n && !(n->flags & FBR_NET_INTERNAL)) {
 		bool routed = (n->flags & FBR_NET_OWN) || fbr_plain_to(n, p->daddr);
 
+		if (!fbr_net_leads(n, skb->ifindex))
+			return FBR_NO_UPLINK;
 		if (outer && p->saddr != in.daddr)
 			return routed ? FBR_NONE : FBR_SPOOF_IP; /* about somebody else's packet */
 		fbr_answer_key(&k, &in);

@@ -28,15 +28,27 @@
 #include "track.h"
 
 /* The inbound entry for k. NULL if there is none, if its session has expired, or if its
- * port is gone.
+ * port is gone. *port becomes the port; NULL for a session of the host.
  */
-static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_key *k)
+static __always_inline struct fbr_flow *fbr_inbound_of(const struct fbr_flow_key *k,
+						       struct fbr_dev **port)
 {
 	struct fbr_flow *f = fbr_flow_get(k);
 
+	*port = NULL;
 	if (!f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f))
 		return NULL;
-	return (f->kind & FBR_HOST) || fbr_dev_get(f->pif) ? f : NULL;
+	if (f->kind & FBR_HOST)
+		return f;
+	*port = fbr_dev_get(f->pif);
+	return *port ? f : NULL;
+}
+
+static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_key *k)
+{
+	struct fbr_dev *port;
+
+	return fbr_inbound_of(k, &port);
 }
 
 /* Whether the filter of the mapping that owns k's external port admits the remote (RFC 4787
@@ -125,10 +137,18 @@ __fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_p
 
 	struct fbr_conf *c = fbr_conf_get();
 	bool look = c && c->published;
+	struct fbr_pub *pub = NULL;
+	struct fbr_dev *port;
 
 	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
 		return FBR_NOT_OURS;
-	return fbr_admit_by(skb, p, u, k, look ? fbr_pub_find(skb, u, k) : NULL, 0);
+	if (look) {
+		pub = fbr_pub_find(skb, u, k);
+		port = pub ? fbr_dev_get(pub->pif) : NULL;
+		if (port && !fbr_dev_leads(port, u->ifindex))
+			pub = NULL; /* it is not published here */
+	}
+	return fbr_admit_by(skb, p, u, k, pub, 0);
 }
 
 /* Whether a packet from outside without a session may belong to one that is still to be
@@ -145,19 +165,22 @@ __fbr_global bool fbr_may_be_carried(struct __sk_buff *skb, const struct fbr_dev
 	return c && fbr_held() && (fbr_in_range(c, k->dport) || fbr_pub_find(skb, u, k));
 }
 
-/* Translates the destination of a packet from outside that belongs to the flow under k, on
- * the kernel's path, or leaves that to the kernel.
+/* Translates the destination of a packet from outside, come by the uplink u, that belongs to
+ * the flow under k, on the kernel's path, or leaves that to the kernel.
  */
 __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p,
-					struct fbr_flow_key *k)
+					const struct fbr_dev *u, struct fbr_flow_key *k)
 {
-	if (!p || !k)
+	if (!p || !u || !k)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_flow *f = fbr_inbound_live(k);
+	struct fbr_dev *port;
+	struct fbr_flow *f = fbr_inbound_of(k, &port);
 
 	if (!f)
 		return FBR_NOT_OURS;
+	if (port && !fbr_dev_leads(port, u->ifindex))
+		return FBR_DIRECT;
 	fbr_sess_track(skb, f->sess, p, false);
 	if (!(p->tcp_flags & TCP_RST))
 		f->seen = fbr_now();
@@ -202,12 +225,12 @@ static __always_inline enum fbr_reason fbr_unsnat_first(struct __sk_buff *skb,
 							const struct fbr_dev *u,
 							struct fbr_flow_key *k)
 {
-	enum fbr_reason why = fbr_unsnat(skb, p, k);
+	enum fbr_reason why = fbr_unsnat(skb, p, u, k);
 
 	if (why == FBR_NOT_OURS) {
 		why = fbr_admit(skb, p, u, k);
 		if (!why)
-			why = fbr_unsnat(skb, p, k);
+			why = fbr_unsnat(skb, p, u, k);
 		else if (why == FBR_NOT_OURS && fbr_may_be_carried(skb, u, k))
 			why = FBR_UNSUPPORTED;
 	}

@@ -91,10 +91,11 @@ static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct
 		fbr_lease_end(f);
 }
 
-/* The flow under the key k of a packet from outside, if the packet may go straight to its
- * port; otherwise NULL. Sets *port.
+/* The flow under the key k of a packet from outside, come by the uplink u, if the packet may
+ * go straight to its port; otherwise NULL. Sets *port.
  */
 static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_key *k,
+							const struct fbr_dev *u,
 							const struct fbr_conf *c, __u64 now,
 							struct fbr_dev **port)
 {
@@ -103,7 +104,9 @@ static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_ke
 	if (!f || f->kind != FBR_IN || !fbr_lease_valid(f, c, now))
 		return NULL;
 	*port = fbr_dev_get(f->oif);
-	return *port && !((*port)->flags & FBR_DEV_KERNEL_ROUTED) ? f : NULL;
+	if (!*port || ((*port)->flags & FBR_DEV_KERNEL_ROUTED))
+		return NULL;
+	return fbr_dev_leads(*port, u->ifindex) ? f : NULL;
 }
 
 /* Records that the flow is alive, at most once a second, so that the cache line stays clean. */

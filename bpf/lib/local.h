@@ -112,11 +112,12 @@ static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __b
 }
 
 /* The source address that the kernel would choose towards daddr on this device, and the
- * route's MTU (bytes, L3). If the kernel cannot tell (before 6.7), the stored ones, as long
- * as the address is still the host's. 0: there is none.
+ * route's MTU (bytes, L3). iif is the device by whose rules it routes, 0 for those of the
+ * host's own packets. If the kernel cannot tell (before 6.7), the stored ones, as long as the
+ * address is still the host's. 0: there is none.
  */
-__fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __be32 daddr,
-			      __u16 *mtu)
+__fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __u32 iif,
+			      __be32 daddr, __u16 *mtu)
 {
 	if (!u || !mtu)
 		return 0;
@@ -124,7 +125,7 @@ __fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __
 	struct bpf_fib_lookup fib = {
 		.family = AF_INET,
 		.tot_len = 1, /* asks for the route's MTU */
-		.ifindex = u->ifindex,
+		.ifindex = iif ?: u->ifindex,
 		.ipv4_dst = daddr,
 	};
 	int verdict;
@@ -132,7 +133,9 @@ __fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __
 	*mtu = u->mtu;
 	if (!cfg_fib_src ||
 	    bpf_fib_lookup(skb, &fib, sizeof(fib),
-			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH))
+			   (iif ? 0 : BPF_FIB_LOOKUP_OUTPUT) | BPF_FIB_LOOKUP_SRC |
+				   BPF_FIB_LOOKUP_SKIP_NEIGH) ||
+	    (iif && fib.ifindex != u->ifindex))
 		goto stored;
 	if (fib.mtu_result)
 		*mtu = fib.mtu_result;
@@ -144,21 +147,39 @@ stored:
 		       : 0;
 }
 
-/* The same for what the port sends. Its network may say which address that is: if it is not
- * the host's any more, there is none.
+/* The device by whose rules the kernel routes what the network n sends: only with
+ * FBR_NET_VIA has it rules of its own.
  */
+static __always_inline __u32 fbr_routed_as(const struct fbr_net *n)
+{
+	return n->flags & FBR_NET_VIA ? n->bridge : 0;
+}
+
+/* The same for what the network of addr sends, which may say which address that is. There is
+ * none if that is not the host's any more, or if the network may not leave by u.
+ */
+__fbr_global __be32 fbr_source_of(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr,
+				  __be32 daddr, __u16 *mtu)
+{
+	struct fbr_net *n = fbr_net_get(addr);
+	__be32 ext;
+
+	if (!u || !mtu || !n || !fbr_net_leads(n, u->ifindex))
+		return 0;
+	ext = fbr_route(skb, u, fbr_routed_as(n), daddr, mtu);
+	if (n->flags & FBR_NET_OWN)
+		return addr;
+	if (n->flags & FBR_NET_SNAT)
+		return fbr_delivers(skb, u->ifindex, n->snat) ? n->snat : 0;
+	return ext;
+}
+
+/* The same for what the port sends. */
 static __always_inline __be32 fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
 					 const struct fbr_dev *port, __be32 daddr, __u16 *mtu)
 {
-	__be32 ext = fbr_route(skb, u, daddr, mtu);
-	struct fbr_net *n;
-
-	if (!port || !(port->flags & FBR_DEV_SOURCE))
-		return ext;
-	n = fbr_net_get(port->ip);
-	if (!n || (n->flags & FBR_NET_OWN))
-		return n ? port->ip : 0;
-	return fbr_delivers(skb, u->ifindex, n->snat) ? n->snat : 0;
+	return port && (port->flags & FBR_DEV_SOURCE) ? fbr_source_of(skb, u, port->ip, daddr, mtu)
+						      : fbr_route(skb, u, 0, daddr, mtu);
 }
 
 #endif

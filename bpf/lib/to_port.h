@@ -66,6 +66,8 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	struct fbr_dev *from = fbr_dev_get(iif);
 	struct fbr_pkt pkt;
 
+	if (iif && (!from || (from->flags & FBR_DEV_UPLINK)) && !fbr_dev_leads(p, iif))
+		return FBR_DIRECT;
 	if (iif && !from)
 		return fbr_other_in(skb, p) ? FBR_NONE : FBR_DIRECT;
 	if (from && !(from->flags & FBR_DEV_UPLINK)) {

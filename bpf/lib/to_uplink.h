@@ -43,7 +43,9 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse_at(skb, l2, &pkt))
 			return TCX_NEXT;
 		n = fbr_net_get(pkt.saddr);
-		return n && !fbr_plain_to(n, pkt.daddr) ? TCX_DROP : TCX_NEXT;
+		return n && !(fbr_plain_to(n, pkt.daddr) && fbr_net_leads(n, skb->ifindex))
+			       ? TCX_DROP
+			       : TCX_NEXT;
 	}
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		goto pass;

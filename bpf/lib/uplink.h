@@ -138,13 +138,15 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	if (fbr_sum_aimed(skb, p))
 		return FBR_BAD_CSUM;
 	*blame = fbr_addr_port(ip);
+	if (!fbr_net_leads(n, u->ifindex))
+		return FBR_NO_UPLINK;
 	if (fbr_plain_to(n, p->daddr)) {
 		why = fbr_routed_out(skb, p, u, n, *blame);
 		if (why != FBR_NOT_OURS)
 			return why;
 		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&
 		    !fbr_device_sorts(skb)) {
-			fbr_route(skb, u, p->daddr, &mtu);
+			fbr_route(skb, u, fbr_routed_as(n), p->daddr, &mtu);
 			if (!p->l3 || fbr_hop_known(skb, u->ifindex, p->daddr))
 				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);
 		}

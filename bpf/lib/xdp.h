@@ -101,7 +101,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 	if (!fbr_fast_parse(NULL, len, data, data_end, ETH_HLEN, false, &k) ||
 	    !(fbr_in_range(c, k.dport) || c->published))
 		return -1;
-	f = fbr_inbound_hit(&k, c, now, &t);
+	f = fbr_inbound_hit(&k, u, c, now, &t);
 	if (!f)
 		return -1;
 	if (f->no_xdp || !(t->flags & FBR_DEV_XDP) || len - ETH_HLEN > f->mtu)

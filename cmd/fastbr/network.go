@@ -115,6 +115,9 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 	if v.SNATAddress != "" {
 		fmt.Fprintf(w, "Source address\t%s\n", v.SNATAddress)
 	}
+	if v.Via != "" {
+		fmt.Fprintf(w, "Only way out\t%s\n", v.Via)
+	}
 	if v.PublishedOnly {
 		fmt.Fprintf(w, "Published ports only\tyes\n")
 	}

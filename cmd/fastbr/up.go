@@ -108,6 +108,7 @@ type networkFlags struct {
 	noMasquerade            []string
 	publishedOnly           bool
 	snatAddress             string
+	via                     string
 
 	natMapping, natFiltering, natOnExhaustion string
 }
@@ -120,6 +121,7 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
 	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
 	flags.StringVar(&f.snatAddress, "snat-address", "", "translate to this `ADDRESS` of the host; nothing leaves while the host does not have it (default the one of the route)")
+	flags.StringVar(&f.via, "via", "", "the only `DEVICE` by which containers get outside, and are reached; nothing leaves while it is gone (default every uplink)")
 	flags.BoolVar(&f.publishedOnly, "published-only", false, "with --masquerade=false: only published ports, answers and ping come in from outside, to the containers' own addresses and ports")
 	flags.BoolVar(&f.internal, "internal", false, "no traffic between the network and the outside")
 	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
@@ -155,6 +157,7 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 			return r, usage("--snat-address %q: want an IPv4 address", f.snatAddress)
 		}
 	}
+	r.Via = f.via
 	if cmd.Flags().Changed("published-only") {
 		r.PublishedOnly = &f.publishedOnly
 	}

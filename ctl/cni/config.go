@@ -40,6 +40,8 @@ type config struct {
 	IPMasq           *bool  `json:"ipMasq"`
 	// SNATAddress is the source address that ipMasq gives; "": the route's.
 	SNATAddress string `json:"snatAddress"`
+	// Via is the only device that leads outside; "": every uplink does.
+	Via string `json:"via"`
 	// NoMasquerade are the destinations, CIDRs, that ipMasq excepts.
 	NoMasquerade []string `json:"noMasquerade"`
 	MTU          int      `json:"mtu"` // bytes
@@ -164,7 +166,7 @@ func (c *config) check() error {
 	}{
 		{"ipam", c.IPAM.Type != ""}, {"bridge", c.Bridge != ""}, {"isGateway", c.IsGateway != nil},
 		{"isDefaultGateway", c.IsDefaultGateway != nil}, {"forceAddress", c.ForceAddress != nil},
-		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""}, {"mtu", c.MTU != 0},
+		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""}, {"via", c.Via != ""}, {"mtu", c.MTU != 0},
 	} {
 		if f.asked {
 			return invalid(fmt.Sprintf("%s and network exclude each other: network %s is already defined, by 'fastbr network create' or 'up'",

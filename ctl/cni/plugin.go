@@ -141,7 +141,7 @@ func (c *config) network(given allocation) ctl.NetworkRequest {
 	plain, _ := c.plain() // check has read both
 	snat, _ := c.snatAddress()
 	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.addr.Masked(), Gateway: given.gateway, MTU: c.MTU,
-		Masquerade: &masq, NoMasquerade: plain, SNATAddress: snat, Internal: &internal}
+		Masquerade: &masq, NoMasquerade: plain, SNATAddress: snat, Via: c.Via, Internal: &internal}
 }
 
 // result has the layout of the reference plugin's, on which later plugins in

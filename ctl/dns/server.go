@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/ctl/fair"
@@ -217,17 +218,21 @@ func (s *Server) reply(ctx context.Context, gw, client netip.Addr, req *dns.Msg,
 		return refusal(req, dns.RcodeRefused)
 	}
 	defer done()
-	return s.forward(ctx, req, transport)
+	return s.forward(ctx, req, transport, zone.Via)
 }
 
 func refusal(req *dns.Msg, code int) *dns.Msg {
 	return new(dns.Msg).SetRcode(req, code)
 }
 
-// forward asks the host's resolvers in turn, until ctx ends.
-func (s *Server) forward(ctx context.Context, req *dns.Msg, transport string) *dns.Msg {
+// forward asks the host's resolvers in turn, until ctx ends. With via, it asks by that device
+// only: not those of the host itself, which would ask others by any.
+func (s *Server) forward(ctx context.Context, req *dns.Msg, transport, via string) *dns.Msg {
 	for _, to := range s.upstream {
-		if reply, err := exchange(ctx, to, req, transport); err == nil {
+		if via != "" && to.Addr().IsLoopback() {
+			continue
+		}
+		if reply, err := exchange(ctx, to, req, transport, via); err == nil {
 			return reply
 		}
 	}
@@ -236,8 +241,15 @@ func (s *Server) forward(ctx context.Context, req *dns.Msg, transport string) *d
 
 // exchange asks one resolver. Of a context the library observes only the
 // deadline.
-func exchange(ctx context.Context, to netip.AddrPort, req *dns.Msg, transport string) (*dns.Msg, error) {
+func exchange(ctx context.Context, to netip.AddrPort, req *dns.Msg, transport, via string) (*dns.Msg, error) {
 	client := &dns.Client{Net: transport, Timeout: patience, UDPSize: dns.MaxMsgSize}
+	if via != "" {
+		client.Dialer = &net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
+			var bindErr error
+			err := c.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), via) })
+			return errors.Join(err, bindErr)
+		}}
+	}
 	conn, err := client.DialContext(ctx, to.String())
 	if err != nil {
 		return nil, err

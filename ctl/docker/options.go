@@ -39,6 +39,7 @@ const (
 	optFiltering  = "fastbr.nat-filtering"
 	optExhaustion = "fastbr.nat-on-exhaustion"
 	optPlain      = "fastbr.no-masquerade"
+	optVia        = "fastbr.via"
 
 	// auxGateway, with --aux-address, names a gateway other than the bridge.
 	auxGateway = "DefaultGatewayIPv4"
@@ -156,6 +157,8 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 		if r.SNATAddress, err = netip.ParseAddr(value); err != nil {
 			return fmt.Errorf("option %s=%s: want an IPv4 address of the host", key, value)
 		}
+	case optVia:
+		r.Via = value
 	case optMapping:
 		r.NATMapping = value
 	case optFiltering:

@@ -24,6 +24,7 @@ type Network struct {
 	Masquerade bool
 	Plain      []netip.Prefix // destinations without translation
 	SNAT       netip.Addr     // what the source becomes; invalid: the route's address
+	Via        string         // the only device that leads outside; "": every one does
 	Resolver   netip.Addr     // where its containers ask for names; invalid: nowhere
 }
 

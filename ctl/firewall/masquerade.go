@@ -204,6 +204,14 @@ func leavingOf(h Host) *leaving {
 			}
 		}
 	}
+	for _, n := range h.Networks {
+		for _, from := range n.sources() {
+			if n.Via != "" {
+				post.rules = slices.Insert(post.rules, stays, leavingRule{fmt.Sprintf("from %s by %s only", from, n.Via),
+					slices.Concat(addressIn(12, from), is{oifname, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name(n.Via).val}, back})})
+			}
+		}
+	}
 	if h.Others {
 		post.rules = append(append(post.rules, own...), leavingRule{"other devices", masquerade})
 	}

@@ -37,12 +37,9 @@ func (r Route) Same(o Route) bool {
 // Routes returns the routes of every table, including those for the host's own
 // addresses.
 func (c *Conn) Routes(of Family) ([]Route, error) {
-	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	list, err := dump(func() ([]netlink.Route, error) {
-		return c.h.RouteListFiltered(int(of), filter, netlink.RT_FILTER_TABLE)
-	})
+	list, err := routesOfAll(c, of)
 	if err != nil {
-		return nil, fmt.Errorf("listing routes: %w", err)
+		return nil, err
 	}
 	out := make([]Route, 0, len(list))
 	for _, r := range list {

@@ -63,7 +63,7 @@ func (n network) check() error {
 			return fmt.Errorf("network %s: subnet %s: IPv4 only", n.Name, s.Subnet)
 		}
 	}
-	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "allowed_address", "allowed_mac"}
+	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "via", "allowed_address", "allowed_mac"}
 	for key := range n.Options {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
@@ -88,7 +88,7 @@ func (n network) allowed(own map[string]string) (ctl.Allowed, error) {
 // request returns the fastbr network that the configuration describes.
 func (n network) request() (r ctl.NetworkRequest, err error) {
 	masquerade := !n.Internal
-	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade, NoMasquerade: []netip.Prefix{}}
+	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade, NoMasquerade: []netip.Prefix{}, Via: n.Options["via"]}
 	if len(n.Subnets) > 0 {
 		r.Subnet = n.Subnets[0].Subnet.Masked()
 		if gw := n.Subnets[0].Gateway; gw != nil {
