@@ -216,6 +216,9 @@ func TestNetworkOptions(t *testing.T) {
 	if err != nil || len(r.NoMasquerade) != 2 {
 		t.Errorf("no masquerade: %+v, %v", r, err)
 	}
+	if r, err = create(nil, map[string]any{optVia: "wg0"}); err != nil || r.Via != "wg0" {
+		t.Errorf("via: %+v, %v", r, err)
+	}
 	for key, value := range map[string]string{optICC: "false", optPlain: "10.0.0.0/8,", optMode4: "isolated", optTrusted: "eth1", optInhibit4: "true", optHostIPv4: "host",
 		optHostBinding: "::1", optMTU: "big", optMasquerade: "perhaps", optIfacePrefix: "a/b", "com.docker.network.bridge.typo": "1"} {
 		if _, err := create(nil, map[string]any{key: value}); err == nil || !strings.Contains(err.Error(), strings.Split(key, "_host")[0]) && key != optHostBinding {

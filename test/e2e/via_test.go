@@ -264,7 +264,7 @@ func (h *viaE2E) testViaErrors(t *testing.T) {
 // the card that the default route leads by. Taken down, or killed half-way, nothing is left.
 func TestE2EViaEthernet(t *testing.T) {
 	t.Parallel()
-	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1, Uplinks: 2})
+	h := newE2E(t, harness.Mode{Name: "fast", Leaky: true}, lab.Options{Containers: 1, Uplinks: 2}) // a row is routed
 	c1, far := h.Containers[0], h.Outsides[1]
 	beyond := netip.MustParseAddr("203.0.113.77")
 	if err := far.AddAddr("lo", netip.PrefixFrom(beyond, 32)); err != nil {
@@ -298,6 +298,29 @@ func TestE2EViaEthernet(t *testing.T) {
 	h.Must(t, "down", "--all")
 	h.assertAsBefore(t, before)
 
+	// The same without translation. The routes of the outsides lead back.
+	h.Must(t, "up", "--via", "eth1", "--masquerade=false")
+	h.Attach(t, c1, "c1")
+	for i, out := range h.Outsides {
+		if _, err := out.Run(h.Ctx, "ip", "route", "add", "172.30.0.0/16", "via", h.HostAddr(i).String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = h.ServeTCP(t, far, on(beyond, 8))
+	if err := h.reaches(c1, s.Addr, passTime); err != nil {
+		t.Errorf("routed: %v", err)
+	}
+	assertPeers(t, s, c1.Addr)
+	inside := h.ServeTCP(t, c1, on(c1.Addr, 80))
+	if err := h.reaches(far, inside.Addr, passTime); err != nil {
+		t.Errorf("routed, from outside: %v", err)
+	}
+	if !h.blocked(h.Outside, inside.Addr) {
+		t.Error("routed: it is reached by eth0")
+	}
+	h.Must(t, "detach", "c1")
+	h.Must(t, "down", "--all")
+
 	// What a tunnel wraps leaves by another device.
 	add := func(n *lab.Namespace, own, remote netip.Addr, addr string) {
 		for _, c := range []string{"ip link add x0 type vxlan id 7 dstport 4789 local " + own.String() + " remote " + remote.String(),
@@ -316,4 +339,5 @@ func TestE2EViaEthernet(t *testing.T) {
 		t.Errorf("through a tunnel: %v", err)
 	}
 	assertPeers(t, s, netip.MustParseAddr("10.77.0.1"))
+	h.Must(t, "down", "--all")
 }
