@@ -223,7 +223,7 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 		run := func(p *ebpf.Program) {
 			var got result
 			if p.Type() == ebpf.XDP {
-				got = h.runXDP(t, p, slices.Clone(path.frame))
+				got = h.runXDP(t, p, slices.Clone(path.frame), h.uplink.Ifindex)
 			} else {
 				got = h.run(t, p, path.frame, path.at, path.iif, func(s *skb) { s.Mark = path.mark })
 			}

@@ -263,12 +263,12 @@ type xdpContext struct {
 // there.
 func (h *harness) xdpIn(t *testing.T, frame []byte) result {
 	t.Helper()
-	return h.runXDP(t, h.progs.FbrUplinkXdp, frame)
+	return h.runXDP(t, h.progs.FbrUplinkXdp, frame, h.uplink.Ifindex)
 }
 
-func (h *harness) runXDP(t *testing.T, p *ebpf.Program, frame []byte) result {
+func (h *harness) runXDP(t *testing.T, p *ebpf.Program, frame []byte, ifindex int) result {
 	t.Helper()
-	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(h.uplink.Ifindex)}}
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(ifindex)}}
 	var ret uint32
 	var err error
 	h.ns.Do(t, func() { ret, err = p.Run(&opts) })

@@ -122,7 +122,7 @@ type tcFbrFlow struct {
 	Port     uint16
 	LeaseLen uint16
 	Oif      uint32
-	Pif      uint32
+	Iif      uint32
 	Sess     uint32
 	Mtu      uint16
 	D_addr   uint16

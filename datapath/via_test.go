@@ -6,7 +6,7 @@ import (
 )
 
 // TestOneWay: what a network with an only way out sends leaves by that device only, and what
-// comes in by another one reaches nobody, also in a session that has a lease.
+// comes in by another one reaches nobody, also in a session that had a lease until then.
 func TestOneWay(t *testing.T) {
 	h := newHarness(t, Config{FlowsMax: 64}, nil)
 	via := func(ifindex int) {
@@ -14,6 +14,7 @@ func TestOneWay(t *testing.T) {
 		check(t, h.SetNetwork(Network{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: gateway1, Bridge: h.bridge,
 			Masquerade: true, OneWay: true, Via: ifindex}))
 		check(t, h.AttachPort(h.c1))
+		check(t, h.Revoke())
 	}
 	via(h.uplink.Ifindex)
 	f := h.samples()["udp"]
@@ -30,6 +31,7 @@ func TestOneWay(t *testing.T) {
 		h.wantDrop(t, h.c1.Ifindex, "no_uplink", func() result { return h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge) })
 	}
 	via(h.uplink.Ifindex)
+	h.open(t, f)
 	if got := h.uplinkIn(t, in); got.verdict != redirect {
 		t.Errorf("by the only way again: verdict %d", got.verdict)
 	}

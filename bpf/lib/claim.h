@@ -69,13 +69,13 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	if (!in || !out)
 		return -ENOENT;
 	in->seen = out->seen = fbr_now();
-	in->pif = out->pif = n->pif;
 	in->sess = out->sess = n->slot;
 	in->no_xdp = out->no_xdp = 0;
 
 	in->kind = FBR_IN | host;
 	in->addr = n->fwd.saddr;
 	in->port = n->fwd.sport;
+	in->iif = 0;
 	in->oif = n->pif;
 	in->d_addr = fbr_diff32(n->ext, n->fwd.saddr);
 	in->d_l4 = fbr_diff16(icmp ? 0 : in->d_addr, n->eport, n->fwd.sport);
@@ -83,6 +83,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	out->kind = FBR_OUT | host;
 	out->addr = n->ext;
 	out->port = n->eport;
+	out->iif = n->pif;
 	out->oif = 0;
 	out->d_addr = fbr_diff32(n->fwd.saddr, n->ext);
 	out->d_l4 = fbr_diff16(icmp ? 0 : out->d_addr, n->fwd.sport, n->eport);

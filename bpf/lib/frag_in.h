@@ -85,7 +85,7 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 		return FBR_UNSUPPORTED;
 	if (v.addr == p->daddr)
 		return FBR_NONE; /* the host's own: the other fragments need no translation */
-	v.pif = f->pif;
+	v.pif = fbr_flow_port(f);
 	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;
 }
 

@@ -149,7 +149,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 	if (l4_len) {
 		f = fbr_flow_hit(&k);
 		now = fbr_now();
-		if (f && f->kind == FBR_OUT && f->pif == p->ifindex && fbr_lease_valid(f, c, now) &&
+		if (f && f->kind == FBR_OUT && f->iif == p->ifindex && fbr_lease_valid(f, c, now) &&
 		    !(p->flags & FBR_DEV_KERNEL_ROUTED) && sum <= FBR_SUM_OWN &&
 		    fbr_fits(skb, ETH_HLEN, k.proto, l4_len, f->mtu)) {
 			__u32 oif = f->oif;

@@ -89,7 +89,7 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	own = fbr_flow_get(&k);
-	if (!own || own->kind != FBR_OUT || own->pif != port->ifindex || own->addr != p->daddr)
+	if (!own || own->kind != FBR_OUT || own->iif != port->ifindex || own->addr != p->daddr)
 		return FBR_NOT_OURS;
 	fbr_hair_key(&rev, p->daddr, own->port, k.dport, k.proto);
 	to = fbr_inbound_live(&rev);

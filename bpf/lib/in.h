@@ -40,7 +40,7 @@ static __always_inline struct fbr_flow *fbr_inbound_of(const struct fbr_flow_key
 		return NULL;
 	if (f->kind & FBR_HOST)
 		return f;
-	*port = fbr_dev_get(f->pif);
+	*port = fbr_dev_get(fbr_flow_port(f));
 	return *port ? f : NULL;
 }
 
@@ -214,7 +214,7 @@ static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb
 	f = fbr_flow_get(fwd);
 	/* An allowed address may have moved here from the port that has begun the session. */
 	return f && (f->kind & FBR_OUT) &&
-			       (f->pif == port->ifindex || fbr_port_also(port, p->daddr))
+			       (f->iif == port->ifindex || fbr_port_also(port, p->daddr))
 		       ? f
 		       : NULL;
 }
@@ -275,7 +275,8 @@ __fbr_global bool fbr_lease_inbound(struct __sk_buff *skb, const struct fbr_pkt 
 	    !fbr_closed_bits(s->bits) && end > now &&
 	    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && !fbr_ct_helped(skb) &&
 	    !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
-		fbr_lease_grant(&rev, f, c, macs, port->ifindex, port->mtu, now, end - now);
+		fbr_lease_grant(&rev, f, c, macs, u->ifindex, port->ifindex, port->mtu, now,
+				end - now);
 	fbr_ct_extend(skb, &fwd, secs);
 	return true;
 }

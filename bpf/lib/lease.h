@@ -56,25 +56,28 @@ static __always_inline void fbr_lease_end(struct fbr_flow *f)
 	*(volatile __u64 *)&f->granted = 0;
 }
 
-/* Grants a lease to the entry under k. macs points to 12 bytes, destination and source,
+/* Grants a lease to the entry under k, for packets that come in by the device iif and leave by
+ * oif. macs points to 12 bytes, destination and source,
  * from the frame that the kernel built. If the MACs have changed, the old lease is ended
  * first, so that no other CPU sends with a half-written pair. The lease lasts at most left
  * jiffies: no lease outlives its session.
  */
 static __always_inline void fbr_lease_grant(const struct fbr_flow_key *k, struct fbr_flow *f,
-					    const struct fbr_conf *c, const __u8 *macs, __u32 oif,
-					    __u16 mtu, __u64 now, __u64 left)
+					    const struct fbr_conf *c, const __u8 *macs, __u32 iif,
+					    __u32 oif, __u16 mtu, __u64 now, __u64 left)
 {
 	__u32 *old = (__u32 *)f->macs, *new = (__u32 *)macs, len;
 
 	if (!c->lease)
 		return;
-	if (old[0] != new[0] || old[1] != new[1] || old[2] != new[2] || f->oif != oif) {
+	if (old[0] != new[0] || old[1] != new[1] || old[2] != new[2] || f->iif != iif ||
+	    f->oif != oif) {
 		fbr_lease_end(f);
 		barrier();
 		old[0] = new[0];
 		old[1] = new[1];
 		old[2] = new[2];
+		f->iif = iif;
 		f->oif = oif;
 		barrier();
 	}
@@ -101,12 +104,10 @@ static __always_inline struct fbr_flow *fbr_inbound_hit(const struct fbr_flow_ke
 {
 	struct fbr_flow *f = fbr_flow_hit(k);
 
-	if (!f || f->kind != FBR_IN || !fbr_lease_valid(f, c, now))
+	if (!f || f->kind != FBR_IN || f->iif != u->ifindex || !fbr_lease_valid(f, c, now))
 		return NULL;
 	*port = fbr_dev_get(f->oif);
-	if (!*port || ((*port)->flags & FBR_DEV_KERNEL_ROUTED))
-		return NULL;
-	return fbr_dev_leads(*port, u->ifindex) ? f : NULL;
+	return *port && !((*port)->flags & FBR_DEV_KERNEL_ROUTED) ? f : NULL;
 }
 
 /* Records that the flow is alive, at most once a second, so that the cache line stays clean. */

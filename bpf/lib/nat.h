@@ -37,7 +37,7 @@ struct fbr_flow {
 	__be16 port;
 	__u16 lease_len; /* jiffies */
 	__u32 oif;       /* device to send to: uplink (out), port (in) */
-	__u32 pif;       /* the container's port; 0 for FBR_HOST */
+	__u32 iif;       /* device to come in by: the container's port (out), the lease's (in) */
 	__u32 sess;      /* index into fbr_sess */
 	__u16 mtu;       /* of the way out, bytes, L3 */
 	__u16 d_addr;    /* one's complement difference of the addresses */

@@ -43,7 +43,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	slot = f->sess;
 	s = fbr_sess_get(slot);
 	state = s ? fbr_sess_state(s) : FBR_FREE;
-	if (f->pif == pif && fbr_sess_lasts(f) &&
+	if (f->iif == pif && fbr_sess_lasts(f) &&
 	    (!ext || f->addr == ext ||
 	     /* Clients may use any address of the host. */
 	     (s && (s->bits & FBR_S_PUBLISHED) && u && fbr_delivers(skb, u->ifindex, f->addr))))
@@ -196,7 +196,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			/* A redirect to a device without L2 header removes the frame's. */
 			if (!p->l3 || (fbr_hop_known(skb, u->ifindex, p->daddr) &&
 				       !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs))))
-				fbr_lease_grant(&k, f, c, macs, u->ifindex, mtu, now,
+				fbr_lease_grant(&k, f, c, macs, port->ifindex, u->ifindex, mtu, now,
 						(__u64)secs * cfg_hz);
 		}
 		fbr_ct_extend(skb, &k, secs);

@@ -113,6 +113,14 @@ __fbr_global bool fbr_sess_lasts(const struct fbr_flow *f)
 	return fbr_sess_expires(slot) > now;
 }
 
+/* The port (ifindex) whose container an entry's session belongs to; 0: the host. */
+static __always_inline __u32 fbr_flow_port(const struct fbr_flow *f)
+{
+	struct fbr_session *s = fbr_sess_get(f->sess);
+
+	return s ? s->pif : 0;
+}
+
 static __always_inline bool fbr_is_live(__u32 state)
 {
 	return (state & FBR_STATE_MASK) == FBR_LIVE;
