@@ -4,20 +4,31 @@
  * understand is left to the kernel (TCX_NEXT). docs/ARCHITECTURE.md walks a packet through
  * the programs.
  */
+#include "lib/af.h"
 #include "lib/dnat.h"
 #include "lib/frag_in.h"
-#include "lib/from_port.h"
 #include "lib/from_uplink.h"
 #include "lib/guard.h"
 #include "lib/hop.h"
 #include "lib/refusal.h"
 #include "lib/to_port.h"
 #include "lib/to_uplink.h"
+#if FBR_AF == 4
+#include "lib/from_port.h"
 #include "lib/xdp.h"
+#endif
 
 char _license[] SEC("license")
 = "Dual BSD/GPL";
 
+/* Netfilter, POSTROUTING. */
+SEC("netfilter")
+int fbr_guard(struct bpf_nf_ctx *ctx)
+{
+	return fbr_guard_check(ctx);
+}
+
+#if FBR_AF == 4
 /* tcx ingress, host end of a container's veth pair. */
 SEC("tcx/ingress")
 int fbr_port_in(struct __sk_buff *skb)
@@ -32,13 +43,6 @@ int fbr_port_out(struct __sk_buff *skb)
 	return fbr_to_port(skb);
 }
 
-/* tcx ingress, the device that leads to the namespace that puts inbound fragments in order. */
-SEC("tcx/ingress")
-int fbr_frag_in(struct __sk_buff *skb)
-{
-	return fbr_frag_return(skb);
-}
-
 SEC("tcx/ingress")
 int fbr_uplink_in(struct __sk_buff *skb)
 {
@@ -51,14 +55,7 @@ int fbr_uplink_out(struct __sk_buff *skb)
 	return fbr_to_uplink(skb, ETH_HLEN);
 }
 
-/* XDP in the driver, uplink: the part of fbr_uplink_in that needs no skb. */
-SEC("xdp.frags")
-int fbr_uplink_xdp(struct xdp_md *ctx)
-{
-	return fbr_xdp_from_uplink(ctx);
-}
-
-/* The same for an uplink without L2 header. A redirect to it removes the frame's header. */
+/* The same two for an uplink without L2 header. A redirect to it removes the frame's header. */
 SEC("tcx/ingress")
 int fbr_tun_in(struct __sk_buff *skb)
 {
@@ -71,11 +68,18 @@ int fbr_tun_out(struct __sk_buff *skb)
 	return fbr_to_uplink(skb, 0);
 }
 
-/* Netfilter, POSTROUTING. */
-SEC("netfilter")
-int fbr_guard(struct bpf_nf_ctx *ctx)
+/* tcx ingress, the device that leads to the namespace that puts inbound fragments in order. */
+SEC("tcx/ingress")
+int fbr_frag_in(struct __sk_buff *skb)
 {
-	return fbr_guard_check(ctx);
+	return fbr_frag_return(skb);
+}
+
+/* XDP in the driver, uplink: the part of fbr_uplink_in that needs no skb. */
+SEC("xdp.frags")
+int fbr_uplink_xdp(struct xdp_md *ctx)
+{
+	return fbr_xdp_from_uplink(ctx);
 }
 
 /* Netfilter, INPUT, after every rule. */
@@ -105,3 +109,4 @@ int fbr_neighbour(__u64 *ctx)
 
 #include "cgroup.bpf.c"
 #include "control.bpf.c"
+#endif

@@ -45,6 +45,8 @@ type injectedFbrConf struct {
 	NatFirst  uint32
 	NatCount  uint32
 	Opened    uint32
+	Opened6   uint32
+	_         [4]byte
 }
 
 type injectedFbrDev struct {
@@ -115,6 +117,7 @@ type injectedFbrFragKey struct {
 	Saddr uint32
 	Daddr uint32
 	Id    uint16
+	Pad   [0]uint8
 	Proto uint8
 	In    uint8
 }

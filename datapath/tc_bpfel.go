@@ -64,6 +64,8 @@ type tcFbrConf struct {
 	NatFirst  uint32
 	NatCount  uint32
 	Opened    uint32
+	Opened6   uint32
+	_         [4]byte
 }
 
 type tcFbrDev struct {
@@ -99,6 +101,11 @@ const (
 	tcFbrDevFlagsFBR_DEV_SIDE          tcFbrDevFlags = 32768
 	tcFbrDevFlagsFBR_DEV_ALLOWED       tcFbrDevFlags = 65536
 	tcFbrDevFlagsFBR_DEV_VIA           tcFbrDevFlags = 131072
+	tcFbrDevFlagsFBR_DEV_IP6           tcFbrDevFlags = 262144
+	tcFbrDevFlagsFBR_DEV_CLOSED6       tcFbrDevFlags = 524288
+	tcFbrDevFlagsFBR_DEV_ROUTED6       tcFbrDevFlags = 1048576
+	tcFbrDevFlagsFBR_DEV_EXCEPTS6      tcFbrDevFlags = 2097152
+	tcFbrDevFlagsFBR_DEV_WAYS6         tcFbrDevFlags = 4194304
 )
 
 type tcFbrDrops struct {
@@ -157,6 +164,7 @@ type tcFbrFragKey struct {
 	Saddr uint32
 	Daddr uint32
 	Id    uint16
+	Pad   [0]uint8
 	Proto uint8
 	In    uint8
 }

@@ -147,6 +147,10 @@ struct __sk_buff {
 	__u64 hwtstamp;
 };
 
+struct in6_addr {
+	__be32 word[4];
+};
+
 struct bpf_sock_tuple {
 	union {
 		struct {
@@ -181,11 +185,11 @@ struct bpf_fib_lookup {
 	};
 	union {
 		__be32 ipv4_src;
-		__u32 ipv6_src[4];
+		struct in6_addr ipv6_src;
 	};
 	union {
 		__be32 ipv4_dst;
-		__u32 ipv6_dst[4];
+		struct in6_addr ipv6_dst;
 	};
 	union {
 		struct {
@@ -314,24 +318,31 @@ struct icmphdr {
 	__be16 sequence;
 };
 
-#define ICMP_ECHOREPLY     0
-#define ICMP_DEST_UNREACH  3
-#define ICMP_PORT_UNREACH  3  /* code */
-#define ICMP_PKT_FILTERED  13 /* code */
-#define ICMP_SOURCE_QUENCH 4
-#define ICMP_REDIRECT      5
-#define ICMP_ECHO          8
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETERPROB 12
+#define ICMP_ECHOREPLY        0
+#define ICMP_DEST_UNREACH     3
+#define ICMP_PORT_UNREACH     3  /* code */
+#define ICMP_PKT_FILTERED     13 /* code */
+#define ICMP_SOURCE_QUENCH    4
+#define ICMP_REDIRECT         5
+#define ICMP_ECHO             8
+#define ICMP_TIME_EXCEEDED    11
+#define ICMP_PARAMETERPROB    12
+
+#define ICMPV6_DEST_UNREACH   1
+#define ICMPV6_ADM_PROHIBITED 1   /* code */
+#define ICMPV6_PORT_UNREACH   4   /* code */
+#define ICMPV6_ECHO           128 /* types below are errors */
+#define ICMPV6_ECHOREPLY      129
+#define ICMPV6_REDIRECT       137
 
 /* A global function is verified once, by itself, not at every call. This keeps the
  * programs below the verifier's limit. A global function must return a number. For all the
  * verifier knows, its pointer arguments may be NULL, so it checks them first.
  */
-#define __fbr_global       __attribute__((noinline))
+#define __fbr_global          __attribute__((noinline))
 
 /* Kernel types, relocated at load. */
-#define __core             __attribute__((preserve_access_index))
+#define __core                __attribute__((preserve_access_index))
 
 struct Qdisc_class_ops {
 	void *graft;
@@ -461,13 +472,23 @@ struct nf_hook_entries {
 
 struct netns_nf {
 	struct nf_hook_entries *hooks_ipv4[NF_INET_NUMHOOKS];
+	struct nf_hook_entries *hooks_ipv6[NF_INET_NUMHOOKS];
 	struct nf_hook_entries *hooks_bridge[NF_BR_NUMHOOKS];
+} __core;
+
+struct ipv6_devconf {
+	__s32 forwarding;
+} __core;
+
+struct netns_ipv6 {
+	struct ipv6_devconf *devconf_all;
 } __core;
 
 struct net {
 	__u64 net_cookie;
 	struct netns_nf nf;
 	struct netns_ipv4 ipv4;
+	struct netns_ipv6 ipv6;
 	struct ctl_table_set sysctls;
 } __core;
 
@@ -483,7 +504,7 @@ struct net_bridge_port {
 	struct net_bridge *br;
 } __core;
 
-enum net_bridge_opts { BROPT_NF_CALL_IPTABLES };
+enum net_bridge_opts { BROPT_NF_CALL_IPTABLES, BROPT_NF_CALL_IP6TABLES };
 
 struct net_device {
 	possible_net_t nd_net;
@@ -506,6 +527,12 @@ struct inet_skb_parm { /* in sk_buff.cb while IPv4 has the packet */
 
 #define IPSKB_FORWARDED 1 /* of inet_skb_parm.flags */
 
+struct inet6_skb_parm { /* the same while IPv6 has it */
+	__u16 flags;
+} __core;
+
+#define IP6SKB_FORWARDED 2 /* of inet6_skb_parm.flags */
+
 struct neigh_table {
 	int family;
 } __core;
@@ -522,10 +549,6 @@ struct neighbour {
 /* nud_state: the hardware address may be used (NUD_VALID of include/net/neighbour.h) */
 #define NUD_VALID 0xde
 
-struct in6_addr {
-	__be32 word[4];
-};
-
 struct rtable {
 	__u8 rt_gw_family; /* 0: no gateway, the destination is on the link */
 	union {
@@ -533,6 +556,13 @@ struct rtable {
 		struct in6_addr rt_gw6;
 	};
 } __core;
+
+struct rt6_info {
+	struct in6_addr rt6i_gateway;
+	__u32 rt6i_flags;
+} __core;
+
+#define RTF_GATEWAY   2 /* of rt6_info.rt6i_flags: the destination is not on the link */
 
 #define SKB_DST_NOREF 1UL /* of skb->_skb_refdst; the rest is the packet's route */
 
@@ -566,6 +596,7 @@ struct skb_shared_info {
  */
 #define SKB_GSO_KINDS        0x3eff1
 #define SKB_GSO_TCPV4        (1 << 0)
+#define SKB_GSO_TCPV6        (1 << 4)
 #define SKB_GSO_UDP_L4       (1 << 17)
 
 /* skb->ip_summed, include/linux/skbuff.h */
@@ -600,6 +631,7 @@ struct nf_conn_help {
 union nf_inet_addr { /* kfuncs take all of it */
 	__u32 all[4];
 	__be32 ip;
+	struct in6_addr in6;
 };
 
 union nf_conntrack_man_proto {

@@ -23,7 +23,7 @@
 struct fbr_allowed_key {
 	__u32 prefixlen;
 	__u32 port; /* ifindex */
-	__be32 addr;
+	fbr_addr addr;
 };
 
 struct {
@@ -55,14 +55,17 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4 * FBR_STATS_MAX);
-	__type(key, __be32);
+	__type(key, fbr_addr);
 	__type(value, __u32); /* ifindex */
 } fbr_holder SEC(".maps");
 
-__fbr_global bool fbr_addr_allowed(__u32 port, __be32 addr)
+__fbr_global bool fbr_addr_allowed(__u32 port, fbr_addr_arg addr)
 {
-	struct fbr_allowed_key k = { .prefixlen = 64, .port = port, .addr = addr };
+	struct fbr_allowed_key k = { .prefixlen = 32 + FBR_ADDR_BITS, .port = port };
 
+	if (!FBR_GIVEN(addr))
+		return false;
+	k.addr = FBR_ADDR(addr);
 	return bpf_map_lookup_elem(&fbr_allowed, &k) != NULL;
 }
 
@@ -77,15 +80,16 @@ __fbr_global bool fbr_mac_allowed(__u32 port, __u16 begin, __u32 end)
 }
 
 /* Whether an address is the port's, besides its container's own. */
-static __always_inline bool fbr_port_also(const struct fbr_dev *p, __be32 addr)
+static __always_inline bool fbr_port_also(const struct fbr_dev *p, fbr_addr addr)
 {
-	return (p->flags & FBR_DEV_ALLOWED) && addr != p->ip && fbr_addr_allowed(p->ifindex, addr);
+	return (p->flags & FBR_DEV_ALLOWED) && !fbr_port_is(p, addr) &&
+	       fbr_addr_allowed(p->ifindex, FBR_ARG(addr));
 }
 
 /* Whether an address is the port's. */
-static __always_inline bool fbr_port_has(const struct fbr_dev *p, __be32 addr)
+static __always_inline bool fbr_port_has(const struct fbr_dev *p, fbr_addr addr)
 {
-	return addr == p->ip || fbr_port_also(p, addr);
+	return fbr_port_is(p, addr) || fbr_port_also(p, addr);
 }
 
 /* Whether a MAC address is the port's. */
@@ -102,8 +106,12 @@ static __always_inline bool fbr_port_has_mac(const struct fbr_dev *p, const __u8
 }
 
 /* The port (ifindex) that holds an allowed address, or 0. */
-__fbr_global __u32 fbr_held_by(__be32 addr)
+__fbr_global __u32 fbr_held_by(fbr_addr_arg arg)
 {
+	if (!FBR_GIVEN(arg))
+		return 0;
+
+	fbr_addr addr = FBR_ADDR(arg);
 	__u32 *holder = bpf_map_lookup_elem(&fbr_holder, &addr);
 	struct fbr_dev *p = holder ? fbr_dev_get(*holder) : NULL;
 
@@ -113,13 +121,13 @@ __fbr_global __u32 fbr_held_by(__be32 addr)
 /* The port that an address belongs to: the container's own, or the one that holds it. NULL
  * if there is none.
  */
-static __always_inline struct fbr_dev *fbr_addr_port(__be32 addr)
+static __always_inline struct fbr_dev *fbr_addr_port(fbr_addr addr)
 {
-	return fbr_host_port(addr) ?: fbr_dev_get(fbr_held_by(addr));
+	return fbr_host_port(addr) ?: fbr_dev_get(fbr_held_by(FBR_ARG(addr)));
 }
 
 /* A port has sent a frame that may go to the kernel: it holds the addresses that the frame
- * comes from. If another port held the IPv4 address, leases that lead there end.
+ * comes from. If another port held the IP address, leases that lead there end.
  */
 __fbr_global int fbr_hold(struct __sk_buff *skb, const struct fbr_dev *p)
 {
@@ -133,7 +141,7 @@ __fbr_global int fbr_hold(struct __sk_buff *skb, const struct fbr_dev *p)
 		__u8 source[ETH_ALEN];
 		__be16 proto;
 	} __attribute__((aligned(8))) eth;
-	__be32 addr = 0;
+	fbr_addr addr = FBR_NO_ADDR;
 	__u32 at = 0;
 
 	if (bpf_skb_load_bytes(skb, ETH_ALEN, &eth, sizeof(eth)))
@@ -144,11 +152,12 @@ __fbr_global int fbr_hold(struct __sk_buff *skb, const struct fbr_dev *p)
 		if (!holder || *holder != port)
 			bpf_map_update_elem(&fbr_fdb, &mac, &port, BPF_ANY);
 	}
-	if (eth.proto == bpf_htons(ETH_P_IP))
-		at = ETH_HLEN + offsetof(struct iphdr, saddr);
-	else if (eth.proto == bpf_htons(ETH_P_ARP))
+	if (eth.proto == bpf_htons(FBR_ETH_P))
+		at = fbr_addr_at(ETH_HLEN, true);
+	else if (FBR_AF == 4 && eth.proto == bpf_htons(ETH_P_ARP))
 		at = ETH_HLEN + offsetof(struct arphdr, ar_spa);
-	if (!at || bpf_skb_load_bytes(skb, at, &addr, sizeof(addr)) || !addr || addr == p->ip)
+	if (!at || bpf_skb_load_bytes(skb, at, &addr, sizeof(addr)) || fbr_addr_zero(addr) ||
+	    fbr_port_is(p, addr))
 		return 0;
 	holder = bpf_map_lookup_elem(&fbr_holder, &addr);
 	if (holder && *holder == port)

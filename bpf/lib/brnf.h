@@ -16,7 +16,7 @@
 #include "kctx.h"
 
 #define FBR_SYSCTL_DEPTH 16 /* levels of a tree that holds one directory */
-#define FBR_SYSCTL_NAME  24 /* bytes compared: enough to tell the names apart */
+#define FBR_SYSCTL_NAME  (((int)sizeof(FBR_BRNF_SWITCH) + 7) / 8 * 8) /* bytes compared */
 #define FBR_BRNF_LANES   64
 #define FBR_HOOKS_MAX    8 /* hooks looked at; one beyond these is somebody's in any case */
 
@@ -95,11 +95,11 @@ static __always_inline bool fbr_sysctl_set(struct ctl_dir *dir, const struct fbr
 	 }){ text }                           \
 		 .name)
 
-/* Whether br_netfilter calls iptables for frames of the bridge that dev is a port of. */
+/* Whether br_netfilter calls iptables (ip6tables) for frames of the bridge of the port dev. */
 static __always_inline bool fbr_brnf_calls(struct net *net, struct net_device *dev)
 {
 	struct fbr_sysctl_name path[2] = { FBR_NAME("net"), FBR_NAME("bridge") };
-	struct fbr_sysctl_name ip = FBR_NAME("bridge-nf-call-iptables");
+	struct fbr_sysctl_name ip = FBR_NAME(FBR_BRNF_SWITCH);
 	struct ctl_dir *dir = (void *)net + bpf_core_field_offset(struct net, sysctls) +
 			      bpf_core_field_offset(struct ctl_table_set, dir);
 	struct ctl_table_header *h;
@@ -116,11 +116,11 @@ static __always_inline bool fbr_brnf_calls(struct net *net, struct net_device *d
 		return true;
 	if (bpf_core_type_exists(struct net_bridge_port)) {
 		struct net_bridge_port *port = BPF_CORE_READ(dev, rx_handler_data);
-		/* The flag's number since Linux 4.20. The types of a module may lack the enum. */
-		__u32 flag = 2;
+		/* The types of a module may lack the enum. */
+		__u32 flag = FBR_BRNF_BIT;
 
-		if (bpf_core_enum_value_exists(enum net_bridge_opts, BROPT_NF_CALL_IPTABLES))
-			flag = bpf_core_enum_value(enum net_bridge_opts, BROPT_NF_CALL_IPTABLES);
+		if (bpf_core_enum_value_exists(enum net_bridge_opts, FBR_BRNF_OPTION))
+			flag = bpf_core_enum_value(enum net_bridge_opts, FBR_BRNF_OPTION);
 		return BPF_CORE_READ(port, br, options) >> flag & 1;
 	}
 	return false;
@@ -180,7 +180,7 @@ __fbr_global bool fbr_brnf_look(struct __sk_buff *skb)
 	return fbr_bridge_hooked(net) || fbr_brnf_calls(net, dev);
 }
 
-/* Whether netfilter sees an IPv4 frame that this bridge carries between two ports. */
+/* Whether netfilter sees an IP frame that this bridge carries between two ports. */
 static __always_inline bool fbr_brnf_sees(struct __sk_buff *skb, __u32 bridge)
 {
 	struct fbr_brnf *b = &fbr_brnf[bridge % FBR_BRNF_LANES];

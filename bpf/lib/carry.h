@@ -87,8 +87,8 @@ __fbr_global bool fbr_carry_port(const struct fbr_session *s, __u64 seen)
 	if (fbr_pool_claim(s->fwd.proto, port))
 		fbr_port_own(np, &s->fwd, port, s->ext, s->pif,
 			     s->pif && net ? net->flags : (enum fbr_net_flags)0);
-	else if (np->ip != s->fwd.saddr || np->port != s->fwd.sport || np->pif != s->pif ||
-		 !fbr_port_ref(np))
+	else if (!fbr_addr_eq(np->ip, s->fwd.saddr) || np->port != s->fwd.sport ||
+		 np->pif != s->pif || !fbr_port_ref(np))
 		return false;
 	if (s->bits & FBR_S_OUT_ONLY)
 		np->used_at = used_at > seen ? used_at : seen;
@@ -140,7 +140,8 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 	if (f) {
 		slot = f->sess;
 		have = fbr_sess_get(slot);
-		if (!have || !(f->kind & FBR_OUT) || have->ext != c.ext || have->eport != c.eport)
+		if (!have || !(f->kind & FBR_OUT) || !fbr_addr_eq(have->ext, c.ext) ||
+		    have->eport != c.eport)
 			return FBR_CARRY_OTHER;
 		/* The container has answered its client meanwhile. */
 		if (c.isn && !have->isn)
@@ -169,7 +170,8 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 		c.bits |= FBR_S_OVERLOAD;
 	if (c.bits & FBR_S_OVERLOAD)
 		c.bits &= ~FBR_S_PEER;
-	if ((c.bits & FBR_S_PEER) && !fbr_peer_ref(c.fwd.proto, bpf_ntohs(c.eport), c.fwd.daddr))
+	if ((c.bits & FBR_S_PEER) &&
+	    !fbr_peer_ref(c.fwd.proto, bpf_ntohs(c.eport), FBR_ARG(c.fwd.daddr)))
 		c.bits &= ~FBR_S_PEER;
 	/* These two belong to the slot, not to the session. */
 	c.state = have->state;

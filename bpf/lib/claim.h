@@ -40,7 +40,7 @@ static __always_inline bool fbr_held(void)
 /* A session to be created. */
 struct fbr_new {
 	struct fbr_flow_key fwd;
-	__be32 ext;
+	fbr_addr ext;
 	__u32 pif;   /* 0: the host */
 	__u32 payer; /* the port whose quota it counts in; 0: pif */
 	__u32 slot;
@@ -62,7 +62,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 
 	struct fbr_flow *in = fbr_flow_new(2 * n->slot + 1), *out = fbr_flow_new(2 * n->slot);
 	__u8 host = n->pif ? 0 : FBR_HOST;
-	bool icmp = n->fwd.proto == IPPROTO_ICMP;
+	bool icmp = !FBR_ICMP_PSEUDO && n->fwd.proto == FBR_ICMP;
 	struct fbr_flow_key rk;
 	long err;
 
@@ -77,7 +77,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	in->port = n->fwd.sport;
 	in->iif = 0;
 	in->oif = n->pif;
-	in->d_addr = fbr_diff32(n->ext, n->fwd.saddr);
+	in->d_addr = fbr_addr_diff(n->ext, n->fwd.saddr);
 	in->d_l4 = fbr_diff16(icmp ? 0 : in->d_addr, n->eport, n->fwd.sport);
 
 	out->kind = FBR_OUT | host;
@@ -85,7 +85,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	out->port = n->eport;
 	out->iif = n->pif;
 	out->oif = 0;
-	out->d_addr = fbr_diff32(n->fwd.saddr, n->ext);
+	out->d_addr = fbr_addr_diff(n->fwd.saddr, n->ext);
 	out->d_l4 = fbr_diff16(icmp ? 0 : out->d_addr, n->fwd.sport, n->eport);
 
 	fbr_reverse_key(&rk, &n->fwd, n->ext, n->eport);
@@ -147,14 +147,14 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	np = fbr_nport_get(bk.proto, port);
 	if (!np)
 		return false;
-	if (!fbr_port_clear(skb, &n->fwd, n->ext, port)) {
+	if (!fbr_port_clear(skb, &n->fwd, FBR_ARG(n->ext), port)) {
 		n->moved = true;
 		return false;
 	}
 	if (!fbr_port_ref(np))
 		return false;
-	if (np->ip == bk.ip && np->port == bk.port) {
-		if (n->ext != n->fwd.daddr)
+	if (fbr_addr_eq(np->ip, bk.ip) && np->port == bk.port) {
+		if (!fbr_addr_eq(n->ext, n->fwd.daddr))
 			np->ext = n->ext;
 		return true;
 	}
@@ -167,7 +167,8 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
  * becomes the binding's unless there is one already.
  */
 static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_flow_key *fwd,
-					 __u32 port, __be32 ext, __u32 pif, enum fbr_net_flags net)
+					 __u32 port, fbr_addr ext, __u32 pif,
+					 enum fbr_net_flags net)
 {
 	struct fbr_bind_key bk = { .ip = fwd->saddr, .port = fwd->sport, .proto = fwd->proto };
 	struct fbr_quota *q;
@@ -255,7 +256,7 @@ __fbr_global int fbr_overload(struct __sk_buff *skb, struct fbr_new *n)
 		port = m->nat_first + ((__u64)fbr_random() * m->nat_count >> 32);
 		n->eport = bpf_htons(port);
 		if (!(pool->state[port] & FBR_PORT_OPEN) ||
-		    !fbr_port_clear(skb, &n->fwd, n->ext, port))
+		    !fbr_port_clear(skb, &n->fwd, FBR_ARG(n->ext), port))
 			continue;
 		if (!fbr_pair_insert(n)) {
 			if (st)

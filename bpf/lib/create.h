@@ -35,7 +35,8 @@ static __always_inline __u32 fbr_first_bits(const struct fbr_new *n)
 		return bits | FBR_S_OVERLOAD;
 	if (n->net & (FBR_NET_ADF | FBR_NET_EIF))
 		bits |= FBR_S_OUT_ONLY;
-	if ((n->net & FBR_NET_ADF) && fbr_peer_ref(n->fwd.proto, bpf_ntohs(n->eport), n->fwd.daddr))
+	if ((n->net & FBR_NET_ADF) &&
+	    fbr_peer_ref(n->fwd.proto, bpf_ntohs(n->eport), FBR_ARG(n->fwd.daddr)))
 		bits |= FBR_S_PEER;
 	return bits;
 }

@@ -4,6 +4,7 @@
 #define FBR_CSUM_H
 
 #include "../include/bpf/bpf_core_read.h"
+#include "af.h"
 #include "kctx.h"
 
 #define FBR_IP_CSUM   10 /* offsets in the headers */
@@ -13,19 +14,7 @@
 #define FBR_SCTP_CSUM 8
 #define FBR_L4_MIN    8 /* bytes: the shortest L4 header in front of a tunnelled packet */
 
-static __always_inline __u16 fbr_fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
-/* The one's complement difference that turns the sum over old into the sum over new. */
-static __always_inline __u16 fbr_diff32(__be32 old, __be32 new)
-{
-	old = ~old;
-	return fbr_fold((old & 0xffff) + (old >> 16) + (new & 0xffff) + (new >> 16));
-}
-
+/* The one's complement difference between the sums over old and over new, added to base. */
 static __always_inline __u16 fbr_diff16(__u16 base, __be16 old, __be16 new)
 {
 	return fbr_fold((__u32)base + (__u16)~old + new);

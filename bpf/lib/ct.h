@@ -22,10 +22,10 @@ extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 ms) __ksym __weak;
 /* Fills a tuple with the addresses and ports of k, for a lookup of a connection or a socket. */
 static __always_inline void fbr_ct_tuple(struct bpf_sock_tuple *t, const struct fbr_flow_key *k)
 {
-	t->ipv4.saddr = k->saddr;
-	t->ipv4.daddr = k->daddr;
-	t->ipv4.sport = k->sport;
-	t->ipv4.dport = k->dport;
+	fbr_addr_put(t->FBR_TUPLE.saddr, k->saddr);
+	fbr_addr_put(t->FBR_TUPLE.daddr, k->daddr);
+	t->FBR_TUPLE.sport = k->sport;
+	t->FBR_TUPLE.dport = k->dport;
 }
 
 /* Whether conntrack knows the connection of packet t: a neighbour NAT's, or the host's own.
@@ -39,9 +39,9 @@ static __always_inline bool fbr_ct_exists(struct __sk_buff *skb, struct bpf_sock
 	struct nf_conn *ct;
 	bool known;
 
-	if (o->l4proto == IPPROTO_ICMP || !cfg_conntrack)
+	if (o->l4proto == FBR_ICMP || !cfg_conntrack)
 		return false;
-	ct = bpf_skb_ct_lookup(skb, t, sizeof(t->ipv4), o, sizeof(*o));
+	ct = bpf_skb_ct_lookup(skb, t, FBR_TUPLE_LEN, o, sizeof(*o));
 	if (!ct)
 		return false;
 	known = o->dir == FBR_CT_REPLY || !bpf_core_field_exists(ct->status) ||
@@ -156,7 +156,8 @@ __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 		return true;
 	if (p.kind == FBR_L4_ICMP_ERR) {
 		if (p.frag || fbr_parse_at(skb, p.l4 + sizeof(struct icmphdr), &in) ||
-		    in.kind != FBR_L4_PORTS || in.saddr != p.daddr || in.daddr != p.saddr)
+		    in.kind != FBR_L4_PORTS || !fbr_addr_eq(in.saddr, p.daddr) ||
+		    !fbr_addr_eq(in.daddr, p.saddr))
 			return false;
 		fbr_answer_key(&k, &in);
 	} else if (p.kind == FBR_L4_PORTS) {
@@ -166,7 +167,7 @@ __fbr_global bool fbr_ct_answers(struct __sk_buff *skb)
 	}
 	fbr_ct_tuple(&t, &k);
 	o.l4proto = k.proto;
-	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	ct = bpf_skb_ct_lookup(skb, &t, FBR_TUPLE_LEN, &o, sizeof(o));
 	if (!ct)
 		return false;
 	led = o.dir == FBR_CT_REPLY && bpf_core_field_exists(ct->status) &&
@@ -191,7 +192,7 @@ __fbr_global int fbr_ct_extend(struct __sk_buff *skb, const struct fbr_flow_key 
 	if (fwd->proto != IPPROTO_UDP || !cfg_conntrack || !fbr_ct_entry(bpf_cast_to_kern_ctx(skb)))
 		return 0;
 	fbr_ct_tuple(&t, fwd);
-	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	ct = bpf_skb_ct_lookup(skb, &t, FBR_TUPLE_LEN, &o, sizeof(o));
 	if (!ct)
 		return 0;
 	bpf_ct_change_timeout(ct, secs * 1000);

@@ -5,6 +5,7 @@
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "af.h"
 #include "instance.h"
 
 enum fbr_dev_flags {
@@ -27,6 +28,13 @@ enum fbr_dev_flags {
 	FBR_DEV_SIDE = 32768,   /* uplink: opened with the devices that are no uplinks, if at all */
 	FBR_DEV_ALLOWED = 65536, /* port: it may use other addresses, too (allowed.h) */
 	FBR_DEV_VIA = 131072,    /* port, bridge: its network has one way out (fbr_net.via) */
+	/* Bridge: its network has IPv6. Port: the IPv6 programs stand behind these. */
+	FBR_DEV_IP6 = 262144,
+	/* What the flags without the 6 say of IPv4, of IPv6 (FBR_IP_* in device6.h) */
+	FBR_DEV_CLOSED6 = 524288,
+	FBR_DEV_ROUTED6 = 1048576,
+	FBR_DEV_EXCEPTS6 = 2097152,
+	FBR_DEV_WAYS6 = 4194304,
 };
 
 /* Always the kernel's path, for either reason. */
@@ -34,14 +42,14 @@ enum fbr_dev_flags {
 /* The same for what is routed, which passes the bridge's own device. */
 #define FBR_DEV_KERNEL_ROUTED (FBR_DEV_KERNEL_PATH | FBR_DEV_BRIDGE_QUEUES)
 /* Some or all of what a port sends keeps its address. */
-#define FBR_DEV_PLAIN         (FBR_DEV_ROUTED | FBR_DEV_EXCEPTS)
+#define FBR_DEV_PLAIN         (FBR_IP_ROUTED | FBR_IP_EXCEPTS)
 
 /* fbr_devs[ifindex % FBR_DEVS_MAX]: a port, an uplink, a bridge, or FBR_DEV_FRAGS. If
  * another device has that slot, an uplink or a bridge is at fbr_dev_elsewhere(ifindex).
  */
 struct fbr_dev {
 	__u32 ifindex; /* 0: the slot is free; otherwise it must equal the device's */
-	__be32 ip;     /* port: the container's; uplink: the primary address */
+	__be32 ip;     /* IPv4; port: the container's; uplink: the primary address */
 	__u32 bridge;  /* port: ifindex of its bridge; bridge: itself */
 	enum fbr_dev_flags flags;
 	__u16 stats;    /* index into fbr_stats, fbr_drops, fbr_quota */
@@ -99,12 +107,14 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4 * FBR_STATS_MAX);
-	__type(key, __be32);
+	__type(key, fbr_addr);
 	__type(value, __u32); /* ifindex */
 } fbr_hosts SEC(".maps");
 
+#include FBR_AF_DEVICE
+
 /* The port of the container with this address, or NULL. */
-static __always_inline struct fbr_dev *fbr_host_port(__be32 addr)
+static __always_inline struct fbr_dev *fbr_host_port(fbr_addr addr)
 {
 	__u32 *ifindex = bpf_map_lookup_elem(&fbr_hosts, &addr);
 
@@ -114,7 +124,7 @@ static __always_inline struct fbr_dev *fbr_host_port(__be32 addr)
 /* fbr_nets: longest prefix match, one entry for each subnet */
 struct fbr_net_key {
 	__u32 prefixlen;
-	__be32 addr;
+	fbr_addr addr;
 };
 
 enum fbr_net_flags {
@@ -139,9 +149,9 @@ enum fbr_net_flags {
 struct fbr_net {
 	__u32 bridge; /* ifindex */
 	enum fbr_net_flags flags;
-	__be32 broadcast; /* 0: the subnet has none */
-	__be32 snat;      /* external address, with FBR_NET_SNAT */
-	__u32 via;        /* ifindex, with FBR_NET_VIA; 0: the device is gone */
+	fbr_addr broadcast; /* 0: the subnet has none */
+	fbr_addr snat;      /* external address, with FBR_NET_SNAT */
+	__u32 via;          /* ifindex, with FBR_NET_VIA; 0: the device is gone */
 };
 
 /* Subnets. Only the kernel's path reads them: a lookup costs more than all the rest of a hit. */
@@ -154,19 +164,19 @@ struct {
 } fbr_nets SEC(".maps");
 
 /* The network that an address (network byte order) belongs to, or NULL. */
-static __always_inline struct fbr_net *fbr_net_get(__be32 addr)
+static __always_inline struct fbr_net *fbr_net_get(fbr_addr addr)
 {
-	struct fbr_net_key k = { .prefixlen = 32, .addr = addr };
+	struct fbr_net_key k = { .prefixlen = FBR_ADDR_BITS, .addr = addr };
 
 	return bpf_map_lookup_elem(&fbr_nets, &k);
 }
 
 /* Whether an address is the one that the host has on the network's bridge. */
-static __always_inline bool fbr_is_gateway(const struct fbr_net *n, __be32 addr)
+static __always_inline bool fbr_is_gateway(const struct fbr_net *n, fbr_addr addr)
 {
 	struct fbr_dev *br = fbr_dev_get(n->bridge);
 
-	return br && br->ip == addr;
+	return br && fbr_addr_eq(fbr_dev_ip(br), addr);
 }
 
 /* Whether packets between the network n and the outside may pass a device. */
@@ -178,9 +188,9 @@ static __always_inline bool fbr_net_leads(const struct fbr_net *n, __u32 ifindex
 /* The same for the network of an address. A function of its own, which spares its callers'
  * stacks.
  */
-__fbr_global bool fbr_addr_leads(__be32 addr, __u32 ifindex)
+__fbr_global bool fbr_addr_leads(fbr_addr_arg addr, __u32 ifindex)
 {
-	struct fbr_net *n = fbr_net_get(addr);
+	struct fbr_net *n = FBR_GIVEN(addr) ? fbr_net_get(FBR_ADDR(addr)) : NULL;
 
 	return n && fbr_net_leads(n, ifindex);
 }
@@ -188,7 +198,12 @@ __fbr_global bool fbr_addr_leads(__be32 addr, __u32 ifindex)
 /* The same for the network of d, a port or a bridge. */
 static __always_inline bool fbr_dev_leads(const struct fbr_dev *d, __u32 ifindex)
 {
-	return !(d->flags & FBR_DEV_VIA) || fbr_addr_leads(d->ip, ifindex);
+	fbr_addr ip;
+
+	if (!(d->flags & FBR_DEV_VIA))
+		return true;
+	ip = fbr_dev_ip(d);
+	return fbr_addr_leads(FBR_ARG(ip), ifindex);
 }
 
 /* What one port holds, for the quotas */

@@ -64,9 +64,9 @@ __fbr_global __u32 fbr_nat_look(struct __sk_buff *skb)
 	struct nf_hook_ops *ops = NULL;
 	__u32 i, n, found = 0;
 
-	if (!bpf_core_field_exists(net->nf.hooks_ipv4))
+	if (!bpf_core_field_exists(net->nf.FBR_NF_HOOKS))
 		return 0;
-	bpf_core_read(&e, sizeof(e), &net->nf.hooks_ipv4[NF_INET_PRE_ROUTING]);
+	bpf_core_read(&e, sizeof(e), &net->nf.FBR_NF_HOOKS[NF_INET_PRE_ROUTING]);
 	if (!e)
 		return 0;
 	n = BPF_CORE_READ(e, num_hook_entries);
@@ -113,7 +113,7 @@ static __always_inline bool fbr_dnat_fails(const struct fbr_flow_key *k)
 static __always_inline bool fbr_dnat_leads(const struct nf_conn *ct, const struct fbr_flow *f)
 {
 	return (BPF_CORE_READ(ct, status) & IPS_DST_NAT) &&
-	       BPF_CORE_READ(ct, tuplehash[FBR_CT_REPLY].tuple.src.u3.ip) == f->addr &&
+	       fbr_addr_eq(FBR_CT_ADDR(ct, tuplehash[FBR_CT_REPLY].tuple.src), f->addr) &&
 	       BPF_CORE_READ(ct, tuplehash[FBR_CT_REPLY].tuple.src.u.all) == f->port;
 }
 
@@ -123,8 +123,8 @@ static __always_inline bool fbr_dnat_leads(const struct nf_conn *ct, const struc
 static __always_inline bool fbr_dnat_enter(struct __sk_buff *skb, struct bpf_sock_tuple *t,
 					   struct bpf_ct_opts___12 *o, const struct fbr_flow *f)
 {
-	union nf_inet_addr to = { .ip = f->addr };
-	struct nf_conn___init *new = bpf_skb_ct_alloc(skb, t, sizeof(t->ipv4), o, sizeof(*o));
+	union nf_inet_addr to = fbr_nf_addr(f->addr);
+	struct nf_conn___init *new = bpf_skb_ct_alloc(skb, t, FBR_TUPLE_LEN, o, sizeof(*o));
 	struct nf_conn *ct;
 	bool leads;
 
@@ -180,14 +180,14 @@ __fbr_global bool fbr_dnat(struct __sk_buff *skb, const struct fbr_flow_key *k,
 	struct nf_conn *ct;
 	__u32 hooks;
 
-	if (!s || !(s->bits & FBR_S_PUBLISHED) || f->addr == k->daddr ||
+	if (!s || !(s->bits & FBR_S_PUBLISHED) || fbr_addr_eq(f->addr, k->daddr) ||
 	    !bpf_core_type_exists(struct nf_conn))
 		return false;
 	hooks = fbr_nat_hooked(skb);
 	if (!(hooks & FBR_NAT_TRACKS) || fbr_dnat_fails(k))
 		return false;
 	fbr_ct_tuple(&t, k);
-	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	ct = bpf_skb_ct_lookup(skb, &t, FBR_TUPLE_LEN, &o, sizeof(o));
 	if (ct) {
 		leads = (hooks & FBR_NAT_TRANSLATES) && fbr_dnat_leads(ct, f) &&
 			!(meets == FBR_DNAT_OPENS &&
@@ -203,7 +203,7 @@ __fbr_global bool fbr_dnat(struct __sk_buff *skb, const struct fbr_flow_key *k,
 			return true;
 		}
 		/* A lookup removes what has expired. */
-		ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+		ct = bpf_skb_ct_lookup(skb, &t, FBR_TUPLE_LEN, &o, sizeof(o));
 		if (ct) {
 			bpf_ct_release(ct);
 			return false;
@@ -235,7 +235,7 @@ static __always_inline bool fbr_dnat_answers(struct sk_buff *skb, struct fbr_flo
 
 	if (!fbr_ct_led(skb) || (skb->_nfct & ~NFCT_PTRMASK) < IP_CT_IS_REPLY)
 		return false;
-	k->saddr = BPF_CORE_READ(ct, tuplehash[FBR_CT_REPLY].tuple.src.u3.ip);
+	k->saddr = FBR_CT_ADDR(ct, tuplehash[FBR_CT_REPLY].tuple.src);
 	k->sport = BPF_CORE_READ(ct, tuplehash[FBR_CT_REPLY].tuple.src.u.all);
 	return true;
 }
@@ -252,17 +252,17 @@ static __always_inline bool fbr_dnat_missed(struct bpf_nf_ctx *ctx)
 	struct l4ports ports;
 	struct bpf_dynptr pkt;
 	struct fbr_pub *pub;
-	struct iphdr ip;
+	fbr_ip ip;
 
 	s = fbr_hair_tagged(hash) ? fbr_sess_get(hash & FBR_HAIR_SLOT) : NULL;
 	if (!s || !(s->bits & FBR_S_PUBLISHED) || bpf_dynptr_from_skb(skb, 0, &pkt) ||
-	    bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0) || ip.daddr != s->ext ||
-	    bpf_dynptr_read(&ports, sizeof(ports), &pkt, ip.ihl * 4, 0))
+	    bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0) || !fbr_addr_eq(ip.daddr, s->ext) ||
+	    bpf_dynptr_read(&ports, sizeof(ports), &pkt, fbr_ip_len(&ip), 0))
 		return false;
-	if (ip.protocol == IPPROTO_ICMP) {
+	if (ip.protocol == FBR_ICMP) {
 		if (!fbr_icmp_is_error(*(__u8 *)&ports))
 			return false;
-	} else if (ip.protocol != s->fwd.proto || ip.saddr != s->fwd.daddr ||
+	} else if (ip.protocol != s->fwd.proto || !fbr_addr_eq(ip.saddr, s->fwd.daddr) ||
 		   ports.sport != s->fwd.dport || ports.dport != s->eport) {
 		return false;
 	}

@@ -16,7 +16,7 @@ enum fbr_class {
 #define FBR_PORTS 65536 /* in each class */
 
 struct fbr_bind_key {
-	__be32 ip;
+	fbr_addr ip;
 	__be16 port;
 	__u8 proto;
 	__u8 pad;
@@ -33,11 +33,11 @@ struct {
 /* fbr_nport[class * FBR_PORTS + port]: the present or the last owner */
 struct fbr_nport {
 	__u32 refs;     /* sessions that use it; the last one releases it */
-	__be32 ip;      /* owner */
+	fbr_addr ip;    /* owner */
 	__be16 port;    /* owner's source port */
 	__u16 bound;    /* an entry in fbr_bind points here */
 	__u32 pif;      /* owner's device; 0: the host */
-	__be32 ext;     /* the external address it was last used with */
+	fbr_addr ext;   /* the external address it was last used with */
 	__u64 noted_at; /* jiffies: seen in use beside any mapping; 0: not since one took it */
 	/* jiffies: its owner last sent something (EIF and ADF only), or released it */
 	__u64 used_at;
@@ -53,7 +53,7 @@ struct {
 /* A remote address that a mapping has contacted. Address-dependent filtering admits it. */
 struct fbr_peer_key {
 	__u32 nport; /* index into fbr_nport */
-	__be32 addr;
+	fbr_addr addr;
 };
 
 /* The contacted addresses in networks with address-dependent filtering, and how many

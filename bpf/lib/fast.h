@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* What a packet must look like to take the fast path.
  *
- * It is an IPv4 packet without options and not a fragment. Its header checksum is right,
- * its TTL is above 1, and its length fields agree with the frame. It carries TCP with ACK
- * and without SYN, FIN and RST, or UDP, or an ICMP echo. Everything else goes to the
- * kernel, which may trim or drop it, and whose connection tracking calls such headers
- * invalid.
+ * It is an IP packet without options or extension headers and not a fragment. Its header
+ * checksum is right, its TTL is above 1, and its length fields agree with the frame. It
+ * carries TCP with ACK and without SYN, FIN and RST, or UDP, or an ICMP echo. Everything else
+ * goes to the kernel, which may trim or drop it, and whose connection tracking calls such
+ * headers invalid.
  */
 #ifndef FBR_FAST_H
 #define FBR_FAST_H
@@ -15,16 +15,16 @@
 #include "kctx.h"
 #include "nat.h"
 
-/* Makes the headers linear that are read in place: L2, IPv4, TCP, as far as the packet has
- * them. Of SCTP no more than the IPv4 header is read, and no more may be made linear: a
+/* Makes the headers linear that are read in place: L2, IP, TCP, as far as the packet has
+ * them. Of SCTP no more than the IP header is read, and no more may be made linear: a
  * super-packet of SCTP is cut where its fragments begin (GSO_BY_FRAGS). Here and below, l2
  * is the length of the L2 header in bytes: ETH_HLEN or 0.
  */
 static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 l2)
 {
-	const __u32 want = l2 + sizeof(struct iphdr) + sizeof(struct tcphdr);
+	const __u32 want = l2 + sizeof(fbr_ip) + sizeof(struct tcphdr);
 	__u32 have = skb->data_end - skb->data;
-	struct iphdr *ip;
+	fbr_ip *ip;
 
 	if (have >= want || have >= skb->len)
 		return;
@@ -33,20 +33,20 @@ static __always_inline void fbr_pull_headers(struct __sk_buff *skb, const __u32 
 		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
 }
 
-/* The number of bytes after an IPv4 header of 20 bytes. 0 if the header and the frame
+/* The number of bytes after an IP header without options. 0 if the header and the frame
  * disagree about the length: ip_rcv() drops what is cut short and trims what is longer.
  *
  * Two kinds of packet may disagree: short frames, which are padded on the wire and trimmed
  * by the container, and super-packets of BIG TCP, whose length field is 0. frame is the
  * frame's length in bytes. skb is NULL in XDP, which sees no super-packets.
  */
-static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, const struct iphdr *ip,
+static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, const fbr_ip *ip,
 					 const __u32 l2, bool out)
 {
-	__u32 have = frame - l2, len = bpf_ntohs(ip->tot_len);
+	__u32 have = frame - l2, len = fbr_ip_total(ip);
 
 	if (len != have) {
-		if (!len && skb && skb->gso_size && ip->protocol == IPPROTO_TCP)
+		if (fbr_ip_open(ip) && skb && skb->gso_size && ip->protocol == IPPROTO_TCP)
 			len = have;
 		else if (out || !l2 || len > have || frame > ETH_ZLEN)
 			return 0;
@@ -54,30 +54,18 @@ static __always_inline __u32 fbr_l4_room(struct __sk_buff *skb, __u32 frame, con
 	return len > sizeof(*ip) ? len - sizeof(*ip) : 0;
 }
 
-/* The key of a packet; ports holds both ports as in the L4 header. It is written in two
+/* The key of a packet; ports holds both ports as in the L4 header. It is written in
  * stores of eight bytes. The map reads the key in words and compares it in double words,
  * and a load that spans several earlier stores waits until they have left the store buffer.
  */
-static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const struct iphdr *ip,
-					 __u32 ports)
+static __always_inline void fbr_fast_key(struct fbr_flow_key *k, const fbr_ip *ip, __u32 ports)
 {
-	__u64 *half = (__u64 *)k;
+	__u64 *words = (__u64 *)k;
+	__u32 i;
 
-	half[0] = *(__u64 *)&ip->saddr;
-	half[1] = (__u64)ip->protocol << 32 | ports;
-}
-
-/* Whether the checksum of a header of 20 bytes is right. ip_rcv() drops the packet if it is
- * wrong, and a rewrite would carry the error on.
- */
-static __always_inline bool fbr_ip_sum_right(const struct iphdr *ip)
-{
-	const __u32 *w = (const __u32 *)ip;
-	__u64 sum = (__u64)w[0] + w[1] + w[2] + w[3] + w[4];
-
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ((sum & 0xffff) + (sum >> 16)) == 0xffff;
+	for (i = 0; i < FBR_KEY_WORDS - 1; i++)
+		words[i] = ((const __u64 *)&ip->saddr)[i];
+	words[i] = (__u64)ip->protocol << 32 | ports;
 }
 
 /* Fills the key of a packet on its way out of the containers (out) or into them. Returns
@@ -88,12 +76,11 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 					    void *data_end, const __u32 l2, bool out,
 					    struct fbr_flow_key *k)
 {
-	struct iphdr *ip = data + l2;
+	fbr_ip *ip = data + l2;
 	void *l4 = ip + 1;
 	__u32 room;
 
-	if (l4 > data_end || *(__u8 *)ip != 0x45 || ip->ttl <= 1 ||
-	    (ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)) || !fbr_ip_sum_right(ip))
+	if (l4 > data_end || !fbr_ip_simple(ip))
 		return 0;
 	room = fbr_l4_room(skb, frame, ip, l2, out);
 
@@ -116,11 +103,11 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 		fbr_fast_key(k, ip, *(__u32 *)l4);
 		return room >= sizeof(*udp) && bpf_ntohs(udp->len) == room ? sizeof(*udp) : 0;
 	}
-	if (ip->protocol == IPPROTO_ICMP) {
+	if (ip->protocol == FBR_ICMP) {
 		struct icmphdr *icmp = l4;
 
 		if ((void *)(icmp + 1) > data_end || room < sizeof(*icmp) ||
-		    icmp->type != (out ? ICMP_ECHO : ICMP_ECHOREPLY))
+		    icmp->type != (out ? FBR_ICMP_ECHO : FBR_ICMP_ECHOREPLY))
 			return 0;
 		fbr_fast_key(k, ip, out ? icmp->id : (__u32)icmp->id << 16);
 		return sizeof(*icmp);
@@ -140,7 +127,7 @@ static __always_inline bool fbr_cut_as(struct __sk_buff *skb, __u8 proto)
 
 	__u32 kind = s->gso_type & SKB_GSO_KINDS;
 
-	return !kind || kind == (proto == IPPROTO_TCP ? SKB_GSO_TCPV4 : SKB_GSO_UDP_L4);
+	return !kind || kind == (proto == IPPROTO_TCP ? FBR_GSO_TCP : SKB_GSO_UDP_L4);
 }
 
 /* Whether the packet of protocol proto, or each segment of a super-packet, fits the MTU
@@ -152,7 +139,7 @@ static __always_inline bool fbr_fits(struct __sk_buff *skb, const __u32 l2, __u8
 	__u32 gso = skb->gso_size;
 
 	if (gso)
-		return gso + sizeof(struct iphdr) + l4_len <= mtu && fbr_cut_as(skb, proto);
+		return gso + sizeof(fbr_ip) + l4_len <= mtu && fbr_cut_as(skb, proto);
 	return skb->len - l2 <= mtu;
 }
 

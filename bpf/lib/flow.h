@@ -31,10 +31,7 @@ static __always_inline struct fbr_flow *fbr_flow_at(__u32 i)
 
 static __always_inline bool fbr_flow_is(const struct fbr_flow *f, const struct fbr_flow_key *k)
 {
-	const volatile __u64 *have = (const volatile __u64 *)&f->key;
-	const __u64 *want = (const __u64 *)k;
-
-	return have[1] == want[1] && have[0] == want[0];
+	return fbr_words_same((const volatile __u64 *)&f->key, (const __u64 *)k);
 }
 
 /* Neighbouring source ports hash into one cache line of fbr_near. Connections that one
@@ -43,12 +40,11 @@ static __always_inline bool fbr_flow_is(const struct fbr_flow *f, const struct f
  */
 static __always_inline __u32 fbr_flow_hash(const struct fbr_flow_key *k)
 {
-	const __u64 *half = (const __u64 *)k;
+	const __u64 *words = (const __u64 *)k, last = words[FBR_KEY_WORDS - 1];
 	const __u64 line = 7; /* eight entries a line: low bits of the source port in host order */
-	__u64 near = half[1] >> 8 & line, h;
+	__u64 near = last >> 8 & line, h;
 
-	h = (half[0] + cfg_mark) * 0x9e3779b97f4a7c15;
-	h = ((h ^ h >> 32) ^ (half[1] & ~(line << 8))) * 0xd6e8feb86659fd93;
+	h = (fbr_addrs_hash(words, cfg_mark) ^ (last & ~(line << 8))) * 0xd6e8feb86659fd93;
 	return (h ^ h >> 32) ^ near;
 }
 
@@ -134,7 +130,7 @@ static __always_inline struct fbr_flow *fbr_flow_in(__u32 slot)
 /* Clears the key and the lease. */
 static __always_inline void fbr_flow_void(struct fbr_flow *f)
 {
-	((volatile __u64 *)&f->key)[1] = 0;
+	((volatile __u64 *)&f->key)[FBR_KEY_WORDS - 1] = 0;
 	*(volatile __u64 *)&f->granted = 0;
 }
 
@@ -156,13 +152,11 @@ static __always_inline struct fbr_flow *fbr_flow_new(__u32 i)
 static __always_inline long fbr_flow_publish(struct fbr_flow *f, __u32 i,
 					     const struct fbr_flow_key *k)
 {
-	const __u64 *key = (const __u64 *)k;
 	long err = bpf_map_update_elem(&fbr_flow_of, k, &i, BPF_NOEXIST);
 
 	if (err)
 		return err;
-	((volatile __u64 *)&f->key)[0] = key[0];
-	((volatile __u64 *)&f->key)[1] = key[1];
+	fbr_words_set((volatile __u64 *)&f->key, (const __u64 *)k);
 	return 0;
 }
 

@@ -42,19 +42,20 @@ _Static_assert((FBR_FRAGS_MAX & (FBR_FRAGS_MAX - 1)) == 0, "fbr_state.frag_hand 
 
 /* A datagram whose fragments are passing, as on the wire before rewriting */
 struct fbr_frag_key {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 id;
+	fbr_addr saddr;
+	fbr_addr daddr;
+	fbr_ip_id id;
+	__u8 pad[sizeof(fbr_ip_id) - sizeof(__be16)];
 	__u8 proto;
 	__u8 in; /* from outside, or to an address of the host */
 };
 
 /* What the first fragment has found out */
 struct fbr_frag {
-	__u64 until; /* jiffies */
-	__be32 addr; /* the new source (out) or destination (in) */
-	__be16 id;   /* the new one */
-	__u16 pad;
+	__u64 until;   /* jiffies */
+	fbr_addr addr; /* the new source (out) or destination (in) */
+	fbr_ip_id id;  /* the new one */
+	fbr_ip_id pad;
 	__u32 pif;  /* the container's port */
 	__u32 slot; /* index into fbr_frag_slot */
 };
@@ -96,9 +97,11 @@ static __always_inline __u32 fbr_frag_mix(__u32 h, __u32 v)
 }
 
 /* Seeded with the instance's secret, so that nobody outside can predict it. */
-static __always_inline __u32 fbr_frag_hash(__be32 saddr, __be32 daddr, __u32 more)
+static __always_inline __u32 fbr_frag_hash(fbr_addr saddr, fbr_addr daddr, __u32 more)
 {
-	return fbr_frag_mix(fbr_frag_mix(fbr_frag_mix(cfg_mark, saddr), daddr), more);
+	return fbr_frag_mix(
+		fbr_frag_mix(fbr_frag_mix(cfg_mark, fbr_addr_word(saddr)), fbr_addr_word(daddr)),
+		more);
 }
 
 static __always_inline __u32 *fbr_frag_via_get(const struct fbr_pkt *p)
@@ -112,8 +115,12 @@ static __always_inline __u32 *fbr_frag_via_get(const struct fbr_pkt *p)
  * address must not share an id (RFC 6864 section 5.3.1). A single counter for the whole
  * instance would wrap too soon, and would show everybody how busy the instance is.
  */
-static __always_inline __be16 fbr_frag_new_id(__be32 saddr, __be32 daddr, __u8 proto)
+static __always_inline fbr_ip_id fbr_frag_new_id(fbr_addr saddr, fbr_addr daddr, __u8 proto,
+						 fbr_ip_id old)
 {
+	if (FBR_AF == 6) /* the host's own ids are random, and new ones where it fragments anew */
+		return old;
+
 	__u32 h = fbr_frag_hash(saddr, daddr, proto), i = h % FBR_FRAG_LANES;
 	__u32 *next = bpf_map_lookup_elem(&fbr_frag_id, &i);
 
@@ -202,14 +209,6 @@ __fbr_global bool fbr_frag_track(const struct fbr_frag_key *k, struct fbr_frag *
 	return true;
 }
 
-static __always_inline long fbr_frag_set_id(struct __sk_buff *skb, __u32 l3, __be16 old, __be16 new)
-{
-	if (old == new)
-		return 0;
-	return bpf_l3_csum_replace(skb, l3 + FBR_IP_CSUM, old, new, 2)
-		       ?: bpf_skb_store_bytes(skb, l3 + offsetof(struct iphdr, id), &new, 2, 0);
-}
-
 /* Translates a fragment that is not the first. Returns FBR_NONE or the reason to drop it.
  * Returns FBR_NOT_OURS for one from outside whose datagram is unknown; it is untouched.
  */
@@ -231,8 +230,8 @@ __fbr_global enum fbr_reason fbr_frag_later(struct __sk_buff *skb, const struct 
 	if (!(p->frag & FBR_FRAG_MORE))
 		fbr_frag_forget(&k, f);
 	/* Point of no return. */
-	if (fbr_rewrite_outer(skb, p->l3, !in, in ? p->daddr : p->saddr, v.addr) ||
-	    fbr_frag_set_id(skb, p->l3, p->id, v.id))
+	if (fbr_rewrite_outer(skb, p->l3, 0, !in, in ? p->daddr : p->saddr, v.addr) ||
+	    fbr_rewrite_id(skb, p->l3, p->id, v.id))
 		return FBR_UNSUPPORTED;
 	return FBR_NONE;
 }
@@ -249,14 +248,14 @@ __fbr_global enum fbr_reason fbr_frag_first(struct __sk_buff *skb, const struct 
 	struct fbr_frag_key k = fbr_frag_key_of(p, hairpin);
 	struct fbr_frag v = { .pif = port->ifindex };
 
-	if (bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, !hairpin), &v.addr, 4))
+	if (bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, !hairpin), &v.addr, sizeof(v.addr)))
 		return FBR_UNSUPPORTED;
 	/* By the addresses that its receiver will see. */
-	v.id = hairpin ? fbr_frag_new_id(p->daddr, v.addr, p->proto)
-		       : fbr_frag_new_id(v.addr, p->daddr, p->proto);
+	v.id = hairpin ? fbr_frag_new_id(p->daddr, v.addr, p->proto, p->id)
+		       : fbr_frag_new_id(v.addr, p->daddr, p->proto, p->id);
 	if (!fbr_frag_track(&k, &v))
 		return FBR_FRAGMENT;
-	return fbr_frag_set_id(skb, p->l3, p->id, v.id) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite_id(skb, p->l3, p->id, v.id) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 #endif

@@ -35,8 +35,8 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 	__u8 ttl;
 
 	if (!d || !via || skb->pkt_type != PACKET_HOST ||
-	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP) ||
-	    bpf_skb_load_bytes(skb, p->l3 + offsetof(struct iphdr, ttl), &ttl, 1) || ttl <= 1 ||
+	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != FBR_ICMP) ||
+	    bpf_skb_load_bytes(skb, p->l3 + offsetof(fbr_ip, ttl), &ttl, 1) || ttl <= 1 ||
 	    !fbr_is_local(skb, u, p->daddr))
 		return false;
 	*via = u->ifindex;
@@ -57,7 +57,7 @@ static __always_inline bool fbr_frag_returned(struct __sk_buff *skb, const struc
 /* Restores the TTL that the other namespace decremented. */
 static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
 {
-	const __u32 off = ETH_HLEN + offsetof(struct iphdr, ttl);
+	const __u32 off = ETH_HLEN + offsetof(fbr_ip, ttl);
 	__u16 old, new; /* TTL and protocol */
 
 	if (bpf_skb_load_bytes(skb, off, &old, 2))
@@ -81,9 +81,9 @@ __fbr_global enum fbr_reason fbr_frag_first_in(struct __sk_buff *skb, const stru
 	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_frag v = { .id = p->id };
 
-	if (!f || bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, false), &v.addr, 4))
+	if (!f || bpf_skb_load_bytes(skb, fbr_addr_at(p->l3, false), &v.addr, sizeof(v.addr)))
 		return FBR_UNSUPPORTED;
-	if (v.addr == p->daddr)
+	if (fbr_addr_eq(v.addr, p->daddr))
 		return FBR_NONE; /* the host's own: the other fragments need no translation */
 	v.pif = fbr_flow_port(f);
 	return fbr_frag_track(&fk, &v) ? FBR_NONE : FBR_FRAGMENT;
@@ -102,7 +102,7 @@ fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr
 	if (p->frag & FBR_FRAG_LATER)
 		return fbr_frag_later(skb, p, true);
 	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REP) ||
-	    !(fbr_in_range(c, p->dport) || c->published) || p->saddr == p->daddr)
+	    !(fbr_in_range(c, p->dport) || c->published) || fbr_addr_eq(p->saddr, p->daddr))
 		return FBR_NOT_OURS;
 	fbr_key(&k, p);
 	why = fbr_unsnat_first(skb, p, u, &k);
@@ -116,7 +116,7 @@ static __always_inline int fbr_frag_return(struct __sk_buff *skb)
 	struct fbr_pkt p;
 	__u32 *via, why;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &p) || !p.frag)
+	if (skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse(skb, &p) || !p.frag)
 		return TCX_DROP; /* made by that namespace itself */
 	via = fbr_frag_via_get(&p);
 	u = via ? fbr_dev_get(*via) : NULL;

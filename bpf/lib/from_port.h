@@ -4,8 +4,8 @@
 #define FBR_FROM_PORT_H
 
 #include "../include/bpf/bpf_endian.h"
-#include "addr.h"
 #include "allowed.h"
+#include "arp.h"
 #include "clock.h"
 #include "config.h"
 #include "csum.h"
@@ -31,18 +31,19 @@
  * frames to a group or to the port's own host end. Returns FBR_NONE or the reason to drop
  * it.
  */
-__fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, __be32 daddr)
+__fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, fbr_addr_arg arg)
 {
-	if (!p)
+	if (!p || !FBR_GIVEN(arg))
 		return FBR_ISOLATED;
 
+	fbr_addr daddr = FBR_ADDR(arg);
 	struct fbr_net *n = fbr_net_get(daddr);
 
 	if (n)
 		return n->bridge == p->bridge ? FBR_NONE : FBR_ISOLATED;
 	if (!(p->flags & FBR_DEV_INTERNAL))
 		return FBR_NONE;
-	return fbr_multicast(daddr) || daddr == 0xffffffff ? FBR_NONE : FBR_ISOLATED;
+	return fbr_multicast(daddr) || fbr_broadcast(daddr) ? FBR_NONE : FBR_ISOLATED;
 }
 
 /* Sends a port's packet on to the kernel. */
@@ -128,7 +129,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 	}
 
 	if (!fbr_mac_equal(eth->h_dest, p->gw_mac)) {
-		__be32 daddr = ip->daddr;
+		fbr_addr daddr = ip->daddr;
 		struct fbr_dev *t = fbr_pair_hit(p, c, eth->h_dest);
 
 		if (t && fbr_beside(p, t, daddr))
@@ -173,7 +174,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		}
 	}
 	if (!(p->flags & FBR_DEV_INTERNAL)) {
-		__be32 daddr = ip->daddr; /* ip is invalid after the call */
+		fbr_addr daddr = ip->daddr; /* ip is invalid after the call */
 
 		why = fbr_hairpin(skb, p);
 		if (why == FBR_NOT_OURS)

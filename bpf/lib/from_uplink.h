@@ -50,7 +50,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		if (skb->vlan_present)
 			goto host;
 	}
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(FBR_ETH_P))
 		goto host;
 	fbr_pull_headers(skb, l2);
 	data = (void *)(long)skb->data;
@@ -61,7 +61,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, u, c, now, &t);
 		if (f && fbr_fits(skb, l2, k.proto, l4_len, f->mtu) &&
-		    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) <= FBR_SUM_OWN) {
+		    fbr_sum_pending(skb, l2 + sizeof(fbr_ip), k.proto) <= FBR_SUM_OWN) {
 			__u32 oif = f->oif;
 
 			fbr_count_rx(skb, u, FBR_FAST);
@@ -78,7 +78,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 			return bpf_redirect_peer(oif, 0);
 		}
 	}
-	if (l4_len && (u->flags & FBR_DEV_WAYS)) {
+	if (l4_len && (u->flags & FBR_IP_WAYS)) {
 		int oif = fbr_way_in(skb, u, &k, l4_len, l2);
 
 		if (oif < 0)
@@ -99,7 +99,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		why = fbr_martian(skb, u, pkt.saddr, pkt.daddr) ? FBR_MARTIAN
 								: fbr_icmp_error_in(skb, &pkt);
 	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
-		   pkt.saddr != pkt.daddr && /* hairpin sessions are not for outside */
+		   !fbr_addr_eq(pkt.saddr, pkt.daddr) && /* hairpin sessions are not for outside */
 		   (fbr_in_range(c, pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
 		why = fbr_unsnat_first(skb, &pkt, u, &k);

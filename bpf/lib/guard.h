@@ -9,7 +9,6 @@
 
 #include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_endian.h"
-#include "addr.h"
 #include "allowed.h"
 #include "ct.h"
 #include "device.h"
@@ -24,7 +23,7 @@
 /* Whether the network of addr forbids it to leave for remote by device out (ifindex). led:
  * the device is another network's bridge, and a rule of the host directs the packet there.
  */
-static __always_inline bool fbr_guarded(__be32 addr, __be32 remote, __u32 out, bool led)
+static __always_inline bool fbr_guarded(fbr_addr addr, fbr_addr remote, __u32 out, bool led)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 
@@ -35,9 +34,9 @@ static __always_inline bool fbr_guarded(__be32 addr, __be32 remote, __u32 out, b
 	return !fbr_plain_to(n, remote);
 }
 
-__fbr_global int fbr_guard_count(__be32 addr, __u32 reason)
+__fbr_global int fbr_guard_count(fbr_addr_arg addr, __u32 reason)
 {
-	struct fbr_dev *d = fbr_addr_port(addr);
+	struct fbr_dev *d = FBR_GIVEN(addr) ? fbr_addr_port(FBR_ADDR(addr)) : NULL;
 
 	if (d)
 		fbr_count_drop(d, reason);
@@ -47,17 +46,17 @@ __fbr_global int fbr_guard_count(__be32 addr, __u32 reason)
 /* An address of a packet that is forwarded, by its offset in the IPv4 header; 0 if it cannot
  * be read. The kernel has made the header linear.
  */
-static __always_inline __be32 fbr_forwarded_addr(struct bpf_nf_ctx *ctx, __u32 offset)
+static __always_inline fbr_addr fbr_forwarded_addr(struct bpf_nf_ctx *ctx, __u32 offset)
 {
-	__be32 addr = 0;
+	fbr_addr addr = FBR_NO_ADDR;
 
 	bpf_probe_read_kernel(&addr, sizeof(addr), ctx->skb->data + offset);
 	return addr;
 }
 
-static __always_inline __be32 fbr_forwarded_to(struct bpf_nf_ctx *ctx)
+static __always_inline fbr_addr fbr_forwarded_to(struct bpf_nf_ctx *ctx)
 {
-	return fbr_forwarded_addr(ctx, __builtin_offsetof(struct iphdr, daddr));
+	return fbr_forwarded_addr(ctx, __builtin_offsetof(fbr_ip, daddr));
 }
 
 /* Whether the host forwards a packet. What a tunnel of the host has wrapped is the host's
@@ -65,10 +64,7 @@ static __always_inline __be32 fbr_forwarded_to(struct bpf_nf_ctx *ctx)
  */
 static __always_inline bool fbr_forwarded(struct bpf_nf_ctx *ctx)
 {
-	struct inet_skb_parm *cb =
-		bpf_rdonly_cast(ctx->skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
-
-	return cb->flags & IPSKB_FORWARDED;
+	return fbr_skb_forwarded(ctx->skb);
 }
 
 /* Whether a packet that came in by the bridge in leaves by another device than its network's
@@ -82,7 +78,7 @@ static __always_inline bool fbr_strays(struct bpf_nf_ctx *ctx, const struct fbr_
 	if (!(in->flags & FBR_DEV_VIA) || (d && (d->flags & FBR_DEV_BRIDGE)) ||
 	    !fbr_forwarded(ctx) || fbr_dev_leads(in, out))
 		return false;
-	port = fbr_addr_port(fbr_forwarded_addr(ctx, __builtin_offsetof(struct iphdr, saddr)));
+	port = fbr_addr_port(fbr_forwarded_addr(ctx, __builtin_offsetof(fbr_ip, saddr)));
 	if (port)
 		fbr_count_drop(port, FBR_NO_UPLINK);
 	else if (d)
@@ -98,15 +94,15 @@ static __always_inline bool fbr_opened_by_us(struct bpf_nf_ctx *ctx, const struc
 					     const struct fbr_dev *out)
 {
 	struct fbr_conf *c = fbr_conf_get();
-	__be32 daddr;
+	fbr_addr daddr;
 
-	if (!c || (in ? !(in->flags & FBR_DEV_CLOSED) : !c->opened) ||
-	    (out && (out->flags & FBR_DEV_BRIDGE)) || ctx->state->net->ipv4.devconf_all->data[0])
+	if (!c || (in ? !(in->flags & FBR_IP_CLOSED) : !FBR_OPENED(c)) ||
+	    (out && (out->flags & FBR_DEV_BRIDGE)) || fbr_forwards(ctx->state->net))
 		return false;
 	if (!in && !fbr_forwarded(ctx))
 		return false;
 	daddr = fbr_forwarded_to(ctx);
-	return daddr && !fbr_multicast(daddr);
+	return !fbr_addr_zero(daddr) && !fbr_multicast(daddr);
 }
 
 /* Whether the last check on the way out is attached to a device. Asks the kernel, because
@@ -143,8 +139,9 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	__u32 out = ctx->state->out ? ctx->state->out->ifindex : 0;
 	struct fbr_dev *d = fbr_dev_get(out), *in = fbr_dev_get(ctx->skb->skb_iif);
 	struct bpf_dynptr pkt;
-	struct iphdr ip, inner;
+	fbr_ip ip, inner;
 	__u8 icmp_type;
+	fbr_addr to;
 	__u32 off;
 
 	if (in && (in->flags & FBR_DEV_SIDE))
@@ -156,7 +153,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	}
 	/* From an internal network, whatever rules of the host have made of the addresses. */
 	if (in && (in->flags & FBR_DEV_INTERNAL) && in->bridge != out) {
-		fbr_guard_count(fbr_forwarded_to(ctx), FBR_ISOLATED);
+		to = fbr_forwarded_to(ctx);
+		fbr_guard_count(FBR_ARG(to), FBR_ISOLATED);
 		return NF_DROP;
 	}
 	if (in && fbr_strays(ctx, in, d, out))
@@ -169,27 +167,27 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
 		return NF_ACCEPT;
 	/* To another network by a published port. */
-	if (d && (d->flags & FBR_DEV_BRIDGE) && fbr_hair_session(ctx->skb->hash, ip.saddr))
+	if (FBR_NAT && d && (d->flags & FBR_DEV_BRIDGE) &&
+	    fbr_hair_session(ctx->skb->hash, ip.saddr))
 		return NF_ACCEPT;
 	if (fbr_guarded(ip.saddr, ip.daddr, out,
 			d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
 		if (!d)
 			fbr_strand(ctx->skb, ip.saddr, ip.daddr);
-		fbr_guard_count(ip.saddr, d ? FBR_ISOLATED : FBR_NO_UPLINK);
+		fbr_guard_count(FBR_ARG(ip.saddr), d ? FBR_ISOLATED : FBR_NO_UPLINK);
 		return NF_DROP;
 	}
-	if (ip.protocol != IPPROTO_ICMP || (d && (d->flags & FBR_DEV_BRIDGE)) ||
-	    (ip.frag_off & bpf_htons(IP_OFFMASK)))
+	if (ip.protocol != FBR_ICMP || (d && (d->flags & FBR_DEV_BRIDGE)) || fbr_ip_later(&ip))
 		return NF_ACCEPT;
 	/* An ICMP error must not carry a container's address outside either. */
-	off = ip.ihl * 4;
+	off = fbr_ip_len(&ip);
 	if (bpf_dynptr_read(&icmp_type, 1, &pkt, off, 0) || !fbr_icmp_is_error(icmp_type))
 		return NF_ACCEPT;
 	if (bpf_dynptr_read(&inner, sizeof(inner), &pkt, off + sizeof(struct icmphdr), 0))
 		return NF_ACCEPT;
 	if (fbr_guarded(inner.daddr, ip.daddr, out, false) ||
 	    fbr_guarded(inner.saddr, ip.daddr, out, false)) {
-		fbr_guard_count(inner.daddr, FBR_NO_UPLINK);
+		fbr_guard_count(FBR_ARG(inner.daddr), FBR_NO_UPLINK);
 		return NF_DROP;
 	}
 	return NF_ACCEPT;

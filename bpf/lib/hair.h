@@ -35,18 +35,18 @@ static __always_inline bool fbr_hair_tagged(__u32 hash)
 }
 
 /* The session in slot if it is the sender's session of a hairpinned packet from saddr, or NULL. */
-static __always_inline struct fbr_session *fbr_hair_sender(__u32 slot, __be32 saddr)
+static __always_inline struct fbr_session *fbr_hair_sender(__u32 slot, fbr_addr saddr)
 {
 	struct fbr_session *s = fbr_sess_get(slot);
 
-	return s && fbr_is_live(fbr_sess_state(s)) && s->fwd.saddr == saddr &&
-			       s->ext == s->fwd.daddr
+	return s && fbr_is_live(fbr_sess_state(s)) && fbr_addr_eq(s->fwd.saddr, saddr) &&
+			       fbr_addr_eq(s->ext, s->fwd.daddr)
 		       ? s
 		       : NULL;
 }
 
 /* The sender's session of a hairpinned packet with this hash and source, or NULL. */
-static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 saddr)
+static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, fbr_addr saddr)
 {
 	return fbr_hair_tagged(hash) ? fbr_hair_sender(hash & FBR_HAIR_SLOT, saddr) : NULL;
 }
@@ -54,7 +54,7 @@ static __always_inline struct fbr_session *fbr_hair_session(__u32 hash, __be32 s
 /* The place in fbr_hair for the sender's slot of packet p, which the kernel routes to
  * daddr:dport.
  */
-static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 daddr, __be16 dport)
+static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, fbr_addr daddr, __be16 dport)
 {
 	__u32 i = fbr_frag_hash(p->saddr, daddr, (__u32)p->sport << 16 | dport) % FBR_HAIR_HINTS;
 
@@ -62,7 +62,7 @@ static __always_inline __u32 *fbr_hair_hint(const struct fbr_pkt *p, __be32 dadd
 }
 
 /* The key of a receiver's inbound entry: both addresses are the host's. */
-static __always_inline void fbr_hair_key(struct fbr_flow_key *k, __be32 host, __be16 sport,
+static __always_inline void fbr_hair_key(struct fbr_flow_key *k, fbr_addr host, __be16 sport,
 					 __be16 dport, __u8 proto)
 {
 	fbr_key_fill(k, host, host, sport, dport, proto);

@@ -22,7 +22,6 @@
 #ifndef FBR_HAIRPIN_H
 #define FBR_HAIRPIN_H
 
-#include "addr.h"
 #include "allowed.h"
 #include "claim.h"
 #include "clock.h"
@@ -48,22 +47,23 @@
 /* Whether a container's packet to addr would end at the host. This is also true for an
  * address without a route: nobody else can be meant.
  */
-__fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, __be32 addr)
+__fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, fbr_addr_arg arg)
 {
-	if (!p)
+	if (!p || !FBR_GIVEN(arg))
 		return false;
 
+	fbr_addr addr = FBR_ADDR(arg);
 	struct fbr_dev *br = fbr_dev_get(p->bridge);
 	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
+		.family = FBR_FAMILY,
 		.ifindex = p->bridge,
-		.ipv4_src = p->ip,
-		.ipv4_dst = addr,
+		FBR_FIB_SRC(fbr_dev_ip(p)),
+		FBR_FIB_DST(addr),
 	};
 
-	if (fbr_loopback_or_zero(addr) || fbr_multicast(addr) || addr == 0xffffffff)
+	if (fbr_loopback_or_zero(addr) || fbr_multicast(addr) || fbr_broadcast(addr))
 		return false;
-	if (br && br->ip == addr)
+	if (br && fbr_addr_eq(fbr_dev_ip(br), addr))
 		return true;
 	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) ==
 		       BPF_FIB_LKUP_RET_NOT_FWDED &&
@@ -85,11 +85,12 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	struct fbr_pkt in;
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
-	    in.saddr != p->daddr || !fbr_port_has(port, in.daddr))
+	    !fbr_addr_eq(in.saddr, p->daddr) || !fbr_port_has(port, in.daddr))
 		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	own = fbr_flow_get(&k);
-	if (!own || own->kind != FBR_OUT || own->iif != port->ifindex || own->addr != p->daddr)
+	if (!own || own->kind != FBR_OUT || own->iif != port->ifindex ||
+	    !fbr_addr_eq(own->addr, p->daddr))
 		return FBR_NOT_OURS;
 	fbr_hair_key(&rev, p->daddr, own->port, k.dport, k.proto);
 	to = fbr_inbound_live(&rev);
@@ -99,8 +100,8 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 		return FBR_BAD_CSUM;
 	fbr_hair_tag(skb, own->sess);
 	/* Point of no return. */
-	if (fbr_rewrite_quote(skb, p->l4, true, to->addr, to->port) ||
-	    fbr_rewrite_outer(skb, p->l3, false, p->daddr, to->addr))
+	if (fbr_rewrite_quote(skb, p->l4, true, FBR_ARG(to->addr), to->port) ||
+	    fbr_rewrite_outer(skb, p->l3, p->l4, false, p->daddr, to->addr))
 		return FBR_UNSUPPORTED;
 	return FBR_NONE;
 }
@@ -117,7 +118,7 @@ static __always_inline bool fbr_hair_target(const struct fbr_pkt *p, struct fbr_
 	if (*pub)
 		return fbr_pub_allows(*pub, p->saddr);
 	np = fbr_nport_at(p->proto, p->dport);
-	return np && np->refs && np->pif && np->ext == p->daddr;
+	return np && np->refs && np->pif && fbr_addr_eq(np->ext, p->daddr);
 }
 
 /* Whether port may belong to a mapping that is still to be brought over. */
@@ -152,7 +153,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		return p.frag ? FBR_NOT_OURS : fbr_hairpin_error(skb, &p, port);
 	if (p.kind != FBR_L4_PORTS ||
 	    (!fbr_hair_target(&p, &pub) && (pub || !fbr_hair_may_be_carried(p.dport))) ||
-	    !fbr_is_host(skb, port, p.daddr))
+	    !fbr_is_host(skb, port, FBR_ARG(p.daddr)))
 		return FBR_NOT_OURS;
 
 	fbr_key(&k, &p);
@@ -199,7 +200,7 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		*hint = slot;
 	fbr_hair_tag(skb, slot);
 	/* Point of no return. */
-	if (fbr_rewrite(skb, p.l3, false, to->addr, to->port))
+	if (fbr_rewrite(skb, p.l3, false, FBR_ARG(to->addr), to->port))
 		return FBR_UNSUPPORTED;
 	return p.frag ? fbr_frag_first(skb, &p, port, true) : FBR_NONE;
 }

@@ -34,13 +34,13 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 		if (p.proto != s->fwd.proto)
 			return FBR_NOT_OURS;
 		/* Point of no return. */
-		return fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext) ? FBR_UNSUPPORTED
-									   : FBR_NONE;
+		return fbr_rewrite_outer(skb, p.l3, 0, true, p.saddr, s->ext) ? FBR_UNSUPPORTED
+									      : FBR_NONE;
 	}
 	if (p.kind == FBR_L4_ICMP_ERR)
 		/* Point of no return. */
-		return fbr_rewrite_quote(skb, p.l4, false, s->ext, s->eport) ||
-				       fbr_rewrite_outer(skb, p.l3, true, p.saddr, s->ext)
+		return fbr_rewrite_quote(skb, p.l4, false, FBR_ARG(s->ext), s->eport) ||
+				       fbr_rewrite_outer(skb, p.l3, p.l4, true, p.saddr, s->ext)
 			       ? FBR_UNSUPPORTED
 			       : FBR_NONE;
 	if (p.kind != FBR_L4_PORTS || p.proto != s->fwd.proto || p.sport != s->fwd.sport)
@@ -51,7 +51,7 @@ __fbr_global enum fbr_reason fbr_hairpin_deliver(struct __sk_buff *skb)
 	fbr_key(&inside, &p);
 	fbr_ct_extend(skb, &inside, fbr_timeout(p.proto, s->fwd.dport, s->bits));
 	/* Point of no return. */
-	return fbr_rewrite(skb, p.l3, true, s->ext, s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p.l3, true, FBR_ARG(s->ext), s->eport) ? FBR_UNSUPPORTED : FBR_NONE;
 }
 
 /* Finds the packet, in, that a packet p of the host itself is about: the one that an ICMP
@@ -64,7 +64,7 @@ static __always_inline bool fbr_hair_subject(struct __sk_buff *skb, const struct
 		return false;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return !fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), in) &&
-		       in->kind == FBR_L4_PORTS && in->saddr == p->daddr;
+		       in->kind == FBR_L4_PORTS && fbr_addr_eq(in->saddr, p->daddr);
 	if (p->kind != FBR_L4_PORTS || !(p->tcp_flags & TCP_RST))
 		return false;
 	*in = (struct fbr_pkt){
@@ -91,14 +91,15 @@ static __always_inline bool fbr_hairpin_refused(struct __sk_buff *skb, const str
 	if (!np)
 		return false;
 	if (p->kind == FBR_L4_ICMP_ERR
-		    ? p->icmp_type != ICMP_DEST_UNREACH || p->icmp_code != ICMP_PORT_UNREACH
+		    ? p->icmp_type != FBR_ICMP_UNREACH || p->icmp_code != FBR_ICMP_NO_PORT
 		    : !fbr_answer_rst(skb, p))
 		return false;
 	fbr_key(&k, in);
-	if (!fbr_passed_take(&k) || !np->refs || !np->pif || np->ext != in->daddr)
+	if (!fbr_passed_take(&k) || !np->refs || !np->pif || !fbr_addr_eq(np->ext, in->daddr))
 		return false;
 	f = fbr_flow_get(&k);
-	return f && f->kind == FBR_OUT && f->addr == in->daddr && !fbr_port_known(skb, &k);
+	return f && f->kind == FBR_OUT && fbr_addr_eq(f->addr, in->daddr) &&
+	       !fbr_port_known(skb, &k);
 }
 
 /* Translates what the host itself sends to p->daddr, the sender of a hairpinned packet,
@@ -126,13 +127,15 @@ __fbr_global enum fbr_reason fbr_hairpin_from_host(struct __sk_buff *skb, const 
 		return FBR_NOT_OURS;
 	fbr_hair_key(&k, s->ext, s->eport, s->fwd.dport, in.proto);
 	to = fbr_inbound_live(&k);
-	if (!to || to->addr != in.daddr || to->port != in.dport)
+	if (!to || !fbr_addr_eq(to->addr, in.daddr) || to->port != in.dport)
 		return FBR_NOT_OURS;
 	/* Point of no return. */
 	if (p->kind == FBR_L4_ICMP_ERR)
-		return fbr_rewrite_quote(skb, p->l4, false, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED
-										  : FBR_NONE;
-	return fbr_rewrite(skb, p->l3, true, s->ext, s->fwd.dport) ? FBR_UNSUPPORTED : FBR_NONE;
+		return fbr_rewrite_quote(skb, p->l4, false, FBR_ARG(s->ext), s->fwd.dport)
+			       ? FBR_UNSUPPORTED
+			       : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, true, FBR_ARG(s->ext), s->fwd.dport) ? FBR_UNSUPPORTED
+									    : FBR_NONE;
 }
 
 #endif

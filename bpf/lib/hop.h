@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Next hops. A lease carries the MAC address of the next hop, which may get another one: a
- * gateway that moves to another machine announces it by ARP. The kernel uses the new one
- * at once, so the leases that lead to the old one end then. What the kernel makes of an
+ * gateway that moves to another machine announces it by ARP or neighbour discovery. The
+ * kernel uses the new one at once, so the leases that lead to the old one end then. What the kernel makes of an
  * announcement, of an answer or of "ip neigh replace" is its own affair: fbr_neighbour looks
  * at what has come of it.
  */
@@ -15,7 +15,7 @@
 #include "instance.h"
 #include "kctx.h"
 #include "lease.h"
-#include "port.h"
+#include "l2.h"
 
 #define FBR_HOPS_MAX 4096 /* a power of two */
 
@@ -56,21 +56,16 @@ static __always_inline bool fbr_hop_same(const struct fbr_hop *a, const struct f
  * device with L2 header. Returns whether a lease may lead there. It may not if the next
  * hop had another MAC address until now: the frame may be older than the news.
  */
-__fbr_global bool fbr_hop_known(struct __sk_buff *skb, __u32 oif, __be32 daddr)
+__fbr_global bool fbr_hop_known(struct __sk_buff *skb, __u32 oif, fbr_addr_arg daddr)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
 	unsigned long dst = k->_skb_refdst & ~SKB_DST_NOREF;
-	struct fbr_hop h = { .oif = oif, .addr[0] = daddr }, *known;
-	struct rtable *rt;
+	struct fbr_hop h = { .oif = oif, FBR_HOP_INIT(daddr) }, *known;
 	bool moved;
 
-	if (!dst)
+	if (!dst || !FBR_GIVEN(daddr))
 		return true; /* a packet of BPF_PROG_TEST_RUN */
-	rt = bpf_rdonly_cast((void *)dst, bpf_core_type_id_kernel(struct rtable));
-	if (rt->rt_gw_family == AF_INET)
-		h.addr[0] = rt->rt_gw4;
-	else if (rt->rt_gw_family)
-		BPF_CORE_READ_INTO(&h.addr, rt, rt_gw6);
+	fbr_next_hop_of(dst, daddr, &h.addr);
 	if (bpf_skb_load_bytes(skb, 0, h.mac, sizeof(h.mac)))
 		return false;
 	known = fbr_hop_at(&h);

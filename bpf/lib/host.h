@@ -90,7 +90,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	struct fbr_flow *f;
 
 	fbr_key(&k, p);
-	f = fbr_flow_live(skb, NULL, &k, 0, 0);
+	f = fbr_flow_live(skb, NULL, &k, 0, FBR_NO_ADDR);
 	if (!f) {
 		struct fbr_new n = { .fwd = k, .ext = p->saddr, .moved = true };
 		bool free, moves;
@@ -119,7 +119,8 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	fbr_sess_track(skb, f->sess, p, true);
 	f->seen = now;
 	/* Point of no return. */
-	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, true, FBR_ARG(f->addr), f->port) ? FBR_UNSUPPORTED
+									: FBR_NONE;
 }
 
 #endif

@@ -12,7 +12,6 @@
 #define FBR_HOSTPORT_H
 
 #include "../include/bpf/bpf_endian.h"
-#include "addr.h"
 #include "config.h"
 #include "device.h"
 #include "extport.h"

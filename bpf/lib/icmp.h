@@ -26,60 +26,6 @@
 #include "rewrite.h"
 #include "session.h"
 
-#define FBR_SUM_CHUNK  64
-#define FBR_SUM_CHUNKS 1024
-
-_Static_assert(FBR_SUM_CHUNK *FBR_SUM_CHUNKS >= 65536, "any packet");
-
-struct fbr_summing {
-	struct __sk_buff *skb;
-	__u32 off;
-	__u32 len;
-	__s64 sum; /* -1: the packet is too short */
-};
-
-static long fbr_sum_chunk(__u64 i, struct fbr_summing *w)
-{
-	__be32 chunk[FBR_SUM_CHUNK / 4] = {};
-	__u32 n = w->len < sizeof(chunk) ? w->len : sizeof(chunk);
-
-	if (!n)
-		return 1;
-	barrier_var(n); /* else the compiler drops the bounds that the verifier needs */
-	if (n < 1 || n > sizeof(chunk) || bpf_skb_load_bytes(w->skb, w->off, chunk, n)) {
-		w->sum = -1;
-		return 1;
-	}
-	w->sum = bpf_csum_diff(NULL, 0, chunk, sizeof(chunk), w->sum);
-	w->off += n;
-	w->len -= n;
-	return 0;
-}
-
-/* Whether the checksum over len bytes of the packet, from off on, is right. */
-__fbr_global bool fbr_sum_right(struct __sk_buff *skb, __u32 off, __u32 len)
-{
-	struct fbr_summing w = { .skb = skb, .off = off, .len = len };
-
-	bpf_loop(FBR_SUM_CHUNKS, fbr_sum_chunk, &w, 0);
-	return w.sum >= 0 && fbr_fold(w.sum) == 0xffff;
-}
-
-/* Whether the checksums of an ICMP error p and of the IPv4 header it quotes are right (RFC
- * 5508 REQ-3). The quoted packet's own L4 checksum may be wrong.
- */
-__fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
-				 const struct fbr_pkt *in)
-{
-	__be16 total;
-
-	if (!p || !in ||
-	    bpf_skb_load_bytes(skb, p->l3 + offsetof(struct iphdr, tot_len), &total, sizeof(total)))
-		return false;
-	return fbr_sum_right(skb, in->l3, in->l4 - in->l3) &&
-	       fbr_sum_right(skb, p->l4, bpf_ntohs(total) - (p->l4 - p->l3));
-}
-
 /* Translates an ICMP error from outside. Returns FBR_NONE if it was about a session of ours
  * and is now the container's (or the neighbour's), or the kernel will make it so;
  * FBR_NOT_OURS if it is not, untouched; or the reason to drop it.
@@ -95,8 +41,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
 		return FBR_NOT_OURS;
-	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) || in.saddr != p->daddr ||
-	    in.saddr == in.daddr)
+	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) ||
+	    !fbr_addr_eq(in.saddr, p->daddr) || fbr_addr_eq(in.saddr, in.daddr))
 		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	f = fbr_inbound_live(&k);
@@ -107,8 +53,8 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 	if (fbr_dnat(skb, &k, f, FBR_DNAT_GOES_ON))
 		return FBR_NONE;
 	/* Point of no return. */
-	if (fbr_rewrite_quote(skb, p->l4, true, f->addr, f->port) ||
-	    fbr_rewrite_outer(skb, p->l3, false, p->daddr, f->addr))
+	if (fbr_rewrite_quote(skb, p->l4, true, FBR_ARG(f->addr), f->port) ||
+	    fbr_rewrite_outer(skb, p->l3, p->l4, false, p->daddr, f->addr))
 		return FBR_UNSUPPORTED;
 	return FBR_NONE;
 }
@@ -136,7 +82,7 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 
 		if (!fbr_net_leads(n, skb->ifindex))
 			return FBR_NO_UPLINK;
-		if (outer && p->saddr != in.daddr)
+		if (outer && !fbr_addr_eq(p->saddr, in.daddr))
 			return routed ? FBR_NONE : FBR_SPOOF_IP; /* about somebody else's packet */
 		fbr_answer_key(&k, &in);
 		f = fbr_flow_get(&k);
@@ -145,23 +91,22 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 		if (!fbr_icmp_sound(skb, p, &in))
 			return FBR_BAD_CSUM;
 		/* Point of no return. */
-		if (fbr_rewrite_quote(skb, p->l4, false, f->addr, f->port) ||
-		    (outer && fbr_rewrite_outer(skb, p->l3, true, p->saddr, f->addr)))
+		if (fbr_rewrite_quote(skb, p->l4, false, FBR_ARG(f->addr), f->port) ||
+		    (outer && fbr_rewrite_outer(skb, p->l3, p->l4, true, p->saddr, f->addr)))
 			return FBR_UNSUPPORTED;
 		return FBR_NONE;
 	}
 	if (outer || n ||
-	    (fbr_net_get(in.saddr) && !fbr_lies_beyond(skb, fbr_dev_get(skb->ifindex), in.saddr)))
+	    (fbr_net_get(in.saddr) &&
+	     !fbr_lies_beyond(skb, fbr_dev_get(skb->ifindex), FBR_ARG(in.saddr))))
 		return FBR_UNSUPPORTED;
 	fbr_key(&k, &in);
-	if (!skb->ingress_ifindex && p->icmp_type == ICMP_DEST_UNREACH &&
-	    p->icmp_code == ICMP_PORT_UNREACH && in.kind == FBR_L4_PORTS &&
+	if (!skb->ingress_ifindex && p->icmp_type == FBR_ICMP_UNREACH &&
+	    p->icmp_code == FBR_ICMP_NO_PORT && in.kind == FBR_L4_PORTS &&
 	    fbr_nport_at(in.proto, in.dport) && fbr_passed_take(&k) && !fbr_port_known(skb, &k))
 		return FBR_FOREIGN;
 	return FBR_NONE;
 }
-
-#define FBR_QUOTE_MAX 68 /* IPv4 header with all options, and eight bytes */
 
 _Static_assert(FBR_QUOTE_MAX % 4 == 0, "fbr_sum() wants words");
 
@@ -195,7 +140,7 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 	__u32 len = p->l4 - p->l3 + 8;
 	struct {
 		struct ethhdr eth;
-		struct iphdr ip;
+		fbr_ip ip;
 		struct icmphdr icmp;
 	} __attribute__((packed)) h = {};
 	__u8 quote[FBR_QUOTE_MAX] = {};
@@ -204,27 +149,22 @@ __fbr_global bool fbr_icmp_refuse(struct __sk_buff *skb, const struct fbr_pkt *p
 		return false;
 	/* Else the compiler merges two checks into one, from which Linux 6.12 learns no bounds. */
 	barrier_var(len);
-	if (len < 28 || !fbr_refuse_allowed(port))
+	if (len < sizeof(fbr_ip) + 8 || !fbr_refuse_allowed(port))
 		return false;
 	if (bpf_skb_load_bytes(skb, p->l3, quote, len) || (!p->l3 && fbr_push_eth(skb)) ||
 	    bpf_skb_change_tail(skb, sizeof(h) + len, 0))
 		return false;
 	__builtin_memcpy(h.eth.h_dest, port->mac, ETH_ALEN);
 	__builtin_memcpy(h.eth.h_source, port->gw_mac, ETH_ALEN);
-	h.eth.h_proto = bpf_htons(ETH_P_IP);
-	h.ip.version = 4;
-	h.ip.ihl = 5;
-	h.ip.tos = 0xc0; /* internetwork control, RFC 1812 section 4.3.2.5 */
-	h.ip.tot_len = bpf_htons(sizeof(h.ip) + sizeof(h.icmp) + len);
-	h.ip.ttl = 64;
-	h.ip.protocol = IPPROTO_ICMP;
-	h.ip.saddr = br->ip;
-	h.ip.daddr = p->saddr;
-	h.ip.check = ~fbr_sum(&h.ip, sizeof(h.ip), 0);
-	h.icmp.type = ICMP_DEST_UNREACH;
-	h.icmp.code = ICMP_PKT_FILTERED;
+	h.eth.h_proto = bpf_htons(FBR_ETH_P);
+	fbr_icmp_head(h.ip, fbr_dev_ip(br), p->saddr, sizeof(h.icmp) + len);
+	h.icmp.type = FBR_ICMP_UNREACH;
+	h.icmp.code = FBR_ICMP_FILTERED;
 	/* The quote is zero beyond len, which adds nothing to the sum. */
-	h.icmp.checksum = ~fbr_sum(quote, sizeof(quote), fbr_sum(&h.icmp, sizeof(h.icmp), 0));
+	h.icmp.checksum =
+		~fbr_sum(quote, sizeof(quote),
+			 fbr_sum(&h.icmp, sizeof(h.icmp),
+				 fbr_icmp_seed(fbr_dev_ip(br), p->saddr, sizeof(h.icmp) + len)));
 	return !bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) &&
 	       !bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0);
 }

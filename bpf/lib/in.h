@@ -80,8 +80,8 @@ static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struc
 	if (fbr_host_receives(skb, k))
 		return false;
 	/* A hairpinned packet comes from the very address that it goes to. */
-	if (k->saddr != k->daddr &&
-	    fbr_source(skb, u, fbr_dev_get(np->pif), k->saddr, &mtu) != k->daddr)
+	if (!fbr_addr_eq(k->saddr, k->daddr) &&
+	    !fbr_addr_eq(fbr_source(skb, u, fbr_dev_get(np->pif), k->saddr, &mtu), k->daddr))
 		return false;
 	n->fwd.saddr = np->ip;
 	n->fwd.sport = np->port;
@@ -140,7 +140,8 @@ __fbr_global enum fbr_reason fbr_admit(struct __sk_buff *skb, const struct fbr_p
 	struct fbr_pub *pub = NULL;
 	struct fbr_dev *port;
 
-	if (!fbr_first_packet(p) || (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, k->saddr)))
+	if (!fbr_first_packet(p) ||
+	    (fbr_net_get(k->saddr) && !fbr_lies_beyond(skb, u, FBR_ARG(k->saddr))))
 		return FBR_NOT_OURS;
 	if (look) {
 		pub = fbr_pub_find(skb, u, k);
@@ -187,7 +188,8 @@ __fbr_global enum fbr_reason fbr_unsnat(struct __sk_buff *skb, const struct fbr_
 	if (fbr_dnat(skb, k, f, fbr_dnat_meets(p)))
 		return FBR_NONE;
 	/* Point of no return. */
-	return fbr_rewrite(skb, p->l3, false, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, false, FBR_ARG(f->addr), f->port) ? FBR_UNSUPPORTED
+									 : FBR_NONE;
 }
 
 /* The outbound entry of the session that a packet from outside belongs to, or NULL. The
@@ -205,7 +207,8 @@ static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb
 	if (p->kind == FBR_L4_PORTS || p->kind == FBR_L4_ECHO_REP) {
 		fbr_answer_key(fwd, p);
 	} else if (p->kind == FBR_L4_ICMP_ERR) {
-		if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.saddr != p->daddr)
+		if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) ||
+		    !fbr_addr_eq(in.saddr, p->daddr))
 			return NULL;
 		fbr_key(fwd, &in);
 	} else {

@@ -39,12 +39,12 @@ __fbr_global enum fbr_reason fbr_untag(struct __sk_buff *skb)
  * header before it can be sent to any other device.
  */
 
-/* Puts an Ethernet header with zero addresses before an IPv4 packet. Packet pointers are
+/* Puts an Ethernet header with zero addresses before an IP packet. Packet pointers are
  * invalid afterwards. Returns 0 or an error.
  */
 static __always_inline long fbr_push_eth(struct __sk_buff *skb)
 {
-	__be16 proto = bpf_htons(ETH_P_IP);
+	__be16 proto = bpf_htons(FBR_ETH_P);
 
 	return bpf_skb_change_head(skb, ETH_HLEN, 0)
 		       ?: bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &proto, sizeof(proto), 0);

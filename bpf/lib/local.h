@@ -14,81 +14,87 @@
  * BPF_FIB_LKUP_RET_FWD_DISABLED: no answer, since the device's "forwarding" is 0.
  * Broadcasts are also NOT_FWDED; fbr_net_broadcast() tells them from the host's addresses.
  */
-static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, __be32 addr)
+static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, fbr_addr addr)
 {
 	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
+		.family = FBR_FAMILY,
 		.ifindex = ifindex,
-		.ipv4_dst = addr,
+		FBR_FIB_DST(addr),
 	};
 
 	return bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
 }
 
-__fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+__fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, fbr_addr_arg addr)
 {
-	return fbr_fib_ask(skb, ifindex, addr);
+	return FBR_GIVEN(addr) ? fbr_fib_ask(skb, ifindex, FBR_ADDR(addr)) : 0;
 }
 
 /* Whether an address is a network's broadcast address. Such an address is no sender, and
  * belongs to nobody.
  */
-static __always_inline bool fbr_net_broadcast(__be32 addr)
+static __always_inline bool fbr_net_broadcast(fbr_addr addr)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 
-	return n && n->broadcast == addr;
+	return n && fbr_addr_eq(n->broadcast, addr);
 }
 
 /* Whether an address is the host's: the kernel delivers packets to it to itself. */
-__fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, __be32 addr)
+__fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, fbr_addr_arg arg)
 {
+	if (!FBR_GIVEN(arg))
+		return false;
+
+	fbr_addr addr = FBR_ADDR(arg);
+
 	return fbr_fib_ask(skb, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED &&
 	       !fbr_net_broadcast(addr);
 }
 
 /* The same, without a lookup for the uplink's known address. */
 static __always_inline bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u,
-					 __be32 addr)
+					 fbr_addr addr)
 {
-	return u && (addr == u->ip || fbr_delivers(skb, u->ifindex, addr));
+	return u &&
+	       (fbr_addr_eq(addr, fbr_dev_ip(u)) || fbr_delivers(skb, u->ifindex, FBR_ARG(addr)));
 }
 
 /* Whether an address is in a network's subnet, but is neither a container's, nor the
  * bridge's, nor the broadcast address.
  */
-static __always_inline bool fbr_net_unused(__be32 addr)
+static __always_inline bool fbr_net_unused(fbr_addr addr)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 	struct fbr_dev *br = n ? fbr_dev_get(n->bridge) : NULL;
 
-	return br && br->ip != addr && n->broadcast != addr &&
+	return br && !fbr_addr_eq(fbr_dev_ip(br), addr) && !fbr_addr_eq(n->broadcast, addr) &&
 	       !bpf_map_lookup_elem(&fbr_hosts, &addr);
 }
 
 /* Whether an address in a network's subnet is nevertheless the host's: a device has got it
  * after the network was created.
  */
-static __always_inline bool fbr_owns(void *ctx, __u32 ifindex, __be32 addr)
+static __always_inline bool fbr_owns(void *ctx, __u32 ifindex, fbr_addr addr)
 {
 	return fbr_net_unused(addr) &&
 	       fbr_fib_ask(ctx, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
-__fbr_global bool fbr_host_owns(struct __sk_buff *skb, __be32 addr)
+__fbr_global bool fbr_host_owns(struct __sk_buff *skb, fbr_addr_arg addr)
 {
-	return fbr_owns(skb, skb->ifindex, addr);
+	return FBR_GIVEN(addr) && fbr_owns(skb, skb->ifindex, FBR_ADDR(addr));
 }
 
 /* Whether the kernel routes an address in a network's subnet out by uplink u. This happens
  * if the uplink has got an address whose subnet lies within the network's.
  */
-static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, __be32 addr)
+static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, fbr_addr addr)
 {
 	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
+		.family = FBR_FAMILY,
 		.ifindex = u->ifindex,
-		.ipv4_dst = addr,
+		FBR_FIB_DST(addr),
 	};
 
 	return fbr_net_unused(addr) &&
@@ -96,19 +102,20 @@ static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, __be3
 	       fib.ifindex == u->ifindex;
 }
 
-__fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr)
+__fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u, fbr_addr_arg addr)
 {
-	return u && fbr_beyond(skb, u, addr);
+	return u && FBR_GIVEN(addr) && fbr_beyond(skb, u, FBR_ADDR(addr));
 }
 
 /* The network of a source or destination address that is leaving by an uplink. NULL if the
  * address may be seen outside.
  */
-static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __be32 addr)
+static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, fbr_addr addr)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 
-	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, addr) ? NULL : n;
+	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, FBR_ARG(addr)) ? NULL
+											   : n;
 }
 
 /* The source address that the kernel would choose towards daddr on this device, and the
@@ -116,17 +123,17 @@ static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, __b
  * host's own packets. If the kernel cannot tell (before 6.7), the stored ones, as long as the
  * address is still the host's. 0: there is none.
  */
-__fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __u32 iif,
-			      __be32 daddr, __u16 *mtu)
+__fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __u32 iif,
+				      fbr_addr daddr, __u16 *mtu)
 {
 	if (!u || !mtu)
-		return 0;
+		return FBR_NO_ADDR;
 
 	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
+		.family = FBR_FAMILY,
 		.tot_len = 1, /* asks for the route's MTU */
 		.ifindex = iif ?: u->ifindex,
-		.ipv4_dst = daddr,
+		FBR_FIB_DST(daddr),
 	};
 	int verdict;
 
@@ -139,12 +146,12 @@ __fbr_global __be32 fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __
 		goto stored;
 	if (fib.mtu_result)
 		*mtu = fib.mtu_result;
-	return fib.ipv4_src;
+	return fbr_fib_src(&fib);
 stored:
-	verdict = u->ip ? fbr_fib_verdict(skb, u->ifindex, u->ip) : 0;
+	verdict = fbr_dev_has_ip(u) ? fbr_fib_verdict(skb, u->ifindex, FBR_DEV_IP_ARG(u)) : 0;
 	return verdict == BPF_FIB_LKUP_RET_NOT_FWDED || verdict == BPF_FIB_LKUP_RET_FWD_DISABLED
-		       ? u->ip
-		       : 0;
+		       ? fbr_dev_ip(u)
+		       : FBR_NO_ADDR;
 }
 
 /* The device by whose rules the kernel routes what the network n sends: only with
@@ -158,28 +165,29 @@ static __always_inline __u32 fbr_routed_as(const struct fbr_net *n)
 /* The same for what the network of addr sends, which may say which address that is. There is
  * none if that is not the host's any more, or if the network may not leave by u.
  */
-__fbr_global __be32 fbr_source_of(struct __sk_buff *skb, const struct fbr_dev *u, __be32 addr,
-				  __be32 daddr, __u16 *mtu)
+__fbr_returns_addr fbr_addr fbr_source_of(struct __sk_buff *skb, const struct fbr_dev *u,
+					  fbr_addr addr, fbr_addr daddr, __u16 *mtu)
 {
 	struct fbr_net *n = fbr_net_get(addr);
-	__be32 ext;
+	fbr_addr ext;
 
 	if (!u || !mtu || !n || !fbr_net_leads(n, u->ifindex))
-		return 0;
+		return FBR_NO_ADDR;
 	ext = fbr_route(skb, u, fbr_routed_as(n), daddr, mtu);
 	if (n->flags & FBR_NET_OWN)
 		return addr;
 	if (n->flags & FBR_NET_SNAT)
-		return fbr_delivers(skb, u->ifindex, n->snat) ? n->snat : 0;
+		return fbr_delivers(skb, u->ifindex, FBR_ARG(n->snat)) ? n->snat : FBR_NO_ADDR;
 	return ext;
 }
 
 /* The same for what the port sends. */
-static __always_inline __be32 fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
-					 const struct fbr_dev *port, __be32 daddr, __u16 *mtu)
+static __always_inline fbr_addr fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
+					   const struct fbr_dev *port, fbr_addr daddr, __u16 *mtu)
 {
-	return port && (port->flags & FBR_DEV_SOURCE) ? fbr_source_of(skb, u, port->ip, daddr, mtu)
-						      : fbr_route(skb, u, 0, daddr, mtu);
+	return port && (port->flags & FBR_DEV_SOURCE)
+		       ? fbr_source_of(skb, u, fbr_dev_ip(port), daddr, mtu)
+		       : fbr_route(skb, u, 0, daddr, mtu);
 }
 
 #endif

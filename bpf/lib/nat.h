@@ -5,6 +5,7 @@
 
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
+#include "af.h"
 #include "instance.h"
 
 /* The addresses and ports of a packet as on the wire before the NAT rewrites it. Both
@@ -12,8 +13,8 @@
  * on the way in; the other port is 0.
  */
 struct fbr_flow_key {
-	__be32 saddr;
-	__be32 daddr;
+	fbr_addr saddr;
+	fbr_addr daddr;
 	__be16 sport;
 	__be16 dport;
 	__u8 proto;
@@ -33,7 +34,7 @@ struct fbr_flow {
 	struct fbr_flow_key key; /* proto 0: the entry is not in use */
 	__u64 granted;           /* jiffies when the kernel let a packet through; 0: no lease */
 	__u64 seen;              /* jiffies of the last packet, accurate to a second */
-	__be32 addr;             /* the new source (out) or destination (in) */
+	fbr_addr addr;           /* the new source (out) or destination (in) */
 	__be16 port;
 	__u16 lease_len; /* jiffies */
 	__u32 oif;       /* device to send to: uplink (out), port (in) */
@@ -47,8 +48,8 @@ struct fbr_flow {
 	__u8 macs[12];   /* destination and source, from the frame that the kernel built */
 };
 
-_Static_assert(sizeof(struct fbr_flow_key) == 16, "fbr_flow_key");
-_Static_assert(sizeof(struct fbr_flow) == 72, "fbr_flow");
+_Static_assert(sizeof(struct fbr_flow_key) == 8 * FBR_KEY_WORDS, "fbr_flow_key");
+_Static_assert(sizeof(struct fbr_flow) == (FBR_AF == 4 ? 72 : 112), "fbr_flow");
 
 /* NAT state. Plain preallocated maps, never LRU: that would evict half a pair. */
 struct {
@@ -117,7 +118,7 @@ enum fbr_sess_bits {
 /* fbr_sess[slot]: what the two flow entries of a session share */
 struct fbr_session {
 	struct fbr_flow_key fwd; /* key of the outbound entry */
-	__be32 ext;              /* external address */
+	fbr_addr ext;            /* external address */
 	__be16 eport;            /* external port or ICMP id */
 	__u16 pad;
 	enum fbr_sess_state state; /* and a count; changed by compare-and-swap only */
@@ -129,7 +130,7 @@ struct fbr_session {
 	__u64 check_at; /* jiffies; it cannot expire earlier */
 };
 
-_Static_assert(sizeof(struct fbr_session) == 56, "fbr_session");
+_Static_assert(sizeof(struct fbr_session) == (FBR_AF == 4 ? 56 : 96), "fbr_session");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -83,7 +83,7 @@ static __always_inline void fbr_ports_ripen(struct fbr_pool *pool, __u8 proto, _
 struct fbr_port_search {
 	struct __sk_buff *skb;
 	struct fbr_flow_key *fwd;
-	__be32 ext;
+	fbr_addr ext;
 	__u32 end; /* end of the ports that were free when the search began */
 	__u32 looked;
 	__u32 port; /* the port found, or FBR_NO_PORT */
@@ -105,7 +105,7 @@ static __always_inline __u32 fbr_port_next(struct fbr_port_search *s)
 		fbr_pool_put(proto, port, true); /* perhaps later */
 		return FBR_PORT_AGAIN;
 	}
-	if (!fbr_port_clear(s->skb, s->fwd, s->ext, port)) {
+	if (!fbr_port_clear(s->skb, s->fwd, FBR_ARG(s->ext), port)) {
 		fbr_pool_put(proto, port, false);
 		return FBR_PORT_AGAIN;
 	}
@@ -133,7 +133,7 @@ static long fbr_port_look(__u64 i, struct fbr_port_search *s)
  * FBR_NO_PORT. The caller writes the owner.
  */
 static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd,
-					   __be32 ext, bool *moved)
+					   fbr_addr ext, bool *moved)
 {
 	__u16 own = bpf_ntohs(fwd->sport);
 	struct fbr_nport *np = fbr_nport_get(fwd->proto, own);
@@ -145,8 +145,9 @@ static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flo
 	if (!st || !pool || !np)
 		return FBR_NO_PORT;
 	fbr_ports_ripen(pool, fwd->proto, now);
-	if (!(np->ip != fwd->saddr && fbr_port_rests(np, now)) && fbr_pool_take(fwd->proto, own)) {
-		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, ext, own)) {
+	if (!(!fbr_addr_eq(np->ip, fwd->saddr) && fbr_port_rests(np, now)) &&
+	    fbr_pool_take(fwd->proto, own)) {
+		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, FBR_ARG(ext), own)) {
 			__sync_fetch_and_add(&st->tries[1], 1);
 			return own;
 		}
@@ -180,9 +181,12 @@ static __always_inline bool fbr_port_ref(struct fbr_nport *np)
 /* Counts one more session between the port and a remote address. If there is no room, the
  * session is not counted, and only its own remote may answer.
  */
-__fbr_global bool fbr_peer_ref(__u8 proto, __u32 port, __be32 addr)
+__fbr_global bool fbr_peer_ref(__u8 proto, __u32 port, fbr_addr_arg addr)
 {
-	struct fbr_peer_key k = { .nport = fbr_nport_index(proto, port), .addr = addr };
+	if (!FBR_GIVEN(addr))
+		return false;
+
+	struct fbr_peer_key k = { .nport = fbr_nport_index(proto, port), .addr = FBR_ADDR(addr) };
 	__u32 one = 1, *n;
 	int i;
 
@@ -203,7 +207,7 @@ __fbr_global bool fbr_peer_ref(__u8 proto, __u32 port, __be32 addr)
 	return false;
 }
 
-static __always_inline void fbr_peer_put(__u8 proto, __u16 port, __be32 addr)
+static __always_inline void fbr_peer_put(__u8 proto, __u16 port, fbr_addr addr)
 {
 	struct fbr_peer_key k = { .nport = fbr_nport_index(proto, port), .addr = addr };
 	__u32 *n = bpf_map_lookup_elem(&fbr_peer, &k);

@@ -32,7 +32,8 @@
  */
 static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 						      const struct fbr_dev *u,
-						      struct fbr_flow_key *k, __u32 pif, __be32 ext)
+						      struct fbr_flow_key *k, __u32 pif,
+						      fbr_addr ext)
 {
 	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_session *s;
@@ -44,9 +45,10 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	s = fbr_sess_get(slot);
 	state = s ? fbr_sess_state(s) : FBR_FREE;
 	if (f->iif == pif && fbr_sess_lasts(f) &&
-	    (!ext || f->addr == ext ||
+	    (fbr_addr_zero(ext) || fbr_addr_eq(f->addr, ext) ||
 	     /* Clients may use any address of the host. */
-	     (s && (s->bits & FBR_S_PUBLISHED) && u && fbr_delivers(skb, u->ifindex, f->addr))))
+	     (s && (s->bits & FBR_S_PUBLISHED) && u &&
+	      fbr_delivers(skb, u->ifindex, FBR_ARG(f->addr)))))
 		return f;
 	if (s && fbr_sess_claim(s, state))
 		fbr_sess_free(slot);
@@ -60,11 +62,12 @@ static __always_inline void fbr_pub_answer(struct fbr_new *n)
 	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &k);
 
 	/* Towards an address of the host (hairpin.h) the source must be that address. */
-	if (!host || (n->ext == n->fwd.daddr && host->ip && host->ip != n->ext))
+	if (!host || (fbr_addr_eq(n->ext, n->fwd.daddr) && !fbr_addr_zero(host->ip) &&
+		      !fbr_addr_eq(host->ip, n->ext)))
 		return;
 	n->published = true;
 	n->eport = host->port;
-	if (host->ip)
+	if (!fbr_addr_zero(host->ip))
 		n->ext = host->ip;
 }
 
@@ -72,7 +75,7 @@ static __always_inline void fbr_pub_answer(struct fbr_new *n)
  * Returns as fbr_sess_create().
  */
 static __always_inline enum fbr_reason
-fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, __u32 pif)
+fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr ext, __u32 pif)
 {
 	struct fbr_new n = { .fwd = *k, .ext = ext, .pif = pif };
 	struct fbr_net *net = fbr_net_get(k->saddr);
@@ -82,12 +85,12 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, __be32 ext, 
 		return FBR_UNSUPPORTED;
 	n.net = net ? net->flags : 0;
 	/* Towards an address of the host (hairpin.h) the source is that address. */
-	n.own = (n.net & FBR_NET_OWN) && ext == k->saddr;
+	n.own = (n.net & FBR_NET_OWN) && fbr_addr_eq(ext, k->saddr);
 	n.eport = k->sport;
 	if (c && c->published)
 		fbr_pub_answer(&n);
 	/* An answer, to whoever has asked. The question's session has gone. */
-	n.outside = n.published && k->proto == IPPROTO_UDP && ext != k->daddr;
+	n.outside = n.published && k->proto == IPPROTO_UDP && !fbr_addr_eq(ext, k->daddr);
 	return fbr_sess_create(skb, &n);
 }
 
@@ -129,7 +132,8 @@ static __always_inline bool fbr_pub_leads(const struct fbr_flow_key *k, const st
 	struct fbr_bind_key at = { .ip = k->saddr, .port = k->sport, .proto = k->proto };
 	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &at);
 
-	return host && host->port == p->sport && (!host->ip || host->ip == p->saddr);
+	return host && host->port == p->sport &&
+	       (fbr_addr_zero(host->ip) || fbr_addr_eq(host->ip, p->saddr));
 }
 
 /* Translates the source of a container's packet at the uplink's egress. Returns FBR_NONE if
@@ -150,7 +154,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	struct fbr_flow_key k;
 	struct fbr_flow *f;
 	enum fbr_reason why;
-	__be32 ext = 0;
+	fbr_addr ext = FBR_NO_ADDR;
 	__u16 mtu = 0;
 	__u32 bits, secs;
 
@@ -163,7 +167,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		return FBR_NOT_OURS;
 	if (forwarded) {
 		ext = fbr_source(skb, u, port, p->daddr, &mtu);
-		if (!ext)
+		if (fbr_addr_zero(ext))
 			return FBR_NO_UPLINK;
 	}
 	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
@@ -179,7 +183,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
-	if (done && (f->addr != p->saddr || f->port != p->sport))
+	if (done && (!fbr_addr_eq(f->addr, p->saddr) || f->port != p->sport))
 		return FBR_NOT_OURS;
 	fbr_out_seen(skb, f, p, forwarded);
 	s = fbr_sess_get(f->sess);
@@ -194,7 +198,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			__u8 macs[12] = {};
 
 			/* A redirect to a device without L2 header removes the frame's. */
-			if (!p->l3 || (fbr_hop_known(skb, u->ifindex, p->daddr) &&
+			if (!p->l3 || (fbr_hop_known(skb, u->ifindex, FBR_ARG(p->daddr)) &&
 				       !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs))))
 				fbr_lease_grant(&k, f, c, macs, port->ifindex, u->ifindex, mtu, now,
 						(__u64)secs * cfg_hz);
@@ -204,7 +208,8 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (done)
 		return FBR_NONE;
 	/* Point of no return. */
-	return fbr_rewrite(skb, p->l3, true, f->addr, f->port) ? FBR_UNSUPPORTED : FBR_NONE;
+	return fbr_rewrite(skb, p->l3, true, FBR_ARG(f->addr), f->port) ? FBR_UNSUPPORTED
+									: FBR_NONE;
 }
 
 /* The port (ifindex) whose container has sent a packet that leaves with an address of the

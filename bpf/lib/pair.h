@@ -63,7 +63,7 @@ static __always_inline bool fbr_pair_is(const struct fbr_pair *e, __u32 from, __
  * must be addressed to that port's container.
  */
 static __always_inline bool fbr_beside(const struct fbr_dev *p, const struct fbr_dev *t,
-				       __be32 daddr)
+				       fbr_addr daddr)
 {
 	return t->bridge == p->bridge && (!(p->flags & FBR_DEV_INTERNAL) || fbr_port_has(t, daddr));
 }
@@ -144,7 +144,7 @@ static __always_inline bool fbr_pair_carried(struct __sk_buff *skb, const struct
 {
 	return (from->flags & FBR_DEV_PORT) && from != to && from->bridge == to->bridge &&
 	       !((from->flags | to->flags) & FBR_DEV_KERNEL_PATH) &&
-	       skb->protocol == bpf_htons(ETH_P_IP) && !skb->vlan_present &&
+	       skb->protocol == bpf_htons(FBR_ETH_P) && !skb->vlan_present &&
 	       fbr_device_mtu(skb) >= from->mtu && !bpf_skb_load_bytes(skb, 0, dst, ETH_ALEN) &&
 	       fbr_port_has_mac(to, dst);
 }

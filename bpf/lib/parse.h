@@ -7,81 +7,28 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "nat.h"
+#include "packet.h"
+#include FBR_AF_IP
 
-enum fbr_l4_kind {
-	FBR_L4_NONE = 0, /* no ports: another protocol, a fragment, or cut short */
-	FBR_L4_PORTS,    /* TCP, UDP */
-	FBR_L4_ECHO_REQ, /* the id is in sport */
-	FBR_L4_ECHO_REP, /* the id is in dport */
-	FBR_L4_ICMP_ERR,
-};
-
-enum fbr_frag_bits {
-	FBR_FRAG_MORE = 1,  /* not the last one */
-	FBR_FRAG_LATER = 2, /* not the first one: no L4 header */
-};
-
-/* An IPv4 packet. Addresses and ports are in network byte order. */
-struct fbr_pkt {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 sport;
-	__be16 dport;
-	__u8 proto;
-	__u8 kind;      /* enum fbr_l4_kind */
-	__u8 tcp_flags; /* 0 for others */
-	__u8 icmp_type;
-	__u8 icmp_code;
-	__u8 frag; /* enum fbr_frag_bits; 0: whole */
-	__u16 l3;  /* offset of the IPv4 header: ETH_HLEN, or 0 on a device without L2 header */
-	__u16 l4;  /* offset of the L4 header */
-	__be16 id; /* of the IPv4 header */
-};
-
-/* The offset of the source (src) or destination address of the IPv4 header at l3. */
-static __always_inline __u32 fbr_addr_at(__u32 l3, bool src)
-{
-	return l3 + (src ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
-}
-
-/* Whether an ICMP message of this type quotes the packet that it is about. */
-static __always_inline bool fbr_icmp_is_error(__u8 type)
-{
-	switch (type) {
-	case ICMP_DEST_UNREACH:
-	case ICMP_SOURCE_QUENCH:
-	case ICMP_REDIRECT:
-	case ICMP_TIME_EXCEEDED:
-	case ICMP_PARAMETERPROB:
-		return true;
-	}
-	return false;
-}
-
-/* Parses the IPv4 header at off. Returns 0, or -1 if there is none. A packet without usable
+/* Parses the IP header at off. Returns 0, or -1 if there is none. A packet without usable
  * ports is of kind FBR_L4_NONE.
  */
 static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct fbr_pkt *p)
 {
-	struct iphdr ip;
+	fbr_ip ip;
 
 	__builtin_memset(p, 0, sizeof(*p));
 	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
 		return -1;
-	if (ip.version != 4 || ip.ihl < 5)
+	if (!fbr_ip_valid(&ip))
 		return -1;
 	p->saddr = ip.saddr;
 	p->daddr = ip.daddr;
 	p->proto = ip.protocol;
 	p->l3 = off;
-	p->l4 = off + ip.ihl * 4;
-	p->id = ip.id;
-	if (ip.frag_off & bpf_htons(IP_MF))
-		p->frag = FBR_FRAG_MORE;
-	if (ip.frag_off & bpf_htons(IP_OFFMASK)) {
-		p->frag |= FBR_FRAG_LATER;
+	p->l4 = off + fbr_ip_len(&ip);
+	if (fbr_ip_pieces(skb, &ip, p))
 		return 0;
-	}
 
 	if (ip.protocol == IPPROTO_TCP || ip.protocol == IPPROTO_UDP) {
 		struct l4ports ports;
@@ -95,7 +42,7 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 				       1))
 			p->tcp_flags = 0; /* an ICMP error may quote only 8 bytes */
 		p->kind = FBR_L4_PORTS;
-	} else if (ip.protocol == IPPROTO_ICMP) {
+	} else if (ip.protocol == FBR_ICMP) {
 		struct icmphdr icmp;
 
 		if (bpf_skb_load_bytes(skb, p->l4, &icmp, sizeof(icmp)))
@@ -103,11 +50,11 @@ static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct
 		p->icmp_type = icmp.type;
 		p->icmp_code = icmp.code;
 		switch (icmp.type) {
-		case ICMP_ECHO:
+		case FBR_ICMP_ECHO:
 			p->kind = FBR_L4_ECHO_REQ;
 			p->sport = icmp.id;
 			break;
-		case ICMP_ECHOREPLY:
+		case FBR_ICMP_ECHOREPLY:
 			p->kind = FBR_L4_ECHO_REP;
 			p->dport = icmp.id;
 			break;
@@ -131,7 +78,7 @@ static __always_inline bool fbr_syn_ack(const struct fbr_pkt *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
-static __always_inline void fbr_key_fill(struct fbr_flow_key *k, __be32 saddr, __be32 daddr,
+static __always_inline void fbr_key_fill(struct fbr_flow_key *k, fbr_addr saddr, fbr_addr daddr,
 					 __be16 sport, __be16 dport, __u8 proto)
 {
 	__builtin_memset(k, 0, sizeof(*k));
@@ -156,7 +103,7 @@ static __always_inline void fbr_answer_key(struct fbr_flow_key *k, const struct 
 
 /* The key of a session's inbound entry. */
 static __always_inline void fbr_reverse_key(struct fbr_flow_key *k, const struct fbr_flow_key *fwd,
-					    __be32 ext, __be16 eport)
+					    fbr_addr ext, __be16 eport)
 {
 	fbr_key_fill(k, fwd->daddr, ext, fwd->dport, eport, fwd->proto);
 }

@@ -15,7 +15,7 @@
 struct fbr_plain_key {
 	__u32 prefixlen; /* 32 more than the destination's */
 	__u32 bridge;    /* ifindex */
-	__be32 addr;
+	fbr_addr addr;
 };
 
 /* Excepted destinations. Only the kernel's path reads them, and only for networks with
@@ -30,9 +30,11 @@ struct {
 } fbr_plain SEC(".maps");
 
 /* Whether packets between the network n and the remote address pass as they are. */
-static __always_inline bool fbr_plain_to(const struct fbr_net *n, __be32 remote)
+static __always_inline bool fbr_plain_to(const struct fbr_net *n, fbr_addr remote)
 {
-	struct fbr_plain_key k = { .prefixlen = 64, .bridge = n->bridge, .addr = remote };
+	struct fbr_plain_key k = { .prefixlen = 32 + FBR_ADDR_BITS,
+				   .bridge = n->bridge,
+				   .addr = remote };
 
 	if (n->flags & FBR_NET_INTERNAL)
 		return false;
@@ -45,14 +47,15 @@ static __always_inline bool fbr_plain_to(const struct fbr_net *n, __be32 remote)
  * any router on the way: then it is the destination of the packet that it quotes, which the
  * container has sent.
  */
-__fbr_global __be32 fbr_remote(struct __sk_buff *skb, const struct fbr_pkt *p)
+__fbr_returns_addr fbr_addr fbr_remote(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
 	struct fbr_pkt in;
 
 	if (!p)
-		return 0;
+		return FBR_NO_ADDR;
 	if (p->kind == FBR_L4_ICMP_ERR && !p->frag &&
-	    !fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) && in.saddr == p->daddr)
+	    !fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) &&
+	    fbr_addr_eq(in.saddr, p->daddr))
 		return in.daddr;
 	return p->saddr;
 }

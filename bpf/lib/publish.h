@@ -9,7 +9,6 @@
 #ifndef FBR_PUBLISH_H
 #define FBR_PUBLISH_H
 
-#include "addr.h"
 #include "device.h"
 #include "extport.h"
 #include "local.h"
@@ -22,13 +21,13 @@
  * with FBR_NET_OWN, the address and the port are the container's.
  */
 struct fbr_pub {
-	__be32 ip; /* the container's */
+	fbr_addr ip; /* the container's */
 	__be16 port;
 	__u8 held; /* the engine keeps a socket on the host's port: sockets there do not count */
 	__u8 pad;
 	__u32 pif;
-	__be32 allow; /* clients: address & mask */
-	__be32 allow_mask;
+	fbr_addr allow; /* clients: address & mask */
+	fbr_addr allow_mask;
 	__u32 missed_at; /* jiffies, low half: the kernel has not translated (dnat.h); 0: never */
 };
 
@@ -53,22 +52,22 @@ struct {
 } fbr_pub_of SEC(".maps");
 
 /* The publication of a host's port, for this address or for any, or NULL. */
-static __always_inline struct fbr_pub *fbr_pub_get(__be32 addr, __be16 port, __u8 proto)
+static __always_inline struct fbr_pub *fbr_pub_get(fbr_addr addr, __be16 port, __u8 proto)
 {
 	struct fbr_bind_key k = { .ip = addr, .port = port, .proto = proto };
 	struct fbr_pub *pub = bpf_map_lookup_elem(&fbr_pub, &k);
 
 	if (!pub) {
-		k.ip = 0;
+		k.ip = FBR_NO_ADDR;
 		pub = bpf_map_lookup_elem(&fbr_pub, &k);
 	}
 	return pub && fbr_dev_get(pub->pif) ? pub : NULL;
 }
 
 /* Whether a publication admits a client with this address. */
-static __always_inline bool fbr_pub_allows(const struct fbr_pub *pub, __be32 client)
+static __always_inline bool fbr_pub_allows(const struct fbr_pub *pub, fbr_addr client)
 {
-	return (client & pub->allow_mask) == pub->allow;
+	return fbr_addr_eq(fbr_addr_and(client, pub->allow_mask), pub->allow);
 }
 
 /* The publication that a packet from outside with the key k is for, or NULL. */
@@ -83,7 +82,8 @@ static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const
 	pub = fbr_pub_get(k->daddr, k->dport, k->proto);
 	if (!pub || !fbr_pub_allows(pub, k->saddr))
 		return NULL;
-	if (pub->ip != k->daddr && (fbr_udp_awaited(skb, k) || !fbr_is_local(skb, u, k->daddr)))
+	if (!fbr_addr_eq(pub->ip, k->daddr) &&
+	    (fbr_udp_awaited(skb, k) || !fbr_is_local(skb, u, k->daddr)))
 		return NULL;
 	return pub;
 }

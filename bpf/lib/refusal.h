@@ -105,7 +105,8 @@ __fbr_global bool fbr_passed_take(const struct fbr_flow_key *k)
  * kernel's NAT leads to the container (SCTP): a client that is not allowed, or the rules are
  * gone. No socket of the host answers it. The host itself may have the port by loopback.
  */
-static __always_inline bool fbr_input_published(struct bpf_nf_ctx *ctx, __be32 daddr, __be16 dport)
+static __always_inline bool fbr_input_published(struct bpf_nf_ctx *ctx, fbr_addr daddr,
+						__be16 dport)
 {
 	struct fbr_conf *c = fbr_conf_get();
 
@@ -119,7 +120,7 @@ static __always_inline bool fbr_input_published(struct bpf_nf_ctx *ctx, __be32 d
 static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
 {
 	struct {
-		struct iphdr ip;
+		fbr_ip ip;
 		struct l4ports ports;
 	} h;
 	struct fbr_flow_key k;
@@ -132,7 +133,8 @@ static __always_inline int fbr_input_note(struct bpf_nf_ctx *ctx)
 	if (h.ip.protocol != IPPROTO_TCP && h.ip.protocol != IPPROTO_UDP &&
 	    h.ip.protocol != IPPROTO_SCTP)
 		return NF_ACCEPT;
-	if (h.ip.ihl != 5 && bpf_dynptr_read(&h.ports, sizeof(h.ports), &pkt, h.ip.ihl * 4, 0))
+	if (fbr_ip_longer(&h.ip) &&
+	    bpf_dynptr_read(&h.ports, sizeof(h.ports), &pkt, fbr_ip_len(&h.ip), 0))
 		return NF_ACCEPT;
 	if (h.ip.protocol == IPPROTO_SCTP)
 		return fbr_input_published(ctx, h.ip.daddr, h.ports.dport) ? NF_DROP : NF_ACCEPT;

@@ -17,9 +17,9 @@ static __always_inline struct bpf_sock *fbr_socket_find(struct __sk_buff *skb, _
 							struct bpf_sock_tuple *t)
 {
 	if (proto == IPPROTO_TCP)
-		return bpf_skc_lookup_tcp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
+		return bpf_skc_lookup_tcp(skb, t, FBR_TUPLE_LEN, BPF_F_CURRENT_NETNS, 0);
 	if (proto == IPPROTO_UDP)
-		return bpf_sk_lookup_udp(skb, t, sizeof(t->ipv4), BPF_F_CURRENT_NETNS, 0);
+		return bpf_sk_lookup_udp(skb, t, FBR_TUPLE_LEN, BPF_F_CURRENT_NETNS, 0);
 	return NULL;
 }
 
@@ -46,10 +46,10 @@ __fbr_global bool fbr_host_receives(struct __sk_buff *skb, const struct fbr_flow
 }
 
 /* Whether nobody else on this host uses ext:port towards the remote of fwd. */
-__fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd, __be32 ext,
+__fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd, fbr_addr_arg ext,
 				 __u32 port)
 {
-	if (!fwd)
+	if (!fwd || !FBR_GIVEN(ext))
 		return false;
 
 	/* One tuple for both lookups: this is the end of the longest call chain, whose
@@ -59,7 +59,7 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
 	struct fbr_flow_key in;
 
-	fbr_reverse_key(&in, fwd, ext, bpf_htons(port));
+	fbr_reverse_key(&in, fwd, FBR_ADDR(ext), bpf_htons(port));
 	fbr_ct_tuple(&t, &in);
 	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
 }

@@ -30,7 +30,7 @@ static struct fbr_stranded {
 /* Nothing has stranded for long: what almost every packet sees. */
 static __u64 fbr_stranded_until; /* jiffies64 */
 
-static __always_inline __u32 fbr_stranded_mark(__be32 saddr, __be32 daddr)
+static __always_inline __u32 fbr_stranded_mark(fbr_addr saddr, fbr_addr daddr)
 {
 	const struct fbr_flow_key k = { .saddr = saddr, .daddr = daddr };
 
@@ -38,7 +38,7 @@ static __always_inline __u32 fbr_stranded_mark(__be32 saddr, __be32 daddr)
 }
 
 /* Notes that fbr_guard drops a packet, if connection tracking has let it pass as it is. */
-static __always_inline void fbr_strand(struct sk_buff *k, __be32 saddr, __be32 daddr)
+static __always_inline void fbr_strand(struct sk_buff *k, fbr_addr saddr, fbr_addr daddr)
 {
 	__u32 mark = fbr_stranded_mark(saddr, daddr);
 	struct fbr_stranded *s = &fbr_stranded[mark % FBR_STRANDED_MAX];
@@ -56,13 +56,17 @@ static __always_inline void fbr_strand(struct sk_buff *k, __be32 saddr, __be32 d
 }
 
 /* Whether the kernel would route a container's packet to an uplink. */
-__fbr_global bool fbr_leaves_by_uplink(struct __sk_buff *skb, __be32 saddr, __be32 daddr)
+__fbr_global bool fbr_leaves_by_uplink(struct __sk_buff *skb, fbr_addr_arg saddr,
+				       fbr_addr_arg daddr)
 {
+	if (!FBR_GIVEN(saddr) || !FBR_GIVEN(daddr))
+		return false;
+
 	struct fbr_dev *port = fbr_dev_get(skb->ifindex), *out;
 	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
-		.ipv4_src = saddr,
-		.ipv4_dst = daddr,
+		.family = FBR_FAMILY,
+		FBR_FIB_SRC(FBR_ADDR(saddr)),
+		FBR_FIB_DST(FBR_ADDR(daddr)),
 	};
 
 	if (!port)
@@ -93,7 +97,7 @@ __fbr_global bool fbr_unstrand(struct __sk_buff *skb)
 	s = &fbr_stranded[mark % FBR_STRANDED_MAX];
 	if (s->mark != mark || (__u32)fbr_now() - s->at >= FBR_STRANDED_ECHO * cfg_hz)
 		return false;
-	if (fbr_leaves_by_uplink(skb, p.saddr, p.daddr)) {
+	if (fbr_leaves_by_uplink(skb, FBR_ARG(p.saddr), FBR_ARG(p.daddr))) {
 		s->mark = 0;
 		return false;
 	}
@@ -104,7 +108,7 @@ __fbr_global bool fbr_unstrand(struct __sk_buff *skb)
 	fbr_key(&k, &p);
 	fbr_ct_tuple(&t, &k);
 	o.l4proto = k.proto;
-	ct = bpf_skb_ct_lookup(skb, &t, sizeof(t.ipv4), &o, sizeof(o));
+	ct = bpf_skb_ct_lookup(skb, &t, FBR_TUPLE_LEN, &o, sizeof(o));
 	if (!ct)
 		return false;
 	s->mark = 0;

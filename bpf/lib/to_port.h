@@ -4,7 +4,6 @@
 #define FBR_TO_PORT_H
 
 #include "../include/bpf/bpf_endian.h"
-#include "addr.h"
 #include "ct.h"
 #include "device.h"
 #include "dnat.h"
@@ -38,7 +37,7 @@ __fbr_global bool fbr_own_admits(struct __sk_buff *skb, const struct fbr_pkt *p)
 
 	if (!n || !(n->flags & FBR_NET_OWN))
 		return false;
-	if (p->proto == IPPROTO_ICMP || (p->frag & FBR_FRAG_LATER) ||
+	if (p->proto == FBR_ICMP || (p->frag & FBR_FRAG_LATER) ||
 	    fbr_ct_goes_on(bpf_cast_to_kern_ctx(skb)))
 		return true;
 	pub = p->kind == FBR_L4_PORTS ? fbr_pub_get(p->daddr, p->dport, p->proto) : NULL;
@@ -50,9 +49,9 @@ static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr
 {
 	struct fbr_pkt pkt;
 
-	if ((p->flags & FBR_DEV_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6))
+	if ((p->flags & FBR_IP_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return true;
-	if ((p->flags & FBR_DEV_PLAIN) && skb->protocol == bpf_htons(ETH_P_IP) &&
+	if ((p->flags & FBR_DEV_PLAIN) && skb->protocol == bpf_htons(FBR_ETH_P) &&
 	    !fbr_parse(skb, &pkt) && (fbr_plain_in(skb, &pkt) || fbr_own_admits(skb, &pkt)))
 		return true;
 	return fbr_led_in(skb, p) ||
@@ -86,9 +85,9 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 		return FBR_ISOLATED;
 	if (from && skb->protocol == bpf_htons(ETH_P_IPV6))
 		return FBR_DIRECT; /* no network has IPv6 to the outside */
-	if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse(skb, &pkt))
+	if (skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse(skb, &pkt))
 		return FBR_NONE;
-	if (pkt.proto == IPPROTO_ICMP && pkt.icmp_type == ICMP_REDIRECT)
+	if (pkt.proto == FBR_ICMP && pkt.icmp_type == FBR_ICMP_REDIRECT)
 		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
 	if (!from) {
 		why = fbr_hairpin_from_host(skb, &pkt);

@@ -20,7 +20,7 @@
 /* Whether port_in has sent a packet here itself that is not translated: what the kernel
  * forwards comes from the bridge.
  */
-static __always_inline bool fbr_port_sent(struct __sk_buff *skb, __be32 saddr)
+static __always_inline bool fbr_port_sent(struct __sk_buff *skb, fbr_addr saddr)
 {
 	struct fbr_dev *port = fbr_dev_get(skb->ingress_ifindex);
 
@@ -35,19 +35,19 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 	struct fbr_conf *c;
 	struct fbr_pkt pkt;
 	struct fbr_net *n;
-	struct iphdr *ip;
+	fbr_ip *ip;
 	__u32 why;
 
 	if (!u) {
 		/* The uplink is being detached. No packet of a container may slip through. */
-		if (skb->protocol != bpf_htons(ETH_P_IP) || fbr_parse_at(skb, l2, &pkt))
+		if (skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse_at(skb, l2, &pkt))
 			return TCX_NEXT;
 		n = fbr_net_get(pkt.saddr);
 		return n && !(fbr_plain_to(n, pkt.daddr) && fbr_net_leads(n, skb->ifindex))
 			       ? TCX_DROP
 			       : TCX_NEXT;
 	}
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(FBR_ETH_P))
 		goto pass;
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
@@ -60,7 +60,7 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 	 * lookup.
 	 */
 	if (cfg_mark && skb->mark == cfg_mark &&
-	    (ip->saddr == u->ip || fbr_port_sent(skb, ip->saddr))) {
+	    (fbr_addr_eq(ip->saddr, fbr_dev_ip(u)) || fbr_port_sent(skb, ip->saddr))) {
 		skb->mark = 0;
 		fbr_count_tx(skb, u, FBR_FAST);
 		return TCX_NEXT;
@@ -68,7 +68,7 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 parse:
 	if (fbr_parse_at(skb, l2, &pkt))
 		goto pass;
-	n = pkt.saddr == u->ip ? NULL : fbr_net_hidden(skb, pkt.saddr);
+	n = fbr_addr_eq(pkt.saddr, fbr_dev_ip(u)) ? NULL : fbr_net_hidden(skb, pkt.saddr);
 	if (cfg_mark && skb->mark == cfg_mark && (!n || fbr_is_gateway(n, pkt.saddr))) {
 		skb->mark = 0;
 		fbr_count_tx(skb, u, FBR_FAST);

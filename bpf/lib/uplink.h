@@ -3,7 +3,6 @@
 #ifndef FBR_UPLINK_H
 #define FBR_UPLINK_H
 
-#include "addr.h"
 #include "allowed.h"
 #include "csum.h"
 #include "device.h"
@@ -26,15 +25,15 @@
 /* Whether a packet from outside has addresses that cannot come from there (RFC 1812 section
  * 5.3.7). Here and below, ctx is the context of a tc or an XDP program.
  */
-static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, __be32 saddr,
-					__be32 daddr)
+static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, fbr_addr saddr,
+					fbr_addr daddr)
 {
-	bool unspecified = saddr == 0; /* DHCP and IGMP, to all */
+	bool unspecified = fbr_addr_zero(saddr); /* DHCP and IGMP, to all */
 
-	if (saddr == daddr || fbr_multicast(saddr) || saddr == 0xffffffff ||
+	if (fbr_addr_eq(saddr, daddr) || fbr_multicast(saddr) || fbr_broadcast(saddr) ||
 	    fbr_loopback_or_zero(daddr) ||
 	    (fbr_loopback_or_zero(saddr) &&
-	     !(unspecified && (fbr_multicast(daddr) || daddr == 0xffffffff))))
+	     !(unspecified && (fbr_multicast(daddr) || fbr_broadcast(daddr)))))
 		return true;
 	return fbr_net_get(saddr) && !fbr_beyond(ctx, u, saddr);
 }
@@ -43,14 +42,14 @@ static __always_inline bool fbr_martian(void *ctx, const struct fbr_dev *u, __be
  * own address of a container that the remote may not reach by it. Everything else is the
  * host's. Returns FBR_NONE or the reason to drop it.
  */
-static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, __be32 saddr,
-						 __be32 daddr, __be32 remote)
+static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev *u, fbr_addr saddr,
+						 fbr_addr daddr, fbr_addr remote)
 {
 	struct fbr_net *n;
 
 	if (fbr_martian(ctx, u, saddr, daddr))
 		return FBR_MARTIAN;
-	if (daddr == u->ip)
+	if (fbr_addr_eq(daddr, fbr_dev_ip(u)))
 		return FBR_NONE;
 	n = fbr_net_get(daddr);
 	if (!n || fbr_plain_to(n, remote) || fbr_owns(ctx, u->ifindex, daddr))
@@ -127,7 +126,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 {
 	__u32 iif = skb->ingress_ifindex;
 	bool own = n->flags & FBR_NET_OWN;
-	__be32 ip = p->saddr;
+	fbr_addr ip = p->saddr;
 	enum fbr_reason why;
 	__u16 mtu = 0;
 
@@ -147,7 +146,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&
 		    !fbr_device_sorts(skb)) {
 			fbr_route(skb, u, fbr_routed_as(n), p->daddr, &mtu);
-			if (!p->l3 || fbr_hop_known(skb, u->ifindex, p->daddr))
+			if (!p->l3 || fbr_hop_known(skb, u->ifindex, FBR_ARG(p->daddr)))
 				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);
 		}
 		return FBR_NONE;

@@ -48,7 +48,7 @@ struct fbr_way {
 	__u32 pad;
 };
 
-_Static_assert(sizeof(struct fbr_way) == 56, "fbr_way");
+_Static_assert(sizeof(struct fbr_way) == (FBR_AF == 4 ? 56 : 80), "fbr_way");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -67,7 +67,7 @@ struct fbr_step {
 static __always_inline void fbr_way_key(struct fbr_flow_key *k, enum fbr_way_kind kind)
 {
 	/* Eight bytes at once: see fbr_fast_key. */
-	((__u64 *)k)[1] |= (__u64)kind << 40;
+	((__u64 *)k)[FBR_KEY_WORDS - 1] |= (__u64)kind << 40;
 }
 
 /* The entry number i (0 or 1) of the two that a key with hash h may have. */
@@ -80,10 +80,7 @@ static __always_inline struct fbr_way *fbr_way_at(__u32 h, __u32 i)
 
 static __always_inline bool fbr_way_is(const struct fbr_way *w, const struct fbr_flow_key *k)
 {
-	const volatile __u64 *have = (const volatile __u64 *)&w->key;
-	const __u64 *want = (const __u64 *)k;
-
-	return have[1] == want[1] && have[0] == want[0];
+	return fbr_words_same((const volatile __u64 *)&w->key, (const __u64 *)k);
 }
 
 /* Copies the way of a packet with the key k that came in by the device via. False if it has
@@ -149,8 +146,7 @@ static __always_inline void fbr_way_grant(const struct fbr_flow_key *k, const st
 	    macs[1] != s->macs[1] || macs[2] != s->macs[2]) {
 		*(volatile __u64 *)&w->granted = 0;
 		barrier();
-		((volatile __u64 *)&w->key)[0] = ((const __u64 *)k)[0];
-		((volatile __u64 *)&w->key)[1] = ((const __u64 *)k)[1];
+		fbr_words_set((volatile __u64 *)&w->key, (const __u64 *)k);
 		w->via = via;
 		w->oif = s->oif;
 		macs[0] = s->macs[0];
@@ -199,8 +195,8 @@ __fbr_global int fbr_way_passed(struct __sk_buff *skb, const struct fbr_pkt *p, 
 		return 0;
 	fbr_way_grant(&k, c, via, &s);
 	u = kind == FBR_WAY_IN ? fbr_dev_get(via) : NULL;
-	if (u && !(u->flags & FBR_DEV_WAYS))
-		__sync_fetch_and_or((__u32 *)&u->flags, FBR_DEV_WAYS);
+	if (u && !(u->flags & FBR_IP_WAYS))
+		__sync_fetch_and_or((__u32 *)&u->flags, FBR_IP_WAYS);
 	return 0;
 }
 
@@ -208,7 +204,7 @@ __fbr_global int fbr_way_passed(struct __sk_buff *skb, const struct fbr_pkt *p, 
 static __always_inline bool fbr_step_frame(struct __sk_buff *skb, const struct fbr_step *s)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
-	struct iphdr *ip = data + ETH_HLEN;
+	fbr_ip *ip = data + ETH_HLEN;
 
 	if ((void *)(ip + 1) > data_end)
 		return false;
@@ -262,7 +258,7 @@ __fbr_global int fbr_way_in(struct __sk_buff *skb, const struct fbr_dev *u,
 	t = fbr_dev_get(s.oif);
 	if (!t || !fbr_port_has(t, k.daddr) || !(t->flags & FBR_DEV_PLAIN) ||
 	    (t->flags & FBR_DEV_KERNEL_ROUTED) || !fbr_fits(skb, l2, k.proto, l4_len, s.mtu) ||
-	    fbr_sum_pending(skb, l2 + sizeof(struct iphdr), k.proto) > FBR_SUM_OWN)
+	    fbr_sum_pending(skb, l2 + sizeof(fbr_ip), k.proto) > FBR_SUM_OWN)
 		return 0;
 	fbr_count_rx(skb, u, FBR_FAST);
 	/* Point of no return. The container gets a frame. */

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a device has of IPv4 (device.h). */
+#ifndef FBR_DEVICE4_H
+#define FBR_DEVICE4_H
+
+#define FBR_IP_ROUTED           FBR_DEV_ROUTED
+#define FBR_IP_EXCEPTS          FBR_DEV_EXCEPTS
+#define FBR_IP_WAYS             FBR_DEV_WAYS
+#define FBR_IP_CLOSED           FBR_DEV_CLOSED
+#define FBR_OPENED(c)           ((c)->opened)
+
+/* Port: its container's address; uplink: the primary one; bridge: the gateway's. */
+#define fbr_dev_ip(d)           ((d)->ip)
+
+/* Whether it has one, and the address as an argument of a global function */
+#define fbr_dev_has_ip(d)       (d)->ip
+#define FBR_DEV_IP_ARG(d)       ((d)->ip)
+
+/* Whether an address is that of the port's container. */
+#define fbr_port_is(port, addr) ((addr) == (port)->ip)
+
+#endif
