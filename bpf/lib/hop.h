@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Next hops. A lease carries the MAC address of the next hop, which may get another one: a
  * gateway that moves to another machine announces it by ARP or neighbour discovery. The
- * kernel uses the new one at once, so the leases that lead to the old one end then. What the kernel makes of an
- * announcement, of an answer or of "ip neigh replace" is its own affair: fbr_neighbour looks
- * at what has come of it.
+ * kernel uses the new one at once, so the leases that lead to the old one end then. What the
+ * kernel makes of an announcement, of an answer or of "ip neigh replace" is its own affair:
+ * fbr_neighbour looks at what has come of it.
  */
 #ifndef FBR_HOP_H
 #define FBR_HOP_H
