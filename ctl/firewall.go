@@ -27,7 +27,7 @@ func (pf packetFilter) networks() (out []firewall.Network) {
 
 // exits describes the networks, their ways out and what is published.
 func (pf packetFilter) exits() firewall.Host {
-	h := firewall.Host{Networks: pf.networks(), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
+	h := firewall.Host{Family: firewall.IPv4, Networks: pf.networks(), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
 	for _, x := range pf.op.publications.all() {
 		h.Published = append(h.Published, x.filtered())
 	}

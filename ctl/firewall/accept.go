@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +23,34 @@ var opened = []hook{forwarding, localIn}
 // a policy whenever they start, and append rules of their own. Where firewalld runs,
 // Ensure puts the bridges in a zone. say is told what was done.
 func Ensure(networks []Network, say func(format string, args ...any)) error {
-	rs, err := read()
+	for f, of := range byFamily(networks) {
+		if err := f.ensure(of, say); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// byFamily divides networks, IPv4 first. What holds for a bridge in one family mostly
+// does in the other, and need not be done again.
+func byFamily(networks []Network) iter.Seq2[*Family, []Network] {
+	return func(yield func(*Family, []Network) bool) {
+		for _, f := range []*Family{IPv4, IPv6} {
+			var of []Network
+			for _, n := range networks {
+				if n.family() == f {
+					of = append(of, n)
+				}
+			}
+			if len(of) > 0 && !yield(f, of) {
+				return
+			}
+		}
+	}
+}
+
+func (f *Family) ensure(networks []Network, say func(format string, args ...any)) error {
+	rs, err := read(f)
 	if err != nil {
 		return err
 	}
@@ -84,23 +112,34 @@ func (rs *ruleset) acceptIn(c *chain, n Network, say func(string, ...any)) error
 
 // ours compares a network's rules for a hook with those right before a place. missing
 // is what no rule there accepts, stray are the network's rules anywhere else in the
-// table.
+// table. In a chain of both families, IPv4's rules may serve IPv6, too.
 func (rs *ruleset) ours(at place, n Network, h hook) (missing []pass, stray []place) {
 	missing = n.wanted(h)
 	first := at.at
 	for first > 0 && isOurs(at.chain.rules[first-1].comment) {
 		first--
 	}
+	serves := func(r rule) bool {
+		is := slices.IndexFunc(missing, func(p pass) bool { return rs.accepts(at.chain, r, p) })
+		if is >= 0 {
+			missing = slices.Delete(missing, is, is+1)
+		}
+		return is >= 0
+	}
+	if n.family() == IPv6 {
+		for _, r := range at.chain.rules[first:at.at] {
+			if r.comment+":ip6" == n.comment(h) {
+				serves(r)
+			}
+		}
+	}
 	for _, c := range rs.chains[at.chain.table] {
 		for i, r := range rs.load(c) {
 			if r.comment != n.comment(h) {
 				continue
 			}
-			is := slices.IndexFunc(missing, func(p pass) bool { return rs.accepts(c, r, p) })
-			if c != at.chain || i < first || i >= at.at || is < 0 {
+			if c != at.chain || i < first || i >= at.at || !serves(r) {
 				stray = append(stray, place{c, i})
-			} else {
-				missing = slices.Delete(missing, is, is+1)
 			}
 		}
 	}
@@ -114,7 +153,7 @@ func isOurs(comment string) bool { return strings.HasPrefix(comment, markStart) 
 
 // accepts tells whether a rule accepts all packets of a kind.
 func (rs *ruleset) accepts(c *chain, r rule, p pass) bool {
-	_, out := rs.run(c, r, p.packet())
+	_, out := rs.run(c, r, p.packet(rs.family))
 	return len(out) == 1 && out[0].when == yes && out[0].do == accept
 }
 
@@ -158,7 +197,7 @@ func (rs *ruleset) delete(rules []place) error {
 
 // forget makes the next look at a table read it again.
 func (rs *ruleset) forget(t table) error {
-	if t.family == legacy {
+	if t.family == rs.family.legacy {
 		delete(rs.chains, t)
 		return rs.readLegacy()
 	}
@@ -189,7 +228,7 @@ func (rs *ruleset) tagged(n Network, h hook) (out []place) {
 
 // Remove deletes whatever Ensure has added for a network, wherever it is.
 func Remove(n Network) error {
-	rs, err := read()
+	rs, err := read(n.family())
 	if err != nil {
 		return err
 	}
@@ -209,22 +248,31 @@ func Remove(n Network) error {
 
 // Rules lists what lets the networks' packets through.
 func Rules(networks []Network) (out []Rule, err error) {
-	rs, err := read()
-	if err != nil {
-		return nil, err
+	add := func(r Rule) {
+		if !slices.Contains(out, r) {
+			out = append(out, r)
+		}
 	}
 	what := map[hook]string{forwarding: "what is forwarded", localIn: "questions for names"}
-	for _, n := range networks {
-		for _, h := range opened {
-			for _, p := range rs.tagged(n, h) {
-				r := Rule{p.chain.String(), n.Bridge.Name, n.Name, what[h]}
-				if !slices.Contains(out, r) {
-					out = append(out, r)
+	for f, of := range byFamily(networks) {
+		rs, err := read(f)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range of {
+			for _, h := range opened {
+				for _, p := range rs.tagged(n, h) {
+					add(Rule{p.chain.String(), n.Bridge.Name, n.Name, what[h]})
 				}
 			}
 		}
+		for _, r := range rs.zoned(of) {
+			add(r)
+		}
+		if rs.err != nil {
+			return out, rs.err
+		}
 	}
-	out = append(out, rs.zoned(networks)...)
 	slices.SortStableFunc(out, func(a, b Rule) int { return cmp.Compare(a.Where, b.Where) })
-	return out, rs.err
+	return out, nil
 }

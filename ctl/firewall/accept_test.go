@@ -53,7 +53,7 @@ func settled(t *testing.T, rules string) []place {
 	if again := ensure(t, web); len(again) > 0 {
 		t.Errorf("%s: once more: %q", rules, again)
 	}
-	rs, err := read()
+	rs, err := read(IPv4)
 	if err != nil {
 		t.Error(err)
 		return nil

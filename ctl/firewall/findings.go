@@ -12,16 +12,18 @@ import (
 
 // sent is the first packet of a network's containers to any remote, by a device.
 func sent(n Network, by Device) packet {
-	p := anything()
-	p.in, p.out, p.src, p.origSrc = n.Bridge, by, prefix(n.Subnet), prefix(n.Subnet)
+	f := n.family()
+	p := f.anything()
+	p.in, p.out, p.src, p.origSrc = n.Bridge, by, f.prefix(n.Subnet), f.prefix(n.Subnet)
 	p.state, p.status = native(expr.CtStateBitNEW), translation(0)
 	return p
 }
 
 // answered is the answer of any remote to such a packet.
 func answered(n Network, by Device) packet {
-	p := anything()
-	p.in, p.out, p.dst, p.origSrc = by, n.Bridge, prefix(n.Subnet), prefix(n.Subnet)
+	f := n.family()
+	p := f.anything()
+	p.in, p.out, p.dst, p.origSrc = by, n.Bridge, f.prefix(n.Subnet), f.prefix(n.Subnet)
 	p.state, p.status = native(expr.CtStateBitESTABLISHED), translation(0)
 	return p
 }
@@ -29,8 +31,9 @@ func answered(n Network, by Device) packet {
 // asks is the first packet of a client to a published port, by a device. The kernel
 // translates it behind connection tracking, unless it is for the container's own address.
 func asks(pub Publication, by Device) packet {
-	first, how := anything(), uint32(statusDNAT)
-	first.in, first.dst, first.dstType = by, address(pub.asked(by)), native(unix.RTN_LOCAL)
+	f := familyOf(pub.Container)
+	first, how := f.anything(), uint32(statusDNAT)
+	first.in, first.dst, first.dstType = by, f.address(pub.asked(by)), native(unix.RTN_LOCAL)
 	if pub.HostIP == pub.Container {
 		first.dstType, how = native(unix.RTN_UNICAST), 0
 	}
@@ -42,7 +45,7 @@ func asks(pub Publication, by Device) packet {
 	first.origDst, first.origDstPort = first.dst, first.dport
 	p := first
 	p.first = &first
-	p.out, p.dst, p.dstType, p.status = pub.Bridge, address(pub.Container), native(unix.RTN_UNICAST), translation(how)
+	p.out, p.dst, p.dstType, p.status = pub.Bridge, f.address(pub.Container), native(unix.RTN_UNICAST), translation(how)
 	if pub.First == pub.Last {
 		p.dport = port(pub.Port)
 	}
@@ -80,9 +83,10 @@ func over(p packet, proto byte) packet {
 
 // question is a container's first packet of a question for a name to its gateway.
 func question(n Network, proto byte) packet {
-	p := anything()
-	p.in, p.src, p.origSrc = n.Bridge, prefix(n.Subnet), prefix(n.Subnet)
-	p.dst, p.origDst, p.dstType = address(n.Resolver), address(n.Resolver), native(unix.RTN_LOCAL)
+	f := n.family()
+	p := f.anything()
+	p.in, p.src, p.origSrc = n.Bridge, f.prefix(n.Subnet), f.prefix(n.Subnet)
+	p.dst, p.origDst, p.dstType = f.address(n.Resolver), f.address(n.Resolver), native(unix.RTN_LOCAL)
 	p.proto, p.dport, p.origDstPort = known(proto), port(dnsPort), port(dnsPort)
 	p.state, p.status = native(expr.CtStateBitNEW), translation(0)
 	return p
@@ -97,14 +101,19 @@ func reply(n Network, proto byte) packet {
 	return p
 }
 
-// Findings says what the host's filters do with containers' traffic: whether they drop
-// what no rule accepts, and what else the user may not want.
+// Findings says what the host's filters do with containers' traffic in one family: whether
+// they drop what no rule accepts, and what else the user may not want.
 func Findings(h Host) ([]Finding, error) {
-	rs, err := read()
+	rs, err := read(h.Family)
 	if err != nil {
 		return nil, err
 	}
-	out := []Finding{rs.byDefault("forward-policy", "what is forwarded", forwarding), rs.byDefault("input-policy", "what is sent to the host", localIn)}
+	suffix, of := "", ""
+	if h.Family == IPv6 {
+		suffix, of = "-ipv6", " by IPv6"
+	}
+	out := []Finding{rs.byDefault("forward-policy"+suffix, "what is forwarded"+of, forwarding),
+		rs.byDefault("input-policy"+suffix, "what is sent to the host"+of, localIn)}
 	out = append(out, rs.condemned(h)...)
 	out = append(out, rs.translatedBefore(h)...)
 	return out, rs.err
@@ -210,7 +219,7 @@ func (rs *ruleset) remedy(by cut, n Network, p pass, h Host) string {
 	p = p.at(by.base.hook, n)
 	var command string
 	switch {
-	case c.ofIPTables() && strings.HasPrefix(c.name, "ufw-user-"):
+	case c.ofIPTables() && strings.HasPrefix(c.name, "ufw-user-") || strings.HasPrefix(c.name, "ufw6-user-"):
 		command = p.ufw()
 	case c.ofIPTables():
 		command = fmt.Sprintf("%s -t %s -I %s %d %s -j ACCEPT", iptablesOf(c.table), c.table.name, c.name, by.at+1, strings.Join(p.iptables(), " "))

@@ -13,7 +13,8 @@ type Device struct {
 	Addr  netip.Addr
 }
 
-// Network is what a filter must know about a network.
+// Network is what a filter must know about a network in one family, that of Subnet. A
+// network with two families is two of them, with the same bridge and mark.
 type Network struct {
 	Name       string
 	Mark       string // how the comment of our rules for it begins
@@ -27,6 +28,8 @@ type Network struct {
 	Via        string         // the only device that leads outside; "": every one does
 	Resolver   netip.Addr     // where its containers ask for names; invalid: nowhere
 }
+
+func (n Network) family() *Family { return familyOf(n.Subnet.Addr()) }
 
 // sources are the prefixes that a network's containers send with.
 func (n Network) sources() []netip.Prefix { return append([]netip.Prefix{n.Subnet}, n.Allowed...) }
@@ -43,8 +46,9 @@ type Publication struct {
 	Name        string
 }
 
-// Host is everything on the host that containers' traffic passes through.
+// Host is everything on the host that containers' traffic of one family passes through.
 type Host struct {
+	Family    *Family
 	Networks  []Network
 	Uplinks   []Device
 	Others    bool // other devices may lead outside, too

@@ -47,7 +47,7 @@ func TestNames(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables", "iptables-legacy")
 	n := asking()
-	h := Host{Networks: []Network{n}, Uplinks: []Device{{Name: "eth0"}}}
+	h := Host{Family: IPv4, Networks: []Network{n}, Uplinks: []Device{{Name: "eth0"}}}
 	both := func(rules string) []string {
 		return []string{strings.ReplaceAll("iptables "+rules, "iptables", "iptables-nft"), strings.ReplaceAll("iptables "+rules, "iptables", "iptables-legacy")}
 	}
@@ -94,7 +94,7 @@ func TestNames(t *testing.T) {
 				if found := findings(t, h); c.opens && len(found) > 0 {
 					t.Errorf("%s: still %v", rules, found)
 				}
-				rs, err := read()
+				rs, err := read(IPv4)
 				if err != nil {
 					t.Error(err)
 					return
@@ -165,7 +165,7 @@ func TestRemedy(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables", "iptables-legacy")
-	h := Host{Networks: []Network{asking()}, Uplinks: []Device{{Name: "eth0"}}, Published: []Publication{webPort}}
+	h := Host{Family: IPv4, Networks: []Network{asking()}, Uplinks: []Device{{Name: "eth0"}}, Published: []Publication{webPort}}
 	nft := func(hook, rules string) string {
 		return "table inet fw {\nchain c {\ntype filter hook " + hook + " priority 0;\n" + rules + "\n}\n}\n"
 	}

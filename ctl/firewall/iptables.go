@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -17,15 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// iptables is one of the two commands, iptables-nft or iptables-legacy.
-type iptables struct{ path string } // "": not installed
+// iptables is one of a family's two commands, such as iptables-nft and iptables-legacy.
+type iptables struct {
+	name string // without a variant
+	path string // "": not installed
+}
 
-// iptablesOf is the command that shows and changes a table.
+// iptablesOf is the command that shows and changes a table of one family.
 func iptablesOf(t table) iptables {
-	if t.family == legacy {
-		return iptables{installed("iptables-legacy", "iptables")}
+	f := ofTable(t)
+	if t.family == f.legacy {
+		return iptables{f.iptables, installed(f.legacy, f.iptables)}
 	}
-	return iptables{installed("iptables-nft", "iptables")}
+	return iptables{f.iptables, installed(f.iptables+"-nft", f.iptables)}
 }
 
 // installed returns the first of the commands that exists, or "".
@@ -44,14 +47,14 @@ func installed(commands ...string) string {
 
 func (t iptables) String() string {
 	if t.path == "" {
-		return "iptables"
+		return t.name
 	}
 	return filepath.Base(t.path)
 }
 
 func (t iptables) run(args ...string) (string, error) {
 	if t.path == "" {
-		return "", errors.New("packets are filtered by iptables, but no iptables command is installed")
+		return "", fmt.Errorf("packets are filtered by %[1]s, but no %[1]s command is installed", t.name)
 	}
 	return output(t.path, append([]string{"-w", "5"}, args...)...)
 }
@@ -73,12 +76,12 @@ func output(command string, args ...string) (string, error) {
 // readLegacy reads the tables of iptables-legacy that this namespace has. To ask the
 // command for any other table would create that table.
 func (rs *ruleset) readLegacy() error {
-	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	names, err := os.ReadFile("/proc/thread-self/net/" + rs.family.file)
 	if err != nil {
 		return nil // the kernel has no such tables
 	}
 	for _, name := range strings.Fields(string(names)) {
-		t := table{legacy, name}
+		t := table{rs.family.legacy, name}
 		out, err := iptablesOf(t).run("-t", name, "-S")
 		if err != nil {
 			return err
@@ -104,7 +107,7 @@ func (rs *ruleset) readLegacyLine(t table, w []string) {
 		rs.add(&chain{table: t, name: w[1], hook: noHook, read: true})
 	case "-A":
 		if c := rs.chains[t][w[1]]; c != nil {
-			r := legacyRule(w[2:])
+			r := rs.family.legacyRule(w[2:])
 			r.text = strings.Join(w[2:], " ")
 			c.rules = append(c.rules, r)
 		}
@@ -142,7 +145,7 @@ func words(line string) (out []string) {
 // legacyRule translates a rule, as `iptables -S` prints it, into nftables'
 // instructions, as iptables-nft does. An unknown option becomes a match that may be
 // true.
-func legacyRule(w []string) (r rule) {
+func (f *Family) legacyRule(w []string) (r rule) {
 	not := false
 	add := func(e ...expr.Any) { r.exprs = append(r.exprs, e...) }
 	op := func() expr.CmpOp {
@@ -180,15 +183,15 @@ func legacyRule(w []string) (r rule) {
 			}
 			add(&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op(), Register: 1, Data: data})
 		case "-s", "-d":
-			offset := map[string]uint32{"-s": 12, "-d": 16}[option]
+			offset := map[string]int{"-s": f.src, "-d": f.dst}[option]
 			p, err := netip.ParsePrefix(arg)
 			if err != nil {
 				add(obscure(option))
 				break
 			}
-			b := prefix(p)
-			add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-				&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: b.mask, Xor: make([]byte, 4)},
+			b := f.prefix(p)
+			add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: uint32(offset), Len: uint32(f.addrLen)},
+				&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(f.addrLen), Mask: b.mask, Xor: make([]byte, f.addrLen)},
 				&expr.Cmp{Op: op(), Register: 1, Data: b.val})
 		case "-p":
 			number, ok := protocols[arg]
@@ -221,7 +224,7 @@ func legacyRule(w []string) (r rule) {
 				add(obscure(option))
 				break
 			}
-			b := prefix(p)
+			b := f.prefix(p)
 			conntrack(xt.ConntrackOrigDst)
 			ct.OrigDstAddr, ct.OrigDstMask = b.val, b.mask
 		case "--ctorigdstport":
@@ -263,7 +266,8 @@ var goingOn = []string{"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CT", "NOTRAC
 	"SET", "SECMARK", "CONNSECMARK", "CHECKSUM", "TRACE", "TEE", "AUDIT", "RATEEST", "LED", "TPROXY", "SYNPROXY", "ECN", "HL"}
 
 var (
-	protocols  = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "icmp": unix.IPPROTO_ICMP, "sctp": unix.IPPROTO_SCTP}
+	protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "icmp": unix.IPPROTO_ICMP,
+		"icmpv6": unix.IPPROTO_ICMPV6, "ipv6-icmp": unix.IPPROTO_ICMPV6, "sctp": unix.IPPROTO_SCTP}
 	understood = []string{"tcp", "udp", "conntrack", "state", "comment", "multiport"}
 	xtStates   = map[string]uint16{"INVALID": 1, "ESTABLISHED": 2, "RELATED": 4, "NEW": 8, "SNAT": xtStateSNAT, "DNAT": xtStateDNAT, "UNTRACKED": xtStateUntracked}
 )

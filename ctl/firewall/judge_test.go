@@ -15,7 +15,7 @@ func load(t *testing.T, rules string) {
 	t.Helper()
 	c := exec.Command("nft", "-f", "-")
 	c.Stdin = strings.NewReader(rules)
-	if strings.HasPrefix(rules, "iptables") {
+	if strings.HasPrefix(rules, "iptables") || strings.HasPrefix(rules, "ip6tables") {
 		c = exec.Command("sh", "-ec", rules)
 	}
 	if out, err := c.CombinedOutput(); err != nil {
@@ -38,7 +38,7 @@ func TestJudge(t *testing.T) {
 	t.Parallel()
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft", "iptables", "iptables-legacy")
-	h := Host{Networks: []Network{web}, Uplinks: []Device{{Name: "eth0", Addr: netip.MustParseAddr("198.51.100.1")}}, Published: []Publication{webPort}}
+	h := Host{Family: IPv4, Networks: []Network{web}, Uplinks: []Device{{Name: "eth0", Addr: netip.MustParseAddr("198.51.100.1")}}, Published: []Publication{webPort}}
 	const (
 		sends   = "what network default sends by eth0"
 		answers = "answers from eth0"
@@ -97,43 +97,51 @@ func TestJudge(t *testing.T) {
 		{rules: both("-A FORWARD -m conntrack --ctorigdst 198.51.100.1 --ctstate DNAT -j DROP"), cut: clients},
 	} {
 		for _, rules := range c.rules {
-			testutil.NewNetns(t).Do(t, func() {
-				load(t, rules)
-				rs, err := read()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				found := rs.condemned(h)
-				if rs.err != nil {
-					t.Errorf("%s: %v", rules, rs.err)
-				}
-				switch {
-				case c.cut == "" && len(found) > 0:
-					t.Errorf("%s: %v, want nothing", rules, found)
-				case c.cut != "" && (len(found) != 1 || !strings.Contains(found[0].Detail, c.cut)):
-					t.Errorf("%s: %v, want %q", rules, found, c.cut)
-				}
-				if policy := rs.byDefault("", "", forwarding).Detail; strings.Contains(policy, "dropped by default in") != c.tail {
-					t.Errorf("%s: %s, want that what comes to the end is dropped: %v", rules, policy, c.tail)
-				}
-				if err := Ensure(h.Networks, func(string, ...any) {}); err != nil {
-					t.Errorf("%s: %v", rules, err)
-				}
-				if rs, err = read(); err != nil {
-					t.Error(err)
-					return
-				}
-				if found := rs.condemned(h); c.tail && len(found) > 0 {
-					t.Errorf("%s: still %v behind the accept rules", rules, found)
-				}
-				if err := Remove(web); err != nil {
-					t.Errorf("%s: %v", rules, err)
-				}
-				if after, err := Rules(h.Networks); err != nil || len(after) > 0 {
-					t.Errorf("%s: left %v (%v)", rules, after, err)
-				}
-			})
+			judge(t, h, rules, c.cut, c.tail)
 		}
 	}
+}
+
+// judge compares what is found of rules with what is expected: what they cut off ("":
+// nothing), and whether they drop what no rule accepts. Then Ensure and Remove have to do
+// their work.
+func judge(t *testing.T, h Host, rules, cut string, tail bool) {
+	t.Helper()
+	testutil.NewNetns(t).Do(t, func() {
+		load(t, rules)
+		rs, err := read(h.Family)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		found := rs.condemned(h)
+		if rs.err != nil {
+			t.Errorf("%s: %v", rules, rs.err)
+		}
+		switch {
+		case cut == "" && len(found) > 0:
+			t.Errorf("%s: %v, want nothing", rules, found)
+		case cut != "" && (len(found) != 1 || !strings.Contains(found[0].Detail, cut)):
+			t.Errorf("%s: %v, want %q", rules, found, cut)
+		}
+		if policy := rs.byDefault("", "", forwarding).Detail; strings.Contains(policy, "dropped by default in") != tail {
+			t.Errorf("%s: %s, want that what comes to the end is dropped: %v", rules, policy, tail)
+		}
+		if err := Ensure(h.Networks, func(string, ...any) {}); err != nil {
+			t.Errorf("%s: %v", rules, err)
+		}
+		if rs, err = read(h.Family); err != nil {
+			t.Error(err)
+			return
+		}
+		if found := rs.condemned(h); tail && len(found) > 0 {
+			t.Errorf("%s: still %v behind the accept rules", rules, found)
+		}
+		if err := Remove(h.Networks[0]); err != nil {
+			t.Errorf("%s: %v", rules, err)
+		}
+		if after, err := Rules(h.Networks); err != nil || len(after) > 0 {
+			t.Errorf("%s: left %v (%v)", rules, after, err)
+		}
+	})
 }

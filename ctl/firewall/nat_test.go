@@ -41,7 +41,7 @@ func TestForeignNAT(t *testing.T) {
 			if out, err := c.CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v: %s", rules, err, out)
 			}
-			rs, err := read()
+			rs, err := read(IPv4)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,7 +3,6 @@ package firewall
 import (
 	"bytes"
 	"encoding/binary"
-	"net/netip"
 	"slices"
 
 	"github.com/google/nftables/expr"
@@ -37,27 +36,6 @@ func port(p uint16) bits {
 		return unknown(2)
 	}
 	return known(binary.BigEndian.AppendUint16(nil, p)...)
-}
-
-// prefix is an IPv4 address in p, or any address if p is invalid.
-func prefix(p netip.Prefix) bits {
-	b := unknown(4)
-	if !p.IsValid() {
-		return b
-	}
-	addr := p.Masked().Addr().As4()
-	for i := range p.Bits() {
-		b.mask[i/8] |= 0x80 >> (i % 8)
-	}
-	copy(b.val, addr[:])
-	return b
-}
-
-func address(a netip.Addr) bits {
-	if !a.IsValid() {
-		return unknown(4)
-	}
-	return prefix(netip.PrefixFrom(a, a.BitLen()))
 }
 
 // name is a device's name as nftables compares it: all 16 bytes.
@@ -154,8 +132,9 @@ const (
 
 // packet is a packet that rules are run on. A field of a zero packet is unknown.
 type packet struct {
+	family                   *Family
 	in, out                  Device
-	src, dst                 bits // 4 bytes
+	src, dst                 bits // 4 or 16 bytes
 	dstType                  bits // of its route: 4 bytes, native
 	proto                    bits // 1 byte
 	sport, dport             bits // 2 bytes
@@ -166,17 +145,16 @@ type packet struct {
 	first *packet // before the kernel has translated the destination; nil: it does not
 }
 
-// anything is an IPv4 packet of which nothing else is known.
-func anything() packet {
-	return packet{src: unknown(4), dst: unknown(4), dstType: unknown(4), proto: unknown(1), sport: unknown(2), dport: unknown(2),
-		state: unknown(4), status: unknown(4), origSrc: unknown(4), origDst: unknown(4), origSrcPort: unknown(2), origDstPort: unknown(2)}
-}
-
-// network is the IP header, with what is known of it.
+// network is the IP header, with what is known of it. An IPv6 packet of a known protocol
+// is taken for one without extension headers.
 func (p packet) network() bits {
-	h := unknown(20)
+	f := p.family
+	h := unknown(f.headerLen)
 	h.val[0], h.mask[0] = 4<<4, 0xf0
-	for at, f := range map[int]bits{9: p.proto, 12: p.src, 16: p.dst} {
+	if f == IPv6 {
+		h.val[0] = 6 << 4
+	}
+	for at, f := range map[int]bits{f.proto: p.proto, f.src: p.src, f.dst: p.dst} {
 		copy(h.val[at:], f.val)
 		copy(h.mask[at:], f.mask)
 	}
@@ -206,9 +184,9 @@ func (p packet) meta(k expr.MetaKey) bits {
 	case expr.MetaKeyOIF:
 		return index(p.out)
 	case expr.MetaKeyNFPROTO:
-		return known(unix.NFPROTO_IPV4)
+		return known(p.family.nfproto)
 	case expr.MetaKeyPROTOCOL:
-		return known(unix.ETH_P_IP>>8, unix.ETH_P_IP&0xff)
+		return known(big16(p.family.ethtype)...)
 	case expr.MetaKeyL4PROTO:
 		return p.proto
 	}
@@ -217,7 +195,6 @@ func (p packet) meta(k expr.MetaKey) bits {
 
 // ct returns what conntrack knows about the packet.
 func (p packet) ct(e *expr.Ct) bits {
-	const srcIP, dstIP = 19, 20 // NFT_CT_SRC_IP, NFT_CT_DST_IP
 	original := e.Direction == 0
 	switch {
 	case e.Key == expr.CtKeySTATE:
@@ -226,9 +203,9 @@ func (p packet) ct(e *expr.Ct) bits {
 		return p.status
 	case e.Key == expr.CtKeyPROTOCOL:
 		return p.proto
-	case original && (e.Key == expr.CtKeySRC || e.Key == srcIP):
+	case original && (e.Key == expr.CtKeySRC || uint32(e.Key) == p.family.ctSrc):
 		return p.origSrc
-	case original && (e.Key == expr.CtKeyDST || e.Key == dstIP):
+	case original && (e.Key == expr.CtKeyDST || uint32(e.Key) == p.family.ctDst):
 		return p.origDst
 	case original && e.Key == expr.CtKeyPROTOSRC:
 		return p.origSrcPort

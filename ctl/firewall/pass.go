@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // dnsPort is where a network's gateway answers questions for names.
@@ -37,22 +36,27 @@ func (n Network) wanted(h hook) []pass {
 	return nil
 }
 
-// comment marks our rules for a network in a hook.
+// comment marks our rules for a network in a hook. A chain may belong to both families,
+// and begin to drop at another place in each.
 func (n Network) comment(h hook) string {
+	c := n.Mark
 	if h == localIn {
-		return n.Mark + ":dns"
+		c += ":dns"
 	}
-	return n.Mark
+	if n.family() == IPv6 {
+		c += ":ip6"
+	}
+	return c
 }
 
 // single is the prefix of one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // packet is a packet of which only what p says is known.
-func (p pass) packet() packet {
-	k := anything()
+func (p pass) packet(f *Family) packet {
+	k := f.anything()
 	k.in, k.out = Device{Name: p.in}, Device{Name: p.out}
-	k.src, k.dst, k.dport = prefix(p.src), prefix(p.dst), port(p.port)
+	k.src, k.dst, k.dport = f.prefix(p.src), f.prefix(p.dst), port(p.port)
 	if p.proto != "" {
 		k.proto = known(protocols[p.proto])
 	}
@@ -102,8 +106,8 @@ func (p pass) nft() string {
 	}
 	add(p.in != "", "iifname %s", p.in)
 	add(p.out != "", "oifname %s", p.out)
-	add(p.src.IsValid(), "ip saddr %s", p.src)
-	add(p.dst.IsValid(), "ip daddr %s", p.dst)
+	add(p.src.IsValid(), "%s saddr %s", familyOf(p.src.Addr()).word, p.src)
+	add(p.dst.IsValid(), "%s daddr %s", familyOf(p.dst.Addr()).word, p.dst)
 	add(p.port != 0, "%s dport %d", p.proto, p.port)
 	return strings.Join(append(w, "accept"), " ")
 }
@@ -140,10 +144,11 @@ func (p pass) exprs(family string) (out []expr.Any) {
 		meta(expr.MetaKeyOIFNAME, name(p.out).val)
 	}
 	if p.dst.IsValid() {
-		if family != "ip" {
-			meta(expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4})
+		f := familyOf(p.dst.Addr())
+		if family != f.word {
+			meta(expr.MetaKeyNFPROTO, []byte{f.nfproto})
 		}
-		payload(expr.PayloadBaseNetworkHeader, 16, p.dst.Addr().AsSlice())
+		payload(expr.PayloadBaseNetworkHeader, uint32(f.dst), p.dst.Addr().AsSlice())
 	}
 	if p.proto != "" {
 		meta(expr.MetaKeyL4PROTO, []byte{protocols[p.proto]})
@@ -167,7 +172,11 @@ func (p pass) ufw() string {
 		w = append(w, "out on", p.out)
 	}
 	if p.dst.IsValid() {
-		w = append(w, "to", strings.TrimSuffix(p.dst.String(), "/32"))
+		to := p.dst.String()
+		if p.dst.IsSingleIP() {
+			to = p.dst.Addr().String()
+		}
+		w = append(w, "to", to)
 	}
 	if p.port != 0 {
 		w = append(w, "port", strconv.Itoa(int(p.port)))

@@ -14,9 +14,6 @@ import (
 // table is a table of nftables or of iptables-legacy.
 type table struct{ family, name string }
 
-// legacy is the family of iptables-legacy's tables.
-const legacy = "iptables-legacy"
-
 // hook is the place in the kernel at which a base chain is run.
 type hook int
 
@@ -43,9 +40,10 @@ type chain struct {
 	rules    []rule
 }
 
-// ruleset is everything in the host's filters that sees IPv4. A chain is read when it
-// is first asked for.
+// ruleset is everything in the host's filters that sees one family. A chain is read when
+// it is first asked for.
 type ruleset struct {
+	family *Family
 	conn   *nftables.Conn
 	chains map[table]map[string]*chain
 	sets   map[table]map[string]*set
@@ -58,8 +56,8 @@ type set struct {
 	elements []nftables.SetElement
 }
 
-func read() (*ruleset, error) {
-	rs := &ruleset{chains: map[table]map[string]*chain{}, sets: map[table]map[string]*set{}}
+func read(f *Family) (*ruleset, error) {
+	rs := &ruleset{family: f, chains: map[table]map[string]*chain{}, sets: map[table]map[string]*set{}}
 	var err error
 	if rs.conn, err = nftables.New(); err != nil {
 		return nil, fmt.Errorf("opening nftables: %w", err)
@@ -71,7 +69,7 @@ func read() (*ruleset, error) {
 		return nil, fmt.Errorf("listing nftables chains: %w", err)
 	}
 	for _, c := range all {
-		family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}[c.Table.Family]
+		family := map[nftables.TableFamily]string{f.table: f.word, nftables.TableFamilyINet: "inet"}[c.Table.Family]
 		if family == "" {
 			continue
 		}
@@ -175,7 +173,8 @@ func (rs *ruleset) set(c *chain, name string) *set {
 // ofIPTables tells whether an iptables command keeps the chain. Such a chain takes only
 // rules in iptables' own form.
 func (c *chain) ofIPTables() bool {
-	return c.table.family == legacy || c.table.family == "ip" && slices.Contains(iptablesTables, c.table.name) && iptablesOf(c.table).path != ""
+	f := ofTable(c.table)
+	return f != nil && (c.table.family == f.legacy || slices.Contains(iptablesTables, c.table.name) && iptablesOf(c.table).path != "")
 }
 
 var iptablesTables = []string{"raw", "mangle", "nat", "filter", "security"}

@@ -101,7 +101,7 @@ func (rs *ruleset) tail(c *chain, deep int) *place {
 	if deep == 0 {
 		return nil
 	}
-	blank := anything()
+	blank := rs.family.anything()
 	for i, r := range rs.load(c) {
 		_, outcomes := rs.run(c, r, blank)
 		for _, o := range outcomes {

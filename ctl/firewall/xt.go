@@ -72,7 +72,7 @@ func (p packet) conntrack(i *xt.ConntrackMtinfo3) tri {
 		is = min(is, x)
 	}
 	addr := func(b bits, a, mask []byte) func() tri {
-		return func() tri { return b.and(mask, make([]byte, 4)).is(a) }
+		return func() tri { return b.and(mask, make([]byte, len(mask))).is(a) }
 	}
 	between := func(b bits, lo, hi uint16) func() tri {
 		return func() tri { return b.within(big16(lo), big16(max(lo, hi))) }
