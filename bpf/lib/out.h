@@ -163,7 +163,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	fbr_key(&k, p);
 	if (done && !fbr_dnat_answers(bpf_cast_to_kern_ctx(skb), &k))
 		return FBR_NOT_OURS;
-	if (routed && !fbr_flow_exists(&k))
+	if ((routed || (done && !fbr_pub_leads(&k, p))) && !fbr_flow_exists(&k))
 		return FBR_NOT_OURS;
 	if (forwarded) {
 		ext = fbr_source(skb, u, port, p->daddr, &mtu);

@@ -79,6 +79,15 @@ func TestE2ESourceAddress(t *testing.T) {
 				t.Errorf("status does not say so: %q", notes)
 			}
 			reach(c2, h.HostAddr(0))
+			// A rule of the host, or of another engine, has its answers translated itself.
+			h.ServeTCP(t, c1, on(c1.Addr, 80))
+			h.Must(t, "publish", "add", "8081:80", "other1")
+			if err := h.Host.IPTables(h.Ctx, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "5555", "-j", "DNAT", "--to", on(c1.Addr, 80).String()); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.reaches(h.Outside, on(h.HostAddr(0), 5555), passTime); err != nil {
+				t.Errorf("by a rule of the host: %v", err)
+			}
 			if err := h.Host.AddAddr("eth0", mail); err != nil {
 				t.Fatal(err)
 			}
