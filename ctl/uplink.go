@@ -239,7 +239,7 @@ func (us uplinks) unfit(d link.Device) string {
 	case d.Loopback:
 		return "the loopback device leads nowhere"
 	case !d.Ethernet && !d.RawIP:
-		return "its packets begin neither with an Ethernet header nor with the IP header"
+		return "its packets begin neither with an Ethernet header nor with the IP header, as those of GRE, IPIP and SIT; gretap, WireGuard and tun devices serve"
 	case strings.HasPrefix(d.Alias, ownerMark("")):
 		return "it belongs to fastbr"
 	case d.Master != 0:

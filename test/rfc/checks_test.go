@@ -100,6 +100,10 @@ func scoreChecks() map[string]scoreCheck {
 		"rfc:9260#out":       in(checkSCTPOut),
 		"rfc:9260#published": in(checkSCTPPublished),
 		"rfc:2784#out":       in(checkOther(protoGRE, []byte("\x00\x00\x08\x00question"), []byte("\x00\x00\x08\x00answer"))),
+		"rfc:3828#out":       in(checkSummed(protoUDPLite)),
+		"rfc:4340#out":       in(checkSummed(protoDCCP)),
+		"rfc:4213#out":       in(checkOther(proto6in4, append([]byte{0x60, 6: 59, 7: 64, 39: 1}, "question"...), append([]byte{0x60, 6: 59, 7: 64, 39: 2}, "answer"...))),
+		"rfc:3376#out":       in(checkOther(protoIGMP, []byte("\x16\x00\x09\xfd\xe0\x00\x00\x02"), []byte("\x11\x00\xee\xff\x00\x00\x00\x00"))),
 		"rfc:4303#out":       in(checkOther(protoESP, []byte("\x00\x00\x10\x01question"), []byte("\x00\x00\x10\x02answer"))),
 	}
 }

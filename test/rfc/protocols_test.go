@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"net/netip"
+	"slices"
 
 	"github.com/fastbr/fastbr/internal/lab"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -12,9 +14,13 @@ import (
 // Checks of protocols that the kernel translates beside fastbr, by its own masquerade.
 
 const (
-	protoGRE  = 47
-	protoESP  = 50
-	protoSCTP = 132
+	protoIGMP    = 2
+	protoDCCP    = 33
+	proto6in4    = 41
+	protoGRE     = 47
+	protoESP     = 50
+	protoSCTP    = 132
+	protoUDPLite = 136
 )
 
 // sctp is an SCTP packet with one chunk: INIT (1) or INIT ACK (2).
@@ -64,6 +70,64 @@ func checkOther(proto byte, ask, answer []byte) func(*bed) error {
 			return fmt.Errorf("the answer arrives from %v to %v", p.src, p.dst)
 		}
 		return nil
+	}
+}
+
+// summed is a packet of UDP-Lite, or a request or response of DCCP, whose checksum covers the
+// header and the addresses only: both have it at the same place.
+func summed(proto byte, src, dst netip.AddrPort, answer bool) []byte {
+	header := []byte{5: 8, 7: 0} // UDP-Lite, with its coverage
+	if proto == protoDCCP {
+		header = make([]byte, 20)
+		header[4], header[5], header[15] = 5, 1, 1 // in words; coverage; sequence number
+		header[8] = 1                              // request, extended sequence numbers
+		if answer {
+			header = append(header, 0, 0, 0, 0, 0, 0, 0, 1)
+			header[4], header[8] = 7, 1<<1|1
+		}
+	}
+	binary.BigEndian.PutUint16(header, src.Port())
+	binary.BigEndian.PutUint16(header[2:], dst.Port())
+	packet := append(header, "text"...)
+	binary.BigEndian.PutUint16(packet[6:], ^headerSum(proto, src.Addr(), dst.Addr(), packet, len(header)))
+	return packet
+}
+
+// headerSum is the one's complement sum of the first bytes of a packet and its pseudo header
+// (RFC 3828 section 3.1, RFC 4340 section 9.1).
+func headerSum(proto byte, src, dst netip.Addr, packet []byte, covered int) uint16 {
+	pseudo := slices.Concat(src.AsSlice(), dst.AsSlice(), []byte{0, proto, 0, byte(len(packet))}, packet[:covered])
+	sum := uint32(0)
+	for i := 0; i < len(pseudo); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return uint16(sum)
+}
+
+// checkSummed asks and answers by UDP-Lite or DCCP.
+func checkSummed(proto byte) func(*bed) error {
+	return func(b *bed) error {
+		source, server := b.rawPort(), on(b.a, 80)
+		ask := summed(proto, on(b.c1.Addr, source), server, false)
+		p, err := sendsOther(b, b.c1, b.sv, proto, testutil.Frame{Dst: b.a, Payload: ask})
+		if err != nil {
+			return err
+		}
+		if p.src != b.HostAddr(0) || p.dport() != 80 {
+			return fmt.Errorf("it leaves as %v", p)
+		}
+		if headerSum(proto, p.src, p.dst, p.l4, len(ask)-len("text")) != 0xffff {
+			return fmt.Errorf("its checksum is wrong outside: only the address is translated")
+		}
+		answer := summed(proto, server, p.from(), true)
+		p, err = sendsOther(b, b.sv, b.c1, proto, testutil.Frame{Src: b.a, Dst: p.src, Payload: answer})
+		if err == nil && (p.from() != server || p.dst != b.c1.Addr || p.dport() != source) {
+			err = fmt.Errorf("the answer arrives as %v", p)
+		}
+		return err
 	}
 }
 
