@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -98,7 +99,7 @@ func roundHZ(measured float64) (uint32, error) {
 
 // loadControl loads only fbr_control.
 func loadControl() (*ebpf.Program, error) {
-	spec, err := loadTc()
+	spec, err := released()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}
@@ -114,7 +115,7 @@ func loadControl() (*ebpf.Program, error) {
 }
 
 // fibSource reports whether bpf_fib_lookup knows BPF_FIB_LOOKUP_SRC (6.7).
-func fibSource() (bool, error) {
+var fibSource = sync.OnceValues(func() (bool, error) {
 	p, err := loadControl()
 	if err != nil {
 		return false, err
@@ -125,4 +126,4 @@ func fibSource() (bool, error) {
 		return false, err
 	}
 	return !errors.Is(unix.Errno(-int64(ret)), unix.EINVAL), nil
-}
+})
