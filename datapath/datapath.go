@@ -84,14 +84,14 @@ func Create(dir string, cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	return create(dir, meta, loading(released, nil))
+	return create(dir, meta, loading(objectFile, nil))
 }
 
 // parsed is the object file. To read it takes as long as to load a small program.
 var parsed = sync.OnceValues(loadTc)
 
-// released is a copy of the object file's content, which the caller may change.
-func released() (*ebpf.CollectionSpec, error) {
+// objectFile is a copy of the object file's content, which the caller may change.
+func objectFile() (*ebpf.CollectionSpec, error) {
 	spec, err := parsed()
 	if err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func released() (*ebpf.CollectionSpec, error) {
 	return spec.Copy(), nil
 }
 
-// source returns the object file: released, or a test's build of the programs.
+// source returns the object file: objectFile, or a test's build of the programs.
 type source func() (*ebpf.CollectionSpec, error)
 
 // loader makes the maps and loads the programs. Maps of an existing datapath are shared.
@@ -390,7 +390,7 @@ func openPins(coll *ebpf.Collection, _ tcFbrMeta, dir string) error {
 // openCompatible opens those pins of another build that this one knows. The
 // error wraps ErrSchemaOlder if their layouts differ.
 func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
-	spec, err := released()
+	spec, err := objectFile()
 	if err != nil {
 		return fmt.Errorf("reading the embedded programs: %w", err)
 	}

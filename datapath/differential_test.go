@@ -19,7 +19,7 @@ func steps(t *testing.T) int {
 	t.Helper()
 	s := os.Getenv("FASTBR_MODEL_STEPS")
 	if s == "" {
-		return 300_000
+		return 200_000
 	}
 	n, err := strconv.Atoi(s)
 	check(t, err)

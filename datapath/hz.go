@@ -99,7 +99,7 @@ func roundHZ(measured float64) (uint32, error) {
 
 // loadControl loads only fbr_control.
 func loadControl() (*ebpf.Program, error) {
-	spec, err := released()
+	spec, err := objectFile()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}

@@ -216,7 +216,7 @@ func timeout(s tcFbrSession) (uint32, error) {
 
 // timeouts returns the values compiled into the programs, by variable.
 var timeouts = sync.OnceValues(func() (map[string]uint32, error) {
-	spec, err := released()
+	spec, err := objectFile()
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded programs: %w", err)
 	}

@@ -61,7 +61,7 @@ type takeover struct{ d *Datapath }
 // removes the old pins. An upgrade that is interrupted before the first swap
 // has changed nothing; after that, the next one completes it. The error wraps
 // ErrNotLoaded or ErrSchemaNewer.
-func Upgrade(dir string, h Hooks) (bool, error) { return upgradeTo(dir, released, h) }
+func Upgrade(dir string, h Hooks) (bool, error) { return upgradeTo(dir, objectFile, h) }
 
 // upgradeTo is Upgrade, to the programs of a source.
 func upgradeTo(dir string, from source, h Hooks) (bool, error) {
