@@ -57,7 +57,7 @@ func (at allowedTable) permit(p Port) error {
 }
 
 // forbid removes everything else that a port might use until now, and ends the sessions
-// of addresses that are none of its any more.
+// of addresses that are none of its any more. If anything was removed, all leases end.
 func (at allowedTable) forbid(p Port) error {
 	addrs, macs, err := allowedKeys(p)
 	if err != nil {
@@ -88,7 +88,8 @@ func (at allowedTable) forbid(p Port) error {
 		return fmt.Errorf("removing allowed addresses: %w", err)
 	}
 	_, err = at.d.nat.end(tcFbrOpFBR_OP_FORBID, p.Ifindex)
-	return err
+	// Sessions that another port has begun may have leases that lead here.
+	return errors.Join(err, at.d.Revoke())
 }
 
 // verify checks that a port may use exactly what AttachPort has told. The error wraps

@@ -172,6 +172,10 @@ func TestAllowedAddressIsTranslated(t *testing.T) {
 	if left := h.flow(t); left.Src.Addr() != c1Addr {
 		t.Errorf("left is %+v", left)
 	}
+	h.age(t, 0) // leases have ended
+	if got := h.uplinkOut(t, h.routed(own).Bytes(t), h.bridge); got.verdict != next {
+		t.Errorf("its own flow, by the kernel: verdict %d", got.verdict)
+	}
 	if got := h.portIn(t, own.Bytes(t)); got.verdict != redirect {
 		t.Errorf("its own flow: verdict %d", got.verdict)
 	}
@@ -215,6 +219,19 @@ func TestAllowedAddressMoves(t *testing.T) {
 	}
 	if got := h.uplinkIn(t, in); got.verdict != redirect {
 		t.Errorf("once delivered: verdict %d", got.verdict)
+	}
+	taken := h.c2
+	taken.AllowedAddrs = nil
+	check(t, h.AttachPort(taken))
+	if got := h.uplinkIn(t, in); got.verdict != next {
+		t.Errorf("taken back: verdict %d, want the kernel's path", got.verdict)
+	}
+	h.wantDrop(t, h.c2.Ifindex, "direct", func() result {
+		return h.run(t, h.progs.FbrPortOut, delivered.Bytes(t), h.c2.Ifindex, h.uplink.Ifindex)
+	})
+	check(t, h.AttachPort(h.c2))
+	if got := h.run(t, h.progs.FbrPortIn, announcement(h.c2.MAC, h.c2.MAC, vip).Bytes(t), h.c2.Ifindex, h.c2.Ifindex); got.verdict != next {
+		t.Fatalf("announced: verdict %d", got.verdict)
 	}
 	later := f.With(func(f *testutil.Frame) { f.SrcMAC, f.TCP.SrcPort = h.c2.MAC, 41000 })
 	if got := h.uplinkOut(t, h.routed(later).Bytes(t), h.bridge); got.verdict != next {
