@@ -150,7 +150,7 @@ func TestChecksumSweep(t *testing.T) {
 		in.after(t, uint64(i), false) // later than the last revocation of leases
 		f := in.samples()[name]
 		eport := in.open(t, f)
-		p := nm.Packet{Kind: nm.Ports, Proto: nm.UDP, Src: modelAddr(f.Src), Dst: modelAddr(f.Dst), SPort: sourcePort(f), DPort: 9999, TTL: 64}
+		p := nm.Packet{Kind: nm.Ports, Proto: nm.UDP, Src: f.Src, Dst: f.Dst, SPort: sourcePort(f), DPort: 9999, TTL: 64}
 		switch name {
 		case "tcp":
 			p.Proto, p.DPort, p.Flags = nm.TCP, 80, nm.ACK
@@ -167,7 +167,7 @@ func (in *injected) sweepIDs(t *testing.T, p nm.Packet, eport uint16) {
 	t.Helper()
 	copy(p.MACs[:], append(append([]byte(nil), in.gateway...), in.c1.MAC...))
 	out := p
-	out.Src, out.SPort, out.TTL = modelAddr(extAddr), eport, 63
+	out.Src, out.SPort, out.TTL = extAddr, eport, 63
 	back := nm.Packet{Kind: p.Kind, Proto: p.Proto, Src: p.Dst, Dst: out.Src, SPort: p.DPort, DPort: eport, Flags: p.Flags, TTL: 64, Body: p.Body}
 	if p.Kind == nm.EchoRequest {
 		back.Kind = nm.EchoReply

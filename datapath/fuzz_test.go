@@ -56,7 +56,7 @@ func (z *fuzzer) inside(f func() error) (err error) {
 
 // outbound are packets of c1 as they reach the uplink.
 func (z *fuzzer) outbound() (out []nm.Packet) {
-	p := nm.Packet{Kind: nm.Ports, Src: modelAddr(c1Addr), Dst: modelAddr(server), SPort: 40000, DPort: 80, TTL: 63, Body: nm.Body{Payload: 9}}
+	p := nm.Packet{Kind: nm.Ports, Src: c1Addr, Dst: server, SPort: 40000, DPort: 80, TTL: 63, Body: nm.Body{Payload: 9}}
 	copy(p.MACs[:], z.routed(z.fromC1()).DstMAC)
 	copy(p.MACs[6:], z.routed(z.fromC1()).SrcMAC)
 	for _, proto := range []nm.Proto{nm.TCP, nm.UDP, nm.ICMP} {
@@ -74,7 +74,7 @@ func (z *fuzzer) converse(f *testing.F, p nm.Packet) (in nm.Packet) {
 	f.Helper()
 	got, err := z.exec(z.progs.FbrUplinkOut, render(nil, &p), z.uplink.Ifindex, z.bridge, 0)
 	check(f, err)
-	in = nm.Packet{Kind: p.Kind, Proto: p.Proto, Src: p.Dst, Dst: modelAddr(extAddr), SPort: p.DPort, DPort: be.Uint16(got.frame[34:]), Flags: p.Flags, TTL: 64, MACs: p.MACs, Body: p.Body}
+	in = nm.Packet{Kind: p.Kind, Proto: p.Proto, Src: p.Dst, Dst: extAddr, SPort: p.DPort, DPort: be.Uint16(got.frame[34:]), Flags: p.Flags, TTL: 64, MACs: p.MACs, Body: p.Body}
 	if p.Kind == nm.EchoRequest {
 		in.Kind, in.DPort = nm.EchoReply, be.Uint16(got.frame[38:])
 	}

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -13,7 +14,7 @@ import (
 func passedPlace(places, mark uint32, t nm.Tuple) int {
 	swap := func(p uint16) uint64 { return uint64(p>>8 | p<<8) }
 	addr := func(a nm.Addr) uint64 {
-		return uint64(a)>>24&0xff | uint64(a)>>8&0xff00 | uint64(a)<<8&0xff0000 | uint64(a)<<24&0xff000000
+		return uint64(binary.LittleEndian.Uint32(a.AsSlice()))
 	}
 	first := addr(t.Src) | addr(t.Dst)<<32
 	second := swap(t.SPort) | swap(t.DPort)<<16 | uint64(t.Proto)<<32

@@ -2,7 +2,6 @@ package datapath
 
 import (
 	"encoding/binary"
-	"net/netip"
 
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
 	"github.com/fastbr/fastbr/internal/testutil"
@@ -24,8 +23,7 @@ func renderIP(b []byte, p *nm.Packet) []byte {
 	b = append(b, 0x45, p.Body.TOS, 0, 0)
 	b = be.AppendUint16(b, p.Body.ID)
 	b = append(b, 0, 0, p.TTL, byte(p.Proto), 0, 0)
-	b = be.AppendUint32(b, uint32(p.Src))
-	b = be.AppendUint32(b, uint32(p.Dst))
+	b = append(append(b, p.Src.AsSlice()...), p.Dst.AsSlice()...)
 	l4 := len(b)
 	sumAt := 0
 	switch {
@@ -81,9 +79,4 @@ func l4Sum(ip, l4 []byte) uint16 {
 		return 0xffff
 	}
 	return sum
-}
-
-func modelAddr(a netip.Addr) nm.Addr {
-	b := a.As4()
-	return nm.Addr(be.Uint32(b[:]))
 }

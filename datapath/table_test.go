@@ -1,8 +1,10 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"math/bits"
+	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -10,9 +12,14 @@ import (
 	nm "github.com/fastbr/fastbr/datapath/internal/natmodel"
 )
 
-// The model has addresses and ports in host byte order, the maps in network byte order.
-func fromBE32(a uint32) nm.Addr { return nm.Addr(bits.ReverseBytes32(a)) }
-func fromBE16(p uint16) uint16  { return bits.ReverseBytes16(p) }
+// The model has ports in host byte order, the maps in network byte order.
+func fromBE32(a uint32) (addr nm.Addr) {
+	if a != 0 {
+		addr = netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, a)))
+	}
+	return addr
+}
+func fromBE16(p uint16) uint16 { return bits.ReverseBytes16(p) }
 func fromKey(k tcFbrFlowKey) nm.Tuple {
 	return nm.Tuple{Src: fromBE32(k.Saddr), Dst: fromBE32(k.Daddr), SPort: fromBE16(k.Sport), DPort: fromBE16(k.Dport), Proto: nm.Proto(k.Proto)}
 }

@@ -41,7 +41,7 @@ type sight struct {
 }
 
 var (
-	walkRemotes = []nm.Addr{modelAddr(server), modelAddr(mustAddr("192.0.2.12")), modelAddr(mustAddr("203.0.113.5"))}
+	walkRemotes = []nm.Addr{server, mustAddr("192.0.2.12"), mustAddr("203.0.113.5")}
 	walkPorts   = []uint16{53, 80, 9999}
 )
 
@@ -56,7 +56,7 @@ const (
 func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 	t.Helper()
 	w := &walk{t: t, injected: newInjected(t, cfg, nil), rnd: rnd, seen: map[sight]int{},
-		exts: []nm.Addr{modelAddr(extAddr), modelAddr(secondAddr)}}
+		exts: []nm.Addr{extAddr, secondAddr}}
 	check(t, w.AttachXDP(w.uplink.Ifindex))
 	for _, p := range []*Port{&w.c1, &w.c2, &w.other} {
 		p.XDP = true
@@ -78,8 +78,8 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 		bridge  int
 		gateway string
 	}{{w.bridge, "172.30.0.1"}, {w.bridge2, "172.31.0.1"}} {
-		gw := modelAddr(mustAddr(n.gateway))
-		w.nets = append(w.nets, &nm.Network{Bridge: n.bridge, Subnet: gw &^ 0xffff, Mask: 0xffff0000, Gateway: gw})
+		gw := mustAddr(n.gateway)
+		w.nets = append(w.nets, &nm.Network{Bridge: n.bridge, Subnet: netip.PrefixFrom(gw, 16).Masked(), Gateway: gw})
 	}
 	m.Networks = w.nets
 	for i, p := range w.ports() {
@@ -95,7 +95,7 @@ func (w *walk) ports() []Port { return []Port{w.c1, w.c2, w.other} }
 
 // tellModel adds a port to the model.
 func (w *walk) tellModel(p Port, n *nm.Network) *nm.Device {
-	d := &nm.Device{Ifindex: p.Ifindex, IP: modelAddr(p.IP), Net: n}
+	d := &nm.Device{Ifindex: p.Ifindex, IP: p.IP, Net: n}
 	copy(d.MACs[:], append(append([]byte(nil), p.MAC...), p.BridgeMAC...))
 	w.model.Devices[p.Ifindex] = d
 	return d
@@ -186,7 +186,8 @@ func (w *walk) one() {
 		w.errorLeaves()
 	case x < 990:
 		w.model.Sweep()
-		w.exec(w.sweep, nm.Packet{}, 0, 0, 0, nm.Verdict{Action: 0})
+		blank := nm.Packet{Src: server, Dst: server}
+		w.exec(w.sweep, blank, 0, 0, 0, nm.Verdict{Action: 0, Packet: blank})
 	default:
 		w.operator()
 	}
@@ -285,7 +286,7 @@ func (w *walk) containerSends() {
 	p, d := w.fromContainer()
 	copy(p.MACs[:], append(append([]byte(nil), w.gateway...), d.MACs[:6]...))
 	if w.chance(100) {
-		p.Src++
+		p.Src = p.Src.Next()
 	}
 	if w.chance(200) {
 		p.Dst = pick(w, w.devs).IP
@@ -544,11 +545,11 @@ func (w *walk) changeAddress() {
 	m := w.model
 	m.Route = pick(w, w.exts)
 	check(w.t, netlink.RouteReplace(&netlink.Route{
-		LinkIndex: w.uplink.Ifindex, Gw: net.IPv4(198, 51, 100, 2), Src: be.AppendUint32(nil, uint32(m.Route)),
+		LinkIndex: w.uplink.Ifindex, Gw: net.IPv4(198, 51, 100, 2), Src: m.Route.AsSlice(),
 	}))
 	m.Uplink = pick(w, w.exts)
 	u := w.uplink
-	u.Addr = mustAddr4(be.AppendUint32(nil, uint32(m.Uplink)))
+	u.Addr = m.Uplink
 	check(w.t, w.AttachUplink(u))
 	m.RevokedAt = m.Now
 }

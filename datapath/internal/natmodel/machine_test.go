@@ -11,9 +11,10 @@ import (
 // each step.
 type machine struct {
 	*NAT
-	devs []*Device
-	last Packet // the answer to the last packet that left
-	to   *Device
+	family family
+	devs   []*Device
+	last   Packet // the answer to the last packet that left
+	to     *Device
 }
 
 func TestInvariants(t *testing.T) {
@@ -27,8 +28,8 @@ func TestInvariants(t *testing.T) {
 		case 3:
 			policy.EIF = true
 		}
-		m := &machine{}
-		m.NAT, m.devs = small(policy)
+		m := &machine{family: rapid.SampledFrom([]family{ip4, ip6}).Draw(t, "family")}
+		m.NAT, m.devs = m.family.small(policy)
 		t.Repeat(map[string]func(*rapid.T){
 			"container": m.container,
 			"outside":   m.outside,
@@ -38,7 +39,7 @@ func TestInvariants(t *testing.T) {
 			},
 			"sweep":   func(*rapid.T) { m.Sweep() },
 			"flush":   func(t *rapid.T) { m.Flush(rapid.SampledFrom(m.devs).Draw(t, "device")) },
-			"address": func(t *rapid.T) { m.Route = public + Addr(rapid.IntRange(0, 1).Draw(t, "address")) },
+			"address": func(t *rapid.T) { m.Route = nth(m.family.public, rapid.IntRange(0, 1).Draw(t, "address")) },
 			"":        m.check,
 		})
 	})
@@ -46,7 +47,7 @@ func TestInvariants(t *testing.T) {
 
 func (m *machine) packet(t *rapid.T) Packet {
 	p := Packet{
-		Kind: Ports, Proto: UDP, TTL: 64, Dst: outside + Addr(rapid.IntRange(0, 2).Draw(t, "remote")),
+		Kind: Ports, Proto: UDP, TTL: 64, Dst: nth(m.family.outside, rapid.IntRange(0, 2).Draw(t, "remote")),
 		SPort: rapid.SampledFrom([]uint16{40000, 40001, 40002, 40003, 10001, 10005}).Draw(t, "sport"),
 		DPort: rapid.SampledFrom([]uint16{53, 9999}).Draw(t, "dport"),
 	}
@@ -105,7 +106,7 @@ func (m *machine) outside(t *rapid.T) {
 
 func (m *machine) host(t *rapid.T) {
 	p := m.packet(t)
-	p.Src, p.SPort = public, m.First+uint16(rapid.IntRange(0, m.Count-1).Draw(t, "port"))
+	p.Src, p.SPort = m.family.public, m.First+uint16(rapid.IntRange(0, m.Count-1).Draw(t, "port"))
 	for _, s := range m.slots {
 		if s.s != nil && s.s.ext == p.Src && s.s.dev != nil {
 			p.Dst, p.SPort, p.DPort, p.Proto = s.s.fwd.Dst, s.s.eport, s.s.fwd.DPort, s.s.fwd.Proto

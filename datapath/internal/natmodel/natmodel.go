@@ -3,11 +3,13 @@
 // time and randomness. Tests give the same packets to the model and to the
 // programs. Where the two differ, one of them is wrong.
 //
-// Addresses and ports are in host byte order, times in jiffies.
+// Ports are in host byte order, times in jiffies.
 package natmodel
 
-// Addr is an IPv4 address.
-type Addr uint32
+import "net/netip"
+
+// Addr is an address of either family, which are translated alike. The zero Addr is none.
+type Addr = netip.Addr
 
 // Proto is an IPv4 protocol number.
 type Proto uint8
@@ -55,7 +57,7 @@ const (
 	Error            // an ICMP error about Quote
 )
 
-// Packet is an IPv4 packet in an Ethernet frame. The NAT leaves Body unchanged.
+// Packet is an IP packet in an Ethernet frame. The NAT leaves Body unchanged.
 type Packet struct {
 	Kind         Kind
 	Proto        Proto
@@ -118,8 +120,7 @@ type Policy struct{ EDM, ADF, EIF, Strict bool }
 // Network is a bridge with its subnet. It is always masqueraded.
 type Network struct {
 	Bridge  int
-	Subnet  Addr
-	Mask    Addr
+	Subnet  netip.Prefix
 	Gateway Addr
 	Policy
 }
@@ -177,7 +178,7 @@ type NAT struct {
 	Busy      func(inbound Tuple) bool // whether somebody else on the host receives this tuple
 	Place     func(inbound Tuple) int  // slot of its note among the packets that INPUT let through
 	Uplink    Addr                     // the configured address of the uplink
-	Route     Addr                     // the source that the kernel chooses now; 0: no route
+	Route     Addr                     // the source that the kernel chooses now; none: no route
 	Lease     uint64                   // 0: no routed fast path
 	RevokedAt uint64
 	Networks  []*Network
@@ -220,7 +221,7 @@ func New(cfg Config) *NAT {
 
 func (n *NAT) network(a Addr) *Network {
 	for _, net := range n.Networks {
-		if a&net.Mask == net.Subnet {
+		if net.Subnet.Contains(a) {
 			return net
 		}
 	}

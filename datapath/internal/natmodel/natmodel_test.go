@@ -1,32 +1,49 @@
 package natmodel
 
 import (
+	"net/netip"
 	"testing"
 )
 
-const (
-	inside  Addr = 0xac1e0002
-	inside2 Addr = 0xac1e0003
-	outside Addr = 0xc000020b
-	public  Addr = 0xc6336401
+// family is the addresses of a world.
+type family struct {
+	subnet          netip.Prefix
+	outside, public Addr
+}
+
+var (
+	ip4 = family{netip.MustParsePrefix("172.30.0.0/16"), netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("198.51.100.1")}
+	ip6 = family{netip.MustParsePrefix("fd00::/64"), netip.MustParseAddr("2001:db8:2::11"), netip.MustParseAddr("2001:db8::1")}
+
+	inside, outside, public = nth(ip4.subnet.Addr(), 2), ip4.outside, ip4.public
 )
 
+// nth is the address n behind a.
+func nth(a Addr, n int) Addr {
+	for range n {
+		a = a.Next()
+	}
+	return a
+}
+
 // small returns a NAT of few ports and slots with two containers.
-func small(policy Policy) (*NAT, []*Device) {
+func small(policy Policy) (*NAT, []*Device) { return ip4.small(policy) }
+
+func (f family) small(policy Policy) (*NAT, []*Device) {
 	cfg := Config{
 		HZ: 100, FlowsMax: 12, FlowsQuota: 9, PortsQuota: 6, HalfQuota: 3, WaitingMax: 2, First: 10000, Count: 8,
 		UDPOneway: 120, UDPTwoway: 300, UDPDNS: 20, ICMPQuery: 60,
 		TCPOpen: 240, TCPEstablished: 86400, TCPHalf: 7440, TCPClosing: 240, TCPWaiting: 60, UDPWaiting: 30, Hold: 120,
 	}
 	n := New(cfg)
-	n.Now, n.Lease, n.Uplink, n.Route = 1<<20, 1000, public, public
+	n.Now, n.Lease, n.Uplink, n.Route = 1<<20, 1000, f.public, f.public
 	state := uint32(1)
 	n.Random = func() uint32 { state = state*1664525 + 1013904223; return state >> 8 }
-	net := &Network{Bridge: 1, Subnet: 0xac1e0000, Mask: 0xffff0000, Gateway: 0xac1e0001, Policy: policy}
+	net := &Network{Bridge: 1, Subnet: f.subnet, Gateway: nth(f.subnet.Addr(), 1), Policy: policy}
 	n.Networks = []*Network{net}
 	var devs []*Device
-	for i, ip := range []Addr{inside, inside2} {
-		d := &Device{Ifindex: 2 + i, IP: ip, Net: net}
+	for i := range 2 {
+		d := &Device{Ifindex: 2 + i, IP: nth(f.subnet.Addr(), 2+i), Net: net}
 		n.Devices[d.Ifindex] = d
 		devs = append(devs, d)
 	}
@@ -51,7 +68,7 @@ func TestMappingFollowsThePolicy(t *testing.T) {
 		n, _ := small(Policy{EDM: edm})
 		p := udp(40000)
 		a := n.UplinkOut(1, p, false)
-		p.Dst++
+		p.Dst = p.Dst.Next()
 		b := n.UplinkOut(1, p, false)
 		if a.Packet.Src != public || (a.Packet.SPort == b.Packet.SPort) == edm {
 			t.Errorf("EDM %v: ports %d and %d", edm, a.Packet.SPort, b.Packet.SPort)
@@ -103,14 +120,14 @@ func TestExhaustion(t *testing.T) {
 		for i := range uint16(8) {
 			p := udp(40000 + i)
 			if i >= 4 {
-				p.Src = inside2
+				p.Src = inside.Next()
 			}
 			if v := n.UplinkOut(1, p, false); v.Action != Next {
 				t.Fatalf("port %d: %+v", i, v)
 			}
 		}
 		p := udp(50000)
-		p.Dst++
+		p.Dst = p.Dst.Next()
 		v := n.UplinkOut(1, p, false)
 		if (v.Action == Next) == strict || strict && (v.Action != Redirect || v.Packet.Code != 13) {
 			t.Errorf("strict %v: %+v", strict, v)

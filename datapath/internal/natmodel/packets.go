@@ -129,13 +129,13 @@ func (n *NAT) DeviceOf(a Addr) *Device {
 
 // live returns the outbound entry of a tuple if it is valid. It removes an
 // entry that has expired, has another owner, or has an external address other
-// than ext (0: any).
+// than ext (none: any).
 func (n *NAT) live(t Tuple, d *Device, ext Addr) *entry {
 	e := n.flows[t]
 	if e == nil || !e.out {
 		return nil
 	}
-	if e.s.dev == d && !n.expired(e.s) && (ext == 0 || e.s.ext == ext) {
+	if e.s.dev == d && !n.expired(e.s) && (!ext.IsValid() || e.s.ext == ext) {
 		return e
 	}
 	n.memory.freeSession(e.s)
@@ -150,7 +150,7 @@ func (n *NAT) snat(d *Device, p Packet, forwarded bool) Verdict {
 	}
 	var ext Addr
 	if forwarded {
-		if ext = n.Route; ext == 0 {
+		if ext = n.Route; !ext.IsValid() {
 			return drop("no_uplink")
 		}
 	}
@@ -194,7 +194,7 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 	if rst && from == 0 && p.Flags&ACK == 0 && n.stackRefuses(p.Tuple().Reversed()) {
 		return drop("foreign")
 	}
-	e := n.live(p.Tuple(), nil, 0)
+	e := n.live(p.Tuple(), nil, Addr{})
 	if e == nil {
 		ours := n.flows[reverse(p.Tuple(), p.Src, p.SPort)]
 		free := ours == nil || ours.out || n.expired(ours.s)
