@@ -16,6 +16,9 @@
 #if FBR_AF == 4
 #include "lib/from_port.h"
 #include "lib/xdp.h"
+#else
+#include "lib/from_port6.h"
+#include "lib/to_port6.h"
 #endif
 
 char _license[] SEC("license")
@@ -109,4 +112,17 @@ int fbr_neighbour(__u64 *ctx)
 
 #include "cgroup.bpf.c"
 #include "control.bpf.c"
+#else
+/* The same two for IPv6, behind those for IPv4. */
+SEC("tcx/ingress")
+int fbr_port_in(struct __sk_buff *skb)
+{
+	return fbr_from_port6(skb);
+}
+
+SEC("tcx/egress")
+int fbr_port_out(struct __sk_buff *skb)
+{
+	return fbr_to_port6(skb);
+}
 #endif

@@ -1,10 +1,10 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -14,38 +14,48 @@ import (
 // containers' own addresses.
 type allowedTable struct{ d *Datapath }
 
-func allowedAddrKey(ifindex int, p netip.Prefix) tcFbrAllowedKey {
-	return tcFbrAllowedKey{Prefixlen: uint32(32 + p.Bits()), Port: uint32(ifindex), Addr: be32(p.Masked().Addr())}
-}
-
 func allowedMACKey(ifindex int, mac net.HardwareAddr) (tcFbrAllowedMacKey, error) {
 	m, err := mac6(mac)
 	return tcFbrAllowedMacKey{Port: uint32(ifindex), Mac: m}, err
 }
 
-func allowedKeys(p Port) (addrs []tcFbrAllowedKey, macs []tcFbrAllowedMacKey, err error) {
+// allowedAddrKeys returns the keys of fbr_allowed of a family.
+func allowedAddrKeys(f family, p Port) (keys []string) {
 	for _, prefix := range p.AllowedAddrs {
-		addrs = append(addrs, allowedAddrKey(p.Ifindex, prefix))
+		if f.of(prefix.Addr()) {
+			keys = append(keys, string(lpmKey(prefix, p.Ifindex)))
+		}
 	}
+	return keys
+}
+
+// isAllowedOf reports whether a key of fbr_allowed is a port's.
+func isAllowedOf(ifindex int, key []byte) bool {
+	return binary.NativeEndian.Uint32(key[4:]) == uint32(ifindex)
+}
+
+func allowedMACKeys(p Port) (macs []tcFbrAllowedMacKey, err error) {
 	for _, mac := range p.AllowedMACs {
 		k, err := allowedMACKey(p.Ifindex, mac)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		macs = append(macs, k)
 	}
-	return addrs, macs, nil
+	return macs, nil
 }
 
 // permit adds what a port may use. The error wraps ErrTooMany if there is no room.
 func (at allowedTable) permit(p Port) error {
-	addrs, macs, err := allowedKeys(p)
+	macs, err := allowedMACKeys(p)
 	if err != nil {
 		return err
 	}
 	var one uint32 = 1
-	for i := range addrs {
-		err = errors.Join(err, at.d.maps.FbrAllowed.Put(&addrs[i], &one))
+	for _, o := range at.d.families.loaded() {
+		for _, k := range allowedAddrKeys(o.family, p) {
+			err = errors.Join(err, o.maps[tcMapFbrAllowed].Put([]byte(k), &one))
+		}
 	}
 	for i := range macs {
 		err = errors.Join(err, at.d.maps.FbrAllowedMac.Put(&macs[i], &one))
@@ -59,20 +69,24 @@ func (at allowedTable) permit(p Port) error {
 // forbid removes everything else that a port might use until now, and ends the sessions
 // of addresses that are none of its any more. If anything was removed, all leases end.
 func (at allowedTable) forbid(p Port) error {
-	addrs, macs, err := allowedKeys(p)
+	macs, err := allowedMACKeys(p)
 	if err != nil {
 		return err
 	}
-	gone, err := deleteIf(at.d.maps.FbrAllowed, func(k *tcFbrAllowedKey, _ *uint32) bool {
-		return k.Port == uint32(p.Ifindex) && !slices.Contains(addrs, *k)
-	})
-	goneMACs, errMACs := deleteIf(at.d.maps.FbrAllowedMac, func(k *tcFbrAllowedMacKey, _ *uint32) bool {
+	gone, err := deleteIf(at.d.maps.FbrAllowedMac, func(k *tcFbrAllowedMacKey, _ *uint32) bool {
 		return k.Port == uint32(p.Ifindex) && !slices.Contains(macs, *k)
 	})
-	if err := errors.Join(err, errMACs); err != nil {
+	for _, o := range at.d.families.loaded() {
+		keys := allowedAddrKeys(o.family, p)
+		n, errAddrs := deleteEntries(o.maps[tcMapFbrAllowed], func(k, _ []byte) bool {
+			return isAllowedOf(p.Ifindex, k) && !slices.Contains(keys, string(k))
+		})
+		gone, err = gone+n, errors.Join(err, errAddrs)
+	}
+	if err != nil {
 		return fmt.Errorf("removing allowed addresses: %w", err)
 	}
-	if gone+goneMACs == 0 {
+	if gone == 0 {
 		return nil
 	}
 	// What it still has, it holds again with its next packet.
@@ -80,11 +94,16 @@ func (at allowedTable) forbid(p Port) error {
 	if err != nil {
 		return err
 	}
-	_, err = deleteIf(at.d.maps.FbrHolder, func(_ *uint32, port *uint32) bool { return *port == uint32(p.Ifindex) })
-	_, errMACs = deleteIf(at.d.maps.FbrFdb, func(k *tcFbrFdbKey, port *uint32) bool {
+	_, err = deleteIf(at.d.maps.FbrFdb, func(k *tcFbrFdbKey, port *uint32) bool {
 		return *port == uint32(p.Ifindex) && k.Mac != own
 	})
-	if err := errors.Join(err, errMACs); err != nil {
+	for _, o := range at.d.families.loaded() {
+		_, errAddrs := deleteEntries(o.maps[tcMapFbrHolder], func(_, port []byte) bool {
+			return binary.NativeEndian.Uint32(port) == uint32(p.Ifindex)
+		})
+		err = errors.Join(err, errAddrs)
+	}
+	if err != nil {
 		return fmt.Errorf("removing allowed addresses: %w", err)
 	}
 	_, err = at.d.nat.end(tcFbrOpFBR_OP_FORBID, p.Ifindex)
@@ -95,18 +114,29 @@ func (at allowedTable) forbid(p Port) error {
 // verify checks that a port may use exactly what AttachPort has told. The error wraps
 // ErrDetached.
 func (at allowedTable) verify(p Port) error {
-	addrs, macs, err := allowedKeys(p)
+	macs, err := allowedMACKeys(p)
 	if err != nil {
 		return err
 	}
-	wrong := fmt.Errorf("port with ifindex %d: the maps allow it other addresses: %w", p.Ifindex, ErrDetached)
-	same, err := hasExactly(at.d.maps.FbrAllowed, addrs, func(k *tcFbrAllowedKey) bool { return k.Port == uint32(p.Ifindex) })
-	sameMACs, errMACs := hasExactly(at.d.maps.FbrAllowedMac, macs, func(k *tcFbrAllowedMacKey) bool { return k.Port == uint32(p.Ifindex) })
-	if err := errors.Join(err, errMACs); err != nil {
+	same, err := hasExactly(at.d.maps.FbrAllowedMac, macs, func(k *tcFbrAllowedMacKey) bool { return k.Port == uint32(p.Ifindex) })
+	for _, o := range at.d.families.loaded() {
+		var there []string
+		err = errors.Join(err, eachEntry(o.maps[tcMapFbrAllowed], 0, func(k, _ []byte) error {
+			if isAllowedOf(p.Ifindex, k) {
+				there = append(there, string(k))
+			}
+			return nil
+		}))
+		want := allowedAddrKeys(o.family, p)
+		slices.Sort(there)
+		slices.Sort(want)
+		same = same && slices.Equal(there, want)
+	}
+	if err != nil {
 		return err
 	}
-	if !same || !sameMACs {
-		return wrong
+	if !same {
+		return fmt.Errorf("port with ifindex %d: the maps allow it other addresses: %w", p.Ifindex, ErrDetached)
 	}
 	return nil
 }

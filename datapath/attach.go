@@ -19,16 +19,29 @@ const netfilterIPDefrag = 1
 // links attaches programs to devices and hooks, and pins what holds them there.
 type links struct{ d *Datapath }
 
-// attachTCX makes sure that prog runs on the hook of ifindex, before all other
-// programs, through the link pinned under name. It updates an existing link in
-// place and replaces a defunct one.
-func (ls links) attachTCX(name string, ifindex int, at ebpf.AttachType, prog *ebpf.Program) error {
-	return ls.attachLink(name, prog, func() (link.Link, error) {
+// attachTCX makes sure that a program of a family runs on a hook of ifindex, "in" or
+// "out": that of IPv4 before all other programs, another right behind it. It updates an
+// existing link in place and replaces a defunct one.
+func (ls links) attachTCX(f family, ifindex int, hook string, prog *ebpf.Program) error {
+	at := ebpf.AttachTCXIngress
+	if hook == "out" {
+		at = ebpf.AttachTCXEgress
+	}
+	return ls.attachLink(f.link(ifindex, hook), prog, func() (link.Link, error) {
+		anchor := link.Head()
+		if f.dir != "" {
+			first, err := link.LoadPinnedLink(linkPath(ls.d.dir, inet4.link(ifindex, hook)), nil)
+			if err != nil {
+				return nil, fmt.Errorf("opening the link of the IPv4 program: %w", err)
+			}
+			defer first.Close()
+			anchor = link.AfterLink(first)
+		}
 		l, err := link.AttachTCX(link.TCXOptions{
 			Interface: ifindex,
 			Program:   prog,
 			Attach:    at,
-			Anchor:    link.Head(),
+			Anchor:    anchor,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("attaching %s to ifindex %d: %w", prog.String(), ifindex, err)
@@ -66,38 +79,55 @@ func (ls links) attachLink(name string, prog *ebpf.Program, attach func() (link.
 	return l.Close()
 }
 
-// attachDevice attaches the programs of a device, according to its kind.
+// attachDevice attaches the programs of a device, according to its kind; those for IPv6
+// where the device's flag says so.
 func (ls links) attachDevice(dev tcFbrDev) error {
-	var in, out *ebpf.Program
+	var in, out string
 	switch {
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0:
-		in, out = ls.d.progs.FbrPortIn, ls.d.progs.FbrPortOut
+		in, out = tcProgFbrPortIn, tcProgFbrPortOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_RAW_IP != 0:
-		in, out = ls.d.progs.FbrTunIn, ls.d.progs.FbrTunOut
+		in, out = tcProgFbrTunIn, tcProgFbrTunOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
-		in, out = ls.d.progs.FbrUplinkIn, ls.d.progs.FbrUplinkOut
+		in, out = tcProgFbrUplinkIn, tcProgFbrUplinkOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:
-		in = ls.d.progs.FbrFragIn
+		in = tcProgFbrFragIn
 	default:
 		return nil // a bridge has no programs
 	}
 	ifindex := int(dev.Ifindex)
-	if out == nil {
-		return ls.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
+	for _, o := range ls.d.families.loaded() {
+		if dev.Flags&o.flag != o.flag {
+			continue
+		}
+		// Egress first: what the ingress program lets in must pass the last check on
+		// its way out.
+		if out != "" {
+			if err := ls.attachTCX(o.family, ifindex, "out", o.progs[out]); err != nil {
+				return err
+			}
+		}
+		if err := ls.attachTCX(o.family, ifindex, "in", o.progs[in]); err != nil {
+			return err
+		}
 	}
-	// Egress first: what the ingress program lets in must pass the last check on
-	// its way out.
-	if err := ls.attachTCX(deviceLink(ifindex, "out"), ifindex, ebpf.AttachTCXEgress, out); err != nil {
-		return err
-	}
-	return ls.attachTCX(deviceLink(ifindex, "in"), ifindex, ebpf.AttachTCXIngress, in)
+	return nil
 }
 
 func (ls links) detachDevice(ifindex int) error {
 	return errors.Join(
 		detach(linkPath(ls.d.dir, deviceLink(ifindex, xdpHook))),
-		detach(linkPath(ls.d.dir, deviceLink(ifindex, "in"))),
-		detach(linkPath(ls.d.dir, deviceLink(ifindex, "out"))),
+		ls.detachFamily(inet4, ifindex),
+		ls.detachFamily(inet6, ifindex),
+	)
+}
+
+// detachFamily detaches the programs of a family. Whoever detaches those for IPv6 only
+// clears the device's flag first.
+func (ls links) detachFamily(f family, ifindex int) error {
+	return errors.Join(
+		detach(linkPath(ls.d.dir, f.link(ifindex, "in"))),
+		detach(linkPath(ls.d.dir, f.link(ifindex, "out"))),
 	)
 }
 

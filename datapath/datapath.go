@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -49,7 +50,8 @@ type Datapath struct {
 	meta  tcFbrMeta
 	maps  tcMaps
 	progs tcPrograms
-	named map[string]*ebpf.Map // the same maps by name
+	four  *object // the same by name
+	six   *object // nil: no network has IPv6
 
 	// The parts, each with the methods of one topic.
 	links        links
@@ -63,6 +65,7 @@ type Datapath struct {
 	control      control
 	reassembly   reassembly
 	content      content
+	families     families
 }
 
 func assemble(dir string, meta tcFbrMeta) *Datapath {
@@ -70,6 +73,7 @@ func assemble(dir string, meta tcFbrMeta) *Datapath {
 	d.links, d.devs, d.allowed, d.ports = links{d}, deviceTable{d}, allowedTable{d}, extPorts{d}
 	d.publications, d.sockets, d.nat = publications{d}, hostSockets{d}, natTable{d}
 	d.takeover, d.control, d.reassembly, d.content = takeover{d}, control{d}, reassembly{d}, content{d}
+	d.families = families{d}
 	return d
 }
 
@@ -87,16 +91,20 @@ func Create(dir string, cfg Config) (*Datapath, error) {
 	return create(dir, meta, loading(objectFile, nil))
 }
 
-// parsed is the object file. To read it takes as long as to load a small program.
-var parsed = sync.OnceValues(loadTc)
+// objectFile is the object file of the IPv4 programs.
+var objectFile = once(loadTc)
 
-// objectFile is a copy of the object file's content, which the caller may change.
-func objectFile() (*ebpf.CollectionSpec, error) {
-	spec, err := parsed()
-	if err != nil {
-		return nil, err
+// once reads an object file once, which takes as long as to load a small program. The
+// caller gets a copy that it may change.
+func once(load source) source {
+	parsed := sync.OnceValues(load)
+	return func() (*ebpf.CollectionSpec, error) {
+		spec, err := parsed()
+		if err != nil {
+			return nil, err
+		}
+		return spec.Copy(), nil
 	}
-	return spec.Copy(), nil
 }
 
 // source returns the object file: objectFile, or a test's build of the programs.
@@ -169,8 +177,8 @@ func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader)
 
 // assign takes over the objects of coll.
 func (ct content) assign(coll *ebpf.Collection) error {
-	ct.d.named = maps.Clone(coll.Maps)
-	maps.DeleteFunc(ct.d.named, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
+	ct.d.four = &object{inet4, maps.Clone(coll.Maps), maps.Clone(coll.Programs)}
+	maps.DeleteFunc(ct.d.four.maps, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
 	if err := coll.Assign(&ct.d.maps); err != nil {
 		return fmt.Errorf("assigning maps: %w", err)
 	}
@@ -180,25 +188,35 @@ func (ct content) assign(coll *ebpf.Collection) error {
 	return nil
 }
 
-// loading loads an object; tune changes its variables in a test.
+// loading loads the IPv4 programs of a source; tune changes their variables in a test.
 func loading(from source, tune func(*tcVariableSpecs) error) loader {
-	return func(meta tcFbrMeta, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
-		spec, err := from()
-		if err != nil {
-			return nil, fmt.Errorf("reading the embedded programs: %w", err)
+	f := inet4
+	f.from = from
+	return f.loading(func(spec *ebpf.CollectionSpec) error {
+		if tune == nil {
+			return nil
 		}
-		resize(spec, meta)
 		var vars tcVariableSpecs
-		if err := spec.Assign(&vars); err != nil {
-			return nil, fmt.Errorf("finding the variables: %w", err)
+		return errors.Join(spec.Assign(&vars), tune(&vars))
+	})
+}
+
+// loading loads the object of a family, after change has changed it.
+func (f family) loading(change func(*ebpf.CollectionSpec) error) loader {
+	return func(meta tcFbrMeta, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
+		spec, err := f.spec(meta)
+		if err != nil {
+			return nil, err
 		}
-		if err := setVariables(&vars, meta); err != nil {
+		own := f.own(spec)
+		maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool {
+			return pinned(name) && own[name] == nil && shared[name] == nil
+		})
+		if err := setVariables(spec, meta); err != nil {
 			return nil, fmt.Errorf("setting the variables: %w", err)
 		}
-		if tune != nil {
-			if err := tune(&vars); err != nil {
-				return nil, err
-			}
+		if err := change(spec); err != nil {
+			return nil, err
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 			MapReplacements: shared,
@@ -230,10 +248,25 @@ func moduleTypes() (specs []*btf.Spec) {
 	return specs
 }
 
+// spec returns the object file of a family with its maps as large as meta says.
+func (f family) spec(meta tcFbrMeta) (*ebpf.CollectionSpec, error) {
+	spec, err := f.from()
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded programs for %s: %w", f.name, err)
+	}
+	resize(spec, meta)
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
+		return f.progs != nil && !slices.Contains(f.progs, name)
+	})
+	return spec, nil
+}
+
 // resize sets the max_entries that bpf/lib leaves to Go.
 func resize(spec *ebpf.CollectionSpec, meta tcFbrMeta) {
 	for name, n := range sizes(meta) {
-		spec.Maps[name].MaxEntries = n
+		if m := spec.Maps[name]; m != nil {
+			m.MaxEntries = n
+		}
 	}
 }
 
@@ -256,7 +289,7 @@ func sizes(meta tcFbrMeta) map[string]uint32 {
 // nearSize returns the number of entries of fbr_near.
 func nearSize(meta tcFbrMeta) uint32 { return 2 << bits.Len32(meta.FlowsMax-1) }
 
-func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
+func setVariables(spec *ebpf.CollectionSpec, meta tcFbrMeta) error {
 	fib, err := fibSource()
 	if err != nil {
 		return err
@@ -265,21 +298,30 @@ func setVariables(v *tcVariableSpecs, meta tcFbrMeta) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(
-		v.CfgNetns.Set(netns),
-		v.CfgHz.Set(meta.Hz),
-		v.CfgMark.Set(meta.Mark),
-		v.CfgFlowsMax.Set(meta.FlowsMax),
-		v.CfgNearMask.Set(nearSize(meta)-1),
+	for name, value := range map[string]any{
+		tcVarCfgNetns:    netns,
+		tcVarCfgHz:       meta.Hz,
+		tcVarCfgMark:     meta.Mark,
+		tcVarCfgFlowsMax: meta.FlowsMax,
+		tcVarCfgNearMask: nearSize(meta) - 1,
 		// One container must leave a fifth of the sessions to the others.
-		v.CfgFlowsQuota.Set(meta.FlowsMax-meta.FlowsMax/5),
-		v.CfgHalfQuota.Set(max(1, (meta.FlowsMax-meta.FlowsMax/5)/4)),
-		v.CfgWaitingMax.Set(max(1, meta.FlowsMax/8)),
-		v.CfgFibSrc.Set(fib),
-		v.CfgConntrack.Set(probeConntrack() == nil),
-		v.CfgNat.Set(probeConntrack() == nil && probeNAT() == nil),
-		v.CfgEpoch.Set(meta.Epoch),
-	)
+		tcVarCfgFlowsQuota: meta.FlowsMax - meta.FlowsMax/5,
+		tcVarCfgHalfQuota:  max(1, (meta.FlowsMax-meta.FlowsMax/5)/4),
+		tcVarCfgWaitingMax: max(1, meta.FlowsMax/8),
+		tcVarCfgFibSrc:     fib,
+		tcVarCfgConntrack:  probeConntrack() == nil,
+		tcVarCfgNat:        probeConntrack() == nil && probeNAT() == nil,
+		tcVarCfgEpoch:      meta.Epoch,
+	} {
+		v := spec.Variables[name]
+		if v == nil {
+			return fmt.Errorf("the programs have no variable %s", name)
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func newMeta(cfg Config) (tcFbrMeta, error) {
@@ -319,8 +361,9 @@ func newMeta(cfg Config) (tcFbrMeta, error) {
 // a checksum for which processors have an instruction: it tells builds apart, and
 // nobody gains from two that are alike.
 func buildID() uint64 {
-	sum := crc32.Checksum(_TcBytes, crc32.MakeTable(crc32.Castagnoli))
-	return uint64(len(_TcBytes))<<32 | uint64(sum)
+	table := crc32.MakeTable(crc32.Castagnoli)
+	sum := crc32.Update(crc32.Checksum(_TcBytes, table), table, _Tc6Bytes)
+	return uint64(len(_TcBytes)+len(_Tc6Bytes))<<32 | uint64(sum)
 }
 
 // fill writes the initial contents of new maps.
@@ -348,22 +391,28 @@ func Open(dir string) (*Datapath, error) {
 	}
 	coll := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
 	defer coll.Close()
-	open := openPins
+	open := opener(openPins)
 	if d.meta.Build != buildID() {
 		open = openCompatible
 	}
-	if err := open(coll, d.meta, dir); err != nil {
+	if err := open(coll, inet4, d.meta, dir); err != nil {
 		return nil, err
 	}
 	if err := d.content.assign(coll); err != nil {
 		return nil, err
 	}
+	if err := d.families.open(open); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
 	return d, nil
 }
 
+// opener opens the pins of a family in a directory.
+type opener func(coll *ebpf.Collection, f family, meta tcFbrMeta, dir string) error
+
 // openPins opens pins that this build made, unchecked. Reading the embedded
 // object for a comparison would take longer than the rest of most commands.
-func openPins(coll *ebpf.Collection, _ tcFbrMeta, dir string) error {
+func openPins(coll *ebpf.Collection, _ family, _ tcFbrMeta, dir string) error {
 	for _, kind := range []struct {
 		dir  string
 		open func(name string) error
@@ -389,13 +438,12 @@ func openPins(coll *ebpf.Collection, _ tcFbrMeta, dir string) error {
 
 // openCompatible opens those pins of another build that this one knows. The
 // error wraps ErrSchemaOlder if their layouts differ.
-func openCompatible(coll *ebpf.Collection, meta tcFbrMeta, dir string) error {
-	spec, err := objectFile()
+func openCompatible(coll *ebpf.Collection, f family, meta tcFbrMeta, dir string) error {
+	spec, err := f.spec(meta)
 	if err != nil {
-		return fmt.Errorf("reading the embedded programs: %w", err)
+		return err
 	}
-	resize(spec, meta)
-	for name, ms := range spec.Maps {
+	for name, ms := range f.own(spec) {
 		if !pinned(name) {
 			continue
 		}
@@ -517,7 +565,11 @@ func (ct content) readMeta() error {
 
 // Close releases the descriptors. Everything stays attached and pinned.
 func (d *Datapath) Close() error {
-	return errors.Join(d.maps.Close(), d.progs.Close())
+	err := errors.Join(d.maps.Close(), d.progs.Close())
+	if d.six != nil {
+		err = errors.Join(err, d.six.close())
+	}
+	return err
 }
 
 // Config returns the configuration of the datapath.

@@ -49,8 +49,13 @@ func elsewhere(ifindex int) uint32 {
 }
 
 // SetNetwork adds or changes a network. The network must exist before its
-// ports.
+// ports. The first network that has IPv6 loads the programs for it.
 func (d *Datapath) SetNetwork(n Network) error {
+	if n.HasIP6() {
+		if err := d.families.load(); err != nil {
+			return err
+		}
+	}
 	bridge := tcFbrDev{
 		Ifindex: uint32(n.Bridge),
 		Bridge:  uint32(n.Bridge),
@@ -63,8 +68,16 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if n.OneWay {
 		bridge.Flags |= tcFbrDevFlagsFBR_DEV_VIA
 	}
+	if n.HasIP6() {
+		bridge.Flags |= inet6.flag
+	}
 	if err := d.devs.putDevice(bridge); err != nil {
 		return err
+	}
+	if n.HasIP6() {
+		if err := d.devs.putAddr6(n.Bridge, n.Gateway6); err != nil {
+			return err
+		}
 	}
 	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: n.NAT.flags(), Broadcast: broadcast(n.Subnet)}
 	if n.Masquerade {
@@ -90,28 +103,34 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if err := d.devs.setPlain(n.Bridge, n.Plain); err != nil {
 		return err
 	}
-	keys := map[tcFbrNetKey]bool{}
-	for _, p := range append([]netip.Prefix{n.Subnet}, n.Allowed...) {
-		k := tcFbrNetKey{Prefixlen: uint32(p.Bits()), Addr: be32(p.Masked().Addr())}
-		if err := d.maps.FbrNets.Put(&k, &v); err != nil {
-			return fmt.Errorf("adding subnet %s: %w", p, err)
-		}
-		keys[k], v.Broadcast = true, 0
-	}
-	if err := d.devs.deleteSubnets(n.Bridge, func(k tcFbrNetKey) bool { return !keys[k] }); err != nil {
+	if err := d.devs.setSubnets(n.Bridge, v, append([]netip.Prefix{n.Subnet, n.Subnet6}, n.Allowed...)); err != nil {
 		return err
 	}
-	_, err := d.publications.setPublished()
-	return err
+	if _, err := d.publications.setPublished(); err != nil {
+		return err
+	}
+	return d.families.unload()
 }
 
-// deleteSubnets removes those subnets of a bridge of which f is true.
-func (dt deviceTable) deleteSubnets(bridge int, f func(tcFbrNetKey) bool) error {
-	_, err := deleteIf(dt.d.maps.FbrNets, func(k *tcFbrNetKey, v *tcFbrNet) bool {
-		return v.Bridge == uint32(bridge) && f(*k)
-	})
-	if err != nil {
-		return fmt.Errorf("removing a subnet: %w", err)
+// setSubnets makes the subnets of a bridge's network, of both families, those in want. The
+// first may have a broadcast address.
+func (dt deviceTable) setSubnets(bridge int, v tcFbrNet, want []netip.Prefix) error {
+	for _, o := range dt.d.families.loaded() {
+		m, keep := o.maps[tcMapFbrNets], map[string]bool{}
+		for _, p := range want {
+			if !o.of(p.Addr()) {
+				continue
+			}
+			k := lpmKey(p)
+			if err := m.Put(k, o.net(v)); err != nil {
+				return fmt.Errorf("adding subnet %s: %w", p, err)
+			}
+			keep[string(k)], v.Broadcast = true, 0
+		}
+		_, err := deleteEntries(m, func(k, v []byte) bool { return o.netBridge(v) == uint32(bridge) && !keep[string(k)] })
+		if err != nil {
+			return fmt.Errorf("removing a subnet: %w", err)
+		}
 	}
 	return nil
 }
@@ -128,9 +147,10 @@ func broadcast(subnet netip.Prefix) uint32 {
 }
 
 // DeleteNetwork removes the network of a bridge. Its ports must be gone. It
-// succeeds when the network does not exist.
+// succeeds when the network does not exist. The last network that has IPv6 takes the
+// programs for it along.
 func (d *Datapath) DeleteNetwork(bridge int) error {
-	if err := d.devs.deleteSubnets(bridge, func(tcFbrNetKey) bool { return true }); err != nil {
+	if err := d.devs.setSubnets(bridge, tcFbrNet{}, nil); err != nil {
 		return err
 	}
 	if err := d.devs.setPlain(bridge, nil); err != nil {
@@ -139,7 +159,17 @@ func (d *Datapath) DeleteNetwork(bridge int) error {
 	if _, err := d.publications.setPublished(); err != nil {
 		return err
 	}
-	return d.devs.clearDevice(bridge)
+	dev, _, err := d.devs.device(bridge)
+	if err == nil {
+		err = d.devs.forgetIP6(dev)
+	}
+	if err == nil {
+		err = d.devs.clearDevice(bridge)
+	}
+	if err != nil {
+		return err
+	}
+	return d.families.unload()
 }
 
 // setPlain makes the excepted destinations of a bridge's network those in want.
@@ -213,7 +243,23 @@ func (d *Datapath) AttachPort(p Port) error {
 	if err != nil {
 		return err
 	}
+	six, err := d.devs.hasIP6(p.Bridge)
+	if err != nil {
+		return err
+	}
+	// While the programs for IPv6 are not attached, the others let none in.
+	if six && before.Flags&inet6.flag != 0 && d.links.verifyLinks(before) == nil {
+		dev.Flags |= inet6.flag
+	}
 	if err := d.devs.putDevice(dev); err != nil {
+		return err
+	}
+	if six {
+		err = d.devs.putAddr6(p.Ifindex, p.IP6)
+	} else if p.IP6 = (netip.Addr{}); before.Flags&inet6.flag != 0 || d.six != nil {
+		err = d.devs.forgetIP6(dev)
+	}
+	if err != nil {
 		return err
 	}
 	if err := d.allowed.permit(p); err != nil {
@@ -229,10 +275,29 @@ func (d *Datapath) AttachPort(p Port) error {
 	if err := d.maps.FbrFdb.Put(&fdb, &ifindex); err != nil {
 		return fmt.Errorf("adding %s to fbr_fdb: %w", p.MAC, err)
 	}
-	if err := d.maps.FbrHosts.Put(dev.Ip, &ifindex); err != nil {
-		return fmt.Errorf("adding %s to fbr_hosts: %w", p.IP, err)
+	for _, o := range d.families.loaded() {
+		for _, a := range []netip.Addr{p.IP, p.IP6} {
+			if !o.of(a) {
+				continue
+			}
+			if err := o.maps[tcMapFbrHosts].Put(a.AsSlice(), &ifindex); err != nil {
+				return fmt.Errorf("adding %s to fbr_hosts: %w", a, err)
+			}
+		}
 	}
-	return d.links.attachDevice(dev)
+	if six {
+		dev.Flags |= inet6.flag
+	}
+	if err := d.links.attachDevice(dev); err != nil {
+		return err
+	}
+	if six {
+		return d.devs.putDevice(dev)
+	}
+	if before.Flags&inet6.flag != 0 {
+		return d.families.unload()
+	}
+	return nil
 }
 
 // networkFlags returns the flags of a bridge's network.
@@ -268,11 +333,14 @@ func (dt deviceTable) anyNetwork(is func(tcFbrNet) bool) (bool, error) {
 // DetachPort removes a port and ends its sessions. It succeeds when the port or
 // its device is gone.
 func (d *Datapath) DetachPort(ifindex int) error {
-	if err := d.links.detachDevice(ifindex); err != nil {
+	dev, ok, err := d.devs.device(ifindex)
+	if err != nil {
 		return err
 	}
-	dev, ok, err := d.devs.device(ifindex)
-	if err != nil || !ok {
+	if err := d.devs.forgetIP6(dev); err != nil {
+		return err
+	}
+	if err := d.links.detachDevice(ifindex); err != nil || !ok {
 		return err
 	}
 	// Without an address no new session can begin; then the old ones end.
@@ -304,8 +372,11 @@ func (d *Datapath) DetachPort(ifindex int) error {
 func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
 	devs, err := d.devs.devices()
 	for _, dev := range devs {
-		if dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0 && dev.Ip == be32(ip) {
-			return int(dev.Ifindex), nil
+		if dev.Flags&tcFbrDevFlagsFBR_DEV_PORT == 0 {
+			continue
+		}
+		if is, err := d.devs.hasAddr(dev, ip); is || err != nil {
+			return int(dev.Ifindex), err
 		}
 	}
 	return 0, err

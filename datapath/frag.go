@@ -64,7 +64,7 @@ func (d *Datapath) VerifyFragments(ifindex int) error {
 	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS == 0 {
 		return fmt.Errorf("device with ifindex %d: not in fbr_devs: %w", ifindex, ErrDetached)
 	}
-	return d.links.verifyLink(ifindex, "in")
+	return d.links.verifyLink(ifindex, deviceLink(ifindex, "in"))
 }
 
 func (ra reassembly) sendFragments(ifindex uint32) error {

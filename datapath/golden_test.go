@@ -149,12 +149,10 @@ func (h *harness) loadAgain(t *testing.T, change func(*ebpf.CollectionSpec)) *eb
 	spec, err := loadTc()
 	check(t, err)
 	resize(spec, h.meta)
-	var vars tcVariableSpecs
-	check(t, spec.Assign(&vars))
-	check(t, setVariables(&vars, h.meta))
+	check(t, setVariables(spec, h.meta))
 	change(spec)
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: h.named,
+		MapReplacements: h.four.maps,
 		Programs:        ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
 	})
 	var ve *ebpf.VerifierError

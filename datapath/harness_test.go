@@ -142,10 +142,12 @@ func newHarnessFrom(t testing.TB, cfg Config, load loader, borrowed *loaded) *ha
 	for _, which := range []string{"all", "default"} {
 		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0))
 	}
-	// In a new namespace the switch is 1 where br_netfilter is built in.
-	err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
+	// In a new namespace the switches are 1 where br_netfilter is built in.
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+tables, []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
 	}
 	// bpf_fib_lookup finds no route where the kernel would not forward.
 	check(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))

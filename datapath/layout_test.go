@@ -97,7 +97,7 @@ func TestPinnedLayoutIsTheObjectFiles(t *testing.T) {
 	spec, err := loadTc()
 	check(t, err)
 	resize(spec, d.meta)
-	for name, m := range d.named {
+	for name, m := range d.four.maps {
 		got, err := pinnedLayout(m, false)
 		check(t, err)
 		if want := specLayout(spec.Maps[name], false); got != want {

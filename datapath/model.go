@@ -40,6 +40,12 @@ type Network struct {
 	Allowed []netip.Prefix
 	// Gateway is the bridge's own address inside Subnet.
 	Gateway netip.Addr
+	// Subnet6 is the IPv6 prefix of the network, masked, and Gateway6 the bridge's own
+	// address in it. Invalid: the network has no global IPv6 addresses, the bridge none.
+	Subnet6  netip.Prefix
+	Gateway6 netip.Addr
+	// LinkLocal6: containers have IPv6 among each other, also without Subnet6.
+	LinkLocal6 bool
 	// Bridge is the ifindex of the bridge device; it identifies the network.
 	Bridge int
 	// Masquerade: outbound packets are translated. If false they leave
@@ -66,6 +72,9 @@ type Network struct {
 	NAT NATPolicy
 }
 
+// HasIP6 reports whether the network carries IPv6.
+func (n Network) HasIP6() bool { return n.LinkLocal6 || n.Subnet6.IsValid() }
+
 // Port is the host end of one container's veth pair.
 type Port struct {
 	Ifindex   int              // of the host end, in the namespace of the bridge
@@ -73,6 +82,7 @@ type Port struct {
 	BridgeMAC net.HardwareAddr // destination of routed frames from the container
 	MAC       net.HardwareAddr // of the container end
 	IP        netip.Addr       // of the container
+	IP6       netip.Addr       // of the container; invalid: no IPv6, or only link-local
 	MTU       int              // bytes, L3
 	// AllowedAddrs and AllowedMACs are let in as sources besides MAC and IP. Of the
 	// ports that have an address in common, the one that has sent with it last has it.

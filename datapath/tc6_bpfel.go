@@ -40,6 +40,12 @@ type tc6FbrBindKey struct {
 	Pad   uint8
 }
 
+type tc6FbrClaimKey struct {
+	_      structs.HostLayout
+	Addr   tc6FbrAddr
+	Bridge uint32
+}
+
 type tc6FbrConf struct {
 	_         structs.HostLayout
 	RevokedAt uint64
@@ -329,6 +335,7 @@ const (
 	tc6MapFbrAllowed      = "fbr_allowed"
 	tc6MapFbrAllowedMac   = "fbr_allowed_mac"
 	tc6MapFbrBind         = "fbr_bind"
+	tc6MapFbrClaims       = "fbr_claims"
 	tc6MapFbrClosed       = "fbr_closed"
 	tc6MapFbrConf         = "fbr_conf"
 	tc6MapFbrDev6         = "fbr_dev6"
@@ -365,6 +372,8 @@ const (
 	tc6MapFbrWaiting      = "fbr_waiting"
 	tc6MapFbrWay          = "fbr_way"
 	tc6ProgFbrGuard       = "fbr_guard"
+	tc6ProgFbrPortIn      = "fbr_port_in"
+	tc6ProgFbrPortOut     = "fbr_port_out"
 	tc6VarCfgConntrack    = "cfg_conntrack"
 	tc6VarCfgEpoch        = "cfg_epoch"
 	tc6VarCfgFibSrc       = "cfg_fib_src"
@@ -433,7 +442,9 @@ type tc6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tc6ProgramSpecs struct {
-	FbrGuard *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrGuard   *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrPortIn  *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
+	FbrPortOut *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
 }
 
 // tc6MapSpecs contains maps before they are loaded into the kernel.
@@ -443,6 +454,7 @@ type tc6MapSpecs struct {
 	FbrAllowed    *ebpf.MapSpec `ebpf:"fbr_allowed"`
 	FbrAllowedMac *ebpf.MapSpec `ebpf:"fbr_allowed_mac"`
 	FbrBind       *ebpf.MapSpec `ebpf:"fbr_bind"`
+	FbrClaims     *ebpf.MapSpec `ebpf:"fbr_claims"`
 	FbrClosed     *ebpf.MapSpec `ebpf:"fbr_closed"`
 	FbrConf       *ebpf.MapSpec `ebpf:"fbr_conf"`
 	FbrDev6       *ebpf.MapSpec `ebpf:"fbr_dev6"`
@@ -533,6 +545,7 @@ type tc6Maps struct {
 	FbrAllowed    *ebpf.Map `ebpf:"fbr_allowed"`
 	FbrAllowedMac *ebpf.Map `ebpf:"fbr_allowed_mac"`
 	FbrBind       *ebpf.Map `ebpf:"fbr_bind"`
+	FbrClaims     *ebpf.Map `ebpf:"fbr_claims"`
 	FbrClosed     *ebpf.Map `ebpf:"fbr_closed"`
 	FbrConf       *ebpf.Map `ebpf:"fbr_conf"`
 	FbrDev6       *ebpf.Map `ebpf:"fbr_dev6"`
@@ -575,6 +588,7 @@ func (m *tc6Maps) Close() error {
 		m.FbrAllowed,
 		m.FbrAllowedMac,
 		m.FbrBind,
+		m.FbrClaims,
 		m.FbrClosed,
 		m.FbrConf,
 		m.FbrDev6,
@@ -647,12 +661,16 @@ type tc6Variables struct {
 //
 // It can be passed to loadTc6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type tc6Programs struct {
-	FbrGuard *ebpf.Program `ebpf:"fbr_guard"`
+	FbrGuard   *ebpf.Program `ebpf:"fbr_guard"`
+	FbrPortIn  *ebpf.Program `ebpf:"fbr_port_in"`
+	FbrPortOut *ebpf.Program `ebpf:"fbr_port_out"`
 }
 
 func (p *tc6Programs) Close() error {
 	return _Tc6Close(
 		p.FbrGuard,
+		p.FbrPortIn,
+		p.FbrPortOut,
 	)
 }
 

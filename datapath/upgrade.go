@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -100,9 +101,7 @@ type upgrade struct {
 }
 
 func (u *upgrade) close() {
-	for _, m := range u.old {
-		_ = m.Close()
-	}
+	closeMaps(u.old)
 	if u.next != nil {
 		_ = u.next.Close()
 	}
@@ -154,14 +153,45 @@ func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
 		return err
 	}
 	u.next.dir = u.dir
-	return u.fill(shared)
+	if err := u.fill(shared); err != nil {
+		return err
+	}
+	return u.prepareIP6(tmp)
 }
 
-// sharedMaps returns the old maps whose layout has not changed.
-func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
-	shared := map[string]*ebpf.Map{}
-	for name, s := range u.spec.Maps {
-		m := u.old[name]
+// prepareIP6 does the same for the IPv6 programs, if the old datapath has them. Their maps
+// depend on no others.
+func (u *upgrade) prepareIP6(tmp string) error {
+	old, err := openMaps(inet6.root(u.dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer closeMaps(old)
+	spec, err := inet6.spec(u.next.meta)
+	if err != nil {
+		return err
+	}
+	own := inet6.own(spec)
+	kept, err := unchanged(old, own)
+	if err != nil {
+		return err
+	}
+	shared := u.next.families.shared()
+	maps.Copy(shared, kept)
+	if u.next.six, err = u.next.families.build(inet6.root(tmp), shared); err != nil {
+		return err
+	}
+	return copyMaps(u.next.six.maps, old, kept, own)
+}
+
+// unchanged returns those of the old maps that the new programs can use as they are.
+func unchanged(old map[string]*ebpf.Map, specs map[string]*ebpf.MapSpec) (map[string]*ebpf.Map, error) {
+	out := map[string]*ebpf.Map{}
+	for name, s := range specs {
+		m := old[name]
 		if !pinned(name) || name == tcMapFbrMeta || m == nil {
 			continue
 		}
@@ -170,8 +200,31 @@ func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
 			return nil, err
 		}
 		if l == specLayout(s, false) {
-			shared[name] = m
+			out[name] = m
 		}
+	}
+	return out, nil
+}
+
+// copyMaps copies the contents of the old maps that are not kept, as far as they have a
+// meaning by themselves.
+func copyMaps(to, old, kept map[string]*ebpf.Map, specs map[string]*ebpf.MapSpec) error {
+	for name, m := range old {
+		if to[name] == nil || kept[name] != nil || slices.Contains(notCopied, name) || slices.Contains(sessionMaps, name) {
+			continue
+		}
+		if err := copyMap(to[name], m, specs[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sharedMaps returns the old maps whose layout has not changed.
+func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
+	shared, err := unchanged(u.old, u.spec.Maps)
+	if err != nil {
+		return nil, err
 	}
 	for _, name := range sessionMaps {
 		if shared[name] == nil {
@@ -198,14 +251,8 @@ func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}
-	for name, m := range u.old {
-		to := d.named[name]
-		if to == nil || shared[name] != nil || slices.Contains(notCopied, name) || slices.Contains(sessionMaps, name) {
-			continue
-		}
-		if err := copyMap(to, m, u.spec.Maps[name]); err != nil {
-			return err
-		}
+	if err := copyMaps(d.four.maps, u.old, shared, u.spec.Maps); err != nil {
+		return err
 	}
 	if err := d.ports.rangeFromMeta(); err != nil || !carry {
 		return err
@@ -437,14 +484,18 @@ func openMaps(dir string) (_ map[string]*ebpf.Map, err error) {
 		}
 		m, err := openMap(dir, pin.Name())
 		if err != nil {
-			for _, m := range out {
-				_ = m.Close()
-			}
+			closeMaps(out)
 			return nil, err
 		}
 		out[pin.Name()] = m
 	}
 	return out, nil
+}
+
+func closeMaps(ms map[string]*ebpf.Map) {
+	for _, m := range ms {
+		_ = m.Close()
+	}
 }
 
 // convertedMeta reads fbr_meta of any layout.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf/link"
 )
@@ -35,7 +36,10 @@ func (d *Datapath) VerifyPort(p Port) error {
 	if err := d.allowed.verify(p); err != nil {
 		return err
 	}
-	return d.links.verifyLinks(p.Ifindex)
+	if err := d.devs.verifyAddr6(p, dev); err != nil {
+		return err
+	}
+	return d.links.verifyLinks(dev)
 }
 
 // VerifyPublication checks that each port of a publication leads where Publish
@@ -72,7 +76,7 @@ func (d *Datapath) VerifyUplink(u Uplink) error {
 	if err := d.HasUplink(u); err != nil {
 		return err
 	}
-	return d.links.verifyLinks(u.Ifindex)
+	return d.links.verifyLinks(u.device())
 }
 
 // HasUplink is VerifyUplink without a look at the programs.
@@ -104,8 +108,18 @@ func (d *Datapath) Unpinned(devices []int) (out []int, err error) {
 	for _, pin := range pins {
 		there[pin.Name()] = true
 	}
-	for _, ifindex := range devices {
-		if !there[deviceLink(ifindex, "in")] || !there[deviceLink(ifindex, "out")] {
+	for _, o := range d.families.loaded() {
+		for _, ifindex := range devices {
+			if there[o.link(ifindex, "in")] && there[o.link(ifindex, "out")] || slices.Contains(out, ifindex) {
+				continue
+			}
+			if o.flag != 0 {
+				if dev, _, err := d.devs.device(ifindex); err != nil {
+					return nil, err
+				} else if dev.Flags&o.flag == 0 {
+					continue
+				}
+			}
 			out = append(out, ifindex)
 		}
 	}
@@ -123,16 +137,23 @@ func (d *Datapath) VerifyGuard() error {
 	return nil
 }
 
-// verifyLinks checks that both programs of a device are attached to it.
-func (ls links) verifyLinks(ifindex int) error {
-	if err := ls.verifyLink(ifindex, "in"); err != nil {
-		return err
+// verifyLinks checks that both programs of a device, of each family it has, are attached.
+func (ls links) verifyLinks(dev tcFbrDev) error {
+	for _, o := range ls.d.families.loaded() {
+		if dev.Flags&o.flag != o.flag {
+			continue
+		}
+		for _, hook := range []string{"in", "out"} {
+			if err := ls.verifyLink(int(dev.Ifindex), o.link(int(dev.Ifindex), hook)); err != nil {
+				return err
+			}
+		}
 	}
-	return ls.verifyLink(ifindex, "out")
+	return nil
 }
 
-func (ls links) verifyLink(ifindex int, hook string) error {
-	name := deviceLink(ifindex, hook)
+// verifyLink checks that the link of a name is attached to a device.
+func (ls links) verifyLink(ifindex int, name string) error {
 	l, err := link.LoadPinnedLink(linkPath(ls.d.dir, name), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)

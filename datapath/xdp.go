@@ -40,7 +40,7 @@ func (d *Datapath) DetachXDP(ifindex int) error {
 // VerifyXDP checks that fbr_uplink_xdp is attached to an uplink. The error
 // wraps ErrDetached.
 func (d *Datapath) VerifyXDP(ifindex int) error {
-	return d.links.verifyLink(ifindex, xdpHook)
+	return d.links.verifyLink(ifindex, deviceLink(ifindex, xdpHook))
 }
 
 // updateXDP puts the current program on an uplink that has an older one.

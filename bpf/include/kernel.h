@@ -271,16 +271,6 @@ struct iphdr {
 #define IP_MF      0x2000
 #define IP_OFFMASK 0x1fff
 
-struct ipv6hdr {
-	__u8 prio_version;
-	__u8 flow_lbl[3];
-	__be16 payload_len;
-	__u8 nexthdr;
-	__u8 hop_limit;
-	__u8 saddr[16];
-	__u8 daddr[16];
-};
-
 struct l4ports {
 	__be16 sport;
 	__be16 dport;

@@ -60,15 +60,6 @@ __fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
 	return TCX_NEXT;
 }
 
-/* Sends a frame of p's unchanged into the container of a port of its bridge, which may be p. */
-static __always_inline int fbr_send_beside(struct __sk_buff *skb, const struct fbr_dev *p,
-					   const struct fbr_dev *t)
-{
-	fbr_count_rx(skb, p, FBR_FAST);
-	fbr_count_tx(skb, t, FBR_FAST);
-	return bpf_redirect_peer(t->ifindex, 0);
-}
-
 static __always_inline int fbr_from_port(struct __sk_buff *skb)
 {
 	struct fbr_dev *p = fbr_dev_get(skb->ifindex);
@@ -101,10 +92,9 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		goto drop;
 	}
 	if (eth->h_proto != bpf_htons(ETH_P_IP)) {
-		why = eth->h_proto == bpf_htons(ETH_P_ARP) ? fbr_check_arp(skb, p)
-		      : eth->h_proto == bpf_htons(ETH_P_IPV6)
-			      ? fbr_ip6_stays(eth, data_end, p) ?: fbr_check_ip6(skb)
-			      : FBR_L2_PROTO;
+		if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (p->flags & FBR_DEV_IP6))
+			return TCX_NEXT; /* the IPv6 program is next: it checks and counts */
+		why = eth->h_proto == bpf_htons(ETH_P_ARP) ? fbr_check_arp(skb, p) : FBR_L2_PROTO;
 		if (why)
 			goto drop;
 		if (eth->h_proto == bpf_htons(ETH_P_ARP) && c->lease && !fbr_choose_path(skb, p) &&

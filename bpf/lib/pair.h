@@ -20,6 +20,7 @@
 #include "lease.h"
 #include "parse.h"
 #include "port.h"
+#include "stats.h"
 #include "way.h"
 
 #define FBR_PAIR_BITS 12 /* of a hash of a pair */
@@ -125,6 +126,15 @@ __fbr_global bool fbr_beside_hit(struct __sk_buff *skb, const struct fbr_dev *p,
 	return ((t->flags & FBR_DEV_ALLOWED) &&
 		fbr_pair_to(p, c, *(__u32 *)&eth->h_dest[2]) == t->ifindex) ||
 	       fbr_way_beside(skb, p, t, c);
+}
+
+/* Sends a frame of p's unchanged into the container of a port of its bridge, which may be p. */
+static __always_inline int fbr_send_beside(struct __sk_buff *skb, const struct fbr_dev *p,
+					   const struct fbr_dev *t)
+{
+	fbr_count_rx(skb, p, FBR_FAST);
+	fbr_count_tx(skb, t, FBR_FAST);
+	return bpf_redirect_peer(t->ifindex, 0);
 }
 
 /* A device's own MTU (bytes, L3). */

@@ -11,9 +11,9 @@
 enum fbr_reason {
 	FBR_NONE = 0,
 	FBR_SPOOF_MAC,   /* source MAC is not the port's */
-	FBR_SPOOF_IP,    /* source IPv4 is not the port's; IPv6 router messages */
+	FBR_SPOOF_IP,    /* source address, or what neighbour discovery tells, is not the port's */
 	FBR_SPOOF_ARP,   /* ARP sender is not the port's */
-	FBR_L2_PROTO,    /* neither untagged IPv4, ARP nor IPv6 */
+	FBR_L2_PROTO,    /* neither untagged IPv4 nor ARP, nor IPv6 where the network has it */
 	FBR_ISOLATED,    /* between networks, or in or out of an internal one */
 	FBR_NO_UPLINK,   /* a container's source leaving by a device that is no uplink */
 	FBR_DIRECT,      /* from outside to a container's own address */

@@ -49,7 +49,7 @@ static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr
 {
 	struct fbr_pkt pkt;
 
-	if ((p->flags & FBR_IP_ROUTED) && skb->protocol != bpf_htons(ETH_P_IPV6))
+	if (p->flags & FBR_IP_ROUTED)
 		return true;
 	if ((p->flags & FBR_DEV_PLAIN) && skb->protocol == bpf_htons(FBR_ETH_P) &&
 	    !fbr_parse(skb, &pkt) && (fbr_plain_in(skb, &pkt) || fbr_own_admits(skb, &pkt)))
@@ -83,8 +83,6 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	/* From an uplink, or the host itself. */
 	if (from && (p->flags & FBR_DEV_INTERNAL))
 		return FBR_ISOLATED;
-	if (from && skb->protocol == bpf_htons(ETH_P_IPV6))
-		return FBR_DIRECT; /* no network has IPv6 to the outside */
 	if (skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse(skb, &pkt))
 		return FBR_NONE;
 	if (pkt.proto == FBR_ICMP && pkt.icmp_type == FBR_ICMP_REDIRECT)
@@ -119,6 +117,8 @@ static __always_inline int fbr_to_port(struct __sk_buff *skb)
 
 	if (!p)
 		return TCX_DROP;
+	if (FBR_AF == 4 && skb->protocol == bpf_htons(ETH_P_IPV6))
+		return p->flags & FBR_DEV_IP6 ? TCX_NEXT : fbr_drop(p, FBR_L2_PROTO);
 	why = fbr_deliver(skb, p);
 	if (why)
 		return fbr_drop(p, why);

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* ICMPv6 from a port: neighbour discovery (RFC 4861) about its own addresses only, and none
+ * of what only routers say.
+ */
+#ifndef FBR_ND_H
+#define FBR_ND_H
+
+#include "af.h"
+#include "../include/bpf/bpf_endian.h"
+#include "../include/bpf/bpf_helpers.h"
+#include "addr6.h"
+#include "allowed.h"
+#include "csum.h"
+#include "device.h"
+#include "ip6.h"
+#include "reason.h"
+
+#define FBR_ND_OPTIONS    8 /* options followed before a message is given up */
+
+#define ICMPV6_MLD_QUERY  130
+#define ICMPV6_MLD_REPORT 131
+#define ICMPV6_MLD_DONE   132
+#define ICMPV6_RS         133
+#define ICMPV6_RA         134
+#define ICMPV6_NS         135
+#define ICMPV6_NA         136
+#define ICMPV6_MLD2       143 /* report of version 2 */
+#define ICMPV6_MRD        151 /* multicast router advertisement, RFC 4286 */
+#define ICMPV6_MRD_END    153 /* and its end */
+
+#define FBR_ND_ROUTER     0x80000000 /* flags of an NA, host byte order */
+#define FBR_ND_SOLICITED  0x40000000
+#define FBR_ND_OVERRIDE   0x20000000
+
+/* An IPv6 packet as the checks need it. */
+struct fbr_seen {
+	fbr_addr saddr;
+	fbr_addr daddr;
+	__u16 l4;    /* offset of the header behind the extension headers */
+	__u16 end;   /* offset of the packet's end, by its own length field */
+	__u8 proto;  /* of that header */
+	__u8 frag;   /* enum fbr_frag_bits */
+	bool pieces; /* there is a fragment header, also in a whole packet */
+	__u8 hops;   /* hop limit */
+	__u8 type;   /* ICMPv6 type; 0 for others */
+};
+
+/* A solicitation or an advertisement, without its options */
+struct fbr_nd {
+	__u8 type;
+	__u8 code;
+	__sum16 csum;
+	__be32 flags;
+	fbr_addr target;
+};
+
+/* A link-layer address option */
+struct fbr_nd_mac {
+	__u8 type; /* 1: the source's, 2: the target's */
+	__u8 len;  /* in units of 8 bytes */
+	__u8 mac[ETH_ALEN];
+};
+
+/* Whether an ICMPv6 type is neighbour discovery: 133 to 137, and 148 and 149 of SEND. */
+static __always_inline bool fbr_nd_type(__u8 type)
+{
+	return (type >= ICMPV6_RS && type <= ICMPV6_REDIRECT) || type == 148 || type == 149;
+}
+
+/* Whether only a router sends a message of this type. */
+static __always_inline bool fbr_routers_only(__u8 type)
+{
+	return type == ICMPV6_RA || type == ICMPV6_REDIRECT || type == ICMPV6_MLD_QUERY ||
+	       type == ICMPV6_MRD || type == ICMPV6_MRD_END;
+}
+
+/* Whether the options from off on name no MAC address but p's. */
+__fbr_global bool fbr_nd_options_own(struct __sk_buff *skb, const struct fbr_dev *p, __u32 off,
+				     __u32 end)
+{
+	struct {
+		__u16 pad;
+		struct fbr_nd_mac o; /* its MAC address is aligned */
+	} __attribute__((aligned(4))) at;
+	int i;
+
+	if (!p)
+		return false;
+	for (i = 0; i < FBR_ND_OPTIONS && off < end; i++) {
+		if (off + sizeof(at.o) > end || bpf_skb_load_bytes(skb, off, &at.o, sizeof(at.o)) ||
+		    !at.o.len)
+			return false;
+		if ((at.o.type == 1 || at.o.type == 2) &&
+		    (at.o.len != 1 || !fbr_port_has_mac(p, at.o.mac)))
+			return false;
+		off += at.o.len * 8;
+	}
+	return off == end;
+}
+
+/* Judges an ICMPv6 message of p's. Returns FBR_NONE or the reason to drop it. */
+__fbr_global enum fbr_reason fbr_nd_check(struct __sk_buff *skb, const struct fbr_dev *p,
+					  const struct fbr_seen *s)
+{
+	struct fbr_nd m;
+	__u32 head;
+
+	if (!p || !s || fbr_routers_only(s->type))
+		return FBR_SPOOF_IP;
+	if (!fbr_nd_type(s->type))
+		return FBR_NONE;
+	if (s->pieces || s->hops != 255)
+		return FBR_SPOOF_IP; /* RFC 6980 section 5; RFC 4861 section 7.1 */
+	head = s->type == ICMPV6_RS ? 8 : sizeof(m);
+	if (s->type > ICMPV6_NA)
+		return FBR_NONE;
+	if (s->l4 + head > s->end || bpf_skb_load_bytes(skb, s->l4, &m, head))
+		return FBR_SPOOF_IP;
+	if (s->type == ICMPV6_NA) {
+		enum fbr_reason why = fbr_may_have(p, &m.target);
+
+		if (why)
+			return why;
+	}
+	return fbr_nd_options_own(skb, p, s->l4 + head, s->end) ? FBR_NONE : FBR_SPOOF_IP;
+}
+
+/* Whether p's solicitation asks for an address that somebody else has: for the bridge's or
+ * another port's. A probe (RFC 4862 section 5.4) for one that nobody has claims it. Returns
+ * the owner (ifindex), or 0 if the solicitation is for the bridge.
+ */
+static __always_inline __u32 fbr_nd_asked(const struct fbr_dev *p, const struct fbr_seen *s,
+					  const fbr_addr *target)
+{
+	__u32 owner = fbr_owner(p, target);
+
+	if (!owner && fbr_addr_zero(s->saddr) && fbr_link_local(*target))
+		fbr_link_claim(p, target);
+	return owner == p->ifindex ? 0 : owner;
+}
+
+/* Answers p's solicitation to a group for the address of the gateway or of another port of
+ * its bridge. These are known here, so the question need not reach every port. A port on the
+ * kernel's path answers for itself. A probe for somebody else's address is answered always:
+ * if its owner were probing at the same moment, it would give up its own address. Returns
+ * whether the frame is now the answer, to be sent to p. If not, it is untouched, or half
+ * changed (-1) and must be dropped.
+ */
+__fbr_global int fbr_nd_answer(struct __sk_buff *skb, const struct fbr_dev *p,
+			       const struct fbr_seen *s, bool fast)
+{
+	struct {
+		struct ethhdr eth;
+		fbr_ip ip;
+		struct fbr_nd m;
+		struct fbr_nd_mac o;
+	} __attribute__((packed, aligned(2))) a = {};
+	struct {
+		fbr_addr saddr, daddr;
+		__be32 len, next;
+		struct fbr_nd m;
+		struct fbr_nd_mac o;
+	} sum = {};
+	bool probe;
+	struct fbr_dev *t;
+	__u32 owner;
+
+	if (!p || !s || bpf_skb_load_bytes(skb, 0, &a.eth, sizeof(a.eth)) ||
+	    bpf_skb_load_bytes(skb, s->l4, &a.m, sizeof(a.m)))
+		return 0;
+	sum.saddr = a.m.target;
+	owner = fbr_nd_asked(p, s, &sum.saddr);
+	probe = fbr_addr_zero(s->saddr);
+	if (!owner || !(a.eth.h_dest[0] & 1) || (!probe && !fast))
+		return 0;
+	t = fbr_dev_get(owner);
+	if (!t || t->bridge != p->bridge)
+		return 0;
+	/* Of several MAC addresses, only the port knows which one has the address. */
+	if (!probe && (t->flags & (FBR_DEV_KERNEL_PATH | FBR_DEV_ALLOWED)))
+		return 0;
+	__builtin_memcpy(sum.o.mac, owner == p->bridge ? p->gw_mac : t->mac, ETH_ALEN);
+	sum.o.type = 2;
+	sum.o.len = 1;
+	sum.m.type = ICMPV6_NA;
+	sum.m.target = sum.saddr;
+	sum.m.flags = bpf_htonl(FBR_ND_OVERRIDE | (probe ? 0 : FBR_ND_SOLICITED) |
+				(owner == p->bridge ? FBR_ND_ROUTER : 0));
+	sum.daddr = s->saddr;
+	if (probe) {
+		sum.daddr = (fbr_addr){};
+		sum.daddr.word[0] = bpf_htonl(0xff020000);
+		sum.daddr.word[3] = bpf_htonl(1);
+	}
+	sum.len = bpf_htonl(sizeof(sum.m) + sizeof(sum.o));
+	sum.next = bpf_htonl(IPPROTO_ICMPV6);
+	sum.m.csum = ~fbr_sum(&sum, sizeof(sum), 0);
+
+	__builtin_memcpy(a.eth.h_dest, a.eth.h_source, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_source, sum.o.mac, ETH_ALEN);
+	a.ip.version = bpf_htonl(0x60000000);
+	a.ip.payload_len = bpf_htons(sizeof(sum.m) + sizeof(sum.o));
+	a.ip.protocol = IPPROTO_ICMPV6;
+	a.ip.ttl = 255;
+	a.ip.saddr = sum.saddr;
+	a.ip.daddr = sum.daddr;
+	a.m = sum.m;
+	a.o = sum.o;
+	if (bpf_skb_change_tail(skb, sizeof(a), 0))
+		return 0;
+	if (bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0))
+		return -1;
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return 1;
+}
+
+#endif

@@ -1,0 +1,390 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// family is an address family. Both have the same sources, programs and maps, compiled
+// for each into an object file of its own.
+type family struct {
+	name   string
+	from   source
+	dir    string   // of its maps and programs, in the instance's
+	suffix string   // of the names of its links
+	progs  []string // those that are loaded; nil: all
+	flag   tcFbrDevFlags
+}
+
+var (
+	inet4 = family{name: "IPv4", from: objectFile}
+	// inet6 is loaded with the first network that has IPv6. Its links stand right behind
+	// those of IPv4 on each port with the flag.
+	inet6 = family{name: "IPv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
+		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut}}
+)
+
+// familyless are the maps of no family: the IPv4 programs' are the IPv6 programs', too.
+var familyless = []string{
+	tcMapFbrDevs, tcMapFbrStats, tcMapFbrDrops, tcMapFbrQuota, tcMapFbrFdb, tcMapFbrAllowedMac,
+	tcMapFbrConf, tcMapFbrMeta, tcMapFbrHops,
+}
+
+// object is what is loaded of a family: its own maps, and its programs.
+type object struct {
+	family
+	maps  map[string]*ebpf.Map
+	progs map[string]*ebpf.Program
+}
+
+// root returns the directory of the family's pins in an instance's.
+func (f family) root(dir string) string { return filepath.Join(dir, f.dir) }
+
+// link returns the name of the family's link on a hook of a device.
+func (f family) link(ifindex int, hook string) string { return deviceLink(ifindex, hook) + f.suffix }
+
+// own returns the maps of the object file that are the family's own: those of IPv4, and
+// those of another that its programs use. Headers declare all maps of their concepts.
+func (f family) own(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
+	out := maps.Clone(spec.Maps)
+	if f.dir == "" {
+		return out
+	}
+	used := map[string]bool{}
+	for _, p := range spec.Programs {
+		for _, ins := range p.Instructions {
+			if ins.IsLoadFromMap() {
+				used[ins.Reference()] = true
+			}
+		}
+	}
+	maps.DeleteFunc(out, func(name string, _ *ebpf.MapSpec) bool { return !used[name] || slices.Contains(familyless, name) })
+	return out
+}
+
+// of reports whether an address is of the family.
+func (f family) of(a netip.Addr) bool { return a.IsValid() && a.Is4() == (f.dir == "") }
+
+func (o *object) close() (err error) {
+	for _, m := range o.maps {
+		err = errors.Join(err, m.Close())
+	}
+	for _, p := range o.progs {
+		err = errors.Join(err, p.Close())
+	}
+	return err
+}
+
+// newObject takes the maps and programs of coll. shared are other objects' maps.
+func newObject(f family, coll *ebpf.Collection, shared map[string]*ebpf.Map) *object {
+	o := &object{family: f, maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}}
+	for name := range coll.Maps {
+		if pinned(name) && shared[name] == nil {
+			o.maps[name] = coll.DetachMap(name)
+		}
+	}
+	for name := range coll.Programs {
+		o.progs[name] = coll.DetachProgram(name)
+	}
+	return o
+}
+
+// pin pins an object's maps and programs in root.
+func (o *object) pin(root string) error {
+	if err := os.MkdirAll(filepath.Join(root, progsDir), 0o700); err != nil {
+		return fmt.Errorf("creating the pin directory: %w", err)
+	}
+	for name, m := range o.maps {
+		if err := m.Pin(mapPath(root, name)); err != nil {
+			return fmt.Errorf("pinning map %s: %w", name, err)
+		}
+	}
+	for name, p := range o.progs {
+		if err := p.Pin(progPath(root, name)); err != nil {
+			return fmt.Errorf("pinning program %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// families loads and removes the programs of the families that not every network has.
+type families struct{ d *Datapath }
+
+// loaded returns what is loaded: IPv4, and IPv6 while a network has it.
+func (fs families) loaded() []*object {
+	if fs.d.six == nil {
+		return []*object{fs.d.four}
+	}
+	return []*object{fs.d.four, fs.d.six}
+}
+
+// shared returns those of the datapath's maps that are of no family.
+func (fs families) shared() map[string]*ebpf.Map {
+	out := map[string]*ebpf.Map{}
+	for _, name := range familyless {
+		out[name] = fs.d.four.maps[name]
+	}
+	return out
+}
+
+// load makes sure that the IPv6 programs are loaded.
+func (fs families) load() error {
+	if fs.d.six != nil {
+		return nil
+	}
+	if err := fs.sweep(); err != nil {
+		return err
+	}
+	root := inet6.root(fs.d.dir)
+	o, err := fs.build(building(root), fs.shared())
+	if err == nil {
+		if err = os.Rename(building(root), root); err != nil {
+			err = errors.Join(fmt.Errorf("publishing the pins: %w", err), o.close())
+		}
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(building(root)))
+	}
+	fs.d.six = o
+	return nil
+}
+
+// build loads the IPv6 programs on maps that they share, and pins them in root.
+func (fs families) build(root string, shared map[string]*ebpf.Map) (*object, error) {
+	coll, err := inet6.loading(func(*ebpf.CollectionSpec) error { return nil })(fs.d.meta, shared)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	o := newObject(inet6, coll, fs.shared())
+	if err := o.pin(root); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	return o, nil
+}
+
+// unload removes the IPv6 programs if no network has IPv6 any more.
+func (fs families) unload() error {
+	if fs.d.six == nil {
+		return fs.sweep()
+	}
+	devs, err := fs.d.devs.devices()
+	if err != nil {
+		return err
+	}
+	for _, dev := range devs {
+		if dev.Flags&inet6.flag != 0 {
+			return nil
+		}
+	}
+	err = fs.d.six.close()
+	fs.d.six = nil
+	root := inet6.root(fs.d.dir)
+	if err := errors.Join(err, os.RemoveAll(previous(root)), os.Rename(root, previous(root))); err != nil {
+		return fmt.Errorf("unpinning the IPv6 programs: %w", err)
+	}
+	return fs.sweep()
+}
+
+// sweep removes what a killed load or unload has left.
+func (fs families) sweep() error {
+	root := inet6.root(fs.d.dir)
+	if err := errors.Join(os.RemoveAll(building(root)), os.RemoveAll(previous(root))); err != nil {
+		return fmt.Errorf("unpinning the IPv6 programs: %w", err)
+	}
+	return nil
+}
+
+// open opens the IPv6 programs if they are pinned.
+func (fs families) open(open opener) error {
+	root := inet6.root(fs.d.dir)
+	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("reading the pins: %w", err)
+	}
+	coll := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
+	defer coll.Close()
+	if err := open(coll, inet6, fs.d.meta, root); err != nil {
+		return err
+	}
+	fs.d.six = newObject(inet6, coll, nil)
+	return nil
+}
+
+// net returns a network as the family's programs have it.
+func (f family) net(v tcFbrNet) any {
+	if f.dir == "" {
+		return &v
+	}
+	return &tc6FbrNet{Bridge: v.Bridge, Flags: uint32(v.Flags), Via: v.Via}
+}
+
+// netBridge returns the bridge of such a network, by its ifindex.
+func (f family) netBridge(v []byte) uint32 {
+	if f.dir == "" {
+		return as[tcFbrNet](v).Bridge
+	}
+	return as[tc6FbrNet](v).Bridge
+}
+
+// hasIP6 reports whether a bridge's network has IPv6.
+func (dt deviceTable) hasIP6(bridge int) (bool, error) {
+	dev, _, err := dt.device(bridge)
+	if err == nil && dev.Flags&inet6.flag != 0 && dt.d.six == nil {
+		err = fmt.Errorf("the IPv6 programs are not pinned: %w", ErrDetached)
+	}
+	return dev.Flags&inet6.flag != 0, err
+}
+
+// addr6 returns what fbr_dev6 says of a device. It is at the device's slot of fbr_devs.
+func (dt deviceTable) addr6(ifindex int) (at uint32, v tc6FbrDev6, err error) {
+	at, _, _, err = dt.find(ifindex)
+	if err != nil {
+		return at, v, err
+	}
+	if err := dt.d.six.maps[tc6MapFbrDev6].Lookup(at, &v); err != nil {
+		return at, v, fmt.Errorf("reading fbr_dev6: %w", err)
+	}
+	if v.Ifindex != uint32(ifindex) {
+		v = tc6FbrDev6{Ifindex: uint32(ifindex)}
+	}
+	return at, v, nil
+}
+
+// putAddr6 writes a device's global IPv6 address into fbr_dev6. An invalid one is none.
+func (dt deviceTable) putAddr6(ifindex int, a netip.Addr) error {
+	at, v, err := dt.addr6(ifindex)
+	if err != nil {
+		return err
+	}
+	v.Ip = in6(a)
+	if err := dt.d.six.maps[tc6MapFbrDev6].Put(at, &v); err != nil {
+		return fmt.Errorf("writing fbr_dev6: %w", err)
+	}
+	return nil
+}
+
+// in6 returns an IPv6 address as the maps hold it. An invalid one is ::.
+func in6(a netip.Addr) (out tc6FbrAddr) {
+	if a.Is6() {
+		b := a.As16()
+		for i := range out.Word {
+			out.Word[i] = binary.NativeEndian.Uint32(b[4*i:])
+		}
+	}
+	return out
+}
+
+// hasAddr reports whether an address is a port's own.
+func (dt deviceTable) hasAddr(dev tcFbrDev, a netip.Addr) (bool, error) {
+	if a.Is4() {
+		return dev.Ip == be32(a), nil
+	}
+	if dt.d.six == nil {
+		return false, nil
+	}
+	_, v, err := dt.addr6(int(dev.Ifindex))
+	return err == nil && v.Ip == in6(a), err
+}
+
+// verifyAddr6 checks what VerifyPort says for IPv6; dev is the port's entry.
+func (dt deviceTable) verifyAddr6(p Port, dev tcFbrDev) error {
+	six, err := dt.hasIP6(p.Bridge)
+	if err != nil {
+		return err
+	}
+	if six != (dev.Flags&inet6.flag != 0) {
+		return fmt.Errorf("port with ifindex %d: IPv6 in fbr_devs: %w", p.Ifindex, ErrDetached)
+	}
+	if !six {
+		return nil
+	}
+	var owner uint32
+	if ok, err := dt.hasAddr(dev, p.IP6); err != nil {
+		return err
+	} else if !ok && p.IP6.IsValid() {
+		return fmt.Errorf("%s: not in fbr_dev6: %w", p.IP6, ErrDetached)
+	}
+	if !p.IP6.IsValid() {
+		return nil
+	}
+	if err := dt.d.six.maps[tcMapFbrHosts].Lookup(p.IP6.AsSlice(), &owner); err != nil || owner != dev.Ifindex {
+		return fmt.Errorf("%s: not in fbr_hosts: %w", p.IP6, ErrDetached)
+	}
+	return nil
+}
+
+// forgetIP6 takes IPv6 from a port or a bridge, whose entry is dev: first the flag, then the
+// programs, then its addresses.
+func (dt deviceTable) forgetIP6(dev tcFbrDev) error {
+	if dev.Ifindex == 0 {
+		return nil
+	}
+	ifindex := int(dev.Ifindex)
+	if dev.Flags&inet6.flag != 0 {
+		dev.Flags &^= inet6.flag
+		if err := dt.putDevice(dev); err != nil {
+			return err
+		}
+	}
+	if err := dt.d.links.detachFamily(inet6, ifindex); err != nil || dt.d.six == nil {
+		return err
+	}
+	at, v, err := dt.addr6(ifindex)
+	if err != nil {
+		return err
+	}
+	hosts := dt.d.six.maps[tcMapFbrHosts]
+	var owner uint32
+	if err := hosts.Lookup(&v.Ip, &owner); err == nil && owner == dev.Ifindex {
+		if err := deleteKey(hosts, &v.Ip); err != nil {
+			return fmt.Errorf("removing an address from fbr_hosts: %w", err)
+		}
+	}
+	if v.Claims != 0 {
+		_, err := deleteIf(dt.d.six.maps[tc6MapFbrClaims], func(_ *tc6FbrClaimKey, port *uint32) bool { return *port == dev.Ifindex })
+		if err != nil {
+			return fmt.Errorf("removing link-local addresses: %w", err)
+		}
+	}
+	if err := dt.d.six.maps[tc6MapFbrDev6].Put(at, &tc6FbrDev6{}); err != nil {
+		return fmt.Errorf("writing fbr_dev6: %w", err)
+	}
+	return nil
+}
+
+// lpmKey returns the key of an LPM trie: the number of bits of what, which is exact, and of
+// the prefix, then both.
+func lpmKey(p netip.Prefix, what ...int) []byte {
+	k := binary.NativeEndian.AppendUint32(nil, uint32(32*len(what)+p.Bits()))
+	for _, w := range what {
+		k = binary.NativeEndian.AppendUint32(k, uint32(w))
+	}
+	return append(k, p.Masked().Addr().AsSlice()...)
+}
+
+// deleteEntries removes the entries of a map of which f is true and returns their number.
+func deleteEntries(m *ebpf.Map, f func(key, value []byte) bool) (int, error) {
+	var dead [][]byte
+	err := eachEntry(m, 0, func(k, v []byte) error {
+		if f(k, v) {
+			dead = append(dead, slices.Clone(k))
+		}
+		return nil
+	})
+	for _, k := range dead {
+		if err == nil {
+			err = deleteKey(m, k)
+		}
+	}
+	return len(dead), err
+}
