@@ -45,11 +45,12 @@ enum fbr_carry_result {
 #define FBR_S_TOLD \
 	(FBR_S_REPLIED | FBR_S_ASSURED | FBR_S_FIN_OUT | FBR_S_FIN_IN | FBR_S_RST | FBR_S_RST_IN)
 
-/* Copies the entry at offset off of the request to index i, and enters it under the key k.
+/* Copies the entry at offset off of the request to index i, and enters it under the key k. pif
+ * is its session's port: the record of an earlier layout does not say where packets come in.
  * The caller owns the slot.
  */
 __fbr_global long fbr_carry_entry(struct __sk_buff *skb, __u32 off, __u32 i,
-				  const struct fbr_flow_key *k)
+				  const struct fbr_flow_key *k, __u32 pif)
 {
 	struct fbr_flow *f = fbr_flow_new(i), e;
 	__u64 granted;
@@ -61,6 +62,8 @@ __fbr_global long fbr_carry_entry(struct __sk_buff *skb, __u32 off, __u32 i,
 	e.granted = 0;
 	e.key = (struct fbr_flow_key){};
 	e.sess = i / 2;
+	if (e.kind & FBR_OUT)
+		e.iif = pif;
 	*f = e;
 	err = fbr_flow_publish(f, i, k);
 	if (!err)
@@ -157,11 +160,13 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 	if (!have)
 		return FBR_CARRY_FULL;
 	fbr_reverse_key(&rk, &c.fwd, c.ext, c.eport);
-	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, in), 2 * slot + 1, &rk)) {
+	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, in), 2 * slot + 1, &rk,
+			    c.pif)) {
 		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 		return FBR_CARRY_OTHER;
 	}
-	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, out), 2 * slot, &c.fwd)) {
+	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, out), 2 * slot, &c.fwd,
+			    c.pif)) {
 		fbr_flow_remove(2 * slot + 1);
 		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 		return FBR_CARRY_OTHER;
