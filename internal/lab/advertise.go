@@ -100,6 +100,11 @@ func (l *Lab) autoconfigure(ctx context.Context, i int, dev string) (netip.Addr,
 	if err != nil {
 		return addr, err
 	}
+	// A router says in answers to neighbours that it is one. Who does not loses the hosts that
+	// had taken it for a router (RFC 4861 section 7.2.5).
+	if err := l.Outsides[i].SetSysctl("net.ipv6.conf.eth0.forwarding", "1"); err != nil {
+		return addr, err
+	}
 	to := plan6.outside[i].Addr()
 	if i == 0 {
 		to = plan6.servers[i][0].Addr()

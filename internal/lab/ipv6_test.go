@@ -109,6 +109,14 @@ func TestAutomaticAddresses(t *testing.T) {
 		t.Errorf("ping: %+v, %v", r, err)
 	}
 
+	// The route outlives an answer of the router to the question for its hardware address.
+	if _, err := l.Host.Run(ctx, "ip", "-6", "neigh", "flush", "dev", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := l.Host.Ping(ctx, l.Outside.Addr6, lab.PingOptions{}); err != nil || r.Received != r.Sent || source() == "" {
+		t.Errorf("ping after the router was asked: %+v, %v, source %q", r, err, source())
+	}
+
 	// Another prefix, and the first one deprecated.
 	renumbered := lab.FirstAdvertisement(0)
 	renumbered.Prefixes[0].Preferred = 0
