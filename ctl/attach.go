@@ -23,7 +23,8 @@ type AttachRequest struct {
 	Network string           // "": DefaultNetwork
 	Name    string           // "": the name of the host end
 	IP      netip.Addr       // invalid: the lowest free one
-	MAC     net.HardwareAddr // nil: 02:42 and the address
+	IP6     netip.Addr       // invalid: the lowest free one, if the network has an IPv6 subnet
+	MAC     net.HardwareAddr // nil: 02:42 and the IPv4 address
 	Ifname  string           // "": eth0
 	Allowed Allowed          // besides IP and MAC
 	Slow    bool             // always take the kernel path
@@ -152,6 +153,7 @@ func (ps ports) result(n *network, p *port) (AttachResult, error) {
 	}
 	return AttachResult{Name: p.Name, Port: p.Port, Network: n.Name, Ifname: p.Ifname, MAC: p.MAC.String(),
 		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), Gateway: n.Gateway.String(), MTU: n.MTU, DNS: n.nameServer(),
+		IP6: prefixText(p.IP6, n.Subnet6), Gateway6: addrText(n.Gateway6),
 		AllowedAddresses: texts(p.AllowedAddrs), AllowedMACs: texts(p.AllowedMACs),
 		PortMAC: d.MAC.String(), Bridge: n.Bridge, BridgeMAC: ipam.MAC(n.Gateway).String(), Internal: n.Internal}, nil
 }
@@ -425,6 +427,9 @@ func (ps ports) choose(n *network, p *port, r AttachRequest) (err error) {
 	} else if p.IP, err = ps.freeAddr(n, taken); err != nil {
 		return err
 	}
+	if p.IP6, err = n.chooseIPv6(r.IP6, taken); err != nil {
+		return err
+	}
 	if p.MAC.HardwareAddr = r.MAC; r.MAC == nil {
 		p.MAC.HardwareAddr = ipam.MAC(p.IP)
 	}
@@ -437,6 +442,26 @@ func (ps ports) choose(n *network, p *port, r AttachRequest) (err error) {
 	return nil
 }
 
+// chooseIPv6 is the IPv6 address of a new port: the one that was asked for, or the lowest
+// free one. It is invalid in a network without an IPv6 subnet.
+func (n *network) chooseIPv6(asked netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
+	switch {
+	case n.Subnet6.IsValid() && !asked.IsValid():
+		ip, err := ipam.Allocate(n.Subnet6, n.Gateway6, taken)
+		if err != nil {
+			return ip, fmt.Errorf("network %s: %w", n.Name, err)
+		}
+		return ip, nil
+	case n.Subnet6.IsValid():
+		if err := ipam.Check(n.Subnet6, n.Gateway6, asked, taken); err != nil {
+			return asked, fmt.Errorf("address %w", err)
+		}
+	case asked.IsValid():
+		return asked, tagged(ErrInvalid, fmt.Sprintf("address %s: network %s has no IPv6 subnet", asked, n.Name))
+	}
+	return asked, nil
+}
+
 // takenAddrs are those that no new port of the network can have: another's, those that
 // others are allowed, and the host's own, which a subnet that the user has chosen may contain.
 func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
@@ -444,17 +469,26 @@ func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	set := make(map[[4]byte]bool, len(n.Ports)+len(own))
+	own6, err := ps.op.host.addresses6()
+	if err != nil {
+		return nil, err
+	}
+	set := make(map[netip.Addr]bool, 2*len(n.Ports)+len(own))
 	for _, a := range own {
-		set[a.As4()] = true
+		set[a] = true
+	}
+	for _, addrs := range own6 {
+		for _, a := range addrs {
+			set[a.Addr()] = true
+		}
 	}
 	var allowed []netip.Prefix
 	for _, p := range n.Ports {
-		set[p.IP.As4()] = true
+		set[p.IP], set[p.IP6] = true, true
 		allowed = append(allowed, p.AllowedAddrs...)
 	}
 	return func(a netip.Addr) bool {
-		return set[a.As4()] || slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(a) })
+		return set[a] || slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(a) })
 	}, nil
 }
 
@@ -474,6 +508,9 @@ func (ps ports) roomFor(n *network) error {
 	taken, err := ps.takenAddrs(n)
 	if err == nil {
 		_, err = ps.freeAddr(n, taken)
+	}
+	if err == nil {
+		_, err = n.chooseIPv6(netip.Addr{}, taken)
 	}
 	return err
 }

@@ -3,7 +3,6 @@ package ctl
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -92,10 +91,25 @@ func (nets networks) configureBridge(n *network) error {
 	if err := nets.op.conn.SetAlias(n.Index, ownerMark(n.Name)); err != nil {
 		return fmt.Errorf("marking %s: %w", n.Bridge, err)
 	}
-	if err := nets.op.conn.ShapeBridge(n.Index, true); err != nil {
+	// A bridge that listened to reports (MLD) would cut off the IPv6 neighbours of a port
+	// that sends none.
+	if err := nets.op.conn.ShapeBridge(n.Index, !n.hasIPv6()); err != nil {
 		return fmt.Errorf("setting up %s: %w", n.Bridge, err)
 	}
-	return errors.Join(hostconf.QuietIPv6(n.Bridge), hostconf.Open(n.Bridge))
+	return errors.Join(n.setIPv6(), hostconf.Open(n.Bridge))
+}
+
+// setIPv6 gives the bridge IPv6, or none.
+func (n *network) setIPv6() error {
+	if n.hasIPv6() {
+		return hostconf.HostIPv6(n.Bridge)
+	}
+	return hostconf.QuietIPv6(n.Bridge)
+}
+
+// configureIPv6 makes the bridge's IPv6 again: turned off, it has lost its addresses.
+func (nets networks) configureIPv6(n *network) error {
+	return errors.Join(n.setIPv6(), nets.addGateway(n))
 }
 
 // deleteBridge removes the device if it is ours: by its mark, or, where a kill
@@ -119,7 +133,12 @@ func (nets networks) deleteBridge(n *network) error {
 
 func (nets networks) addGateway(n *network) error {
 	defer nets.op.host.forget() // publications are reached by this address, too
-	return nets.op.conn.AddAddr(n.Index, netip.PrefixFrom(n.Gateway, n.Subnet.Bits()))
+	for _, a := range n.addresses() {
+		if err := nets.op.conn.AddAddr(n.Index, a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (nets networks) setUp(n *network) error { return nets.op.conn.SetUp(n.Index, true) }
@@ -129,6 +148,7 @@ func (nets networks) tell(n *network) error { return nets.describe(n, n.sortedPo
 // describe tells the datapath of a network with these ports.
 func (nets networks) describe(n *network, ports []*port) error {
 	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Allowed: n.beyond(ports...), Gateway: n.Gateway, Bridge: n.Index,
+		Subnet6: n.Subnet6, Gateway6: n.Gateway6, LinkLocal6: n.LinkLocal6,
 		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy(),
 		OneWay: n.Via != "", Via: nets.op.vias.index(n)})
 	if err != nil {

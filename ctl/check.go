@@ -107,7 +107,7 @@ func (cs *checks) bpffs() FeatureView {
 }
 
 func (cs *checks) host() ([]FeatureView, error) {
-	out := []FeatureView{bridgeCallFinding(), cs.forwarding(), cs.liberal(), cs.op.others.finding()}
+	out := []FeatureView{bridgeCallFinding(), cs.forwarding(), cs.liberal(), cs.ipv6(), cs.op.others.finding()}
 	out = append(out, cs.op.firewall.findings()...)
 	for _, u := range cs.op.uplinks.current() {
 		if conflict := cs.op.uplinks.conflict(u); conflict != "" {
@@ -207,6 +207,14 @@ func (cs *checks) liberal() FeatureView {
 		v.Detail = now + ": 'fastbr up' sets 1, the last 'fastbr down' restores it"
 	}
 	return v
+}
+
+// ipv6 says whether networks can have IPv6.
+func (cs *checks) ipv6() FeatureView {
+	if !hostconf.HasIPv6() {
+		return FeatureView{Name: "ipv6", State: "absent", Detail: "the kernel has none: networks cannot have --ipv6"}
+	}
+	return FeatureView{Name: "ipv6", State: "ok", Detail: "networks can have it (--ipv6)"}
 }
 
 func (cs *checks) uplink() (FeatureView, error) {

@@ -28,6 +28,7 @@ const (
 	maxIfname = 15 // IFNAMSIZ without the NUL
 	maxName   = 63 // of networks and ports: a DNS label, and room in an ifalias
 	minMTU    = 576
+	minMTU6   = 1280 // of a network with IPv6 (RFC 8200 section 5)
 	maxMTU    = 65535
 	// maxPorts is the kernel's limit per bridge (BR_PORT_BITS 10, number 0 unused).
 	maxPorts = 1023
@@ -39,6 +40,9 @@ type NetworkRequest struct {
 	Bridge     string
 	Subnet     netip.Prefix
 	Gateway    netip.Addr
+	IPv6       string // IPv6Off, IPv6On or IPv6LinkLocal
+	Subnet6    netip.Prefix
+	Gateway6   netip.Addr
 	MTU        int // bytes
 	Masquerade *bool
 	// NoMasquerade are destinations that see containers' own addresses, and may reach
@@ -62,6 +66,17 @@ type NetworkRequest struct {
 	// Options of an engine, kept with a new network.
 	Options map[string]string
 }
+
+// What a network carries of IPv6.
+const (
+	IPv6Off = "false"
+	// IPv6On: containers have global addresses, or unique local ones that the host has
+	// chosen (RFC 4193).
+	IPv6On = "true"
+	// IPv6LinkLocal: containers have the addresses that each link has. They reach each
+	// other and the host, and nothing else.
+	IPv6LinkLocal = "link-local"
+)
 
 func natPolicy(mapping, filtering, onExhaustion string) datapath.NATPolicy {
 	return datapath.NATPolicy{Mapping: datapath.Mapping(mapping), Filtering: datapath.Filtering(filtering),
@@ -126,10 +141,15 @@ func (r NetworkRequest) check() error {
 			return err
 		}
 	}
-	if r.Subnet.IsValid() {
-		if err := ipam.CheckSubnet(r.Subnet); err != nil {
-			return tagged(ErrInvalid, "subnet "+err.Error())
+	for _, p := range []netip.Prefix{r.Subnet, r.Subnet6} {
+		if p.IsValid() {
+			if err := ipam.CheckSubnet(p); err != nil {
+				return tagged(ErrInvalid, "subnet "+err.Error())
+			}
 		}
+	}
+	if err := r.checkIPv6(); err != nil {
+		return err
 	}
 	if r.MTU != 0 && (r.MTU < minMTU || r.MTU > maxMTU) {
 		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: %d to %d", r.MTU, minMTU, maxMTU))
@@ -162,6 +182,81 @@ func (r NetworkRequest) check() error {
 	if err := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).Check(); err != nil {
 		return tagged(ErrInvalid, err.Error())
 	}
+	return nil
+}
+
+// checkIPv6 is check of what concerns IPv6.
+func (r NetworkRequest) checkIPv6() error {
+	given := ""
+	switch {
+	case r.Subnet6.IsValid():
+		given = "--subnet " + r.Subnet6.String()
+	case r.Gateway6.IsValid():
+		given = "--gateway " + r.Gateway6.String()
+	}
+	switch {
+	case r.IPv6 != "" && r.IPv6 != IPv6Off && r.IPv6 != IPv6On && r.IPv6 != IPv6LinkLocal:
+		return tagged(ErrInvalid, fmt.Sprintf("--ipv6=%s: %s, %s or %s", r.IPv6, IPv6On, IPv6Off, IPv6LinkLocal))
+	case given != "" && (r.IPv6 == IPv6Off || r.IPv6 == IPv6LinkLocal):
+		return tagged(ErrInvalid, fmt.Sprintf("--ipv6=%s and %s exclude each other", r.IPv6, given))
+	case r.Gateway6.IsValid() && !r.Subnet6.IsValid():
+		return tagged(ErrInvalid, fmt.Sprintf("%s needs an IPv6 --subnet that it is in", given))
+	case r.wantsIPv6() && r.MTU != 0 && r.MTU < minMTU6:
+		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: IPv6 needs at least %d", r.MTU, minMTU6))
+	}
+	return nil
+}
+
+// wantsIPv6 reports whether the request is for a network with IPv6.
+func (r NetworkRequest) wantsIPv6() bool {
+	return r.Subnet6.IsValid() || r.IPv6 == IPv6On || r.IPv6 == IPv6LinkLocal
+}
+
+// ParseSubnets reads a subnet for each family, as CIDR.
+func ParseSubnets(texts []string) (v4, v6 netip.Prefix, err error) {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("subnet %q: want a CIDR such as 10.20.0.0/16 or 2001:db8:1::/64", text))
+		}
+		if err := once(p, p.Addr(), &v4, &v6); err != nil {
+			return v4, v6, fmt.Errorf("subnet %w", err)
+		}
+	}
+	return v4, v6, nil
+}
+
+// ParseAddrs reads an address for each family. what says whose.
+func ParseAddrs(what string, texts []string) (v4, v6 netip.Addr, err error) {
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("%s %q: want an IPv4 or an IPv6 address", what, text))
+		}
+		if a.Is6() && (!a.IsGlobalUnicast() || a.Is4In6()) {
+			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("%s %q: want an address of the network's IPv6 subnet", what, text))
+		}
+		if err := once(a, a, &v4, &v6); err != nil {
+			return v4, v6, fmt.Errorf("%s %w", what, err)
+		}
+	}
+	return v4, v6, nil
+}
+
+// once notes what an address belongs to in the place of its family.
+func once[T interface {
+	comparable
+	fmt.Stringer
+}](v T, a netip.Addr, v4, v6 *T) error {
+	place, family := v4, "IPv4"
+	if a.Is6() {
+		place, family = v6, "IPv6"
+	}
+	var none T
+	if *place != none && *place != v {
+		return tagged(ErrInvalid, fmt.Sprintf("%s and %s: one for %s", *place, v, family))
+	}
+	*place = v
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,11 +26,16 @@ import (
 // Definition is what a network is, whether or not it is up: the content of
 // networks/NAME.json.
 type Definition struct {
-	ID         string       `json:"id"` // 64 hex digits
-	Name       string       `json:"name"`
-	Bridge     string       `json:"bridge"`
-	Subnet     netip.Prefix `json:"subnet"`
-	Gateway    netip.Addr   `json:"gateway"`
+	ID      string       `json:"id"` // 64 hex digits
+	Name    string       `json:"name"`
+	Bridge  string       `json:"bridge"`
+	Subnet  netip.Prefix `json:"subnet"`
+	Gateway netip.Addr   `json:"gateway"`
+	// Subnet6 and Gateway6 are those of IPv6; invalid: the network has no IPv6, or, with
+	// LinkLocal6, only what each link has.
+	Subnet6    netip.Prefix `json:"subnet6,omitzero"`
+	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
+	LinkLocal6 bool         `json:"link_local6,omitempty"`
 	MTU        int          `json:"mtu"` // bytes, 0: the uplink's
 	Masquerade bool         `json:"masquerade"`
 	Internal   bool         `json:"internal"`
@@ -52,6 +58,52 @@ type Definition struct {
 	Options map[string]string `json:"options,omitempty"`
 }
 
+// hasIPv6 reports whether the network carries IPv6.
+func (d Definition) hasIPv6() bool { return d.Subnet6.IsValid() || d.LinkLocal6 }
+
+// ipv6 is what the network carries of IPv6, as in a request.
+func (d Definition) ipv6() string {
+	switch {
+	case d.Subnet6.IsValid():
+		return IPv6On
+	case d.LinkLocal6:
+		return IPv6LinkLocal
+	}
+	return IPv6Off
+}
+
+// subnet6 is Subnet6 as text, or "".
+func (d Definition) subnet6() string {
+	if !d.Subnet6.IsValid() {
+		return ""
+	}
+	return d.Subnet6.String()
+}
+
+// subnets are those that the network has, IPv4's first.
+func (d Definition) subnets() []netip.Prefix {
+	if d.Subnet6.IsValid() {
+		return []netip.Prefix{d.Subnet, d.Subnet6}
+	}
+	return []netip.Prefix{d.Subnet}
+}
+
+// addresses are those of the bridge, with the subnet's length. The last is the one that
+// belongs to its MAC address, if the network has IPv6.
+func (d Definition) addresses() []netip.Prefix {
+	out := []netip.Prefix{netip.PrefixFrom(d.Gateway, d.Subnet.Bits())}
+	if d.Subnet6.IsValid() {
+		out = append(out, netip.PrefixFrom(d.Gateway6, d.Subnet6.Bits()))
+	}
+	if d.hasIPv6() {
+		out = append(out, linkLocal(ipam.MAC(d.Gateway)))
+	}
+	return out
+}
+
+// linkLocal is the address that a device has on its link.
+func linkLocal(mac net.HardwareAddr) netip.Prefix { return netip.PrefixFrom(ipam.LinkLocal(mac), 64) }
+
 func (d Definition) natPolicy() datapath.NATPolicy {
 	return natPolicy(d.NATMapping, d.NATFiltering, d.NATOnExhaustion).WithDefaults()
 }
@@ -68,6 +120,7 @@ func (d Definition) nameServer() string {
 // host and other networks have; the note, if any, is for the user.
 func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
+		Subnet6: r.Subnet6, Gateway6: r.Gateway6, LinkLocal6: r.IPv6 == IPv6LinkLocal,
 		Masquerade: !is(r.Masquerade, false), Internal: is(r.Internal, true),
 		NoDNS: is(r.DNS, false), SNATAddress: r.SNATAddress, Via: r.Via, PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
 	if def.ID == "" {
@@ -91,10 +144,39 @@ func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note
 	if err := ipam.CheckGateway(def.Subnet, def.Gateway); err != nil {
 		return def, "", tagged(ErrInvalid, "gateway "+err.Error())
 	}
+	if r.wantsIPv6() && !def.LinkLocal6 {
+		if err := def.addIPv6(used); err != nil {
+			return def, "", err
+		}
+	}
 	if def.Bridge == "" {
 		def.Bridge = bridgeName(name, def.ID)
 	}
 	return def, note, nil
+}
+
+// addIPv6 completes the subnet and the gateway of IPv6.
+func (d *Definition) addIPv6(used usedAddrs) error {
+	if d.Subnet6.IsValid() {
+		if err := used.conflict(d.Subnet6); err != nil {
+			return fmt.Errorf("subnet %s %w", d.Subnet6, err)
+		}
+	} else {
+		within, err := used.site()
+		if err != nil {
+			return err
+		}
+		if d.Subnet6, err = ipam.NextOf(within, used.all()); err != nil {
+			return fmt.Errorf("%w in %s: choose one with --subnet", err, within)
+		}
+	}
+	if !d.Gateway6.IsValid() {
+		d.Gateway6 = ipam.Gateway(d.Subnet6)
+	}
+	if err := ipam.CheckGateway(d.Subnet6, d.Gateway6); err != nil {
+		return tagged(ErrInvalid, "gateway "+err.Error())
+	}
+	return nil
 }
 
 func bridgeName(network, id string) string {
@@ -121,6 +203,9 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("bridge", r.Bridge != "" && r.Bridge != d.Bridge, d.Bridge)
 	differ("subnet", r.Subnet.IsValid() && r.Subnet != d.Subnet, d.Subnet)
 	differ("gateway", r.Gateway.IsValid() && r.Gateway != d.Gateway, d.Gateway)
+	differ("ipv6", r.IPv6 != "" && r.IPv6 != d.ipv6(), d.ipv6())
+	differ("subnet", r.Subnet6.IsValid() && r.Subnet6 != d.Subnet6, cmp.Or(d.subnet6(), "none"))
+	differ("gateway", r.Gateway6.IsValid() && r.Gateway6 != d.Gateway6, cmp.Or(addrText(d.Gateway6), "none"))
 	mtu := "the uplink's"
 	if d.MTU != 0 {
 		mtu = strconv.Itoa(d.MTU)
@@ -141,12 +226,7 @@ func (d Definition) differences(r NetworkRequest) []string {
 }
 
 // snatAddress is SNATAddress as text, "" for the route's.
-func (d Definition) snatAddress() string {
-	if !d.SNATAddress.IsValid() {
-		return ""
-	}
-	return d.SNATAddress.String()
-}
+func (d Definition) snatAddress() string { return addrText(d.SNATAddress) }
 
 // joined lists values for a sentence.
 func joined[T fmt.Stringer](values []T) string {
@@ -162,7 +242,8 @@ func texts[T fmt.Stringer](values []T) []string {
 }
 
 func (d Definition) sane() error {
-	if checkNetworkName(d.Name) != nil || d.Bridge == "" || !d.Gateway.Is4() || !d.Subnet.IsValid() || !d.Subnet.Contains(d.Gateway) {
+	if checkNetworkName(d.Name) != nil || d.Bridge == "" || !d.Gateway.Is4() || !d.Subnet.IsValid() || !d.Subnet.Contains(d.Gateway) ||
+		d.Subnet6.IsValid() != d.Gateway6.IsValid() || d.Subnet6.IsValid() && !d.Subnet6.Contains(d.Gateway6) {
 		return fmt.Errorf("network %q is incomplete", d.Name)
 	}
 	return nil
@@ -245,6 +326,36 @@ func (d definitions) remove(name string) error {
 	return nil
 }
 
+// site is the prefix of the host's unique local addresses. It is chosen at random once, and
+// then kept beside the definitions: a network that is taken down and brought up again has
+// the same addresses, and no other site has them (RFC 4193 section 3.2).
+func (d definitions) site() (netip.Prefix, error) {
+	path := filepath.Join(filepath.Dir(d.dir), siteFile)
+	text, err := os.ReadFile(path)
+	if err == nil {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(string(text))); err == nil && p.Bits() == 48 && p == p.Masked() && ipam.CheckSubnet(p) == nil {
+			return p, nil
+		}
+		return netip.Prefix{}, fmt.Errorf("%s is %w: it is no IPv6 /48: remove it, or give --subnet", path, errDamaged)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return netip.Prefix{}, fmt.Errorf("reading the host's IPv6 prefix: %w", err)
+	}
+	var global [5]byte
+	rand.Read(global[:]) // never fails
+	p := ipam.NewULA(global)
+	if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+		err = renameio.WriteFile(path, []byte(p.String()+"\n"), 0o644)
+	}
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("keeping the host's IPv6 prefix: %w", err)
+	}
+	return p, nil
+}
+
+// siteFile is beside the directory of the definitions.
+const siteFile = "ipv6-prefix"
+
 // definition reads a network's definition; nil if there is none. One that is
 // damaged is set aside, and written again if the network is up; else the error
 // wraps errDamaged.
@@ -280,22 +391,24 @@ func (nets networks) discardDefinition(name string, why error) error {
 // cluster's), and the bridge's own route is the more specific one or is meant to
 // be the less. It collides only with what would be cut off by it, or cut it off.
 type usedAddrs struct {
-	networks map[string]netip.Prefix // of the other networks, up or only defined, by name
+	networks map[netip.Prefix]string // subnets of the other networks, up or only defined, and their names
 	allowed  map[netip.Prefix]string // what ports of other networks are allowed, and whose that is
 	routes   []netip.Prefix          // every route of the host, whatever its table
 	devices  map[netip.Prefix]string // subnets that devices of the host are in, and their names
 	gateways []netip.Addr            // next hops of default routes
+	// site is the prefix of the host's unique local addresses, definitions.site.
+	site func() (netip.Prefix, error)
 }
 
 // all is everything.
 func (u usedAddrs) all() []netip.Prefix {
-	return slices.AppendSeq(slices.AppendSeq(slices.Clone(u.routes), maps.Values(u.networks)), maps.Keys(u.allowed))
+	return slices.AppendSeq(slices.AppendSeq(slices.Clone(u.routes), maps.Keys(u.networks)), maps.Keys(u.allowed))
 }
 
 // conflict says why a subnet that was fixed cannot be a network's. The error
 // wraps ipam.ErrOverlap.
 func (u usedAddrs) conflict(subnet netip.Prefix) error {
-	for name, p := range u.networks {
+	for p, name := range u.networks {
 		if p.Overlaps(subnet) {
 			return fmt.Errorf("%w %s of network %s: choose another", ipam.ErrOverlap, p, name)
 		}
@@ -338,11 +451,16 @@ func (u usedAddrs) choose(network string) (_ netip.Prefix, note string, err erro
 
 // usedAddrs looks at the host and at every network but one.
 func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
-	routes, err := nets.op.conn.Routes(link.IPv4)
-	if err != nil {
-		return u, err
+	var routes []link.Route
+	for _, family := range []link.Family{link.IPv4, link.IPv6} {
+		of, err := nets.op.conn.Routes(family)
+		if err != nil {
+			return u, err
+		}
+		routes = append(routes, of...)
 	}
-	u.networks, u.allowed, u.devices = map[string]netip.Prefix{}, map[netip.Prefix]string{}, map[netip.Prefix]string{}
+	u.networks, u.allowed, u.devices = map[netip.Prefix]string{}, map[netip.Prefix]string{}, map[netip.Prefix]string{}
+	u.site = nets.op.defs.site
 	for _, r := range routes {
 		u.routes = append(u.routes, r.Dst)
 		switch {
@@ -360,18 +478,23 @@ func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
 	if err != nil {
 		return u, err
 	}
-	for _, d := range defs {
-		u.networks[d.Name] = d.Subnet
-	}
 	for _, n := range nets.op.st.Networks {
-		u.networks[n.Name] = n.Subnet
-		delete(u.devices, n.Subnet) // its bridge's
+		defs = append(defs, n.Definition)
+		for _, subnet := range n.subnets() {
+			delete(u.devices, subnet) // its bridge's
+		}
 		for _, p := range n.beyond(n.sortedPorts()...) {
 			if n.Name != except {
 				u.allowed[p] = n.Name
 			}
 		}
 	}
-	delete(u.networks, except)
+	for _, d := range defs {
+		for _, subnet := range d.subnets() {
+			if d.Name != except {
+				u.networks[subnet] = d.Name
+			}
+		}
+	}
 	return u, nil
 }

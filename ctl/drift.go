@@ -3,7 +3,6 @@ package ctl
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -91,12 +90,22 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 	if !d.Up {
 		note(anew(func() error { return rep.op.conn.SetUp(n.Index, true) }), "is down")
 	}
-	addrs, err := rep.op.host.addrsOf(n.Index)
+	if n.hasIPv6() {
+		if lacks := hostconf.LacksIPv6(n.Bridge); lacks != "" {
+			note(anew(func() error { return rep.op.networks.configureIPv6(n) }), "has the IPv6 setting %s", lacks)
+		}
+		if d.Snooping {
+			note(func() error { return rep.op.conn.ShapeBridge(n.Index, false) }, "has multicast snooping on, which can cut off IPv6")
+		}
+	}
+	addrs, err := rep.op.host.allAddrsOf(n.Index)
 	if err != nil {
 		return nil, err
 	}
-	if gateway := netip.PrefixFrom(n.Gateway, n.Subnet.Bits()); !slices.Contains(addrs, gateway) {
-		note(anew(func() error { return rep.op.conn.AddAddr(n.Index, gateway) }), "has lost its address %s", gateway)
+	for _, a := range n.addresses() {
+		if !slices.Contains(addrs, a) {
+			note(anew(func() error { return rep.op.conn.AddAddr(n.Index, a) }), "has lost its address %s", a)
+		}
 	}
 	lost, err := rep.lostRoutes(n)
 	if err != nil {
@@ -107,7 +116,7 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 			note(func() error { return rep.op.conn.AddRoute(r) }, "has lost its route to %s via %s", r.Dst, r.Gateway)
 		}
 	}
-	if v, err := hostconf.Read(hostconf.Net + "ipv6/conf/" + n.Bridge + "/disable_ipv6"); err == nil && v == "0" {
+	if !n.hasIPv6() && !hostconf.IsQuiet(n.Bridge) {
 		note(func() error { return rep.quietNetwork(n) }, "has been given IPv6")
 	}
 	if what, is := closed(n.Bridge); is {
@@ -146,7 +155,7 @@ func (rep repair) quietNetwork(n *network) error {
 // addNeighbours tells the kernel of every port's addresses again.
 func (rep repair) addNeighbours(n *network) error {
 	for _, p := range n.sortedPorts() {
-		if err := rep.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
+		if err := rep.op.ports.addNeighbours(n, p); err != nil {
 			return err
 		}
 		if err := rep.op.ports.addRoutes(n, p); err != nil {

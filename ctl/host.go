@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/fastbr/fastbr/ctl/link"
 )
@@ -20,6 +21,7 @@ type known struct {
 	members map[int]link.BridgePort
 	devices map[int]link.Device
 	addrs   map[int][]netip.Prefix
+	addrs6  map[int][]netip.Prefix
 	routes  []link.Route
 }
 
@@ -70,6 +72,21 @@ func (h *hostCache) device(index int) (link.Device, error) {
 func (h *hostCache) addrsOf(index int) ([]netip.Prefix, error) {
 	all, err := h.addresses()
 	return all[index], err
+}
+
+// allAddrsOf are the addresses of a device, IPv4's first.
+func (h *hostCache) allAddrsOf(index int) ([]netip.Prefix, error) {
+	v4, err := h.addrsOf(index)
+	if err != nil {
+		return nil, err
+	}
+	v6, err := h.addresses6()
+	return slices.Concat(v4, v6[index]), err
+}
+
+// addresses6 are the IPv6 addresses of every device, by ifindex.
+func (h *hostCache) addresses6() (map[int][]netip.Prefix, error) {
+	return remember(&h.addrs6, func() (map[int][]netip.Prefix, error) { return h.conn.Addrs(link.IPv6) })
 }
 
 // addresses are the IPv4 addresses of every device, by ifindex.

@@ -12,6 +12,7 @@ type PortView struct {
 	Port    string `json:"port"`    // host-side interface
 	Network string `json:"network"` // "" for an uplink
 	IP      string `json:"ip"`      // CIDR
+	IP6     string `json:"ip6"`     // CIDR; "": no IPv6 but that of its link, if any
 	MAC     string `json:"mac"`
 	// What the port may send with besides; never nil.
 	AllowedAddresses []string          `json:"allowed_addresses"` // CIDR
@@ -43,10 +44,13 @@ type AttachResult struct {
 	Network string `json:"network"`
 	Ifname  string `json:"ifname"`
 	IP      string `json:"ip"`
+	IP6     string `json:"ip6"` // CIDR, or ""
 	MAC     string `json:"mac"`
 	Gateway string `json:"gateway"`
-	MTU     int    `json:"mtu"`
-	DNS     string `json:"dns"` // who answers for names; "" if nobody does
+	// Gateway6 is the network's for IPv6, or "".
+	Gateway6 string `json:"gateway6"`
+	MTU      int    `json:"mtu"`
+	DNS      string `json:"dns"` // who answers for names; "" if nobody does
 	// What the port may send with besides; never nil.
 	AllowedAddresses []string `json:"allowed_addresses"` // CIDR
 	AllowedMACs      []string `json:"allowed_macs"`
@@ -77,6 +81,9 @@ type NetworkView struct {
 	Bridge     string `json:"bridge"`
 	Subnet     string `json:"subnet"`
 	Gateway    string `json:"gateway"`
+	IPv6       string `json:"ipv6"`    // IPv6Off, IPv6On or IPv6LinkLocal
+	Subnet6    string `json:"subnet6"` // "" without IPv6On
+	Gateway6   string `json:"gateway6"`
 	MTU        int    `json:"mtu"`
 	Masquerade bool   `json:"masquerade"`
 	Internal   bool   `json:"internal"`

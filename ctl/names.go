@@ -13,9 +13,11 @@ type Zone struct {
 	Network  string
 	Gateway  netip.Addr // where the containers ask
 	Subnet   netip.Prefix
+	Subnet6  netip.Prefix // invalid: no IPv6
 	Internal bool
 	Via      string                // the only device by which questions may leave; "": any
 	Hosts    map[string]netip.Addr // by name, in lower case
+	Hosts6   map[string]netip.Addr // their IPv6 addresses, where they have one
 }
 
 // Names reads the names of containers. It takes no lock, since the state is
@@ -64,12 +66,15 @@ func (st *state) zones() (out []Zone) {
 		if d.Pending || d.NoDNS {
 			continue
 		}
-		z := Zone{Network: strings.ToLower(name), Gateway: d.Gateway, Subnet: d.Subnet, Internal: d.Internal, Via: d.Via,
-			Hosts: make(map[string]netip.Addr, len(d.Ports))}
+		z := Zone{Network: strings.ToLower(name), Gateway: d.Gateway, Subnet: d.Subnet, Subnet6: d.Subnet6, Internal: d.Internal, Via: d.Via,
+			Hosts: make(map[string]netip.Addr, len(d.Ports)), Hosts6: map[string]netip.Addr{}}
 		for _, p := range d.sortedPorts() {
 			key := strings.ToLower(p.Name)
 			if _, taken := z.Hosts[key]; !taken && !p.Pending {
 				z.Hosts[key] = p.IP
+				if p.IP6.IsValid() {
+					z.Hosts6[key] = p.IP6
+				}
 			}
 		}
 		out = append(out, z)

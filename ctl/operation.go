@@ -239,6 +239,7 @@ func (op *operation) tidy(l *statedir.Lock) {
 	os.Remove(unfinished(op.statePath())) // of a killed command
 	os.Remove(former(op.statePath()))
 	if _, err := os.Stat(filepath.Join(op.dir(), "networks")); errors.Is(err, os.ErrNotExist) {
+		os.Remove(filepath.Join(op.dir(), siteFile)) // no network has an address of it any more
 		statedir.RemoveIdentity(op.dir())
 	}
 	l.Remove()

@@ -170,7 +170,7 @@ func (ps ports) tell(n *network, p *port) error {
 // datapath is what the datapath knows of the port.
 func (p *port) datapath(n *network) datapath.Port {
 	return datapath.Port{Ifindex: p.Index, Bridge: n.Index, BridgeMAC: ipam.MAC(n.Gateway),
-		MAC: p.MAC.HardwareAddr, IP: p.IP, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP,
+		MAC: p.MAC.HardwareAddr, IP: p.IP, IP6: p.IP6, MTU: n.MTU, Slow: p.Slowed, XDP: p.XDP,
 		AllowedAddrs: p.AllowedAddrs, AllowedMACs: p.allowed().MACs}
 }
 
@@ -301,10 +301,41 @@ func (ps ports) join(n *network, p *port) error {
 	if err := ps.op.conn.AddFDB(p.Index, p.MAC.HardwareAddr); err != nil {
 		return fmt.Errorf("%s: %w", p.Port, err)
 	}
-	if err := ps.op.conn.AddNeighbour(n.Index, p.IP, p.MAC.HardwareAddr); err != nil { // the kernel never asks
+	if err := ps.addNeighbours(n, p); err != nil {
 		return err
 	}
 	return ps.addRoutes(n, p)
+}
+
+// addNeighbours tells the kernel of a port's addresses: it never asks.
+func (ps ports) addNeighbours(n *network, p *port) error {
+	for _, ip := range p.ips() {
+		if err := ps.op.conn.AddNeighbour(n.Index, ip, p.MAC.HardwareAddr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ips are the addresses that the port was given, IPv4's first.
+func (p *port) ips() []netip.Addr {
+	if p.IP6.IsValid() {
+		return []netip.Addr{p.IP, p.IP6}
+	}
+	return []netip.Addr{p.IP}
+}
+
+// addresses are those of the container's end, with their subnets' lengths. The last is
+// the one that belongs to its MAC address, if the network has IPv6.
+func (p *port) addresses(n *network) []netip.Prefix {
+	out := []netip.Prefix{netip.PrefixFrom(p.IP, n.Subnet.Bits())}
+	if p.IP6.IsValid() {
+		out = append(out, netip.PrefixFrom(p.IP6, n.Subnet6.Bits()))
+	}
+	if n.hasIPv6() {
+		out = append(out, linkLocal(p.MAC.HardwareAddr))
+	}
+	return out
 }
 
 // leave takes the neighbours and routes away. The forwarding entries go with the devices.
@@ -318,8 +349,10 @@ func (ps ports) leave(n *network, ports []*port) error {
 				return err
 			}
 		}
-		if err := ps.op.conn.DeleteNeighbour(n.Index, p.IP); err != nil {
-			return err
+		for _, ip := range p.ips() {
+			if err := ps.op.conn.DeleteNeighbour(n.Index, ip); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -341,8 +374,19 @@ func (ps ports) configureInside(n *network, p *port, at *plug) error {
 			return fmt.Errorf("raising lo in %s: %w", ns, err)
 		}
 	}
-	if err := inside.AddAddr(d.Index, netip.PrefixFrom(p.IP, n.Subnet.Bits())); err != nil {
+	// A network without IPv6 lets none through: the container need not try.
+	ipv6 := hostconf.QuietIPv6
+	if n.hasIPv6() {
+		ipv6 = hostconf.GiveIPv6
+	}
+	if err := ns.Do(func() error { return ipv6(p.Ifname) }); err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)
+	}
+	addrs := p.addresses(n)
+	for _, a := range addrs {
+		if err := inside.AddAddr(d.Index, a); err != nil {
+			return fmt.Errorf("in %s: %w", ns, err)
+		}
 	}
 	if err := inside.SetUp(d.Index, true); err != nil {
 		return fmt.Errorf("raising %s in %s: %w", p.Ifname, ns, err)
@@ -354,31 +398,48 @@ func (ps ports) configureInside(n *network, p *port, at *plug) error {
 	if !ps.op.conn.WaitCarrier(p.Index, carrierLimit) || !ps.op.conn.WaitCarrier(n.Index, carrierLimit) {
 		ps.op.say("%s has no carrier yet", p.Port)
 	}
-	return ns.Do(func() error { return link.Announce(d.Index, p.IP, d.MAC) })
+	return ns.Do(func() error {
+		var errs []error
+		for _, a := range addrs {
+			errs = append(errs, link.Announce(d.Index, a.Addr(), d.MAC))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 func (ps ports) routeInside(n *network, at *plug, index int) error {
 	if at.routes != nil {
-		return addRoutes(at.conn, index, n.Gateway, at.routes)
+		return addRoutes(at.conn, index, n, at.routes)
 	}
 	if n.Internal {
 		return nil
 	}
-	routes, err := at.conn.Routes(link.IPv4)
-	if err != nil {
-		return err
+	for _, gateway := range []netip.Addr{n.Gateway, n.Gateway6} {
+		if !gateway.IsValid() {
+			continue
+		}
+		routes, err := at.conn.Routes(link.FamilyOf(gateway))
+		if err != nil {
+			return err
+		}
+		if len(link.DefaultDevices(routes)) > 0 {
+			ps.op.say("%s has a default route already: kept", at.ns)
+			continue
+		}
+		if err := at.conn.AddDefault(index, gateway); err != nil {
+			return err
+		}
 	}
-	if len(link.DefaultDevices(routes)) > 0 {
-		ps.op.say("%s has a default route already: kept", at.ns)
-		return nil
-	}
-	return at.conn.AddDefault(index, n.Gateway)
+	return nil
 }
 
-func addRoutes(inside *link.Conn, index int, gateway netip.Addr, routes []Route) error {
+func addRoutes(inside *link.Conn, index int, n *network, routes []Route) error {
 	for _, r := range routes {
 		if !r.Gateway.IsValid() {
-			r.Gateway = gateway
+			r.Gateway = n.Gateway
+			if r.Dst.Addr().Is6() {
+				r.Gateway = n.Gateway6
+			}
 		}
 		err := inside.AddRoute(link.Route{Dst: r.Dst, Index: index, Gateway: r.Gateway, Metric: r.Metric,
 			MTU: r.MTU, AdvMSS: r.AdvMSS, Table: r.Table, Scope: r.Scope})

@@ -89,6 +89,7 @@ type port struct {
 	Index  int          `json:"index"` // of the host end, 0: not made yet, or not known
 	Ifname string       `json:"ifname"`
 	IP     netip.Addr   `json:"ip"`
+	IP6    netip.Addr   `json:"ip6,omitzero"` // invalid: none but that of its link, if the network has IPv6
 	MAC    macAddr      `json:"mac"`
 	Netns  link.NetnsID `json:"netns"`
 	Slow   bool         `json:"slow,omitempty"` // whatever the state of the device
@@ -334,7 +335,7 @@ func (st *state) sane() error {
 }
 
 func (p *port) sane() error {
-	if p.Port == "" || !p.IP.Is4() || slices.Contains(p.Publications, nil) {
+	if p.Port == "" || !p.IP.Is4() || p.IP6.IsValid() && !p.IP6.Is6() || slices.Contains(p.Publications, nil) {
 		return fmt.Errorf("port %q is incomplete", p.Port)
 	}
 	return nil

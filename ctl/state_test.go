@@ -45,7 +45,7 @@ func TestStateReadsPortsInTheirNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	st, err := loadState(path, "boot")
-	if err != nil || st.Networks["lab"].Ports["veth0"].Index != 8 {
+	if err != nil || st.Networks["lab"].Ports["veth0"].Index != 8 || st.Networks["lab"].ipv6() != IPv6Off {
 		t.Errorf("read %+v, %v", st, err)
 	}
 }

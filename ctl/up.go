@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 )
 
@@ -106,6 +107,9 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 	if n.MTU = n.Definition.MTU; n.MTU == 0 {
 		n.MTU = nets.op.uplinks.mtu(uplinks, n.Via)
 	}
+	if err := n.fitsIPv6(); err != nil {
+		return nil, err
+	}
 	if err := nets.op.runner.run(nets.op.ctx, nets.steps(n, uplinks)); err != nil {
 		return n, err
 	}
@@ -113,6 +117,19 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 		nets.op.say("%s", note)
 	}
 	return n, nil
+}
+
+// fitsIPv6 says why a network cannot have the IPv6 that it should.
+func (n *network) fitsIPv6() error {
+	switch {
+	case !n.hasIPv6():
+		return nil
+	case !hostconf.HasIPv6():
+		return tagged(ErrUnfit, fmt.Sprintf("network %s is to have IPv6, which this kernel does not have: give --ipv6=false", n.Name))
+	case n.MTU < minMTU6:
+		return tagged(ErrInvalid, fmt.Sprintf("network %s has MTU %d, the uplink's, and IPv6 needs at least %d: give --mtu", n.Name, n.MTU, minMTU6))
+	}
+	return nil
 }
 
 // resolve makes the network to bring up from its definition or the request,
@@ -136,8 +153,10 @@ func (nets networks) resolve(name string, def *Definition, nr NetworkRequest) (*
 		return nil, err
 	}
 	if def != nil {
-		if err := used.conflict(def.Subnet); err != nil {
-			return nil, fmt.Errorf("subnet %s of network %s %w", def.Subnet, name, err)
+		for _, subnet := range def.subnets() {
+			if err := used.conflict(subnet); err != nil {
+				return nil, fmt.Errorf("subnet %s of network %s %w", subnet, name, err)
+			}
 		}
 	} else {
 		made, note, err := define(name, nr, used)

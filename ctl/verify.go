@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net/netip"
 	"reflect"
 	"slices"
 
@@ -177,9 +176,11 @@ func (v verifier) inside(n *network, p *port, target string, routes []Route) err
 	case !d.Up:
 		return broken("%s in %s is down", p.Ifname, target)
 	}
-	want := netip.PrefixFrom(p.IP, n.Subnet.Bits())
-	if addrs, err := inside.Addrs(link.IPv4); err != nil || !slices.Contains(addrs[d.Index], want) {
-		return broken("%s in %s has lost its address %s", p.Ifname, target, want)
+	for _, want := range p.addresses(n) {
+		addrs, err := inside.Addrs(link.FamilyOf(want.Addr()))
+		if err != nil || !slices.Contains(addrs[d.Index], want) {
+			return broken("%s in %s has lost its address %s", p.Ifname, target, want)
+		}
 	}
 	return verifyRoutes(inside, target, routes)
 }
@@ -188,6 +189,13 @@ func verifyRoutes(inside *link.Conn, target string, routes []Route) error {
 	have, err := inside.Routes(link.IPv4)
 	if err != nil {
 		return err
+	}
+	if slices.ContainsFunc(routes, func(r Route) bool { return r.Dst.Addr().Is6() }) {
+		more, err := inside.Routes(link.IPv6)
+		if err != nil {
+			return err
+		}
+		have = append(have, more...)
 	}
 	for _, r := range routes {
 		if !slices.ContainsFunc(have, func(h link.Route) bool {

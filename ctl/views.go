@@ -68,7 +68,7 @@ func (r *reading) portView(n *network, p *port) (PortView, bool) {
 		return PortView{}, false
 	}
 	v := PortView{Name: p.Name, Port: p.Port, Network: n.Name, MAC: p.MAC.String(),
-		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), AllowedAddresses: texts(p.AllowedAddrs), AllowedMACs: texts(p.AllowedMACs)}
+		IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()).String(), IP6: prefixText(p.IP6, n.Subnet6), AllowedAddresses: texts(p.AllowedAddrs), AllowedMACs: texts(p.AllowedMACs)}
 	count(&v, r.stats[p.Index])
 	return v, true
 }
@@ -139,15 +139,31 @@ func definedView(d Definition) NetworkView {
 		options = map[string]string{}
 	}
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
+		Gateway: d.Gateway.String(), IPv6: d.ipv6(), Subnet6: d.subnet6(), Gateway6: addrText(d.Gateway6), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
+}
+
+// addrText is an address, or "" if there is none.
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// prefixText is an address with its subnet's length, or "" if there is none.
+func prefixText(a netip.Addr, subnet netip.Prefix) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return netip.PrefixFrom(a, subnet.Bits()).String()
 }
 
 // builtIn are the modes that need no bridge, under names docker users know.
 // Their ids are fixed: there is one of each everywhere.
 func builtIn() []NetworkView {
 	mode := func(name, driver, digit string) NetworkView {
-		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, NoMasquerade: []string{}, Options: map[string]string{}, Ports: []PortView{}}
+		return NetworkView{ID: strings.Repeat(digit, 64), Name: name, Driver: driver, Scope: "local", Up: true, IPv6: IPv6Off, NoMasquerade: []string{}, Options: map[string]string{}, Ports: []PortView{}}
 	}
 	return []NetworkView{mode("host", "host", "0"), mode("none", "null", "f")}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -15,10 +14,13 @@ import (
 
 // attachFlags describe a port.
 type attachFlags struct {
-	network, name, ip, mac, ifname string
-	slow                           bool
-	allowed                        allowedFlags
+	network, name, mac, ifname string
+	ips                        []string
+	slow                       bool
+	allowed                    allowedFlags
 }
+
+const ipUsage = "`ADDRESS`, once for IPv4 and once for IPv6 (default the lowest free ones)"
 
 // allowedFlags say what a port may send with besides its container's own addresses.
 type allowedFlags struct{ addrs, macs []string }
@@ -51,6 +53,7 @@ MAC addresses of devices inside. The host gets a route to a prefix outside the n
 subnet; the container is the next hop.`,
 		Example: `  fastbr attach netns:web --name web
   fastbr attach pid:4711 --ip 172.30.0.80
+  fastbr attach netns:six --ip 172.30.0.80 --ip fd00:1:2::80
   fastbr attach /run/netns/db --network lab -o json
   fastbr attach netns:vpn --allowed-address 10.8.0.0/24
   fastbr attach netns:lb1 --allowed-address 172.30.0.100 --allowed-mac 00:00:5e:00:01:33`,
@@ -68,7 +71,7 @@ subnet; the container is the next hop.`,
 				return e.print(res, func(w io.Writer) {
 					fmt.Fprintln(w, "NAME\tPORT\tNETWORK\tIFNAME\tIP\tMAC\tGATEWAY\tMTU\tDNS")
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n",
-						res.Name, res.Port, res.Network, res.Ifname, res.IP, res.MAC, res.Gateway, res.MTU, res.DNS)
+						res.Name, res.Port, res.Network, res.Ifname, ips(res.IP, res.IP6), res.MAC, ips(res.Gateway, res.Gateway6), res.MTU, res.DNS)
 				})
 			})
 		},
@@ -76,7 +79,7 @@ subnet; the container is the next hop.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.network, "network", ctl.DefaultNetwork, "`NETWORK` to plug into")
 	flags.StringVar(&f.name, "name", "", "`NAME` of the port (default that of the host's device)")
-	flags.StringVar(&f.ip, "ip", "", "IPv4 `ADDRESS` (default the lowest free one)")
+	flags.StringSliceVar(&f.ips, "ip", nil, ipUsage)
 	flags.StringVar(&f.mac, "mac", "", "MAC `ADDRESS` (default 02:42 and the IPv4 address)")
 	flags.StringVar(&f.ifname, "ifname", "eth0", "`NAME` of the device inside")
 	flags.BoolVar(&f.slow, "slow", false, "take the kernel's path always")
@@ -87,10 +90,8 @@ subnet; the container is the next hop.`,
 
 func (f *attachFlags) request(target string) (r ctl.AttachRequest, err error) {
 	r = ctl.AttachRequest{Target: target, Network: f.network, Name: f.name, Ifname: f.ifname, Slow: f.slow}
-	if f.ip != "" {
-		if r.IP, err = netip.ParseAddr(f.ip); err != nil || !r.IP.Is4() {
-			return r, usage("address %q: want an IPv4 address", f.ip)
-		}
+	if r.IP, r.IP6, err = ctl.ParseAddrs("address", f.ips); err != nil {
+		return r, usage("%v", err)
 	}
 	if f.mac != "" {
 		if r.MAC, err = net.ParseMAC(f.mac); err != nil {

@@ -36,9 +36,11 @@ func newNetworkCreateCmd(e *env) *cobra.Command {
 		Use:   "create NETWORK",
 		Short: "Define a network and bring it up",
 		Long: `Define a network and bring it up. Without --subnet it gets the next free /20 of
-192.168.0.0/16, then of 172.16.0.0/12.`,
+192.168.0.0/16, then of 172.16.0.0/12. With --ipv6 it also gets the next free /64 of
+this host's own IPv6 prefix.`,
 		Example: `  fastbr network create lab
-  fastbr network create db --subnet 10.9.0.0/24 --internal`,
+  fastbr network create db --subnet 10.9.0.0/24 --internal
+  fastbr network create six --ipv6`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := f.request(cmd)
@@ -112,6 +114,12 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 	}
 	fmt.Fprintf(w, "Up\t%s\nBridge\t%s\nSubnet\t%s\nGateway\t%s\nMTU\t%d\nMasquerade\t%s\nInternal\t%s\n", yesNo(v.Up), v.Bridge,
 		v.Subnet, v.Gateway, v.MTU, yesNo(v.Masquerade), yesNo(v.Internal))
+	switch {
+	case v.Subnet6 != "":
+		fmt.Fprintf(w, "IPv6 subnet\t%s\nIPv6 gateway\t%s\n", v.Subnet6, v.Gateway6)
+	case v.IPv6 == ctl.IPv6LinkLocal:
+		fmt.Fprintf(w, "IPv6\tlink-local\n")
+	}
 	if v.SNATAddress != "" {
 		fmt.Fprintf(w, "Source address\t%s\n", v.SNATAddress)
 	}
@@ -133,7 +141,7 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 		v.Totals.TXPackets, bytesText(v.Totals.TXBytes))
 	fmt.Fprintf(w, "Ports\t%d\n", len(v.Ports))
 	for _, p := range v.Ports {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", p.Name, p.IP, p.MAC, p.Port)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", p.Name, ips(p.IP, p.IP6), p.MAC, p.Port)
 	}
 }
 

@@ -52,10 +52,18 @@ as tbf or a "filter" on its device, "no carrier".`,
 	return cmd
 }
 
+// ips are the addresses of both families in one column.
+func ips(v4, v6 string) string {
+	if v6 == "" {
+		return v4
+	}
+	return v4 + "," + v6
+}
+
 func portTable(w io.Writer, ports []ctl.PortView) {
 	fmt.Fprintln(w, "NAME\tPORT\tNETWORK\tIP\tMAC\tRX\tTX\tFAST\tDROPS\tSLOW")
 	for _, p := range ports {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Port, dash(p.Network), p.IP, p.MAC,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.Port, dash(p.Network), ips(p.IP, p.IP6), p.MAC,
 			bytesText(p.RXBytes), bytesText(p.TXBytes), share(p), dropsText(p.Drops), dash(strings.Join(p.Slow, ", ")))
 	}
 }

@@ -26,6 +26,7 @@ const (
 
 func newRunCmd(e *env) *cobra.Command {
 	var network, net, name string
+	var ips []string
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG]...",
 		Short: "Run a command in a throw-away network namespace",
@@ -44,10 +45,20 @@ command finds its gateway in /etc/resolv.conf. Exits as the command does.`,
 			if net != "" {
 				network = net
 			}
-			if name != "" && (network == "host" || network == "none") {
-				return usage("--name %s: there is no port to name with --network %s", name, network)
+			r := ctl.AttachRequest{Network: network, Name: name}
+			if network == "bridge" {
+				r.Network = ctl.DefaultNetwork
 			}
-			return e.runCommand(network, name, args)
+			if portless := network == "host" || network == "none"; portless && name != "" {
+				return usage("--name %s: there is no port to name with --network %s", name, network)
+			} else if portless && len(ips) > 0 {
+				return usage("--ip %s: there is no port that has an address with --network %s", ips[0], network)
+			}
+			var err error
+			if r.IP, r.IP6, err = ctl.ParseAddrs("address", ips); err != nil {
+				return usage("%v", err)
+			}
+			return e.runCommand(r, args)
 		},
 	}
 	flags := cmd.Flags()
@@ -55,6 +66,7 @@ command finds its gateway in /etc/resolv.conf. Exits as the command does.`,
 	flags.StringVar(&network, "network", "bridge", "`NETWORK`, bridge, host or none")
 	flags.StringVar(&net, "net", "", "short for --network")
 	flags.StringVar(&name, "name", "", "`NAME` of the port (default that of the host's device)")
+	flags.StringSliceVar(&ips, "ip", nil, ipUsage)
 	_ = flags.MarkHidden("net")
 	complete(cmd, "network", e.completeNetworks)
 	complete(cmd, "net", e.completeNetworks)
@@ -63,10 +75,7 @@ command finds its gateway in /etc/resolv.conf. Exits as the command does.`,
 
 // runCommand starts the command in the chosen mode and returns its exit code as
 // an error.
-func (e *env) runCommand(network, name string, args []string) error {
-	if network == "bridge" {
-		network = ctl.DefaultNetwork
-	}
+func (e *env) runCommand(r ctl.AttachRequest, args []string) error {
 	// From here on signals are for the command: Ctrl-C must not end fastbr before
 	// the port is detached.
 	signals := make(chan os.Signal, 16)
@@ -76,19 +85,19 @@ func (e *env) runCommand(network, name string, args []string) error {
 	if err != nil {
 		return err
 	}
-	if network == "host" {
+	if r.Network == "host" {
 		child := e.child(args)
 		if err := child.Start(); err != nil {
 			return startError(args[0], err)
 		}
 		return wait(child, signals)
 	}
-	if network != "none" {
-		if err := c.RunTarget(context.Background(), network); err != nil {
+	if r.Network != "none" {
+		if err := c.RunTarget(context.Background(), r.Network); err != nil {
 			return err
 		}
 	}
-	return e.runInside(c, ctl.AttachRequest{Network: network, Name: name}, args, signals)
+	return e.runInside(c, r, args, signals)
 }
 
 func (e *env) child(args []string) *exec.Cmd {

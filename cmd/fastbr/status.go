@@ -49,7 +49,7 @@ func statusTable(w io.Writer, v ctl.StatusView) {
 	fmt.Fprintf(w, "Fast path\tlease %s\n", v.Lease)
 	fmt.Fprintf(w, "NAT\tports %s, %d of %d flows\n", v.NATRange, v.Flows, v.FlowsMax)
 	for _, n := range v.Networks {
-		fmt.Fprintf(w, "Network %s\tup %s, bridge %s, %s, ports %d, MTU %d\n", n.Name, yesNo(n.Up), n.Bridge, n.Subnet, len(n.Ports), n.MTU)
+		fmt.Fprintf(w, "Network %s\tup %s, bridge %s, %s, ports %d, MTU %d\n", n.Name, yesNo(n.Up), n.Bridge, ips(n.Subnet, n.Subnet6), len(n.Ports), n.MTU)
 	}
 	for _, r := range v.Accept {
 		fmt.Fprintf(w, "Rules\taccept %s in %s: %s\n", r.Bridge, r.Where, r.What)

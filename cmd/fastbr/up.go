@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,11 +25,14 @@ func newUpCmd(e *env) *cobra.Command {
 		Long: `Bring a network up: its bridge, its address, the programs on the uplinks and the
 host settings that they need. Without NETWORK it is "default", on bridge fastbr0 with
 172.30.0.0/16. A network made by 'fastbr network create' comes up from its
-definition. A second 'up' can change --lease, --uplink, --xdp, --big-tcp and
+definition. With --ipv6 it has an IPv6 /64, too: of a /48 that is chosen at random for
+this host, once (RFC 4193). A second 'up' can change --lease, --uplink, --xdp, --big-tcp and
 --nat-range, which hold for all networks; it refuses other changes.`,
 		Example: `  fastbr up
   fastbr up --no-network --uplink eth1   # before engines bring their own networks up
   fastbr up --subnet 10.20.0.0/16 --uplink eth0 --uplink eth1
+  fastbr up --ipv6
+  fastbr up --subnet 10.20.0.0/16 --subnet 2001:db8:1::/64
   fastbr up lab --internal`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: e.completeNetworks,
@@ -95,28 +99,38 @@ func (e *env) printUp(v ctl.NetworkView, created bool) error {
 	if !created {
 		verb = "is up already"
 	}
-	e.note("network %s %s: bridge %s, subnet %s, gateway %s", v.Name, verb, v.Bridge, v.Subnet, v.Gateway)
+	ipv6 := ""
+	switch {
+	case v.Subnet6 != "":
+		ipv6 = fmt.Sprintf(", IPv6 subnet %s, gateway %s", v.Subnet6, v.Gateway6)
+	case v.IPv6 == ctl.IPv6LinkLocal:
+		ipv6 = ", IPv6 by link-local addresses"
+	}
+	e.note("network %s %s: bridge %s, subnet %s, gateway %s%s", v.Name, verb, v.Bridge, v.Subnet, v.Gateway, ipv6)
 	return nil
 }
 
 // networkFlags describe a network, for `up` and `network create`.
 type networkFlags struct {
-	bridge, subnet, gateway string
-	mtu                     int
-	masquerade, internal    bool
-	dns                     bool
-	noMasquerade            []string
-	publishedOnly           bool
-	snatAddress             string
-	via                     string
+	bridge, ipv6         string
+	subnets, gateways    []string
+	mtu                  int
+	masquerade, internal bool
+	dns                  bool
+	noMasquerade         []string
+	publishedOnly        bool
+	snatAddress          string
+	via                  string
 
 	natMapping, natFiltering, natOnExhaustion string
 }
 
 func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.bridge, "bridge", "", "`NAME` of the bridge device (default fbr- and the network's id; that of \"default\" is fastbr0)")
-	flags.StringVar(&f.subnet, "subnet", "", "IPv4 subnet as `CIDR` (default the next free pool; for \"default\" 172.30.0.0/16 first)")
-	flags.StringVar(&f.gateway, "gateway", "", "the bridge's own `ADDRESS` (default the subnet's first)")
+	flags.StringSliceVar(&f.subnets, "subnet", nil, "subnet as `CIDR`, once for IPv4 (/8 to /30) and once for IPv6 (/32 to /126) (default for IPv4 the next free pool; for \"default\" 172.30.0.0/16 first)")
+	flags.StringSliceVar(&f.gateways, "gateway", nil, "the bridge's own `ADDRESS`, once for each subnet (default the subnet's first)")
+	flags.StringVar(&f.ipv6, "ipv6", "", "give containers IPv6 addresses: `true|false|link-local`; true: of the IPv6 --subnet, else of a /64 that no other host uses; link-local: only among themselves (default false, with an IPv6 --subnet true)")
+	flags.Lookup("ipv6").NoOptDefVal = ctl.IPv6On
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default that of the default route's device)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
 	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
@@ -131,20 +145,19 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 }
 
 func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err error) {
-	r.Bridge, r.MTU = f.bridge, f.mtu
+	r.Bridge, r.MTU, r.IPv6 = f.bridge, f.mtu, f.ipv6
 	r.NATMapping, r.NATFiltering, r.NATOnExhaustion = f.natMapping, f.natFiltering, f.natOnExhaustion
 	if f.mtu == 0 && cmd.Flags().Changed("mtu") {
 		return r, usage("MTU 0: want a number of bytes")
 	}
-	if f.subnet != "" {
-		if r.Subnet, err = netip.ParsePrefix(f.subnet); err != nil {
-			return r, usage("subnet %q: want a CIDR such as 10.20.0.0/16", f.subnet)
-		}
+	if r.Subnet, r.Subnet6, err = ctl.ParseSubnets(f.subnets); err != nil {
+		return r, usage("%v", err)
 	}
-	if f.gateway != "" {
-		if r.Gateway, err = netip.ParseAddr(f.gateway); err != nil {
-			return r, usage("gateway %q: want an IPv4 address", f.gateway)
-		}
+	if r.Gateway, r.Gateway6, err = ctl.ParseAddrs("gateway", f.gateways); err != nil {
+		return r, usage("%v", err)
+	}
+	if err := apart(cmd); err != nil {
+		return r, err
 	}
 	if r.NoMasquerade, err = ctl.ParsePrefixes(f.noMasquerade); err != nil {
 		return r, usage("--no-masquerade %v", err)
@@ -168,6 +181,14 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 		r.DNS = &f.dns
 	}
 	return r, nil
+}
+
+// apart refuses a value of --ipv6 that stands apart from it: that is the network's name.
+func apart(cmd *cobra.Command) error {
+	if arg := cmd.Flags().Arg(0); cmd.Flags().Changed("ipv6") && slices.Contains([]string{ctl.IPv6On, ctl.IPv6Off, ctl.IPv6LinkLocal}, arg) {
+		return usage("--ipv6 %s: want --ipv6=%s", arg, arg)
+	}
+	return nil
 }
 
 // instanceFlags belong to all networks of the namespace.

@@ -1,8 +1,10 @@
 package dns
 
 import (
+	"encoding/hex"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -15,7 +17,8 @@ const ttl = 5
 
 // answer returns the reply to a question about the zone's own names, or nil if
 // the question is about other names. A name below the network's own that does
-// not exist is NXDOMAIN. A known name has no records but its address.
+// not exist is NXDOMAIN. A known name has no records but its addresses: no answer to a
+// question for others means that there are none (RFC 4074).
 func answer(z ctl.Zone, req *dns.Msg) *dns.Msg {
 	if len(req.Question) != 1 || req.Question[0].Qclass != dns.ClassINET {
 		return nil
@@ -25,7 +28,7 @@ func answer(z ctl.Zone, req *dns.Msg) *dns.Msg {
 	reply := new(dns.Msg).SetReply(req)
 	reply.Authoritative, reply.RecursionAvailable = true, true
 	if addr, ok := reverseAddr(name); ok {
-		if !z.Subnet.Contains(addr) {
+		if !z.Subnet.Contains(addr) && !z.Subnet6.Contains(addr) {
 			return nil
 		}
 		if host := hostAt(z, addr); host != "" {
@@ -40,11 +43,16 @@ func answer(z ctl.Zone, req *dns.Msg) *dns.Msg {
 	host, under := strings.CutSuffix(name, "."+z.Network)
 	addr, ok := z.Hosts[host]
 	if !ok {
-		addr, ok = z.Hosts[name] // a name may itself contain dots
+		host = name // a name may itself contain dots
+		addr, ok = z.Hosts[host]
 	}
 	switch {
 	case ok && q.Qtype == dns.TypeA:
 		reply.Answer = []dns.RR{&dns.A{Hdr: header(q.Name, dns.TypeA), A: net.IP(addr.AsSlice())}}
+	case ok && q.Qtype == dns.TypeAAAA:
+		if addr, ok := z.Hosts6[host]; ok {
+			reply.Answer = []dns.RR{&dns.AAAA{Hdr: header(q.Name, dns.TypeAAAA), AAAA: net.IP(addr.AsSlice())}}
+		}
 	case !ok && under:
 		reply.Rcode = dns.RcodeNameError
 	case !ok:
@@ -59,17 +67,28 @@ func header(name string, rrtype uint16) dns.RR_Header {
 
 // hostAt returns the name of the container with that address, or "".
 func hostAt(z ctl.Zone, addr netip.Addr) string {
-	for host, a := range z.Hosts {
-		if a == addr {
-			return host
+	for _, hosts := range []map[string]netip.Addr{z.Hosts, z.Hosts6} {
+		for host, a := range hosts {
+			if a == addr {
+				return host
+			}
 		}
 	}
 	return ""
 }
 
-// reverseAddr parses the IPv4 address of a name in in-addr.arpa (RFC 1035
-// section 3.5).
+// reverseAddr parses the address of a name in in-addr.arpa (RFC 1035 section 3.5) or
+// ip6.arpa (RFC 3596 section 2.5).
 func reverseAddr(name string) (netip.Addr, bool) {
+	if nibbles, ok := strings.CutSuffix(name, ".ip6.arpa"); ok {
+		digits := strings.Split(nibbles, ".")
+		slices.Reverse(digits)
+		b, err := hex.DecodeString(strings.Join(digits, ""))
+		if err != nil || len(digits) != 32 || len(b) != 16 {
+			return netip.Addr{}, false
+		}
+		return netip.AddrFrom16([16]byte(b)), true
+	}
 	digits, ok := strings.CutSuffix(name, ".in-addr.arpa")
 	if !ok {
 		return netip.Addr{}, false

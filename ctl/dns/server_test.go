@@ -23,8 +23,9 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func lab() zones {
 	return zones{
-		{Network: "lab", Gateway: addr("10.9.0.1"), Subnet: netip.MustParsePrefix("10.9.0.0/24"),
-			Hosts: map[string]netip.Addr{"web": addr("10.9.0.2"), "my.db": addr("10.9.0.3")}},
+		{Network: "lab", Gateway: addr("10.9.0.1"), Subnet: netip.MustParsePrefix("10.9.0.0/24"), Subnet6: netip.MustParsePrefix("2001:db8:9::/64"),
+			Hosts:  map[string]netip.Addr{"web": addr("10.9.0.2"), "my.db": addr("10.9.0.3")},
+			Hosts6: map[string]netip.Addr{"my.db": addr("2001:db8:9::3")}},
 		{Network: "inner", Gateway: addr("10.8.0.1"), Subnet: netip.MustParsePrefix("10.8.0.0/24"), Internal: true,
 			Hosts: map[string]netip.Addr{"secret": addr("10.8.0.2")}},
 	}
@@ -63,6 +64,12 @@ func TestQuestionsAreAnswered(t *testing.T) {
 		{"any case", "10.9.0.9", "WeB.Lab.", dns.TypeA, dns.RcodeSuccess, "10.9.0.2"},
 		{"name with a dot", "10.9.0.9", "my.db.", dns.TypeA, dns.RcodeSuccess, "10.9.0.3"},
 		{"no IPv6 address", "10.9.0.9", "web.", dns.TypeAAAA, dns.RcodeSuccess, ""},
+		{"IPv6 address", "10.9.0.9", "My.db.lab.", dns.TypeAAAA, dns.RcodeSuccess, "2001:db8:9::3"},
+		{"IPv6 address without the network", "10.9.0.9", "my.db.", dns.TypeAAAA, dns.RcodeSuccess, "2001:db8:9::3"},
+		{"unknown in the network, IPv6", "10.9.0.9", "nobody.lab.", dns.TypeAAAA, dns.RcodeNameError, ""},
+		{"name of an IPv6 address", "10.9.0.9", "3.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.9.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.", dns.TypePTR, dns.RcodeSuccess, "my.db.lab."},
+		{"free IPv6 address", "10.9.0.9", "4.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.9.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.", dns.TypePTR, dns.RcodeNameError, ""},
+		{"part of an IPv6 address", "10.9.0.9", "8.b.d.0.1.0.0.2.ip6.arpa.", dns.TypePTR, dns.RcodeSuccess, "192.0.2.53"},
 		{"unknown in the network", "10.9.0.9", "nobody.lab.", dns.TypeA, dns.RcodeNameError, ""},
 		{"address", "10.9.0.9", "2.0.9.10.in-addr.arpa.", dns.TypePTR, dns.RcodeSuccess, "web.lab."},
 		{"free address", "10.9.0.9", "9.0.9.10.in-addr.arpa.", dns.TypePTR, dns.RcodeNameError, ""},
@@ -87,6 +94,8 @@ func TestQuestionsAreAnswered(t *testing.T) {
 				switch rr := rr.(type) {
 				case *dns.A:
 					got += rr.A.String()
+				case *dns.AAAA:
+					got += rr.AAAA.String()
 				case *dns.PTR:
 					got += rr.Ptr
 				}

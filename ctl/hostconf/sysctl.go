@@ -182,13 +182,3 @@ func (h *Host) Restore() error {
 	*h.Record = Record{}
 	return h.Save()
 }
-
-// QuietIPv6 keeps the kernel from giving the device a link-local address and
-// from answering router advertisements on it. Nothing to do without IPv6.
-func QuietIPv6(device string) error {
-	err := Write(Net+"ipv6/conf/"+device+"/disable_ipv6", "1")
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
-}
