@@ -207,9 +207,14 @@ func addresses(ips []*current.IPConfig) string {
 }
 
 func prefix(n net.IPNet) netip.Prefix {
-	a, _ := netip.AddrFromSlice(n.IP.To4())
 	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(a, ones)
+	return netip.PrefixFrom(address(n.IP), ones)
+}
+
+// address is invalid for nil.
+func address(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
 }
 
 // routes converts CNI routes to ctl's. The result is never nil.
@@ -217,7 +222,7 @@ func routes(in []*types.Route) []ctl.Route {
 	out := []ctl.Route{}
 	for _, r := range in {
 		route := ctl.Route{Dst: prefix(r.Dst).Masked(), Metric: r.Priority, MTU: r.MTU, AdvMSS: r.AdvMSS}
-		route.Gateway, _ = netip.AddrFromSlice(r.GW.To4())
+		route.Gateway = address(r.GW)
 		if r.Table != nil {
 			route.Table = *r.Table
 		}

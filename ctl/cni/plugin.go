@@ -147,11 +147,6 @@ func (c *config) network(given allocation) ctl.NetworkRequest {
 // result has the layout of the reference plugin's, on which later plugins in
 // the chain rely: the bridge, the host end, the container end, in this order.
 func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, given allocation) (*current.Result, error) {
-	addr, err := netip.ParsePrefix(res.IP)
-	if err != nil {
-		return nil, coded(err)
-	}
-	gateway, inside := net.ParseIP(res.Gateway), 2
 	out := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
@@ -159,13 +154,23 @@ func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, given allocati
 			{Name: res.Port, Mac: res.PortMAC, Mtu: res.MTU},
 			{Name: res.Ifname, Mac: res.MAC, Mtu: res.MTU, Sandbox: args.Netns},
 		},
-		IPs: []*current.IPConfig{{Interface: &inside, Gateway: gateway,
-			Address: net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}}},
 		Routes: given.routes,
 		DNS:    c.dns(given.dns),
 	}
-	if c.own() && !res.Internal {
-		out.Routes = []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: gateway}}
+	for _, of := range []struct{ ip, gateway string }{{res.IP, res.Gateway}, {res.IP6, res.Gateway6}} {
+		if of.ip == "" {
+			continue
+		}
+		addr, err := netip.ParsePrefix(of.ip)
+		if err != nil {
+			return nil, coded(err)
+		}
+		gateway, inside, bits := net.ParseIP(of.gateway), 2, addr.Addr().BitLen()
+		out.IPs = append(out.IPs, &current.IPConfig{Interface: &inside, Gateway: gateway,
+			Address: net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), bits)}})
+		if c.own() && !res.Internal {
+			out.Routes = append(out.Routes, &types.Route{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: gateway})
+		}
 	}
 	return out, nil
 }
@@ -245,8 +250,11 @@ func agree(prev *current.Result, res ctl.AttachResult, netns string) error {
 		return types.NewError(errFailed, fmt.Sprintf("prevResult does not have %s with MAC address %s", res.Ifname, res.MAC), "")
 	case !named(res.Port, res.PortMAC, ""):
 		return types.NewError(errFailed, fmt.Sprintf("prevResult does not have %s with MAC address %s", res.Port, res.PortMAC), "")
-	case !slices.ContainsFunc(prev.IPs, func(ip *current.IPConfig) bool { return ip.Address.String() == res.IP }):
-		return types.NewError(errFailed, "prevResult does not have the address "+res.IP, "")
+	}
+	for _, addr := range []string{res.IP, res.IP6} {
+		if addr != "" && !slices.ContainsFunc(prev.IPs, func(ip *current.IPConfig) bool { return ip.Address.String() == addr }) {
+			return types.NewError(errFailed, "prevResult does not have the address "+addr, "")
+		}
 	}
 	return nil
 }
