@@ -141,6 +141,13 @@ func (h *Rig) Attach(t testing.TB, c *lab.Namespace, name string, args ...string
 		t.Fatalf("attach printed %q: %v", out, err)
 	}
 	c.SetAddr(p.Addr())
+	if r.IP6 != "" {
+		p, err := netip.ParsePrefix(r.IP6)
+		if err != nil {
+			t.Fatalf("attach printed %q: %v", out, err)
+		}
+		c.SetAddr(p.Addr())
+	}
 	return r
 }
 
