@@ -110,11 +110,24 @@ func TestAutomaticAddresses(t *testing.T) {
 	}
 
 	// The route outlives an answer of the router to the question for its hardware address.
-	if _, err := l.Host.Run(ctx, "ip", "-6", "neigh", "flush", "dev", "eth0"); err != nil {
+	mac, err := l.Outside.MAC("eth0")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := l.Host.Ping(ctx, l.Outside.Addr6, lab.PingOptions{}); err != nil || r.Received != r.Sent || source() == "" {
-		t.Errorf("ping after the router was asked: %+v, %v, source %q", r, err, source())
+	ip6, err := l.Host.Run(ctx, "ip", "-6", "route", "show", "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	router := strings.Fields(ip6)[2]
+	if _, err := l.Host.Run(ctx, "ip", "-6", "neigh", "replace", router, "lladdr", mac.String(), "dev", "eth0", "router", "nud", "probe"); err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Poll(ctx, func() (bool, error) {
+		out, err := l.Host.Run(ctx, "ip", "-6", "neigh", "show", router)
+		return strings.Contains(out, "REACHABLE"), err
+	})
+	if err != nil || source() == "" {
+		t.Errorf("after the router has answered (%v) the host sends from %q", err, source())
 	}
 
 	// Another prefix, and the first one deprecated.
