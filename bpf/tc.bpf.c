@@ -18,7 +18,7 @@
 #include "lib/xdp.h"
 #else
 #include "lib/from_port6.h"
-#include "lib/to_port6.h"
+#include "lib/nd_proxy.h"
 #endif
 
 char _license[] SEC("license")
@@ -31,7 +31,6 @@ int fbr_guard(struct bpf_nf_ctx *ctx)
 	return fbr_guard_check(ctx);
 }
 
-#if FBR_AF == 4
 /* tcx ingress, host end of a container's veth pair. */
 SEC("tcx/ingress")
 int fbr_port_in(struct __sk_buff *skb)
@@ -71,6 +70,7 @@ int fbr_tun_out(struct __sk_buff *skb)
 	return fbr_to_uplink(skb, 0);
 }
 
+#if FBR_AF == 4
 /* tcx ingress, the device that leads to the namespace that puts inbound fragments in order. */
 SEC("tcx/ingress")
 int fbr_frag_in(struct __sk_buff *skb)
@@ -112,17 +112,4 @@ int fbr_neighbour(__u64 *ctx)
 
 #include "cgroup.bpf.c"
 #include "control.bpf.c"
-#else
-/* The same two for IPv6, behind those for IPv4. */
-SEC("tcx/ingress")
-int fbr_port_in(struct __sk_buff *skb)
-{
-	return fbr_from_port6(skb);
-}
-
-SEC("tcx/egress")
-int fbr_port_out(struct __sk_buff *skb)
-{
-	return fbr_to_port6(skb);
-}
 #endif

@@ -177,21 +177,23 @@ func (ls links) attachInput(renew bool) error {
 // because links of these kinds cannot be updated: the new one is attached before the
 // old one goes.
 func (ls links) attachGuard(renew bool) error {
-	guard := link.NetfilterOptions{
-		Program:        ls.d.progs.FbrGuard,
-		ProtocolFamily: link.NetfilterProtoIPv4,
-		Hook:           link.NetfilterInetPostRouting,
-		// After every NAT rule: an address that somebody else has translated is
-		// no leak.
-		Priority: 1 << 30,
+	var errs []error
+	for _, o := range ls.d.families.loaded() {
+		errs = append(errs, attachNetfilter(linkPath(ls.d.dir, guardLink+o.suffix), link.NetfilterOptions{
+			Program:        o.progs[tcProgFbrGuard],
+			ProtocolFamily: o.pf,
+			Hook:           link.NetfilterInetPostRouting,
+			// After every NAT rule: an address that somebody else has translated is
+			// no leak.
+			Priority: 1 << 30,
+		}, renew))
 	}
-	return errors.Join(
-		attachNetfilter(linkPath(ls.d.dir, guardLink), guard, renew),
+	return errors.Join(append(errs,
 		attachNetfilter(linkPath(ls.d.dir, defragLink), ls.d.reassembly.defragOptions(), renew),
 		attachAnew(linkPath(ls.d.dir, neighboursLink), renew, func() (link.Link, error) {
 			return link.AttachTracing(link.TracingOptions{Program: ls.d.progs.FbrNeighbour})
 		}),
-	)
+	)...)
 }
 
 func (ra reassembly) defragOptions() link.NetfilterOptions {

@@ -103,7 +103,7 @@ func (d *Datapath) SetNetwork(n Network) error {
 	if err := d.devs.setPlain(n.Bridge, n.Plain); err != nil {
 		return err
 	}
-	if err := d.devs.setSubnets(n.Bridge, v, append([]netip.Prefix{n.Subnet, n.Subnet6}, n.Allowed...)); err != nil {
+	if err := d.devs.setSubnets(n, v, append([]netip.Prefix{n.Subnet, n.Subnet6}, n.Allowed...)); err != nil {
 		return err
 	}
 	if _, err := d.publications.setPublished(); err != nil {
@@ -112,9 +112,9 @@ func (d *Datapath) SetNetwork(n Network) error {
 	return d.families.unload()
 }
 
-// setSubnets makes the subnets of a bridge's network, of both families, those in want. The
-// first may have a broadcast address.
-func (dt deviceTable) setSubnets(bridge int, v tcFbrNet, want []netip.Prefix) error {
+// setSubnets makes the subnets of a network, of both families, those in want. v is what
+// IPv4 says of them. The first may have a broadcast address.
+func (dt deviceTable) setSubnets(n Network, v tcFbrNet, want []netip.Prefix) error {
 	for _, o := range dt.d.families.loaded() {
 		m, keep := o.maps[tcMapFbrNets], map[string]bool{}
 		for _, p := range want {
@@ -122,12 +122,12 @@ func (dt deviceTable) setSubnets(bridge int, v tcFbrNet, want []netip.Prefix) er
 				continue
 			}
 			k := lpmKey(p)
-			if err := m.Put(k, o.net(v)); err != nil {
+			if err := m.Put(k, o.net(n, v)); err != nil {
 				return fmt.Errorf("adding subnet %s: %w", p, err)
 			}
 			keep[string(k)], v.Broadcast = true, 0
 		}
-		_, err := deleteEntries(m, func(k, v []byte) bool { return o.netBridge(v) == uint32(bridge) && !keep[string(k)] })
+		_, err := deleteEntries(m, func(k, v []byte) bool { return o.netBridge(v) == uint32(n.Bridge) && !keep[string(k)] })
 		if err != nil {
 			return fmt.Errorf("removing a subnet: %w", err)
 		}
@@ -150,7 +150,7 @@ func broadcast(subnet netip.Prefix) uint32 {
 // succeeds when the network does not exist. The last network that has IPv6 takes the
 // programs for it along.
 func (d *Datapath) DeleteNetwork(bridge int) error {
-	if err := d.devs.setSubnets(bridge, tcFbrNet{}, nil); err != nil {
+	if err := d.devs.setSubnets(Network{Bridge: bridge}, tcFbrNet{}, nil); err != nil {
 		return err
 	}
 	if err := d.devs.setPlain(bridge, nil); err != nil {
@@ -246,6 +246,15 @@ func (d *Datapath) AttachPort(p Port) error {
 	six, err := d.devs.hasIP6(p.Bridge)
 	if err != nil {
 		return err
+	}
+	if six {
+		routed, err := d.families.routed(p.Bridge)
+		if err != nil {
+			return err
+		}
+		if routed {
+			dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED6
+		}
 	}
 	// While the programs for IPv6 are not attached, the others let none in.
 	if six && before.Flags&inet6.flag != 0 && d.links.verifyLinks(before) == nil {
@@ -388,10 +397,13 @@ func (d *Datapath) PortAt(ip netip.Addr) (ifindex int, err error) {
 // translates them must be there. The error wraps ErrSlotTaken or ErrTooMany;
 // the device is then no uplink.
 func (d *Datapath) AttachUplink(u Uplink) error {
-	dev := u.device()
+	dev := d.families.uplink(u)
 	err := d.links.attachDevice(dev)
 	if err == nil {
 		err = d.devs.putDevice(dev)
+	}
+	if err == nil && d.six != nil {
+		err = d.devs.putAddr6(u.Ifindex, u.Addr6)
 	}
 	if err != nil {
 		return errors.Join(err, d.DetachUplink(u.Ifindex))
@@ -399,7 +411,7 @@ func (d *Datapath) AttachUplink(u Uplink) error {
 	return d.Revoke()
 }
 
-// device returns the maps' entry for an uplink.
+// device returns the maps' entry for an uplink, but for IPv6 (families.uplink).
 func (u Uplink) device() tcFbrDev {
 	dev := tcFbrDev{
 		Ifindex: uint32(u.Ifindex),
@@ -414,6 +426,9 @@ func (u Uplink) device() tcFbrDev {
 	}
 	if u.Closed {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_CLOSED
+	}
+	if u.Closed6 {
+		dev.Flags |= tcFbrDevFlagsFBR_DEV_CLOSED6
 	}
 	if u.Side {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_SIDE

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 )
 
 // family is an address family. Both have the same sources, programs and maps, compiled
@@ -22,14 +23,16 @@ type family struct {
 	suffix string   // of the names of its links
 	progs  []string // those that are loaded; nil: all
 	flag   tcFbrDevFlags
+	pf     link.NetfilterProtocolFamily
 }
 
 var (
-	inet4 = family{name: "IPv4", from: objectFile}
+	inet4 = family{name: "IPv4", from: objectFile, pf: link.NetfilterProtoIPv4}
 	// inet6 is loaded with the first network that has IPv6. Its links stand right behind
 	// those of IPv4 on each port with the flag.
 	inet6 = family{name: "IPv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
-		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut}}
+		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut, tcProgFbrUplinkIn, tcProgFbrUplinkOut,
+			tcProgFbrTunIn, tcProgFbrTunOut, tcProgFbrGuard}, pf: link.NetfilterProtoIPv6}
 )
 
 // familyless are the maps of no family: the IPv4 programs' are the IPv6 programs', too.
@@ -154,6 +157,31 @@ func (fs families) load() error {
 		return errors.Join(err, os.RemoveAll(building(root)))
 	}
 	fs.d.six = o
+	return fs.attach()
+}
+
+// attach attaches the programs where no port has to ask for them: to the uplinks, and in
+// POSTROUTING.
+func (fs families) attach() error {
+	if err := fs.d.links.attachGuard(false); err != nil {
+		return err
+	}
+	devs, err := fs.d.devs.devices()
+	if err != nil {
+		return err
+	}
+	for _, dev := range devs {
+		if dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK == 0 {
+			continue
+		}
+		dev.Flags |= inet6.flag
+		if err := fs.d.links.attachDevice(dev); err != nil {
+			return err
+		}
+		if err := fs.d.devs.putDevice(dev); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -181,9 +209,19 @@ func (fs families) unload() error {
 		return err
 	}
 	for _, dev := range devs {
-		if dev.Flags&inet6.flag != 0 {
+		if dev.Flags&inet6.flag != 0 && dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK == 0 {
 			return nil
 		}
+	}
+	for _, dev := range devs {
+		if dev.Flags&inet6.flag != 0 {
+			if err := fs.d.devs.forgetIP6(dev); err != nil {
+				return err
+			}
+		}
+	}
+	if err := detach(linkPath(fs.d.dir, guardLink+inet6.suffix)); err != nil {
+		return err
 	}
 	err = fs.d.six.close()
 	fs.d.six = nil
@@ -221,11 +259,38 @@ func (fs families) open(open opener) error {
 }
 
 // net returns a network as the family's programs have it.
-func (f family) net(v tcFbrNet) any {
+func (f family) net(n Network, v tcFbrNet) any {
 	if f.dir == "" {
 		return &v
 	}
-	return &tc6FbrNet{Bridge: v.Bridge, Flags: uint32(v.Flags), Via: v.Via}
+	flags := v.Flags & (tcFbrNetFlagsFBR_NET_INTERNAL | tcFbrNetFlagsFBR_NET_VIA)
+	if !n.Routed6 {
+		flags |= tcFbrNetFlagsFBR_NET_MASQUERADE
+	}
+	if n.NDProxy {
+		flags |= tcFbrNetFlagsFBR_NET_ND_PROXY
+	}
+	return &tc6FbrNet{Bridge: v.Bridge, Flags: uint32(flags), Via: v.Via}
+}
+
+// uplink returns the maps' entry for an uplink.
+func (fs families) uplink(u Uplink) tcFbrDev {
+	dev := u.device()
+	if fs.d.six != nil {
+		dev.Flags |= inet6.flag
+	}
+	return dev
+}
+
+// routed reports whether the network of a bridge has IPv6 that leaves as it is.
+func (fs families) routed(bridge int) (routed bool, err error) {
+	const kept = tcFbrNetFlagsFBR_NET_INTERNAL | tcFbrNetFlagsFBR_NET_MASQUERADE
+	err = eachEntry(fs.d.six.maps[tcMapFbrNets], 0, func(_, v []byte) error {
+		n := as[tc6FbrNet](v)
+		routed = routed || n.Bridge == uint32(bridge) && n.Flags&uint32(kept) == 0
+		return nil
+	})
+	return routed, err
 }
 
 // netBridge returns the bridge of such a network, by its ifindex.

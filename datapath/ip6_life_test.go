@@ -63,6 +63,7 @@ func TestIP6IsLoadedWithTheFirstNetworkAndGoesWithTheLast(t *testing.T) {
 	if got := pins(); h.six != nil || got != nil || before != 1 {
 		t.Errorf("without IPv6: %v, %v, %d programs on a port", h.six, got, before)
 	}
+	const beside = 2 + 1 // links of the uplink, and the guard's
 	// A killed load, and a killed unload, have left something.
 	check(t, os.MkdirAll(building(inet6.root(h.dir)), 0o700))
 	check(t, os.MkdirAll(previous(inet6.root(h.dir)), 0o700))
@@ -72,7 +73,7 @@ func TestIP6IsLoadedWithTheFirstNetworkAndGoesWithTheLast(t *testing.T) {
 		x.wantHooked(t, p)
 		check(t, h.VerifyPort(p))
 	}
-	if got := pins(); len(got) != 1+2*3 || got[0] != "ip6" {
+	if got := pins(); len(got) != 1+2*3+beside || got[0] != "ip6" {
 		t.Errorf("with IPv6: %v", got)
 	}
 	// Another process opens the same.
@@ -89,7 +90,7 @@ func TestIP6IsLoadedWithTheFirstNetworkAndGoesWithTheLast(t *testing.T) {
 
 	// One port goes, and comes again.
 	check(t, h.DetachPort(h.c1.Ifindex))
-	if got := pins(); len(got) != 1+2*2 || len(hooked(t, h.c1.Ifindex, ebpf.AttachTCXIngress)) != 0 {
+	if got := pins(); len(got) != 1+2*2+beside || len(hooked(t, h.c1.Ifindex, ebpf.AttachTCXIngress)) != 0 {
 		t.Errorf("with a port less: %v", got)
 	}
 	if at, err := h.PortAt(c1Addr6); at != 0 || err != nil {

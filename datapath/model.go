@@ -46,6 +46,10 @@ type Network struct {
 	Gateway6 netip.Addr
 	// LinkLocal6: containers have IPv6 among each other, also without Subnet6.
 	LinkLocal6 bool
+	// Routed6 is the opposite of Masquerade for IPv6. NDProxy: uplinks answer
+	// solicitations for the addresses of its containers.
+	Routed6 bool
+	NDProxy bool
 	// Bridge is the ifindex of the bridge device; it identifies the network.
 	Bridge int
 	// Masquerade: outbound packets are translated. If false they leave
@@ -106,6 +110,10 @@ type Uplink struct {
 	// device. Until the host's ip_forward is 1, such packets may leave only by
 	// fastbr's bridges.
 	Closed bool
+	// Addr6 is the host's IPv6 address on the device; invalid: nothing leaves by IPv6.
+	// Closed6 is Closed for IPv6.
+	Addr6   netip.Addr
+	Closed6 bool
 	// Side: the device is opened with all that are no uplinks (SetOpened), if at all.
 	Side bool
 }

@@ -374,6 +374,10 @@ const (
 	tc6ProgFbrGuard       = "fbr_guard"
 	tc6ProgFbrPortIn      = "fbr_port_in"
 	tc6ProgFbrPortOut     = "fbr_port_out"
+	tc6ProgFbrTunIn       = "fbr_tun_in"
+	tc6ProgFbrTunOut      = "fbr_tun_out"
+	tc6ProgFbrUplinkIn    = "fbr_uplink_in"
+	tc6ProgFbrUplinkOut   = "fbr_uplink_out"
 	tc6VarCfgConntrack    = "cfg_conntrack"
 	tc6VarCfgEpoch        = "cfg_epoch"
 	tc6VarCfgFibSrc       = "cfg_fib_src"
@@ -442,9 +446,13 @@ type tc6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tc6ProgramSpecs struct {
-	FbrGuard   *ebpf.ProgramSpec `ebpf:"fbr_guard"`
-	FbrPortIn  *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
-	FbrPortOut *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
+	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrTunIn     *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
+	FbrTunOut    *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
+	FbrUplinkIn  *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
 }
 
 // tc6MapSpecs contains maps before they are loaded into the kernel.
@@ -661,9 +669,13 @@ type tc6Variables struct {
 //
 // It can be passed to loadTc6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type tc6Programs struct {
-	FbrGuard   *ebpf.Program `ebpf:"fbr_guard"`
-	FbrPortIn  *ebpf.Program `ebpf:"fbr_port_in"`
-	FbrPortOut *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
+	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
+	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrTunIn     *ebpf.Program `ebpf:"fbr_tun_in"`
+	FbrTunOut    *ebpf.Program `ebpf:"fbr_tun_out"`
+	FbrUplinkIn  *ebpf.Program `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut *ebpf.Program `ebpf:"fbr_uplink_out"`
 }
 
 func (p *tc6Programs) Close() error {
@@ -671,6 +683,10 @@ func (p *tc6Programs) Close() error {
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,
+		p.FbrTunIn,
+		p.FbrTunOut,
+		p.FbrUplinkIn,
+		p.FbrUplinkOut,
 	)
 }
 

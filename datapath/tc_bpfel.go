@@ -229,6 +229,7 @@ const (
 	tcFbrNetFlagsFBR_NET_PLAIN      tcFbrNetFlags = 64
 	tcFbrNetFlagsFBR_NET_OWN        tcFbrNetFlags = 128
 	tcFbrNetFlagsFBR_NET_SNAT       tcFbrNetFlags = 256
+	tcFbrNetFlagsFBR_NET_ND_PROXY   tcFbrNetFlags = 1024
 	tcFbrNetFlagsFBR_NET_VIA        tcFbrNetFlags = 512
 )
 

@@ -68,15 +68,15 @@ func (d *Datapath) VerifyPublication(p Publication) error {
 }
 
 // seenOfUplink are the flags of an uplink that the programs set themselves.
-const seenOfUplink = tcFbrDevFlagsFBR_DEV_QUEUES | tcFbrDevFlagsFBR_DEV_WAYS
+const seenOfUplink = tcFbrDevFlagsFBR_DEV_QUEUES | tcFbrDevFlagsFBR_DEV_WAYS | tcFbrDevFlagsFBR_DEV_WAYS6
 
 // VerifyUplink checks the same for an uplink, as AttachUplink left it, except
-// for Closed.
+// for Closed and Closed6.
 func (d *Datapath) VerifyUplink(u Uplink) error {
 	if err := d.HasUplink(u); err != nil {
 		return err
 	}
-	return d.links.verifyLinks(u.device())
+	return d.links.verifyLinks(d.families.uplink(u))
 }
 
 // HasUplink is VerifyUplink without a look at the programs.
@@ -85,8 +85,9 @@ func (d *Datapath) HasUplink(u Uplink) error {
 	if err != nil {
 		return err
 	}
-	want := u.device()
-	dev.Stats, dev.Flags, want.Flags = 0, dev.Flags&^(seenOfUplink|tcFbrDevFlagsFBR_DEV_CLOSED), want.Flags&^tcFbrDevFlagsFBR_DEV_CLOSED
+	want := d.families.uplink(u)
+	const closed = tcFbrDevFlagsFBR_DEV_CLOSED | tcFbrDevFlagsFBR_DEV_CLOSED6
+	dev.Stats, dev.Flags, want.Flags = 0, dev.Flags&^(seenOfUplink|closed), want.Flags&^closed
 	if !ok || dev != want {
 		return fmt.Errorf("uplink with ifindex %d: not in fbr_devs: %w", u.Ifindex, ErrDetached)
 	}
@@ -129,7 +130,11 @@ func (d *Datapath) Unpinned(devices []int) (out []int, err error) {
 // VerifyGuard checks that the links of AttachGuard are pinned. While they are pinned
 // they are attached.
 func (d *Datapath) VerifyGuard() error {
-	for _, name := range []string{guardLink, inputLink, defragLink, neighboursLink} {
+	names := []string{inputLink, defragLink, neighboursLink}
+	for _, o := range d.families.loaded() {
+		names = append(names, guardLink+o.suffix)
+	}
+	for _, name := range names {
 		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {
 			return fmt.Errorf("link %s is not pinned: %w", name, ErrDetached)
 		}

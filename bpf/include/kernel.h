@@ -501,6 +501,7 @@ struct net_device {
 	void *rx_handler_data; /* of a bridge's port: struct net_bridge_port */
 	int ifindex;
 	unsigned int mtu;
+	const unsigned char *dev_addr;
 	struct Qdisc *qdisc;
 	struct bpf_mprog_entry *tcx_ingress;
 	struct bpf_mprog_entry *tcx_egress;
@@ -546,6 +547,13 @@ struct rtable {
 		struct in6_addr rt_gw6;
 	};
 } __core;
+
+struct dst_entry { /* a route */
+	unsigned long _metrics;
+} __core;
+
+#define DST_METRICS_FLAGS 3UL /* of dst_entry._metrics; the rest is where they are */
+#define RTAX_MTU          2   /* the second of them */
 
 struct rt6_info {
 	struct in6_addr rt6i_gateway;

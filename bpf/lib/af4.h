@@ -138,10 +138,16 @@ static __always_inline bool fbr_skb_forwarded(struct sk_buff *skb)
 	return cb->flags & IPSKB_FORWARDED;
 }
 
+/* The route's MTU is what bpf_fib_lookup() says (fbr_route). */
+#define fbr_dst_mtu(skb, mtu) (mtu)
+
+/* Whether a packet keeps its link going. For IPv4 that is ARP's affair. */
+#define fbr_link_affair(p)    false
+
 /* Begins the address of a next hop (hop.h) with the destination of a packet. An IPv4 address
  * stands in the first word.
  */
-#define FBR_HOP_INIT(daddr) .addr[0] = (daddr)
+#define FBR_HOP_INIT(daddr)   .addr[0] = (daddr)
 
 /* The next hop of a packet for daddr whose route is dst. */
 static __always_inline void fbr_next_hop_of(unsigned long dst, fbr_addr_arg daddr, __be32 (*hop)[4])

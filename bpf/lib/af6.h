@@ -178,6 +178,23 @@ static __always_inline bool fbr_skb_forwarded(struct sk_buff *skb)
 	return cb->flags & IP6SKB_FORWARDED;
 }
 
+/* The MTU of the route of a packet that the kernel forwards, of which bpf_fib_lookup() has said
+ * mtu. It leaves out one that is not locked.
+ */
+static __always_inline __u16 fbr_dst_mtu(struct __sk_buff *skb, __u16 mtu)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+	struct dst_entry *dst = (void *)(k->_skb_refdst & ~SKB_DST_NOREF);
+	unsigned long metrics;
+	__u32 own = 0;
+
+	if (!dst)
+		return mtu;
+	metrics = BPF_CORE_READ(dst, _metrics) & ~DST_METRICS_FLAGS;
+	bpf_probe_read_kernel(&own, sizeof(own), (void *)metrics + (RTAX_MTU - 1) * sizeof(own));
+	return own && own < mtu ? own : mtu;
+}
+
 #define FBR_HOP_INIT(daddr) .addr = {} /* daddr may be NULL */
 
 static __always_inline void fbr_next_hop_of(unsigned long dst, fbr_addr_arg daddr, __be32 (*hop)[4])

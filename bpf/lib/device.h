@@ -142,8 +142,9 @@ enum fbr_net_flags {
 	 * changes on the way, but only answers, ICMP and published ports come in.
 	 */
 	FBR_NET_OWN = 128,
-	FBR_NET_SNAT = 256, /* what leaves gets fbr_net.snat */
-	FBR_NET_VIA = 512,  /* the only way out, and in from outside, is fbr_net.via */
+	FBR_NET_SNAT = 256,      /* what leaves gets fbr_net.snat */
+	FBR_NET_ND_PROXY = 1024, /* solicitations at the uplink are answered (nd_proxy.h) */
+	FBR_NET_VIA = 512,       /* the only way out, and in from outside, is fbr_net.via */
 };
 
 struct fbr_net {

@@ -53,8 +53,14 @@ static __always_inline fbr_addr_arg fbr_dev_ip_arg(const struct fbr_dev *d)
 
 	return six && !fbr_addr_zero(six->ip) ? &six->ip : NULL;
 }
-#define FBR_DEV_IP_ARG(d) fbr_dev_ip_arg(d)
-#define fbr_dev_has_ip(d) (fbr_dev_ip_arg(d) != NULL)
+#define FBR_DEV_IP_ARG(d)        fbr_dev_ip_arg(d)
+#define fbr_dev_has_ip(d)        (fbr_dev_ip_arg(d) != NULL)
+
+/* What is not IPv6 is the IPv4 programs', which have counted it. */
+#define fbr_other_family(skb, d) true
+
+struct fbr_pkt;
+int fbr_nd_proxy(struct __sk_buff *skb, const struct fbr_dev *u, const struct fbr_pkt *p);
 
 /* Whether an address is one of the port's container. */
 static __always_inline bool fbr_port_is(const struct fbr_dev *p, fbr_addr addr)

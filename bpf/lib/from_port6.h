@@ -19,6 +19,7 @@
 #include "qdisc.h"
 #include "reason.h"
 #include "stats.h"
+#include "way.h"
 
 #define FBR_DHCP6_CLIENT 546 /* UDP ports */
 #define FBR_DHCP6_SERVER 547
@@ -143,8 +144,9 @@ __fbr_global enum fbr_reason fbr_route6_allowed(const struct fbr_dev *p, const s
 	n = fbr_link_local(s->daddr) ? NULL : fbr_net_get(s->daddr);
 	if (n && n->bridge == p->bridge)
 		return FBR_NONE;
-	return n || fbr_link_local(s->daddr) || (p->flags & FBR_DEV_INTERNAL) ? FBR_ISOLATED
-									      : FBR_NO_UPLINK;
+	if (n || fbr_link_local(s->daddr) || (p->flags & FBR_DEV_INTERNAL))
+		return FBR_ISOLATED;
+	return p->flags & FBR_DEV_PLAIN ? FBR_NONE : FBR_NO_UPLINK;
 }
 
 /* Whether a port may send a packet to another port t of its bridge. In an internal network
@@ -158,14 +160,31 @@ static __always_inline bool fbr_beside6(const struct fbr_dev *p, const struct fb
 		fbr_multicast(s->daddr) || fbr_port_has(t, s->daddr));
 }
 
-static __always_inline int fbr_from_port6(struct __sk_buff *skb)
+/* Sends p's packet to elsewhere out by the uplink that it has a way by. Returns the uplink's
+ * ifindex; 0: it has none, and the packet is untouched.
+ */
+static __always_inline __u32 fbr_way6_out(struct __sk_buff *skb, const struct fbr_dev *p)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct fbr_flow_key k;
+	__u32 l4_len;
+
+	if (!(p->flags & FBR_DEV_PLAIN) || (p->flags & FBR_DEV_KERNEL_ROUTED))
+		return 0;
+	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k);
+	if (!l4_len || fbr_sum_pending(skb, ETH_HLEN + sizeof(fbr_ip), k.proto) > FBR_SUM_OWN)
+		return 0;
+	return fbr_way_out(skb, p, &k, l4_len);
+}
+
+static __always_inline int fbr_from_port(struct __sk_buff *skb)
 {
 	struct fbr_dev *p = fbr_dev_get(skb->ifindex), *t;
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_seen s = {};
 	struct ethhdr eth;
 	bool slow;
-	__u32 why;
+	__u32 why, oif;
 	int done;
 
 	if (!p || !c)
@@ -191,6 +210,12 @@ static __always_inline int fbr_from_port6(struct __sk_buff *skb)
 			if (!fbr_beside_hit(skb, p, t))
 				goto kernel;
 			return fbr_send_beside(skb, p, t);
+		}
+	} else {
+		oif = fbr_way6_out(skb, p);
+		if (oif) {
+			skb->mark = cfg_mark;
+			return bpf_redirect(oif, 0);
 		}
 	}
 	why = fbr_route6_allowed(p, &s, eth.h_dest[0] & 1);

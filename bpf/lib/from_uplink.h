@@ -37,6 +37,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	struct fbr_flow *f;
 	struct fbr_pkt pkt;
 	__u32 why, l4_len;
+	int done;
 	__u64 now;
 
 	if (!u || !c)
@@ -50,14 +51,17 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		if (skb->vlan_present)
 			goto host;
 	}
-	if (skb->protocol != bpf_htons(FBR_ETH_P))
+	if (skb->protocol != bpf_htons(FBR_ETH_P)) {
+		if (fbr_other_family(skb, u))
+			return TCX_NEXT;
 		goto host;
+	}
 	fbr_pull_headers(skb, l2);
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 
 	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k);
-	if (l4_len && (fbr_in_range(c, k.dport) || c->published)) {
+	if (FBR_NAT && l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, u, c, now, &t);
 		if (f && fbr_fits(skb, l2, k.proto, l4_len, f->mtu) &&
@@ -91,14 +95,23 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 
 	if (fbr_parse_at(skb, l2, &pkt))
 		goto host;
+	done = l2 ? fbr_nd_proxy(skb, u, &pkt) : 0;
+	if (done) {
+		fbr_count_rx(skb, u, FBR_SLOW);
+		skb->mark = cfg_mark; /* fbr_to_uplink lets it pass */
+		return done > 0 ? bpf_redirect(u->ifindex, 0) : TCX_DROP;
+	}
 	if (fbr_frag_returned(skb, &pkt))
 		return TCX_NEXT; /* counted when it first came */
 	fbr_note_filters(skb, u);
 	why = FBR_NOT_OURS;
 	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
-		why = fbr_martian(skb, u, pkt.saddr, pkt.daddr) ? FBR_MARTIAN
-								: fbr_icmp_error_in(skb, &pkt);
-	} else if (!pkt.frag && (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
+		if (fbr_martian(skb, u, pkt.saddr, pkt.daddr))
+			why = FBR_MARTIAN;
+		else if (FBR_NAT)
+			why = fbr_icmp_error_in(skb, &pkt);
+	} else if (FBR_NAT && !pkt.frag &&
+		   (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
 		   !fbr_addr_eq(pkt.saddr, pkt.daddr) && /* hairpin sessions are not for outside */
 		   (fbr_in_range(c, pkt.dport) || c->published)) {
 		fbr_key(&k, &pkt);
@@ -115,7 +128,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
-	if (pkt.frag && c->frags && fbr_frag_bounce(skb, &pkt, u, c->frags)) {
+	if (FBR_NAT && pkt.frag && c->frags && fbr_frag_bounce(skb, &pkt, u, c->frags)) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return bpf_redirect(c->frags, 0);
 	}

@@ -113,6 +113,7 @@ static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
 {
 	const char eth[16] = "fbr_uplink_out", raw[16] = "fbr_tun_out";
 	struct bpf_mprog_entry *e = dev->tcx_egress;
+	__u32 found = 0;
 	char name[16];
 
 	if (!e)
@@ -127,8 +128,10 @@ static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
 			return false;
 		if (bpf_probe_read_kernel(name, sizeof(name), fp->prog->aux->name))
 			return false;
-		if (!__builtin_memcmp(name, eth, sizeof(name)) ||
-		    !__builtin_memcmp(name, raw, sizeof(name)))
+		/* The IPv6 programs have the same names, and stand behind those for IPv4. */
+		if ((!__builtin_memcmp(name, eth, sizeof(name)) ||
+		     !__builtin_memcmp(name, raw, sizeof(name))) &&
+		    (FBR_AF == 4 || ++found == 2))
 			return true;
 	}
 	return false;
@@ -172,7 +175,7 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 		return NF_ACCEPT;
 	if (fbr_guarded(ip.saddr, ip.daddr, out,
 			d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
-		if (!d)
+		if (FBR_NAT && !d)
 			fbr_strand(ctx->skb, ip.saddr, ip.daddr);
 		fbr_guard_count(FBR_ARG(ip.saddr), d ? FBR_ISOLATED : FBR_NO_UPLINK);
 		return NF_DROP;

@@ -82,6 +82,9 @@ static __always_inline void fbr_next_hop(fbr_ip *ip, __u32 d_ip)
 	*(__u32 *)&ip->ttl = ((ttl - 1) & 0xffff) | (__u32)csum << 16;
 }
 
+/* Nothing is to be done for skb->csum: the header's checksum makes up for its TTL. */
+#define fbr_hop_summed(skb, l3)      0
+
 /* The sum of the pseudo header of an ICMP message of len bytes: there is none. */
 #define fbr_icmp_seed(from, to, len) 0
 

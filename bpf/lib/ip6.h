@@ -110,10 +110,40 @@ static __always_inline bool fbr_ip_open(const fbr_ip *ip)
 	return !ip->payload_len;
 }
 
+/* Whether a packet from outside keeps the link going, which is the host's own affair:
+ * neighbour discovery and its kin, whatever its addresses are, and what is link-local.
+ */
+static __always_inline bool fbr_link_affair(const struct fbr_pkt *p)
+{
+	if (p->proto == IPPROTO_ICMPV6 && !p->frag &&
+	    ((p->icmp_type >= 130 && p->icmp_type <= 137) || p->icmp_type == 143 ||
+	     p->icmp_type == 148 || p->icmp_type == 149 ||
+	     (p->icmp_type >= 151 && p->icmp_type <= 153)))
+		return true;
+	return fbr_link_local(p->saddr);
+}
+
 /* Lowers the hop limit. */
 static __always_inline void fbr_next_hop(fbr_ip *ip, __u32 unused)
 {
 	ip->ttl--;
+}
+
+/* Lowers the hop limit of the packet at l3 if its device has summed it (CHECKSUM_COMPLETE). No
+ * checksum in the header makes up for it, so a helper has to. Returns 1, and packet pointers
+ * are invalid; 0 if the device has not; or an error.
+ */
+static __always_inline int fbr_hop_summed(struct __sk_buff *skb, __u32 l3)
+{
+	const __u32 at = l3 + offsetof(fbr_ip, protocol); /* even: the helper sums words */
+	__u8 two[2];                                      /* next header, hop limit */
+
+	if (fbr_ip_summed(skb) != CHECKSUM_COMPLETE)
+		return 0;
+	if (bpf_skb_load_bytes(skb, at, two, sizeof(two)))
+		return -1;
+	two[1]--;
+	return bpf_skb_store_bytes(skb, at, two, sizeof(two), BPF_F_RECOMPUTE_CSUM) ? -1 : 1;
 }
 
 /* The sum of the pseudo header of an ICMPv6 message of len bytes (RFC 4443 section 2.3). */

@@ -139,79 +139,97 @@ static __always_inline __u32 fbr_nd_asked(const struct fbr_dev *p, const struct 
 	return owner == p->ifindex ? 0 : owner;
 }
 
-/* Answers p's solicitation to a group for the address of the gateway or of another port of
- * its bridge. These are known here, so the question need not reach every port. A port on the
- * kernel's path answers for itself. A probe for somebody else's address is answered always:
- * if its owner were probing at the same moment, it would give up its own address. Returns
- * whether the frame is now the answer, to be sent to p. If not, it is untouched, or half
- * changed (-1) and must be dropped.
+/* The answer to a solicitation */
+struct fbr_nd_reply {
+	fbr_addr target; /* the address that was asked for */
+	fbr_addr saddr;
+	fbr_addr to; /* who has asked; ::, a probe: everybody */
+	__u32 flags; /* FBR_ND_ROUTER, FBR_ND_OVERRIDE */
+	__u8 mac[8]; /* the target's */
+};
+
+/* Turns the frame of a solicitation into the answer to it. Returns 1; 0 if it is untouched; or
+ * -1 if it is half changed and must be dropped.
  */
-__fbr_global int fbr_nd_answer(struct __sk_buff *skb, const struct fbr_dev *p,
-			       const struct fbr_seen *s, bool fast)
+__fbr_global int fbr_nd_write(struct __sk_buff *skb, const struct fbr_nd_reply *r)
 {
-	struct {
-		struct ethhdr eth;
-		fbr_ip ip;
-		struct fbr_nd m;
-		struct fbr_nd_mac o;
-	} __attribute__((packed, aligned(2))) a = {};
+	const __u32 l3 = ETH_HLEN, l4 = l3 + sizeof(fbr_ip);
 	struct {
 		fbr_addr saddr, daddr;
 		__be32 len, next;
 		struct fbr_nd m;
 		struct fbr_nd_mac o;
 	} sum = {};
-	bool probe;
+	struct { /* what precedes the addresses in the IPv6 header */
+		__be32 version;
+		__be16 len;
+		__u8 proto, hops;
+	} ip = { bpf_htonl(0x60000000), bpf_htons(sizeof(sum.m) + sizeof(sum.o)), IPPROTO_ICMPV6,
+		 255 };
+	__u8 mac[ETH_ALEN];
+
+	if (!r || bpf_skb_load_bytes(skb, ETH_ALEN, mac, sizeof(mac)) ||
+	    bpf_skb_change_tail(skb, l4 + sizeof(sum.m) + sizeof(sum.o), 0))
+		return 0;
+	sum.saddr = r->saddr;
+	sum.daddr = r->to;
+	sum.m.type = ICMPV6_NA;
+	sum.m.target = r->target;
+	sum.m.flags = bpf_htonl(r->flags | FBR_ND_SOLICITED);
+	if (fbr_addr_zero(r->to)) {
+		sum.daddr.word[0] = bpf_htonl(0xff020000);
+		sum.daddr.word[3] = bpf_htonl(1);
+		sum.m.flags = bpf_htonl(r->flags);
+	}
+	__builtin_memcpy(sum.o.mac, r->mac, ETH_ALEN);
+	sum.o.type = 2;
+	sum.o.len = 1;
+	sum.len = bpf_htonl(sizeof(sum.m) + sizeof(sum.o));
+	sum.next = bpf_htonl(IPPROTO_ICMPV6);
+	sum.m.csum = ~fbr_sum(&sum, sizeof(sum), 0);
+	if (bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0) ||
+	    bpf_skb_store_bytes(skb, ETH_ALEN, r->mac, ETH_ALEN, 0) ||
+	    bpf_skb_store_bytes(skb, l3, &ip, sizeof(ip), 0) ||
+	    bpf_skb_store_bytes(skb, fbr_addr_at(l3, true), &sum.saddr, 2 * sizeof(fbr_addr), 0) ||
+	    bpf_skb_store_bytes(skb, l4, &sum.m, sizeof(sum.m) + sizeof(sum.o), 0))
+		return -1;
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return 1;
+}
+
+/* Answers p's solicitation to a group for the address of the gateway or of another port of
+ * its bridge. These are known here, so the question need not reach every port. A port on the
+ * kernel's path answers for itself. A probe for somebody else's address is answered always:
+ * if its owner were probing at the same moment, it would give up its own address. Returns as
+ * fbr_nd_write(); the answer is to be sent to p.
+ */
+__fbr_global int fbr_nd_answer(struct __sk_buff *skb, const struct fbr_dev *p,
+			       const struct fbr_seen *s, bool fast)
+{
+	struct fbr_nd_reply r = { .flags = FBR_ND_OVERRIDE };
 	struct fbr_dev *t;
+	__u8 group;
 	__u32 owner;
 
-	if (!p || !s || bpf_skb_load_bytes(skb, 0, &a.eth, sizeof(a.eth)) ||
-	    bpf_skb_load_bytes(skb, s->l4, &a.m, sizeof(a.m)))
+	if (!p || !s || bpf_skb_load_bytes(skb, 0, &group, 1) ||
+	    bpf_skb_load_bytes(skb, s->l4 + offsetof(struct fbr_nd, target), &r.target,
+			       sizeof(r.target)))
 		return 0;
-	sum.saddr = a.m.target;
-	owner = fbr_nd_asked(p, s, &sum.saddr);
-	probe = fbr_addr_zero(s->saddr);
-	if (!owner || !(a.eth.h_dest[0] & 1) || (!probe && !fast))
+	r.saddr = r.target;
+	r.to = s->saddr;
+	owner = fbr_nd_asked(p, s, &r.target);
+	if (!owner || !(group & 1) || (!fbr_addr_zero(r.to) && !fast))
 		return 0;
 	t = fbr_dev_get(owner);
 	if (!t || t->bridge != p->bridge)
 		return 0;
 	/* Of several MAC addresses, only the port knows which one has the address. */
-	if (!probe && (t->flags & (FBR_DEV_KERNEL_PATH | FBR_DEV_ALLOWED)))
+	if (!fbr_addr_zero(r.to) && (t->flags & (FBR_DEV_KERNEL_PATH | FBR_DEV_ALLOWED)))
 		return 0;
-	__builtin_memcpy(sum.o.mac, owner == p->bridge ? p->gw_mac : t->mac, ETH_ALEN);
-	sum.o.type = 2;
-	sum.o.len = 1;
-	sum.m.type = ICMPV6_NA;
-	sum.m.target = sum.saddr;
-	sum.m.flags = bpf_htonl(FBR_ND_OVERRIDE | (probe ? 0 : FBR_ND_SOLICITED) |
-				(owner == p->bridge ? FBR_ND_ROUTER : 0));
-	sum.daddr = s->saddr;
-	if (probe) {
-		sum.daddr = (fbr_addr){};
-		sum.daddr.word[0] = bpf_htonl(0xff020000);
-		sum.daddr.word[3] = bpf_htonl(1);
-	}
-	sum.len = bpf_htonl(sizeof(sum.m) + sizeof(sum.o));
-	sum.next = bpf_htonl(IPPROTO_ICMPV6);
-	sum.m.csum = ~fbr_sum(&sum, sizeof(sum), 0);
-
-	__builtin_memcpy(a.eth.h_dest, a.eth.h_source, ETH_ALEN);
-	__builtin_memcpy(a.eth.h_source, sum.o.mac, ETH_ALEN);
-	a.ip.version = bpf_htonl(0x60000000);
-	a.ip.payload_len = bpf_htons(sizeof(sum.m) + sizeof(sum.o));
-	a.ip.protocol = IPPROTO_ICMPV6;
-	a.ip.ttl = 255;
-	a.ip.saddr = sum.saddr;
-	a.ip.daddr = sum.daddr;
-	a.m = sum.m;
-	a.o = sum.o;
-	if (bpf_skb_change_tail(skb, sizeof(a), 0))
-		return 0;
-	if (bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0))
-		return -1;
-	bpf_skb_change_type(skb, PACKET_HOST);
-	return 1;
+	__builtin_memcpy(r.mac, owner == p->bridge ? p->gw_mac : t->mac, ETH_ALEN);
+	if (owner == p->bridge)
+		r.flags |= FBR_ND_ROUTER;
+	return fbr_nd_write(skb, &r);
 }
 
 #endif

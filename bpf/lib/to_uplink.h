@@ -24,6 +24,8 @@ static __always_inline bool fbr_port_sent(struct __sk_buff *skb, fbr_addr saddr)
 {
 	struct fbr_dev *port = fbr_dev_get(skb->ingress_ifindex);
 
+	if (FBR_AF == 6 && skb->ingress_ifindex == skb->ifindex)
+		return true; /* an answer of fbr_nd_proxy */
 	return port && (port->flags & FBR_DEV_PLAIN) && fbr_port_has(port, saddr);
 }
 
@@ -47,8 +49,11 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 			       ? TCX_DROP
 			       : TCX_NEXT;
 	}
-	if (skb->protocol != bpf_htons(FBR_ETH_P))
+	if (skb->protocol != bpf_htons(FBR_ETH_P)) {
+		if (fbr_other_family(skb, u))
+			return TCX_NEXT;
 		goto pass;
+	}
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 	ip = data + l2;
@@ -79,7 +84,7 @@ parse:
 	/* Answers of published ports, with the address that the client has used. It may be the
 	 * gateway's.
 	 */
-	if (c && c->published && (!n || !fbr_addr_port(pkt.saddr)))
+	if (FBR_NAT && c && c->published && (!n || !fbr_addr_port(pkt.saddr)))
 		why = fbr_dnat_out(skb, &pkt, u);
 	if (n && why == FBR_NOT_OURS) {
 		blame = u;
@@ -89,7 +94,8 @@ parse:
 		if (!blame)
 			return fbr_drop(u, why);
 		fbr_count_drop(blame, why);
-		if ((why == FBR_NAT_FULL || why == FBR_QUOTA) && fbr_icmp_refuse(skb, &pkt, blame))
+		if (FBR_NAT && (why == FBR_NAT_FULL || why == FBR_QUOTA) &&
+		    fbr_icmp_refuse(skb, &pkt, blame))
 			return bpf_redirect(blame->ifindex, 0);
 		return TCX_DROP;
 	}

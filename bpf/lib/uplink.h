@@ -65,6 +65,8 @@ __fbr_global enum fbr_reason fbr_from_outside(struct __sk_buff *skb, const struc
 
 	if (!u || !p)
 		return FBR_MARTIAN;
+	if (fbr_link_affair(p) && !fbr_net_get(p->daddr))
+		return FBR_NONE;
 	why = fbr_judge(skb, u, p->saddr, p->daddr, fbr_remote(skb, p));
 	n = why == FBR_DIRECT ? fbr_net_get(p->daddr) : NULL;
 	if (!n || !(n->flags & FBR_NET_OWN))
@@ -97,7 +99,7 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 	enum fbr_reason why;
 
 	/* Without publications, only a network that is translated as a rule has sessions. */
-	if (!c || !port || (!c->published && !(n->flags & FBR_NET_MASQUERADE)))
+	if (!FBR_NAT || !c || !port || (!c->published && !(n->flags & FBR_NET_MASQUERADE)))
 		return FBR_NOT_OURS;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
@@ -146,11 +148,14 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&
 		    !fbr_device_sorts(skb)) {
 			fbr_route(skb, u, fbr_routed_as(n), p->daddr, &mtu);
+			mtu = fbr_dst_mtu(skb, mtu);
 			if (!p->l3 || fbr_hop_known(skb, u->ifindex, FBR_ARG(p->daddr)))
 				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);
 		}
 		return FBR_NONE;
 	}
+	if (!FBR_NAT)
+		return FBR_NO_UPLINK;
 	if (!*blame)
 		return own ? FBR_NONE : FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)
@@ -173,6 +178,8 @@ static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const
 {
 	struct fbr_flow_key in;
 
+	if (!FBR_NAT)
+		return FBR_NONE;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
 	/* For a fragmented datagram the first fragment decides: only its port changes. */

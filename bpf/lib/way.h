@@ -203,12 +203,14 @@ __fbr_global int fbr_way_passed(struct __sk_buff *skb, const struct fbr_pkt *p, 
 /* Takes a packet one hop further: its TTL and its MAC addresses. */
 static __always_inline bool fbr_step_frame(struct __sk_buff *skb, const struct fbr_step *s)
 {
+	int lowered = fbr_hop_summed(skb, ETH_HLEN);
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	fbr_ip *ip = data + ETH_HLEN;
 
-	if ((void *)(ip + 1) > data_end)
+	if (lowered < 0 || (void *)(ip + 1) > data_end)
 		return false;
-	fbr_next_hop(ip, 0);
+	if (!lowered)
+		fbr_next_hop(ip, 0);
 	((__u32 *)data)[0] = s->macs[0];
 	((__u32 *)data)[1] = s->macs[1];
 	((__u32 *)data)[2] = s->macs[2];
