@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/fastbr/fastbr/ctl/firewall"
 	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/ipam"
 	"github.com/fastbr/fastbr/ctl/link"
@@ -36,7 +35,7 @@ func (nets networks) steps(n *network, uplinks []uplink) []step {
 	steps = append(steps,
 		step{"via", on(nets.op.vias.ensure), on(nets.op.vias.remove), on(nets.op.vias.ensure)},
 		step{"speed", nets.op.programs.setSpeed, nil, nets.op.programs.setSpeed},
-		step{"forward", nets.op.firewall.open, func() error { return firewall.Remove(n.filtered()) }, nil},
+		step{"forward", nets.op.firewall.open, func() error { return nets.op.firewall.leave(n) }, nil},
 		step{"others", nets.op.others.ensure, func() error { return nets.op.others.leave(n) }, nil},
 		step{"bridge-up", on(nets.setUp), nil, on(nets.setUp)})
 	if n.Defining {

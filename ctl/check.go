@@ -107,7 +107,7 @@ func (cs *checks) bpffs() FeatureView {
 }
 
 func (cs *checks) host() ([]FeatureView, error) {
-	out := []FeatureView{bridgeCallFinding(), cs.forwarding(), cs.liberal(), cs.ipv6(), cs.op.others.finding()}
+	out := []FeatureView{cs.bridgeCalls(cs.op.st.hasIPv6()), cs.forwarding(), cs.liberal(), cs.ipv6(), cs.op.others.finding()}
 	out = append(out, cs.op.firewall.findings()...)
 	for _, u := range cs.op.uplinks.current() {
 		if conflict := cs.op.uplinks.conflict(u); conflict != "" {
@@ -130,19 +130,31 @@ func (cs *checks) host() ([]FeatureView, error) {
 	return out, nil
 }
 
-func bridgeCallFinding() FeatureView {
+// bridgeCalls says whether frames between ports meet iptables, or, in networks with IPv6,
+// ip6tables.
+func (cs *checks) bridgeCalls(ipv6 bool) FeatureView {
 	v := FeatureView{Name: "br_netfilter", State: "ok", Detail: "frames between ports do not meet iptables"}
-	if now, err := hostconf.Read(hostconf.BridgeCall); err == nil && now == "1" {
-		v.State, v.Detail = "warning", hostconf.Name(hostconf.BridgeCall)+
-			" is 1: frames between ports pass the host's firewall, each flow with a lease of its own; with 0 they are faster"
+	paths := []string{hostconf.BridgeCall}
+	if ipv6 {
+		paths = append(paths, hostconf.BridgeCall6)
+	}
+	var on []string
+	for _, path := range paths {
+		if now, err := hostconf.Read(path); err == nil && now == "1" {
+			on = append(on, hostconf.Name(path)+" is 1")
+		}
+	}
+	if len(on) > 0 {
+		v.State, v.Detail = "warning", strings.Join(on, ", ")+
+			": frames between ports pass the host's firewall, each flow with a lease of its own; with 0 they are faster"
 	}
 	return v
 }
 
 // warnBridgeCalls tells of the one setting under which frames between ports
 // meet the host's firewall, and so are less fast.
-func (cs *checks) warnBridgeCalls() {
-	if v := bridgeCallFinding(); v.State == "warning" {
+func (cs *checks) warnBridgeCalls(ipv6 bool) {
+	if v := cs.bridgeCalls(ipv6); v.State == "warning" {
 		cs.op.say("%s", v.Detail)
 	}
 }

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
@@ -17,29 +18,38 @@ type AcceptRule struct {
 	What    string `json:"what"` // "what is forwarded", "questions for names", "everything"
 }
 
-// networks describes the networks of the instance.
-func (pf packetFilter) networks() (out []firewall.Network) {
+// networks describes the networks of the instance in a family; nil: in both.
+func (pf packetFilter) networks(f *firewall.Family) (out []firewall.Network) {
 	for _, name := range pf.op.st.networkNames() {
-		out = append(out, pf.op.st.Networks[name].filtered())
+		for _, n := range pf.op.st.Networks[name].filtered() {
+			if f == nil || n.Family() == f {
+				out = append(out, n)
+			}
+		}
 	}
 	return out
 }
 
-// exits describes the networks, their ways out and what is published.
+// exits describes the networks, their ways out and what is published, in IPv4: by IPv6
+// nothing leaves.
 func (pf packetFilter) exits() firewall.Host {
-	h := firewall.Host{Family: firewall.IPv4, Networks: pf.networks(), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
+	h := firewall.Host{Family: firewall.IPv4, Networks: pf.networks(firewall.IPv4), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
 	for _, x := range pf.op.publications.all() {
 		h.Published = append(h.Published, x.filtered())
 	}
 	return h
 }
 
-// host describes what the host's packet filter has to let pass. What it does with packets
-// by side uplinks is their owner's policy, as between any two networks of the host.
-func (pf packetFilter) host() firewall.Host {
+// hosts describe what the host's packet filter has to let pass, by family. What it does with
+// packets by side uplinks is their owner's policy, as between any two networks of the host.
+func (pf packetFilter) hosts() []firewall.Host {
 	h := pf.exits()
 	h.Uplinks = devicesOf(pf.op.st.mainUplinks())
-	return h
+	six := firewall.Host{Family: firewall.IPv6, Networks: pf.networks(firewall.IPv6)}
+	if len(six.Networks) == 0 {
+		return []firewall.Host{h}
+	}
+	return []firewall.Host{h, six}
 }
 
 func devicesOf(uplinks []uplink) (out []firewall.Device) {
@@ -54,13 +64,23 @@ func (x published) filtered() firewall.Publication {
 		Port: x.pub.Port, Proto: x.pub.Proto, Allow: x.pub.Allow, Container: x.port.IP, Name: x.port.Name}
 }
 
-func (n *network) filtered() firewall.Network {
+// filtered is the network as a filter has to know it, in each of its families.
+func (n *network) filtered() []firewall.Network {
 	resolver := n.Gateway
 	if n.NoDNS {
 		resolver = netip.Addr{}
 	}
-	return firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet, Allowed: n.beyond(n.sortedPorts()...),
-		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Via: n.Via, Resolver: resolver}
+	out := []firewall.Network{{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet, Allowed: n.beyond(n.sortedPorts()...),
+		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Via: n.Via, Resolver: resolver}}
+	if n.hasIPv6() {
+		// Its containers ask for names by IPv4, and reach only each other and the host by IPv6.
+		six := firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet6, Internal: true}
+		if n.LinkLocal6 {
+			six.Subnet = netip.MustParsePrefix("fe80::/64")
+		}
+		out = append(out, six)
+	}
+	return out
 }
 
 func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Bridge, Index: n.Index} }
@@ -68,11 +88,20 @@ func (n *network) bridge() firewall.Device { return firewall.Device{Name: n.Brid
 // open lets the networks' packets through where the host drops what no rule
 // accepts. dockerd, ufw and firewalld set that whenever they start, so every mutating
 // command looks.
-func (pf packetFilter) open() error { return firewall.Ensure(pf.networks(), pf.op.say) }
+func (pf packetFilter) open() error { return firewall.Ensure(pf.networks(nil), pf.op.say) }
+
+// leave takes back what lets a network's packets through.
+func (pf packetFilter) leave(n *network) error {
+	var errs []error
+	for _, of := range n.filtered() {
+		errs = append(errs, firewall.Remove(of))
+	}
+	return errors.Join(errs...)
+}
 
 // acceptRules lists what lets the networks' packets through now.
 func (pf packetFilter) acceptRules() ([]AcceptRule, error) {
-	rules, err := firewall.Rules(pf.networks())
+	rules, err := firewall.Rules(pf.networks(nil))
 	out := []AcceptRule{}
 	for _, r := range rules {
 		out = append(out, AcceptRule(r))
@@ -82,9 +111,12 @@ func (pf packetFilter) acceptRules() ([]AcceptRule, error) {
 
 // findings say what the host's packet filter does to containers' traffic.
 func (pf packetFilter) findings() (out []FeatureView) {
-	found, err := firewall.Findings(pf.host())
-	if err != nil {
-		found = append(found, firewall.Finding{Name: "firewall", Warning: true, Detail: err.Error()})
+	var found []firewall.Finding
+	for _, h := range pf.hosts() {
+		of, err := firewall.Findings(h)
+		if found = append(found, of...); err != nil {
+			found = append(found, firewall.Finding{Name: "firewall", Warning: true, Detail: err.Error()})
+		}
 	}
 	for _, f := range found {
 		v := FeatureView{Name: f.Name, State: "ok", Detail: f.Detail}

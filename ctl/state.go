@@ -394,6 +394,16 @@ func (n *network) sortedPorts() []*port {
 	return slices.SortedFunc(maps.Values(n.Ports), func(a, b *port) int { return a.IP.Compare(b.IP) })
 }
 
+// hasIPv6 reports whether a network carries IPv6.
+func (st *state) hasIPv6() bool {
+	for _, n := range st.Networks {
+		if n.hasIPv6() {
+			return true
+		}
+	}
+	return false
+}
+
 // leads reports whether a network leads outside, with or without translation. Without, it
 // wants the host to be a router.
 func (st *state) leads(translated bool) bool {

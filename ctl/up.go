@@ -102,7 +102,7 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 			nets.op.say("%s", note)
 		}
 	}
-	nets.op.checks.warnBridgeCalls()
+	nets.op.checks.warnBridgeCalls(n.hasIPv6())
 	n.Defining = durable
 	if n.MTU = n.Definition.MTU; n.MTU == 0 {
 		n.MTU = nets.op.uplinks.mtu(uplinks, n.Via)

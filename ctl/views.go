@@ -476,7 +476,7 @@ func (r *reading) notes() []string {
 	}
 	notes = append(notes, r.op.repair.notes()...)
 	notes = append(notes, r.op.slow.notes()...)
-	note(bridgeCallFinding())
+	note(r.op.checks.bridgeCalls(r.op.st.hasIPv6()))
 	if v, err := hostconf.Read(hostconf.Liberal); err == nil && v == "0" {
 		notes = append(notes, hostconf.Name(hostconf.Liberal)+" is 0: connections will break under a firewall that uses connection tracking; set it to 1")
 	}

@@ -38,7 +38,7 @@ func byFamily(networks []Network) iter.Seq2[*Family, []Network] {
 		for _, f := range []*Family{IPv4, IPv6} {
 			var of []Network
 			for _, n := range networks {
-				if n.family() == f {
+				if n.Family() == f {
 					of = append(of, n)
 				}
 			}
@@ -126,7 +126,7 @@ func (rs *ruleset) ours(at place, n Network, h hook) (missing []pass, stray []pl
 		}
 		return is >= 0
 	}
-	if n.family() == IPv6 {
+	if n.Family() == IPv6 {
 		for _, r := range at.chain.rules[first:at.at] {
 			if r.comment+":ip6" == n.comment(h) {
 				serves(r)
@@ -228,7 +228,7 @@ func (rs *ruleset) tagged(n Network, h hook) (out []place) {
 
 // Remove deletes whatever Ensure has added for a network, wherever it is.
 func Remove(n Network) error {
-	rs, err := read(n.family())
+	rs, err := read(n.Family())
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 
 // sent is the first packet of a network's containers to any remote, by a device.
 func sent(n Network, by Device) packet {
-	f := n.family()
+	f := n.Family()
 	p := f.anything()
 	p.in, p.out, p.src, p.origSrc = n.Bridge, by, f.prefix(n.Subnet), f.prefix(n.Subnet)
 	p.state, p.status = native(expr.CtStateBitNEW), translation(0)
@@ -21,7 +21,7 @@ func sent(n Network, by Device) packet {
 
 // answered is the answer of any remote to such a packet.
 func answered(n Network, by Device) packet {
-	f := n.family()
+	f := n.Family()
 	p := f.anything()
 	p.in, p.out, p.dst, p.origSrc = by, n.Bridge, f.prefix(n.Subnet), f.prefix(n.Subnet)
 	p.state, p.status = native(expr.CtStateBitESTABLISHED), translation(0)
@@ -83,7 +83,7 @@ func over(p packet, proto byte) packet {
 
 // question is a container's first packet of a question for a name to its gateway.
 func question(n Network, proto byte) packet {
-	f := n.family()
+	f := n.Family()
 	p := f.anything()
 	p.in, p.src, p.origSrc = n.Bridge, f.prefix(n.Subnet), f.prefix(n.Subnet)
 	p.dst, p.origDst, p.dstType = f.address(n.Resolver), f.address(n.Resolver), native(unix.RTN_LOCAL)

@@ -29,7 +29,8 @@ type Network struct {
 	Resolver   netip.Addr     // where its containers ask for names; invalid: nowhere
 }
 
-func (n Network) family() *Family { return familyOf(n.Subnet.Addr()) }
+// Family is the family of the network's addresses.
+func (n Network) Family() *Family { return familyOf(n.Subnet.Addr()) }
 
 // sources are the prefixes that a network's containers send with.
 func (n Network) sources() []netip.Prefix { return append([]netip.Prefix{n.Subnet}, n.Allowed...) }

@@ -89,13 +89,13 @@ func TestBothFamilies(t *testing.T) {
 			}
 			n := 0
 			for _, of := range []Network{web, web6} {
-				rs, err := read(of.family())
+				rs, err := read(of.Family())
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				n += len(rs.tagged(of, forwarding))
-				if found := rs.condemned(Host{Family: of.family(), Networks: []Network{of}}); len(found) > 0 {
+				if found := rs.condemned(Host{Family: of.Family(), Networks: []Network{of}}); len(found) > 0 {
 					t.Errorf("%s: %v", c.rules, found)
 				}
 			}

@@ -43,7 +43,7 @@ func (n Network) comment(h hook) string {
 	if h == localIn {
 		c += ":dns"
 	}
-	if n.family() == IPv6 {
+	if n.Family() == IPv6 {
 		c += ":ip6"
 	}
 	return c

@@ -12,12 +12,13 @@ import (
 )
 
 const (
-	Net        = "/proc/sys/net/"
-	IPForward  = Net + "ipv4/ip_forward"
-	Conf       = Net + "ipv4/conf/"
-	Reserved   = Net + "ipv4/ip_local_reserved_ports"
-	Liberal    = Net + "netfilter/nf_conntrack_tcp_be_liberal"
-	BridgeCall = Net + "bridge/bridge-nf-call-iptables"
+	Net         = "/proc/sys/net/"
+	IPForward   = Net + "ipv4/ip_forward"
+	Conf        = Net + "ipv4/conf/"
+	Reserved    = Net + "ipv4/ip_local_reserved_ports"
+	Liberal     = Net + "netfilter/nf_conntrack_tcp_be_liberal"
+	BridgeCall  = Net + "bridge/bridge-nf-call-iptables"
+	BridgeCall6 = Net + "bridge/bridge-nf-call-ip6tables"
 
 	conntrackMax = Net + "netfilter/nf_conntrack_max"
 )
