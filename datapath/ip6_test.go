@@ -295,7 +295,7 @@ func TestIP6PortInAnswersQuestions(t *testing.T) {
 		"for nobody's":          h.ask(mustAddr("fd00:1::99")),
 		"to the neighbour":      reachable,
 		"probe for its own":     h.probe(c1Addr6),
-		"probe for nobody's":    h.probe(mustAddr("fd00:1::99")),
+		"probe for nobody's":    h.probe(mustAddr("fe80::99")),
 	} {
 		if got := h.in(t, f.Bytes(t), h.c1); got.verdict != next || string(got.frame) != string(f.Bytes(t)) {
 			t.Errorf("%s: verdict %d, want it left to the bridge", name, got.verdict)

@@ -3,8 +3,9 @@
  *
  * The control plane says which global addresses ports have. Link-local addresses that are
  * made of a MAC address (RFC 4291 appendix A) belong to the bridge or the port with that
- * MAC address. Every other link-local address belongs to the port that has used it first,
- * until the port is detached (RFC 6620).
+ * MAC address; those made of an allowed one to every port that may use it. Every other
+ * link-local address belongs to the port that has used it first, until the port is
+ * detached (RFC 6620).
  */
 #ifndef FBR_ADDR6_H
 #define FBR_ADDR6_H
@@ -69,6 +70,8 @@ static __always_inline __u32 fbr_link_owner(const struct fbr_dev *p, const struc
 	if (fbr_eui64(k->addr, mac)) {
 		if (fbr_mac_equal(mac, p->gw_mac))
 			return p->bridge;
+		if (fbr_port_has_mac(p, mac))
+			return p->ifindex;
 		t = fbr_mac_port(mac, p->bridge);
 		if (t)
 			return t->ifindex;

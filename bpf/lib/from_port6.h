@@ -51,25 +51,32 @@ __fbr_global enum fbr_reason fbr_source_check(const struct fbr_dev *p, const str
 		       : FBR_SPOOF_IP;
 }
 
-/* Whether a UDP packet is one that only a DHCPv6 server or relay sends. */
+/* Whether a UDP packet is one that only a DHCPv6 server or relay sends, or hides what it is. */
 static __always_inline bool fbr_dhcp6_serves(struct __sk_buff *skb, const struct fbr_seen *s)
 {
 	struct l4ports ports;
 
-	return bpf_skb_load_bytes(skb, s->l4, &ports, sizeof(ports)) ||
+	return s->l4 + sizeof(ports) > s->end ||
+	       bpf_skb_load_bytes(skb, s->l4, &ports, sizeof(ports)) ||
 	       ports.sport == bpf_htons(FBR_DHCP6_SERVER) ||
 	       ports.dport == bpf_htons(FBR_DHCP6_CLIENT);
 }
 
 /* Follows the extension headers of s, whose l4 and proto are those of the first header behind
  * the IPv6 header. A first fragment must show the whole chain (RFC 7112). A later one ends
- * it: it is useless without its first. Returns FBR_NONE or the reason to drop the packet.
+ * it: it is useless without its first. What stands in the frame behind the packet's end is
+ * none of it. Returns FBR_NONE or the reason to drop the packet.
  */
 __fbr_global enum fbr_reason fbr_chain_see(struct __sk_buff *skb, struct fbr_seen *s)
 {
 	struct fbr_chain c = {};
 
 	if (!s || fbr_ext_walk(skb, s->l4, s->proto, &c))
+		return FBR_L2_PROTO;
+	/* Without a length: an option says it, or it is that of the frame (RFC 2675). */
+	if (s->proto == IPPROTO_HOPOPTS && s->end == s->l4)
+		s->end = skb->len;
+	if (c.off > s->end)
 		return FBR_L2_PROTO;
 	s->l4 = c.off;
 	s->proto = c.proto;
@@ -79,7 +86,8 @@ __fbr_global enum fbr_reason fbr_chain_see(struct __sk_buff *skb, struct fbr_see
 		return FBR_NONE;
 	if (fbr_is_ext(s->proto))
 		return FBR_L2_PROTO; /* too many */
-	if (s->proto == IPPROTO_ICMPV6 && bpf_skb_load_bytes(skb, s->l4, &s->type, 1))
+	if (s->proto == IPPROTO_ICMPV6 &&
+	    (s->l4 >= s->end || bpf_skb_load_bytes(skb, s->l4, &s->type, 1)))
 		return FBR_SPOOF_IP; /* what it is cannot be seen */
 	return FBR_NONE;
 }
@@ -198,8 +206,11 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 	if (s.type == ICMPV6_NS && s.proto == IPPROTO_ICMPV6) {
 		slow = fbr_choose_path(skb, p);
 		done = fbr_nd_answer(skb, p, &s, c->lease && !slow);
+		if (done > 0)
+			return fbr_send_beside(skb, p, p);
+		why = FBR_SPOOF_IP;
 		if (done)
-			return done > 0 ? fbr_send_beside(skb, p, p) : TCX_DROP;
+			goto drop;
 	}
 	if (!fbr_mac_equal(eth.h_dest, p->gw_mac)) {
 		t = fbr_pair_hit(p, c, eth.h_dest);

@@ -37,7 +37,7 @@ struct fbr_seen {
 	fbr_addr saddr;
 	fbr_addr daddr;
 	__u16 l4;    /* offset of the header behind the extension headers */
-	__u16 end;   /* offset of the packet's end, by its own length field */
+	__u32 end;   /* offset of the packet's end, by its own length field */
 	__u8 proto;  /* of that header */
 	__u8 frag;   /* enum fbr_frag_bits */
 	bool pieces; /* there is a fragment header, also in a whole packet */
@@ -125,20 +125,6 @@ __fbr_global enum fbr_reason fbr_nd_check(struct __sk_buff *skb, const struct fb
 	return fbr_nd_options_own(skb, p, s->l4 + head, s->end) ? FBR_NONE : FBR_SPOOF_IP;
 }
 
-/* Whether p's solicitation asks for an address that somebody else has: for the bridge's or
- * another port's. A probe (RFC 4862 section 5.4) for one that nobody has claims it. Returns
- * the owner (ifindex), or 0 if the solicitation is for the bridge.
- */
-static __always_inline __u32 fbr_nd_asked(const struct fbr_dev *p, const struct fbr_seen *s,
-					  const fbr_addr *target)
-{
-	__u32 owner = fbr_owner(p, target);
-
-	if (!owner && fbr_addr_zero(s->saddr) && fbr_link_local(*target))
-		fbr_link_claim(p, target);
-	return owner == p->ifindex ? 0 : owner;
-}
-
 /* The answer to a solicitation */
 struct fbr_nd_reply {
 	fbr_addr target; /* the address that was asked for */
@@ -199,9 +185,12 @@ __fbr_global int fbr_nd_write(struct __sk_buff *skb, const struct fbr_nd_reply *
 
 /* Answers p's solicitation to a group for the address of the gateway or of another port of
  * its bridge. These are known here, so the question need not reach every port. A port on the
- * kernel's path answers for itself. A probe for somebody else's address is answered always:
- * if its owner were probing at the same moment, it would give up its own address. Returns as
- * fbr_nd_write(); the answer is to be sent to p.
+ * kernel's path answers for itself.
+ *
+ * A probe (RFC 4862 section 5.4), to whatever MAC address, goes on only if it is for an address
+ * that p may have; a link-local one is p's from then on. An owner that is probing at the same
+ * moment would give up its own address. Returns as fbr_nd_write(), -1 also for a probe that
+ * must not go on; the answer is to be sent to p.
  */
 __fbr_global int fbr_nd_answer(struct __sk_buff *skb, const struct fbr_dev *p,
 			       const struct fbr_seen *s, bool fast)
@@ -210,6 +199,8 @@ __fbr_global int fbr_nd_answer(struct __sk_buff *skb, const struct fbr_dev *p,
 	struct fbr_dev *t;
 	__u8 group;
 	__u32 owner;
+	bool probe;
+	int done;
 
 	if (!p || !s || bpf_skb_load_bytes(skb, 0, &group, 1) ||
 	    bpf_skb_load_bytes(skb, s->l4 + offsetof(struct fbr_nd, target), &r.target,
@@ -217,19 +208,23 @@ __fbr_global int fbr_nd_answer(struct __sk_buff *skb, const struct fbr_dev *p,
 		return 0;
 	r.saddr = r.target;
 	r.to = s->saddr;
-	owner = fbr_nd_asked(p, s, &r.target);
-	if (!owner || !(group & 1) || (!fbr_addr_zero(r.to) && !fast))
+	probe = fbr_addr_zero(r.to);
+	owner = fbr_owner(p, &r.target);
+	if (owner == p->ifindex || (!probe && (!owner || !(group & 1) || !fast)))
 		return 0;
+	if (!owner)
+		return fbr_may_have(p, &r.target) ? -1 : 0;
 	t = fbr_dev_get(owner);
 	if (!t || t->bridge != p->bridge)
-		return 0;
+		return probe ? -1 : 0;
 	/* Of several MAC addresses, only the port knows which one has the address. */
-	if (!fbr_addr_zero(r.to) && (t->flags & (FBR_DEV_KERNEL_PATH | FBR_DEV_ALLOWED)))
+	if (!probe && (t->flags & (FBR_DEV_KERNEL_PATH | FBR_DEV_ALLOWED)))
 		return 0;
 	__builtin_memcpy(r.mac, owner == p->bridge ? p->gw_mac : t->mac, ETH_ALEN);
 	if (owner == p->bridge)
 		r.flags |= FBR_ND_ROUTER;
-	return fbr_nd_write(skb, &r);
+	done = fbr_nd_write(skb, &r);
+	return probe && !done ? -1 : done;
 }
 
 #endif
