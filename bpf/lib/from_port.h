@@ -19,6 +19,7 @@
 #include "nat.h"
 #include "pair.h"
 #include "port.h"
+#include "publish.h"
 #include "qdisc.h"
 #include "reason.h"
 #include "rewrite.h"
@@ -44,6 +45,24 @@ __fbr_global enum fbr_reason fbr_route_allowed(const struct fbr_dev *p, fbr_addr
 	if (!(p->flags & FBR_DEV_INTERNAL))
 		return FBR_NONE;
 	return fbr_multicast(daddr) || fbr_broadcast(daddr) ? FBR_NONE : FBR_ISOLATED;
+}
+
+/* Whether a container's packet is for a published SCTP port at the gateway of another network,
+ * as at any address of the host. The kernel leads it to the container.
+ */
+__fbr_global bool fbr_sctp_elsewhere(struct __sk_buff *skb)
+{
+	struct l4ports ports;
+	struct fbr_net *n;
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.protocol != IPPROTO_SCTP ||
+	    (ip.frag_off & bpf_htons(IP_OFFMASK)) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + ip.ihl * 4, &ports, sizeof(ports)))
+		return false;
+	n = fbr_net_get(ip.daddr);
+	return n && !(n->flags & FBR_NET_INTERNAL) && fbr_is_gateway(n, ip.daddr) &&
+	       fbr_pub_get(ip.daddr, ports.dport, IPPROTO_SCTP);
 }
 
 /* Sends a port's packet on to the kernel. */
@@ -169,7 +188,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 		why = fbr_hairpin(skb, p);
 		if (why == FBR_NOT_OURS)
 			why = fbr_route_allowed(p, daddr);
-		if (why == FBR_ISOLATED && fbr_ct_answers(skb))
+		if (why == FBR_ISOLATED && (fbr_ct_answers(skb) || fbr_sctp_elsewhere(skb)))
 			why = FBR_NONE;
 	} else {
 		why = fbr_route_allowed(p, ip->daddr);
