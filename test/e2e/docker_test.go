@@ -252,8 +252,10 @@ func TestE2EDocker(t *testing.T) {
 	d.assertPublished(t, c1)
 	d.assertGuarded(t, c1)
 	d.assertAllowed(t, c2)
-	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.79.0.0/24", "other")
+	d.refused(t, "lo", "network", "create", "-d", d.driver, "-o", "fastbr.via=lo", "x")
+	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.79.0.0/24", "-o", "fastbr.via=eth0", "other")
 	far := d.start(t, "far", "other")
+	d.assertOneWayOut(t, far)
 	d.assertReach(t, c1, c2, far)
 	d.assertMovesOut(t, c1, far)
 	d.docker(t, "rm", "-f", "far")
@@ -312,6 +314,17 @@ func (d *engine) assertInspect(t *testing.T) {
 			t.Errorf("eth0 of c2 lacks %q: %s", want, inside)
 		}
 	}
+}
+
+// assertOneWayOut checks that the only way out of the network "other" is known, and leads.
+func (d *engine) assertOneWayOut(t *testing.T, far *lab.Namespace) {
+	t.Helper()
+	var n ctl.NetworkView
+	d.JSON(t, &n, "network", "inspect", d.docker(t, "network", "inspect", "-f", "{{.ID}}", "other"))
+	if n.Via != "eth0" {
+		t.Errorf("the only way out is %q, want eth0", n.Via)
+	}
+	d.mustPing(t, far, d.OutsideAddr(0), lab.PingOptions{})
 }
 
 // assertWorld checks that names, other containers and the outside are reached.
