@@ -45,10 +45,10 @@ func killedCommands(c1 *lab.Namespace) map[string]killedCommand {
 	attached := [][]string{up, attach}
 	up6 := append(up, "--ipv6")
 	return map[string]killedCommand{
-		"up": {args: up, undo: down},
+		"up": {args: up6, undo: down},
 		// With the first port's carrier the kernel gives the bridge a route for groups, which stays.
 		"attach":         {setup: [][]string{up6, attach, {"detach", "c1"}}, args: attach, undo: []string{"detach", "c1"}},
-		"attach, down":   {prepare: [][]string{up}, args: attach, undo: down},
+		"attach, down":   {prepare: [][]string{up6}, args: attach, undo: down},
 		"down":           {prepare: [][]string{up6, attach}, args: down, undo: down},
 		"network create": {setup: attached, args: create, undo: remove},
 		"network rm":     {setup: attached, prepare: [][]string{create}, args: remove, undo: remove},
