@@ -95,7 +95,7 @@ func (nets networks) configureBridge(n *network) error {
 	if err := nets.op.conn.ShapeBridge(n.Index, !n.hasIPv6()); err != nil {
 		return fmt.Errorf("setting up %s: %w", n.Bridge, err)
 	}
-	return errors.Join(n.setIPv6(), hostconf.Open(n.Bridge))
+	return errors.Join(n.setIPv6(), hostconf.IPv4.Open(n.Bridge))
 }
 
 // setIPv6 gives the bridge IPv6, or none.

@@ -173,7 +173,7 @@ func (cs *checks) forwarding() FeatureView {
 		v.Detail = now + ": 'fastbr up' opens devices for containers' packets only, the last 'fastbr down' closes them"
 	default:
 		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(cs.opened(), ", ")
-		if cs.op.hostconf.OthersOpen() {
+		if cs.op.hostconf.OthersOpen(hostconf.IPv4) {
 			v.Detail += " and any other device"
 		}
 		if closed := cs.closed(); len(closed) > 0 {

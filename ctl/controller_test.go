@@ -538,7 +538,7 @@ func TestReconcileMends(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(h.ctl(t).Reconcile(h.ctx), hostconf.Write(hostconf.Forwarding("fastbr0"), "0"), h.conn.SetUp(d.Index, false)); err != nil {
+	if err := errors.Join(h.ctl(t).Reconcile(h.ctx), hostconf.Write(hostconf.IPv4.Forwarding("fastbr0"), "0"), h.conn.SetUp(d.Index, false)); err != nil {
 		t.Fatal(err)
 	}
 	if h.fake(t).Ports[d.Index].Slow {
@@ -547,7 +547,7 @@ func TestReconcileMends(t *testing.T) {
 	if err := h.ctl(t).Reconcile(h.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if v, _ := hostconf.Read(hostconf.Forwarding("fastbr0")); v != "1" {
+	if v, _ := hostconf.Read(hostconf.IPv4.Forwarding("fastbr0")); v != "1" {
 		t.Errorf("forwarding of fastbr0 %s", v)
 	}
 	if d, err := h.conn.ByName(res.Port); err != nil || !d.Up {

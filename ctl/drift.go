@@ -120,7 +120,7 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 		note(func() error { return rep.quietNetwork(n) }, "has been given IPv6")
 	}
 	if what, is := closed(n.Bridge); is {
-		out = append(out, fault{what, func() error { return hostconf.Open(n.Bridge) }})
+		out = append(out, fault{what, func() error { return hostconf.IPv4.Open(n.Bridge) }})
 	}
 	return out, nil
 }
@@ -167,7 +167,7 @@ func (rep repair) addNeighbours(n *network) error {
 
 // closed tells whether the kernel would not forward what comes in by a device.
 func closed(device string) (what string, is bool) {
-	path := hostconf.Forwarding(device)
+	path := hostconf.IPv4.Forwarding(device)
 	v, err := hostconf.Read(path)
 	return fmt.Sprintf("%s is 0: nothing is forwarded from %s", hostconf.Name(path), device), err == nil && v == "0"
 }

@@ -244,7 +244,7 @@ func (rep repair) restoreUnrecorded() error {
 	var stay []string
 	paths := []string{hostconf.IPForward, hostconf.Liberal}
 	if router, err := hostconf.Read(hostconf.IPForward); err == nil && router != "1" {
-		devices, _ := filepath.Glob(hostconf.Forwarding("*"))
+		devices, _ := filepath.Glob(hostconf.IPv4.Forwarding("*"))
 		paths = append(devices, hostconf.Liberal)
 	}
 	for _, path := range paths {

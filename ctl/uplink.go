@@ -352,7 +352,7 @@ func (us uplinks) attach(u uplink) error {
 		}
 		return nil
 	}
-	closed, err := us.op.hostconf.RecordClosed(u.Name)
+	closed, err := us.op.hostconf.RecordClosed(hostconf.IPv4, u.Name)
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
@@ -361,7 +361,7 @@ func (us uplinks) attach(u uplink) error {
 	if err := us.op.dp.AttachUplink(dp); err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
-	return hostconf.Open(u.Name)
+	return hostconf.IPv4.Open(u.Name)
 }
 
 // detach gives one up. Packets of containers that wait there for a
@@ -379,7 +379,7 @@ func (us uplinks) detach(u uplink) error {
 	if d, err := us.op.conn.ByName(u.Name); err == nil && d.Index != u.Index {
 		return nil // another device of that name, which may be the next uplink
 	}
-	return us.op.hostconf.Close(u.Name)
+	return us.op.hostconf.Close(hostconf.IPv4, u.Name)
 }
 
 // dropUnresolved drops the packets that wait at an uplink for a neighbour's address.
@@ -661,22 +661,22 @@ func (o others) open() error {
 	open := o.wanted()
 	if open {
 		var err error
-		if open, err = o.op.hostconf.CanOpenOthers(ours); err != nil {
+		if open, err = o.op.hostconf.CanOpenOthers(hostconf.IPv4, ours); err != nil {
 			return err
 		}
 	}
 	if !open {
-		return errors.Join(o.op.hostconf.CloseOthers(ours), o.op.dp.SetOpened(false))
+		return errors.Join(o.op.hostconf.CloseOthers(hostconf.IPv4, ours), o.op.dp.SetOpened(false))
 	}
 	if err := o.op.dp.SetOpened(true); err != nil {
 		return err
 	}
-	return o.op.hostconf.OpenOthers()
+	return o.op.hostconf.OpenOthers(hostconf.IPv4)
 }
 
 // undo takes everything back.
 func (o others) undo() error {
-	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(o.op.checks.opened())}
+	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened())}
 	if o.op.dp != nil {
 		errs = append(errs, o.op.dp.SetOpened(false))
 	}
@@ -699,7 +699,7 @@ func (o others) finding() FeatureView {
 	case !right:
 		v.State, v.Detail = "warning", "the nft table \"ip fastbr\" is not as it should be: containers leave by uplinks only; "+
 			"the next command that changes something mends it"
-	case o.wanted() && !o.op.hostconf.OthersOpen():
+	case o.wanted() && !o.op.hostconf.OthersOpen(hostconf.IPv4):
 		v.State, v.Detail = "warning", "ip_forward is 0 and somebody has opened single devices: answers come back by devices whose net.ipv4.conf.*.forwarding is 1"
 	case o.excluded():
 		v.Detail = "containers leave by no other device than the uplinks, which were named"

@@ -18,15 +18,33 @@ import (
 //
 // A network that is not translated (--masquerade=false) is routed, to wherever
 // the host's routes lead: for that ip_forward itself is set.
+//
+// IPv6 has "force_forwarding" for the same since Linux 6.17: before, the kernel asked
+// conf/all/forwarding only. It is no substitute, since to write any "forwarding" of IPv6
+// takes away the default routes that routers have advertised (router6.go).
+
+// Family is where a family has the settings by which the kernel forwards what came in by
+// a device.
+type Family struct {
+	conf   string // the directory of devices' settings
+	leaf   string // of a device
+	router string // of the host
+}
+
+// The two families.
+var (
+	IPv4 = Family{Conf, "forwarding", IPForward}
+	IPv6 = Family{conf6, "force_forwarding", Forward6}
+)
 
 // Forwarding is the setting of one device.
-func Forwarding(device string) string { return Conf + device + "/forwarding" }
+func (f Family) Forwarding(device string) string { return f.conf + device + "/" + f.leaf }
 
 // RecordClosed notes that an uplink forwards nothing by itself, if that is so,
 // before it is opened, and reports whether it was so.
-func (h *Host) RecordClosed(device string) (bool, error) {
-	path := Forwarding(device)
-	if h.Recorded(path) || h.Recorded(newDevices) {
+func (h *Host) RecordClosed(f Family, device string) (bool, error) {
+	path := f.Forwarding(device)
+	if h.Recorded(path) || h.Recorded(f.newDevices()) {
 		return true, nil
 	}
 	now, err := Read(path)
@@ -38,8 +56,8 @@ func (h *Host) RecordClosed(device string) (bool, error) {
 }
 
 // Open lets the kernel forward what comes in by a device.
-func Open(device string) error {
-	path := Forwarding(device)
+func (f Family) Open(device string) error {
+	path := f.Forwarding(device)
 	if now, err := Read(path); err != nil || now == "1" {
 		return ignoreMissing(err)
 	}
@@ -48,8 +66,8 @@ func Open(device string) error {
 
 // Close closes a device that was an uplink, unless it was open before, or somebody else
 // has made the host a router.
-func (h *Host) Close(device string) error {
-	i := h.find(Forwarding(device))
+func (h *Host) Close(f Family, device string) error {
+	i := h.find(f.Forwarding(device))
 	if i < 0 {
 		return nil
 	}
@@ -61,24 +79,24 @@ func (h *Host) Close(device string) error {
 }
 
 // newDevices is what a device that appears starts with.
-var newDevices = Forwarding("default")
+func (f Family) newDevices() string { return f.Forwarding("default") }
 
 // CanOpenOthers reports whether OpenOthers would open devices: nothing on this host is
 // open but ours. Where somebody has opened the whole host, containers get answers by
 // every device. Where somebody has opened some devices, it is theirs to open others.
-func (h *Host) CanOpenOthers(ours []string) (bool, error) {
-	if h.Recorded(newDevices) {
+func (h *Host) CanOpenOthers(f Family, ours []string) (bool, error) {
+	if h.Recorded(f.newDevices()) {
 		return true, nil
 	}
-	if router, err := Read(IPForward); err != nil || router != "0" {
+	if router, err := Read(f.router); err != nil || router != "0" {
 		return false, err
 	}
-	devices, err := filepath.Glob(Forwarding("*"))
+	devices, err := filepath.Glob(f.Forwarding("*"))
 	if err != nil {
 		return false, err
 	}
 	for _, path := range devices {
-		if slices.Contains(ours, deviceOf(path)) || h.Recorded(path) || path == Forwarding("lo") {
+		if slices.Contains(ours, deviceOf(path)) || h.Recorded(path) || path == f.Forwarding("lo") {
 			continue
 		}
 		if now, err := Read(path); err == nil && now != "0" {
@@ -89,16 +107,16 @@ func (h *Host) CanOpenOthers(ours []string) (bool, error) {
 }
 
 // OthersOpen reports whether the kernel forwards what comes in by any device.
-func (h *Host) OthersOpen() bool {
-	router, err := Read(IPForward)
-	return h.Recorded(newDevices) || err == nil && router == "1"
+func (h *Host) OthersOpen(f Family) bool {
+	router, err := Read(f.router)
+	return h.Recorded(f.newDevices()) || err == nil && router == "1"
 }
 
 // OpenOthers lets the kernel forward what comes in by any device, those that appear
 // later included, if CanOpenOthers. It does so once: with a thousand devices it takes
 // milliseconds, and a device that somebody closes stays closed.
-func (h *Host) OpenOthers() error {
-	if h.Recorded(newDevices) {
+func (h *Host) OpenOthers(f Family) error {
+	if newDevices := f.newDevices(); h.Recorded(newDevices) {
 		if now, err := Read(newDevices); err != nil || now == "1" {
 			return err
 		}
@@ -108,26 +126,26 @@ func (h *Host) OpenOthers() error {
 			return err
 		}
 	}
-	return h.setOthers("1", nil)
+	return h.setOthers(f, "1", nil)
 }
 
 // CloseOthers takes back what OpenOthers did, but for devices of ours, which from then
 // on have a record each.
-func (h *Host) CloseOthers(ours []string) error {
-	i := h.find(newDevices)
+func (h *Host) CloseOthers(f Family, ours []string) error {
+	i := h.find(f.newDevices())
 	if i < 0 {
 		return nil
 	}
-	if router, err := Read(IPForward); err != nil {
+	if router, err := Read(f.router); err != nil {
 		return err
 	} else if router == "0" {
-		if err := h.setOthers("0", ours); err != nil {
+		if err := h.setOthers(f, "0", ours); err != nil {
 			return err
 		}
 	}
 	h.Sysctls = slices.Delete(h.Sysctls, i, i+1)
 	for _, device := range ours {
-		if path := Forwarding(device); !h.Recorded(path) {
+		if path := f.Forwarding(device); !h.Recorded(path) {
 			h.Sysctls = append(h.Sysctls, Sysctl{path, "0", "1"})
 		}
 	}
@@ -136,14 +154,14 @@ func (h *Host) CloseOthers(ours []string) error {
 
 // setOthers sets the forwarding of every device but those in except, and of those that
 // appear.
-func (h *Host) setOthers(value string, except []string) error {
-	devices, err := filepath.Glob(Forwarding("*"))
+func (h *Host) setOthers(f Family, value string, except []string) error {
+	devices, err := filepath.Glob(f.Forwarding("*"))
 	if err != nil {
 		return err
 	}
 	except = slices.Concat(except, []string{"all", "lo"})
 	for _, path := range devices {
-		if slices.Contains(except, deviceOf(path)) || value == "0" && h.Recorded(path) && path != newDevices {
+		if slices.Contains(except, deviceOf(path)) || value == "0" && h.Recorded(path) && path != f.newDevices() {
 			continue
 		}
 		now, err := Read(path)
@@ -166,9 +184,14 @@ func (c Sysctl) restore() error {
 	if err != nil {
 		return ignoreMissing(err) // the module or the device has gone
 	}
-	if device, ok := strings.CutSuffix(c.Path, "/forwarding"); ok && device != Conf+"all" && c.Old == "0" {
+	if device, ok := strings.CutSuffix(c.Path, "/"+IPv4.leaf); ok && device != Conf+"all" && strings.HasPrefix(device, Conf) && c.Old == "0" {
 		if router, err := Read(IPForward); err == nil && router == "1" {
 			return nil // somebody else's ip_forward holds for this device, too
+		}
+	}
+	if device, ok := strings.CutSuffix(c.Path, acceptRA); ok {
+		if router, err := Read(device + forwarding); err == nil && router != "0" {
+			return nil // somebody else's forwarding holds for this device: it would lose its route
 		}
 	}
 	// Records with Old == New are those the kernel turned on our behalf.

@@ -12,7 +12,7 @@ import (
 // forwardingNow is the setting of every device of the thread's namespace.
 func forwardingNow(t *testing.T) map[string]string {
 	t.Helper()
-	paths, err := filepath.Glob(Forwarding("*"))
+	paths, err := filepath.Glob(IPv4.Forwarding("*"))
 	if err != nil || len(paths) == 0 {
 		t.Fatal("no settings", err)
 	}
@@ -47,19 +47,19 @@ func TestOpenOthers(t *testing.T) {
 			add("there")
 			add("br")
 			if c.open != "" {
-				if err := Write(Forwarding(c.open), "1"); err != nil {
+				if err := Write(IPv4.Forwarding(c.open), "1"); err != nil {
 					t.Fatal(err)
 				}
 			}
 			before := forwardingNow(t)
-			can, err := h.CanOpenOthers([]string{"br"})
+			can, err := h.CanOpenOthers(IPv4, []string{"br"})
 			if err != nil || can != c.want {
 				t.Errorf("%s: %v, %v, want %v", c.name, can, err, c.want)
 			}
 			if !can {
 				return
 			}
-			if err := h.OpenOthers(); err != nil {
+			if err := h.OpenOthers(IPv4); err != nil {
 				t.Fatal(err)
 			}
 			add("later")
@@ -68,10 +68,10 @@ func TestOpenOthers(t *testing.T) {
 					t.Errorf("%s: forwarding of %s is %s", c.name, device, v)
 				}
 			}
-			if closed, err := h.RecordClosed("later"); !closed || err != nil {
+			if closed, err := h.RecordClosed(IPv4, "later"); !closed || err != nil {
 				t.Errorf("%s: an open device counts as its owner's: %v", c.name, err)
 			}
-			if err := errors.Join(h.CloseOthers([]string{"br"}), h.CloseOthers(nil)); err != nil {
+			if err := errors.Join(h.CloseOthers(IPv4, []string{"br"}), h.CloseOthers(IPv4, nil)); err != nil {
 				t.Fatal(err)
 			}
 			before["later"], before["br"] = "0", "1"

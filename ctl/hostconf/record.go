@@ -37,8 +37,12 @@ type Host struct {
 
 // Want is what the host should be set to.
 type Want struct {
-	Router   bool    // ip_forward, for a network that is routed
-	Reserved PortSet // the ports that the kernel should give to no socket
+	Router  bool // ip_forward, for a network that is routed
+	Router6 bool // the same by IPv6
+	// Advertised are the devices with routes that routers have advertised (IPv6). Only a
+	// host that wants Router6 has to tell.
+	Advertised []string
+	Reserved   PortSet // the ports that the kernel should give to no socket
 }
 
 // Recorded reports whether a setting was changed.

@@ -14,10 +14,10 @@ import (
 func TestRouterAfterOpen(t *testing.T) {
 	testutil.RequireRoot(t)
 	for name, open := range map[string]func(*Host) error{
-		"all devices": (*Host).OpenOthers,
+		"all devices": func(h *Host) error { return h.OpenOthers(IPv4) },
 		"an uplink": func(h *Host) error {
-			_, err := h.RecordClosed("there")
-			return errors.Join(err, Open("there"))
+			_, err := h.RecordClosed(IPv4, "there")
+			return errors.Join(err, IPv4.Open("there"))
 		},
 	} {
 		testutil.NewNetns(t).Do(t, func() {
@@ -26,7 +26,7 @@ func TestRouterAfterOpen(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			before := forwardingNow(t)
-			if err := errors.Join(open(h), h.Set(Want{Router: true}), h.CloseOthers(nil), h.Restore()); err != nil {
+			if err := errors.Join(open(h), h.Set(Want{Router: true}), h.CloseOthers(IPv4, nil), h.Restore()); err != nil {
 				t.Fatal(err)
 			}
 			if after := forwardingNow(t); !maps.Equal(after, before) {

@@ -15,6 +15,7 @@ const (
 	Net         = "/proc/sys/net/"
 	IPForward   = Net + "ipv4/ip_forward"
 	Conf        = Net + "ipv4/conf/"
+	Forward6    = Net + "ipv6/conf/all/forwarding"
 	Reserved    = Net + "ipv4/ip_local_reserved_ports"
 	Liberal     = Net + "netfilter/nf_conntrack_tcp_be_liberal"
 	BridgeCall  = Net + "bridge/bridge-nf-call-iptables"
@@ -49,6 +50,11 @@ func (h *Host) Set(want Want) error {
 			return err
 		}
 	}
+	if want.Router6 {
+		if err := h.recordRouter6(want.Advertised); err != nil {
+			return err
+		}
+	}
 	if err := h.recordLiberal(); err != nil {
 		return err
 	}
@@ -61,12 +67,16 @@ func (h *Host) Set(want Want) error {
 		}
 	}
 	for _, c := range h.Sysctls {
-		if c.Path != IPForward && c.Path != Liberal {
+		accepts := strings.HasSuffix(c.Path, acceptRA)
+		if !accepts && !slices.Contains([]string{IPForward, Forward6, Liberal}, c.Path) {
 			continue // of an uplink, or recorded because the kernel changes it with ip_forward
 		}
 		now, err := Read(c.Path)
 		if err == nil && now == c.New {
 			continue
+		}
+		if accepts && (errors.Is(err, os.ErrNotExist) || now == "0") {
+			continue // the device has gone, or somebody else looks after its routes
 		}
 		if err := Write(c.Path, c.New); err != nil {
 			return err
@@ -97,7 +107,7 @@ func (h *Host) recordForwarding() error {
 		if p == Conf+"all/forwarding" {
 			continue // the same setting as ip_forward
 		}
-		if strings.HasSuffix(p, "/forwarding") && (h.Recorded(p) || h.Recorded(newDevices)) {
+		if strings.HasSuffix(p, "/forwarding") && (h.Recorded(p) || h.Recorded(IPv4.newDevices())) {
 			continue // fastbr has opened it
 		}
 		// What the kernel will restore by itself when ip_forward goes back.
@@ -105,11 +115,17 @@ func (h *Host) recordForwarding() error {
 		if strings.HasSuffix(p, "accept_redirects") {
 			byItself = "1"
 		}
-		if v, err := Read(p); err == nil && v != byItself {
-			h.Sysctls = append(h.Sysctls, Sysctl{p, v, v})
-		}
+		h.recordMoved(p, byItself)
 	}
 	return nil
+}
+
+// recordMoved notes a setting that the kernel changes along with another, unless it will be
+// back by itself when that goes back.
+func (h *Host) recordMoved(path, byItself string) {
+	if v, err := Read(path); err == nil && v != byItself {
+		h.Sysctls = append(h.Sysctls, Sysctl{path, v, v})
+	}
 }
 
 // recordLiberal notes conntrack's TCP strictness. Conntrack does not see every
@@ -173,7 +189,7 @@ func (h *Host) RaiseConntrackMax(entries int) error {
 // Restore puts back what Set changed, unless somebody changed it again meanwhile.
 func (h *Host) Restore() error {
 	var errs []error
-	for _, c := range h.Sysctls {
+	for _, c := range restoreLast(h.Sysctls) {
 		errs = append(errs, c.restore())
 	}
 	errs = append(errs, h.unreserve())
