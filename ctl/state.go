@@ -415,6 +415,16 @@ func (st *state) leads(translated bool) bool {
 	return false
 }
 
+// routes6 reports whether a network is routed by IPv6.
+func (st *state) routes6() bool {
+	for _, n := range st.Networks {
+		if n.Routed6 && !n.Internal {
+			return true
+		}
+	}
+	return false
+}
+
 // reserved are the ports that the kernel should give to no socket: those of the NAT
 // range and the published ones, pending publications included.
 func (st *state) reserved() hostconf.PortSet {

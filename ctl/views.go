@@ -353,9 +353,9 @@ func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
 
 // Revoke ends every lease now: each flow's next packet is judged by the host's
 // firewall and routes again. Nothing happens when nothing is up.
-func (c *Controller) Revoke(ctx context.Context) error {
+func (c *Controller) Revoke(ctx context.Context, change link.Change) error {
 	return c.instance.read(ctx, func(op *operation) error {
-		if op.dp == nil {
+		if op.dp == nil || change == link.IPv6Change && !op.st.routes6() {
 			return nil
 		}
 		return op.dp.Revoke()

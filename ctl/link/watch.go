@@ -1,6 +1,7 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,7 +27,8 @@ const (
 	GatewayChange                     // a gateway answers from another hardware address
 	RulesetChange                     // an nftables transaction was committed (iptables-nft included)
 	QueueingChange                    // a qdisc or a tc filter came or went
-	anyChange      = LinkChange | DownChange | AddressChange | RouteChange | GatewayChange | RulesetChange | QueueingChange
+	IPv6Change                        // of IPv6: an address, a route, a rule, or a gateway's hardware address
+	anyChange      = ^Change(0)
 )
 
 // Groups of NETLINK_NETFILTER; x/sys has no name for it.
@@ -49,20 +51,22 @@ type Watcher struct {
 	pending Change
 	closed  bool
 
-	gateways map[netip.Addr]string // next hop → last hardware address, "" unknown
+	gateways map[netip.Addr]string // next hop → last hardware address, "" unknown; see onLink
 	carriers map[int32]bool        // by ifindex: whether the device was running
+	addrs6   map[netip.Addr]bool   // the host's, as onLink; only for the loop of receive
 }
 
 // Watch subscribes to changes in the current network namespace. The caller
 // calls Close.
 func Watch() (*Watcher, error) {
-	w := &Watcher{wake: make(chan struct{}, 1), gateways: map[netip.Addr]string{}, carriers: map[int32]bool{}}
+	w := &Watcher{wake: make(chan struct{}, 1), gateways: map[netip.Addr]string{}, carriers: map[int32]bool{}, addrs6: map[netip.Addr]bool{}}
 	var err error
 	if w.conn, err = Open(); err != nil {
 		return nil, err
 	}
 	route, err := w.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_NEXTHOP)
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_NEXTHOP,
+		unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		w.Close()
 		return nil, fmt.Errorf("subscribing to routes and links: %w", err)
@@ -173,23 +177,103 @@ func (w *Watcher) routeChange(m syscall.NetlinkMessage) Change {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return LinkChange | w.carrierChange(m.Data, m.Header.Type == unix.RTM_DELLINK)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if len(m.Data) > 0 && m.Data[0] == unix.AF_INET6 {
-			return LinkChange
+		if ofIPv6(m.Data) {
+			return w.addr6Change(m.Data, m.Header.Type == unix.RTM_DELADDR)
 		}
 		return AddressChange
 	case unix.RTM_NEWNETCONF: // conf.*.forwarding
 		return LinkChange
-	case unix.RTM_NEWROUTE:
-		w.learnGateway(m.Data)
-		return RouteChange
-	case unix.RTM_DELROUTE, unix.RTM_NEWRULE, unix.RTM_DELRULE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-		return RouteChange
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		if ofIPv6(m.Data) && !leadsElsewhere(m.Data) {
+			return 0
+		}
+		if m.Header.Type == unix.RTM_NEWROUTE {
+			w.learnGateway(m.Data)
+		}
+		return routeChangeOf(m.Data)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return routeChangeOf(m.Data)
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP: // of either family
+		return RouteChange | IPv6Change
 	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC, unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER:
 		return QueueingChange
 	case unix.RTM_NEWNEIGH:
 		return w.neighbourChange(m.Data)
 	}
 	return 0
+}
+
+// ofIPv6 reports whether a message is about IPv6: it begins with the family.
+func ofIPv6(data []byte) bool { return len(data) > 0 && data[0] == unix.AF_INET6 }
+
+func routeChangeOf(data []byte) Change {
+	if ofIPv6(data) {
+		return IPv6Change
+	}
+	return RouteChange
+}
+
+// leadsElsewhere reports whether an IPv6 route is more than what the kernel makes for each
+// device and address: routes to link-local addresses, groups and the host itself. They come
+// and go with every container of any engine.
+func leadsElsewhere(data []byte) bool {
+	if len(data) < unix.SizeofRtMsg {
+		return false
+	}
+	r := nl.DeserializeRtMsg(data)
+	if r.Table == unix.RT_TABLE_LOCAL || r.Type != unix.RTN_UNICAST && r.Type != unix.RTN_BLACKHOLE && r.Type != unix.RTN_UNREACHABLE && r.Type != unix.RTN_PROHIBIT {
+		return false
+	}
+	dst, _ := attribute(data[unix.SizeofRtMsg:], unix.RTA_DST)
+	return !dst.IsLinkLocalUnicast() && !dst.IsMulticast()
+}
+
+// addr6Change picks out the addresses that come, go, or are not preferred any more. The
+// kernel also tells of each router advertisement that prolongs an address, and of the
+// link-local address of each device of any engine.
+func (w *Watcher) addr6Change(data []byte, gone bool) Change {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return 0
+	}
+	info := nl.DeserializeIfAddrmsg(data)
+	a, ok := attribute(data[unix.SizeofIfAddrmsg:], unix.IFA_ADDRESS)
+	if !ok || a.IsLinkLocalUnicast() {
+		return LinkChange
+	}
+	const settled = unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+	key, usable := a.WithZone(fmt.Sprint(info.Index)), info.Flags&settled == 0
+	before, known := w.addrs6[key]
+	if gone {
+		delete(w.addrs6, key)
+		return LinkChange | IPv6Change
+	}
+	w.addrs6[key] = usable
+	if known && before == usable {
+		return 0
+	}
+	return LinkChange | IPv6Change
+}
+
+// attribute finds an address among the attributes of a message.
+func attribute(data []byte, kind uint16) (netip.Addr, bool) {
+	attrs, err := nl.ParseRouteAttr(data)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == kind {
+			return netip.AddrFromSlice(a.Value)
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// onLink is an address on the link of a device: link-local addresses are the same on many.
+func onLink(a netip.Addr, index int) netip.Addr {
+	if a = a.Unmap(); a.IsLinkLocalUnicast() {
+		return a.WithZone(fmt.Sprint(index))
+	}
+	return a
 }
 
 // carrierChange picks out devices that went down or are gone. Ports of bridges
@@ -239,23 +323,27 @@ func (w *Watcher) readCarriers() error {
 // other neighbour messages: containers, probes, states.
 func (w *Watcher) neighbourChange(data []byte) Change {
 	n, err := netlink.NeighDeserialize(data)
-	if err != nil || n.Family != unix.AF_INET || len(n.HardwareAddr) == 0 {
+	if err != nil || n.Family != unix.AF_INET && n.Family != unix.AF_INET6 || len(n.HardwareAddr) == 0 {
 		return 0
 	}
 	ip, ok := netip.AddrFromSlice(n.IP)
 	if !ok {
 		return 0
 	}
+	hop := onLink(ip, n.LinkIndex)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	before, isGateway := w.gateways[ip.Unmap()]
+	before, isGateway := w.gateways[hop]
 	now := n.HardwareAddr.String()
 	if !isGateway || before == now {
 		return 0
 	}
-	w.gateways[ip.Unmap()] = now
-	if before == "" {
+	w.gateways[hop] = now
+	switch {
+	case before == "":
 		return 0 // first seen: no flow can have used an older one
+	case hop.Is6():
+		return IPv6Change
 	}
 	return GatewayChange
 }
@@ -272,41 +360,51 @@ func (w *Watcher) learnGateway(data []byte) {
 	if err != nil {
 		return
 	}
+	var hop netip.Addr
+	device := 0
 	for _, a := range attrs {
 		switch a.Attr.Type {
 		case unix.RTA_GATEWAY:
-			if ip, ok := netip.AddrFromSlice(a.Value); ok {
-				w.mu.Lock()
-				if _, known := w.gateways[ip]; !known {
-					w.gateways[ip] = ""
-				}
-				w.mu.Unlock()
+			hop, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_OIF:
+			if len(a.Value) == 4 {
+				device = int(binary.NativeEndian.Uint32(a.Value))
 			}
 		case unix.RTA_MULTIPATH:
 			w.readGateways()
 		}
+	}
+	if !hop.IsValid() {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if hop = onLink(hop, device); w.gateways[hop] == "" {
+		w.gateways[hop] = ""
 	}
 }
 
 // readGateways notes every next hop of the routing table. It keeps known
 // hardware addresses, so that their next change is noticed.
 func (w *Watcher) readGateways() {
-	routes, err := dump(func() ([]netlink.Route, error) {
-		return w.conn.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-	})
-	if err != nil {
-		return // keep the gateways known so far
-	}
 	found := map[netip.Addr]string{}
-	add := func(ip []byte) {
+	add := func(ip []byte, device int) {
 		if a, ok := netip.AddrFromSlice(ip); ok {
-			found[a.Unmap()] = ""
+			found[onLink(a, device)] = ""
 		}
 	}
-	for _, r := range routes {
-		add(r.Gw)
-		for _, hop := range r.MultiPath {
-			add(hop.Gw)
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return w.conn.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return // keep the gateways known so far
+		}
+		for _, r := range routes {
+			add(r.Gw, r.LinkIndex)
+			for _, hop := range r.MultiPath {
+				add(hop.Gw, hop.LinkIndex)
+			}
 		}
 	}
 	neighbours, _ := w.conn.neighbours()
@@ -315,8 +413,8 @@ func (w *Watcher) readGateways() {
 		if !ok || len(n.HardwareAddr) == 0 {
 			continue
 		}
-		if _, isGateway := found[a.Unmap()]; isGateway {
-			found[a.Unmap()] = n.HardwareAddr.String()
+		if _, isGateway := found[onLink(a, n.LinkIndex)]; isGateway {
+			found[onLink(a, n.LinkIndex)] = n.HardwareAddr.String()
 		}
 	}
 	w.mu.Lock()

@@ -14,8 +14,9 @@ import (
 // Keeper is what Run calls. *ctl.Controller is one. Both methods do nothing and
 // return nil when nothing is up.
 type Keeper interface {
-	// Revoke ends every lease, so that the kernel judges each flow again.
-	Revoke(ctx context.Context) error
+	// Revoke ends every lease that a change may concern, so that the kernel judges each
+	// flow again.
+	Revoke(ctx context.Context, c link.Change) error
 	// Reconcile mends what drifted: accept rules, uplinks, flags of slow ports, sysctls.
 	Reconcile(ctx context.Context) error
 }
@@ -37,7 +38,7 @@ const (
 
 // revoking are the changes after which the kernel may judge a packet
 // differently or send it another way.
-const revoking = link.RulesetChange | link.RouteChange | link.AddressChange | link.GatewayChange | link.DownChange
+const revoking = link.RulesetChange | link.RouteChange | link.AddressChange | link.GatewayChange | link.DownChange | link.IPv6Change
 
 // Run follows the current network namespace until ctx ends: on a change it
 // revokes the leases, twice, and reconciles. Nothing depends on it: without it
@@ -68,6 +69,7 @@ func follow(ctx context.Context, w changes, k Keeper, logf func(string, ...any))
 	defer look.Stop()
 
 	var window, again, mending bool
+	var last, next link.Change // what the first revoke of the window was for, and what has come since
 	var mended time.Time
 	mendSoon := func() {
 		if mending {
@@ -86,19 +88,19 @@ func follow(ctx context.Context, w changes, k Keeper, logf func(string, ...any))
 			if c == 0 {
 				continue
 			}
-			if c&revoking != 0 {
+			if c := c & revoking; c != 0 {
 				if window {
-					again = true // the revoke that is due covers it; then one more
+					again, next = true, next|c // the revoke that is due covers it; then one more
 				} else {
-					f.revoke(ctx)
-					window = true
+					f.revoke(ctx, c)
+					window, last = true, c
 					second.Reset(revokeAgain)
 				}
 			}
 			mendSoon()
 		case <-second.C:
-			f.revoke(ctx)
-			window, again = again, false
+			f.revoke(ctx, last|next)
+			window, again, last, next = again, false, next, 0
 			if window {
 				second.Reset(revokeAgain)
 			}
@@ -125,7 +127,9 @@ type follower struct {
 	said map[string]string
 }
 
-func (f follower) revoke(ctx context.Context) { f.report("revoking the leases", f.Revoke(ctx)) }
+func (f follower) revoke(ctx context.Context, c link.Change) {
+	f.report("revoking the leases", f.Revoke(ctx, c))
+}
 
 func (f follower) reconcile(ctx context.Context) { f.report("reconciling", f.Reconcile(ctx)) }
 

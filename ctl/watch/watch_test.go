@@ -49,8 +49,13 @@ func (k *fakeKeeper) note(what string) error {
 	return k.err
 }
 
-func (k *fakeKeeper) Revoke(context.Context) error    { return k.note("revoke") }
 func (k *fakeKeeper) Reconcile(context.Context) error { return k.note("reconcile") }
+func (k *fakeKeeper) Revoke(_ context.Context, c link.Change) error {
+	if c == link.IPv6Change {
+		return k.note("revoke IPv6")
+	}
+	return k.note("revoke")
+}
 
 func TestFollowAnswersChanges(t *testing.T) {
 	type event struct {
@@ -74,6 +79,9 @@ func TestFollowAnswersChanges(t *testing.T) {
 		{"each change of a burst gets a revoke 100 ms later", []event{
 			{ms(1000), link.RouteChange}, {ms(1030), link.RouteChange}, {ms(1060), link.AddressChange}}, ms(5000),
 			[]string{"200 reconcile", "1000 revoke", "1100 revoke", "1200 revoke", "1200 reconcile"}},
+		{"of IPv6 alone, and with another", []event{
+			{ms(1000), link.IPv6Change | link.LinkChange}, {ms(1030), link.IPv6Change}, {ms(1130), link.RouteChange}}, ms(5000),
+			[]string{"200 reconcile", "1000 revoke IPv6", "1100 revoke IPv6", "1200 reconcile", "1200 revoke", "1300 revoke"}},
 		{"reconciles keep their distance", []event{
 			{ms(1000), link.QueueingChange}, {ms(1500), link.LinkChange}, {ms(1700), link.LinkChange}}, ms(5000),
 			[]string{"200 reconcile", "1200 reconcile", "2200 reconcile"}},
