@@ -245,7 +245,7 @@ func (b bigTCP) view() BigTCPView {
 func (b bigTCP) findings() ([]FeatureView, error) {
 	decided, would := b.op.st.BigTCP, ""
 	if len(b.op.st.Networks) == 0 {
-		devices, _, err := b.op.uplinks.defaults()
+		devices, _, err := b.op.uplinks.defaults(false)
 		if err != nil {
 			return nil, err
 		}

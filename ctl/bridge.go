@@ -95,7 +95,19 @@ func (nets networks) configureBridge(n *network) error {
 	if err := nets.op.conn.ShapeBridge(n.Index, !n.hasIPv6()); err != nil {
 		return fmt.Errorf("setting up %s: %w", n.Bridge, err)
 	}
-	return errors.Join(n.setIPv6(), hostconf.IPv4.Open(n.Bridge))
+	errs := []error{n.setIPv6()}
+	for _, f := range n.forwards() {
+		errs = append(errs, f.Open(n.Bridge))
+	}
+	return errors.Join(errs...)
+}
+
+// forwards are the families of which the kernel forwards what comes in by the bridge.
+func (n *network) forwards() []hostconf.Family {
+	if n.routed6() {
+		return []hostconf.Family{hostconf.IPv4, hostconf.IPv6}
+	}
+	return []hostconf.Family{hostconf.IPv4}
 }
 
 // setIPv6 gives the bridge IPv6, or none.
@@ -147,7 +159,7 @@ func (nets networks) tell(n *network) error { return nets.describe(n, n.sortedPo
 // describe tells the datapath of a network with these ports.
 func (nets networks) describe(n *network, ports []*port) error {
 	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Allowed: n.beyond(ports...), Gateway: n.Gateway, Bridge: n.Index,
-		Subnet6: n.Subnet6, Gateway6: n.Gateway6, LinkLocal6: n.LinkLocal6,
+		Subnet6: n.Subnet6, Gateway6: n.Gateway6, LinkLocal6: n.LinkLocal6, Routed6: n.routed6(), NDProxy: n.NDProxy,
 		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy(),
 		OneWay: n.Via != "", Via: nets.op.vias.index(n)})
 	if err != nil {

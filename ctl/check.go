@@ -108,6 +108,9 @@ func (cs *checks) bpffs() FeatureView {
 
 func (cs *checks) host() ([]FeatureView, error) {
 	out := []FeatureView{cs.bridgeCalls(cs.op.st.hasIPv6()), cs.forwarding(), cs.liberal(), cs.ipv6(), cs.op.others.finding()}
+	if cs.op.st.routes6() {
+		out = append(out, cs.forwarding6(), cs.advertised())
+	}
 	out = append(out, cs.op.firewall.findings()...)
 	for _, u := range cs.op.uplinks.current() {
 		if conflict := cs.op.uplinks.conflict(u); conflict != "" {
@@ -172,13 +175,53 @@ func (cs *checks) forwarding() FeatureView {
 	case len(cs.op.st.Networks) == 0:
 		v.Detail = now + ": 'fastbr up' opens devices for containers' packets only, the last 'fastbr down' closes them"
 	default:
-		v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(cs.opened(), ", ")
-		if cs.op.hostconf.OthersOpen(hostconf.IPv4) {
-			v.Detail += " and any other device"
-		}
-		if closed := cs.closed(); len(closed) > 0 {
-			v.State, v.Detail = "warning", strings.Join(closed, "; ")
-		}
+		v = cs.forwardsOnly(v, hostconf.IPv4, now, cs.opened())
+	}
+	return v
+}
+
+// forwarding6 says the same of IPv6, while a network is routed by it.
+func (cs *checks) forwarding6() FeatureView {
+	v := FeatureView{Name: "ipv6-forwarding", State: "ok", Detail: "1: this host is a router, between all its networks"}
+	now, err := hostconf.Read(hostconf.Forward6)
+	switch {
+	case err != nil:
+		v.State, v.Detail = "warning", err.Error()
+	case now != "0" && cs.op.hostconf.Recorded(hostconf.Forward6):
+		v.Detail += "; fastbr has set it for a network that is routed, since this kernel cannot open single devices"
+	case now != "0":
+	case !hostconf.IPv6.OpensDevices():
+		v.State, v.Detail = "warning", hostconf.Name(hostconf.Forward6)+" is 0: nothing is forwarded by IPv6"+nextMends
+	default:
+		v = cs.forwardsOnly(v, hostconf.IPv6, now, cs.opened6())
+	}
+	return v
+}
+
+// forwardsOnly says by which devices the kernel forwards on a host that is no router.
+func (cs *checks) forwardsOnly(v FeatureView, f hostconf.Family, now string, devices []string) FeatureView {
+	v.Detail = now + ": only containers' packets are forwarded, by " + strings.Join(devices, ", ")
+	if cs.op.hostconf.OthersOpen(f) {
+		v.Detail += " and any other device"
+	}
+	if closed := cs.closed(f, devices); len(closed) > 0 {
+		v.State, v.Detail = "warning", strings.Join(closed, "; ")
+	}
+	return v
+}
+
+// advertised says whether the host keeps the routes that routers have advertised to it,
+// also when somebody makes it a router.
+func (cs *checks) advertised() FeatureView {
+	v := FeatureView{Name: "advertised-routes", State: "ok", Detail: "no router has advertised any"}
+	devices, err := cs.op.host.advertised()
+	switch unkept := hostconf.Unkept(devices); {
+	case err != nil:
+		v.State, v.Detail = "warning", err.Error()
+	case len(unkept) > 0:
+		v.State, v.Detail = "warning", "accept_ra is 1 on "+strings.Join(unkept, ", ")+": whoever makes this host an IPv6 router takes away its advertised routes"+nextMends
+	case len(devices) > 0:
+		v.Detail = "the host keeps those by " + strings.Join(devices, ", ") + ", router or not"
 	}
 	return v
 }
@@ -195,10 +238,25 @@ func (cs *checks) opened() (out []string) {
 	return out
 }
 
-// closed tells of those by which the kernel forwards nothing.
-func (cs *checks) closed() (out []string) {
-	for _, device := range cs.opened() {
-		if what, is := closed(device); is {
+// opened6 are those that have to be open for IPv6.
+func (cs *checks) opened6() (out []string) {
+	for _, name := range cs.op.st.networkNames() {
+		if n := cs.op.st.Networks[name]; n.routed6() {
+			out = append(out, n.Bridge)
+		}
+	}
+	for _, u := range cs.op.st.mainUplinks() {
+		if u.Addr6.IsValid() {
+			out = append(out, u.Name)
+		}
+	}
+	return out
+}
+
+// closed tells of those devices by which the kernel forwards nothing.
+func (cs *checks) closed(f hostconf.Family, devices []string) (out []string) {
+	for _, device := range devices {
+		if what, is := closed(f, device); is {
 			out = append(out, what+nextMends)
 		}
 	}
@@ -231,7 +289,7 @@ func (cs *checks) ipv6() FeatureView {
 
 func (cs *checks) uplink() (FeatureView, error) {
 	v := FeatureView{Name: "default-route", State: "ok"}
-	devices, notes, err := cs.op.uplinks.defaults()
+	devices, notes, err := cs.op.uplinks.defaults(cs.op.st.routes6())
 	if err != nil {
 		return v, err
 	}

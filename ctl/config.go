@@ -36,13 +36,17 @@ const (
 
 // NetworkRequest is what the user asks of one network. A zero field was not asked for.
 type NetworkRequest struct {
-	ID         string // of a new network: 64 hex digits
-	Bridge     string
-	Subnet     netip.Prefix
-	Gateway    netip.Addr
-	IPv6       string // IPv6Off, IPv6On or IPv6LinkLocal
-	Subnet6    netip.Prefix
-	Gateway6   netip.Addr
+	ID       string // of a new network: 64 hex digits
+	Bridge   string
+	Subnet   netip.Prefix
+	Gateway  netip.Addr
+	IPv6     string // IPv6Off, IPv6On or IPv6LinkLocal
+	Subnet6  netip.Prefix
+	Gateway6 netip.Addr
+	// Masquerade6: IPv6 is translated. It is, unless this is false.
+	Masquerade6 *bool
+	// NDProxy: the host answers on its uplinks for containers' IPv6 addresses.
+	NDProxy    *bool
 	MTU        int // bytes
 	Masquerade *bool
 	// NoMasquerade are destinations that see containers' own addresses, and may reach
@@ -201,6 +205,16 @@ func (r NetworkRequest) checkIPv6() error {
 		return tagged(ErrInvalid, fmt.Sprintf("--ipv6=%s and %s exclude each other", r.IPv6, given))
 	case r.Gateway6.IsValid() && !r.Subnet6.IsValid():
 		return tagged(ErrInvalid, fmt.Sprintf("%s needs an IPv6 --subnet that it is in", given))
+	case is(r.NDProxy, true) && !is(r.Masquerade6, false):
+		return tagged(ErrInvalid, "--nd-proxy is for addresses that are not translated: it needs --masquerade6=false")
+	case is(r.NDProxy, true) && !r.Subnet6.IsValid():
+		return tagged(ErrInvalid, "--nd-proxy needs an IPv6 --subnet that is a part of an uplink's")
+	case is(r.Masquerade6, false) && (!r.wantsIPv6() || r.IPv6 == IPv6LinkLocal):
+		return tagged(ErrInvalid, "--masquerade6=false needs --ipv6 or an IPv6 --subnet")
+	case is(r.Masquerade6, false) && is(r.Internal, true):
+		return tagged(ErrInvalid, "--masquerade6=false and --internal exclude each other: nothing leaves an internal network")
+	case is(r.Masquerade6, false) && (r.Via != "" || is(r.PublishedOnly, true)):
+		return tagged(ErrInvalid, "--masquerade6=false excludes --via and --published-only, which are for IPv4 only")
 	case r.wantsIPv6() && r.MTU != 0 && r.MTU < minMTU6:
 		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: IPv6 needs at least %d", r.MTU, minMTU6))
 	}

@@ -36,10 +36,14 @@ type Definition struct {
 	Subnet6    netip.Prefix `json:"subnet6,omitzero"`
 	Gateway6   netip.Addr   `json:"gateway6,omitzero"`
 	LinkLocal6 bool         `json:"link_local6,omitempty"`
-	MTU        int          `json:"mtu"` // bytes, 0: the uplink's
-	Masquerade bool         `json:"masquerade"`
-	Internal   bool         `json:"internal"`
-	NoDNS      bool         `json:"no_dns,omitempty"` // the gateway does not answer for names
+	// Routed6: IPv6 is routed, not translated. NDProxy: the host answers on its uplinks for
+	// the containers' addresses, which are of an uplink's own subnet.
+	Routed6    bool `json:"routed6,omitempty"`
+	NDProxy    bool `json:"nd_proxy,omitempty"`
+	MTU        int  `json:"mtu"` // bytes, 0: the uplink's
+	Masquerade bool `json:"masquerade"`
+	Internal   bool `json:"internal"`
+	NoDNS      bool `json:"no_dns,omitempty"` // the gateway does not answer for names
 	// SNATAddress is the source address of what is translated; invalid: the route's.
 	SNATAddress netip.Addr `json:"snat_address,omitzero"`
 	// Via is the only device that leads outside; "": every uplink does.
@@ -120,7 +124,7 @@ func (d Definition) nameServer() string {
 // host and other networks have; the note, if any, is for the user.
 func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note string, err error) {
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
-		Subnet6: r.Subnet6, Gateway6: r.Gateway6, LinkLocal6: r.IPv6 == IPv6LinkLocal,
+		Subnet6: r.Subnet6, Gateway6: r.Gateway6, LinkLocal6: r.IPv6 == IPv6LinkLocal, Routed6: is(r.Masquerade6, false), NDProxy: is(r.NDProxy, true),
 		Masquerade: !is(r.Masquerade, false), Internal: is(r.Internal, true),
 		NoDNS: is(r.DNS, false), SNATAddress: r.SNATAddress, Via: r.Via, PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
 	if def.ID == "" {
@@ -158,6 +162,9 @@ func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note
 // addIPv6 completes the subnet and the gateway of IPv6.
 func (d *Definition) addIPv6(used usedAddrs) error {
 	if d.Subnet6.IsValid() {
+		if d.NDProxy {
+			used = used.around(d.Subnet6)
+		}
 		if err := used.conflict(d.Subnet6); err != nil {
 			return fmt.Errorf("subnet %s %w", d.Subnet6, err)
 		}
@@ -206,6 +213,8 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("ipv6", r.IPv6 != "" && r.IPv6 != d.ipv6(), d.ipv6())
 	differ("subnet", r.Subnet6.IsValid() && r.Subnet6 != d.Subnet6, cmp.Or(d.subnet6(), "none"))
 	differ("gateway", r.Gateway6.IsValid() && r.Gateway6 != d.Gateway6, cmp.Or(addrText(d.Gateway6), "none"))
+	differ("masquerade6", r.Masquerade6 != nil && *r.Masquerade6 == d.Routed6, !d.Routed6)
+	differ("nd-proxy", r.NDProxy != nil && *r.NDProxy != d.NDProxy, d.NDProxy)
 	mtu := "the uplink's"
 	if d.MTU != 0 {
 		mtu = strconv.Itoa(d.MTU)
@@ -403,6 +412,14 @@ type usedAddrs struct {
 // all is everything.
 func (u usedAddrs) all() []netip.Prefix {
 	return slices.AppendSeq(slices.AppendSeq(slices.Clone(u.routes), maps.Keys(u.networks)), maps.Keys(u.allowed))
+}
+
+// around is what is used but for the subnets of devices that p is a part of: with --nd-proxy
+// containers have addresses of an uplink's subnet.
+func (u usedAddrs) around(p netip.Prefix) usedAddrs {
+	u.devices = maps.Clone(u.devices)
+	maps.DeleteFunc(u.devices, func(of netip.Prefix, _ string) bool { return of.Bits() < p.Bits() && of.Overlaps(p) })
+	return u
 }
 
 // conflict says why a subnet that was fixed cannot be a network's. The error

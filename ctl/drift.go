@@ -44,6 +44,7 @@ func (rep repair) faults(thorough bool) ([]fault, error) {
 	}
 	look := func(index int) bool { return thorough || slices.Contains(unpinned, index) }
 	out = append(out, rep.op.uplinks.faults(look)...)
+	out = append(out, rep.op.stands.faults()...)
 	members, err := rep.op.host.bridgePorts()
 	if err != nil {
 		return nil, err
@@ -119,8 +120,10 @@ func (rep repair) bridgeFaults(n *network) (out []fault, err error) {
 	if !n.hasIPv6() && !hostconf.IsQuiet(n.Bridge) {
 		note(func() error { return rep.quietNetwork(n) }, "has been given IPv6")
 	}
-	if what, is := closed(n.Bridge); is {
-		out = append(out, fault{what, func() error { return hostconf.IPv4.Open(n.Bridge) }})
+	for _, f := range n.forwards() {
+		if what, is := closed(f, n.Bridge); is {
+			out = append(out, fault{what, func() error { return f.Open(n.Bridge) }})
+		}
 	}
 	return out, nil
 }
@@ -166,8 +169,8 @@ func (rep repair) addNeighbours(n *network) error {
 }
 
 // closed tells whether the kernel would not forward what comes in by a device.
-func closed(device string) (what string, is bool) {
-	path := hostconf.IPv4.Forwarding(device)
+func closed(f hostconf.Family, device string) (what string, is bool) {
+	path := f.Forwarding(device)
 	v, err := hostconf.Read(path)
 	return fmt.Sprintf("%s is 0: nothing is forwarded from %s", hostconf.Name(path), device), err == nil && v == "0"
 }

@@ -30,8 +30,8 @@ func (pf packetFilter) networks(f *firewall.Family) (out []firewall.Network) {
 	return out
 }
 
-// exits describes the networks, their ways out and what is published, in IPv4: by IPv6
-// nothing leaves.
+// exits describes the networks, their ways out and what is published, in IPv4: IPv6 is
+// routed, by nothing but the host's routes, or it does not leave.
 func (pf packetFilter) exits() firewall.Host {
 	h := firewall.Host{Family: firewall.IPv4, Networks: pf.networks(firewall.IPv4), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
 	for _, x := range pf.op.publications.all() {
@@ -45,7 +45,12 @@ func (pf packetFilter) exits() firewall.Host {
 func (pf packetFilter) hosts() []firewall.Host {
 	h := pf.exits()
 	h.Uplinks = devicesOf(pf.op.st.mainUplinks())
-	six := firewall.Host{Family: firewall.IPv6, Networks: pf.networks(firewall.IPv6)}
+	six := firewall.Host{Family: firewall.IPv6, Networks: pf.networks(firewall.IPv6), Others: pf.op.others.wanted6()}
+	for _, u := range pf.op.st.mainUplinks() {
+		if u.Addr6.IsValid() {
+			six.Uplinks = append(six.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr6})
+		}
+	}
 	if len(six.Networks) == 0 {
 		return []firewall.Host{h}
 	}
@@ -73,8 +78,9 @@ func (n *network) filtered() []firewall.Network {
 	out := []firewall.Network{{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet, Allowed: n.beyond(n.sortedPorts()...),
 		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Via: n.Via, Resolver: resolver}}
 	if n.hasIPv6() {
-		// Its containers ask for names by IPv4, and reach only each other and the host by IPv6.
-		six := firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet6, Internal: true}
+		// Its containers ask for names by IPv4. Unless it is routed, they reach only each other
+		// and the host by IPv6.
+		six := firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet6, Internal: !n.routed6()}
 		if n.LinkLocal6 {
 			six.Subnet = netip.MustParsePrefix("fe80::/64")
 		}

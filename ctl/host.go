@@ -23,6 +23,7 @@ type known struct {
 	addrs   map[int][]netip.Prefix
 	addrs6  map[int][]netip.Prefix
 	routes  []link.Route
+	routes6 []link.Route
 }
 
 // forget makes the next question read the host again.
@@ -114,6 +115,30 @@ func (h *hostCache) allRoutes() ([]link.Route, error) {
 	var err error
 	h.routes, err = h.conn.Routes(link.IPv4)
 	return h.routes, err
+}
+
+// allRoutes6 are the IPv6 routes of every table.
+func (h *hostCache) allRoutes6() ([]link.Route, error) {
+	if h.routes6 != nil {
+		return h.routes6, nil
+	}
+	var err error
+	h.routes6, err = h.conn.Routes(link.IPv6)
+	return h.routes6, err
+}
+
+// advertised are the names of the devices with routes that routers have advertised.
+func (h *hostCache) advertised() (names []string, err error) {
+	routes, err := h.allRoutes6()
+	if err != nil {
+		return nil, err
+	}
+	for _, index := range link.AdvertisedDevices(routes) {
+		if d, err := h.device(index); err == nil { // else it has just gone
+			names = append(names, d.Name)
+		}
+	}
+	return names, nil
 }
 
 // remember reads a map into its place unless it is there.

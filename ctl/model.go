@@ -86,8 +86,12 @@ type NetworkView struct {
 	Gateway6   string `json:"gateway6"`
 	MTU        int    `json:"mtu"`
 	Masquerade bool   `json:"masquerade"`
-	Internal   bool   `json:"internal"`
-	DNS        bool   `json:"dns"` // its gateway answers for names
+	// Masquerade6: IPv6 is translated. NDProxy: the host answers on its uplinks for
+	// containers' IPv6 addresses.
+	Masquerade6 bool `json:"masquerade6"`
+	NDProxy     bool `json:"nd_proxy"`
+	Internal    bool `json:"internal"`
+	DNS         bool `json:"dns"` // its gateway answers for names
 	// SNATAddress is the source address of what is translated; "": the route's.
 	SNATAddress string `json:"snat_address"`
 	// Via is the only device that leads outside; "": every uplink does.
@@ -168,8 +172,9 @@ type BigTCPView struct {
 type UplinkView struct {
 	Device string `json:"device"`
 	Addr   string `json:"addr"`
-	Kind   string `json:"kind"` // what its packets begin with: "ethernet", "raw ip"
-	XDP    string `json:"xdp"`  // what runs on it: "off", "native"
+	Addr6  string `json:"addr6"` // "": none, or no network is routed by IPv6
+	Kind   string `json:"kind"`  // what its packets begin with: "ethernet", "raw ip"
+	XDP    string `json:"xdp"`   // what runs on it: "off", "native"
 	XDPWhy string `json:"xdp_why"`
 }
 

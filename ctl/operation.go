@@ -37,6 +37,7 @@ type operation struct {
 	uplinks      uplinks
 	vias         vias
 	others       others
+	stands       stands
 	programs     programs
 	reassembly   reassembly
 	accelerators accelerators
@@ -217,6 +218,7 @@ func (op *operation) assemble() {
 	op.bandwidths, op.slow, op.publications = bandwidths{op}, slowPorts{op}, publications{op: op}
 	op.uplinks, op.vias, op.others = uplinks{op}, vias{op}, others{op}
 	op.programs, op.reassembly = programs{op}, reassembly{op}
+	op.stands = stands{op}
 	op.accelerators, op.firewall = accelerators{xdp{op}, bigTCP{op}}, packetFilter{op}
 	op.checks, op.verifier, op.repair = checks{op: op}, verifier{op}, repair{op}
 }
@@ -282,7 +284,14 @@ func (op *operation) refresh(quiet bool) error {
 
 // setHost brings the host's settings to what the networks need.
 func (op *operation) setHost() error {
-	return op.hostconf.Set(hostconf.Want{Router: op.st.leads(false), Reserved: op.st.reserved()})
+	want := hostconf.Want{Router: op.st.leads(false), Router6: op.st.routes6(), Reserved: op.st.reserved()}
+	if want.Router6 {
+		var err error
+		if want.Advertised, err = op.host.advertised(); err != nil {
+			return err
+		}
+	}
+	return op.hostconf.Set(want)
 }
 
 // needNetwork is ErrNotUp if there is no network.

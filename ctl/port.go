@@ -41,6 +41,7 @@ func (ps ports) steps(n *network, at *plug, ports ...*port) []step {
 		{"port-programs", with(ps.attachPrograms), all(ps.detachPrograms), on(ps.tell)},
 		{"port-shape", on(ps.op.bandwidths.set), all(ps.op.bandwidths.remove), nil},
 		{"port-join", on(ps.join), all(ps.leave), on(ps.join)},
+		{"port-proxy", on(ps.op.stands.join), all(ps.op.stands.part), on(ps.op.stands.join)},
 		{"port-up", on(ps.setUp), nil, on(ps.setUp)},
 		{"port-accelerate", on(ps.op.accelerators.ready), nil, on(ps.op.accelerators.ready)},
 		{"port-inside", with(ps.configureInside), nil, nil},

@@ -125,7 +125,10 @@ type port struct {
 type uplink struct {
 	Name  string     `json:"name"`
 	Index int        `json:"index"`
-	Addr  netip.Addr `json:"addr"`
+	Addr  netip.Addr `json:"addr"` // invalid: it leads by IPv6 only
+	// Addr6 is the host's IPv6 address on it, while a network is routed by IPv6; invalid:
+	// none, and nothing of that network leaves by it.
+	Addr6 netip.Addr `json:"addr6,omitzero"`
 	MTU   int        `json:"mtu"`
 	RawIP bool       `json:"raw_ip"` // no Ethernet header
 	// Side: no default route has led by it, and nobody has named it. Such an uplink takes
@@ -418,12 +421,15 @@ func (st *state) leads(translated bool) bool {
 // routes6 reports whether a network is routed by IPv6.
 func (st *state) routes6() bool {
 	for _, n := range st.Networks {
-		if n.Routed6 && !n.Internal {
+		if n.routed6() {
 			return true
 		}
 	}
 	return false
 }
+
+// routed6 reports whether IPv6 leads outside without translation.
+func (d Definition) routed6() bool { return d.Routed6 && d.Subnet6.IsValid() && !d.Internal }
 
 // reserved are the ports that the kernel should give to no socket: those of the NAT
 // range and the published ones, pending publications included.

@@ -17,7 +17,8 @@ func TestStateRoundTrip(t *testing.T) {
 	st.Networks["lab"] = &network{Definition: Definition{ID: newID(), Name: "lab", Bridge: "lab0", Subnet: netip.MustParsePrefix("10.0.0.0/24"),
 		Gateway: netip.MustParseAddr("10.0.0.1")}, Index: 7, Pending: true,
 		Ports: map[string]*port{"veth0": {Name: "c1", Port: "veth0", IP: netip.MustParseAddr("10.0.0.2")}}}
-	st.Uplinks = []uplink{{"eth0", 2, netip.MustParseAddr("192.0.2.1"), 1500, false, false}, {"tun0", 3, netip.MustParseAddr("192.0.2.2"), 1420, true, true}}
+	st.Uplinks = []uplink{{Name: "eth0", Index: 2, Addr: netip.MustParseAddr("192.0.2.1"), Addr6: netip.MustParseAddr("2001:db8::1"), MTU: 1500},
+		{Name: "tun0", Index: 3, Addr: netip.MustParseAddr("192.0.2.2"), MTU: 1420, RawIP: true, Side: true}, {Name: "wg0", Index: 4, Addr6: netip.MustParseAddr("2001:db8::2")}}
 	st.Sysctls = []hostconf.Sysctl{{Path: hostconf.IPForward, Old: "0", New: "1"}}
 	if err := st.save(path); err != nil {
 		t.Fatal(err)

@@ -93,7 +93,7 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 	if err := errors.Join(nets.op.vias.check(n.Via, nets.op.st.Settings.Uplinks), nets.op.vias.choose(n)); err != nil {
 		return nil, err
 	}
-	uplinks, notes, err := nets.op.uplinks.wanted(nets.op.st.Settings.Uplinks, n.Via)
+	uplinks, notes, err := nets.op.uplinks.wanted(nets.op.st.Settings.Uplinks, n)
 	if err != nil {
 		return nil, err
 	}

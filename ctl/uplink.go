@@ -33,21 +33,22 @@ type candidate struct {
 }
 
 // wanted resolves what was asked for to devices as they are now. A
-// device without an IPv4 address is left out with a note: a later command
-// picks it up. A named device that cannot be an uplink is an error, the first
+// device without an address of a family that is used is left out with a note: a later
+// command picks it up. A named device that cannot be an uplink is an error, the first
 // of which comes with all the others; one that was an uplink stays it.
 //
-// With AutoUplink, the only device of a network is one, too. vias are those of networks that
-// are to come up.
-func (us uplinks) wanted(names []string, vias ...string) (want []uplink, notes []string, broken error) {
+// With AutoUplink, the only device of a network is one, too. coming are networks that are to
+// come up.
+func (us uplinks) wanted(names []string, coming ...*network) (want []uplink, notes []string, broken error) {
+	routed6 := us.op.st.routes6() || slices.ContainsFunc(coming, func(n *network) bool { return n.routed6() })
 	var candidates []candidate
 	for _, name := range names {
 		if name == AutoUplink {
-			auto, autoNotes, err := us.auto()
+			auto, autoNotes, err := us.auto(routed6)
 			if err != nil {
 				return nil, nil, err
 			}
-			candidates, notes = append(candidates, us.withVias(auto, vias)...), append(notes, autoNotes...)
+			candidates, notes = append(candidates, us.withVias(auto, coming)...), append(notes, autoNotes...)
 			continue
 		}
 		d, err := us.named(name)
@@ -65,22 +66,32 @@ func (us uplinks) wanted(names []string, vias ...string) (want []uplink, notes [
 		}
 	}
 	for _, c := range candidates {
-		addr, err := us.addr(c.Index)
+		u := uplink{Name: c.Name, Index: c.Index, MTU: c.MTU, RawIP: c.RawIP, Side: c.side}
+		family := "IPv4"
+		var err error
+		if u.Addr, err = us.addr(c.Index); err == nil && routed6 {
+			family = "IP"
+			u.Addr6, err = us.addr6(c.Index)
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("uplink %s: %w", c.Name, err)
 		}
 		switch {
-		case addr.IsValid():
-			want = append(want, uplink{Name: c.Name, Index: c.Index, Addr: addr, MTU: c.MTU, RawIP: c.RawIP, Side: c.side})
+		case u.Addr.IsValid() || u.Addr6.IsValid():
+			want = append(want, u)
 		case !c.side:
-			notes = append(notes, fmt.Sprintf("uplink %s has no IPv4 address yet: the next command looks again", c.Name))
+			notes = append(notes, fmt.Sprintf("uplink %s has no %s address yet: the next command looks again", c.Name, family))
 		}
 	}
 	return slices.CompactFunc(want, func(a, b uplink) bool { return a.Index == b.Index }), notes, broken
 }
 
 // withVias are the candidates with the only devices of networks, as far as they are fit.
-func (us uplinks) withVias(candidates []candidate, vias []string) []candidate {
+func (us uplinks) withVias(candidates []candidate, coming []*network) []candidate {
+	var vias []string
+	for _, n := range coming {
+		vias = append(vias, n.Via)
+	}
 	for _, name := range us.op.st.networkNames() {
 		vias = append(vias, us.op.st.Networks[name].Via)
 	}
@@ -123,6 +134,40 @@ func (us uplinks) addr(index int) (netip.Addr, error) {
 	return addr, err
 }
 
+// addr6 is the global IPv6 address that the host has on a device, the one that it was known
+// by as long as it is there; on a device without one, that which the host uses along a route
+// by it. It is invalid if there is none outside fastbr's subnets.
+func (us uplinks) addr6(index int) (netip.Addr, error) {
+	all, err := us.op.host.addresses6()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	global := slices.DeleteFunc(slices.Clone(all[index]), func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
+	for _, u := range us.op.st.Uplinks {
+		if u.Index == index && slices.ContainsFunc(global, func(p netip.Prefix) bool { return p.Addr() == u.Addr6 }) {
+			return u.Addr6, nil
+		}
+	}
+	if len(global) > 0 {
+		return firstAddr(global), nil
+	}
+	routes, err := us.op.host.allRoutes6()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	r, leads := link.Leading(routes)[index]
+	if !leads {
+		return netip.Addr{}, nil
+	}
+	addr, err := us.op.conn.Source(index, r)
+	for _, n := range us.op.st.Networks {
+		if addr.IsLinkLocalUnicast() || n.Subnet6.IsValid() && n.Subnet6.Contains(addr) {
+			return netip.Addr{}, err
+		}
+	}
+	return addr, err
+}
+
 // firstAddr is the first address, invalid if there is none.
 func firstAddr(addrs []netip.Prefix) netip.Addr {
 	if len(addrs) == 0 {
@@ -157,9 +202,10 @@ func (us uplinks) device(u uplink) (link.Device, error) {
 }
 
 // auto are the devices that lead outside: those of the default route, those that have been
-// uplinks, and every other that a route of any table leads to.
-func (us uplinks) auto() (out []candidate, notes []string, err error) {
-	defaults, notes, err := us.defaults()
+// uplinks, and every other that a route of any table leads to. With routed6, IPv6's routes
+// count like those of IPv4.
+func (us uplinks) auto(routed6 bool) (out []candidate, notes []string, err error) {
+	defaults, notes, err := us.defaults(routed6)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -168,7 +214,7 @@ func (us uplinks) auto() (out []candidate, notes []string, err error) {
 		known[d.Index] = true
 		out = append(out, candidate{d, false})
 	}
-	routes, err := us.op.host.allRoutes()
+	routes, err := us.routes(routed6)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -192,8 +238,10 @@ func (us uplinks) auto() (out []candidate, notes []string, err error) {
 	for _, u := range us.op.st.Uplinks {
 		errs = append(errs, add(u.Index, u.Side))
 	}
-	for _, index := range slices.Sorted(maps.Keys(link.Leading(routes))) {
-		errs = append(errs, add(index, true))
+	for _, of := range routes {
+		for _, index := range slices.Sorted(maps.Keys(link.Leading(of))) {
+			errs = append(errs, add(index, true))
+		}
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
 		switch {
@@ -207,13 +255,31 @@ func (us uplinks) auto() (out []candidate, notes []string, err error) {
 	return out, notes, errors.Join(errs...)
 }
 
-// defaults are the devices of the default route.
-func (us uplinks) defaults() (devices []link.Device, notes []string, err error) {
-	routes, err := us.op.host.allRoutes()
+// routes are the host's, by family.
+func (us uplinks) routes(routed6 bool) (out [][]link.Route, err error) {
+	v4, err := us.op.host.allRoutes()
+	if err != nil || !routed6 {
+		return [][]link.Route{v4}, err
+	}
+	v6, err := us.op.host.allRoutes6()
+	return [][]link.Route{v4, v6}, err
+}
+
+// defaults are the devices of the default route, or of both.
+func (us uplinks) defaults(routed6 bool) (devices []link.Device, notes []string, err error) {
+	routes, err := us.routes(routed6)
 	if err != nil {
 		return nil, nil, err
 	}
-	indexes := link.DefaultDevices(routes)
+	var indexes []int
+	for _, of := range routes {
+		for _, index := range link.DefaultDevices(of) {
+			if !slices.Contains(indexes, index) {
+				indexes = append(indexes, index)
+			}
+		}
+	}
+	slices.Sort(indexes)
 	if len(indexes) == 0 {
 		return nil, []string{"no default route: containers get outside by the host's other routes"}, nil
 	}
@@ -318,7 +384,7 @@ func (us uplinks) set(want []uplink) error {
 			left = slices.DeleteFunc(left, is)
 			continue
 		}
-		us.op.say("uplink %s (%s)", u.Name, u.Addr)
+		us.op.say("uplink %s (%s)", u.Name, u.addrs())
 		if conflict := us.conflict(u); conflict != "" {
 			us.op.say("warning: %s", conflict)
 		}
@@ -338,9 +404,20 @@ func (us uplinks) set(want []uplink) error {
 	return us.op.save()
 }
 
-// datapath is what the datapath knows of the uplink, but for Closed.
+// addrs are the host's addresses on the uplink, for a sentence.
+func (u uplink) addrs() string {
+	var out []netip.Addr
+	for _, a := range []netip.Addr{u.Addr, u.Addr6} {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return strings.Join(texts(out), ", ")
+}
+
+// datapath is what the datapath knows of the uplink, but for Closed and Closed6.
 func (u uplink) datapath() datapath.Uplink {
-	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, MTU: u.MTU, RawIP: u.RawIP, Side: u.Side}
+	return datapath.Uplink{Ifindex: u.Index, Addr: u.Addr, Addr6: u.Addr6, MTU: u.MTU, RawIP: u.RawIP, Side: u.Side}
 }
 
 // attach makes a device an uplink. Whether a side uplink is opened is decided with all
@@ -352,16 +429,21 @@ func (us uplinks) attach(u uplink) error {
 		}
 		return nil
 	}
-	closed, err := us.op.hostconf.RecordClosed(hostconf.IPv4, u.Name)
+	dp := u.datapath()
+	var err error
+	if dp.Closed, err = us.op.hostconf.RecordClosed(hostconf.IPv4, u.Name); err == nil && u.Addr6.IsValid() {
+		dp.Closed6, err = us.op.hostconf.RecordClosed(hostconf.IPv6, u.Name)
+	}
+	if err == nil {
+		err = us.op.dp.AttachUplink(dp)
+	}
 	if err != nil {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
-	dp := u.datapath()
-	dp.Closed = closed
-	if err := us.op.dp.AttachUplink(dp); err != nil {
-		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
+	if !u.Addr6.IsValid() {
+		return errors.Join(hostconf.IPv4.Open(u.Name), us.op.hostconf.Close(hostconf.IPv6, u.Name))
 	}
-	return hostconf.IPv4.Open(u.Name)
+	return errors.Join(hostconf.IPv4.Open(u.Name), hostconf.IPv6.Open(u.Name), us.op.stands.ensure())
 }
 
 // detach gives one up. Packets of containers that wait there for a
@@ -376,10 +458,13 @@ func (us uplinks) detach(u uplink) error {
 	if err := us.op.dp.DetachUplink(u.Index); err != nil {
 		return fmt.Errorf("detaching uplink %s: %w", u.Name, err)
 	}
+	if err := us.op.stands.leave(u); err != nil {
+		return err
+	}
 	if d, err := us.op.conn.ByName(u.Name); err == nil && d.Index != u.Index {
 		return nil // another device of that name, which may be the next uplink
 	}
-	return us.op.hostconf.Close(hostconf.IPv4, u.Name)
+	return errors.Join(us.op.hostconf.Close(hostconf.IPv4, u.Name), us.op.hostconf.Close(hostconf.IPv6, u.Name))
 }
 
 // dropUnresolved drops the packets that wait at an uplink for a neighbour's address.
@@ -416,28 +501,35 @@ func (us uplinks) current() []uplink {
 		if addrs, err := us.op.host.addrsOf(u.Index); err == nil && len(addrs) > 0 {
 			uplinks[i].Addr = addrs[0].Addr()
 		}
+		if addr, err := us.addr6(u.Index); err == nil && u.Addr6.IsValid() && addr.IsValid() {
+			uplinks[i].Addr6 = addr
+		}
 	}
 	return uplinks
 }
 
 // conflict says that an uplink's address has come to lie in a network's
 // subnet, "" if it has not. The host and the other containers' flows are served
-// all the same. An address of its own (/32) has no hosts beside it: flannel gives
+// all the same. An address of its own (/32, /128) has no hosts beside it: flannel gives
 // its device the first address of the node's pods.
 func (us uplinks) conflict(u uplink) string {
-	addrs, err := us.op.host.addrsOf(u.Index)
-	if err == nil && slices.Contains(addrs, netip.PrefixFrom(u.Addr, 32)) {
-		return ""
+	lies := []netip.Addr{u.Addr, u.Addr6}
+	if addrs, err := us.op.host.allAddrsOf(u.Index); err == nil {
+		lies = slices.DeleteFunc(lies, func(a netip.Addr) bool { return slices.Contains(addrs, netip.PrefixFrom(a, a.BitLen())) })
 	}
 	for _, name := range us.op.st.networkNames() {
 		n := us.op.st.Networks[name]
-		if n.Subnet.Contains(u.Addr) {
-			return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+
-				"give the network another subnet ('fastbr down %s', 'fastbr up %s --subnet ...')", u.Addr, u.Name, n.Subnet, name, name, name)
+		for _, a := range lies {
+			for _, subnet := range []netip.Prefix{n.Subnet, n.Subnet6} {
+				if subnet.Contains(a) {
+					return fmt.Sprintf("the address %s of uplink %s lies in subnet %s of network %s: its containers cannot reach the hosts beside it; "+
+						"give the network another subnet ('fastbr down %s', 'fastbr up %s --subnet ...')", a, u.Name, subnet, name, name, name)
+				}
+			}
 		}
 		for _, p := range n.sortedPorts() {
 			for _, a := range n.beyond(p) {
-				if a.Contains(u.Addr) {
+				if slices.Contains(lies, u.Addr) && a.Contains(u.Addr) {
 					return fmt.Sprintf("the address %s of uplink %s lies in %s, which container %s may use: containers cannot reach the hosts beside it; "+
 						"take it back ('fastbr port set %s --no-allowed-address')", u.Addr, u.Name, a, p.Name, p.Name)
 				}
@@ -485,7 +577,10 @@ func (us uplinks) faults(look func(index int) bool) (out []fault) {
 		if u.Side {
 			continue
 		}
-		if what, is := closed(u.Name); is {
+		if what, is := closed(hostconf.IPv4, u.Name); is {
+			out = append(out, fault{what, mend})
+		}
+		if what, is := closed(hostconf.IPv6, u.Name); is && u.Addr6.IsValid() {
 			out = append(out, fault{what, mend})
 		}
 	}
@@ -521,7 +616,7 @@ func (us uplinks) notes() (out []string) {
 	}
 	for _, u := range want {
 		if !attached[u.Index] && !u.Side {
-			note("%s is an uplink now (%s) and not attached yet: the next command that changes something does it", u.Name, u.Addr)
+			note("%s is an uplink now (%s) and not attached yet: the next command that changes something does it", u.Name, u.addrs())
 		}
 	}
 	return out
@@ -541,6 +636,101 @@ func (us uplinks) mtu(uplinks []uplink, via string) int {
 		return 1500
 	}
 	return slices.MinFunc(uplinks, func(a, b uplink) int { return a.MTU - b.MTU }).MTU
+}
+
+// stands are the neighbours for which the host stands on its uplinks: containers whose
+// addresses are of an uplink's own subnet (--nd-proxy). The datapath answers for them. The
+// kernel's entries only make the uplink a member of their multicast groups, so that the
+// network card and the switch let the questions through.
+type stands struct{ op *operation }
+
+// wanted are the entries for ports on uplinks.
+func (s stands) wanted(ports []*port, uplinks []uplink) (out []link.Proxy) {
+	for _, u := range uplinks {
+		for _, p := range ports {
+			if !u.RawIP && u.Addr6.IsValid() && p.IP6.IsValid() {
+				out = append(out, link.Proxy{Index: u.Index, Addr: p.IP6})
+			}
+		}
+	}
+	return out
+}
+
+// ports are all ports for which the host stands.
+func (s stands) ports() (out []*port) {
+	for _, name := range s.op.st.networkNames() {
+		if n := s.op.st.Networks[name]; n.NDProxy {
+			out = append(out, n.sortedPorts()...)
+		}
+	}
+	return out
+}
+
+// missing are the entries that are not there.
+func (s stands) missing() (out []link.Proxy, err error) {
+	want := s.wanted(s.ports(), s.op.st.mainUplinks())
+	if len(want) == 0 {
+		return nil, nil
+	}
+	have, err := s.op.conn.Proxies()
+	return slices.DeleteFunc(want, func(p link.Proxy) bool { return have[p] }), err
+}
+
+// ensure adds what is missing.
+func (s stands) ensure() error {
+	missing, err := s.missing()
+	for _, p := range missing {
+		err = errors.Join(err, s.add(p))
+	}
+	return err
+}
+
+func (s stands) add(p link.Proxy) error {
+	err := s.op.conn.AddProxy(p)
+	if errors.Is(err, link.ErrNotFound) {
+		return nil // the uplink has gone: sync finds what took its place
+	}
+	return err
+}
+
+// join adds the entries of a new port.
+func (s stands) join(n *network, p *port) error {
+	if !n.NDProxy {
+		return nil
+	}
+	var errs []error
+	for _, e := range s.wanted([]*port{p}, s.op.st.mainUplinks()) {
+		errs = append(errs, s.add(e))
+	}
+	return errors.Join(errs...)
+}
+
+// part removes the entries of ports.
+func (s stands) part(n *network, ports []*port) error {
+	if !n.NDProxy {
+		return nil
+	}
+	return s.remove(s.wanted(ports, s.op.st.mainUplinks()))
+}
+
+// leave removes the entries on an uplink.
+func (s stands) leave(u uplink) error { return s.remove(s.wanted(s.ports(), []uplink{u})) }
+
+func (s stands) remove(entries []link.Proxy) error {
+	var errs []error
+	for _, p := range entries {
+		errs = append(errs, s.op.conn.DeleteProxy(p))
+	}
+	return errors.Join(errs...)
+}
+
+// faults are missing entries, by uplink.
+func (s stands) faults() []fault {
+	missing, err := s.missing()
+	if err != nil || len(missing) == 0 {
+		return nil
+	}
+	return []fault{{fmt.Sprintf("the host does not stand for %s and %d other containers on its uplinks", missing[0].Addr, len(missing)-1), s.ensure}}
 }
 
 // uplinkKind is what the packets of an uplink begin with.
@@ -564,6 +754,9 @@ type others struct{ op *operation }
 func (o others) wanted() bool {
 	return o.op.st.leads(true) && !o.excluded()
 }
+
+// wanted6 is wanted for IPv6, which is routed.
+func (o others) wanted6() bool { return o.op.st.routes6() && !o.excluded() }
 
 // excluded reports whether the uplinks were named, and so are the only ways out.
 func (o others) excluded() bool { return !slices.Contains(o.op.st.Settings.Uplinks, AutoUplink) }
@@ -657,28 +850,35 @@ func (o others) leave(n *network) error {
 }
 
 func (o others) open() error {
-	ours := o.op.checks.opened()
-	open := o.wanted()
+	return errors.Join(
+		o.openFamily(hostconf.IPv4, o.wanted(), o.op.checks.opened(), o.op.dp.SetOpened),
+		o.openFamily(hostconf.IPv6, o.wanted6() && hostconf.IPv6.OpensDevices(), o.op.checks.opened6(), o.op.dp.SetOpened6))
+}
+
+// openFamily lets the kernel forward what comes in by any device, or not. ours are open in
+// any case. tell tells the datapath that fastbr opens devices.
+func (o others) openFamily(f hostconf.Family, open bool, ours []string, tell func(bool) error) error {
 	if open {
 		var err error
-		if open, err = o.op.hostconf.CanOpenOthers(hostconf.IPv4, ours); err != nil {
+		if open, err = o.op.hostconf.CanOpenOthers(f, ours); err != nil {
 			return err
 		}
 	}
 	if !open {
-		return errors.Join(o.op.hostconf.CloseOthers(hostconf.IPv4, ours), o.op.dp.SetOpened(false))
+		return errors.Join(o.op.hostconf.CloseOthers(f, ours), tell(false))
 	}
-	if err := o.op.dp.SetOpened(true); err != nil {
+	if err := tell(true); err != nil {
 		return err
 	}
-	return o.op.hostconf.OpenOthers(hostconf.IPv4)
+	return o.op.hostconf.OpenOthers(f)
 }
 
 // undo takes everything back.
 func (o others) undo() error {
-	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened())}
+	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened()),
+		o.op.hostconf.CloseOthers(hostconf.IPv6, o.op.checks.opened6())}
 	if o.op.dp != nil {
-		errs = append(errs, o.op.dp.SetOpened(false))
+		errs = append(errs, o.op.dp.SetOpened(false), o.op.dp.SetOpened6(false))
 	}
 	return errors.Join(errs...)
 }

@@ -90,18 +90,28 @@ func (r *reading) uplinkPorts() []PortView {
 		if err != nil {
 			continue
 		}
-		v := PortView{Name: u.Name, Port: u.Name, IP: u.Addr.String() + "/32", MAC: d.MAC.String(), AllowedAddresses: []string{}, AllowedMACs: []string{}}
-		if addrs, err := r.op.host.addrsOf(u.Index); err == nil {
-			for _, a := range addrs {
-				if a.Addr() == u.Addr {
-					v.IP = a.String()
-				}
-			}
+		v := PortView{Name: u.Name, Port: u.Name, MAC: d.MAC.String(), AllowedAddresses: []string{}, AllowedMACs: []string{}}
+		if addrs, err := r.op.host.allAddrsOf(u.Index); err == nil {
+			v.IP, v.IP6 = withPrefix(u.Addr, addrs), withPrefix(u.Addr6, addrs)
 		}
 		count(&v, r.stats[u.Index])
 		out = append(out, v)
 	}
 	return out
+}
+
+// withPrefix is an address with the prefix length that it has among a device's, or else as
+// one of its own; "" if it is invalid.
+func withPrefix(a netip.Addr, addrs []netip.Prefix) string {
+	if !a.IsValid() {
+		return ""
+	}
+	for _, p := range addrs {
+		if p.Addr() == a {
+			return p.String()
+		}
+	}
+	return netip.PrefixFrom(a, a.BitLen()).String()
 }
 
 // count fills in the counters.
@@ -139,7 +149,8 @@ func definedView(d Definition) NetworkView {
 		options = map[string]string{}
 	}
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
-		Gateway: d.Gateway.String(), IPv6: d.ipv6(), Subnet6: d.subnet6(), Gateway6: addrText(d.Gateway6), MTU: d.MTU, Masquerade: d.Masquerade, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
+		Gateway: d.Gateway.String(), IPv6: d.ipv6(), Subnet6: d.subnet6(), Gateway6: addrText(d.Gateway6), MTU: d.MTU, Masquerade: d.Masquerade,
+		Masquerade6: d.Subnet6.IsValid() && !d.Routed6, NDProxy: d.NDProxy, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 
@@ -411,7 +422,7 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 		}
 		for _, u := range r.op.st.Uplinks {
 			x := r.op.st.uplinkXDP(u.Index)
-			view := UplinkView{Device: u.Name, Addr: u.Addr.String(), Kind: uplinkKind(u.RawIP), XDP: XDPOff, XDPWhy: x.Why}
+			view := UplinkView{Device: u.Name, Addr: addrText(u.Addr), Addr6: addrText(u.Addr6), Kind: uplinkKind(u.RawIP), XDP: XDPOff, XDPWhy: x.Why}
 			if u.Side {
 				view.XDPWhy = "the default route does not lead by it"
 			}

@@ -214,7 +214,7 @@ func (x xdp) findings() ([]FeatureView, error) {
 		}
 		return out, nil
 	}
-	devices, _, err := op.uplinks.defaults()
+	devices, _, err := op.uplinks.defaults(false)
 	if err != nil {
 		return nil, err
 	}

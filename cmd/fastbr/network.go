@@ -116,7 +116,10 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 		v.Subnet, v.Gateway, v.MTU, yesNo(v.Masquerade), yesNo(v.Internal))
 	switch {
 	case v.Subnet6 != "":
-		fmt.Fprintf(w, "IPv6 subnet\t%s\nIPv6 gateway\t%s\n", v.Subnet6, v.Gateway6)
+		fmt.Fprintf(w, "IPv6 subnet\t%s\nIPv6 gateway\t%s\nIPv6 masquerade\t%s\n", v.Subnet6, v.Gateway6, yesNo(v.Masquerade6))
+		if v.NDProxy {
+			fmt.Fprintf(w, "Neighbour proxy\tyes\n")
+		}
 	case v.IPv6 == ctl.IPv6LinkLocal:
 		fmt.Fprintf(w, "IPv6\tlink-local\n")
 	}

@@ -116,6 +116,7 @@ type networkFlags struct {
 	subnets, gateways    []string
 	mtu                  int
 	masquerade, internal bool
+	masquerade6, ndProxy bool
 	dns                  bool
 	noMasquerade         []string
 	publishedOnly        bool
@@ -133,6 +134,8 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.Lookup("ipv6").NoOptDefVal = ctl.IPv6On
 	flags.IntVar(&f.mtu, "mtu", 0, "MTU of bridge and ports in `BYTES` (default that of the default route's device)")
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
+	flags.BoolVar(&f.masquerade6, "masquerade6", true, "translate the source of outbound IPv6 packets; false: the IPv6 subnet is routed to this host")
+	flags.BoolVar(&f.ndProxy, "nd-proxy", false, "with --masquerade6=false: answer on the uplinks for containers' IPv6 addresses, which are a part of an uplink's own subnet")
 	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
 	flags.StringVar(&f.snatAddress, "snat-address", "", "translate to this `ADDRESS` of the host; nothing leaves while the host does not have it (default the one of the route)")
 	flags.StringVar(&f.via, "via", "", "the only `DEVICE` by which containers get outside, and are reached; nothing leaves while it is gone (default every uplink)")
@@ -164,6 +167,12 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 	}
 	if cmd.Flags().Changed("masquerade") {
 		r.Masquerade = &f.masquerade
+	}
+	if cmd.Flags().Changed("masquerade6") {
+		r.Masquerade6 = &f.masquerade6
+	}
+	if cmd.Flags().Changed("nd-proxy") {
+		r.NDProxy = &f.ndProxy
 	}
 	if f.snatAddress != "" {
 		if r.SNATAddress, err = netip.ParseAddr(f.snatAddress); err != nil {

@@ -18,7 +18,6 @@ import (
 // Since Linux 6.17 the host need not be a router: the kernel forwards what comes in by a
 // device whose force_forwarding is 1. For an older kernel conf/all/forwarding is set.
 const (
-	conf6      = Net + "ipv6/conf/"
 	acceptRA   = "/accept_ra"
 	forwarding = "/forwarding"
 )

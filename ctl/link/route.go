@@ -25,7 +25,9 @@ type Route struct {
 	Leads   bool       // packets to elsewhere may leave by it
 	// Connected: the kernel made the route for the subnet of a device's address.
 	Connected bool
-	hops      []int
+	// Advertised: the kernel has the route from a router advertisement (IPv6).
+	Advertised bool
+	hops       []int
 }
 
 // Same reports whether two routes lead to the same destination by the same next hop with
@@ -56,9 +58,10 @@ func fromRoute(r netlink.Route, of Family) Route {
 	gw, _ := netip.AddrFromSlice(r.Gw)
 	src, _ := netip.AddrFromSlice(r.Src)
 	out := Route{Dst: dst, Index: r.LinkIndex, Gateway: gw.Unmap(), Table: r.Table, Metric: r.Priority, Source: src.Unmap(),
-		Local:     r.Table == unix.RT_TABLE_LOCAL,
-		Leads:     r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL && !dst.Addr().IsMulticast(),
-		Connected: r.Table == unix.RT_TABLE_MAIN && subnetRoute(r, of)}
+		Local:      r.Table == unix.RT_TABLE_LOCAL,
+		Leads:      r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL && !dst.Addr().IsMulticast(),
+		Advertised: r.Protocol == unix.RTPROT_RA,
+		Connected:  r.Table == unix.RT_TABLE_MAIN && subnetRoute(r, of)}
 	for _, hop := range r.MultiPath {
 		out.hops = append(out.hops, hop.LinkIndex)
 	}
@@ -92,6 +95,17 @@ func DefaultDevices(routes []Route) []int {
 			best, out = r.Metric, nil
 		}
 		out = append(out, hops...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// AdvertisedDevices returns the devices with routes that routers have advertised.
+func AdvertisedDevices(routes []Route) (out []int) {
+	for _, r := range routes {
+		if r.Advertised {
+			out = append(out, r.devices()...)
+		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
