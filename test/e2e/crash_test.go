@@ -203,11 +203,15 @@ var ruleCounter = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
 // linkState is how ip prints a device's carrier, which changes with a delay.
 var linkState = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP|state \w+ |linkdown `)
 
-// dropVolatile removes lines that no command of ours causes, counters and carriers.
+// lifetime is how ip prints how long something advertised is valid.
+var lifetime = regexp.MustCompile(`(valid_lft|preferred_lft|expires) \d+sec`)
+
+// dropVolatile removes lines that no command of ours causes, counters, carriers and lifetimes.
 func dropVolatile(out string) string {
 	var keep []string
 	for line := range strings.Lines(out) {
 		if !strings.HasPrefix(line, "#") {
+			line = lifetime.ReplaceAllString(line, "$1")
 			keep = append(keep, linkState.ReplaceAllString(ruleCounter.ReplaceAllString(line, ""), ""))
 		}
 	}
