@@ -672,7 +672,7 @@ func (s stands) missing() (out []link.Proxy, err error) {
 	if len(want) == 0 {
 		return nil, nil
 	}
-	have, err := s.op.conn.Proxies()
+	have, err := link.Proxies(s.op.conn)
 	return slices.DeleteFunc(want, func(p link.Proxy) bool { return have[p] }), err
 }
 
@@ -686,7 +686,7 @@ func (s stands) ensure() error {
 }
 
 func (s stands) add(p link.Proxy) error {
-	err := s.op.conn.AddProxy(p)
+	err := p.Add(s.op.conn)
 	if errors.Is(err, link.ErrNotFound) {
 		return nil // the uplink has gone: sync finds what took its place
 	}
@@ -719,7 +719,7 @@ func (s stands) leave(u uplink) error { return s.remove(s.wanted(s.ports(), []up
 func (s stands) remove(entries []link.Proxy) error {
 	var errs []error
 	for _, p := range entries {
-		errs = append(errs, s.op.conn.DeleteProxy(p))
+		errs = append(errs, p.Delete(s.op.conn))
 	}
 	return errors.Join(errs...)
 }

@@ -18,8 +18,8 @@ type Proxy struct {
 	Addr  netip.Addr
 }
 
-// AddProxy adds an entry. It succeeds when there is one.
-func (c *Conn) AddProxy(p Proxy) error {
+// Add adds the entry. It succeeds when there is one.
+func (p Proxy) Add(c *Conn) error {
 	err := c.h.NeighSet(&netlink.Neigh{LinkIndex: p.Index, Family: int(FamilyOf(p.Addr)), Flags: netlink.NTF_PROXY, IP: p.Addr.AsSlice()})
 	if err != nil {
 		return fmt.Errorf("standing for neighbour %s: %w", p.Addr, sentinel(err))
@@ -27,8 +27,8 @@ func (c *Conn) AddProxy(p Proxy) error {
 	return nil
 }
 
-// DeleteProxy removes an entry. It succeeds when there is none.
-func (c *Conn) DeleteProxy(p Proxy) error {
+// Delete removes the entry. It succeeds when there is none.
+func (p Proxy) Delete(c *Conn) error {
 	err := c.h.NeighDel(&netlink.Neigh{LinkIndex: p.Index, Family: int(FamilyOf(p.Addr)), Flags: netlink.NTF_PROXY, IP: p.Addr.AsSlice()})
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(sentinel(err), ErrNotFound) {
 		return nil
@@ -37,7 +37,7 @@ func (c *Conn) DeleteProxy(p Proxy) error {
 }
 
 // Proxies returns the entries for IPv6 addresses.
-func (c *Conn) Proxies() (map[Proxy]bool, error) {
+func Proxies(c *Conn) (map[Proxy]bool, error) {
 	msgs, err := dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
 		req.Sockets = c.raw // without strict checking, as neighbours

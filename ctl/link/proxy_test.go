@@ -39,20 +39,20 @@ func TestProxies(t *testing.T) {
 		}
 		defer c.Close()
 		for _, twice := range []bool{false, true} {
-			if err := c.AddProxy(p); err != nil {
+			if err := p.Add(c); err != nil {
 				return err
 			}
-			list, err := c.Proxies()
+			list, err := link.Proxies(c)
 			if err != nil || !slices.Equal(slices.Collect(maps.Keys(list)), []link.Proxy{p}) || !member() {
 				t.Errorf("twice %v: entries %v, %v, member %v", twice, list, err, member())
 			}
 		}
 		for range 2 {
-			if err := c.DeleteProxy(p); err != nil {
+			if err := p.Delete(c); err != nil {
 				return err
 			}
 		}
-		list, err := c.Proxies()
+		list, err := link.Proxies(c)
 		if err != nil || len(list) != 0 || member() {
 			t.Errorf("after deleting: %v, %v, member %v", list, err, member())
 		}
