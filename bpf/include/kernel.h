@@ -75,6 +75,7 @@ enum {
 #define BPF_F_INGRESS                 1 /* of bpf_redirect */
 #define BPF_FIB_LKUP_RET_NOT_FWDED    4 /* local, or no unicast address */
 #define BPF_FIB_LKUP_RET_FWD_DISABLED 5 /* the device's "forwarding" is 0: no answer */
+#define BPF_FIB_LKUP_RET_NO_NEIGH     7 /* the kernel would have to ask for the next hop */
 
 /* Return values of tcx programs (enum tcx_action_base). NEXT lets the hook's other programs
  * run; PASS would not.

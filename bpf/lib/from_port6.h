@@ -132,12 +132,28 @@ static __always_inline enum fbr_reason fbr_check_ip6(struct __sk_buff *skb, cons
 	return s->proto == IPPROTO_ICMPV6 ? fbr_nd_check(skb, p, s) : FBR_NONE;
 }
 
+/* Whether the host would have to ask on the bridge who has an address. A container could make
+ * it ask for all addresses of its subnet, until its neighbour table has no room for anybody's
+ * (RFC 6583). Containers' own neighbours are permanent. The kernel tells only if it is a router.
+ */
+static __always_inline bool fbr_host_asks(struct __sk_buff *skb, __u32 bridge, fbr_addr addr)
+{
+	struct bpf_fib_lookup fib = {
+		.family = FBR_FAMILY,
+		.ifindex = bridge,
+		FBR_FIB_DST(addr),
+	};
+
+	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT) ==
+	       BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
 /* Whether a packet that is not for another port may go to the kernel. The packet's
  * destination decides, whatever the frame says, except that a frame to a group must hold a
  * packet to a group. Returns FBR_NONE or the reason to drop it.
  */
-__fbr_global enum fbr_reason fbr_route6_allowed(const struct fbr_dev *p, const struct fbr_seen *s,
-						bool group)
+__fbr_global enum fbr_reason fbr_route6_allowed(struct __sk_buff *skb, const struct fbr_dev *p,
+						const struct fbr_seen *s, bool group)
 {
 	struct fbr_net *n;
 
@@ -151,7 +167,7 @@ __fbr_global enum fbr_reason fbr_route6_allowed(const struct fbr_dev *p, const s
 		return FBR_NONE;
 	n = fbr_link_local(s->daddr) ? NULL : fbr_net_get(s->daddr);
 	if (n && n->bridge == p->bridge)
-		return FBR_NONE;
+		return fbr_host_asks(skb, p->bridge, s->daddr) ? FBR_ISOLATED : FBR_NONE;
 	if (n || fbr_link_local(s->daddr) || (p->flags & FBR_DEV_INTERNAL))
 		return FBR_ISOLATED;
 	return p->flags & FBR_DEV_PLAIN ? FBR_NONE : FBR_NO_UPLINK;
@@ -229,7 +245,7 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			return bpf_redirect(oif, 0);
 		}
 	}
-	why = fbr_route6_allowed(p, &s, eth.h_dest[0] & 1);
+	why = fbr_route6_allowed(skb, p, &s, eth.h_dest[0] & 1);
 	if (why)
 		goto drop;
 kernel:

@@ -31,12 +31,15 @@ func (v victims) attacks6(t *testing.T, gateway, a1, a2 netip.Addr) []attack {
 		f.Ext = []testutil.Ext{testutil.FragmentHeader(0, true, 7), testutil.Options(testutil.DestOptions)}
 	})
 	hidden[18], hidden[19] = 0, 16
+	nobody := a2.As16()
+	nobody[15] = 0xee
 	return []attack{
 		{"c2's address", with(func(f *testutil.Frame) { f.Src, f.Dst, f.DstMAC = a2, gateway, v.gwMAC }), "spoof_ip"},
 		{"the gateway's", with(func(f *testutil.Frame) { f.Src = gateway }), "spoof_ip"},
 		{"an outsider's", with(func(f *testutil.Frame) { f.Src = v.outside }), "spoof_ip"},
 		{"c2's link-local address", with(func(f *testutil.Frame) { f.Src, f.Dst, f.DstMAC = ll2, llGW, v.gwMAC }), "spoof_ip"},
 		{"to outside", with(func(f *testutil.Frame) { f.Dst, f.DstMAC = v.outside, v.gwMAC }), "no_uplink"},
+		{"to nobody, for whom the host would ask", with(func(f *testutil.Frame) { f.Dst, f.DstMAC = netip.AddrFrom16(nobody), v.gwMAC }), "isolated"},
 		{"to outside, in a group's frame", with(func(f *testutil.Frame) { f.Dst, f.DstMAC = v.outside, testutil.GroupMAC(all) }), "isolated"},
 		{"to c2 in a group's frame", with(func(f *testutil.Frame) { f.DstMAC = testutil.GroupMAC(all) }), "isolated"},
 		{"ports behind the packet's end", hidden, "spoof_ip"},
@@ -60,6 +63,7 @@ func TestE2EIPv6Spoofing(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
 		h := newE2E(t, m, lab.Options{Containers: 2, IPv6: lab.Static})
+		h.onHost(t, "sysctl -qw net.ipv6.conf.all.forwarding=1") // the host is a router
 		h.Must(t, append([]string{"up", "--ipv6"}, m.Up...)...)
 		c1, c2 := h.Containers[0], h.Containers[1]
 		gateway := netip.MustParseAddr(h.Attach(t, c1, "c1").Gateway6)
