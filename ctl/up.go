@@ -154,7 +154,11 @@ func (nets networks) resolve(name string, def *Definition, nr NetworkRequest) (*
 	}
 	if def != nil {
 		for _, subnet := range def.subnets() {
-			if err := used.conflict(subnet); err != nil {
+			of := used
+			if def.NDProxy && subnet == def.Subnet6 {
+				of = used.around(subnet)
+			}
+			if err := of.conflict(subnet); err != nil {
 				return nil, fmt.Errorf("subnet %s of network %s %w", subnet, name, err)
 			}
 		}
