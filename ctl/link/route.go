@@ -140,6 +140,9 @@ func (r Route) devices() []int {
 // which nobody has (RFC 5737).
 var anywhere = netip.AddrFrom4([4]byte{192, 0, 2, 1})
 
+// anywhere6 is the same for IPv6 (RFC 3849).
+var anywhere6 = netip.MustParseAddr("2001:db8::1")
+
 // Source returns the source address that the host takes by a device along a route of
 // Leading. A device without an address takes another's. It is invalid if there is none.
 func (c *Conn) Source(index int, r Route) (netip.Addr, error) {
@@ -148,10 +151,14 @@ func (c *Conn) Source(index int, r Route) (netip.Addr, error) {
 	}
 	to := r.Dst.Addr()
 	if to.IsUnspecified() {
-		to = anywhere
+		if to = anywhere; r.Dst.Addr().Is6() {
+			to = anywhere6
+		}
 	}
 	found, err := c.h.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{OifIndex: index})
-	if err = sentinel(err); err != nil && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+	// No route by the device, or one of those that lead nowhere: unreachable, prohibit, blackhole.
+	nowhere := []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL}
+	if err = sentinel(err); err != nil && !slices.ContainsFunc(nowhere, func(e error) bool { return errors.Is(err, e) }) {
 		return netip.Addr{}, fmt.Errorf("asking for the source address of a route to %s: %w", to, err)
 	}
 	for _, f := range found {
