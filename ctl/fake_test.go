@@ -28,7 +28,6 @@ type fakeFile struct {
 	Fragments int // device
 	LeaseNow  time.Duration
 	Opened    bool
-	Opened6   bool
 	XDP       map[int]bool
 	driver    error // what the uplinks' driver says to XDP
 	// TakenSlots are slots that AttachPort, AttachUplink and AttachFragments refuse.
@@ -313,11 +312,6 @@ func (f *fakeFile) Lease() (time.Duration, error) { return f.LeaseNow, nil }
 
 func (f *fakeFile) SetOpened(on bool) error {
 	f.Opened = on
-	return f.save()
-}
-
-func (f *fakeFile) SetOpened6(on bool) error {
-	f.Opened6 = on
 	return f.save()
 }
 

@@ -45,7 +45,7 @@ func (pf packetFilter) exits() firewall.Host {
 func (pf packetFilter) hosts() []firewall.Host {
 	h := pf.exits()
 	h.Uplinks = devicesOf(pf.op.st.mainUplinks())
-	six := firewall.Host{Family: firewall.IPv6, Networks: pf.networks(firewall.IPv6), Others: pf.op.others.wanted6()}
+	six := firewall.Host{Family: firewall.IPv6, Networks: pf.networks(firewall.IPv6)}
 	for _, u := range pf.op.st.mainUplinks() {
 		if u.Addr6.IsValid() {
 			six.Uplinks = append(six.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr6})

@@ -50,7 +50,6 @@ type plane interface {
 	SetLease(time.Duration) error
 	Lease() (time.Duration, error)
 	SetOpened(bool) error
-	SetOpened6(bool) error
 	SetNATRange(first, last uint16) error
 	Revoke() error
 	Stats(ifindexes ...int) (map[int]datapath.Counters, error)

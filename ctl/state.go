@@ -419,9 +419,12 @@ func (st *state) leads(translated bool) bool {
 }
 
 // routes6 reports whether a network is routed by IPv6.
-func (st *state) routes6() bool {
-	for _, n := range st.Networks {
-		if n.routed6() {
+func (st *state) routes6() bool { return st.routes6But(nil) }
+
+// routes6But reports whether a network other than n is routed by IPv6.
+func (st *state) routes6But(n *network) bool {
+	for _, x := range st.Networks {
+		if x != n && x.routed6() {
 			return true
 		}
 	}

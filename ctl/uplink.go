@@ -161,7 +161,7 @@ func (us uplinks) addr6(index int) (netip.Addr, error) {
 	}
 	addr, err := us.op.conn.Source(index, r)
 	for _, n := range us.op.st.Networks {
-		if addr.IsLinkLocalUnicast() || n.Subnet6.IsValid() && n.Subnet6.Contains(addr) {
+		if !addr.Is6() || addr.IsLinkLocalUnicast() || n.Subnet6.IsValid() && n.Subnet6.Contains(addr) {
 			return netip.Addr{}, err
 		}
 	}
@@ -341,8 +341,16 @@ func (us uplinks) sync(quiet bool) error {
 			us.op.say("%s", n)
 		}
 	}
-	if len(want) == 0 || slices.Equal(want, us.op.st.Uplinks) {
-		return nil // nothing better than what there is
+	if len(want) == 0 { // nothing better than what there is
+		want = slices.Clone(us.op.st.Uplinks)
+		for i := range want {
+			if !us.op.st.routes6() {
+				want[i].Addr6 = netip.Addr{}
+			}
+		}
+	}
+	if slices.Equal(want, us.op.st.Uplinks) {
+		return nil
 	}
 	if err := us.set(want); err != nil && !quiet {
 		return err
@@ -434,6 +442,9 @@ func (us uplinks) attach(u uplink) error {
 	if dp.Closed, err = us.op.hostconf.RecordClosed(hostconf.IPv4, u.Name); err == nil && u.Addr6.IsValid() {
 		dp.Closed6, err = us.op.hostconf.RecordClosed(hostconf.IPv6, u.Name)
 	}
+	if err == nil && !u.Addr6.IsValid() {
+		err = us.op.hostconf.Close(hostconf.IPv6, u.Name) // while the programs know that it is closed
+	}
 	if err == nil {
 		err = us.op.dp.AttachUplink(dp)
 	}
@@ -441,7 +452,7 @@ func (us uplinks) attach(u uplink) error {
 		return fmt.Errorf("attaching uplink %s: %w", u.Name, err)
 	}
 	if !u.Addr6.IsValid() {
-		return errors.Join(hostconf.IPv4.Open(u.Name), us.op.hostconf.Close(hostconf.IPv6, u.Name))
+		return hostconf.IPv4.Open(u.Name)
 	}
 	return errors.Join(hostconf.IPv4.Open(u.Name), hostconf.IPv6.Open(u.Name), us.op.stands.ensure())
 }
@@ -645,10 +656,15 @@ func (us uplinks) mtu(uplinks []uplink, via string) int {
 type stands struct{ op *operation }
 
 // wanted are the entries for ports on uplinks.
-func (s stands) wanted(ports []*port, uplinks []uplink) (out []link.Proxy) {
+func (s stands) wanted(ports []*port, uplinks []uplink) []link.Proxy {
+	return s.possible(ports, slices.DeleteFunc(slices.Clone(uplinks), func(u uplink) bool { return !u.Addr6.IsValid() }))
+}
+
+// possible are those, and what is left of the time when an uplink had an address.
+func (s stands) possible(ports []*port, uplinks []uplink) (out []link.Proxy) {
 	for _, u := range uplinks {
 		for _, p := range ports {
-			if !u.RawIP && u.Addr6.IsValid() && p.IP6.IsValid() {
+			if !u.RawIP && p.IP6.IsValid() {
 				out = append(out, link.Proxy{Index: u.Index, Addr: p.IP6})
 			}
 		}
@@ -710,11 +726,11 @@ func (s stands) part(n *network, ports []*port) error {
 	if !n.NDProxy {
 		return nil
 	}
-	return s.remove(s.wanted(ports, s.op.st.mainUplinks()))
+	return s.remove(s.possible(ports, s.op.st.mainUplinks()))
 }
 
 // leave removes the entries on an uplink.
-func (s stands) leave(u uplink) error { return s.remove(s.wanted(s.ports(), []uplink{u})) }
+func (s stands) leave(u uplink) error { return s.remove(s.possible(s.ports(), []uplink{u})) }
 
 func (s stands) remove(entries []link.Proxy) error {
 	var errs []error
@@ -754,9 +770,6 @@ type others struct{ op *operation }
 func (o others) wanted() bool {
 	return o.op.st.leads(true) && !o.excluded()
 }
-
-// wanted6 is wanted for IPv6, which is routed.
-func (o others) wanted6() bool { return o.op.st.routes6() && !o.excluded() }
 
 // excluded reports whether the uplinks were named, and so are the only ways out.
 func (o others) excluded() bool { return !slices.Contains(o.op.st.Settings.Uplinks, AutoUplink) }
@@ -841,6 +854,11 @@ func (o others) lead(pubs []*publication, gone bool) error {
 
 // leave takes a network out that is going down.
 func (o others) leave(n *network) error {
+	if !o.op.st.routes6But(n) {
+		if err := o.close6(); err != nil {
+			return err
+		}
+	}
 	h := o.op.firewall.exits()
 	h.Networks = slices.DeleteFunc(h.Networks, func(x firewall.Network) bool { return x.Name == n.Name })
 	if len(h.Networks) > 0 {
@@ -849,36 +867,43 @@ func (o others) leave(n *network) error {
 	return o.undo()
 }
 
-func (o others) open() error {
-	return errors.Join(
-		o.openFamily(hostconf.IPv4, o.wanted(), o.op.checks.opened(), o.op.dp.SetOpened),
-		o.openFamily(hostconf.IPv6, o.wanted6() && hostconf.IPv6.OpensDevices(), o.op.checks.opened6(), o.op.dp.SetOpened6))
+// close6 closes the uplinks that fastbr has opened for IPv6: the programs that judge what is
+// forwarded there go with the last network that has it.
+func (o others) close6() error {
+	var errs []error
+	for _, u := range o.op.st.mainUplinks() {
+		errs = append(errs, o.op.hostconf.Close(hostconf.IPv6, u.Name))
+	}
+	return errors.Join(errs...)
 }
 
-// openFamily lets the kernel forward what comes in by any device, or not. ours are open in
-// any case. tell tells the datapath that fastbr opens devices.
-func (o others) openFamily(f hostconf.Family, open bool, ours []string, tell func(bool) error) error {
+// open lets the kernel forward what comes in by any device, or not. It tells the datapath
+// first that fastbr opens devices. For IPv6 only bridges and uplinks are opened: in
+// POSTROUTING a packet of IPv6 does not tell whether it is forwarded, so the guard could not
+// judge what came in by another device.
+func (o others) open() error {
+	ours := o.op.checks.opened()
+	open := o.wanted()
 	if open {
 		var err error
-		if open, err = o.op.hostconf.CanOpenOthers(f, ours); err != nil {
+		if open, err = o.op.hostconf.CanOpenOthers(hostconf.IPv4, ours); err != nil {
 			return err
 		}
 	}
 	if !open {
-		return errors.Join(o.op.hostconf.CloseOthers(f, ours), tell(false))
+		return errors.Join(o.op.hostconf.CloseOthers(hostconf.IPv4, ours), o.op.dp.SetOpened(false))
 	}
-	if err := tell(true); err != nil {
+	if err := o.op.dp.SetOpened(true); err != nil {
 		return err
 	}
-	return o.op.hostconf.OpenOthers(f)
+	return o.op.hostconf.OpenOthers(hostconf.IPv4)
 }
 
 // undo takes everything back.
 func (o others) undo() error {
-	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened()),
-		o.op.hostconf.CloseOthers(hostconf.IPv6, o.op.checks.opened6())}
+	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened())}
 	if o.op.dp != nil {
-		errs = append(errs, o.op.dp.SetOpened(false), o.op.dp.SetOpened6(false))
+		errs = append(errs, o.op.dp.SetOpened(false))
 	}
 	return errors.Join(errs...)
 }

@@ -67,14 +67,6 @@ func cBool(on bool) uint32 {
 	return 0
 }
 
-// SetOpened6 is SetOpened for IPv6: until the host's conf/all/forwarding is 1.
-func (d *Datapath) SetOpened6(on bool) error {
-	return d.control.changeConf(func(c *tcFbrConf) error {
-		c.Opened6 = cBool(on)
-		return nil
-	})
-}
-
 // SetOpened tells the programs whether devices that they do not know forward only by
 // fastbr's setting. Until the host's ip_forward is 1, what came in by one may then
 // leave only by a bridge of fastbr's.

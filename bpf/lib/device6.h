@@ -7,7 +7,7 @@
 #define FBR_IP_EXCEPTS FBR_DEV_EXCEPTS6
 #define FBR_IP_WAYS    FBR_DEV_WAYS6
 #define FBR_IP_CLOSED  FBR_DEV_CLOSED6
-#define FBR_OPENED(c)  ((c)->opened6)
+#define FBR_OPENED(c)  false /* for IPv6, no other devices are opened */
 
 /* fbr_dev6[the device's slot in fbr_devs]: a device of the IPv6 programs */
 struct fbr_dev6 {

@@ -132,20 +132,26 @@ static __always_inline enum fbr_reason fbr_check_ip6(struct __sk_buff *skb, cons
 	return s->proto == IPPROTO_ICMPV6 ? fbr_nd_check(skb, p, s) : FBR_NONE;
 }
 
-/* Whether the host would have to ask on the bridge who has an address. A container could make
- * it ask for all addresses of its subnet, until its neighbour table has no room for anybody's
- * (RFC 6583). Containers' own neighbours are permanent. The kernel tells only if it is a router.
+/* Whether the host would have to ask on the bridge who has an address of p's subnet. A
+ * container could make it ask for all of them, until its neighbour table has no room for
+ * anybody's (RFC 6583). Containers' own neighbours are permanent. The kernel tells only where
+ * the host is a router. In a routed network it forwards in any case, and may ask for whatever
+ * is no container's.
  */
-static __always_inline bool fbr_host_asks(struct __sk_buff *skb, __u32 bridge, fbr_addr addr)
+static __always_inline bool fbr_host_asks(struct __sk_buff *skb, const struct fbr_dev *p,
+					  fbr_addr addr)
 {
 	struct bpf_fib_lookup fib = {
 		.family = FBR_FAMILY,
-		.ifindex = bridge,
+		.ifindex = p->bridge,
 		FBR_FIB_DST(addr),
 	};
 
-	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT) ==
-	       BPF_FIB_LKUP_RET_NO_NEIGH;
+	if (fbr_addr_port(addr))
+		return false;
+	return (p->flags & FBR_IP_ROUTED) ||
+	       bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT) ==
+		       BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
 /* Whether a packet that is not for another port may go to the kernel. The packet's
@@ -167,7 +173,7 @@ __fbr_global enum fbr_reason fbr_route6_allowed(struct __sk_buff *skb, const str
 		return FBR_NONE;
 	n = fbr_link_local(s->daddr) ? NULL : fbr_net_get(s->daddr);
 	if (n && n->bridge == p->bridge)
-		return fbr_host_asks(skb, p->bridge, s->daddr) ? FBR_ISOLATED : FBR_NONE;
+		return fbr_host_asks(skb, p, s->daddr) ? FBR_ISOLATED : FBR_NONE;
 	if (n || fbr_link_local(s->daddr) || (p->flags & FBR_DEV_INTERNAL))
 		return FBR_ISOLATED;
 	return p->flags & FBR_DEV_PLAIN ? FBR_NONE : FBR_NO_UPLINK;

@@ -63,8 +63,7 @@ struct fbr_conf {
 	 */
 	__u32 nat_first;
 	__u32 nat_count;
-	__u32 opened;  /* new devices of the host forward only because of our setting */
-	__u32 opened6; /* the same for IPv6 */
+	__u32 opened; /* new devices of the host forward only because of our setting */
 };
 
 struct {

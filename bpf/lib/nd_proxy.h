@@ -25,7 +25,8 @@ __fbr_global int fbr_nd_proxy(struct __sk_buff *skb, const struct fbr_dev *u,
 	struct fbr_net *n;
 	__u8 hops;
 
-	if (!u || !p || !dev || p->proto != IPPROTO_ICMPV6 || p->icmp_type != ICMPV6_NS || p->frag)
+	if (!u || (u->flags & FBR_DEV_SIDE) || !p || !dev || p->proto != IPPROTO_ICMPV6 ||
+	    p->icmp_type != ICMPV6_NS || p->frag)
 		return 0;
 	if (bpf_skb_load_bytes(skb, p->l3 + offsetof(fbr_ip, ttl), &hops, sizeof(hops)) ||
 	    hops != 255 ||

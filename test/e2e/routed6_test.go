@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,4 +88,64 @@ func TestE2ERouted6BesideTranslated(t *testing.T) {
 			t.Errorf("drops %v, want no_uplink of c2", drops)
 		}
 	})
+}
+
+// TestE2ERouted6IsNoRouter: the host forwards IPv6 for containers only, whatever an uplink
+// without an IPv6 address brings. When the last routed network goes and another stays,
+// every device is closed again.
+func TestE2ERouted6IsNoRouter(t *testing.T) {
+	t.Parallel()
+	h := newE2E(t, harness.Mode{Name: "fast", Leaky: true}, lab.Options{Containers: 1, Uplinks: 2, IPv6: lab.Static})
+	const forced = "cat /proc/sys/net/ipv6/conf/*/force_forwarding"
+	if _, err := h.Host.Run(h.Ctx, "sh", "-c", forced); err != nil {
+		t.Skip("before Linux 6.17 a network that is routed makes the host a router")
+	}
+	h.onHost(t, "ip -6 addr del "+h.HostAddr6(1).String()+"/64 dev eth1")
+	before := h.snapshot(t)
+	h.Must(t, "up", "other", "--subnet", "192.168.9.0/24")
+	// A part of the uplink's subnet, defined: it comes up again.
+	h.Must(t, "network", "create", "routed", "--subnet", "2001:db8:1::c000/114", "--masquerade6=false", "--nd-proxy")
+	h.Must(t, "down", "routed")
+	h.Must(t, "up", "routed")
+	c1, stranger := h.Containers[0], h.Outsides[1]
+	h.Attach(t, c1, "c1", "--network", "routed")
+
+	out, err := h.Host.Run(h.Ctx, "sh", "-c", "ip -6 -o addr show dev eth1 scope link | awk '{sub(\"/.*\", \"\", $4); print $4}'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stranger.Run(h.Ctx, "ip", "-6", "route", "replace", h.Outside.Addr6.String(), "via", strings.TrimSpace(out), "dev", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	server := h.ServeUDP(t, h.Outside, on(h.Outside.Addr6, 9090))
+	strange, err := stranger.ListenUDP(on(netip.IPv6Unspecified(), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = strange.Close() }()
+	for range 3 {
+		if _, err := strange.WriteToUDPAddrPort([]byte("through"), server.Addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sock, err := c1.ListenUDP(on(netip.IPv6Unspecified(), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sock.Close() }()
+	h.comesToPass(t, sock, server.Addr, true)
+	assertPeers(t, server, c1.Addr6)
+
+	h.Must(t, "detach", "c1")
+	h.Must(t, "down", "routed")
+	if out, err := h.Host.Run(h.Ctx, "sh", "-c", forced); err != nil || strings.Contains(out, "1") {
+		t.Errorf("devices are open for IPv6 without a routed network: %q, %v", out, err)
+	}
+	h.Must(t, "network", "rm", "routed")
+	h.Must(t, "down", "--all")
+	for kind, now := range h.snapshot(t) {
+		if diff := lineDiff(before[kind], now); diff != "" {
+			t.Errorf("%s differ from before:\n%s", kind, diff)
+		}
+	}
 }
