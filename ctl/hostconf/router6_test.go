@@ -39,7 +39,7 @@ func sysctls(t *testing.T, l *lab.Lab, want map[string]string, when string) {
 // whoever makes the host a router meanwhile, and afterwards. What was set before is set
 // again, unless the host is still a router by somebody else's will.
 func TestRouteSurvives(t *testing.T) {
-	t.Parallel()
+	// Not beside the tests that run in parallel: it changes what IPv6 is.
 	testutil.RequireRoot(t)
 	l, ctx := advertisedHost(t)
 	h := &Host{Record: &Record{}, Save: func() error { return nil }, Say: t.Logf}
