@@ -96,7 +96,7 @@ func TestIPv6(t *testing.T) {
 		if err := Announce(dev, ours.Addr(), here); err != nil {
 			t.Fatal(err)
 		}
-		list, err := in.neighbours()
+		list, err := in.neighbours(netlink.Ndmsg{})
 		if err != nil {
 			t.Fatal(err)
 		}

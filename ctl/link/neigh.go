@@ -47,7 +47,7 @@ func (c *Conn) DeleteNeighbour(index int, ip netip.Addr) error {
 // DropUnresolved deletes the device's incomplete neighbour entries, and with
 // them the packets that wait for resolution.
 func (c *Conn) DropUnresolved(index int) error {
-	all, err := c.neighbours()
+	all, err := c.neighbours(netlink.Ndmsg{})
 	if err != nil {
 		return err
 	}
@@ -64,14 +64,14 @@ func (c *Conn) DropUnresolved(index int) error {
 	return nil
 }
 
-// neighbours lists the IPv4 and IPv6 neighbours of all devices. The library's own call
-// leaves the padding of its request uninitialised, and strict checking rejects
-// it.
-func (c *Conn) neighbours() ([]netlink.Neigh, error) {
+// neighbours lists the IPv4 and IPv6 neighbours of all devices, or those of a kind: a family, or
+// flags such as NTF_PROXY. The library's own call leaves the padding of its request
+// uninitialised, and strict checking rejects it.
+func (c *Conn) neighbours(kind netlink.Ndmsg) ([]netlink.Neigh, error) {
 	msgs, err := dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
 		req.Sockets = c.raw // without strict checking
-		req.AddData(&netlink.Ndmsg{Family: unix.AF_UNSPEC})
+		req.AddData(&kind)
 		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
 	})
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +19,7 @@ type Proxy struct {
 
 // Add adds the entry. It succeeds when there is one.
 func (p Proxy) Add(c *Conn) error {
-	err := c.h.NeighSet(&netlink.Neigh{LinkIndex: p.Index, Family: int(FamilyOf(p.Addr)), Flags: netlink.NTF_PROXY, IP: p.Addr.AsSlice()})
+	err := c.h.NeighSet(p.neighbour())
 	if err != nil {
 		return fmt.Errorf("standing for neighbour %s: %w", p.Addr, sentinel(err))
 	}
@@ -29,30 +28,27 @@ func (p Proxy) Add(c *Conn) error {
 
 // Delete removes the entry. It succeeds when there is none.
 func (p Proxy) Delete(c *Conn) error {
-	err := c.h.NeighDel(&netlink.Neigh{LinkIndex: p.Index, Family: int(FamilyOf(p.Addr)), Flags: netlink.NTF_PROXY, IP: p.Addr.AsSlice()})
+	err := c.h.NeighDel(p.neighbour())
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(sentinel(err), ErrNotFound) {
 		return nil
 	}
 	return fmt.Errorf("standing for neighbour %s no more: %w", p.Addr, err)
 }
 
+func (p Proxy) neighbour() *netlink.Neigh {
+	n := neighbour(p.Index, p.Addr)
+	n.Flags = netlink.NTF_PROXY
+	return n
+}
+
 // Proxies returns the entries for IPv6 addresses.
 func Proxies(c *Conn) (map[Proxy]bool, error) {
-	msgs, err := dump(func() ([][]byte, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
-		req.Sockets = c.raw // without strict checking, as neighbours
-		req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Flags: netlink.NTF_PROXY})
-		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
-	})
+	all, err := c.neighbours(netlink.Ndmsg{Family: unix.AF_INET6, Flags: netlink.NTF_PROXY})
 	if err != nil {
-		return nil, fmt.Errorf("listing proxied neighbours: %w", sentinel(err))
+		return nil, err
 	}
 	out := map[Proxy]bool{}
-	for _, m := range msgs {
-		n, err := netlink.NeighDeserialize(m)
-		if err != nil {
-			return nil, fmt.Errorf("reading a proxied neighbour: %w", err)
-		}
+	for _, n := range all {
 		if a, ok := netip.AddrFromSlice(n.IP); ok && n.Flags&netlink.NTF_PROXY != 0 {
 			out[Proxy{n.LinkIndex, a}] = true
 		}

@@ -393,10 +393,8 @@ func (w *Watcher) readGateways() {
 			found[onLink(a, device)] = ""
 		}
 	}
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := dump(func() ([]netlink.Route, error) {
-			return w.conn.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-		})
+	for _, family := range []Family{IPv4, IPv6} {
+		routes, err := routesOfAll(w.conn, family)
 		if err != nil {
 			return // keep the gateways known so far
 		}
@@ -407,7 +405,7 @@ func (w *Watcher) readGateways() {
 			}
 		}
 	}
-	neighbours, _ := w.conn.neighbours()
+	neighbours, _ := w.conn.neighbours(netlink.Ndmsg{})
 	for _, n := range neighbours {
 		a, ok := netip.AddrFromSlice(n.IP)
 		if !ok || len(n.HardwareAddr) == 0 {
