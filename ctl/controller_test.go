@@ -48,22 +48,32 @@ func TestUpAttachDownLeavesNothing(t *testing.T) {
 	}
 }
 
+// insideOf opens a container's namespace until the test ends, and returns its eth0.
+func insideOf(t *testing.T, target string) (*link.Conn, link.Device) {
+	t.Helper()
+	ns, err := link.OpenTarget(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ns.Close)
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(inside.Close)
+	d, err := inside.ByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inside, d
+}
+
 // assertInside wants the container's end as containers expect it.
 func assertInside(t *testing.T, n *testutil.Netns, res AttachResult) {
 	t.Helper()
-	ns, err := link.OpenTarget(n.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	c, err := link.OpenIn(ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	d, err := c.ByName("eth0")
-	if err != nil || !d.Up || d.MAC.String() != res.MAC {
-		t.Errorf("eth0 = %+v, %v", d, err)
+	c, d := insideOf(t, n.Path())
+	if !d.Up || d.MAC.String() != res.MAC {
+		t.Errorf("eth0 = %+v", d)
 	}
 	if lo, err := c.ByName("lo"); err != nil || !lo.Up {
 		t.Errorf("lo = %+v, %v", lo, err)

@@ -8,7 +8,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
@@ -160,20 +159,7 @@ func TestKillThenVanish(t *testing.T) {
 	if err := cmd.Run(); err == nil {
 		t.Fatalf("it was not killed: %s", cmd.Stderr)
 	}
-	ns, err := link.OpenTarget(target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	inside, err := link.OpenIn(ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inside.Close()
-	d, err := inside.ByName("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inside, d := insideOf(t, target)
 	if err := inside.Delete(d.Index); err != nil {
 		t.Fatal(err)
 	}

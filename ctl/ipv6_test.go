@@ -47,20 +47,7 @@ func TestIPv6UpAttachDown(t *testing.T) {
 		t.Errorf("an address that is taken: %v", err)
 	}
 	h.wantIPv6(t, "fastbr0", "2001:db8:9::1/64", "fe80::42:acff:fe1e:1/64")
-	ns, err := link.OpenTarget(target.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	inside, err := link.OpenIn(ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer inside.Close()
-	d, err := inside.ByName("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inside, d := insideOf(t, target.Path())
 	if addrs, err := inside.Addrs(link.IPv6); err != nil || !sameSet(addrs[d.Index], "2001:db8:9::2/64", "fe80::42:acff:fe1e:2/64") {
 		t.Errorf("inside are the addresses %v, %v", addrs[d.Index], err)
 	}
@@ -119,24 +106,11 @@ func TestIPv6LinkLocalAndNone(t *testing.T) {
 			if res := h.attach(t, target.Path(), "c1"); res.IP6 != "" || res.Gateway6 != "" {
 				t.Errorf("attach = %+v", res)
 			}
-			ns, err := link.OpenTarget(target.Path())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ns.Close()
-			inside, err := link.OpenIn(ns)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer inside.Close()
-			d, err := inside.ByName("eth0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			inside, d := insideOf(t, target.Path())
 			if addrs, err := inside.Addrs(link.IPv6); err != nil || !sameSet(addrs[d.Index], want...) {
 				t.Errorf("inside are the addresses %v (%v), want %v", addrs[d.Index], err, want)
 			}
-			_, err = h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), IP6: netip.MustParseAddr("2001:db8::2")})
+			_, err := h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), IP6: netip.MustParseAddr("2001:db8::2")})
 			if !errors.Is(err, ErrInvalid) {
 				t.Errorf("an IPv6 address there: %v", err)
 			}
