@@ -370,7 +370,7 @@ func (ps ports) checkAllowedAddr(n *network, p *port, a netip.Prefix) error {
 	if a.Overlaps(n.Subnet) && a.Bits() < n.Subnet.Bits() {
 		return taken(fmt.Sprintf("the subnet %s of network %s", n.Subnet, n.Name))
 	}
-	own, err := ps.op.host.allAddrs()
+	own, err := ps.op.host.allAddrs(link.IPv4)
 	if err != nil {
 		return err
 	}
@@ -465,22 +465,20 @@ func (n *network) chooseIPv6(asked netip.Addr, taken func(netip.Addr) bool) (net
 // takenAddrs are those that no new port of the network can have: another's, those that
 // others are allowed, and the host's own, which a subnet that the user has chosen may contain.
 func (ps ports) takenAddrs(n *network) (func(netip.Addr) bool, error) {
-	own, err := ps.op.host.allAddrs()
+	own, err := ps.op.host.allAddrs(link.IPv4)
 	if err != nil {
 		return nil, err
 	}
-	own6, err := ps.op.host.addresses6()
-	if err != nil {
-		return nil, err
+	if n.Subnet6.IsValid() {
+		own6, err := ps.op.host.allAddrs(link.IPv6)
+		if err != nil {
+			return nil, err
+		}
+		own = append(own, own6...)
 	}
 	set := make(map[netip.Addr]bool, 2*len(n.Ports)+len(own))
 	for _, a := range own {
 		set[a] = true
-	}
-	for _, addrs := range own6 {
-		for _, a := range addrs {
-			set[a.Addr()] = true
-		}
 	}
 	var allowed []netip.Prefix
 	for _, p := range n.Ports {

@@ -162,10 +162,7 @@ func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note
 // addIPv6 completes the subnet and the gateway of IPv6.
 func (d *Definition) addIPv6(used usedAddrs) error {
 	if d.Subnet6.IsValid() {
-		if d.NDProxy {
-			used = used.around(d.Subnet6)
-		}
-		if err := used.conflict(d.Subnet6); err != nil {
+		if err := d.conflict(d.Subnet6, used); err != nil {
 			return fmt.Errorf("subnet %s %w", d.Subnet6, err)
 		}
 	} else {
@@ -184,6 +181,15 @@ func (d *Definition) addIPv6(used usedAddrs) error {
 		return tagged(ErrInvalid, "gateway "+err.Error())
 	}
 	return nil
+}
+
+// conflict says why a subnet cannot be the network's, as used.conflict. With --nd-proxy its
+// containers have addresses of an uplink's subnet.
+func (d Definition) conflict(subnet netip.Prefix, used usedAddrs) error {
+	if d.NDProxy && subnet == d.Subnet6 {
+		used = used.around(subnet)
+	}
+	return used.conflict(subnet)
 }
 
 func bridgeName(network, id string) string {
@@ -414,8 +420,7 @@ func (u usedAddrs) all() []netip.Prefix {
 	return slices.AppendSeq(slices.AppendSeq(slices.Clone(u.routes), maps.Keys(u.networks)), maps.Keys(u.allowed))
 }
 
-// around is what is used but for the subnets of devices that p is a part of: with --nd-proxy
-// containers have addresses of an uplink's subnet.
+// around is what is used but for the subnets of devices that p is a part of.
 func (u usedAddrs) around(p netip.Prefix) usedAddrs {
 	u.devices = maps.Clone(u.devices)
 	maps.DeleteFunc(u.devices, func(of netip.Prefix, _ string) bool { return of.Bits() < p.Bits() && of.Overlaps(p) })

@@ -20,10 +20,21 @@ type known struct {
 	queues  map[int]bool
 	members map[int]link.BridgePort
 	devices map[int]link.Device
-	addrs   map[int][]netip.Prefix
-	addrs6  map[int][]netip.Prefix
-	routes  []link.Route
-	routes6 []link.Route
+	ipv4    knownFamily
+	ipv6    knownFamily
+}
+
+// knownFamily is what is known by address family.
+type knownFamily struct {
+	addrs  map[int][]netip.Prefix
+	routes []link.Route
+}
+
+func (k *known) of(f link.Family) *knownFamily {
+	if f == link.IPv6 {
+		return &k.ipv6
+	}
+	return &k.ipv4
 }
 
 // forget makes the next question read the host again.
@@ -69,35 +80,30 @@ func (h *hostCache) device(index int) (link.Device, error) {
 	return d, nil
 }
 
-// addrsOf are the IPv4 addresses of a device, the primary ones first.
-func (h *hostCache) addrsOf(index int) ([]netip.Prefix, error) {
-	all, err := h.addresses()
+// addresses are the addresses of every device, by ifindex, the primary ones first.
+func (h *hostCache) addresses(f link.Family) (map[int][]netip.Prefix, error) {
+	return remember(&h.of(f).addrs, func() (map[int][]netip.Prefix, error) { return h.conn.Addrs(f) })
+}
+
+// addrsOf are the addresses of a device, the primary ones first.
+func (h *hostCache) addrsOf(f link.Family, index int) ([]netip.Prefix, error) {
+	all, err := h.addresses(f)
 	return all[index], err
 }
 
 // allAddrsOf are the addresses of a device, IPv4's first.
 func (h *hostCache) allAddrsOf(index int) ([]netip.Prefix, error) {
-	v4, err := h.addrsOf(index)
+	v4, err := h.addrsOf(link.IPv4, index)
 	if err != nil {
 		return nil, err
 	}
-	v6, err := h.addresses6()
-	return slices.Concat(v4, v6[index]), err
+	v6, err := h.addrsOf(link.IPv6, index)
+	return slices.Concat(v4, v6), err
 }
 
-// addresses6 are the IPv6 addresses of every device, by ifindex.
-func (h *hostCache) addresses6() (map[int][]netip.Prefix, error) {
-	return remember(&h.addrs6, func() (map[int][]netip.Prefix, error) { return h.conn.Addrs(link.IPv6) })
-}
-
-// addresses are the IPv4 addresses of every device, by ifindex.
-func (h *hostCache) addresses() (map[int][]netip.Prefix, error) {
-	return remember(&h.addrs, func() (map[int][]netip.Prefix, error) { return h.conn.Addrs(link.IPv4) })
-}
-
-// allAddrs are the IPv4 addresses of every device.
-func (h *hostCache) allAddrs() ([]netip.Addr, error) {
-	all, err := h.addresses()
+// allAddrs are the addresses of every device.
+func (h *hostCache) allAddrs(f link.Family) ([]netip.Addr, error) {
+	all, err := h.addresses(f)
 	var out []netip.Addr
 	for _, addrs := range all {
 		for _, a := range addrs {
@@ -107,29 +113,20 @@ func (h *hostCache) allAddrs() ([]netip.Addr, error) {
 	return out, err
 }
 
-// allRoutes are the IPv4 routes of every table.
-func (h *hostCache) allRoutes() ([]link.Route, error) {
-	if h.routes != nil {
-		return h.routes, nil
+// allRoutes are the routes of every table.
+func (h *hostCache) allRoutes(f link.Family) ([]link.Route, error) {
+	known := h.of(f)
+	if known.routes != nil {
+		return known.routes, nil
 	}
 	var err error
-	h.routes, err = h.conn.Routes(link.IPv4)
-	return h.routes, err
-}
-
-// allRoutes6 are the IPv6 routes of every table.
-func (h *hostCache) allRoutes6() ([]link.Route, error) {
-	if h.routes6 != nil {
-		return h.routes6, nil
-	}
-	var err error
-	h.routes6, err = h.conn.Routes(link.IPv6)
-	return h.routes6, err
+	known.routes, err = h.conn.Routes(f)
+	return known.routes, err
 }
 
 // advertised are the names of the devices with routes that routers have advertised.
 func (h *hostCache) advertised() (names []string, err error) {
-	routes, err := h.allRoutes6()
+	routes, err := h.allRoutes(link.IPv6)
 	if err != nil {
 		return nil, err
 	}

@@ -522,7 +522,7 @@ func (ps *publications) reachFromHost() error {
 
 // syncLocal tells the datapath which addresses the host has.
 func (ps *publications) syncLocal() error {
-	addrs, err := ps.op.host.allAddrs()
+	addrs, err := ps.op.host.allAddrs(link.IPv4)
 	if err != nil {
 		return err
 	}

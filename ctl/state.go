@@ -349,14 +349,19 @@ func (st *state) mainUplinks() []uplink {
 	return slices.DeleteFunc(slices.Clone(st.Uplinks), func(u uplink) bool { return u.Side })
 }
 
-// isVia reports whether a device is the only way out of a network.
-func (st *state) isVia(device string) bool {
+// any reports whether is holds for a network.
+func (st *state) any(is func(*network) bool) bool {
 	for _, n := range st.Networks {
-		if n.Via == device {
+		if is(n) {
 			return true
 		}
 	}
 	return false
+}
+
+// isVia reports whether a device is the only way out of a network.
+func (st *state) isVia(device string) bool {
+	return st.any(func(n *network) bool { return n.Via == device })
 }
 
 // indexes are those of all ports and uplinks.
@@ -399,23 +404,13 @@ func (n *network) sortedPorts() []*port {
 
 // hasIPv6 reports whether a network carries IPv6.
 func (st *state) hasIPv6() bool {
-	for _, n := range st.Networks {
-		if n.hasIPv6() {
-			return true
-		}
-	}
-	return false
+	return st.any(func(n *network) bool { return n.hasIPv6() })
 }
 
 // leads reports whether a network leads outside, with or without translation. Without, it
 // wants the host to be a router.
 func (st *state) leads(translated bool) bool {
-	for _, n := range st.Networks {
-		if n.Masquerade == translated && !n.Internal {
-			return true
-		}
-	}
-	return false
+	return st.any(func(n *network) bool { return n.Masquerade == translated && !n.Internal })
 }
 
 // routes6 reports whether a network is routed by IPv6.
@@ -423,12 +418,7 @@ func (st *state) routes6() bool { return st.routes6But(nil) }
 
 // routes6But reports whether a network other than n is routed by IPv6.
 func (st *state) routes6But(n *network) bool {
-	for _, x := range st.Networks {
-		if x != n && x.routed6() {
-			return true
-		}
-	}
-	return false
+	return st.any(func(x *network) bool { return x != n && x.routed6() })
 }
 
 // routed6 reports whether IPv6 leads outside without translation.

@@ -154,11 +154,7 @@ func (nets networks) resolve(name string, def *Definition, nr NetworkRequest) (*
 	}
 	if def != nil {
 		for _, subnet := range def.subnets() {
-			of := used
-			if def.NDProxy && subnet == def.Subnet6 {
-				of = used.around(subnet)
-			}
-			if err := of.conflict(subnet); err != nil {
+			if err := def.conflict(subnet, used); err != nil {
 				return nil, fmt.Errorf("subnet %s of network %s %w", subnet, name, err)
 			}
 		}
@@ -188,7 +184,7 @@ func (op *operation) missesAddress(d Definition) (string, error) {
 	if !d.SNATAddress.IsValid() {
 		return "", nil
 	}
-	addrs, err := op.host.allAddrs()
+	addrs, err := op.host.allAddrs(link.IPv4)
 	if err != nil || slices.Contains(addrs, d.SNATAddress) {
 		return "", err
 	}

@@ -96,8 +96,11 @@ func (us uplinks) withVias(candidates []candidate, coming []*network) []candidat
 		vias = append(vias, us.op.st.Networks[name].Via)
 	}
 	for _, via := range vias {
+		if via == "" {
+			continue
+		}
 		d, err := us.op.conn.ByName(via)
-		if via == "" || err != nil || us.unfit(d) != "" {
+		if err != nil || us.unfit(d) != "" {
 			continue
 		}
 		if i := slices.IndexFunc(candidates, func(c candidate) bool { return c.Index == d.Index }); i >= 0 {
@@ -109,40 +112,23 @@ func (us uplinks) withVias(candidates []candidate, coming []*network) []candidat
 	return candidates
 }
 
-// addr is the address that the host has on a device. Without one, it is the address that
-// the host uses along a route by the device: one of lo, for example. It is invalid if there
-// is none outside fastbr's subnets.
+// addr is the IPv4 address that the host has on a device, or uses along a route by it.
 func (us uplinks) addr(index int) (netip.Addr, error) {
-	addrs, err := us.op.host.addrsOf(index)
+	addrs, err := us.op.host.addrsOf(link.IPv4, index)
 	if err != nil || len(addrs) > 0 {
 		return firstAddr(addrs), err
 	}
-	routes, err := us.op.host.allRoutes()
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	r, leads := link.Leading(routes)[index]
-	if !leads {
-		return netip.Addr{}, nil
-	}
-	addr, err := us.op.conn.Source(index, r)
-	for _, n := range us.op.st.Networks {
-		if addr.IsValid() && n.Subnet.Contains(addr) {
-			return netip.Addr{}, nil
-		}
-	}
-	return addr, err
+	return us.addrAlong(link.IPv4, index)
 }
 
 // addr6 is the global IPv6 address that the host has on a device, the one that it was known
-// by as long as it is there; on a device without one, that which the host uses along a route
-// by it. It is invalid if there is none outside fastbr's subnets.
+// by as long as it is there, or uses along a route by the device.
 func (us uplinks) addr6(index int) (netip.Addr, error) {
-	all, err := us.op.host.addresses6()
+	addrs, err := us.op.host.addrsOf(link.IPv6, index)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	global := slices.DeleteFunc(slices.Clone(all[index]), func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
+	global := slices.DeleteFunc(slices.Clone(addrs), func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
 	for _, u := range us.op.st.Uplinks {
 		if u.Index == index && slices.ContainsFunc(global, func(p netip.Prefix) bool { return p.Addr() == u.Addr6 }) {
 			return u.Addr6, nil
@@ -151,7 +137,13 @@ func (us uplinks) addr6(index int) (netip.Addr, error) {
 	if len(global) > 0 {
 		return firstAddr(global), nil
 	}
-	routes, err := us.op.host.allRoutes6()
+	return us.addrAlong(link.IPv6, index)
+}
+
+// addrAlong is the address that the host uses along a route by a device that has none: one
+// of lo, for example. It is invalid if there is none outside fastbr's subnets.
+func (us uplinks) addrAlong(f link.Family, index int) (netip.Addr, error) {
+	routes, err := us.op.host.allRoutes(f)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -160,12 +152,15 @@ func (us uplinks) addr6(index int) (netip.Addr, error) {
 		return netip.Addr{}, nil
 	}
 	addr, err := us.op.conn.Source(index, r)
+	if err != nil || link.FamilyOf(addr) != f || f == link.IPv6 && addr.IsLinkLocalUnicast() {
+		return netip.Addr{}, err
+	}
 	for _, n := range us.op.st.Networks {
-		if !addr.Is6() || addr.IsLinkLocalUnicast() || n.Subnet6.IsValid() && n.Subnet6.Contains(addr) {
-			return netip.Addr{}, err
+		if slices.ContainsFunc(n.subnets(), func(s netip.Prefix) bool { return s.Contains(addr) }) {
+			return netip.Addr{}, nil
 		}
 	}
-	return addr, err
+	return addr, nil
 }
 
 // firstAddr is the first address, invalid if there is none.
@@ -257,12 +252,18 @@ func (us uplinks) auto(routed6 bool) (out []candidate, notes []string, err error
 
 // routes are the host's, by family.
 func (us uplinks) routes(routed6 bool) (out [][]link.Route, err error) {
-	v4, err := us.op.host.allRoutes()
-	if err != nil || !routed6 {
-		return [][]link.Route{v4}, err
+	families := []link.Family{link.IPv4}
+	if routed6 {
+		families = append(families, link.IPv6)
 	}
-	v6, err := us.op.host.allRoutes6()
-	return [][]link.Route{v4, v6}, err
+	for _, f := range families {
+		of, err := us.op.host.allRoutes(f)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, of)
+	}
+	return out, nil
 }
 
 // defaults are the devices of the default route, or of both.
@@ -509,10 +510,13 @@ func (us uplinks) detachAll() error {
 func (us uplinks) current() []uplink {
 	uplinks := slices.Clone(us.op.st.Uplinks)
 	for i, u := range uplinks {
-		if addrs, err := us.op.host.addrsOf(u.Index); err == nil && len(addrs) > 0 {
+		if addrs, err := us.op.host.addrsOf(link.IPv4, u.Index); err == nil && len(addrs) > 0 {
 			uplinks[i].Addr = addrs[0].Addr()
 		}
-		if addr, err := us.addr6(u.Index); err == nil && u.Addr6.IsValid() && addr.IsValid() {
+		if !u.Addr6.IsValid() {
+			continue
+		}
+		if addr, err := us.addr6(u.Index); err == nil && addr.IsValid() {
 			uplinks[i].Addr6 = addr
 		}
 	}
@@ -639,7 +643,7 @@ func (us uplinks) mtu(uplinks []uplink, via string) int {
 	if via != "" {
 		uplinks = slices.DeleteFunc(slices.Clone(uplinks), func(u uplink) bool { return u.Name != via })
 	} else if !us.op.others.excluded() {
-		routes, _ := us.op.host.allRoutes() // known since the uplinks are
+		routes, _ := us.op.host.allRoutes(link.IPv4) // known since the uplinks are
 		defaults := link.DefaultDevices(routes)
 		uplinks = slices.DeleteFunc(slices.Clone(uplinks), func(u uplink) bool { return !slices.Contains(defaults, u.Index) })
 	}
@@ -941,7 +945,7 @@ func (o others) finding() FeatureView {
 // names are those of the devices that lead outside and are no uplinks: no command has seen
 // them yet, there are too many, or they cannot be uplinks.
 func (o others) names() (out []string, err error) {
-	routes, err := o.op.host.allRoutes()
+	routes, err := o.op.host.allRoutes(link.IPv4)
 	if err != nil {
 		return nil, err
 	}
