@@ -170,6 +170,9 @@ static __always_inline bool fbr_forwards(struct net *net)
 	return net->ipv6.devconf_all->forwarding;
 }
 
+/* The kernel marks only what it forwards to groups: of other packets nobody can tell, so for
+ * IPv6 no device is opened that is neither a bridge of ours nor an uplink (FBR_OPENED).
+ */
 static __always_inline bool fbr_skb_forwarded(struct sk_buff *skb)
 {
 	struct inet6_skb_parm *cb =
