@@ -79,36 +79,43 @@ func (ls links) attachLink(name string, prog *ebpf.Program, attach func() (link.
 	return l.Close()
 }
 
-// attachDevice attaches the programs of a device, according to its kind; those for IPv6
-// where the device's flag says so.
-func (ls links) attachDevice(dev tcFbrDev) error {
-	var in, out string
+// programsOf returns the names of a device's programs, according to its kind. A bridge has
+// none.
+func programsOf(dev tcFbrDev) (in, out string) {
 	switch {
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0:
-		in, out = tcProgFbrPortIn, tcProgFbrPortOut
+		return tcProgFbrPortIn, tcProgFbrPortOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_RAW_IP != 0:
-		in, out = tcProgFbrTunIn, tcProgFbrTunOut
+		return tcProgFbrTunIn, tcProgFbrTunOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
-		in, out = tcProgFbrUplinkIn, tcProgFbrUplinkOut
+		return tcProgFbrUplinkIn, tcProgFbrUplinkOut
 	case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:
-		in = tcProgFbrFragIn
-	default:
-		return nil // a bridge has no programs
+		return tcProgFbrFragIn, ""
 	}
-	ifindex := int(dev.Ifindex)
+	return "", ""
+}
+
+// attachDevice attaches the programs of a device; those for IPv6 where the device's flag
+// says so.
+func (ls links) attachDevice(dev tcFbrDev) error {
+	in, out := programsOf(dev)
 	for _, o := range ls.d.families.loaded() {
 		if dev.Flags&o.flag != o.flag {
 			continue
 		}
 		// Egress first: what the ingress program lets in must pass the last check on
 		// its way out.
-		if out != "" {
-			if err := ls.attachTCX(o.family, ifindex, "out", o.progs[out]); err != nil {
+		for _, p := range []struct{ hook, name string }{{"out", out}, {"in", in}} {
+			if p.name == "" {
+				continue
+			}
+			prog, err := ls.d.families.program(o, p.name)
+			if err != nil {
 				return err
 			}
-		}
-		if err := ls.attachTCX(o.family, ifindex, "in", o.progs[in]); err != nil {
-			return err
+			if err := ls.attachTCX(o.family, int(dev.Ifindex), p.hook, prog); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

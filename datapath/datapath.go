@@ -12,6 +12,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -177,13 +178,24 @@ func build(dir string, meta tcFbrMeta, shared map[string]*ebpf.Map, load loader)
 
 // assign takes over the objects of coll.
 func (ct content) assign(coll *ebpf.Collection) error {
-	ct.d.four = &object{inet4, maps.Clone(coll.Maps), maps.Clone(coll.Programs)}
-	maps.DeleteFunc(ct.d.four.maps, func(name string, _ *ebpf.Map) bool { return !pinned(name) })
-	if err := coll.Assign(&ct.d.maps); err != nil {
-		return fmt.Errorf("assigning maps: %w", err)
+	ct.d.four = newObject(inet4, coll, nil)
+	if err := errors.Join(byName(&ct.d.maps, ct.d.four.maps), byName(&ct.d.progs, ct.d.four.progs)); err != nil {
+		return errors.Join(err, ct.d.Close())
 	}
-	if err := coll.Assign(&ct.d.progs); err != nil {
-		return errors.Join(fmt.Errorf("assigning programs: %w", err), ct.d.Close())
+	return nil
+}
+
+// byName sets the fields of to, a struct that was generated, to what has their names. Only
+// a program on demand may be missing.
+func byName[T any](to any, from map[string]*T) error {
+	fields := reflect.ValueOf(to).Elem()
+	for i := range fields.NumField() {
+		name := fields.Type().Field(i).Tag.Get("ebpf")
+		if o := from[name]; o != nil {
+			fields.Field(i).Set(reflect.ValueOf(o))
+		} else if !slices.Contains(onDemand, name) {
+			return fmt.Errorf("%s is not pinned", name)
+		}
 	}
 	return nil
 }
@@ -201,7 +213,7 @@ func loading(from source, tune func(*tcVariableSpecs) error) loader {
 	})
 }
 
-// loading loads the object of a family, after change has changed it.
+// loading loads the object of a family, after change has changed it. change may be nil.
 func (f family) loading(change func(*ebpf.CollectionSpec) error) loader {
 	return func(meta tcFbrMeta, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
 		spec, err := f.spec(meta)
@@ -215,8 +227,10 @@ func (f family) loading(change func(*ebpf.CollectionSpec) error) loader {
 		if err := setVariables(spec, meta); err != nil {
 			return nil, fmt.Errorf("setting the variables: %w", err)
 		}
-		if err := change(spec); err != nil {
-			return nil, err
+		if change != nil {
+			if err := change(spec); err != nil {
+				return nil, err
+			}
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 			MapReplacements: shared,
@@ -256,7 +270,7 @@ func (f family) spec(meta tcFbrMeta) (*ebpf.CollectionSpec, error) {
 	}
 	resize(spec, meta)
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
-		return f.progs != nil && !slices.Contains(f.progs, name)
+		return !f.loads(name)
 	})
 	return spec, nil
 }
@@ -463,8 +477,11 @@ func openCompatible(coll *ebpf.Collection, f family, meta tcFbrMeta, dir string)
 			return fmt.Errorf("%w: map %s has another layout", ErrSchemaOlder, name)
 		}
 	}
-	for name := range spec.Programs {
+	for _, name := range slices.Concat(slices.Collect(maps.Keys(spec.Programs)), onDemand) {
 		p, err := openProgram(dir, name)
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(onDemand, name) {
+			continue
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w: there is no program %s", ErrSchemaOlder, name)
 		}
@@ -565,7 +582,7 @@ func (ct content) readMeta() error {
 
 // Close releases the descriptors. Everything stays attached and pinned.
 func (d *Datapath) Close() error {
-	err := errors.Join(d.maps.Close(), d.progs.Close())
+	err := d.four.close()
 	if d.six != nil {
 		err = errors.Join(err, d.six.close())
 	}

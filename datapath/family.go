@@ -21,7 +21,7 @@ type family struct {
 	from   source
 	dir    string   // of its maps and programs, in the instance's
 	suffix string   // of the names of its links
-	progs  []string // those that are loaded; nil: all
+	progs  []string // those that are loaded at once; nil: all but onDemand
 	flag   tcFbrDevFlags
 	pf     link.NetfilterProtocolFamily
 }
@@ -32,8 +32,12 @@ var (
 	// those of IPv4 on each port with the flag.
 	inet6 = family{name: "IPv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
 		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut, tcProgFbrUplinkIn, tcProgFbrUplinkOut,
-			tcProgFbrTunIn, tcProgFbrTunOut, tcProgFbrGuard}, pf: link.NetfilterProtoIPv6}
+			tcProgFbrGuard}, pf: link.NetfilterProtoIPv6}
 )
+
+// onDemand are the programs of uplinks without Ethernet header, of either family. Few hosts
+// have such an uplink, and the verifier takes as long for them as for those of the others.
+var onDemand = []string{tcProgFbrTunIn, tcProgFbrTunOut}
 
 // familyless are the maps of no family: the IPv4 programs' are the IPv6 programs', too.
 var familyless = []string{
@@ -53,6 +57,14 @@ func (f family) root(dir string) string { return filepath.Join(dir, f.dir) }
 
 // link returns the name of the family's link on a hook of a device.
 func (f family) link(ifindex int, hook string) string { return deviceLink(ifindex, hook) + f.suffix }
+
+// loads reports whether a program is one of those that are loaded at once.
+func (f family) loads(name string) bool {
+	if f.progs == nil {
+		return !slices.Contains(onDemand, name)
+	}
+	return slices.Contains(f.progs, name)
+}
 
 // own returns the maps of the object file that are the family's own: those of IPv4, and
 // those of another that its programs use. Headers declare all maps of their concepts.
@@ -187,7 +199,7 @@ func (fs families) attach() error {
 
 // build loads the IPv6 programs on maps that they share, and pins them in root.
 func (fs families) build(root string, shared map[string]*ebpf.Map) (*object, error) {
-	coll, err := inet6.loading(func(*ebpf.CollectionSpec) error { return nil })(fs.d.meta, shared)
+	coll, err := inet6.loading(nil)(fs.d.meta, shared)
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +209,54 @@ func (fs families) build(root string, shared map[string]*ebpf.Map) (*object, err
 		return nil, errors.Join(err, o.close())
 	}
 	return o, nil
+}
+
+// program returns a program of an object. One of those on demand is loaded and pinned the
+// first time, and stays as long as the others.
+func (fs families) program(o *object, name string) (*ebpf.Program, error) {
+	if p := o.progs[name]; p != nil {
+		return p, nil
+	}
+	alone, shared := o.family, fs.shared()
+	alone.progs = []string{name}
+	maps.Copy(shared, o.maps)
+	coll, err := alone.loading(nil)(fs.d.meta, shared)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	path := progPath(o.root(fs.d.dir), name)
+	// Before the pins of an upgrade take their place, there may be one of another build.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("unpinning program %s: %w", name, err)
+	}
+	if err := coll.Programs[name].Pin(path); err != nil {
+		return nil, fmt.Errorf("pinning program %s: %w", name, err)
+	}
+	o.progs[name] = coll.DetachProgram(name)
+	return o.progs[name], nil
+}
+
+// loadDemanded loads the programs on demand of the devices that are there.
+func (fs families) loadDemanded() error {
+	devs, err := fs.d.devs.devices()
+	if err != nil {
+		return err
+	}
+	for _, dev := range devs {
+		in, out := programsOf(dev)
+		if !slices.Contains(onDemand, in) {
+			continue
+		}
+		for _, o := range fs.loaded() {
+			for _, name := range []string{in, out} {
+				if _, err := fs.program(o, name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // unload removes the IPv6 programs if no network has IPv6 any more.

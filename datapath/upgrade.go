@@ -152,11 +152,15 @@ func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
 	if u.next, err = build(tmp, meta, shared, load); err != nil {
 		return err
 	}
-	u.next.dir = u.dir
-	if err := u.fill(shared); err != nil {
-		return err
+	err = u.fill(shared)
+	if err == nil {
+		err = u.prepareIP6(tmp)
 	}
-	return u.prepareIP6(tmp)
+	if err == nil {
+		err = u.next.families.loadDemanded()
+	}
+	u.next.dir = u.dir
+	return err
 }
 
 // prepareIP6 does the same for the IPv6 programs, if the old datapath has them. Their maps

@@ -110,7 +110,7 @@ func TestGuardIsAttachedOnceAndSurvivesReattaching(t *testing.T) {
 
 // Pins of a build that had fewer maps or programs count as older, whichever is missing.
 func TestPinsOfLessAreOlder(t *testing.T) {
-	for _, missing := range []string{tcMapFbrHair, progsDir + "/" + tcProgFbrTunIn} {
+	for _, missing := range []string{tcMapFbrHair, progsDir + "/" + tcProgFbrFragIn} {
 		h := newHarness(t, Config{FlowsMax: 64}, nil)
 		h.otherBuild(t)
 		check(t, os.Remove(filepath.Join(h.dir, missing)))
