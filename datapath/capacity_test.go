@@ -35,7 +35,7 @@ func (h *harness) waitLive(t *testing.T, want uint32) {
 func (h *harness) sweepAfter(t *testing.T, d time.Duration) {
 	t.Helper()
 	h.age(t, d)
-	h.run(t, h.sweep, make([]byte, 64), 0, 0)
+	h.run(t, h.prog(sweepName), make([]byte, 64), 0, 0)
 }
 
 // udpFrom is a UDP packet of c1 or c2 from this port.

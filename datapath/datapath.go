@@ -74,7 +74,7 @@ func assemble(dir string, meta tcFbrMeta) *Datapath {
 	d.links, d.devs, d.allowed, d.ports = links{d}, deviceTable{d}, allowedTable{d}, extPorts{d}
 	d.publications, d.sockets, d.nat = publications{d}, hostSockets{d}, natTable{d}
 	d.takeover, d.control, d.reassembly, d.content = takeover{d}, control{d}, reassembly{d}, content{d}
-	d.families = families{d}
+	d.families = families{d, inet6.loading(nil)}
 	return d
 }
 
@@ -204,13 +204,19 @@ func byName[T any](to any, from map[string]*T) error {
 func loading(from source, tune func(*tcVariableSpecs) error) loader {
 	f := inet4
 	f.from = from
-	return f.loading(func(spec *ebpf.CollectionSpec) error {
-		if tune == nil {
-			return nil
-		}
+	return f.loading(tuning(tune))
+}
+
+// tuning changes the variables of the programs of either family as tune does, which may be
+// nil.
+func tuning(tune func(*tcVariableSpecs) error) func(*ebpf.CollectionSpec) error {
+	if tune == nil {
+		return nil
+	}
+	return func(spec *ebpf.CollectionSpec) error {
 		var vars tcVariableSpecs
 		return errors.Join(spec.Assign(&vars), tune(&vars))
-	})
+	}
 }
 
 // loading loads the object of a family, after change has changed it. change may be nil.

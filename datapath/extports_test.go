@@ -89,7 +89,7 @@ func (k *knower) pass(t *testing.T, secs uint64) {
 	k.now += secs * uint64(k.meta.Hz)
 	k.set(t, k.now, k.now*0x9e3779b97f4a7c15)
 	for range k.meta.FlowsMax/256 + 1 {
-		if _, err := k.exec(k.sweep, make([]byte, 64), 0, 0, 0); err != nil {
+		if _, err := k.exec(k.prog(sweepName), make([]byte, 64), 0, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -131,7 +131,10 @@ func (o *object) pin(root string) error {
 }
 
 // families loads and removes the programs of the families that not every network has.
-type families struct{ d *Datapath }
+type families struct {
+	d     *Datapath
+	load6 loader // of the IPv6 programs
+}
 
 // loaded returns what is loaded: IPv4, and IPv6 while a network has it.
 func (fs families) loaded() []*object {
@@ -199,7 +202,7 @@ func (fs families) attach() error {
 
 // build loads the IPv6 programs on maps that they share, and pins them in root.
 func (fs families) build(root string, shared map[string]*ebpf.Map) (*object, error) {
-	coll, err := inet6.loading(nil)(fs.d.meta, shared)
+	coll, err := fs.load6(fs.d.meta, shared)
 	if err != nil {
 		return nil, err
 	}

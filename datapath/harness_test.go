@@ -11,14 +11,17 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
 // harness is a host with two networks, an uplink, two ports on the first network and
-// one on the second. No packet travels: each program is run by itself.
+// one on the second. No packet travels: each program is run by itself. Programs and frames
+// are those of one family; withIP6 makes the harness that has IPv6.
 type harness struct {
 	*Datapath
+	addr               addresses
 	ns                 *testutil.Netns // subtests run on other threads, so each run enters it
 	bridge, bridge2    int
 	c1, c2, other      Port
@@ -26,10 +29,21 @@ type harness struct {
 	foreign            int // a device that is none of these
 	gateway, outsideHW net.HardwareAddr
 
-	loaded *loaded       // nil: only this test uses the objects
-	clock  *ebpf.Memory  // nil: the released programs, on the kernel's clock
-	sweep  *ebpf.Program // only with the test's clock
+	loaded *loaded      // nil: only this test uses the objects
+	clock  *ebpf.Memory // nil: the released programs, on the kernel's clock
 }
+
+// addresses are who takes part, in one family.
+type addresses struct {
+	server, gateway, ext netip.Addr // gateway of c1 and c2, ext of the uplink
+	c1, c2, other        netip.Addr
+	router               netip.Addr // next hop at the uplink
+}
+
+var (
+	of4 = addresses{server: server, gateway: gateway1, ext: extAddr, c1: c1Addr, c2: c2Addr, other: other, router: mustAddr("198.51.100.2")}
+	of6 = addresses{server: outside6, gateway: gateway6, ext: extAddr6, c1: c1Addr6, c2: c2Addr6, other: other6, router: router6}
+)
 
 var (
 	server   = netip.MustParseAddr("192.0.2.11")
@@ -97,6 +111,19 @@ func addVeth(t testing.TB, name string) int {
 	return l.Attrs().Index
 }
 
+// addAddress gives a device an address, at once.
+func addAddress(t testing.TB, ifindex int, a netip.Addr, bits int) {
+	t.Helper()
+	l, err := netlink.LinkByIndex(ifindex)
+	check(t, err)
+	addr, err := netlink.ParseAddr(netip.PrefixFrom(a, bits).String())
+	check(t, err)
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	check(t, netlink.AddrAdd(l, addr))
+}
+
 func addBridge(t testing.TB, name string) int {
 	t.Helper()
 	check(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}))
@@ -118,6 +145,7 @@ func newHarness(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *ha
 	}
 	h := newHarnessFrom(t, cfg, load, l)
 	h.inject(t)
+	h.Datapath.families.load6 = h.load6(tune)
 	return h
 }
 
@@ -132,6 +160,7 @@ func newReal(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *harne
 func newHarnessFrom(t testing.TB, cfg Config, load loader, borrowed *loaded) *harness {
 	t.Helper()
 	h := &harness{
+		addr:      of4,
 		loaded:    borrowed,
 		ns:        testutil.NewNetns(t),
 		gateway:   mustMAC("02:42:ac:1e:00:01"),
@@ -158,12 +187,8 @@ func newHarnessFrom(t testing.TB, cfg Config, load loader, borrowed *loaded) *ha
 	h.Datapath = newDatapath(t, meta, load)
 	h.bridge, h.bridge2 = addBridge(t, "br1"), addBridge(t, "br2")
 	up := addVeth(t, "up0")
-	l, err := netlink.LinkByIndex(up)
-	check(t, err)
-	addr, err := netlink.ParseAddr(extAddr.String() + "/24")
-	check(t, err)
-	check(t, netlink.AddrAdd(l, addr))
-	check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: up, Gw: net.IPv4(198, 51, 100, 2)}))
+	addAddress(t, up, extAddr, 24)
+	check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: up, Gw: of4.router.AsSlice()}))
 	h.foreign = addVeth(t, "nic2")
 
 	check(t, h.SetNetwork(Network{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: netip.MustParseAddr("172.30.0.1"), Bridge: h.bridge, Masquerade: true}))
@@ -224,25 +249,36 @@ func (h *harness) run(t *testing.T, p *ebpf.Program, frame []byte, ifindex, iif 
 	return result{int32(ret), opts.DataOut, out.Mark}
 }
 
+// object is what is loaded of the harness's family.
+func (h *harness) object() *object {
+	if h.addr.server.Is6() {
+		return h.six
+	}
+	return h.four
+}
+
+// prog is a program of the harness's family.
+func (h *harness) prog(name string) *ebpf.Program { return h.object().progs[name] }
+
 func (h *harness) portIn(t *testing.T, frame []byte, change ...func(*skb)) result {
 	t.Helper()
-	return h.run(t, h.progs.FbrPortIn, frame, h.c1.Ifindex, h.c1.Ifindex, change...)
+	return h.run(t, h.prog(tcProgFbrPortIn), frame, h.c1.Ifindex, h.c1.Ifindex, change...)
 }
 
 // uplinkOut runs fbr_uplink_out on a frame that the kernel has routed.
 func (h *harness) uplinkOut(t *testing.T, frame []byte, iif int, change ...func(*skb)) result {
 	t.Helper()
-	return h.run(t, h.progs.FbrUplinkOut, frame, h.uplink.Ifindex, iif, change...)
+	return h.run(t, h.prog(tcProgFbrUplinkOut), frame, h.uplink.Ifindex, iif, change...)
 }
 
 func (h *harness) uplinkIn(t *testing.T, frame []byte, change ...func(*skb)) result {
 	t.Helper()
-	return h.run(t, h.progs.FbrUplinkIn, frame, h.uplink.Ifindex, h.uplink.Ifindex, change...)
+	return h.run(t, h.prog(tcProgFbrUplinkIn), frame, h.uplink.Ifindex, h.uplink.Ifindex, change...)
 }
 
 func (h *harness) portOut(t *testing.T, frame []byte, iif int) result {
 	t.Helper()
-	return h.run(t, h.progs.FbrPortOut, frame, h.c1.Ifindex, iif)
+	return h.run(t, h.prog(tcProgFbrPortOut), frame, h.c1.Ifindex, iif)
 }
 
 // input runs fbr_input on a packet that every rule of INPUT lets through.
@@ -250,9 +286,10 @@ func (h *harness) input(t *testing.T, f testutil.Frame) {
 	t.Helper()
 	var ret uint32
 	var err error
-	h.ns.Do(t, func() { ret, err = h.progs.FbrInput.Run(&ebpf.RunOptions{Data: f.IP(t)}) })
+	p := h.prog(tcProgFbrInput)
+	h.ns.Do(t, func() { ret, err = p.Run(&ebpf.RunOptions{Data: f.IP(t)}) })
 	if err != nil || ret != accept {
-		t.Fatalf("running %s: verdict %d, %v", h.progs.FbrInput, ret, err)
+		t.Fatalf("running %s: verdict %d, %v", p, ret, err)
 	}
 }
 
@@ -265,7 +302,7 @@ type xdpContext struct {
 // there.
 func (h *harness) xdpIn(t *testing.T, frame []byte) result {
 	t.Helper()
-	return h.runXDP(t, h.progs.FbrUplinkXdp, frame, h.uplink.Ifindex)
+	return h.runXDP(t, h.prog(tcProgFbrUplinkXdp), frame, h.uplink.Ifindex)
 }
 
 func (h *harness) runXDP(t *testing.T, p *ebpf.Program, frame []byte, ifindex int) result {
@@ -335,7 +372,7 @@ func (h *harness) wantCounted(t *testing.T, ifindex int, reason Reason, do func(
 // fromC1 is a valid routed frame of c1 to the server.
 func (h *harness) fromC1() testutil.Frame {
 	return testutil.Frame{
-		SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server,
+		SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: h.addr.c1, Dst: h.addr.server,
 		TCP: &testutil.TCP{SrcPort: 40000, DstPort: 80, ACK: true}, Payload: []byte("hello, outside"),
 	}
 }
@@ -355,7 +392,7 @@ func (h *harness) routed(f testutil.Frame) testutil.Frame {
 func (h *harness) reply(f testutil.Frame, eport uint16) testutil.Frame {
 	r := f.With()
 	r.SrcMAC, r.DstMAC = h.outsideHW, mustMAC("02:00:00:00:00:01")
-	r.Src, r.Dst, r.TTL = f.Dst, extAddr, 0
+	r.Src, r.Dst, r.TTL = f.Dst, h.addr.ext, 0
 	switch {
 	case r.TCP != nil:
 		r.TCP.SrcPort, r.TCP.DstPort = f.TCP.DstPort, eport
@@ -406,25 +443,35 @@ func (h *harness) open(t *testing.T, f testutil.Frame) uint16 {
 // live an hour, leases as long as they can.
 func (h *harness) keep(t *testing.T) {
 	t.Helper()
-	for i, v := range all[uint32, tcFbrFlow](t, h.maps.FbrFlow, 2*h.meta.FlowsMax) {
-		if v.Key.Proto == 0 || v.LeaseLen == math.MaxUint16 {
+	m := h.object().maps[tcMapFbrFlow]
+	if h.addr.server.Is6() {
+		keepIn(t, m, func(v *tc6FbrFlow) (uint8, *uint64, *uint16) { return v.Key.Proto, &v.Seen, &v.LeaseLen }, h.meta.Hz)
+		return
+	}
+	keepIn(t, m, func(v *tcFbrFlow) (uint8, *uint64, *uint16) { return v.Key.Proto, &v.Seen, &v.LeaseLen }, h.meta.Hz)
+}
+
+func keepIn[V any](t testing.TB, m *ebpf.Map, fields func(*V) (proto uint8, seen *uint64, lease *uint16), hz uint32) {
+	t.Helper()
+	for i, v := range all[uint32, V](t, m, m.MaxEntries()) {
+		proto, seen, lease := fields(&v)
+		if proto == 0 || *lease == math.MaxUint16 {
 			continue
 		}
-		v.Seen, v.LeaseLen = v.Seen+3600*uint64(h.meta.Hz), math.MaxUint16
-		check(t, h.maps.FbrFlow.Put(i, &v))
+		*seen, *lease = *seen+3600*uint64(hz), math.MaxUint16
+		check(t, m.Put(i, &v))
 	}
 }
 
 func (h *harness) eport(t *testing.T, f testutil.Frame) uint16 {
 	t.Helper()
-	fs, err := h.Flows()
-	check(t, err)
-	for _, x := range fs {
-		if x.Proto == protoOf(f) && x.Src.Port() == sourcePort(f) && x.Src.Addr() == f.Src {
-			return x.NAT.Port()
+	live := h.sessions(t)
+	for _, x := range live {
+		if x.Fwd.Src == f.Src && x.Fwd.SPort == sourcePort(f) && protoOf(f) == protoName(uint8(x.Fwd.Proto)) {
+			return x.EPort
 		}
 	}
-	t.Fatalf("no flow of %s:%d in %+v", f.Src, sourcePort(f), fs)
+	t.Fatalf("no flow of %s:%d in %+v", f.Src, sourcePort(f), live)
 	return 0
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -30,14 +31,15 @@ func newInjected(t testing.TB, cfg Config, tune func(*tcVariableSpecs) error) *i
 // and random numbers from the test, and sweep when it says so.
 func (h *harness) inject(t testing.TB) {
 	t.Helper()
-	m, err := ebpf.LoadPinnedMap(mapPath(h.dir, "fbr_injected"), nil)
+	m, err := ebpf.LoadPinnedMap(mapPath(h.dir, clockName), nil)
 	check(t, err)
 	t.Cleanup(func() { _ = m.Close() })
 	h.clock, err = m.Memory()
 	check(t, err)
-	h.sweep, err = ebpf.LoadPinnedProgram(progPath(h.dir, "fbr_injected_sweep"), nil)
+	sweep, err := ebpf.LoadPinnedProgram(progPath(h.dir, sweepName), nil)
 	check(t, err)
-	t.Cleanup(func() { _ = h.sweep.Close() })
+	t.Cleanup(func() { _ = sweep.Close() })
+	h.four.maps[clockName], h.four.progs[sweepName] = m, sweep
 	h.set(t, startOfTime-1, 1)
 }
 
@@ -78,6 +80,36 @@ var usual = Config{FlowsMax: 64}
 type loaded struct {
 	mark uint32
 	coll *ebpf.Collection
+	six  *ebpf.Collection // IPv6's, once a test has asked for them
+}
+
+// injected6 is IPv6 with the test's clock, and with the IPv4 programs' clock and sweep.
+func injected6() family {
+	f := inet6
+	f.from = loadInjected6
+	f.progs = append(slices.Clone(f.progs), sweepName)
+	return f
+}
+
+const sweepName, clockName = "fbr_injected_sweep", "fbr_injected"
+
+// load6 loads the IPv6 programs on the clock of the IPv4 programs.
+func (h *harness) load6(tune func(*tcVariableSpecs) error) loader {
+	load := injected6().loading(tuning(tune))
+	return func(meta tcFbrMeta, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
+		shared = maps.Clone(shared)
+		shared[clockName] = h.four.maps[clockName]
+		if h.loaded == nil {
+			return load(meta, shared)
+		}
+		if h.loaded.six == nil {
+			var err error
+			if h.loaded.six, err = load(meta, shared); err != nil {
+				return nil, err
+			}
+		}
+		return again(h.loaded.six)
+	}
 }
 
 // borrow lends the objects of a usual harness, with empty maps, until the test ends.
@@ -95,13 +127,11 @@ func borrow(t testing.TB) *loaded {
 		meta := metaOf(t, usual)
 		coll, err := loading(loadInjected, nil)(meta, nil)
 		failVerbosely(t, err)
-		l = &loaded{meta.Mark, coll}
+		l = &loaded{mark: meta.Mark, coll: coll}
 	}
 	t.Cleanup(func() {
-		for name, m := range l.coll.Maps {
-			if pinned(name) {
-				check(t, clearMap(m))
-			}
+		for _, m := range l.maps() {
+			check(t, clearMap(m))
 		}
 		loads.Lock()
 		defer loads.Unlock()
@@ -110,16 +140,36 @@ func borrow(t testing.TB) *loaded {
 	return l
 }
 
+// maps are all that a test may have written to, by family and name.
+func (l *loaded) maps() map[string]*ebpf.Map {
+	out := map[string]*ebpf.Map{}
+	for family, coll := range map[string]*ebpf.Collection{"": l.coll, "ip6/": l.six} {
+		if coll == nil {
+			continue
+		}
+		for name, m := range coll.Maps {
+			if pinned(name) {
+				out[family+name] = m
+			}
+		}
+	}
+	return out
+}
+
 // again is a loader that returns the same objects.
 func (l *loaded) again(tcFbrMeta, map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	return again(l.coll)
+}
+
+func again(coll *ebpf.Collection) (*ebpf.Collection, error) {
 	out := &ebpf.Collection{Maps: map[string]*ebpf.Map{}, Programs: map[string]*ebpf.Program{}}
 	var err error
-	for name, m := range l.coll.Maps {
+	for name, m := range coll.Maps {
 		if out.Maps[name], err = m.Clone(); err != nil {
 			return nil, err
 		}
 	}
-	for name, p := range l.coll.Programs {
+	for name, p := range coll.Programs {
 		if out.Programs[name], err = p.Clone(); err != nil {
 			return nil, err
 		}
@@ -170,9 +220,9 @@ func clearMap(m *ebpf.Map) error {
 func TestObjectsAreUsedAgainAsNew(t *testing.T) {
 	contents := func(l *loaded) map[string]int {
 		n := map[string]int{}
-		for name, m := range l.coll.Maps {
+		for name, m := range l.maps() {
 			switch {
-			case !pinned(name) || m.Type() == ebpf.SkStorage:
+			case m.Type() == ebpf.SkStorage:
 			case m.Type() == ebpf.Queue:
 				for v := make([]byte, m.ValueSize()); m.LookupAndDelete(nil, v) == nil; {
 					n[name]++

@@ -133,8 +133,9 @@ func TestIP6IsLoadedWithTheFirstNetworkAndGoesWithTheLast(t *testing.T) {
 func TestIP6OfAPortWithoutIsDropped(t *testing.T) {
 	h := withIP6(t, newReal(t, usual, nil))
 	f := h.datagram()
-	in := func() result { return h.portIn(t, f.Bytes(t)) }
-	out := func() result { return h.portOut(t, f.Bytes(t), 0) }
+	four := h.speaking(of4)
+	in := func() result { return four.portIn(t, f.Bytes(t)) }
+	out := func() result { return four.portOut(t, f.Bytes(t), 0) }
 	before := h.of(t, h.c1.Ifindex)
 	for name, do := range map[string]func() result{"in": in, "out": out} {
 		if got := do(); got.verdict != next {
@@ -148,12 +149,12 @@ func TestIP6OfAPortWithoutIsDropped(t *testing.T) {
 		"spoof_mac": f.With(func(f *testutil.Frame) { f.SrcMAC = h.c2.MAC }).Bytes(t),
 		"l2_proto":  f.With(func(f *testutil.Frame) { f.VLAN = []uint16{5} }).Bytes(t),
 	} {
-		h.wantDrop(t, h.c1.Ifindex, Reason(name), func() result { return h.portIn(t, b) })
+		h.wantDrop(t, h.c1.Ifindex, Reason(name), func() result { return four.portIn(t, b) })
 	}
 	// IPv4 is not the other programs'.
-	four := between(h.c1, h.c2).Bytes(t)
+	ipv4 := between(h.c1, h.c2).Bytes(t)
 	before = h.of(t, h.c1.Ifindex)
-	if got, out := h.in(t, four, h.c1), h.out(t, four, h.c1, h.c2.Ifindex); got.verdict != next || out.verdict != next {
+	if got, out := h.in(t, ipv4, h.c1), h.out(t, ipv4, h.c1, h.c2.Ifindex); got.verdict != next || out.verdict != next {
 		t.Errorf("IPv4: verdicts %d, %d", got.verdict, out.verdict)
 	}
 	if after := h.of(t, h.c1.Ifindex); after.RX != before.RX || after.TX != before.TX {

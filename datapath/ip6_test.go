@@ -7,12 +7,15 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
 var (
 	net6     = netip.MustParsePrefix("fd00:1::/64")
 	gateway6 = mustAddr("fd00:1::1")
+	extAddr6 = mustAddr("2001:db8:1::1")
 	c1Addr6  = mustAddr("fd00:1::2")
 	c2Addr6  = mustAddr("fd00:1::3")
 	other6   = mustAddr("fd00:2::2")
@@ -21,8 +24,21 @@ var (
 	noAddr6  = netip.IPv6Unspecified()
 )
 
-// sixth is a harness whose networks have IPv6.
+// sixth is a harness whose networks have IPv6, with IPv6's programs and frames.
 type sixth struct{ *harness }
+
+// speaking is the same harness with the programs and frames of another family.
+func (h *harness) speaking(of addresses) *harness {
+	c := *h
+	c.addr = of
+	return &c
+}
+
+// eachFamily runs a test with the programs of IPv4 and with those of IPv6.
+func eachFamily(t *testing.T, cfg Config, test func(t *testing.T, h *harness)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, newHarness(t, cfg, nil)) })
+	t.Run("IPv6", func(t *testing.T) { test(t, withIP6(t, newHarness(t, cfg, nil)).harness) })
+}
 
 func (h *harness) networks6() (Network, Network) {
 	one := Network{Subnet: netip.MustParsePrefix("172.30.0.0/16"), Gateway: gateway1, Bridge: h.bridge, Masquerade: true, Subnet6: net6, Gateway6: gateway6}
@@ -40,18 +56,23 @@ func withIP6(t *testing.T, h *harness) sixth {
 		p.IP6 = a
 		check(t, h.AttachPort(*p))
 	}
-	return sixth{h}
+	h.ns.Enter(t)
+	for key, v := range map[string]string{"up0/disable_ipv6": "0", "br1/forwarding": "1", "br2/forwarding": "1"} {
+		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+key, []byte(v), 0))
+	}
+	addAddress(t, h.uplink.Ifindex, extAddr6, 64)
+	check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: h.uplink.Ifindex, Gw: router6.AsSlice()}))
+	return sixth{h.speaking(of6)}
 }
 
-// attached6 returns a port whose own IPv6 programs can be run.
 func (h sixth) in(t *testing.T, frame []byte, p Port) result {
 	t.Helper()
-	return h.run(t, h.six.progs[tcProgFbrPortIn], frame, p.Ifindex, p.Ifindex)
+	return h.run(t, h.prog(tcProgFbrPortIn), frame, p.Ifindex, p.Ifindex)
 }
 
 func (h sixth) out(t *testing.T, frame []byte, p Port, iif int) result {
 	t.Helper()
-	return h.run(t, h.six.progs[tcProgFbrPortOut], frame, p.Ifindex, iif)
+	return h.run(t, h.prog(tcProgFbrPortOut), frame, p.Ifindex, iif)
 }
 
 // datagram6 is a UDP datagram of c1 to c2.
@@ -408,7 +429,7 @@ func TestIP6FastPathBetweenPorts(t *testing.T) {
 	is("revoked", next)
 	carry()
 	is("again", redirect)
-	if got := h.portIn(t, four.Bytes(t)); got.verdict != next {
+	if got := h.speaking(of4).portIn(t, four.Bytes(t)); got.verdict != next {
 		t.Errorf("IPv4 by the lease of IPv6: verdict %d", got.verdict)
 	}
 	spoofed := d.With(func(f *testutil.Frame) { f.Src = gateway6 })
@@ -426,16 +447,19 @@ func TestIP6FastPathBetweenPorts(t *testing.T) {
 			t.Errorf("%s: verdict %d", name, got.verdict)
 		}
 	}
-	for name, prepare := range map[string]func(){
-		"without leases": func() { check(t, h.SetLease(0)) },
-		"slow target":    func() { p := h.c2; p.Slow = true; check(t, h.AttachPort(p)) },
-		"smaller target": func() { p := h.c2; p.MTU = 1400; check(t, h.AttachPort(p)) },
-		"target gone":    func() { check(t, h.DetachPort(h.c2.Ifindex)) },
+	for name, x := range map[string]struct {
+		prepare func()
+		verdict int32
+	}{
+		"without leases": {func() { check(t, h.SetLease(0)) }, next},
+		"slow target":    {func() { p := h.c2; p.Slow = true; check(t, h.AttachPort(p)) }, next},
+		"smaller target": {func() { p := h.c2; p.MTU = 1400; check(t, h.AttachPort(p)) }, next},
+		"target gone":    {func() { check(t, h.DetachPort(h.c2.Ifindex)) }, shot}, // the host would ask for it
 	} {
 		carry()
 		is("before: "+name, redirect)
-		prepare()
-		is(name, next)
+		x.prepare()
+		is(name, x.verdict)
 		check(t, h.SetLease(DefaultLease))
 		check(t, h.AttachPort(h.c2))
 	}
@@ -532,7 +556,7 @@ func TestIP6LinkLocalOnly(t *testing.T) {
 	check(t, h.SetNetwork(one))
 	check(t, h.AttachPort(h.c1))
 	check(t, h.AttachPort(h.c2))
-	x := sixth{h}
+	x := sixth{h.speaking(of6)}
 	ll1, ll2 := testutil.LinkLocal(h.c1.MAC), testutil.LinkLocal(h.c2.MAC)
 	d := x.datagram()
 	for name, c := range map[string]struct {

@@ -21,22 +21,6 @@ func (h sixth) toRouted(t *testing.T) {
 	h.age(t, 0)
 }
 
-func (h sixth) uplinkOut(t *testing.T, frame []byte, iif int, change ...func(*skb)) result {
-	t.Helper()
-	return h.run(t, h.six.progs[tcProgFbrUplinkOut], frame, h.uplink.Ifindex, iif, change...)
-}
-
-func (h sixth) uplinkIn(t *testing.T, frame []byte) result {
-	t.Helper()
-	return h.run(t, h.six.progs[tcProgFbrUplinkIn], frame, h.uplink.Ifindex, h.uplink.Ifindex)
-}
-
-// fromC1 is a frame of c1 to elsewhere.
-func (h sixth) fromC1() testutil.Frame {
-	return testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr6, Dst: outside6,
-		TCP: &testutil.TCP{SrcPort: 40000, DstPort: 80, ACK: true}, Payload: []byte("hello, outside")}
-}
-
 // answer is what comes back for f by the uplink.
 func (h sixth) answer(f testutil.Frame) testutil.Frame {
 	return f.With(func(r *testutil.Frame) {

@@ -187,7 +187,7 @@ func (w *walk) one() {
 	case x < 990:
 		w.model.Sweep()
 		blank := nm.Packet{Src: server, Dst: server}
-		w.exec(w.sweep, blank, 0, 0, 0, nm.Verdict{Action: 0, Packet: blank})
+		w.exec(w.prog(sweepName), blank, 0, 0, 0, nm.Verdict{Action: 0, Packet: blank})
 	default:
 		w.operator()
 	}

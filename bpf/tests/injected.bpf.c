@@ -44,6 +44,7 @@ static __always_inline __u32 fbr_random(void)
 
 #include "../tc.bpf.c"
 
+#if FBR_AF == 4
 SEC("tc")
 int fbr_injected_sweep(struct __sk_buff *skb)
 {
@@ -53,3 +54,4 @@ int fbr_injected_sweep(struct __sk_buff *skb)
 		fbr_sweep_pass(st);
 	return 0;
 }
+#endif
