@@ -111,5 +111,6 @@ int fbr_neighbour(__u64 *ctx)
 }
 
 #include "cgroup.bpf.c"
-#include "control.bpf.c"
 #endif
+
+#include "control.bpf.c"

@@ -8,19 +8,34 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// carrier copies sessions from maps of another layout into a datapath's maps.
+// carrier copies the sessions of a family from maps of another layout into a
+// datapath's maps.
 type carrier struct {
 	d                *Datapath // with the new maps
+	o                *object   // the family's
 	sess, flow       *ebpf.Map
 	sessOf, flowOf   conversion
 	nport, state     *ebpf.Map
-	nportOf, stateOf conversion
+	notesOf, timesOf conversion // of fbr_nport: times, and the address they are about
+	stateOf          conversion
 	pool             *ebpf.Map // nil: schemas before 4 have none
 	poolOf           conversion
 
 	// seen holds the state of each old slot at the time it was last carried. It
 	// is empty if another process did that.
 	seen []slotMark
+}
+
+// carriers are those of the families.
+type carriers []*carrier
+
+func (cs carriers) pass(seenToo bool) error {
+	for _, c := range cs {
+		if err := c.pass(seenToo); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // slotMark shows whether a session has changed.
@@ -31,8 +46,8 @@ type slotMark struct {
 	out, in uint64 // jiffies of the last packets
 }
 
-func newCarrier(d *Datapath, old map[string]*ebpf.Map, spec *ebpf.CollectionSpec) (*carrier, error) {
-	c := &carrier{d: d}
+func newCarrier(d *Datapath, o *object, old map[string]*ebpf.Map, specs map[string]*ebpf.MapSpec) (*carrier, error) {
+	c := &carrier{d: d, o: o}
 	for _, x := range []struct {
 		name string
 		m    **ebpf.Map
@@ -40,7 +55,7 @@ func newCarrier(d *Datapath, old map[string]*ebpf.Map, spec *ebpf.CollectionSpec
 	}{
 		{tcMapFbrSess, &c.sess, &c.sessOf},
 		{tcMapFbrFlow, &c.flow, &c.flowOf},
-		{tcMapFbrNport, &c.nport, &c.nportOf},
+		{tcMapFbrNport, &c.nport, &c.notesOf},
 		{tcMapFbrState, &c.state, &c.stateOf},
 		{tcMapFbrPool, &c.pool, &c.poolOf},
 	} {
@@ -55,12 +70,14 @@ func newCarrier(d *Datapath, old map[string]*ebpf.Map, spec *ebpf.CollectionSpec
 		if err != nil {
 			return nil, err
 		}
-		if *x.conv, err = converting(t, spec.Maps[x.name].Value); err != nil {
+		if *x.conv, err = converting(t, specs[x.name].Value); err != nil {
 			return nil, fmt.Errorf("map %s: %w", x.name, err)
 		}
 		*x.m = m
 	}
-	c.stateOf = c.stateOf.only(spec.Maps[tcMapFbrState].Value, append([]string{"fresh"}, counted...)...)
+	nport := specs[tcMapFbrNport].Value
+	c.timesOf, c.notesOf = c.notesOf.only(nport, "noted_at", "used_at"), c.notesOf.only(nport, "noted_at", "used_at", "ip")
+	c.stateOf = c.stateOf.only(specs[tcMapFbrState].Value, append([]string{"fresh"}, counted...)...)
 	return c, nil
 }
 
@@ -72,7 +89,7 @@ func (c *carrier) counters() error {
 		return err
 	}
 	st.Fresh = 0
-	if err := c.d.maps.FbrState.Put(uint32(0), &st); err != nil {
+	if err := c.o.maps[tcMapFbrState].Put(uint32(0), &st); err != nil {
 		return fmt.Errorf("writing fbr_state: %w", err)
 	}
 	return nil
@@ -89,18 +106,18 @@ func (c *carrier) oldState() (st tcFbrState, err error) {
 // notes carries over which ports are on hold, and which a neighbour was seen
 // using.
 func (c *carrier) notes() error {
+	nport := c.o.maps[tcMapFbrNport]
 	return eachEntry(c.nport, 0, func(k, v []byte) error {
-		was := as[tcFbrNport](c.nportOf.apply(v))
-		i := c.portIndex(binary.NativeEndian.Uint32(k))
-		if was.NotedAt == 0 && was.UsedAt == 0 {
+		if allZero(c.timesOf.apply(v)) {
 			return nil
 		}
-		var now tcFbrNport
-		if err := c.d.maps.FbrNport.Lookup(i, &now); err != nil {
+		i := c.portIndex(binary.NativeEndian.Uint32(k))
+		now, err := nport.LookupBytes(i)
+		if err != nil {
 			return fmt.Errorf("reading fbr_nport: %w", err)
 		}
-		now.NotedAt, now.UsedAt, now.Ip = was.NotedAt, was.UsedAt, was.Ip
-		if err := c.d.maps.FbrNport.Put(i, &now); err != nil {
+		c.notesOf.into(now, v)
+		if err := nport.Put(i, now); err != nil {
 			return fmt.Errorf("writing fbr_nport: %w", err)
 		}
 		return nil
@@ -110,7 +127,7 @@ func (c *carrier) notes() error {
 // portIndex returns the index into the new fbr_nport for an index into the old
 // one. Before schema 4 the map held only the ports of the NAT range.
 func (c *carrier) portIndex(old uint32) uint32 {
-	if c.nport.MaxEntries() == c.d.maps.FbrNport.MaxEntries() {
+	if c.nport.MaxEntries() == c.o.maps[tcMapFbrNport].MaxEntries() {
 		return old
 	}
 	class, off := old/c.d.meta.NatCount, old%c.d.meta.NatCount
@@ -120,7 +137,7 @@ func (c *carrier) portIndex(old uint32) uint32 {
 // ports opens in the new maps the ports that are open in the old ones.
 func (c *carrier) ports() error {
 	if c.pool == nil {
-		return c.d.ports.setPorts(true, c.d.meta.NatFirst, c.d.meta.NatFirst+c.d.meta.NatCount, allClasses()...)
+		return c.d.ports.openAll(c.o)
 	}
 	return eachEntry(c.pool, 0, func(k, v []byte) error {
 		class := tcFbrClass(binary.NativeEndian.Uint32(k))
@@ -134,7 +151,7 @@ func (c *carrier) ports() error {
 			if to == from {
 				continue
 			}
-			if err := c.d.ports.setPorts(true, uint32(from), uint32(to), class); err != nil {
+			if err := c.o.setPorts(true, uint32(from), uint32(to), class); err != nil {
 				return err
 			}
 			from = to
@@ -172,7 +189,7 @@ func (c *carrier) chunk(from, to uint32, seenToo, resumed bool) error {
 			return errEnd
 		}
 		s := c.sessOf.apply(v)
-		any = any || live(as[tcFbrSession](s))
+		any = any || c.o.session(s).live()
 		sessions = append(sessions, s)
 		return nil
 	})
@@ -199,11 +216,11 @@ func (c *carrier) chunk(from, to uint32, seenToo, resumed bool) error {
 }
 
 func (c *carrier) session(slot uint32, raw, rawOut, rawIn []byte, seenToo, resumed bool) error {
-	s, out, in := as[tcFbrSession](raw), as[tcFbrFlow](rawOut), as[tcFbrFlow](rawIn)
-	if !live(s) || out.Key != s.Fwd || in.Key != reverseKey(s) {
+	s, out, in := c.o.session(raw), c.o.entry(rawOut), c.o.entry(rawIn)
+	if !s.live() || out.key != s.fwd || in.key != s.rev() {
 		return nil // ended, or not begun yet
 	}
-	mark := slotMark{s.State, s.Bits, s.Isn, out.Seen, in.Seen}
+	mark := slotMark{s.state, s.bits, s.isn, out.seen, in.seen}
 	was := &c.seen[slot]
 	if mark == *was || !seenToo && mark.state == was.state && mark.bits == was.bits && mark.isn == was.isn {
 		return nil
@@ -212,11 +229,11 @@ func (c *carrier) session(slot uint32, raw, rawOut, rawIn []byte, seenToo, resum
 	// A killed process carried everything that began before it read the maps. A
 	// session of that age that the new maps lack has ended there.
 	anew := uint32(1)
-	if resumed && max(out.Seen, in.Seen)+2*uint64(c.d.meta.Hz) < c.d.meta.CarriedAt {
+	if resumed && max(out.seen, in.seen)+2*uint64(c.d.meta.Hz) < c.d.meta.CarriedAt {
 		anew = 0
 	}
 	payload := append(append(append([]byte(nil), raw...), rawOut...), rawIn...)
-	got, err := request(c.d.progs.FbrControl, tcFbrRequest{Op: tcFbrOpFBR_OP_CARRY, From: anew}, payload...)
+	got, err := request(c.o.progs[tcProgFbrControl], tcFbrRequest{Op: tcFbrOpFBR_OP_CARRY, From: anew}, payload...)
 	if err != nil {
 		return err
 	}

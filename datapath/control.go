@@ -3,6 +3,7 @@ package datapath
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -57,14 +58,22 @@ func (cl control) now() (uint64, error) {
 func (nt natTable) flush(ifindex int) (int, error) { return nt.end(tcFbrOpFBR_OP_FLUSH, ifindex) }
 
 // end does so for those sessions that op stands for.
-func (nt natTable) end(op tcFbrOp, ifindex int) (int, error) {
-	st, err := nt.d.control.state()
+func (nt natTable) end(op tcFbrOp, ifindex int) (total int, err error) {
+	for _, o := range nt.d.families.loaded() {
+		n, errOf := nt.endOf(o, op, ifindex)
+		total, err = total+n, errors.Join(err, errOf)
+	}
+	return total, err
+}
+
+// endOf does so for those of a family.
+func (nt natTable) endOf(o *object, op tcFbrOp, ifindex int) (total int, err error) {
+	used, err := nt.used(o)
 	if err != nil {
 		return 0, err
 	}
-	total := 0
-	err = inChunks(uint32(min(st.Fresh, uint64(nt.d.meta.FlowsMax))), func(from, to uint32) error {
-		n, err := nt.endSlots(op, ifindex, from, to)
+	err = inChunks(used, func(from, to uint32) error {
+		n, err := o.endSlots(op, ifindex, from, to)
 		total += n
 		return err
 	})
@@ -72,14 +81,14 @@ func (nt natTable) end(op tcFbrOp, ifindex int) (int, error) {
 }
 
 // endSlots does so for the slots [from, to).
-func (nt natTable) endSlots(op tcFbrOp, ifindex int, from, to uint32) (int, error) {
-	n, err := request(nt.d.progs.FbrControl, tcFbrRequest{Op: op, Ifindex: uint32(ifindex), From: from, To: to})
+func (o *object) endSlots(op tcFbrOp, ifindex int, from, to uint32) (int, error) {
+	n, err := request(o.progs[tcProgFbrControl], tcFbrRequest{Op: op, Ifindex: uint32(ifindex), From: from, To: to})
 	return int(n), err
 }
 
-func (cl control) state() (tcFbrState, error) {
-	var st tcFbrState
-	if err := cl.d.maps.FbrState.Lookup(uint32(0), &st); err != nil {
+// state returns the family's bookkeeping, whose layout is that of both.
+func (o *object) state() (st tcFbrState, err error) {
+	if err := o.maps[tcMapFbrState].Lookup(uint32(0), &st); err != nil {
 		return st, fmt.Errorf("reading fbr_state: %w", err)
 	}
 	return st, nil

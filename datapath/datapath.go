@@ -33,10 +33,13 @@ const (
 	// is the most that the slot numbers of the maps can count.
 	DefaultFlowsMax = 131072
 	// SessionBytes is the kernel memory of a session, RestBytes that of
-	// everything else on two CPUs. A test compares SessionBytes with the
-	// kernel's figures.
-	SessionBytes  = 572
-	RestBytes     = 23 << 20
+	// everything else on two CPUs. A test compares them with the kernel's
+	// figures.
+	SessionBytes = 572
+	RestBytes    = 27 << 20
+	// SessionBytes6 and RestBytes6 are the same for IPv6, while a network has it.
+	SessionBytes6 = 800
+	RestBytes6    = 22 << 20
 	FlowsMaxLimit = uint32(tcFbrLayoutFBR_FLOWS_LIMIT)
 	// DefaultNATFirst and DefaultNATLast avoid Linux's ephemeral ports
 	// (32768-60999) and Kubernetes' NodePorts (30000-32767).
@@ -395,7 +398,7 @@ func (ct content) fill() error {
 	if err := ct.d.maps.FbrConf.Put(uint32(0), &conf); err != nil {
 		return fmt.Errorf("writing fbr_conf: %w", err)
 	}
-	return ct.d.ports.setPorts(true, ct.d.meta.NatFirst, ct.d.meta.NatFirst+ct.d.meta.NatCount, allClasses()...)
+	return ct.d.ports.openAll(ct.d.four)
 }
 
 // Open opens what Create pinned. The error wraps ErrNotLoaded, ErrSchemaNewer,

@@ -370,7 +370,7 @@ func (d *Datapath) DetachPort(ifindex int) error {
 			return err
 		}
 	}
-	if _, err := d.nat.flush(ifindex); err != nil {
+	if _, err := d.nat.endOf(d.four, tcFbrOpFBR_OP_FLUSH, ifindex); err != nil {
 		return err
 	}
 	return d.devs.clearDevice(ifindex)

@@ -1,10 +1,11 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,16 +21,26 @@ func allClasses() []tcFbrClass {
 }
 
 // setPorts makes the ports [from, to) of some port spaces available to new
-// mappings, or unavailable. A mapping that has such a port keeps it until its
-// last session ends.
+// mappings of every family, or unavailable. A mapping that has such a port keeps it
+// until its last session ends.
 func (xp extPorts) setPorts(open bool, from, to uint32, of ...tcFbrClass) error {
+	for _, o := range xp.d.families.loaded() {
+		if err := o.setPorts(open, from, to, of...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setPorts does so for a family. Each address has ports of its own.
+func (o *object) setPorts(open bool, from, to uint32, of ...tcFbrClass) error {
 	op := tcFbrOp(tcFbrOpFBR_OP_SHUT)
 	if open {
 		op = tcFbrOpFBR_OP_OPEN
 	}
 	for _, class := range of {
 		err := inChunks(to-from, func(a, b uint32) error {
-			_, err := request(xp.d.progs.FbrControl, tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: uint64(class)})
+			_, err := request(o.progs[tcProgFbrControl], tcFbrRequest{Op: op, From: from + a, To: from + b, Arg: uint64(class)})
 			return err
 		})
 		if err != nil {
@@ -37,6 +48,12 @@ func (xp extPorts) setPorts(open bool, from, to uint32, of ...tcFbrClass) error 
 		}
 	}
 	return nil
+}
+
+// openAll makes the NAT range available to a family that has no mapping and no
+// publication yet.
+func (xp extPorts) openAll(o *object) error {
+	return o.setPorts(true, xp.d.meta.NatFirst, xp.d.meta.NatFirst+xp.d.meta.NatCount, allClasses()...)
 }
 
 // classOf is the port space of an IP protocol that mappings have ports of.
@@ -65,20 +82,42 @@ func (xp extPorts) shut(p Publication) error {
 	if !any {
 		return nil
 	}
-	return xp.setPorts(false, from, to, class)
+	o, err := xp.d.families.of(p.Container)
+	if err != nil {
+		return err
+	}
+	return o.setPorts(false, from, to, class)
 }
 
 // openRange makes the ports of the NAT range available to mappings, except
-// published ones. If publications are given, it does so only for their ports.
-func (xp extPorts) openRange(only ...Publication) error {
-	spans := only
-	if len(only) == 0 {
-		last := uint16(xp.d.meta.NatFirst + xp.d.meta.NatCount - 1) // Config has checked it
-		spans = []Publication{{First: uint16(xp.d.meta.NatFirst), Last: last, Proto: unix.IPPROTO_TCP}, {First: uint16(xp.d.meta.NatFirst), Last: last, Proto: unix.IPPROTO_UDP}}
-		if err := xp.setPorts(true, xp.d.meta.NatFirst, xp.d.meta.NatFirst+xp.d.meta.NatCount, tcFbrClassFBR_CLASS_ICMP); err != nil {
+// published ones.
+func (xp extPorts) openRange() error {
+	first, last := uint16(xp.d.meta.NatFirst), uint16(xp.d.meta.NatFirst+xp.d.meta.NatCount-1) // Config has checked it
+	for _, o := range xp.d.families.loaded() {
+		err := errors.Join(
+			o.setPorts(true, xp.d.meta.NatFirst, xp.d.meta.NatFirst+xp.d.meta.NatCount, tcFbrClassFBR_CLASS_ICMP),
+			xp.openOf(o, Publication{First: first, Last: last, Proto: unix.IPPROTO_TCP}, Publication{First: first, Last: last, Proto: unix.IPPROTO_UDP}))
+		if err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// open makes the ports of publications that are gone available to mappings.
+func (xp extPorts) open(ps ...Publication) error {
+	for _, o := range xp.d.families.loaded() {
+		of := slices.DeleteFunc(slices.Clone(ps), func(p Publication) bool { return !o.of(p.Container) })
+		if err := xp.openOf(o, of...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openOf makes the ports of spans that lie in the NAT range available to a family's
+// mappings, except published ones.
+func (xp extPorts) openOf(o *object, spans ...Publication) error {
 	var published map[tcFbrClass]*[65536]bool // read only when a port of the range is concerned
 	for _, p := range spans {
 		class, from, to, any := xp.inRange(p)
@@ -87,7 +126,7 @@ func (xp extPorts) openRange(only ...Publication) error {
 		}
 		if published == nil {
 			var err error
-			if published, err = xp.publishedPorts(); err != nil {
+			if published, err = o.publishedPorts(); err != nil {
 				return err
 			}
 		}
@@ -97,7 +136,7 @@ func (xp extPorts) openRange(only ...Publication) error {
 			for end < to && !taken[end] {
 				end++
 			}
-			if err := xp.setPorts(true, from, end, class); err != nil {
+			if err := o.setPorts(true, from, end, class); err != nil {
 				return err
 			}
 			from = end + 1
@@ -107,25 +146,16 @@ func (xp extPorts) openRange(only ...Publication) error {
 }
 
 // publishedPorts returns the published host ports, by port space.
-func (xp extPorts) publishedPorts() (map[tcFbrClass]*[65536]bool, error) {
+func (o *object) publishedPorts() (map[tcFbrClass]*[65536]bool, error) {
 	out := map[tcFbrClass]*[65536]bool{tcFbrClassFBR_CLASS_TCP: {}, tcFbrClassFBR_CLASS_UDP: {}}
-	const atOnce = 4096
-	keys, values := make([]tcFbrBindKey, atOnce), make([]tcFbrPub, atOnce)
-	for cursor := new(ebpf.MapBatchCursor); ; {
-		n, err := xp.d.maps.FbrPub.BatchLookup(cursor, keys, values, nil)
-		end := errors.Is(err, ebpf.ErrKeyNotExist)
-		if err != nil && !end {
-			return nil, fmt.Errorf("reading fbr_pub: %w", err)
+	return out, eachEntry(o.maps[tcMapFbrPub], 0, func(k, _ []byte) error {
+		// struct fbr_bind_key: an address of either family, then port, protocol and a byte
+		port, proto := binary.BigEndian.Uint16(k[len(k)-4:]), k[len(k)-2]
+		if class, any := classOf(proto); any {
+			out[class][port] = true
 		}
-		for _, k := range keys[:n] {
-			if class, any := classOf(k.Proto); any {
-				out[class][addrPort(0, k.Port).Port()] = true
-			}
-		}
-		if end {
-			return out, nil
-		}
-	}
+		return nil
+	})
 }
 
 // SetNATRange moves the NAT range for new mappings. Existing mappings keep

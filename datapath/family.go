@@ -18,21 +18,27 @@ import (
 // for each into an object file of its own.
 type family struct {
 	name   string
+	label  string // of its metrics
 	from   source
 	dir    string   // of its maps and programs, in the instance's
 	suffix string   // of the names of its links
 	progs  []string // those that are loaded at once; nil: all but onDemand
 	flag   tcFbrDevFlags
 	pf     link.NetfilterProtocolFamily
+
+	// The values of its maps
+	session func([]byte) session
+	entry   func([]byte) entry
 }
 
 var (
-	inet4 = family{name: "IPv4", from: objectFile, pf: link.NetfilterProtoIPv4}
+	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, session: session4, entry: entry4}
 	// inet6 is loaded with the first network that has IPv6. Its links stand right behind
 	// those of IPv4 on each port with the flag.
-	inet6 = family{name: "IPv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
+	inet6 = family{name: "IPv6", label: "ipv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
 		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut, tcProgFbrUplinkIn, tcProgFbrUplinkOut,
-			tcProgFbrGuard}, pf: link.NetfilterProtoIPv6}
+			tcProgFbrGuard, tcProgFbrControl},
+		pf: link.NetfilterProtoIPv6, session: session6, entry: entry6}
 )
 
 // onDemand are the programs of uplinks without Ethernet header, of either family. Few hosts
@@ -144,6 +150,16 @@ func (fs families) loaded() []*object {
 	return []*object{fs.d.four, fs.d.six}
 }
 
+// of returns what is loaded of an address's family.
+func (fs families) of(a netip.Addr) (*object, error) {
+	for _, o := range fs.loaded() {
+		if o.of(a) {
+			return o, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: no network has IPv6", a)
+}
+
 // shared returns those of the datapath's maps that are of no family.
 func (fs families) shared() map[string]*ebpf.Map {
 	out := map[string]*ebpf.Map{}
@@ -164,8 +180,11 @@ func (fs families) load() error {
 	root := inet6.root(fs.d.dir)
 	o, err := fs.build(building(root), fs.shared())
 	if err == nil {
-		if err = os.Rename(building(root), root); err != nil {
-			err = errors.Join(fmt.Errorf("publishing the pins: %w", err), o.close())
+		if err = fs.d.ports.openAll(o); err == nil {
+			err = os.Rename(building(root), root)
+		}
+		if err != nil {
+			err = errors.Join(fmt.Errorf("publishing the IPv6 programs: %w", err), o.close())
 		}
 	}
 	if err != nil {
@@ -412,6 +431,15 @@ func in6(a netip.Addr) (out tc6FbrAddr) {
 	return out
 }
 
+// addrOf6 returns an IPv6 address of the maps.
+func addrOf6(a tc6FbrAddr) netip.Addr {
+	var b [16]byte
+	for i, w := range a.Word {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	return netip.AddrFrom16(b)
+}
+
 // hasAddr reports whether an address is a port's own.
 func (dt deviceTable) hasAddr(dev tcFbrDev, a netip.Addr) (bool, error) {
 	if a.Is4() {
@@ -476,6 +504,12 @@ func (dt deviceTable) forgetIP6(dev tcFbrDev) error {
 	if err := hosts.Lookup(&v.Ip, &owner); err == nil && owner == dev.Ifindex {
 		if err := deleteKey(hosts, &v.Ip); err != nil {
 			return fmt.Errorf("removing an address from fbr_hosts: %w", err)
+		}
+	}
+	// Without an address no new session can begin; then the old ones end.
+	if dev.Flags&tcFbrDevFlagsFBR_DEV_PORT != 0 {
+		if _, err := dt.d.nat.endOf(dt.d.six, tcFbrOpFBR_OP_FLUSH, ifindex); err != nil {
+			return err
 		}
 	}
 	if v.Claims != 0 {

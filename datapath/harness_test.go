@@ -2,11 +2,13 @@ package datapath
 
 import (
 	"errors"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -466,7 +468,8 @@ func keepIn[V any](t testing.TB, m *ebpf.Map, fields func(*V) (proto uint8, seen
 func (h *harness) eport(t *testing.T, f testutil.Frame) uint16 {
 	t.Helper()
 	live := h.sessions(t)
-	for _, x := range live {
+	for _, slot := range slices.Sorted(maps.Keys(live)) { // of several, the first
+		x := live[slot]
 		if x.Fwd.Src == f.Src && x.Fwd.SPort == sourcePort(f) && protoOf(f) == protoName(uint8(x.Fwd.Proto)) {
 			return x.EPort
 		}

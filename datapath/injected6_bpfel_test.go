@@ -376,6 +376,7 @@ const (
 	injected6MapFbrStats        = "fbr_stats"
 	injected6MapFbrWaiting      = "fbr_waiting"
 	injected6MapFbrWay          = "fbr_way"
+	injected6ProgFbrControl     = "fbr_control"
 	injected6ProgFbrGuard       = "fbr_guard"
 	injected6ProgFbrPortIn      = "fbr_port_in"
 	injected6ProgFbrPortOut     = "fbr_port_out"
@@ -451,6 +452,7 @@ type injected6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injected6ProgramSpecs struct {
+	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
 	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
@@ -677,6 +679,7 @@ type injected6Variables struct {
 //
 // It can be passed to loadInjected6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type injected6Programs struct {
+	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
 	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
@@ -688,6 +691,7 @@ type injected6Programs struct {
 
 func (p *injected6Programs) Close() error {
 	return _Injected6Close(
+		p.FbrControl,
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,

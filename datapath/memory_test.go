@@ -1,18 +1,21 @@
 package datapath
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strconv"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// memory is the kernel's figure for the memory of all maps, in bytes.
-func (d *Datapath) memory(t *testing.T) (n int) {
+// memory is the kernel's figure for the memory of maps, in bytes.
+func memory(t *testing.T, maps map[string]*ebpf.Map) (n int) {
 	t.Helper()
-	for _, m := range d.four.maps {
+	for _, m := range maps {
 		info, err := m.Info()
 		check(t, err)
 		bytes, _ := info.Memlock() // an empty trie takes nothing
@@ -21,52 +24,50 @@ func (d *Datapath) memory(t *testing.T) (n int) {
 	return n
 }
 
-// A session takes as much memory as the documentation says, within a tenth.
+// A session takes as much memory as the documentation and the constants say, and so does
+// all that does not depend on the number of sessions. IPv6's is taken only while a network
+// has IPv6.
 func TestMemoryOfASession(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.NewNetns(t).Enter(t)
 	text, err := os.ReadFile("../docs/ARCHITECTURE.md")
 	check(t, err)
-	said := regexp.MustCompile(`about (\d+) bytes a session`).FindSubmatch(text)
-	if said == nil {
-		t.Fatal("docs/ARCHITECTURE.md does not say what a session takes")
-	}
-	want, err := strconv.Atoi(string(said[1]))
-	check(t, err)
-	const few, many = 1 << 14, 1 << 16
-	small := newDatapath(t, metaOf(t, Config{FlowsMax: few}), loading(loadTc, nil)).memory(t)
-	large := newDatapath(t, metaOf(t, Config{FlowsMax: many}), loading(loadTc, nil)).memory(t)
-	got := (large - small) / (many - few)
-	t.Logf("%d bytes a session, %d bytes of maps besides", got, small-few*got)
-	if want != SessionBytes {
-		t.Errorf("docs/ARCHITECTURE.md says %d bytes, SessionBytes is %d", want, SessionBytes)
-	}
-	if got < want-want/10 || got > want+want/10 {
-		t.Errorf("a session takes %d bytes, docs/ARCHITECTURE.md says %d", got, want)
-	}
-}
-
-// IPv6 takes as much memory as the documentation says, within a tenth, and only while a
-// network has it.
-func TestMemoryOfIPv6(t *testing.T) {
-	text, err := os.ReadFile("../docs/ARCHITECTURE.md")
-	check(t, err)
-	said := regexp.MustCompile(`IPv6 takes about (\d+) MB more`).FindSubmatch(text)
-	if said == nil {
-		t.Fatal("docs/ARCHITECTURE.md does not say what IPv6 takes")
-	}
-	want, err := strconv.Atoi(string(said[1]))
-	check(t, err)
-	h := withIP6(t, newHarness(t, usual, nil))
-	n := 0
-	for name, m := range h.six.maps {
-		info, err := m.Info()
+	said := func(pattern string) int {
+		t.Helper()
+		found := regexp.MustCompile(pattern).FindSubmatch(text)
+		if found == nil {
+			t.Fatalf("docs/ARCHITECTURE.md does not say %q", pattern)
+		}
+		n, err := strconv.Atoi(string(found[1]))
 		check(t, err)
-		bytes, _ := info.Memlock()
-		t.Logf("%s: %d KB", name, bytes>>10)
-		n += int(bytes)
+		return n
 	}
-	if got := float64(n) / (1 << 20); got < float64(want)*0.9 || got > float64(want)*1.1 {
-		t.Errorf("IPv6 takes %.1f MB, docs/ARCHITECTURE.md says %d", got, want)
+	const few, many = 1 << 14, 1 << 16
+	var used [2][2]int // bytes, by number of sessions and family
+	for i, n := range []uint32{few, many} {
+		d := newDatapath(t, metaOf(t, Config{FlowsMax: n}), loading(loadTc, nil))
+		check(t, d.families.load())
+		for j, o := range d.families.loaded() {
+			used[i][j] = memory(t, o.maps)
+		}
+	}
+	within := func(what string, got, want, said int) {
+		t.Helper()
+		t.Logf("%s: %d", what, got)
+		if got < want-want/10 || got > want+want/10 || said != want {
+			t.Errorf("%s: %d, the constant is %d, docs/ARCHITECTURE.md says %d", what, got, want, said)
+		}
+	}
+	for j, f := range []struct {
+		name                    string
+		session, rest           int
+		saidSession, saidRestMB int
+	}{
+		{"IPv4", SessionBytes, RestBytes, said(`about (\d+) bytes a session`), said(`some (\d+) MB for everything else`)},
+		{"IPv6", SessionBytes6, RestBytes6, said(`another (\d+) bytes a session`), said(`(\d+) MB besides, while a network has it`)},
+	} {
+		session := (used[1][j] - used[0][j]) / (many - few)
+		within(fmt.Sprintf("%s: bytes of a session", f.name), session, f.session, f.saidSession)
+		within(fmt.Sprintf("%s: MB of everything else", f.name), (used[0][j]-few*session)>>20, f.rest>>20, f.saidRestMB)
 	}
 }

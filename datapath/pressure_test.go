@@ -311,7 +311,7 @@ func (h *harness) hammer(frames [][]byte, seed uint64, n int) error {
 // assertEmpty checks that no session is left and that nothing got lost.
 func (h *harness) assertEmpty(t *testing.T, ports uint32) {
 	t.Helper()
-	st, err := h.Datapath.control.state()
+	st, err := h.four.state()
 	check(t, err)
 	if st.Live != 0 {
 		t.Errorf("%d sessions", st.Live)

@@ -120,7 +120,7 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 	}
 	err = d.publications.endPublished(ps)
 	if host := onHost(ps); len(host) > 0 {
-		err = errors.Join(err, d.ports.openRange(host...))
+		err = errors.Join(err, d.ports.open(host...))
 	}
 	if err != nil {
 		return err
@@ -195,16 +195,16 @@ func (pb publications) setPublished() (any bool, err error) {
 
 // endPublished ends the sessions that clients made through publications.
 func (pb publications) endPublished(ps []Publication) error {
-	slots, sess, err := pb.d.nat.sessions()
-	if err != nil {
-		return err
-	}
-	for i, s := range sess {
-		at := slices.IndexFunc(ps, func(p Publication) bool { return p.made(s) })
-		if at < 0 {
-			continue
-		}
-		if _, err := pb.d.nat.endSlots(tcFbrOpFBR_OP_FLUSH, ps[at].Ifindex, slots[i], slots[i]+1); err != nil {
+	for _, o := range pb.d.families.loaded() {
+		err := pb.d.nat.each(o, func(s session) error {
+			at := slices.IndexFunc(ps, func(p Publication) bool { return p.made(s) })
+			if at < 0 {
+				return nil
+			}
+			_, err := o.endSlots(tcFbrOpFBR_OP_FLUSH, ps[at].Ifindex, s.slot, s.slot+1)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -212,8 +212,8 @@ func (pb publications) endPublished(ps []Publication) error {
 }
 
 // made reports whether a client made the session through the publication.
-func (p Publication) made(s tcFbrSession) bool {
-	port := addrPort(0, s.Eport).Port()
-	return s.Bits&tcFbrSessBitsFBR_S_PUBLISHED != 0 && s.Fwd.Proto == p.Proto && port >= p.First && port <= p.Last &&
-		(!p.HostAddr.IsValid() || s.Ext == be32(p.HostAddr))
+func (p Publication) made(s session) bool {
+	port := s.external.Port()
+	return s.bits&tcFbrSessBitsFBR_S_PUBLISHED != 0 && s.fwd.proto == p.Proto && port >= p.First && port <= p.Last &&
+		s.external.Addr().Is4() == p.Container.Is4() && (!p.HostAddr.IsValid() || s.external.Addr() == p.HostAddr)
 }

@@ -369,6 +369,7 @@ const (
 	tc6MapFbrStats        = "fbr_stats"
 	tc6MapFbrWaiting      = "fbr_waiting"
 	tc6MapFbrWay          = "fbr_way"
+	tc6ProgFbrControl     = "fbr_control"
 	tc6ProgFbrGuard       = "fbr_guard"
 	tc6ProgFbrPortIn      = "fbr_port_in"
 	tc6ProgFbrPortOut     = "fbr_port_out"
@@ -444,6 +445,7 @@ type tc6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tc6ProgramSpecs struct {
+	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
 	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
@@ -667,6 +669,7 @@ type tc6Variables struct {
 //
 // It can be passed to loadTc6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type tc6Programs struct {
+	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
 	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
@@ -678,6 +681,7 @@ type tc6Programs struct {
 
 func (p *tc6Programs) Close() error {
 	return _Tc6Close(
+		p.FbrControl,
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,

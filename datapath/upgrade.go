@@ -94,17 +94,49 @@ func upgradeTo(dir string, from source, h Hooks) (bool, error) {
 // upgrade converts the pins in dir to those of this build.
 type upgrade struct {
 	dir   string
-	old   map[string]*ebpf.Map
-	spec  *ebpf.CollectionSpec
+	parts []*part   // IPv4, and IPv6 if the old datapath has it
 	next  *Datapath // uses the new maps; its links are those of dir
-	carry *carrier  // nil: the session maps are shared
+	carry carriers  // empty: the session maps are shared
+}
+
+// part is what an upgrade knows of one family.
+type part struct {
+	family
+	old   map[string]*ebpf.Map
+	specs map[string]*ebpf.MapSpec // of the new maps
+	kept  map[string]*ebpf.Map     // those of the old that the new programs use
 }
 
 func (u *upgrade) close() {
-	closeMaps(u.old)
+	for _, p := range u.parts {
+		closeMaps(p.old)
+	}
 	if u.next != nil {
 		_ = u.next.Close()
 	}
+}
+
+// open opens the old maps.
+func (u *upgrade) open(meta tcFbrMeta, from source) error {
+	four := inet4
+	four.from = from
+	for _, f := range []family{four, inet6} {
+		old, err := openMaps(f.root(u.dir))
+		if f.dir != "" && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		p := &part{family: f, old: old}
+		u.parts = append(u.parts, p)
+		spec, err := f.spec(meta)
+		if err != nil {
+			return err
+		}
+		p.specs = f.own(spec)
+	}
+	return nil
 }
 
 // prepareUpgrade makes and fills the new maps and loads the programs, below
@@ -126,20 +158,19 @@ func prepareUpgrade(dir string, from source) (*upgrade, error) {
 	if meta, err = convertedMeta(raw, spec.Maps[tcMapFbrMeta]); err != nil {
 		return nil, err
 	}
-	resize(spec, meta)
-	u := &upgrade{dir: dir, spec: spec}
-	if err := u.prepare(meta, loading(from, nil)); err != nil {
+	u := &upgrade{dir: dir}
+	if err = u.open(meta, from); err == nil {
+		err = u.prepare(meta)
+	}
+	if err != nil {
 		u.close()
 		return nil, errors.Join(err, removeTree(building(dir)))
 	}
 	return u, nil
 }
 
-func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
-	if u.old, err = openMaps(u.dir); err != nil {
-		return err
-	}
-	shared, err := u.sharedMaps()
+func (u *upgrade) prepare(meta tcFbrMeta) error {
+	carry, err := u.keep()
 	if err != nil {
 		return err
 	}
@@ -149,46 +180,41 @@ func (u *upgrade) prepare(meta tcFbrMeta, load loader) (err error) {
 	if err := os.MkdirAll(filepath.Join(tmp, progsDir), 0o700); err != nil {
 		return fmt.Errorf("creating the pin directory: %w", err)
 	}
-	if u.next, err = build(tmp, meta, shared, load); err != nil {
-		return err
+	for _, p := range u.parts {
+		if p.dir == "" {
+			u.next, err = build(tmp, meta, p.kept, loading(p.from, nil))
+		} else {
+			shared := u.next.families.shared()
+			maps.Copy(shared, p.kept)
+			u.next.six, err = u.next.families.build(p.root(tmp), shared)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	err = u.fill(shared)
-	if err == nil {
-		err = u.prepareIP6(tmp)
-	}
-	if err == nil {
+	if err = u.fill(carry); err == nil {
 		err = u.next.families.loadDemanded()
 	}
 	u.next.dir = u.dir
 	return err
 }
 
-// prepareIP6 does the same for the IPv6 programs, if the old datapath has them. Their maps
-// depend on no others.
-func (u *upgrade) prepareIP6(tmp string) error {
-	old, err := openMaps(inet6.root(u.dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// keep finds the old maps whose layout has not changed. It reports whether sessions are to
+// be carried: the session maps of both families are kept together, since their sessions
+// count in the same quotas.
+func (u *upgrade) keep() (carry bool, err error) {
+	for _, p := range u.parts {
+		if p.kept, err = unchanged(p.old, p.specs); err != nil {
+			return false, err
+		}
+		for _, name := range sessionMaps {
+			carry = carry || p.old[tcMapFbrSess] != nil && p.specs[name] != nil && p.kept[name] == nil
+		}
 	}
-	if err != nil {
-		return err
+	for _, p := range u.parts {
+		maps.DeleteFunc(p.kept, func(name string, _ *ebpf.Map) bool { return carry && slices.Contains(sessionMaps, name) })
 	}
-	defer closeMaps(old)
-	spec, err := inet6.spec(u.next.meta)
-	if err != nil {
-		return err
-	}
-	own := inet6.own(spec)
-	kept, err := unchanged(old, own)
-	if err != nil {
-		return err
-	}
-	shared := u.next.families.shared()
-	maps.Copy(shared, kept)
-	if u.next.six, err = u.next.families.build(inet6.root(tmp), shared); err != nil {
-		return err
-	}
-	return copyMaps(u.next.six.maps, old, kept, own)
+	return carry, nil
 }
 
 // unchanged returns those of the old maps that the new programs can use as they are.
@@ -212,39 +238,21 @@ func unchanged(old map[string]*ebpf.Map, specs map[string]*ebpf.MapSpec) (map[st
 
 // copyMaps copies the contents of the old maps that are not kept, as far as they have a
 // meaning by themselves.
-func copyMaps(to, old, kept map[string]*ebpf.Map, specs map[string]*ebpf.MapSpec) error {
-	for name, m := range old {
-		if to[name] == nil || kept[name] != nil || slices.Contains(notCopied, name) || slices.Contains(sessionMaps, name) {
+func (p *part) copyMaps(to map[string]*ebpf.Map) error {
+	for name, m := range p.old {
+		if to[name] == nil || p.kept[name] != nil || slices.Contains(notCopied, name) || slices.Contains(sessionMaps, name) {
 			continue
 		}
-		if err := copyMap(to[name], m, specs[name]); err != nil {
+		if err := copyMap(to[name], m, p.specs[name]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// sharedMaps returns the old maps whose layout has not changed.
-func (u *upgrade) sharedMaps() (map[string]*ebpf.Map, error) {
-	shared, err := unchanged(u.old, u.spec.Maps)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range sessionMaps {
-		if shared[name] == nil {
-			for _, name := range sessionMaps {
-				delete(shared, name)
-			}
-			break
-		}
-	}
-	return shared, nil
-}
-
 // fill copies the contents of the old maps into the new ones.
-func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
+func (u *upgrade) fill(carry bool) error {
 	d := u.next
-	carry := shared[tcMapFbrSess] == nil
 	if carry {
 		now, err := d.control.now()
 		if err != nil {
@@ -255,17 +263,46 @@ func (u *upgrade) fill(shared map[string]*ebpf.Map) error {
 	if err := d.maps.FbrMeta.Put(uint32(0), &d.meta); err != nil {
 		return fmt.Errorf("writing fbr_meta: %w", err)
 	}
-	if err := copyMaps(d.four.maps, u.old, shared, u.spec.Maps); err != nil {
-		return err
+	for i, o := range d.families.loaded() {
+		p := u.parts[i]
+		if err := p.copyMaps(o.maps); err != nil {
+			return err
+		}
+		if p.old[tcMapFbrSess] == nil { // a build that did not translate the family
+			if err := d.ports.openAll(o); err != nil {
+				return err
+			}
+		}
 	}
 	if err := d.ports.rangeFromMeta(); err != nil || !carry {
 		return err
 	}
 	var err error
-	if u.carry, err = newCarrier(d, u.old, u.spec); err != nil {
+	if u.carry, err = u.carriers(d); err != nil {
 		return err
 	}
-	return errors.Join(u.carry.counters(), u.carry.notes(), u.carry.ports())
+	for _, c := range u.carry {
+		if err := errors.Join(c.counters(), c.notes(), c.ports()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// carriers returns what brings over the sessions of the old maps to those of d.
+func (u *upgrade) carriers(d *Datapath) (out carriers, err error) {
+	for i, o := range d.families.loaded() {
+		p := u.parts[i]
+		if p.old[tcMapFbrSess] == nil {
+			continue
+		}
+		c, err := newCarrier(d, o, p.old, p.specs)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
 }
 
 // rangeFromMeta opens the NAT range for layouts before schema 4. Their range
@@ -282,7 +319,7 @@ func (xp extPorts) rangeFromMeta() error {
 func (u *upgrade) run(h Hooks) error {
 	err := h.Passed("upgrade-load")
 	for range catchUps {
-		if err == nil && u.carry != nil {
+		if err == nil {
 			err = u.carry.pass(true)
 		}
 	}
@@ -293,7 +330,7 @@ func (u *upgrade) run(h Hooks) error {
 	if err == nil {
 		err = os.Remove(filepath.Join(building(u.dir), linksDir))
 	}
-	if err == nil && u.carry != nil {
+	if err == nil && len(u.carry) > 0 {
 		err = u.next.takeover.hold()
 	}
 	if err == nil {
@@ -334,19 +371,14 @@ func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 	}
 	defer d.Close()
 	d.dir = dir
-	old, err := openMaps(dir)
-	if err != nil {
-		return false, err
-	}
-	u := upgrade{dir: dir, old: old}
+	u := upgrade{dir: dir}
 	defer u.close()
-	var c *carrier
+	var c carriers
 	if d.meta.CarriedAt != 0 {
-		spec, err := from()
-		if err != nil {
-			return false, fmt.Errorf("reading the embedded programs: %w", err)
+		if err := u.open(d.meta, from); err != nil {
+			return false, err
 		}
-		if c, err = newCarrier(d, old, spec); err != nil {
+		if c, err = u.carriers(d); err != nil {
 			return false, err
 		}
 		if err := d.takeover.hold(); err != nil {
@@ -358,7 +390,7 @@ func finishUpgrade(dir string, from source, h Hooks) (bool, error) {
 
 // finish swaps the programs and carries the sessions that began or changed
 // until then. d has the new maps and the old links.
-func finish(d *Datapath, c *carrier, h Hooks) error {
+func finish(d *Datapath, c carriers, h Hooks) error {
 	err := h.Passed("upgrade-publish")
 	if err == nil {
 		err = d.links.attachInput(true) // the programs of uplinks read what it notes
@@ -375,7 +407,7 @@ func finish(d *Datapath, c *carrier, h Hooks) error {
 	if err == nil {
 		err = h.Passed("upgrade-ports")
 	}
-	if c != nil {
+	if len(c) > 0 {
 		if err == nil {
 			err = d.takeover.hold() // the passes may have taken long
 		}

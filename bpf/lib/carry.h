@@ -52,19 +52,20 @@ enum fbr_carry_result {
 __fbr_global long fbr_carry_entry(struct __sk_buff *skb, __u32 off, __u32 i,
 				  const struct fbr_flow_key *k, __u32 pif)
 {
-	struct fbr_flow *f = fbr_flow_new(i), e;
+	const __u32 rest = offsetof(struct fbr_flow, seen);
+	struct fbr_flow *f = fbr_flow_new(i);
 	__u64 granted;
 	long err;
 
-	if (!f || !k || bpf_skb_load_bytes(skb, off, &e, sizeof(e)))
+	/* Without its key, which comes last, the entry is nobody's: it is filled in place. */
+	_Static_assert(offsetof(struct fbr_flow, seen) == sizeof(*k) + sizeof(granted),
+		       "the key and the lease come first");
+	if (!f || !k || bpf_skb_load_bytes(skb, off + sizeof(*k), &granted, sizeof(granted)) ||
+	    bpf_skb_load_bytes(skb, off + rest, &f->seen, sizeof(*f) - rest))
 		return -ENOENT;
-	granted = e.granted;
-	e.granted = 0;
-	e.key = (struct fbr_flow_key){};
-	e.sess = i / 2;
-	if (e.kind & FBR_OUT)
-		e.iif = pif;
-	*f = e;
+	f->sess = i / 2;
+	if (f->kind & FBR_OUT)
+		f->iif = pif;
 	err = fbr_flow_publish(f, i, k);
 	if (!err)
 		*(volatile __u64 *)&f->granted = granted;

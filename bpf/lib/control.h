@@ -82,9 +82,20 @@ static long fbr_ports_one(__u64 i, struct fbr_ports *w)
 	return 0;
 }
 
+/* What bpf_fib_lookup() says to BPF_FIB_LOOKUP_SRC. An unknown flag gives -EINVAL, whatever
+ * the routes are.
+ */
+static __noinline long fbr_fib_source(struct __sk_buff *skb)
+{
+	struct bpf_fib_lookup fib = { .family = FBR_FAMILY, .ifindex = 1 };
+
+	return bpf_fib_lookup(skb, &fib, sizeof(fib),
+			      BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC |
+				      BPF_FIB_LOOKUP_SKIP_NEIGH);
+}
+
 static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 {
-	struct bpf_fib_lookup fib = { .family = AF_INET, .ifindex = 1 };
 	struct fbr_flush w = {
 		.ifindex = r->ifindex,
 		.slot = r->from,
@@ -111,10 +122,7 @@ static __noinline int fbr_serve(struct __sk_buff *skb, struct fbr_request *r)
 			bpf_loop(r->to - r->from, fbr_ports_one, &ports, 0);
 		return 0;
 	case FBR_OP_FIB:
-		/* An unknown flag gives -EINVAL, whatever the routes are. */
-		r->arg = bpf_fib_lookup(skb, &fib, sizeof(fib),
-					BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SRC |
-						BPF_FIB_LOOKUP_SKIP_NEIGH);
+		r->arg = fbr_fib_source(skb);
 		return 0;
 	}
 	return -1;
