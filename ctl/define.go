@@ -170,7 +170,7 @@ func (d *Definition) addIPv6(used usedAddrs) error {
 		if err != nil {
 			return err
 		}
-		if d.Subnet6, err = ipam.NextOf(within, used.all()); err != nil {
+		if d.Subnet6, err = ipam.NextOf(within, 0, used.all()); err != nil {
 			return fmt.Errorf("%w in %s: choose one with --subnet", err, within)
 		}
 	}

@@ -178,8 +178,8 @@ func TestIPv6Site(t *testing.T) {
 	if other, err := (definitions{dir: filepath.Join(t.TempDir(), "networks")}).site(); err != nil || other == site {
 		t.Errorf("two hosts have the prefix %v, %v", other, err)
 	}
-	first, _ := ipam.NextOf(site, nil)
-	second, _ := ipam.NextOf(site, []netip.Prefix{first})
+	first, _ := ipam.NextOf(site, 0, nil)
+	second, _ := ipam.NextOf(site, 0, []netip.Prefix{first})
 	used := usedAddrs{site: defs.site, networks: map[netip.Prefix]string{first: "one"}, routes: []netip.Prefix{second}}
 	def, _, err := define("two", NetworkRequest{IPv6: IPv6On}, used)
 	if err != nil || !site.Overlaps(def.Subnet6) || def.Subnet6.Overlaps(first) || def.Subnet6.Overlaps(second) || def.Gateway6 != def.Subnet6.Addr().Next() {

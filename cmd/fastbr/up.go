@@ -128,7 +128,7 @@ type networkFlags struct {
 
 func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.StringVar(&f.bridge, "bridge", "", "`NAME` of the bridge device (default fbr- and the network's id; that of \"default\" is fastbr0)")
-	flags.StringSliceVar(&f.subnets, "subnet", nil, "subnet as `CIDR`, once for IPv4 (/8 to /30) and once for IPv6 (/32 to /126) (default for IPv4 the next free pool; for \"default\" 172.30.0.0/16 first)")
+	flags.StringSliceVar(&f.subnets, "subnet", nil, "subnet as `CIDR`, once for IPv4 (/8 to /30) and once for IPv6 (/24 to /126) (default for IPv4 the next free pool; for \"default\" 172.30.0.0/16 first)")
 	flags.StringSliceVar(&f.gateways, "gateway", nil, "the bridge's own `ADDRESS`, once for each subnet (default the subnet's first)")
 	flags.StringVar(&f.ipv6, "ipv6", "", "give containers IPv6 addresses: `true|false|link-local`; true: of the IPv6 --subnet, else of a /64 that no other host uses; link-local: only among themselves (default false, with an IPv6 --subnet true)")
 	flags.Lookup("ipv6").NoOptDefVal = ctl.IPv6On

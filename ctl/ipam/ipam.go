@@ -81,13 +81,13 @@ func Overlap(p netip.Prefix, used []netip.Prefix) (netip.Prefix, bool) {
 }
 
 // CheckSubnet checks that p suits a network: unicast, with room for a gateway and one
-// container. IPv4 subnets are /8 to /30, IPv6 subnets /32 to /126: a /64 is usual, but
+// container. IPv4 subnets are /8 to /30, IPv6 subnets /24 to /126: a /64 is usual, but
 // nothing in a network depends on it, since addresses are given out and not made up
-// from prefixes. The error wraps ErrSubnet.
+// from prefixes. A /24 is what CRI-O's own configuration has. The error wraps ErrSubnet.
 func CheckSubnet(p netip.Prefix) error {
 	shortest, longest := 8, 30
 	if !p.Addr().Is4() {
-		shortest, longest = 32, 126
+		shortest, longest = 24, 126
 	}
 	switch {
 	case !unicast(p.Addr()):
@@ -210,12 +210,13 @@ func NewULA(global [5]byte) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(a), 48)
 }
 
-// NextOf returns the first /64 of a /48 that overlaps nothing in use. The error is
-// ErrNoPool if there is none.
-func NextOf(site netip.Prefix, used []netip.Prefix) (netip.Prefix, error) {
+// NextOf returns the first /64 of a /48 that overlaps nothing in use. It looks from the
+// subnet with the number from on, and then from number 0. The error is ErrNoPool if there
+// is none.
+func NextOf(site netip.Prefix, from uint16, used []netip.Prefix) (netip.Prefix, error) {
 	b := site.Masked().Addr().As16()
-	for id := range 1 << 16 {
-		binary.BigEndian.PutUint16(b[6:], uint16(id))
+	for i := range 1 << 16 {
+		binary.BigEndian.PutUint16(b[6:], from+uint16(i))
 		p := netip.PrefixFrom(netip.AddrFrom16(b), 64)
 		if _, bad := Overlap(p, used); !bad {
 			return p, nil

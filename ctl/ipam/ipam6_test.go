@@ -10,7 +10,7 @@ import (
 func TestCheckSubnetIPv6(t *testing.T) {
 	for s, ok := range map[string]bool{
 		"fd00:1::/64": true, "2001:db8::/32": true, "2001:db8:1::/126": true, "2001:db8:1::/80": true,
-		"2001::/31": false, "2001:db8:1::/127": false, "2001:db8::1/64": false, "fe80::/64": false, "ff02::/64": false,
+		"1100:200::/24": true, "1100:200::/23": false, "2001:db8:1::/127": false, "2001:db8::1/64": false, "fe80::/64": false, "ff02::/64": false,
 		"fec0::/64": false, "::/64": false, "::1/126": false, "::ffff:10.0.0.0/104": false,
 	} {
 		if err := CheckSubnet(netip.MustParsePrefix(s)); (err == nil) != ok || err != nil && !errors.Is(err, ErrSubnet) {
@@ -61,13 +61,16 @@ func TestULA(t *testing.T) {
 	}
 	var used []netip.Prefix
 	for _, want := range []string{"fd12:3456:789a::/64", "fd12:3456:789a:1::/64", "fd12:3456:789a:3::/64"} {
-		got, err := NextOf(site, used)
+		got, err := NextOf(site, 0, used)
 		if err != nil || got.String() != want {
 			t.Errorf("%v, %v, want %s", got, err, want)
 		}
 		used = append(used, got, netip.MustParsePrefix("fd12:3456:789a:2::1/128"))
 	}
-	if _, err := NextOf(site, []netip.Prefix{netip.MustParsePrefix("fd00::/8")}); !errors.Is(err, ErrNoPool) {
+	if got, err := NextOf(site, 0xffff, append(used, netip.MustParsePrefix("fd12:3456:789a:ffff::/64"))); err != nil || got.String() != "fd12:3456:789a:4::/64" {
+		t.Errorf("from the last one on: %v, %v", got, err)
+	}
+	if _, err := NextOf(site, 0, []netip.Prefix{netip.MustParsePrefix("fd00::/8")}); !errors.Is(err, ErrNoPool) {
 		t.Errorf("all used: %v", err)
 	}
 }
