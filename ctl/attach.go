@@ -29,6 +29,7 @@ type AttachRequest struct {
 	Allowed Allowed          // besides IP and MAC
 	Slow    bool             // always take the kernel path
 	Hairpin bool             // the bridge may send a frame back to this port
+	DAD     bool             // the container asks whether anybody has its IPv6 addresses (RFC 4862 section 5.4)
 
 	Bandwidth Bandwidth // such a port takes the kernel's path
 
@@ -48,6 +49,9 @@ const (
 	// carrierLimit bounds the wait for a new pair to come up; the kernel needs
 	// a few milliseconds.
 	carrierLimit = 5 * time.Second
+	// dadLimit bounds the wait for the detection of duplicates, which takes about two
+	// seconds. It is the reference bridge plugin's.
+	dadLimit = 10 * time.Second
 	// nameTries bounds the search for a free random device name (one of 2^28).
 	nameTries = 8
 )
@@ -107,18 +111,54 @@ func (c *Controller) attach(ctx context.Context, r AttachRequest, find func(netw
 	if ns.ID() == c.instance.netns {
 		return res, tagged(ErrInvalid, fmt.Sprintf("%s is the namespace that the bridge is in", r.Target))
 	}
+	alone := false // the network is there for this port only
+	leave := func(op *operation, n *network) error {
+		if alone && len(n.Ports) == 0 {
+			return op.networks.downUndefined(n)
+		}
+		return nil
+	}
 	err = c.instance.mutate(ctx, func(op *operation) error {
 		n, made, err := find(op.networks, r)
 		if err != nil {
 			return err
 		}
-		res, err = op.ports.plugIn(n, r, ns)
-		if err != nil && made && len(n.Ports) == 0 {
-			err = errors.Join(err, op.networks.downUndefined(n))
+		alone = made
+		if res, err = op.ports.plugIn(n, r, ns); err != nil {
+			err = errors.Join(err, leave(op, n))
 		}
 		return err
 	})
+	if err != nil || !r.DAD {
+		return res, err
+	}
+	if err = waitUnique(ns, res.Ifname); err != nil { // others need not wait for this
+		err = errors.Join(err, c.instance.mutate(context.WithoutCancel(ctx), func(op *operation) error {
+			n, p, err := op.ports.named(res.Network, res.Port)
+			if err != nil {
+				return err
+			}
+			return errors.Join(op.ports.detach(n, p), leave(op, n))
+		}))
+	}
 	return res, err
+}
+
+// waitUnique waits until a container may use the IPv6 addresses of a device.
+func waitUnique(ns *link.Netns, device string) error {
+	inside, err := link.OpenIn(ns)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	d, err := inside.ByName(device)
+	if err == nil {
+		err = inside.WaitUnique(d.Index, dadLimit)
+	}
+	if err != nil {
+		return fmt.Errorf("in %s: %w", ns, err)
+	}
+	return nil
 }
 
 // plugIn makes the port and publishes what comes with it.
@@ -139,7 +179,7 @@ func (ps ports) plugIn(n *network, r AttachRequest, ns *link.Netns) (res AttachR
 	if _, err := inside.ByName(p.Ifname); err == nil {
 		return res, tagged(ErrExists, fmt.Sprintf("%s has a device %s already: choose another name with --ifname", r.Target, p.Ifname))
 	}
-	steps := ps.steps(n, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish}, p)
+	steps := ps.steps(n, &plug{ns: ns, conn: inside, routes: r.Routes, publish: publish, dad: r.DAD}, p)
 	if err := ps.op.runner.run(ps.op.ctx, steps); err != nil {
 		return res, err
 	}

@@ -25,19 +25,22 @@ type EndpointRequest struct {
 	Network string
 	Name    string
 	IP      netip.Addr       // invalid: the lowest free one
-	MAC     net.HardwareAddr // nil: 02:42 and the address
+	IP6     netip.Addr       // invalid: the lowest free one, if the network has an IPv6 subnet
+	MAC     net.HardwareAddr // nil: 02:42 and the IPv4 address
 	Ifname  string           // inside, kept for the engine; "": as the engine counts
 	Allowed Allowed          // besides IP and MAC
 }
 
 // EndpointView is what an engine has to know to finish the container's end.
 type EndpointView struct {
-	Peer    string            // the container's end, in the host's namespace
-	Ifname  string            // inside, "": as the engine counts
-	IP      netip.Prefix      // with the network's length
-	MAC     string            //
-	Gateway netip.Addr        // invalid: the network is internal
-	Options map[string]string // of the network
+	Peer     string            // the container's end, in the host's namespace
+	Ifname   string            // inside, "": as the engine counts
+	IP       netip.Prefix      // with the network's length
+	IP6      netip.Prefix      // likewise; invalid: the network has no IPv6 subnet
+	MAC      string            //
+	Gateway  netip.Addr        // invalid: the network is internal
+	Gateway6 netip.Addr        // invalid: likewise, or it has no IPv6 subnet
+	Options  map[string]string // of the network
 }
 
 // endpointPatience is how long a new container end may lie in the host's
@@ -46,10 +49,10 @@ type EndpointView struct {
 const endpointPatience = 2 * time.Minute
 
 // EndpointCreate makes an endpoint, and brings its network up if that is only
-// defined. One that has the address already is taken for forgotten. The error wraps
+// defined. One that has an address already is taken for forgotten. The error wraps
 // ErrInvalid, ErrNoNetwork, ErrExists, or a sentinel of ipam.
 func (e Engine) EndpointCreate(ctx context.Context, r EndpointRequest) (v EndpointView, err error) {
-	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, MAC: r.MAC, Ifname: r.Ifname, Allowed: r.Allowed}
+	a := AttachRequest{Network: r.Network, Name: r.Name, IP: r.IP, IP6: r.IP6, MAC: r.MAC, Ifname: r.Ifname, Allowed: r.Allowed}
 	if err := a.check(); err != nil {
 		return v, err
 	}
@@ -58,7 +61,7 @@ func (e Engine) EndpointCreate(ctx context.Context, r EndpointRequest) (v Endpoi
 		if err != nil {
 			return err
 		}
-		if err := op.endpoints.evict(n, r.IP); err != nil {
+		if err := op.endpoints.evict(n, r.IP, r.IP6); err != nil {
 			return err
 		}
 		p, err := op.ports.create(n, a, link.NetnsID{})
@@ -73,7 +76,7 @@ func (e Engine) EndpointCreate(ctx context.Context, r EndpointRequest) (v Endpoi
 }
 
 // EndpointJoin notes which namespace an engine is about to move an endpoint
-// into, and announces the address to the network: whoever knew it under another
+// into, and announces the addresses to the network: whoever knew them under another
 // MAC learns the new one. The namespace may not exist yet. The error wraps
 // ErrNotUp, ErrNoNetwork or ErrNoPort.
 func (e Engine) EndpointJoin(ctx context.Context, networkName, name, netns string) (v EndpointView, err error) {
@@ -88,8 +91,10 @@ func (e Engine) EndpointJoin(ctx context.Context, networkName, name, netns strin
 		}
 		p.Touched = sinceBoot()
 		v = endpointView(n, p)
-		if err := link.Announce(n.Index, p.IP, p.MAC.HardwareAddr); err != nil {
-			return err
+		for _, ip := range p.ips() {
+			if err := link.Announce(n.Index, ip, p.MAC.HardwareAddr); err != nil {
+				return err
+			}
 		}
 		return op.save()
 	})
@@ -150,9 +155,12 @@ func (e Engine) onEndpoint(ctx context.Context, networkName, name string, f func
 }
 
 func endpointView(n *network, p *port) EndpointView {
-	v := EndpointView{Peer: p.Peer, Ifname: p.Ifname, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC.String(), Gateway: n.Gateway, Options: n.Options}
-	if n.Internal {
-		v.Gateway = netip.Addr{}
+	v := EndpointView{Peer: p.Peer, Ifname: p.Ifname, IP: netip.PrefixFrom(p.IP, n.Subnet.Bits()), MAC: p.MAC.String(), Options: n.Options}
+	if p.IP6.IsValid() {
+		v.IP6 = netip.PrefixFrom(p.IP6, n.Subnet6.Bits())
+	}
+	if !n.Internal {
+		v.Gateway, v.Gateway6 = n.Gateway, n.Gateway6
 	}
 	return v
 }
@@ -250,15 +258,13 @@ func (es endpoints) delete(all []*departure) error {
 	return errors.Join(errs...)
 }
 
-// evict removes the endpoint that has an address. The engine chooses addresses
+// evict removes the endpoints that have one of the addresses. The engine chooses addresses
 // itself and gives none to two: it was killed, and has forgotten the first.
-func (es endpoints) evict(n *network, ip netip.Addr) error {
-	for _, p := range n.sortedPorts() {
-		if p.Peer != "" && p.IP == ip {
-			return es.op.ports.detach(n, p)
-		}
-	}
-	return nil
+func (es endpoints) evict(n *network, addrs ...netip.Addr) error {
+	has := func(ip netip.Addr) bool { return ip.IsValid() && slices.Contains(addrs, ip) }
+	return es.op.ports.detachAll(n, slices.DeleteFunc(n.sortedPorts(), func(p *port) bool {
+		return p.Peer == "" || !has(p.IP) && !has(p.IP6)
+	}))
 }
 
 // abandoned reports whether nobody will come for the container end of an endpoint any

@@ -23,7 +23,8 @@ type plug struct {
 	conn    *link.Conn  // into ns
 	routes  []Route     // nil: a default route
 	publish []*publication
-	index   int // of the host end, 0: the kernel's choice
+	index   int  // of the host end, 0: the kernel's choice
+	dad     bool // AttachRequest.DAD
 }
 
 // steps is what `attach` does for a port, in order. The programs are on the
@@ -376,16 +377,22 @@ func (ps ports) configureInside(n *network, p *port, at *plug) error {
 		}
 	}
 	// A network without IPv6 lets none through: the container need not try.
-	ipv6 := hostconf.QuietIPv6
+	ipv6, add := hostconf.QuietIPv6, inside.AddAddr
 	if n.hasIPv6() {
 		ipv6 = hostconf.GiveIPv6
+	}
+	if at.dad && n.hasIPv6() {
+		ipv6 = func(device string) error {
+			return errors.Join(hostconf.AskForDuplicates(device), hostconf.GiveIPv6(device))
+		}
+		add = inside.AddTentative
 	}
 	if err := ns.Do(func() error { return ipv6(p.Ifname) }); err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)
 	}
 	addrs := p.addresses(n)
 	for _, a := range addrs {
-		if err := inside.AddAddr(d.Index, a); err != nil {
+		if err := add(d.Index, a); err != nil {
 			return fmt.Errorf("in %s: %w", ns, err)
 		}
 	}

@@ -39,6 +39,12 @@ func GiveIPv6(device string) error {
 	return nil
 }
 
+// AskForDuplicates makes the kernel ask, before the device uses an IPv6 address, whether
+// another host has it.
+func AskForDuplicates(device string) error {
+	return errors.Join(Write(conf6+device+"/enhanced_dad", "1"), Write(conf6+device+"/accept_dad", "1"))
+}
+
 // HostIPv6 turns IPv6 on for a device of the host, which keeps its addresses while it is
 // down, as it keeps IPv4's.
 func HostIPv6(device string) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -36,8 +37,14 @@ func (f Family) any() netip.Prefix {
 
 // AddAddr adds an address to the device. It succeeds when the device already has it.
 // The device may use an IPv6 address at once: nobody is asked whether it is a duplicate.
-func (c *Conn) AddAddr(index int, p netip.Prefix) error {
-	a := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
+func (c *Conn) AddAddr(index int, p netip.Prefix) error { return c.addAddr(index, p, unix.IFA_F_NODAD) }
+
+// AddTentative is AddAddr, but the kernel first asks whether another host has an IPv6
+// address, if the device's accept_dad says so: see WaitUnique.
+func (c *Conn) AddTentative(index int, p netip.Prefix) error { return c.addAddr(index, p, 0) }
+
+func (c *Conn) addAddr(index int, p netip.Prefix, flags int) error {
+	a := &netlink.Addr{IPNet: ipNet(p), Flags: flags}
 	if p.Addr().Is4() {
 		a.Flags, a.Broadcast = 0, broadcast(p)
 	}
@@ -46,6 +53,32 @@ func (c *Conn) AddAddr(index int, p netip.Prefix) error {
 		return fmt.Errorf("adding address %s: %w", p, sentinel(err))
 	}
 	return nil
+}
+
+// WaitUnique waits until the device may use all of its IPv6 addresses, but no longer than
+// limit. The error says of which address another host is the owner, or that time is up.
+func (c *Conn) WaitUnique(index int, limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(ref(index), int(IPv6)) })
+		if err != nil {
+			return fmt.Errorf("listing addresses: %w", sentinel(err))
+		}
+		var waiting *netlink.Addr
+		for _, a := range list {
+			switch {
+			case a.Flags&unix.IFA_F_DADFAILED != 0:
+				return fmt.Errorf("address %s: another host has it", a.IPNet)
+			case a.Flags&unix.IFA_F_TENTATIVE != 0:
+				waiting = &a
+			}
+		}
+		if waiting == nil {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("address %s: the kernel still looks whether another host has it", waiting.IPNet)
+		}
+	}
 }
 
 // Addrs returns the addresses of all devices by ifindex. A device's primary addresses
