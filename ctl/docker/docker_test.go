@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -24,8 +25,7 @@ type recorder struct {
 	internal bool
 	ports    []ctl.PublishRequest
 	fail     error
-	ifname   string // as endpoints were created with
-	allowed  ctl.Allowed
+	endpoint ctl.EndpointRequest // the last
 }
 
 func (r *recorder) note(what, network, name string) error {
@@ -42,12 +42,12 @@ func (r *recorder) NetworkDiscard(_ context.Context, name string) error {
 }
 
 func (r *recorder) EndpointCreate(_ context.Context, q ctl.EndpointRequest) (ctl.EndpointView, error) {
-	r.ifname, r.allowed = q.Ifname, q.Allowed
-	return ctl.EndpointView{IP: netip.PrefixFrom(q.IP, 24), MAC: "02:42:0a:00:00:02"}, r.note("endpoint", q.Network, q.Name)
+	r.endpoint = q
+	return ctl.EndpointView{IP: netip.PrefixFrom(q.IP, 24), IP6: netip.PrefixFrom(q.IP6, 64), MAC: "02:42:0a:00:00:02"}, r.note("endpoint", q.Network, q.Name)
 }
 
 func (r *recorder) EndpointJoin(_ context.Context, network, name, _ string) (ctl.EndpointView, error) {
-	v := ctl.EndpointView{Peer: "veth1c", Ifname: r.ifname, Options: map[string]string{optIfacePrefix: "net"}}
+	v := ctl.EndpointView{Peer: "veth1c", Ifname: r.endpoint.Ifname, Options: map[string]string{optIfacePrefix: "net"}}
 	if !r.internal {
 		v.Gateway = netip.MustParseAddr("10.0.0.1")
 	}
@@ -165,8 +165,8 @@ func TestAllowedAddresses(t *testing.T) {
 	}
 	code, got := ask(`"fastbr.allowed-address":"10.8.0.0/24, 10.0.0.9","fastbr.allowed-mac":"00:00:5e:00:01:33"`)
 	want, err := ctl.ParseAllowed([]string{"10.8.0.0/24", "10.0.0.9/32"}, []string{"00:00:5e:00:01:33"})
-	if code != http.StatusOK || err != nil || !reflect.DeepEqual(r.allowed, want) {
-		t.Errorf("%d %s: allowed %+v, want %+v (%v)", code, got, r.allowed, want, err)
+	if code != http.StatusOK || err != nil || !reflect.DeepEqual(r.endpoint.Allowed, want) {
+		t.Errorf("%d %s: allowed %+v, want %+v (%v)", code, got, r.endpoint.Allowed, want, err)
 	}
 	for _, bad := range []string{`"fastbr.allowed-address":"10.8.0.0/33"`, `"fastbr.allowed-mac":"x"`} {
 		r.did = nil
@@ -230,22 +230,107 @@ func TestNetworkOptions(t *testing.T) {
 			t.Errorf("%s=%v: no error", key, value)
 		}
 	}
-	if _, err := create(nil, map[string]any{optIPv6: "true"}); !errors.Is(err, errIPv6) {
+	if _, err := create(nil, map[string]any{optIPv6: "true"}); !errors.Is(err, errNoPool6) {
 		t.Errorf("IPv6 as an option: %v", err)
 	}
 	if _, err := networkRequest(createNetworkRequest{NetworkID: n1, Options: map[string]any{optIPv4: false}}); !errors.Is(err, errNoIPv4) {
 		t.Errorf("--ipv4=false: %v", err)
 	}
 	for name, q := range map[string]createNetworkRequest{
-		"no pool":          {NetworkID: n1},
-		"an IPv6 pool":     {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}}, IPv6Data: []ipamData{{Pool: "fd00::/64"}}},
-		"another gateway":  {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24", AuxAddresses: map[string]any{auxGateway: "10.0.0.7/24"}}}},
-		"a malformed pool": {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0"}}},
+		"no pool":                 {NetworkID: n1},
+		"two pools":               {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}, {Pool: "10.0.1.0/24"}}},
+		"two IPv6 pools":          {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}}, IPv6Data: []ipamData{{Pool: "fd00::/64"}, {Pool: "fd01::/64"}}},
+		"only an IPv6 pool":       {NetworkID: n1, IPv6Data: []ipamData{{Pool: "fd00::/64"}}},
+		"another gateway":         {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24", AuxAddresses: map[string]any{auxGateways[0]: "10.0.0.7/24"}}}},
+		"another gateway of IPv6": {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}}, IPv6Data: []ipamData{{Pool: "fd00::/64", AuxAddresses: map[string]any{auxGateways[1]: "fd00::7/64"}}}},
+		"a malformed pool":        {NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0"}}},
 	} {
 		if _, err := networkRequest(q); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// TestNetworkWithIPv6: the second subnet is IPv6's, and the options that concern IPv6 count
+// if there is one.
+func TestNetworkWithIPv6(t *testing.T) {
+	create := func(internal bool, user map[string]any, pools ...ipamData) (ctl.NetworkRequest, error) {
+		return networkRequest(createNetworkRequest{NetworkID: n1, IPv4Data: []ipamData{{Pool: "10.0.0.0/24"}}, IPv6Data: pools,
+			Options: map[string]any{optIPv6: len(pools) > 0, optInternal: internal, optGeneric: user}})
+	}
+	six := ipamData{Pool: "2001:db8:9::/64", Gateway: "2001:db8:9::9/64"}
+	r, err := create(false, nil, six)
+	if err != nil || r.Subnet6.String() != "2001:db8:9::/64" || r.Gateway6.String() != "2001:db8:9::9" || r.Masquerade6 != nil {
+		t.Errorf("plain: %+v, %v", r, err)
+	}
+	for _, x := range []struct {
+		key, value string
+		pools      []ipamData
+		internal   bool
+		masquerade string // what is asked for, "" for nothing
+	}{
+		{optMode6, "nat", []ipamData{six}, false, ""},
+		{optMode6, "routed", []ipamData{six}, false, "false"},
+		{optMode6, "routed", []ipamData{six}, true, ""},
+		{optMode6, "routed", nil, false, ""},
+		{optMode4, "routed", []ipamData{six}, false, ""},
+		{optMasquerade, "false", []ipamData{six}, false, "false"},
+		{optMasquerade, "false", []ipamData{six}, true, ""},
+		{optMasquerade, "false", nil, false, ""},
+	} {
+		r, err := create(x.internal, map[string]any{x.key: x.value}, x.pools...)
+		got := ""
+		if r.Masquerade6 != nil {
+			got = strconv.FormatBool(*r.Masquerade6)
+		}
+		if err != nil || got != x.masquerade {
+			t.Errorf("%+v: masquerade6 %q, %v", x, got, err)
+		}
+	}
+	for _, value := range []string{"isolated", "nat-unprotected", "perhaps"} {
+		if _, err := create(false, map[string]any{optMode6: value}, six); err == nil || !strings.Contains(err.Error(), optMode6+"="+value) {
+			t.Errorf("mode %s: %v", value, err)
+		}
+	}
+	if r, err := create(false, map[string]any{optMode6: "routed", optNDProxy: "true"}, six); err != nil || !*r.NDProxy {
+		t.Errorf("nd-proxy: %+v, %v", r, err)
+	}
+}
+
+// TestEndpointWithIPv6: dockerd's addresses are taken over. An address that it leaves open is
+// in the answer, and the gateways are.
+func TestEndpointWithIPv6(t *testing.T) {
+	r := &recorder{}
+	ids := `{"NetworkID":"` + n1 + `","EndpointID":"` + e1 + `"`
+	code, got := r.ask(t, http.MethodPost, "/NetworkDriver.CreateEndpoint", ids+`,"Interface":{"Address":"10.0.0.2/24","AddressIPv6":"2001:db8:9::2/64","MacAddress":"02:42:0a:00:00:09"}}`)
+	if code != http.StatusOK || got != `{"Interface":{}}` || r.endpoint.IP.String() != "10.0.0.2" || r.endpoint.IP6.String() != "2001:db8:9::2" {
+		t.Errorf("%d %s: %+v", code, got, r.endpoint)
+	}
+	for _, bad := range []string{`"Address":"x"`, `"AddressIPv6":"fd00::"`} {
+		if code, got := r.ask(t, http.MethodPost, "/NetworkDriver.CreateEndpoint", ids+`,"Interface":{`+bad+`}}`); code != 400 {
+			t.Errorf("%s: %d %s", bad, code, got)
+		}
+	}
+	d := driver{given{r}}
+	v, err := d.createEndpoint(t.Context(), createEndpointRequest{NetworkID: n1, EndpointID: e1})
+	if a, ok := v.(createEndpointResponse); err != nil || !ok || a.Interface.Address != "10.0.0.5/24" || a.Interface.AddressIPv6 != "2001:db8:9::5/64" {
+		t.Errorf("left open: %+v, %v", v, err)
+	}
+	v, err = d.join(t.Context(), joinRequest{NetworkID: n1, EndpointID: e1})
+	if a, ok := v.(joinResponse); err != nil || !ok || a.Gateway != "10.0.0.1" || a.GatewayIPv6 != "2001:db8:9::1" {
+		t.Errorf("join: %+v, %v", v, err)
+	}
+}
+
+// given is a control plane that gives out addresses of both families.
+type given struct{ *recorder }
+
+func (given) EndpointCreate(context.Context, ctl.EndpointRequest) (ctl.EndpointView, error) {
+	return ctl.EndpointView{IP: netip.MustParsePrefix("10.0.0.5/24"), IP6: netip.MustParsePrefix("2001:db8:9::5/64")}, nil
+}
+
+func (given) EndpointJoin(context.Context, string, string, string) (ctl.EndpointView, error) {
+	return ctl.EndpointView{Gateway: netip.MustParseAddr("10.0.0.1"), Gateway6: netip.MustParseAddr("2001:db8:9::1")}, nil
 }
 
 func TestPublishRequests(t *testing.T) {

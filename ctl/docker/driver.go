@@ -55,15 +55,18 @@ func (d driver) createEndpoint(ctx context.Context, q createEndpointRequest) (an
 	if r.Allowed, err = ctl.ParseAllowedText(q.Options.AllowedAddresses, q.Options.AllowedMACs); err != nil {
 		return nil, err
 	}
-	if q.Interface.AddressIPv6 != "" {
-		return nil, fmt.Errorf("address %s: fastbr's networks have no IPv6 addresses yet", q.Interface.AddressIPv6)
-	}
-	if q.Interface.Address != "" {
-		p, err := netip.ParsePrefix(q.Interface.Address)
+	for _, of := range []struct {
+		text string
+		to   *netip.Addr
+	}{{q.Interface.Address, &r.IP}, {q.Interface.AddressIPv6, &r.IP6}} {
+		if of.text == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(of.text)
 		if err != nil {
 			return nil, fmt.Errorf("%w: address: %w", errRequest, err)
 		}
-		r.IP = p.Addr()
+		*of.to = p.Addr()
 	}
 	if q.Interface.MacAddress != "" {
 		if r.MAC, err = net.ParseMAC(q.Interface.MacAddress); err != nil {
@@ -77,6 +80,9 @@ func (d driver) createEndpoint(ctx context.Context, q createEndpointRequest) (an
 	var a createEndpointResponse
 	if q.Interface.Address == "" {
 		a.Interface.Address = v.IP.String()
+	}
+	if q.Interface.AddressIPv6 == "" && v.IP6.IsValid() {
+		a.Interface.AddressIPv6 = v.IP6.String()
 	}
 	if q.Interface.MacAddress == "" {
 		a.Interface.MacAddress = v.MAC
@@ -100,6 +106,9 @@ func (d driver) join(ctx context.Context, q joinRequest) (any, error) {
 	a := joinResponse{InterfaceName: interfaceName{SrcName: v.Peer, DstPrefix: ifacePrefix(v.Options), DstName: v.Ifname}}
 	if v.Gateway.IsValid() {
 		a.Gateway = v.Gateway.String()
+	}
+	if v.Gateway6.IsValid() {
+		a.GatewayIPv6 = v.Gateway6.String()
 	}
 	return a, nil
 }

@@ -40,16 +40,17 @@ const (
 	optExhaustion = "fastbr.nat-on-exhaustion"
 	optPlain      = "fastbr.no-masquerade"
 	optVia        = "fastbr.via"
-
-	// auxGateway, with --aux-address, names a gateway other than the bridge.
-	auxGateway = "DefaultGatewayIPv4"
+	optNDProxy    = "fastbr.nd-proxy"
 
 	defaultIfacePrefix = "eth"
 )
 
+// auxGateways, with --aux-address, name a gateway other than the bridge.
+var auxGateways = []string{"DefaultGatewayIPv4", "DefaultGatewayIPv6"}
+
 var (
-	errIPv6   = errors.New("fastbr's networks have no IPv6 addresses yet: create the network without --ipv6")
-	errNoIPv4 = errors.New("fastbr's networks always have IPv4 addresses: create the network without --ipv4=false")
+	errNoPool6 = errors.New("Docker has chosen no IPv6 subnet: create the network with --ipv6, and with an IPv6 --subnet before Docker 27")
+	errNoIPv4  = errors.New("fastbr's networks always have IPv4 addresses: create the network without --ipv4=false")
 )
 
 // networkRequest translates `docker network create`. It refuses unknown
@@ -58,7 +59,7 @@ var (
 func networkRequest(q createNetworkRequest) (ctl.NetworkRequest, error) {
 	no := false
 	r := ctl.NetworkRequest{ID: q.NetworkID, Bridge: "br-" + q.NetworkID[:12], DNS: &no} // Docker resolves names itself
-	if err := setPool(&r, q); err != nil {
+	if err := setPools(&r, q); err != nil {
 		return r, err
 	}
 	if v, ok := q.Options[optInternal]; ok {
@@ -80,31 +81,41 @@ func networkRequest(q createNetworkRequest) (ctl.NetworkRequest, error) {
 	return r, nil
 }
 
-// setPool takes over the addresses that dockerd's IPAM has chosen.
-func setPool(r *ctl.NetworkRequest, q createNetworkRequest) (err error) {
+// setPools takes over the addresses that dockerd's IPAM has chosen.
+func setPools(r *ctl.NetworkRequest, q createNetworkRequest) (err error) {
 	switch {
-	case len(q.IPv6Data) > 0 || isTrue(q.Options[optIPv6]):
-		return errIPv6
 	case isFalse(q.Options[optIPv4]):
 		return errNoIPv4
-	case len(q.IPv4Data) != 1 || q.IPv4Data[0].Pool == "":
-		return fmt.Errorf("%d IPv4 subnets: fastbr's networks have one", len(q.IPv4Data))
+	case len(q.IPv4Data) != 1 || len(q.IPv6Data) > 1:
+		return fmt.Errorf("%d IPv4 subnets and %d of IPv6: fastbr's networks have one of IPv4, and may have one of IPv6", len(q.IPv4Data), len(q.IPv6Data))
+	case isTrue(q.Options[optIPv6]) && len(q.IPv6Data) == 0:
+		return errNoPool6
 	}
-	d := q.IPv4Data[0]
-	if _, ok := d.AuxAddresses[auxGateway]; ok {
-		return fmt.Errorf("--aux-address %s: the gateway of fastbr's networks is the bridge", auxGateway)
+	if r.Subnet, r.Gateway, err = q.IPv4Data[0].addresses(); err != nil || len(q.IPv6Data) == 0 {
+		return err
 	}
-	if r.Subnet, err = netip.ParsePrefix(d.Pool); err != nil {
-		return fmt.Errorf("%w: pool: %w", errRequest, err)
+	r.Subnet6, r.Gateway6, err = q.IPv6Data[0].addresses()
+	return err
+}
+
+// addresses are the subnet and the gateway, which is invalid if there is none.
+func (d ipamData) addresses() (subnet netip.Prefix, gateway netip.Addr, err error) {
+	for _, name := range auxGateways {
+		if _, ok := d.AuxAddresses[name]; ok {
+			return subnet, gateway, fmt.Errorf("--aux-address %s: the gateway of fastbr's networks is the bridge", name)
+		}
+	}
+	if subnet, err = netip.ParsePrefix(d.Pool); err != nil {
+		return subnet, gateway, fmt.Errorf("%w: pool: %w", errRequest, err)
 	}
 	if d.Gateway != "" {
-		gateway, err := netip.ParsePrefix(d.Gateway)
+		p, err := netip.ParsePrefix(d.Gateway)
 		if err != nil {
-			return fmt.Errorf("%w: gateway: %w", errRequest, err)
+			return subnet, gateway, fmt.Errorf("%w: gateway: %w", errRequest, err)
 		}
-		r.Gateway = gateway.Addr()
+		gateway = p.Addr()
 	}
-	return nil
+	return subnet, gateway, nil
 }
 
 // setOption parses one -o KEY=VALUE.
@@ -126,21 +137,39 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 		var on bool
 		on, err = boolOption(key, value)
 		r.Masquerade = &on
+		if r.Subnet6.IsValid() && !isInternal(r) {
+			r.Masquerade6 = &on
+		}
 	case optICC:
 		return only(key, value, "true", "containers of one network reach each other")
 	case optInhibit4:
 		return only(key, value, "false", "a bridge always has its gateway's address")
 	case optMode4:
 		if value == "routed" {
-			masquerade, only := false, r.Internal == nil || !*r.Internal // nothing comes into an internal one
+			masquerade, only := false, !isInternal(r) // nothing comes into an internal one
 			r.Masquerade, r.PublishedOnly = &masquerade, &only
 			return nil
 		}
 		return only(key, value, "nat", "or \"routed\"")
-	case optMode6, optHostIPv6: // there is no IPv6 to do it for
-	case optIPv6: // there is no IPv6 to configure
-		if !isFalse(value) {
-			return errIPv6
+	case optMode6:
+		if value == "routed" {
+			if masquerade := false; r.Subnet6.IsValid() && !isInternal(r) {
+				r.Masquerade6 = &masquerade
+			}
+			return nil
+		}
+		return only(key, value, "nat", "or \"routed\"")
+	case optHostIPv6:
+		if r.Subnet6.IsValid() { // else there is no IPv6 to do it for
+			return only(key, value, "", "IPv6 leaves with the address of its route")
+		}
+	case optNDProxy:
+		var on bool
+		on, err = boolOption(key, value)
+		r.NDProxy = &on
+	case optIPv6:
+		if !isFalse(value) && !r.Subnet6.IsValid() {
+			return errNoPool6
 		}
 	case optIPv4:
 		if !isTrue(value) {
@@ -174,6 +203,8 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 	}
 	return err
 }
+
+func isInternal(r *ctl.NetworkRequest) bool { return r.Internal != nil && *r.Internal }
 
 // only refuses every value but one.
 func only(key, value, want, why string) error {

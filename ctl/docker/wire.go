@@ -47,7 +47,8 @@ type joinResponse struct {
 	InterfaceName interfaceName
 	// Gateway is empty only for internal networks. Without a gateway dockerd adds
 	// a second interface on its own bridge docker_gwbridge.
-	Gateway string `json:",omitempty"`
+	Gateway     string `json:",omitempty"`
+	GatewayIPv6 string `json:",omitempty"`
 }
 
 // interfaceName tells dockerd which device to move and how to name it: DstName,

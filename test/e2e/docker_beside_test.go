@@ -14,7 +14,7 @@ import (
 // time. By its own address, fastbr's container is not reached.
 func TestE2EBesideDockersBridge(t *testing.T) {
 	t.Parallel()
-	d := newEngine(t)
+	d := newEngine(t, lab.Options{})
 	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.77.0.0/24", "web")
 	ours := d.start(t, "ours", "web", "-p", "8080:80", "-p", "5300:53/udp")
 	theirs := d.start(t, "theirs", "bridge", "-p", "9080:80", "-p", "9300:53/udp")

@@ -28,6 +28,7 @@ type engine struct {
 	*e2e
 	dir    string // short, since paths of sockets begin with it
 	driver string
+	pools  []string // flags of dockerd about the subnets that it chooses
 	daemon *lab.Cmd
 	log    *os.File
 	serve  *exec.Cmd
@@ -38,10 +39,10 @@ const engineImage = "busybox"
 // engineUp is how long a daemon may take to answer. It usually needs seconds.
 const engineUp = time.Minute
 
-func newEngine(t *testing.T) *engine {
+func newEngine(t *testing.T, o lab.Options, pools ...string) *engine {
 	t.Helper()
 	testutil.RequireCommand(t, "dockerd", "docker", "busybox")
-	d := &engine{e2e: newE2E(t, e2eModes()[0], lab.Options{})}
+	d := &engine{e2e: newE2E(t, e2eModes()[0], o), pools: pools}
 	d.driver = "fb" + d.ID
 	var err error
 	if d.dir, err = os.MkdirTemp("", "fbd"); err != nil {
@@ -79,8 +80,8 @@ func (d *engine) startServe(t *testing.T) {
 
 func (d *engine) startDaemon(t *testing.T) {
 	t.Helper()
-	d.daemon = d.Host.Exec(d.Ctx, "dockerd", "--data-root", d.dir+"/data", "--exec-root", d.dir+"/exec", "-H", "unix://"+d.dir+"/sock",
-		"-p", d.dir+"/pid", "--storage-driver", "vfs", "--live-restore")
+	d.daemon = d.Host.Exec(d.Ctx, append([]string{"dockerd", "--data-root", d.dir + "/data", "--exec-root", d.dir + "/exec", "-H", "unix://" + d.dir + "/sock",
+		"-p", d.dir + "/pid", "--storage-driver", "vfs", "--live-restore"}, d.pools...)...)
 	d.daemon.Stdout, d.daemon.Stderr = d.log, d.log
 	if err := d.daemon.Start(); err != nil {
 		t.Fatal(err)
@@ -237,7 +238,7 @@ func (d *engine) assertNoGwbridge(t *testing.T) {
 // TestE2EDocker leads a dockerd with fastbr's networks through a typical day.
 func TestE2EDocker(t *testing.T) {
 	t.Parallel()
-	d := newEngine(t)
+	d := newEngine(t, lab.Options{})
 	before := d.snapshot(t)
 	d.docker(t, "network", "create", "-d", d.driver, "--subnet", "10.77.0.0/24", "--gateway", "10.77.0.1",
 		"-o", "com.docker.network.driver.mtu=1450",
