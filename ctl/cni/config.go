@@ -30,6 +30,9 @@ type config struct {
 	Network string `json:"network"`
 	// Slow keeps all packets on the kernel path.
 	Slow bool `json:"slow"`
+	// NDProxy: the host answers on its uplinks for pods' IPv6 addresses, which are of an
+	// uplink's own subnet.
+	NDProxy bool `json:"ndProxy"`
 	// What every container of this configuration may send with besides its own addresses.
 	allowed
 
@@ -49,6 +52,9 @@ type config struct {
 	// PromiscMode serves the same purpose as HairpinMode: a pod reaches itself by
 	// a service's address.
 	PromiscMode bool `json:"promiscMode"`
+	// EnableDAD: the container asks whether anybody has its IPv6 addresses before it uses
+	// them.
+	EnableDAD bool `json:"enabledad"`
 
 	VLAN                      int               `json:"vlan"`
 	VLANTrunk                 []json.RawMessage `json:"vlanTrunk"`
@@ -151,6 +157,9 @@ func (c *config) check() error {
 	if c.SNATAddress != "" && !c.own() && !yes(c.IPMasq) {
 		return invalid("snatAddress is what ipMasq gives, which is not set")
 	}
+	if c.NDProxy && !c.own() && yes(c.IPMasq) {
+		return invalid("ndProxy is for addresses that are not translated: ipMasq is set")
+	}
 	if c.HairpinMode && c.PromiscMode {
 		return invalid("hairpinMode and promiscMode are set: choose one")
 	}
@@ -166,7 +175,8 @@ func (c *config) check() error {
 	}{
 		{"ipam", c.IPAM.Type != ""}, {"bridge", c.Bridge != ""}, {"isGateway", c.IsGateway != nil},
 		{"isDefaultGateway", c.IsDefaultGateway != nil}, {"forceAddress", c.ForceAddress != nil},
-		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""}, {"via", c.Via != ""}, {"mtu", c.MTU != 0},
+		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""}, {"via", c.Via != ""},
+		{"ndProxy", c.NDProxy}, {"mtu", c.MTU != 0},
 	} {
 		if f.asked {
 			return invalid(fmt.Sprintf("%s and network exclude each other: network %s is already defined, by 'fastbr network create' or 'up'",
@@ -249,8 +259,8 @@ func (c *config) mac() (net.HardwareAddr, error) {
 	return nil, nil
 }
 
-// ip returns the address requested from a fastbr network, or the zero Addr.
-func (c *config) ip() (a netip.Addr, err error) {
+// ips returns the addresses requested from a fastbr network, or zero ones.
+func (c *config) ips() (v4, v6 netip.Addr, err error) {
 	asked := c.Runtime.IPs
 	if len(asked) == 0 {
 		asked = c.Args.CNI.IPs
@@ -258,18 +268,18 @@ func (c *config) ip() (a netip.Addr, err error) {
 	if len(asked) == 0 && c.env["IP"] != "" {
 		asked = []string{c.env["IP"]}
 	}
+	var plain []string
 	for _, text := range asked {
-		plain, _, _ := strings.Cut(text, "/")
-		one, err := netip.ParseAddr(plain)
-		if err != nil {
-			return a, invalid(fmt.Sprintf("address %q: want an IPv4 address", text))
+		addr, _, _ := strings.Cut(text, "/")
+		if _, err := netip.ParseAddr(addr); err != nil {
+			return v4, v6, invalid(fmt.Sprintf("address %q: want an IPv4 or an IPv6 address", text))
 		}
-		if !one.Is4() || a.IsValid() && a != one { // the same address may be given twice
-			return a, unsupported("ips", asked)
-		}
-		a = one
+		plain = append(plain, addr)
 	}
-	return a, nil
+	if v4, v6, err = ctl.ParseAddrs("address", plain); err != nil {
+		return v4, v6, unsupported("ips", err)
+	}
+	return v4, v6, nil
 }
 
 // publications returns the port mappings as ranges. Runtimes pass a range as

@@ -74,7 +74,7 @@ func TestEveryKeyOfTheBridgePlugin(t *testing.T) {
 }
 
 func TestBridgeBecomesNetwork(t *testing.T) {
-	given := allocation{addr: netip.MustParsePrefix("10.88.0.5/16"), gateway: netip.MustParseAddr("10.88.0.1")}
+	given := allocation{v4: assignment{netip.MustParsePrefix("10.88.0.5/16"), netip.MustParseAddr("10.88.0.1")}}
 	for keys, want := range map[string]struct{ masq, internal bool }{
 		bridged:                         {false, true},
 		bridged + `, "isGateway": true`: {false, false},
@@ -91,7 +91,7 @@ func TestBridgeBecomesNetwork(t *testing.T) {
 
 // TestBridgeSaysWhatIsTranslated: ipMasq may except destinations, and name a source.
 func TestBridgeSaysWhatIsTranslated(t *testing.T) {
-	given := allocation{addr: netip.MustParsePrefix("10.88.0.5/16"), gateway: netip.MustParseAddr("10.88.0.1")}
+	given := allocation{v4: assignment{netip.MustParsePrefix("10.88.0.5/16"), netip.MustParseAddr("10.88.0.1")}}
 	keys := bridged + `, "isGateway": true, "ipMasq": true`
 	r := parsed(t, keys+`, "noMasquerade": ["10.0.0.0/8"], "snatAddress": "192.0.2.1"`, "").network(given)
 	if len(r.NoMasquerade) != 1 || r.NoMasquerade[0].String() != "10.0.0.0/8" || r.SNATAddress.String() != "192.0.2.1" {
@@ -140,7 +140,7 @@ func TestRoutesMakeAGateway(t *testing.T) {
 		{bridged, "0.0.0.0/0", "10.244.1.9", true},
 		{bridged + `, "isGateway": false`, "0.0.0.0/0", "", true},
 	} {
-		given := allocation{addr: netip.MustParsePrefix("10.244.1.5/24"), gateway: netip.MustParseAddr("10.244.1.1"),
+		given := allocation{v4: assignment{netip.MustParsePrefix("10.244.1.5/24"), netip.MustParseAddr("10.244.1.1")},
 			routes: []*types.Route{{Dst: dst(x.dst), GW: net.ParseIP(x.gw)}}}
 		if got := *parsed(t, x.keys, "").network(given).Internal; got != x.internal {
 			t.Errorf("%s, a route to %s via %q: internal is %v, want %v", x.keys, x.dst, x.gw, got, x.internal)
@@ -201,22 +201,27 @@ func TestNamesAndWishes(t *testing.T) {
 	if mac, err := c.mac(); err != nil || mac.String() != "02:00:00:00:00:02" {
 		t.Errorf("MAC %v, %v", mac, err)
 	}
-	if ip, err := c.ip(); err != nil || ip.String() != "172.30.0.9" {
-		t.Errorf("address %v, %v", ip, err)
+	if ip, ip6, err := c.ips(); err != nil || ip.String() != "172.30.0.9" || ip6.IsValid() {
+		t.Errorf("addresses %v and %v, %v", ip, ip6, err)
 	}
 }
 
+// TestOneAddressAsOftenAsOneLikes: one of each family, whatever the order.
 func TestOneAddressAsOftenAsOneLikes(t *testing.T) {
 	for ips, want := range map[string]string{
-		`[]`:                          "invalid IP",
-		`["10.0.0.9"]`:                "10.0.0.9",
-		`["10.0.0.9", "10.0.0.9/24"]`: "10.0.0.9",
-		`["10.0.0.9", "10.0.0.8"]`:    "",
-		`["10.0.0.9", "fd00::9"]`:     "",
-		`["10.0.0.9", "nonsense"]`:    "",
+		`[]`:                               "invalid IP, invalid IP",
+		`["10.0.0.9"]`:                     "10.0.0.9, invalid IP",
+		`["10.0.0.9", "10.0.0.9/24"]`:      "10.0.0.9, invalid IP",
+		`["10.0.0.9", "10.0.0.8"]`:         "",
+		`["fd00::9/64", "10.0.0.9"]`:       "10.0.0.9, fd00::9",
+		`["fd00::9"]`:                      "invalid IP, fd00::9",
+		`["fd00::9", "fd00::8"]`:           "",
+		`["fe80::9"]`:                      "",
+		`["10.0.0.9", "nonsense"]`:         "",
+		`["10.0.0.9", "::ffff:10.0.0.10"]`: "",
 	} {
-		got, err := parsed(t, `"network": "default", "runtimeConfig": {"ips": `+ips+`}`, "").ip()
-		if (err != nil) != (want == "") || err == nil && got.String() != want {
+		v4, v6, err := parsed(t, `"network": "default", "runtimeConfig": {"ips": `+ips+`}`, "").ips()
+		if got := v4.String() + ", " + v6.String(); (err != nil) != (want == "") || err == nil && got != want {
 			t.Errorf("%s: %v, %v; want %q", ips, got, err, want)
 		}
 	}

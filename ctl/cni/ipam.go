@@ -21,13 +21,48 @@ import (
 
 // allocation is what an IPAM plugin gave out.
 type allocation struct {
-	addr    netip.Prefix // with the prefix length of the subnet
-	gateway netip.Addr   // invalid: none named
-	routes  []*types.Route
-	dns     types.DNS
+	v4, v6   assignment // v6 has no address if the plugin gave none
+	primary6 bool       // the address of IPv6 is the first
+	routes   []*types.Route
+	dns      types.DNS
 }
 
-// allocate asks the configured IPAM plugin for an address. On any error it
+// assignment is an address and its gateway.
+type assignment struct {
+	addr    netip.Prefix // with the prefix length of the subnet
+	gateway netip.Addr   // invalid: none named
+}
+
+// of returns what there is of the family that an address is of.
+func (a *allocation) of(ip netip.Addr) *assignment {
+	if ip.Is4() {
+		return &a.v4
+	}
+	return &a.v6
+}
+
+// assign takes over the addresses: one of IPv4, and at most one of IPv6.
+func (a *allocation) assign(ips []*current.IPConfig) error {
+	for _, ip := range ips {
+		p := prefix(ip.Address)
+		if own := a.of(p.Addr()); !own.addr.IsValid() {
+			*own = assignment{p, address(ip.Gateway)}
+			continue
+		}
+		return wantAddresses(ips)
+	}
+	if !a.v4.addr.IsValid() {
+		return wantAddresses(ips)
+	}
+	a.primary6 = prefix(ips[0].Address).Addr().Is6()
+	return nil
+}
+
+func wantAddresses(given []*current.IPConfig) error {
+	return unsupported("ipam", "want one IPv4 address, and one IPv6 address or none; the plugin gave "+addresses(given))
+}
+
+// allocate asks the configured IPAM plugin for addresses. On any error it
 // releases what the plugin gave.
 func (c *config) allocate(ctx context.Context) (given allocation, err error) {
 	var r types.Result
@@ -47,54 +82,56 @@ func (c *config) allocate(ctx context.Context) (given allocation, err error) {
 	if err != nil {
 		return given, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("result of IPAM plugin %s: %v", c.IPAM.Type, err), "")
 	}
-	if len(res.IPs) != 1 || res.IPs[0].Address.IP.To4() == nil {
-		return given, unsupported("ipam", "want one IPv4 address, the plugin gave "+addresses(res.IPs))
+	given.routes, given.dns = res.Routes, res.DNS
+	if err := given.assign(res.IPs); err != nil {
+		return given, err
 	}
-	given.addr, given.routes, given.dns = prefix(res.IPs[0].Address), res.Routes, res.DNS
-	given.gateway, _ = netip.AddrFromSlice(res.IPs[0].Gateway.To4())
-	for _, r := range given.routes {
-		if r.Dst.IP.To4() == nil {
-			return given, unsupported("ipam.routes", r.Dst.String())
+	for _, r := range routes(given.routes) {
+		if !given.of(r.Dst.Addr()).addr.IsValid() {
+			return given, unsupported("ipam.routes", r.Dst.String()+", though the plugin gave no IPv6 address")
 		}
 	}
-	if yes(c.IsDefaultGateway) && !given.hasDefault() {
-		given.routes = append(given.routes, &types.Route{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
+	if yes(c.IsDefaultGateway) {
+		given.addDefaults()
 	}
 	return given, nil
 }
 
-func (a allocation) hasDefault() bool {
-	for _, r := range a.routes {
-		if ones, _ := r.Dst.Mask.Size(); ones == 0 {
-			return true
+// addDefaults adds a default route by each family's gateway, unless there is one.
+func (a *allocation) addDefaults() {
+	there := routes(a.routes)
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		dst := netip.PrefixFrom(any, 0)
+		if a.of(any).addr.IsValid() && !slices.ContainsFunc(there, func(r ctl.Route) bool { return r.Dst == dst }) {
+			a.routes = append(a.routes, &types.Route{Dst: ipNet(dst)})
 		}
 	}
-	return false
 }
 
-// leadsOut reports whether a route leads out of the subnet by its gateway.
-func (a allocation) leadsOut() bool {
+// leadsOut reports whether a route leads out of a subnet by its gateway.
+func (a *allocation) leadsOut() bool {
 	for _, r := range routes(a.routes) {
-		inside := a.addr.Contains(r.Dst.Addr()) && r.Dst.Bits() >= a.addr.Bits()
-		if !inside && a.gateway.IsValid() && (!r.Gateway.IsValid() || r.Gateway == a.gateway) {
+		own := a.of(r.Dst.Addr())
+		inside := own.addr.Contains(r.Dst.Addr()) && r.Dst.Bits() >= own.addr.Bits()
+		if !inside && own.gateway.IsValid() && (!r.Gateway.IsValid() || r.Gateway == own.gateway) {
 			return true
 		}
 	}
 	return false
 }
 
-// release gives back the address of the attachment that the environment names.
+// release gives back the addresses of the attachment that the environment names.
 func (c *config) release(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateDel(ctx, c.IPAM.Type, raw, nil) })
 }
 
 // checkAllocation asks whether the attachment that the environment names still has
-// its address.
+// its addresses.
 func (c *config) checkAllocation(ctx context.Context) error {
 	return c.delegate(ctx, func(raw []byte) error { return invoke.DelegateCheck(ctx, c.IPAM.Type, raw, nil) })
 }
 
-// releaseOf gives back the address of another attachment.
+// releaseOf gives back the addresses of another attachment.
 func (c *config) releaseOf(ctx context.Context, o ctl.Owner) error {
 	path, err := c.ipamPath()
 	if err != nil {
@@ -209,6 +246,10 @@ func addresses(ips []*current.IPConfig) string {
 func prefix(n net.IPNet) netip.Prefix {
 	ones, _ := n.Mask.Size()
 	return netip.PrefixFrom(address(n.IP), ones)
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // address is invalid for nil.

@@ -78,7 +78,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		if given, err = conf.allocate(p.ctx); err != nil {
 			return err
 		}
-		r.IP, r.Routes = given.addr.Addr(), routes(given.routes)
+		r.IP, r.IP6, r.Routes = given.v4.addr.Addr(), given.v6.addr.Addr(), routes(given.routes)
 		r.Expect = conf.network(given)
 	}
 	res, err := c.Engine().Attach(p.ctx, r, conf.own())
@@ -114,7 +114,7 @@ func checkNetns(args *skel.CmdArgs) error {
 func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []string, err error) {
 	o := c.owner(args)
 	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
-		Slow: c.Slow, Hairpin: c.HairpinMode || c.PromiscMode, Bandwidth: c.bandwidth(), Owner: &o}
+		Slow: c.Slow, DAD: c.EnableDAD, Hairpin: c.HairpinMode || c.PromiscMode, Bandwidth: c.bandwidth(), Owner: &o}
 	if r.MAC, err = c.mac(); err != nil {
 		return r, nil, err
 	}
@@ -125,7 +125,7 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 		return r, nil, err
 	}
 	if c.own() {
-		r.IP, err = c.ip()
+		r.IP, r.IP6, err = c.ips()
 	}
 	return r, notes, err
 }
@@ -140,8 +140,15 @@ func (c *config) network(given allocation) ctl.NetworkRequest {
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
 	plain, _ := c.plain() // check has read both
 	snat, _ := c.snatAddress()
-	return ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.addr.Masked(), Gateway: given.gateway, MTU: c.MTU,
+	r := ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.v4.addr.Masked(), Gateway: given.v4.gateway, IPv6: ctl.IPv6Off, MTU: c.MTU,
 		Masquerade: &masq, NoMasquerade: plain, SNATAddress: snat, Via: c.Via, Internal: &internal}
+	if given.v6.addr.IsValid() {
+		r.IPv6, r.Subnet6, r.Gateway6 = ctl.IPv6On, given.v6.addr.Masked(), given.v6.gateway
+	}
+	if r.Subnet6.IsValid() && gateway {
+		r.Masquerade6, r.NDProxy = &masq, &c.NDProxy
+	}
+	return r
 }
 
 // result has the layout of the reference plugin's, on which later plugins in
@@ -157,7 +164,11 @@ func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, given allocati
 		Routes: given.routes,
 		DNS:    c.dns(given.dns),
 	}
-	for _, of := range []struct{ ip, gateway string }{{res.IP, res.Gateway}, {res.IP6, res.Gateway6}} {
+	families := []struct{ ip, gateway string }{{res.IP, res.Gateway}, {res.IP6, res.Gateway6}}
+	if given.primary6 {
+		slices.Reverse(families)
+	}
+	for _, of := range families {
 		if of.ip == "" {
 			continue
 		}
@@ -166,8 +177,7 @@ func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, given allocati
 			return nil, coded(err)
 		}
 		gateway, inside, bits := net.ParseIP(of.gateway), 2, addr.Addr().BitLen()
-		out.IPs = append(out.IPs, &current.IPConfig{Interface: &inside, Gateway: gateway,
-			Address: net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), bits)}})
+		out.IPs = append(out.IPs, &current.IPConfig{Interface: &inside, Gateway: gateway, Address: ipNet(addr)})
 		if c.own() && !res.Internal {
 			out.Routes = append(out.Routes, &types.Route{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: gateway})
 		}
@@ -175,7 +185,7 @@ func (c *config) result(args *skel.CmdArgs, res ctl.AttachResult, given allocati
 	return out, nil
 }
 
-// del succeeds whatever is left of the attachment. It releases the address
+// del succeeds whatever is left of the attachment. It releases the addresses
 // last, when nothing uses it any more.
 func (p *plugin) del(args *skel.CmdArgs) error {
 	conf, c, err := p.start(args)

@@ -398,7 +398,7 @@ func TestE2ECNIRefuses(t *testing.T) {
 	}{
 		"vlan":           {plugin: own("vlan", "7"), want: types.ErrUnsupportedField},
 		"isolation":      {plugin: own("portIsolation", "true"), want: types.ErrUnsupportedField},
-		"IPv6":           {plugin: strings.Replace(bridged("fastbr"), `"10.88.0.0/16", "gateway": "10.88.0.1"`, `"fd00::/64"`, 1), want: types.ErrUnsupportedField},
+		"IPv6 alone":     {plugin: strings.Replace(bridged("fastbr"), `"10.88.0.0/16", "gateway": "10.88.0.1"`, `"fd00::/64"`, 1), want: types.ErrUnsupportedField},
 		"no network":     {plugin: `{"type": "fastbr", "network": "nosuch"}`, want: types.ErrInvalidNetworkConfig},
 		"nothing":        {plugin: `{"type": "fastbr"}`, want: types.ErrInvalidNetworkConfig},
 		"both":           {plugin: own("network", `"default"`), want: types.ErrInvalidNetworkConfig},

@@ -1,0 +1,115 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/fastbr/fastbr/internal/lab"
+)
+
+// add6 is add, for a network of both families.
+func (r *runtime) add6(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespace, rt *libcni.RuntimeConf) *current.Result {
+	t.Helper()
+	raw, err := r.cni.AddNetworkList(r.Ctx, l, rt)
+	if err != nil {
+		t.Fatalf("ADD of %s: %v", c.Name, err)
+	}
+	res, err := current.NewResultFromResult(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ip := range res.IPs {
+		a, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			t.Fatalf("ADD gave %v", ip)
+		}
+		c.SetAddr(a.Unmap())
+	}
+	return res
+}
+
+// assertNoLeases6 fails if host-local still has an address given out.
+func (r *runtime) assertNoLeases6(t *testing.T, network string) {
+	t.Helper()
+	r.assertNoLeases(t, network)
+	files, err := filepath.Glob(filepath.Join(r.leases, network, "*:*"))
+	if err != nil || len(files) != 0 {
+		t.Errorf("leases of IPv6 are left: %v, %v", files, err)
+	}
+}
+
+// TestE2ECNI6 leads attachments of both families through their life: as IPv6's first, with
+// the detection of duplicates, on a fastbr network with addresses of the runtime's choice.
+func TestE2ECNI6(t *testing.T) {
+	t.Parallel()
+	r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 3, IPv6: lab.Static})
+	a, b, c := r.Containers[0], r.Containers[1], r.Containers[2]
+	const routed = `{"type": "fastbr", "bridge": "cni7", "isDefaultGateway": true, "enabledad": true,
+		"ipam": {"type": "host-local", "dataDir": "%L", "ranges": [[{"subnet": "2001:db8:c::/64"}], [{"subnet": "10.88.0.0/16"}]]}}`
+	if _, err := r.Outside.Run(r.Ctx, "ip", "-6", "route", "add", "2001:db8:c::/64", "via", r.HostAddr6(0).String()); err != nil {
+		t.Fatal(err)
+	}
+	l := r.list(t, "1.1.0", "pods", routed)
+	res := r.add6(t, l, a, attachment(a, nil))
+	if got := fmt.Sprint(res.IPs[0].Address.String(), " ", res.IPs[1].Address.String(), " ", len(res.Routes)); got != "2001:db8:c::2/64 10.88.0.2/16 2" {
+		t.Errorf("addresses, and number of routes: %s", got)
+	}
+	r.add6(t, l, b, attachment(b, nil))
+	if out, err := a.Run(r.Ctx, "ip", "-6", "addr", "show", "eth0", "scope", "global"); err != nil || strings.Contains(out, "nodad") || strings.Contains(out, "tentative") {
+		t.Errorf("with enabledad the container has %s, %v", out, err)
+	}
+	r.mustPing(t, a, b.Addr6, lab.PingOptions{Count: 1})
+	r.mustPing(t, r.Outside, a.Addr6, lab.PingOptions{Count: 1})
+	if err := r.cni.CheckNetworkList(r.Ctx, l, attachment(a, nil)); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	r.inside(t, a, "ip -6 addr del "+a.Addr6.String()+"/64 dev eth0")
+	if err := r.cni.CheckNetworkList(r.Ctx, l, attachment(a, nil)); err == nil || !strings.Contains(err.Error(), a.Addr6.String()) {
+		t.Errorf("CHECK of a container that has lost its IPv6 address: %v", err)
+	}
+	// Another subnet of IPv6, or none, is another network.
+	for _, to := range []string{`"2001:db8:d::/64"`, ""} {
+		changed := strings.Replace(routed, `"2001:db8:c::/64"`, to, 1)
+		if to == "" {
+			changed = strings.Replace(routed, `[{"subnet": "2001:db8:c::/64"}], `, "", 1)
+		}
+		if _, err := r.cni.AddNetworkList(r.Ctx, r.list(t, "1.1.0", "pods", changed), attachment(c, nil)); code(t, err) != types.ErrInvalidNetworkConfig {
+			t.Errorf("IPv6 subnet %q beside containers with another: %v", to, err)
+		}
+	}
+	forgetful := libcni.NewCNIConfigWithCacheDir(r.cni.Path, t.TempDir(), r.exec)
+	if err := forgetful.GCNetworkList(r.Ctx, l, &libcni.GCArgs{}); err != nil {
+		t.Errorf("GC: %v", err)
+	}
+	if n := r.containers(t); n != 0 {
+		t.Errorf("%d ports are left", n)
+	}
+	r.assertNoLeases6(t, "pods")
+	r.assertOwn6(t, c)
+}
+
+// assertOwn6: a fastbr network gives an address of each family, and takes the runtime's.
+func (r *runtime) assertOwn6(t *testing.T, c *lab.Namespace) {
+	t.Helper()
+	r.Must(t, "up", "--subnet", "fd00:84::/64")
+	l := r.list(t, "1.1.0", "net", ownNetwork)
+	rt := attachment(c, map[string]any{"ips": []string{"fd00:84::77/64", "172.30.7.7/16"}})
+	res := r.add6(t, l, c, rt)
+	b, err := json.Marshal(res.IPs)
+	if err != nil || len(res.IPs) != 2 || c.Addr.String() != "172.30.7.7" || c.Addr6.String() != "fd00:84::77" || len(res.Routes) != 2 {
+		t.Errorf("addresses %s, routes %v, %v", b, res.Routes, err)
+	}
+	r.mustPing(t, c, netip.MustParseAddr("fd00:84::1"), lab.PingOptions{Count: 1})
+	if err := r.cni.GetStatusNetworkList(r.Ctx, l); err != nil {
+		t.Errorf("STATUS: %v", err)
+	}
+	r.del(t, l, rt)
+}
