@@ -62,13 +62,15 @@ func (a attachment) request(netns string) (r ctl.AttachRequest, err error) {
 	if r.Routes, err = a.Network.routes(); err != nil {
 		return r, err
 	}
-	if len(a.Options.StaticIPs) > 1 {
-		return r, fmt.Errorf("container %s: %d addresses: one is supported", a.ContainerID, len(a.Options.StaticIPs))
-	}
 	for _, ip := range a.Options.StaticIPs {
-		if r.IP = ip; !ip.Is4() {
-			return r, fmt.Errorf("container %s: address %s: IPv4 only", a.ContainerID, ip)
+		to := &r.IP
+		if ip.Is6() {
+			to = &r.IP6
 		}
+		if to.IsValid() {
+			return r, fmt.Errorf("container %s: addresses %s and %s: one for each of IPv4 and IPv6", a.ContainerID, *to, ip)
+		}
+		*to = ip
 	}
 	if a.Options.StaticMAC != "" {
 		if r.MAC, err = net.ParseMAC(a.Options.StaticMAC); err != nil {

@@ -37,6 +37,11 @@ type route struct {
 	Metric      int          `json:"metric"`
 }
 
+// hasIPv6 reports whether the network has IPv6, or is to get it.
+func (n network) hasIPv6() bool {
+	return n.IPv6 || slices.ContainsFunc(n.Subnets, func(s subnet) bool { return s.Subnet.Addr().Is6() })
+}
+
 // bridge returns the name of the network's bridge; it has a default.
 func (n network) bridge() string {
 	if n.Interface != "" {
@@ -51,19 +56,10 @@ func (n network) check() error {
 	switch {
 	case n.ID == "" && n.Interface == "":
 		return fmt.Errorf("the network has no id")
-	case n.IPv6:
-		return fmt.Errorf("network %s: IPv6 is not supported", n.Name)
-	case len(n.Subnets) > 1:
-		return fmt.Errorf("network %s: %d subnets: want one IPv4 subnet", n.Name, len(n.Subnets))
 	case n.IPAMOptions["driver"] != "" && n.IPAMOptions["driver"] != "host-local":
 		return fmt.Errorf("network %s: IPAM driver %s is not supported: only host-local", n.Name, n.IPAMOptions["driver"])
 	}
-	for _, s := range n.Subnets {
-		if !s.Subnet.Addr().Is4() {
-			return fmt.Errorf("network %s: subnet %s: IPv4 only", n.Name, s.Subnet)
-		}
-	}
-	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "via", "allowed_address", "allowed_mac"}
+	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "via", "nd_proxy", "allowed_address", "allowed_mac"}
 	for key := range n.Options {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
@@ -89,11 +85,8 @@ func (n network) allowed(own map[string]string) (ctl.Allowed, error) {
 func (n network) request() (r ctl.NetworkRequest, err error) {
 	masquerade := !n.Internal
 	r = ctl.NetworkRequest{Bridge: n.bridge(), Internal: &n.Internal, Masquerade: &masquerade, NoMasquerade: []netip.Prefix{}, Via: n.Options["via"]}
-	if len(n.Subnets) > 0 {
-		r.Subnet = n.Subnets[0].Subnet.Masked()
-		if gw := n.Subnets[0].Gateway; gw != nil {
-			r.Gateway = *gw
-		}
+	if err := n.setSubnets(&r); err != nil {
+		return r, err
 	}
 	if v := n.Options["mtu"]; v != "" && v != "0" {
 		if r.MTU, err = strconv.Atoi(v); err != nil {
@@ -105,6 +98,12 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 			return r, fmt.Errorf("network %s: option outbound_addr4 %q: want an IPv4 address", n.Name, v)
 		}
 	}
+	if proxy, err := option(n.Options["nd_proxy"], strconv.ParseBool); err != nil {
+		return r, fmt.Errorf("network %s: option nd_proxy: %w", n.Name, err)
+	} else if proxy {
+		routed := false
+		r.NDProxy, r.Masquerade6 = &proxy, &routed
+	}
 	if v := n.Options["no_masquerade"]; v != "" {
 		if r.NoMasquerade, err = ctl.ParsePrefixes(strings.Split(v, ",")); err != nil {
 			return r, fmt.Errorf("network %s: option no_masquerade %q: %w", n.Name, v, err)
@@ -113,8 +112,47 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 	return r, nil
 }
 
-// routes returns the routes inside a container, or nil for just a default
-// route.
+// setSubnets takes over the subnets: at most one of each family.
+func (n network) setSubnets(r *ctl.NetworkRequest) error {
+	r.IPv6 = ctl.IPv6Off
+	if n.hasIPv6() {
+		r.IPv6 = ctl.IPv6On
+	}
+	for _, s := range n.Subnets {
+		to, gateway := &r.Subnet, &r.Gateway
+		if s.Subnet.Addr().Is6() {
+			to, gateway = &r.Subnet6, &r.Gateway6
+		}
+		if to.IsValid() {
+			return fmt.Errorf("network %s: subnets %s and %s: one for each of IPv4 and IPv6", n.Name, *to, s.Subnet)
+		}
+		if *to = s.Subnet.Masked(); s.Gateway != nil {
+			*gateway = *s.Gateway
+		}
+	}
+	return nil
+}
+
+// complete fills in the subnets and gateways that the configuration leaves open. Those
+// that it has stay in their order.
+func (n *network) complete(def ctl.Definition) {
+	for _, of := range []struct {
+		subnet  netip.Prefix
+		gateway netip.Addr
+	}{{def.Subnet, def.Gateway}, {def.Subnet6, def.Gateway6}} {
+		if !of.subnet.IsValid() {
+			continue
+		}
+		at := slices.IndexFunc(n.Subnets, func(s subnet) bool { return s.Subnet.Masked() == of.subnet })
+		if at < 0 {
+			at = len(n.Subnets)
+			n.Subnets = append(n.Subnets, subnet{})
+		}
+		n.Subnets[at].Subnet, n.Subnets[at].Gateway = of.subnet, &of.gateway
+	}
+}
+
+// routes returns the routes inside a container, or nil for just default routes.
 func (n network) routes() (out []ctl.Route, err error) {
 	none, err := option(n.Options["no_default_route"], strconv.ParseBool)
 	if err != nil {
@@ -128,12 +166,21 @@ func (n network) routes() (out []ctl.Route, err error) {
 		return nil, nil
 	}
 	out = []ctl.Route{}
-	if !none && !n.Internal {
-		out = append(out, ctl.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Metric: metric})
+	families := []netip.Addr{netip.IPv4Unspecified()}
+	if n.hasIPv6() {
+		families = append(families, netip.IPv6Unspecified())
+	}
+	for _, any := range families {
+		if !none && !n.Internal {
+			out = append(out, ctl.Route{Dst: netip.PrefixFrom(any, 0), Metric: metric})
+		}
 	}
 	for _, r := range n.Routes {
-		if !r.Destination.Addr().Is4() || !r.Gateway.Is4() {
-			return nil, fmt.Errorf("network %s: route to %s: IPv4 only", n.Name, r.Destination)
+		if r.Destination.Addr().Is4() != r.Gateway.Is4() {
+			return nil, fmt.Errorf("network %s: route to %s by %s: want a gateway of the same family", n.Name, r.Destination, r.Gateway)
+		}
+		if r.Destination.Addr().Is6() && !n.hasIPv6() {
+			return nil, fmt.Errorf("network %s: route to %s: the network has no IPv6", n.Name, r.Destination)
 		}
 		out = append(out, ctl.Route{Dst: r.Destination.Masked(), Gateway: r.Gateway, Metric: r.Metric})
 	}

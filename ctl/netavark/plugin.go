@@ -58,11 +58,8 @@ func (p Plugin) Create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(n.Subnets) == 0 {
-		n.Subnets = []subnet{{}}
-	}
-	n.Subnets[0].Subnet, n.Subnets[0].Gateway = def.Subnet, &def.Gateway
-	for key, v := range map[string]any{"network_interface": n.Interface, "subnets": n.Subnets} {
+	n.complete(def)
+	for key, v := range map[string]any{"network_interface": n.Interface, "subnets": n.Subnets, "ipv6_enabled": n.hasIPv6()} {
 		if whole[key], err = json.Marshal(v); err != nil {
 			return err
 		}
@@ -87,11 +84,18 @@ func (p Plugin) Setup(ctx context.Context, netns string) error {
 	if err != nil {
 		return err
 	}
-	addr := netAddress{IPNet: res.IP}
-	if !res.Internal {
-		addr.Gateway = &res.Gateway
+	var addrs []netAddress
+	for _, of := range []struct{ ip, gateway string }{{res.IP, res.Gateway}, {res.IP6, res.Gateway6}} {
+		if of.ip == "" {
+			continue
+		}
+		addr := netAddress{IPNet: of.ip}
+		if !res.Internal {
+			addr.Gateway = &of.gateway
+		}
+		addrs = append(addrs, addr)
 	}
-	return p.answer(status{Interfaces: map[string]address{res.Ifname: {MAC: res.MAC, Subnets: []netAddress{addr}}},
+	return p.answer(status{Interfaces: map[string]address{res.Ifname: {MAC: res.MAC, Subnets: addrs}},
 		SearchDomains: []string{}, ServerIPs: []netip.Addr{}})
 }
 

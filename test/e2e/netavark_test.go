@@ -136,9 +136,12 @@ func TestE2ENetavarkRefuses(t *testing.T) {
 	h := newE2E(t, e2eModes()[0], lab.Options{Containers: 1})
 	before := h.snapshot(t)
 	for text, want := range map[string]string{
-		`{"name": "n", "id": "aaaaaaaaaaaa", "ipv6_enabled": true}`:                                              "IPv6",
-		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "fd00::/64"}]}`:                              "IPv4 only",
-		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "10.1.0.0/24"}, {"subnet": "10.2.0.0/24"}]}`: "2 subnets",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "fe80::/64"}]}`:                              "not unicast",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "10.1.0.0/24"}, {"subnet": "10.2.0.0/24"}]}`: "one for each of IPv4 and IPv6",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "subnets": [{"subnet": "fd00::/64"}, {"subnet": "fd01::/64"}]}`:     "one for each of IPv4 and IPv6",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "routes": [{"destination": "fd01::/64", "gateway": "fd00::9"}]}`:    "the network has no IPv6",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "routes": [{"destination": "fd01::/64", "gateway": "10.1.0.9"}]}`:   "same family",
+		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"nd_proxy": "perhaps"}}`:                                "nd_proxy",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"vlan": "7"}}`:                                          "option vlan",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"mtu": "big"}}`:                                         "mtu",
 		`{"name": "n", "id": "aaaaaaaaaaaa", "options": {"allowed_address": "x"}}`:                               "allowed address",
