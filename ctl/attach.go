@@ -153,7 +153,7 @@ func waitUnique(ns *link.Netns, device string) error {
 	defer inside.Close()
 	d, err := inside.ByName(device)
 	if err == nil {
-		err = inside.WaitUnique(d.Index, dadLimit)
+		err = link.Tentative{Conn: inside, Index: d.Index}.Wait(dadLimit)
 	}
 	if err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)

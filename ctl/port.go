@@ -377,7 +377,7 @@ func (ps ports) configureInside(n *network, p *port, at *plug) error {
 		}
 	}
 	// A network without IPv6 lets none through: the container need not try.
-	ipv6, add := hostconf.QuietIPv6, inside.AddAddr
+	ipv6, add := hostconf.QuietIPv6, func(a netip.Prefix) error { return inside.AddAddr(d.Index, a) }
 	if n.hasIPv6() {
 		ipv6 = hostconf.GiveIPv6
 	}
@@ -385,14 +385,14 @@ func (ps ports) configureInside(n *network, p *port, at *plug) error {
 		ipv6 = func(device string) error {
 			return errors.Join(hostconf.AskForDuplicates(device), hostconf.GiveIPv6(device))
 		}
-		add = inside.AddTentative
+		add = link.Tentative{Conn: inside, Index: d.Index}.AddAddr
 	}
 	if err := ns.Do(func() error { return ipv6(p.Ifname) }); err != nil {
 		return fmt.Errorf("in %s: %w", ns, err)
 	}
 	addrs := p.addresses(n)
 	for _, a := range addrs {
-		if err := add(d.Index, a); err != nil {
+		if err := add(a); err != nil {
 			return fmt.Errorf("in %s: %w", ns, err)
 		}
 	}

@@ -37,13 +37,21 @@ func (f Family) any() netip.Prefix {
 
 // AddAddr adds an address to the device. It succeeds when the device already has it.
 // The device may use an IPv6 address at once: nobody is asked whether it is a duplicate.
-func (c *Conn) AddAddr(index int, p netip.Prefix) error { return c.addAddr(index, p, unix.IFA_F_NODAD) }
+func (c *Conn) AddAddr(index int, p netip.Prefix) error {
+	return addAddr(c, index, p, unix.IFA_F_NODAD)
+}
 
-// AddTentative is AddAddr, but the kernel first asks whether another host has an IPv6
-// address, if the device's accept_dad says so: see WaitUnique.
-func (c *Conn) AddTentative(index int, p netip.Prefix) error { return c.addAddr(index, p, 0) }
+// Tentative gives a device IPv6 addresses of which the kernel first asks whether another
+// host has them (RFC 4862 section 5.4), if the device's accept_dad says so.
+type Tentative struct {
+	Conn  *Conn
+	Index int
+}
 
-func (c *Conn) addAddr(index int, p netip.Prefix, flags int) error {
+// AddAddr is Conn's, but the address cannot be used at once.
+func (t Tentative) AddAddr(p netip.Prefix) error { return addAddr(t.Conn, t.Index, p, 0) }
+
+func addAddr(c *Conn, index int, p netip.Prefix, flags int) error {
 	a := &netlink.Addr{IPNet: ipNet(p), Flags: flags}
 	if p.Addr().Is4() {
 		a.Flags, a.Broadcast = 0, broadcast(p)
@@ -55,11 +63,10 @@ func (c *Conn) addAddr(index int, p netip.Prefix, flags int) error {
 	return nil
 }
 
-// WaitUnique waits until the device may use all of its IPv6 addresses, but no longer than
-// limit. The error says of which address another host is the owner, or that time is up.
-func (c *Conn) WaitUnique(index int, limit time.Duration) error {
+// Wait waits until the device may use all of its IPv6 addresses, but no longer than limit. The error says of which address another host is the owner, or that time is up.
+func (t Tentative) Wait(limit time.Duration) error {
 	for end := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
-		list, err := dump(func() ([]netlink.Addr, error) { return c.h.AddrList(ref(index), int(IPv6)) })
+		list, err := dump(func() ([]netlink.Addr, error) { return t.Conn.h.AddrList(ref(t.Index), int(IPv6)) })
 		if err != nil {
 			return fmt.Errorf("listing addresses: %w", sentinel(err))
 		}

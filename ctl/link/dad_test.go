@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// TestWaitUnique: an address is asked about before it is used. One that the other end of
+// TestTentative: an address is asked about before it is used. One that the other end of
 // the pair has is not given to this one.
-func TestWaitUnique(t *testing.T) {
+func TestTentative(t *testing.T) {
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
 		t.Skip("no IPv6")
 	}
@@ -30,24 +30,25 @@ func TestWaitUnique(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	asking := Tentative{in, far.Index}
 	taken, free := netip.MustParsePrefix("2001:db8::1/64"), netip.MustParsePrefix("2001:db8::2/64")
-	err = errors.Join(c.AddAddr(dev, taken), c.SetUp(dev, true), in.AddTentative(far.Index, free))
+	err = errors.Join(c.AddAddr(dev, taken), c.SetUp(dev, true), asking.AddAddr(free))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.WaitUnique(far.Index, 0); err == nil || !strings.Contains(err.Error(), "still looks") {
+	if err := asking.Wait(0); err == nil || !strings.Contains(err.Error(), "still looks") {
 		t.Errorf("a device that is down and cannot ask: %v", err)
 	}
 	if err := in.SetUp(far.Index, true); err != nil {
 		t.Fatal(err)
 	}
-	if err := in.WaitUnique(far.Index, time.Minute); err != nil {
+	if err := asking.Wait(time.Minute); err != nil {
 		t.Errorf("a free address: %v", err)
 	}
-	if err := in.AddTentative(far.Index, taken); err != nil {
+	if err := asking.AddAddr(taken); err != nil {
 		t.Fatal(err)
 	}
-	if err := in.WaitUnique(far.Index, time.Minute); err == nil || !strings.Contains(err.Error(), taken.Addr().String()) || !strings.Contains(err.Error(), "another host") {
+	if err := asking.Wait(time.Minute); err == nil || !strings.Contains(err.Error(), taken.Addr().String()) || !strings.Contains(err.Error(), "another host") {
 		t.Errorf("an address that the other end has: %v", err)
 	}
 }
