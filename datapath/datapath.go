@@ -281,6 +281,9 @@ func (f family) spec(meta tcFbrMeta) (*ebpf.CollectionSpec, error) {
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
 		return !f.loads(name)
 	})
+	for name, p := range spec.Programs {
+		p.Name = f.kernelName(name)
+	}
 	return spec, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -70,6 +71,12 @@ func (f family) loads(name string) bool {
 		return !slices.Contains(onDemand, name)
 	}
 	return slices.Contains(f.progs, name)
+}
+
+// kernelName returns the name that the kernel has of a program, which the guard looks for.
+// It has room for 15 bytes.
+func (f family) kernelName(name string) string {
+	return "fbr" + f.suffix + strings.TrimPrefix(name, "fbr")
 }
 
 // own returns the maps of the object file that are the family's own: those of IPv4, and

@@ -101,7 +101,7 @@ func failVerbosely(t testing.TB, err error) {
 // addVeth makes a veth pair and returns the ifindex of the first end.
 func addVeth(t testing.TB, name string) int {
 	t.Helper()
-	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500}, PeerName: name + "p"}
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500, HardwareAddr: mustMAC("02:00:00:00:00:01")}, PeerName: name + "p"}
 	check(t, netlink.LinkAdd(v))
 	for _, n := range []string{name, name + "p"} {
 		l, err := netlink.LinkByName(n)

@@ -233,6 +233,7 @@ func TestIP6UplinkAnswersForContainers(t *testing.T) {
 		"a neighbour":         {ask(c1Addr6, router6), tell(router6, testutil.NASolicited)},
 		"a stranger's probe":  {ask(c1Addr6, noAddr6), tell(allNodes, 0)},
 		"unicast":             {ask(c1Addr6, router6).With(func(f *testutil.Frame) { f.DstMAC, f.Dst = mac, c1Addr6 }), tell(router6, testutil.NASolicited)},
+		"at another MAC":      {ask(c1Addr6, router6).With(func(f *testutil.Frame) { f.DstMAC, f.Dst = strangersMAC, c1Addr6 }), nil},
 		"for nobody":          {ask(mustAddr("fd00:1::99"), router6), nil},
 		"for another network": {ask(other6, router6), nil},
 		"for the host":        {ask(mustAddr("2001:db8:1::1"), router6), nil},

@@ -71,6 +71,7 @@ enum {
 #define PACKET_HOST                   0
 #define PACKET_BROADCAST              1
 #define PACKET_MULTICAST              2
+#define PACKET_OTHERHOST              3
 
 #define BPF_F_INGRESS                 1 /* of bpf_redirect */
 #define BPF_FIB_LKUP_RET_NOT_FWDED    4 /* local, or no unicast address */
@@ -611,6 +612,14 @@ struct ipv4_devconf {
 struct nf_hook_state {
 	struct net_device *out;
 	struct net *net;
+} __core;
+
+struct xdp_rxq_info {
+	struct net_device *dev;
+} __core;
+
+struct xdp_buff {
+	struct xdp_rxq_info *rxq;
 } __core;
 
 struct bpf_nf_ctx {

@@ -33,6 +33,7 @@ typedef const fbr_addr *fbr_addr_arg;
 #define __fbr_returns_addr static __always_inline
 
 #define FBR_NAT            false
+#define FBR_KERNEL_NAME    "fbr6"
 #define FBR_NO_ADDR        ((fbr_addr){})
 #define FBR_FAMILY         AF_INET6
 #define FBR_ETH_P          ETH_P_IPV6

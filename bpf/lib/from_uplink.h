@@ -60,7 +60,9 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 
-	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k);
+	l4_len = skb->pkt_type == PACKET_HOST ?
+			 fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k) :
+			 0;
 	if (FBR_NAT && l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, u, c, now, &t);
@@ -93,7 +95,8 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		}
 	}
 
-	if (fbr_parse_at(skb, l2, &pkt))
+	/* A promiscuous device hears what is for others. ip_rcv() drops it. */
+	if (skb->pkt_type == PACKET_OTHERHOST || fbr_parse_at(skb, l2, &pkt))
 		goto host;
 	done = l2 ? fbr_nd_proxy(skb, u, &pkt) : 0;
 	if (done) {

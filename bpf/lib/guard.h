@@ -107,13 +107,12 @@ static __always_inline bool fbr_opened_by_us(struct bpf_nf_ctx *ctx, const struc
 
 /* Whether the last check on the way out is attached to a device. Asks the kernel, because
  * fbr_devs may list an uplink that has lost its program. The program is known by its name,
- * which upgrades do not change.
+ * which upgrades do not change, and which says the family.
  */
 static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
 {
-	const char eth[16] = "fbr_uplink_out", raw[16] = "fbr_tun_out";
+	const char eth[16] = FBR_KERNEL_NAME "_uplink_out", raw[16] = FBR_KERNEL_NAME "_tun_out";
 	struct bpf_mprog_entry *e = dev->tcx_egress;
-	__u32 found = 0;
 	char name[16];
 
 	if (!e)
@@ -128,10 +127,8 @@ static __always_inline bool fbr_has_uplink_out(struct net_device *dev)
 			return false;
 		if (bpf_probe_read_kernel(name, sizeof(name), fp->prog->aux->name))
 			return false;
-		/* The IPv6 programs have the same names, and stand behind those for IPv4. */
-		if ((!__builtin_memcmp(name, eth, sizeof(name)) ||
-		     !__builtin_memcmp(name, raw, sizeof(name))) &&
-		    (FBR_AF == 4 || ++found == 2))
+		if (!__builtin_memcmp(name, eth, sizeof(name)) ||
+		    !__builtin_memcmp(name, raw, sizeof(name)))
 			return true;
 	}
 	return false;

@@ -8,7 +8,18 @@
 #include "csum.h"
 #include "packet.h"
 
-#define FBR_EXT_MAX 6 /* extension headers followed before giving up */
+#define FBR_EXT_MAX       6 /* extension headers followed before giving up */
+
+#define ICMPV6_MLD_QUERY  130
+#define ICMPV6_MLD_REPORT 131
+#define ICMPV6_MLD_DONE   132
+#define ICMPV6_RS         133
+#define ICMPV6_RA         134
+#define ICMPV6_NS         135
+#define ICMPV6_NA         136
+#define ICMPV6_MLD2       143 /* report of version 2 */
+#define ICMPV6_MRD        151 /* multicast router advertisement, RFC 4286 */
+#define ICMPV6_MRD_END    153 /* and its end */
 
 /* Where the chain of a packet's extension headers ends. */
 struct fbr_chain {
@@ -110,15 +121,26 @@ static __always_inline bool fbr_ip_open(const fbr_ip *ip)
 	return !ip->payload_len;
 }
 
+/* Whether an ICMPv6 type is neighbour discovery: 133 to 137, and 148 and 149 of SEND. */
+static __always_inline bool fbr_nd_type(__u8 type)
+{
+	return (type >= ICMPV6_RS && type <= ICMPV6_REDIRECT) || type == 148 || type == 149;
+}
+
+/* Whether an ICMPv6 type is multicast listener or router discovery. */
+static __always_inline bool fbr_group_type(__u8 type)
+{
+	return (type >= ICMPV6_MLD_QUERY && type <= ICMPV6_MLD_DONE) || type == ICMPV6_MLD2 ||
+	       (type >= ICMPV6_MRD && type <= ICMPV6_MRD_END);
+}
+
 /* Whether a packet from outside keeps the link going, which is the host's own affair:
  * neighbour discovery and its kin, whatever its addresses are, and what is link-local.
  */
 static __always_inline bool fbr_link_affair(const struct fbr_pkt *p)
 {
 	if (p->proto == IPPROTO_ICMPV6 && !p->frag &&
-	    ((p->icmp_type >= 130 && p->icmp_type <= 137) || p->icmp_type == 143 ||
-	     p->icmp_type == 148 || p->icmp_type == 149 ||
-	     (p->icmp_type >= 151 && p->icmp_type <= 153)))
+	    (fbr_nd_type(p->icmp_type) || fbr_group_type(p->icmp_type)))
 		return true;
 	return fbr_link_local(p->saddr);
 }

@@ -17,17 +17,6 @@
 
 #define FBR_ND_OPTIONS    8 /* options followed before a message is given up */
 
-#define ICMPV6_MLD_QUERY  130
-#define ICMPV6_MLD_REPORT 131
-#define ICMPV6_MLD_DONE   132
-#define ICMPV6_RS         133
-#define ICMPV6_RA         134
-#define ICMPV6_NS         135
-#define ICMPV6_NA         136
-#define ICMPV6_MLD2       143 /* report of version 2 */
-#define ICMPV6_MRD        151 /* multicast router advertisement, RFC 4286 */
-#define ICMPV6_MRD_END    153 /* and its end */
-
 #define FBR_ND_ROUTER     0x80000000 /* flags of an NA, host byte order */
 #define FBR_ND_SOLICITED  0x40000000
 #define FBR_ND_OVERRIDE   0x20000000
@@ -60,12 +49,6 @@ struct fbr_nd_mac {
 	__u8 len;  /* in units of 8 bytes */
 	__u8 mac[ETH_ALEN];
 };
-
-/* Whether an ICMPv6 type is neighbour discovery: 133 to 137, and 148 and 149 of SEND. */
-static __always_inline bool fbr_nd_type(__u8 type)
-{
-	return (type >= ICMPV6_RS && type <= ICMPV6_REDIRECT) || type == 148 || type == 149;
-}
 
 /* Whether only a router sends a message of this type. */
 static __always_inline bool fbr_routers_only(__u8 type)

@@ -14,6 +14,7 @@
 #ifndef FBR_XDP_H
 #define FBR_XDP_H
 
+#include "../include/bpf/bpf_core_read.h"
 #include "../include/bpf/bpf_endian.h"
 #include "clock.h"
 #include "config.h"
@@ -21,6 +22,7 @@
 #include "device.h"
 #include "fast.h"
 #include "instance.h"
+#include "kctx.h"
 #include "lease.h"
 #include "nat.h"
 #include "nport.h"
@@ -84,6 +86,22 @@ __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 	return fbr_fold(sum) == 0xffff;
 }
 
+/* Whether a frame is for the device's own MAC address. Others are left to tc, which knows
+ * them by the skb.
+ */
+static __always_inline bool fbr_xdp_for_host(struct xdp_md *ctx, const struct ethhdr *eth)
+{
+	struct xdp_buff *k = bpf_cast_to_kern_ctx(ctx);
+	const struct ethhdr *own = bpf_rdonly_cast(k->rxq->dev->dev_addr,
+						   bpf_core_type_id_kernel(struct ethhdr));
+	__u32 i;
+
+	for (i = 0; i < ETH_ALEN; i++)
+		if (eth->h_dest[i] != own->h_dest[i])
+			return false;
+	return true;
+}
+
 /* Sends a frame of len bytes, all linear, to its port if it belongs to a leased session and
  * XDP may send it. Returns the verdict, or -1 if it belongs to no leased session.
  */
@@ -104,7 +122,8 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 	f = fbr_inbound_hit(&k, u, c, now, &t);
 	if (!f)
 		return -1;
-	if (f->no_xdp || !(t->flags & FBR_DEV_XDP) || len - ETH_HLEN > f->mtu)
+	if (f->no_xdp || !(t->flags & FBR_DEV_XDP) || len - ETH_HLEN > f->mtu ||
+	    !fbr_xdp_for_host(ctx, data))
 		return XDP_PASS;
 	if (k.proto == IPPROTO_UDP && !fbr_udp_sound(ctx)) {
 		f->no_xdp = 1;
@@ -169,6 +188,8 @@ static __always_inline int fbr_xdp_from_uplink(struct xdp_md *ctx)
 	if (!why)
 		return XDP_PASS;
 drop:
+	if (!fbr_xdp_for_host(ctx, eth))
+		return XDP_PASS;
 	s = fbr_stats_get(u);
 	if (s)
 		fbr_count_frame(&s->rx[FBR_SLOW], len);

@@ -69,13 +69,17 @@ func (h *e2e) unpin(t *testing.T, pattern string) {
 	}
 }
 
-// TestE2EUplinkWithoutItsProgram removes an uplink's egress program behind fastbr's
-// back. From then on no packet of a container leaves by it, which the lab watches.
-// `status` says why, and the next command that changes something mends it.
+// TestE2EUplinkWithoutItsProgram removes an uplink's egress program for IPv4 behind fastbr's
+// back. From then on no packet of a container leaves by it, which the lab watches; that for
+// IPv6, which has stayed, does not make up for it. `status` says why, and the next command
+// that changes something mends it.
 func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 	t.Parallel()
 	fastbrModes(t, func(t *testing.T, m harness.Mode) {
-		h := upE2E(t, m, lab.Options{Containers: 2})
+		h := upE2E(t, m, lab.Options{Containers: 2, IPv6: lab.Static}, "--subnet", "2001:db8:77::/64", "--masquerade6=false")
+		if _, err := h.Outside.Run(h.Ctx, "ip", "-6", "route", "add", "2001:db8:77::/64", "via", h.HostAddr6(0).String()); err != nil {
+			t.Fatal(err)
+		}
 		c := h.Containers[1] // none of its flows has begun
 		h.mustPing(t, h.Containers[0], h.Outside.Addr, lab.PingOptions{})
 		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{})
@@ -94,6 +98,7 @@ func TestE2EUplinkWithoutItsProgram(t *testing.T) {
 		})
 		h.noPing(t, c, h.Outside.Addr)
 		h.mustPing(t, h.Host, h.Outside.Addr, lab.PingOptions{}) // the guard does not concern the host's own packets
+		h.mustPing(t, c, h.Outside.Addr6, lab.PingOptions{})
 		h.AssertNoLeak(t)
 		if n := h.notes(t); !strings.Contains(n, "uplink eth0: link") {
 			t.Errorf("status says %q", n)

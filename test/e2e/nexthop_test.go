@@ -38,12 +38,14 @@ func (r hopRig) moves(t *testing.T, mac net.HardwareAddr) {
 	}
 }
 
-// says sends an ARP packet to everybody: addr is at mac.
+// says sends an ARP packet to everybody: addr is at mac. An answer that names mac as its
+// target, too, is gratuitous (RFC 5944 section 4.6). Any other one the kernel ignores
+// within locktime, a second, of the entry's last change (arp_process()).
 func (r hopRig) says(t *testing.T, addr netip.Addr, mac net.HardwareAddr, reply bool) {
 	t.Helper()
 	a := testutil.ARP{SrcMAC: mac, DstMAC: everybody, SenderMAC: mac, SenderIP: addr, TargetIP: addr, Reply: reply}
 	if reply {
-		a.TargetMAC = everybody
+		a.TargetMAC = mac
 	}
 	if err := r.Outside.Inject("eth0", a.Bytes(t)); err != nil {
 		t.Fatal(err)
