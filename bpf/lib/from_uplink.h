@@ -60,9 +60,9 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	data = (void *)(long)skb->data;
 	data_end = (void *)(long)skb->data_end;
 
-	l4_len = skb->pkt_type == PACKET_HOST ?
-			 fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k) :
-			 0;
+	l4_len = skb->pkt_type == PACKET_HOST
+			 ? fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k)
+			 : 0;
 	if (FBR_NAT && l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, u, c, now, &t);

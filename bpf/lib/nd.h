@@ -15,11 +15,11 @@
 #include "ip6.h"
 #include "reason.h"
 
-#define FBR_ND_OPTIONS    8 /* options followed before a message is given up */
+#define FBR_ND_OPTIONS   8 /* options followed before a message is given up */
 
-#define FBR_ND_ROUTER     0x80000000 /* flags of an NA, host byte order */
-#define FBR_ND_SOLICITED  0x40000000
-#define FBR_ND_OVERRIDE   0x20000000
+#define FBR_ND_ROUTER    0x80000000 /* flags of an NA, host byte order */
+#define FBR_ND_SOLICITED 0x40000000
+#define FBR_ND_OVERRIDE  0x20000000
 
 /* An IPv6 packet as the checks need it. */
 struct fbr_seen {

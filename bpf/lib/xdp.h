@@ -92,8 +92,8 @@ __fbr_global bool fbr_udp_sound(struct xdp_md *ctx)
 static __always_inline bool fbr_xdp_for_host(struct xdp_md *ctx, const struct ethhdr *eth)
 {
 	struct xdp_buff *k = bpf_cast_to_kern_ctx(ctx);
-	const struct ethhdr *own = bpf_rdonly_cast(k->rxq->dev->dev_addr,
-						   bpf_core_type_id_kernel(struct ethhdr));
+	const struct ethhdr *own =
+		bpf_rdonly_cast(k->rxq->dev->dev_addr, bpf_core_type_id_kernel(struct ethhdr));
 	__u32 i;
 
 	for (i = 0; i < ETH_ALEN; i++)
