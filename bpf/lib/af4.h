@@ -23,7 +23,7 @@ typedef fbr_addr fbr_addr_arg;
 /* Of a function that returns an address */
 #define __fbr_returns_addr __fbr_global
 
-#define FBR_NAT            true /* packets are translated */
+#define FBR_NAT            true  /* packets are translated */
 #define FBR_KERNEL_NAME    "fbr" /* how the names begin that the kernel has of the programs */
 #define FBR_NO_ADDR        0
 #define FBR_FAMILY         AF_INET
