@@ -332,7 +332,7 @@ func (f *fakeFile) Stats(...int) (map[int]datapath.Counters, error) {
 }
 
 func (f *fakeFile) NATStats() (datapath.NATStats, error) {
-	return datapath.NATStats{FlowsMax: f.Conf.FlowsMax}, nil
+	return datapath.NATStats{FlowsOf: map[string]uint32{"ipv4": 0}, FlowsMax: f.Conf.FlowsMax}, nil
 }
 func (f *fakeFile) Flows() ([]datapath.Flow, error) { return nil, nil }
 func (f *fakeFile) FlushFlows() (int, error)        { return 0, nil }

@@ -134,7 +134,9 @@ type Snapshot struct {
 
 // NATView is the instance-wide part of a Snapshot.
 type NATView struct {
-	Flows, FlowsMax                                       uint32
+	Flows                                                 uint32            // of both address families
+	FlowsOf                                               map[string]uint32 // by family: "ipv4", and "ipv6" while a network has it
+	FlowsMax                                              uint32            // of each family
 	PortOverloads, PortRemaps, PortsReclaimed, EarlyDrops uint64
 	// PortTries[i] allocations looked at i+1 external ports; PortsNotFound at more,
 	// or found none.
@@ -145,20 +147,22 @@ type NATView struct {
 
 // StatusView is `status`: what is up and how.
 type StatusView struct {
-	Up        bool          `json:"up"`
-	Instance  string        `json:"instance"`
-	Lease     string        `json:"lease"` // "10s"; "0s": routed fast path off
-	NATRange  string        `json:"nat_range"`
-	Flows     uint32        `json:"flows"`
-	FlowsMax  uint32        `json:"flows_max"`
-	Uplinks   []UplinkView  `json:"uplinks"`
-	Networks  []NetworkView `json:"networks"`
-	Accept    []AcceptRule  `json:"accept_rules"`
-	Notes     []string      `json:"notes"`
-	Features  []FeatureView `json:"features"`
-	Mechanism string        `json:"mechanism"` // how programs are attached: "tcx"
-	XDP       string        `json:"xdp"`       // as asked: "off", "auto", "native"
-	BigTCP    BigTCPView    `json:"big_tcp"`
+	Up       bool   `json:"up"`
+	Instance string `json:"instance"`
+	Lease    string `json:"lease"` // "10s"; "0s": routed fast path off
+	NATRange string `json:"nat_range"`
+	Flows    uint32 `json:"flows"`     // of both address families
+	FlowsMax uint32 `json:"flows_max"` // of each family
+	// FlowsOf is Flows by family: "ipv4", and "ipv6" while a network has it.
+	FlowsOf   map[string]uint32 `json:"flows_by_family"`
+	Uplinks   []UplinkView      `json:"uplinks"`
+	Networks  []NetworkView     `json:"networks"`
+	Accept    []AcceptRule      `json:"accept_rules"`
+	Notes     []string          `json:"notes"`
+	Features  []FeatureView     `json:"features"`
+	Mechanism string            `json:"mechanism"` // how programs are attached: "tcx"
+	XDP       string            `json:"xdp"`       // as asked: "off", "auto", "native"
+	BigTCP    BigTCPView        `json:"big_tcp"`
 }
 
 // BigTCPView is whether containers' TCP builds larger super-packets than usual.

@@ -301,7 +301,7 @@ func (c *Controller) Snapshot(ctx context.Context) (snap Snapshot, err error) {
 		if err != nil {
 			return fmt.Errorf("reading the NAT figures: %w", err)
 		}
-		snap.NAT = NATView{Flows: nat.Flows, FlowsMax: nat.FlowsMax, PortOverloads: nat.PortOverloads,
+		snap.NAT = NATView{Flows: nat.Flows, FlowsOf: nat.FlowsOf, FlowsMax: nat.FlowsMax, PortOverloads: nat.PortOverloads,
 			PortRemaps: nat.PortRemaps, PortsReclaimed: nat.PortsReclaimed, EarlyDrops: nat.EarlyDrops,
 			PortTries: nat.PortTries, PortsNotFound: nat.PortsNotFound, Refused: map[string]uint64{}}
 		for reason, v := range nat.Refused {
@@ -415,7 +415,7 @@ func (c *Controller) Status(ctx context.Context) (v StatusView, err error) {
 			return err
 		}
 		set := r.op.st.Settings
-		v = StatusView{Up: true, Instance: r.op.id, Lease: set.Lease.String(), Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
+		v = StatusView{Up: true, FlowsOf: map[string]uint32{}, Instance: r.op.id, Lease: set.Lease.String(), Mechanism: "tcx", XDP: cmp.Or(set.XDP, XDPAuto),
 			BigTCP: bigTCP{r.op}.view(), NATRange: fmt.Sprintf("%d-%d", set.NATFirst, set.NATLast), Uplinks: []UplinkView{}, Networks: []NetworkView{}}
 		if err := r.statusOfDatapath(&v); err != nil {
 			return err
@@ -454,7 +454,7 @@ func (r *reading) statusOfDatapath(v *StatusView) error {
 	if err != nil {
 		return fmt.Errorf("reading the NAT figures: %w", err)
 	}
-	v.Flows, v.FlowsMax = nat.Flows, nat.FlowsMax
+	v.Flows, v.FlowsOf, v.FlowsMax = nat.Flows, nat.FlowsOf, nat.FlowsMax
 	return nil
 }
 

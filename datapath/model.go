@@ -157,12 +157,13 @@ type Flow struct {
 
 // NATStats holds the instance-wide NAT figures.
 type NATStats struct {
-	Flows, FlowsMax uint32            // of both families together
-	FlowsOf         map[string]uint32 // those of "ipv4", and of "ipv6" while a network has it
-	PortOverloads   uint64            // external ports shared because none was free
-	PortRemaps      uint64            // flows that got another port because the host or a neighbour NAT uses theirs
-	PortsReclaimed  uint64            // closed mappings removed early because ports or slots ran short
-	EarlyDrops      uint64            // flows begun outside that were removed before they were assured
+	Flows          uint32            // of both families together
+	FlowsOf        map[string]uint32 // those of "ipv4", and of "ipv6" while a network has it
+	FlowsMax       uint32            // of each family
+	PortOverloads  uint64            // external ports shared because none was free
+	PortRemaps     uint64            // flows that got another port because the host or a neighbour NAT uses theirs
+	PortsReclaimed uint64            // closed mappings removed early because ports or slots ran short
+	EarlyDrops     uint64            // flows begun outside that were removed before they were assured
 	// PortTries[i] is the number of allocations that looked at i+1 external
 	// ports. PortsNotFound is the number that looked at more, or found none.
 	PortTries     []uint64

@@ -16,7 +16,7 @@ type natTable struct{ d *Datapath }
 // NATStats returns the instance-wide NAT figures.
 func (d *Datapath) NATStats() (NATStats, error) {
 	names := reasons()
-	out := NATStats{FlowsOf: map[string]uint32{}, PortTries: make([]uint64, len(tcFbrState{}.Tries)-1), Refused: map[Reason]uint64{}}
+	out := NATStats{FlowsMax: d.meta.FlowsMax, FlowsOf: map[string]uint32{}, PortTries: make([]uint64, len(tcFbrState{}.Tries)-1), Refused: map[Reason]uint64{}}
 	for _, o := range d.families.loaded() {
 		st, err := o.state()
 		if err != nil {
@@ -24,7 +24,6 @@ func (d *Datapath) NATStats() (NATStats, error) {
 		}
 		out.FlowsOf[o.label] = uint32(st.Live)
 		out.Flows += uint32(st.Live)
-		out.FlowsMax += d.meta.FlowsMax
 		out.PortOverloads += st.Overloads
 		out.PortRemaps += st.Remaps
 		out.PortsReclaimed += st.Reclaimed

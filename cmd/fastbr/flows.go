@@ -31,7 +31,7 @@ func newFlowsLsCmd(e *env) *cobra.Command {
 		Short:   "List live NAT flows",
 		Long: `List live NAT flows: the container's address, the external one, the remote one,
 the time until the flow expires, and the time for which its outbound packets may
-still take the fast path.`,
+still take the fast path. IPv6 addresses stand in brackets: [ADDRESS]:PORT.`,
 		Example: `  fastbr flows ls
   fastbr flows ls -o json`,
 		Args: cobra.NoArgs,

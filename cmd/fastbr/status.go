@@ -47,7 +47,7 @@ func statusTable(w io.Writer, v ctl.StatusView) {
 	}
 	fmt.Fprintf(w, "BIG TCP\t%s: super-packets of %d bytes: %s\n", v.BigTCP.Mode, v.BigTCP.Size, v.BigTCP.Why)
 	fmt.Fprintf(w, "Fast path\tlease %s\n", v.Lease)
-	fmt.Fprintf(w, "NAT\tports %s, %d of %d flows\n", v.NATRange, v.Flows, v.FlowsMax)
+	fmt.Fprintf(w, "NAT\tports %s, %s\n", v.NATRange, flowsInUse(v))
 	for _, n := range v.Networks {
 		fmt.Fprintf(w, "Network %s\tup %s, bridge %s, %s, ports %d, MTU %d\n", n.Name, yesNo(n.Up), n.Bridge, ips(n.Subnet, n.Subnet6), len(n.Ports), n.MTU)
 	}
@@ -62,4 +62,13 @@ func statusTable(w io.Writer, v ctl.StatusView) {
 	for _, note := range v.Notes {
 		fmt.Fprintf(w, "Note\t%s\n", note)
 	}
+}
+
+// flowsInUse says how many flows there are and may be, in each family's table.
+func flowsInUse(v ctl.StatusView) string {
+	six, ok := v.FlowsOf["ipv6"]
+	if !ok {
+		return fmt.Sprintf("%d of %d flows", v.Flows, v.FlowsMax)
+	}
+	return fmt.Sprintf("%d of %d flows by IPv4, %d of %d by IPv6", v.FlowsOf["ipv4"], v.FlowsMax, six, v.FlowsMax)
 }

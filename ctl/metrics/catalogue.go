@@ -25,6 +25,7 @@ const (
 	nameNetworkPorts   = "fastbr_network_ports"
 	nameFlows          = "fastbr_nat_flows"
 	nameFlowsMax       = "fastbr_nat_flows_max"
+	nameFamilyFlows    = "fastbr_nat_family_flows"
 	nameOverloads      = "fastbr_nat_port_overloads_total"
 	nameRemaps         = "fastbr_nat_port_remaps_total"
 	nameReclaimed      = "fastbr_nat_ports_reclaimed_total"
@@ -61,9 +62,11 @@ func Catalogue() []Metric {
 		{Name: nameNetworkPorts, Type: gauge, Labels: []string{"network"},
 			Help: "Ports attached to the network."},
 		{Name: nameFlows, Type: gauge,
-			Help: "NAT flows in the table, live ones and those not yet reclaimed."},
+			Help: "NAT flows in the tables of both address families, live ones and those not yet reclaimed."},
 		{Name: nameFlowsMax, Type: gauge,
-			Help: "NAT flows that the table can hold."},
+			Help: "NAT flows that the table of an address family can hold."},
+		{Name: nameFamilyFlows, Type: gauge, Labels: []string{"family"},
+			Help: "NAT flows in the table of an address family, live ones and those not yet reclaimed."},
 		{Name: nameOverloads, Type: counter,
 			Help: "External ports that were shared between flows because no free one was left."},
 		{Name: nameRemaps, Type: counter,

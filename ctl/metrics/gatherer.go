@@ -3,6 +3,8 @@ package metrics
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/fastbr/fastbr/ctl"
@@ -147,6 +149,12 @@ func nat(m Metric, n ctl.NATView) *dto.MetricFamily {
 		return single(m, uint64(n.Flows))
 	case nameFlowsMax:
 		return single(m, uint64(n.FlowsMax))
+	case nameFamilyFlows:
+		f := family{metric: m}
+		for _, name := range slices.Sorted(maps.Keys(n.FlowsOf)) {
+			f.add(uint64(n.FlowsOf[name]), pair("family", name))
+		}
+		return f.done()
 	case nameOverloads:
 		return single(m, n.PortOverloads)
 	case nameRemaps:

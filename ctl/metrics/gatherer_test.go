@@ -41,7 +41,7 @@ func busy() ctl.Snapshot {
 		}}}, {Name: "empty", Up: true}},
 		Uplinks: []ctl.PortView{{Name: "eth0", Port: "eth0", Drops: map[string]uint64{},
 			Paths: ctl.PortPaths{TXFastPackets: 5, TXFastBytes: 500}}},
-		NAT: ctl.NATView{Flows: 7, FlowsMax: 262144, PortOverloads: 8, PortRemaps: 11, PortsReclaimed: 9, EarlyDrops: 12,
+		NAT: ctl.NATView{Flows: 7, FlowsOf: map[string]uint32{"ipv4": 5, "ipv6": 2}, FlowsMax: 262144, PortOverloads: 8, PortRemaps: 11, PortsReclaimed: 9, EarlyDrops: 12,
 			PortTries: []uint64{20, 2, 1}, PortsNotFound: 3, Refused: map[string]uint64{"nat_full": 10}},
 	}
 }
@@ -97,6 +97,8 @@ fastbr_network_ports{network="default"} 1
 fastbr_network_ports{network="empty"} 0
 fastbr_nat_flows 7
 fastbr_nat_flows_max 262144
+fastbr_nat_family_flows{family="ipv4"} 5
+fastbr_nat_family_flows{family="ipv6"} 2
 fastbr_nat_port_overloads_total 8
 fastbr_nat_port_remaps_total 11
 fastbr_nat_ports_reclaimed_total 9
