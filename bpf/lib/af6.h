@@ -32,7 +32,7 @@ typedef const fbr_addr *fbr_addr_arg;
 /* A global function returns a number, which this is not. */
 #define __fbr_returns_addr static __always_inline
 
-#define FBR_NAT            false
+#define FBR_NAT            true /* packets are translated */
 #define FBR_KERNEL_NAME    "fbr6"
 #define FBR_NO_ADDR        ((fbr_addr){})
 #define FBR_FAMILY         AF_INET6
