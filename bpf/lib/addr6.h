@@ -98,7 +98,7 @@ __fbr_global __u32 fbr_owner(const struct fbr_dev *p, const fbr_addr *addr)
 	t = fbr_dev_get(p->bridge);
 	if (t && fbr_addr_eq(fbr_dev_ip(t), k.addr))
 		return t->ifindex;
-	t = fbr_host_port(k.addr);
+	t = fbr_host_port(FBR_ARG(k.addr));
 	return t ? t->ifindex : 0;
 }
 
@@ -141,7 +141,7 @@ static __always_inline enum fbr_reason fbr_may_have(const struct fbr_dev *p, con
 {
 	if (fbr_link_local(*addr))
 		return fbr_link_claim(p, addr);
-	return !fbr_multicast(*addr) && !fbr_loopback_or_zero(*addr) && fbr_port_has(p, *addr)
+	return !fbr_multicast(*addr) && !fbr_loopback_or_zero(*addr) && fbr_port_has(p, addr)
 		       ? FBR_NONE
 		       : FBR_SPOOF_IP;
 }

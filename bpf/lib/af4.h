@@ -20,8 +20,11 @@ typedef fbr_addr fbr_addr_arg;
 #define FBR_ARG(addr)      (addr)
 #define FBR_GIVEN(arg)     true
 #define FBR_ADDR(arg)      (arg)
+#define FBR_ADDR_AT(arg)   (&(arg)) /* where it is */
 /* Of a function that returns an address */
 #define __fbr_returns_addr __fbr_global
+/* Of a function that needs much stack for IPv6 only */
+#define __fbr_global6      static __always_inline
 
 #define FBR_NAT            true  /* packets are translated */
 #define FBR_KERNEL_NAME    "fbr" /* how the names begin that the kernel has of the programs */
@@ -29,10 +32,9 @@ typedef fbr_addr fbr_addr_arg;
 #define FBR_FAMILY         AF_INET
 #define FBR_ETH_P          ETH_P_IP
 
-/* In the initializer of a struct bpf_fib_lookup */
-#define FBR_FIB_SRC(addr)  .ipv4_src = (addr)
-#define FBR_FIB_DST(addr)  .ipv4_dst = (addr)
+/* Of a struct bpf_fib_lookup */
 #define fbr_fib_src(fib)   ((fib)->ipv4_src)
+#define fbr_fib_dst(fib)   ((fib)->ipv4_dst)
 
 #define FBR_ICMP           IPPROTO_ICMP
 #define FBR_ICMP_ECHO      ICMP_ECHO

@@ -29,8 +29,10 @@ typedef const fbr_addr *fbr_addr_arg;
 #define FBR_ARG(addr)      (&(addr))
 #define FBR_GIVEN(arg)     ((arg) != NULL)
 #define FBR_ADDR(arg)      (*(arg))
+#define FBR_ADDR_AT(arg)   (arg)
 /* A global function returns a number, which this is not. */
 #define __fbr_returns_addr static __always_inline
+#define __fbr_global6      __fbr_global
 
 #define FBR_NAT            true /* packets are translated */
 #define FBR_KERNEL_NAME    "fbr6"
@@ -38,9 +40,8 @@ typedef const fbr_addr *fbr_addr_arg;
 #define FBR_FAMILY         AF_INET6
 #define FBR_ETH_P          ETH_P_IPV6
 
-#define FBR_FIB_SRC(addr)  .ipv6_src = (addr)
-#define FBR_FIB_DST(addr)  .ipv6_dst = (addr)
 #define fbr_fib_src(fib)   ((fib)->ipv6_src)
+#define fbr_fib_dst(fib)   ((fib)->ipv6_dst)
 
 #define FBR_ICMP           IPPROTO_ICMPV6
 #define FBR_ICMP_ECHO      ICMPV6_ECHO

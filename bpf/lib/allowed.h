@@ -80,14 +80,14 @@ __fbr_global bool fbr_mac_allowed(__u32 port, __u16 begin, __u32 end)
 }
 
 /* Whether an address is the port's, besides its container's own. */
-static __always_inline bool fbr_port_also(const struct fbr_dev *p, fbr_addr addr)
+static __always_inline bool fbr_port_also(const struct fbr_dev *p, fbr_addr_arg addr)
 {
 	return (p->flags & FBR_DEV_ALLOWED) && !fbr_port_is(p, addr) &&
-	       fbr_addr_allowed(p->ifindex, FBR_ARG(addr));
+	       fbr_addr_allowed(p->ifindex, addr);
 }
 
 /* Whether an address is the port's. */
-static __always_inline bool fbr_port_has(const struct fbr_dev *p, fbr_addr addr)
+static __always_inline bool fbr_port_has(const struct fbr_dev *p, fbr_addr_arg addr)
 {
 	return fbr_port_is(p, addr) || fbr_port_also(p, addr);
 }
@@ -115,15 +115,15 @@ __fbr_global __u32 fbr_held_by(fbr_addr_arg arg)
 	__u32 *holder = bpf_map_lookup_elem(&fbr_holder, &addr);
 	struct fbr_dev *p = holder ? fbr_dev_get(*holder) : NULL;
 
-	return p && fbr_port_also(p, addr) ? p->ifindex : 0;
+	return p && fbr_port_also(p, FBR_ARG(addr)) ? p->ifindex : 0;
 }
 
 /* The port that an address belongs to: the container's own, or the one that holds it. NULL
  * if there is none.
  */
-static __always_inline struct fbr_dev *fbr_addr_port(fbr_addr addr)
+static __always_inline struct fbr_dev *fbr_addr_port(fbr_addr_arg addr)
 {
-	return fbr_host_port(addr) ?: fbr_dev_get(fbr_held_by(FBR_ARG(addr)));
+	return fbr_host_port(addr) ?: fbr_dev_get(fbr_held_by(addr));
 }
 
 /* A port has sent a frame that may go to the kernel: it holds the addresses that the frame
@@ -157,7 +157,7 @@ __fbr_global int fbr_hold(struct __sk_buff *skb, const struct fbr_dev *p)
 	else if (FBR_AF == 4 && eth.proto == bpf_htons(ETH_P_ARP))
 		at = ETH_HLEN + offsetof(struct arphdr, ar_spa);
 	if (!at || bpf_skb_load_bytes(skb, at, &addr, sizeof(addr)) || fbr_addr_zero(addr) ||
-	    fbr_port_is(p, addr))
+	    fbr_port_is(p, FBR_ARG(addr)))
 		return 0;
 	holder = bpf_map_lookup_elem(&fbr_holder, &addr);
 	if (holder && *holder == port)

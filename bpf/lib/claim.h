@@ -37,23 +37,6 @@ static __always_inline bool fbr_held(void)
 	return c && c->hold_until > fbr_now();
 }
 
-/* A session to be created. */
-struct fbr_new {
-	struct fbr_flow_key fwd;
-	fbr_addr ext;
-	__u32 pif;   /* 0: the host */
-	__u32 payer; /* the port whose quota it counts in; 0: pif */
-	__u32 slot;
-	__be16 eport;           /* external port, or ICMP id */
-	enum fbr_net_flags net; /* of the container's network; 0: the host */
-	bool owns;              /* the external port is counted, not shared */
-	bool inbound;           /* begun by the remote: on a live mapping or not at all */
-	bool outside;           /* the remote is outside, not a container of this host */
-	bool published;         /* eport is a publication's, not one of the range */
-	bool own;               /* ext and eport are the container's own */
-	bool moved;             /* the host or a neighbour has the port that it would have had */
-};
-
 /* Inserts both entries. Returns 0, -EEXIST if the external tuple is taken, or another error. */
 __fbr_global int fbr_pair_insert(struct fbr_new *n)
 {
@@ -196,7 +179,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 	if (!n)
 		return false;
 
-	__u32 port = fbr_port_take(skb, &n->fwd, n->ext, &n->moved);
+	__u32 port = fbr_port_take(skb, &n->fwd, FBR_ARG(n->ext), &n->moved);
 	struct fbr_nport *np;
 
 	if (port == FBR_NO_PORT)

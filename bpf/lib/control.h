@@ -56,7 +56,7 @@ static long fbr_flush_one(__u64 i, struct fbr_flush *w)
 	struct fbr_session *s = fbr_sess_get(slot);
 	struct fbr_dev *p = w->forbidden ? fbr_dev_get(w->ifindex) : NULL;
 
-	if (s && p && (s->pif != p->ifindex || fbr_port_has(p, s->fwd.saddr)))
+	if (s && p && (s->pif != p->ifindex || fbr_port_has(p, FBR_ARG(s->fwd.saddr))))
 		return 0;
 	if (s && (!w->ifindex || s->pif == w->ifindex || s->payer == w->ifindex) &&
 	    fbr_sess_claim(s, fbr_sess_state(s))) {

@@ -114,9 +114,9 @@ struct {
 #include FBR_AF_DEVICE
 
 /* The port of the container with this address, or NULL. */
-static __always_inline struct fbr_dev *fbr_host_port(fbr_addr addr)
+static __always_inline struct fbr_dev *fbr_host_port(fbr_addr_arg addr)
 {
-	__u32 *ifindex = bpf_map_lookup_elem(&fbr_hosts, &addr);
+	__u32 *ifindex = bpf_map_lookup_elem(&fbr_hosts, FBR_ADDR_AT(addr));
 
 	return ifindex ? fbr_dev_get(*ifindex) : NULL;
 }

@@ -63,13 +63,13 @@ struct fbr_pkt;
 int fbr_nd_proxy(struct __sk_buff *skb, const struct fbr_dev *u, const struct fbr_pkt *p);
 
 /* Whether an address is one of the port's container. */
-static __always_inline bool fbr_port_is(const struct fbr_dev *p, fbr_addr addr)
+static __always_inline bool fbr_port_is(const struct fbr_dev *p, fbr_addr_arg addr)
 {
 	__u32 *port;
 
-	if (fbr_addr_eq(fbr_dev_ip(p), addr))
+	if (fbr_addr_eq(fbr_dev_ip(p), *addr))
 		return true;
-	port = bpf_map_lookup_elem(&fbr_hosts, &addr);
+	port = bpf_map_lookup_elem(&fbr_hosts, addr);
 	return port && *port == p->ifindex;
 }
 

@@ -18,6 +18,7 @@
 #include "pair.h"
 #include "qdisc.h"
 #include "reason.h"
+#include "scratch.h"
 #include "stats.h"
 #include "way.h"
 
@@ -141,17 +142,17 @@ static __always_inline enum fbr_reason fbr_check_ip6(struct __sk_buff *skb, cons
 static __always_inline bool fbr_host_asks(struct __sk_buff *skb, const struct fbr_dev *p,
 					  fbr_addr addr)
 {
-	struct bpf_fib_lookup fib = {
-		.family = FBR_FAMILY,
-		.ifindex = p->bridge,
-		FBR_FIB_DST(addr),
-	};
+	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 
-	if (fbr_addr_port(addr))
+	if (!fib || fbr_addr_port(FBR_ARG(addr)))
 		return false;
-	return (p->flags & FBR_IP_ROUTED) ||
-	       bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT) ==
-		       BPF_FIB_LKUP_RET_NO_NEIGH;
+	if (p->flags & FBR_IP_ROUTED)
+		return true;
+	fib->family = FBR_FAMILY;
+	fib->ifindex = p->bridge;
+	fbr_fib_dst(fib) = addr;
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_OUTPUT) ==
+	       BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
 /* Whether a packet that is not for another port may go to the kernel. The packet's
@@ -187,7 +188,7 @@ static __always_inline bool fbr_beside6(const struct fbr_dev *p, const struct fb
 {
 	return t->bridge == p->bridge &&
 	       (!(p->flags & FBR_DEV_INTERNAL) || fbr_link_local(s->daddr) ||
-		fbr_multicast(s->daddr) || fbr_port_has(t, s->daddr));
+		fbr_multicast(s->daddr) || fbr_port_has(t, &s->daddr));
 }
 
 /* Sends p's packet to elsewhere out by the uplink that it has a way by. Returns the uplink's

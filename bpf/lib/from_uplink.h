@@ -21,6 +21,7 @@
 #include "qdisc.h"
 #include "reason.h"
 #include "rewrite.h"
+#include "scratch.h"
 #include "stats.h"
 #include "uplink.h"
 #include "way.h"
@@ -35,7 +36,6 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	void *data, *data_end;
 	struct fbr_flow_key k;
 	struct fbr_flow *f;
-	struct fbr_pkt pkt;
 	__u32 why, l4_len;
 	int done;
 	__u64 now;
@@ -95,30 +95,33 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		}
 	}
 
+	FBR_SCRATCH(fbr_pkt, pkt);
+
 	/* A promiscuous device hears what is for others. ip_rcv() drops it. */
-	if (skb->pkt_type == PACKET_OTHERHOST || fbr_parse_at(skb, l2, &pkt))
+	if (!pkt || skb->pkt_type == PACKET_OTHERHOST || fbr_parse_at(skb, l2, pkt))
 		goto host;
-	done = l2 ? fbr_nd_proxy(skb, u, &pkt) : 0;
+	done = l2 ? fbr_nd_proxy(skb, u, pkt) : 0;
 	if (done) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		skb->mark = cfg_mark; /* fbr_to_uplink lets it pass */
 		return done > 0 ? bpf_redirect(u->ifindex, 0) : TCX_DROP;
 	}
-	if (fbr_frag_returned(skb, &pkt))
+	if (fbr_frag_returned(skb, pkt))
 		return TCX_NEXT; /* counted when it first came */
 	fbr_note_filters(skb, u);
 	why = FBR_NOT_OURS;
-	if (!pkt.frag && pkt.kind == FBR_L4_ICMP_ERR) {
-		if (fbr_martian(skb, u, pkt.saddr, pkt.daddr))
+	if (!pkt->frag && pkt->kind == FBR_L4_ICMP_ERR) {
+		if (fbr_martian(skb, u, pkt->saddr, pkt->daddr))
 			why = FBR_MARTIAN;
 		else if (FBR_NAT)
-			why = fbr_icmp_error_in(skb, &pkt);
-	} else if (FBR_NAT && !pkt.frag &&
-		   (pkt.kind == FBR_L4_PORTS || pkt.kind == FBR_L4_ECHO_REP) &&
-		   !fbr_addr_eq(pkt.saddr, pkt.daddr) && /* hairpin sessions are not for outside */
-		   (fbr_in_range(c, pkt.dport) || c->published)) {
-		fbr_key(&k, &pkt);
-		why = fbr_unsnat_first(skb, &pkt, u, &k);
+			why = fbr_icmp_error_in(skb, pkt);
+	} else if (FBR_NAT && !pkt->frag &&
+		   (pkt->kind == FBR_L4_PORTS || pkt->kind == FBR_L4_ECHO_REP) &&
+		   !fbr_addr_eq(pkt->saddr,
+				pkt->daddr) && /* hairpin sessions are not for outside */
+		   (fbr_in_range(c, pkt->dport) || c->published)) {
+		fbr_key(&k, pkt);
+		why = fbr_unsnat_first(skb, pkt, u, &k);
 	}
 	if (why == FBR_NONE)
 		goto host;
@@ -126,12 +129,12 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
-	why = fbr_from_outside(skb, u, &pkt);
+	why = fbr_from_outside(skb, u, pkt);
 	if (why) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
-	if (FBR_NAT && pkt.frag && c->frags && fbr_frag_bounce(skb, &pkt, u, c->frags)) {
+	if (FBR_NAT && pkt->frag && c->frags && fbr_frag_bounce(skb, pkt, u, c->frags)) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return bpf_redirect(c->frags, 0);
 	}

@@ -31,12 +31,12 @@ static __always_inline bool fbr_guarded(fbr_addr addr, fbr_addr remote, __u32 ou
 		return false;
 	if (led || (n->flags & FBR_NET_OWN))
 		return n->flags & FBR_NET_INTERNAL;
-	return !fbr_plain_to(n, remote);
+	return !fbr_plain_to(n, FBR_ARG(remote));
 }
 
 __fbr_global int fbr_guard_count(fbr_addr_arg addr, __u32 reason)
 {
-	struct fbr_dev *d = FBR_GIVEN(addr) ? fbr_addr_port(FBR_ADDR(addr)) : NULL;
+	struct fbr_dev *d = FBR_GIVEN(addr) ? fbr_addr_port(addr) : NULL;
 
 	if (d)
 		fbr_count_drop(d, reason);
@@ -74,11 +74,13 @@ static __always_inline bool fbr_strays(struct bpf_nf_ctx *ctx, const struct fbr_
 				       const struct fbr_dev *d, __u32 out)
 {
 	struct fbr_dev *port;
+	fbr_addr saddr;
 
 	if (!(in->flags & FBR_DEV_VIA) || (d && (d->flags & FBR_DEV_BRIDGE)) ||
 	    !fbr_forwarded(ctx) || fbr_dev_leads(in, out))
 		return false;
-	port = fbr_addr_port(fbr_forwarded_addr(ctx, __builtin_offsetof(fbr_ip, saddr)));
+	saddr = fbr_forwarded_addr(ctx, __builtin_offsetof(fbr_ip, saddr));
+	port = fbr_addr_port(FBR_ARG(saddr));
 	if (port)
 		fbr_count_drop(port, FBR_NO_UPLINK);
 	else if (d)

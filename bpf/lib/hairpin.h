@@ -41,6 +41,7 @@
 #include "publish.h"
 #include "reason.h"
 #include "rewrite.h"
+#include "scratch.h"
 #include "socket.h"
 #include "track.h"
 
@@ -54,18 +55,17 @@ __fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, fb
 
 	fbr_addr addr = FBR_ADDR(arg);
 	struct fbr_dev *br = fbr_dev_get(p->bridge);
-	struct bpf_fib_lookup fib = {
-		.family = FBR_FAMILY,
-		.ifindex = p->bridge,
-		FBR_FIB_SRC(fbr_dev_ip(p)),
-		FBR_FIB_DST(addr),
-	};
+	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 
-	if (fbr_loopback_or_zero(addr) || fbr_multicast(addr) || fbr_broadcast(addr))
+	if (!fib || fbr_loopback_or_zero(addr) || fbr_multicast(addr) || fbr_broadcast(addr))
 		return false;
 	if (br && fbr_addr_eq(fbr_dev_ip(br), addr))
 		return true;
-	return bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) ==
+	fib->family = FBR_FAMILY;
+	fib->ifindex = p->bridge;
+	fbr_fib_src(fib) = fbr_dev_ip(p);
+	fbr_fib_dst(fib) = addr;
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH) ==
 		       BPF_FIB_LKUP_RET_NOT_FWDED &&
 	       !fbr_net_broadcast(addr);
 }
@@ -85,7 +85,7 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	struct fbr_pkt in;
 
 	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
-	    !fbr_addr_eq(in.saddr, p->daddr) || !fbr_port_has(port, in.daddr))
+	    !fbr_addr_eq(in.saddr, p->daddr) || !fbr_port_has(port, FBR_ARG(in.daddr)))
 		return FBR_NOT_OURS;
 	fbr_answer_key(&k, &in);
 	own = fbr_flow_get(&k);

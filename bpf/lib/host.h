@@ -17,6 +17,7 @@
 #include "parse.h"
 #include "reason.h"
 #include "rewrite.h"
+#include "scratch.h"
 #include "session.h"
 #include "track.h"
 
@@ -84,18 +85,26 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 		return FBR_UNSUPPORTED;
 
 	__u64 now = fbr_now();
-	struct fbr_flow_key k, rk;
+	struct fbr_flow_key rk;
+	FBR_SCRATCH(fbr_flow_key, key);
 	struct fbr_session *s;
 	struct fbr_nport *np;
 	struct fbr_flow *f;
 
-	fbr_key(&k, p);
-	f = fbr_flow_live(skb, NULL, &k, 0, FBR_NO_ADDR);
+	if (!key)
+		return FBR_UNSUPPORTED;
+	fbr_key(key, p);
+	f = fbr_flow_live(skb, NULL, key, 0, FBR_NO_ADDR);
 	if (!f) {
-		struct fbr_new n = { .fwd = k, .ext = p->saddr, .moved = true };
+		FBR_SCRATCH_ZERO(fbr_new, new);
 		bool free, moves;
 
-		fbr_reverse_key(&rk, &k, p->saddr, p->sport);
+		if (!new)
+			return FBR_UNSUPPORTED;
+		new->fwd = *key;
+		new->ext = p->saddr;
+		new->moved = true;
+		fbr_reverse_key(&rk, key, p->saddr, p->sport);
 		f = fbr_flow_get(&rk);
 		free = !f || !(f->kind & FBR_IN) || !fbr_sess_lasts(f);
 		s = free ? NULL : fbr_sess_get(f->sess);
@@ -105,11 +114,11 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 			if (np && !(p->tcp_flags & TCP_RST))
 				np->noted_at = now;
 			if (moves)
-				fbr_move(skb, &n, f->sess, s);
+				fbr_move(skb, new, f->sess, s);
 			return FBR_NONE;
 		}
-		fbr_sess_create(skb, &n);
-		f = fbr_flow_get(&k);
+		fbr_sess_create(skb, new);
+		f = fbr_flow_get(key);
 		if (!f) {
 			/* No room: the host goes first, and our flow gives way. */
 			fbr_flow_end(&rk);

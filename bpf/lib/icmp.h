@@ -24,6 +24,7 @@
 #include "reason.h"
 #include "refusal.h"
 #include "rewrite.h"
+#include "scratch.h"
 #include "session.h"
 
 /* Translates an ICMP error from outside. Returns FBR_NONE if it was about a session of ours
@@ -37,18 +38,18 @@ __fbr_global enum fbr_reason fbr_icmp_error_in(struct __sk_buff *skb, const stru
 
 	struct fbr_flow_key k = {};
 	struct fbr_flow *f;
-	struct fbr_pkt in;
+	FBR_SCRATCH(fbr_pkt, quoted);
 
-	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
+	if (!quoted || fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), quoted))
 		return FBR_NOT_OURS;
-	if ((in.kind != FBR_L4_PORTS && in.kind != FBR_L4_ECHO_REQ) ||
-	    !fbr_addr_eq(in.saddr, p->daddr) || fbr_addr_eq(in.saddr, in.daddr))
+	if ((quoted->kind != FBR_L4_PORTS && quoted->kind != FBR_L4_ECHO_REQ) ||
+	    !fbr_addr_eq(quoted->saddr, p->daddr) || fbr_addr_eq(quoted->saddr, quoted->daddr))
 		return FBR_NOT_OURS;
-	fbr_answer_key(&k, &in);
+	fbr_answer_key(&k, quoted);
 	f = fbr_inbound_live(&k);
 	if (!f)
 		return FBR_NOT_OURS;
-	if (!fbr_icmp_sound(skb, p, &in))
+	if (!fbr_icmp_sound(skb, p, quoted))
 		return FBR_BAD_CSUM;
 	if (fbr_dnat(skb, &k, f, FBR_DNAT_GOES_ON))
 		return FBR_NONE;
@@ -69,26 +70,26 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 	if (!p)
 		return FBR_UNSUPPORTED;
 
-	struct fbr_net *n, *outer = fbr_net_hidden(skb, p->saddr);
+	struct fbr_net *n, *outer = fbr_net_hidden(skb, FBR_ARG(p->saddr));
 	struct fbr_flow_key k = {};
 	struct fbr_flow *f;
-	struct fbr_pkt in;
+	FBR_SCRATCH(fbr_pkt, quoted);
 
-	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in))
+	if (!quoted || fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), quoted))
 		return outer ? FBR_UNSUPPORTED : FBR_NONE;
-	n = fbr_net_hidden(skb, in.daddr);
+	n = fbr_net_hidden(skb, FBR_ARG(quoted->daddr));
 	if (n && !(n->flags & FBR_NET_INTERNAL)) {
-		bool routed = (n->flags & FBR_NET_OWN) || fbr_plain_to(n, p->daddr);
+		bool routed = (n->flags & FBR_NET_OWN) || fbr_plain_to(n, FBR_ARG(p->daddr));
 
 		if (!fbr_net_leads(n, skb->ifindex))
 			return FBR_NO_UPLINK;
-		if (outer && !fbr_addr_eq(p->saddr, in.daddr))
+		if (outer && !fbr_addr_eq(p->saddr, quoted->daddr))
 			return routed ? FBR_NONE : FBR_SPOOF_IP; /* about somebody else's packet */
-		fbr_answer_key(&k, &in);
+		fbr_answer_key(&k, quoted);
 		f = fbr_flow_get(&k);
 		if (!f || f->kind != FBR_OUT || !fbr_sess_lasts(f))
 			return routed ? FBR_NONE : FBR_UNSUPPORTED; /* not to a published port */
-		if (!fbr_icmp_sound(skb, p, &in))
+		if (!fbr_icmp_sound(skb, p, quoted))
 			return FBR_BAD_CSUM;
 		/* Point of no return. */
 		if (fbr_rewrite_quote(skb, p->l4, false, FBR_ARG(f->addr), f->port) ||
@@ -97,13 +98,14 @@ __fbr_global enum fbr_reason fbr_icmp_error_out(struct __sk_buff *skb, const str
 		return FBR_NONE;
 	}
 	if (outer || n ||
-	    (fbr_net_get(in.saddr) &&
-	     !fbr_lies_beyond(skb, fbr_dev_get(skb->ifindex), FBR_ARG(in.saddr))))
+	    (fbr_net_get(quoted->saddr) &&
+	     !fbr_lies_beyond(skb, fbr_dev_get(skb->ifindex), FBR_ARG(quoted->saddr))))
 		return FBR_UNSUPPORTED;
-	fbr_key(&k, &in);
+	fbr_key(&k, quoted);
 	if (!skb->ingress_ifindex && p->icmp_type == FBR_ICMP_UNREACH &&
-	    p->icmp_code == FBR_ICMP_NO_PORT && in.kind == FBR_L4_PORTS &&
-	    fbr_nport_at(in.proto, in.dport) && fbr_passed_take(&k) && !fbr_port_known(skb, &k))
+	    p->icmp_code == FBR_ICMP_NO_PORT && quoted->kind == FBR_L4_PORTS &&
+	    fbr_nport_at(quoted->proto, quoted->dport) && fbr_passed_take(&k) &&
+	    !fbr_port_known(skb, &k))
 		return FBR_FOREIGN;
 	return FBR_NONE;
 }

@@ -23,6 +23,7 @@
 #include "publish.h"
 #include "reason.h"
 #include "rewrite.h"
+#include "scratch.h"
 #include "session.h"
 #include "socket.h"
 #include "track.h"
@@ -56,9 +57,12 @@ static __always_inline struct fbr_flow *fbr_inbound_live(const struct fbr_flow_k
  * address the packet came for. A mapping lives as long as its owner sends: an outsider
  * cannot keep it alive (RFC 7857 section 7). Completes n.
  */
-static __always_inline bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev *u,
-					      const struct fbr_flow_key *k, struct fbr_new *n)
+__fbr_global6 bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev *u,
+				     const struct fbr_flow_key *k, struct fbr_new *n)
 {
+	if (!k || !n)
+		return false;
+
 	struct fbr_nport *np = fbr_nport_at(k->proto, k->dport);
 	struct fbr_peer_key pk = { .nport = fbr_nport_index(k->proto, bpf_ntohs(k->dport)),
 				   .addr = k->saddr };
@@ -107,25 +111,27 @@ static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const
 						    const struct fbr_flow_key *k,
 						    const struct fbr_pub *pub, __u32 payer)
 {
-	struct fbr_new n = {
-		.ext = k->daddr, .eport = k->dport, .inbound = true, .outside = !payer
-	};
+	FBR_SCRATCH_ZERO(fbr_new, new);
 
-	if (!fbr_first_packet(p) || fbr_held())
+	if (!new || !fbr_first_packet(p) || fbr_held())
 		return FBR_NOT_OURS;
-	n.fwd.daddr = k->saddr;
-	n.fwd.dport = k->sport;
-	n.fwd.proto = k->proto;
+	new->ext = k->daddr;
+	new->eport = k->dport;
+	new->inbound = true;
+	new->outside = !payer;
+	new->fwd.daddr = k->saddr;
+	new->fwd.dport = k->sport;
+	new->fwd.proto = k->proto;
 	if (pub) {
-		n.published = true;
-		n.fwd.saddr = pub->ip;
-		n.fwd.sport = pub->port;
-		n.pif = pub->pif;
-	} else if (!fbr_filter_admits(skb, u, k, &n)) {
+		new->published = true;
+		new->fwd.saddr = pub->ip;
+		new->fwd.sport = pub->port;
+		new->pif = pub->pif;
+	} else if (!fbr_filter_admits(skb, u, k, new)) {
 		return FBR_NOT_OURS;
 	}
-	n.payer = payer;
-	return fbr_sess_create(skb, &n);
+	new->payer = payer;
+	return fbr_sess_create(skb, new);
 }
 
 /* The same for a packet from outside. Its source must not be a container's address. */
@@ -217,7 +223,7 @@ static __always_inline struct fbr_flow *fbr_delivered_flow(struct __sk_buff *skb
 	f = fbr_flow_get(fwd);
 	/* An allowed address may have moved here from the port that has begun the session. */
 	return f && (f->kind & FBR_OUT) &&
-			       (f->iif == port->ifindex || fbr_port_also(port, p->daddr))
+			       (f->iif == port->ifindex || fbr_port_also(port, FBR_ARG(p->daddr)))
 		       ? f
 		       : NULL;
 }

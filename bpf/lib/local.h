@@ -8,6 +8,7 @@
 
 #include "config.h"
 #include "device.h"
+#include "scratch.h"
 
 /* The result of bpf_fib_lookup() for a packet to addr that comes in by a device.
  * BPF_FIB_LKUP_RET_NOT_FWDED: the kernel delivers it to itself, on whatever device.
@@ -16,13 +17,14 @@
  */
 static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, fbr_addr addr)
 {
-	struct bpf_fib_lookup fib = {
-		.family = FBR_FAMILY,
-		.ifindex = ifindex,
-		FBR_FIB_DST(addr),
-	};
+	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 
-	return bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
+	if (!fib)
+		return BPF_FIB_LKUP_RET_FWD_DISABLED;
+	fib->family = FBR_FAMILY;
+	fib->ifindex = ifindex;
+	fbr_fib_dst(fib) = addr;
+	return bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
 }
 
 __fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, fbr_addr_arg addr)
@@ -54,10 +56,10 @@ __fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, fbr_addr_ar
 
 /* The same, without a lookup for the uplink's known address. */
 static __always_inline bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u,
-					 fbr_addr addr)
+					 fbr_addr_arg addr)
 {
 	return u &&
-	       (fbr_addr_eq(addr, fbr_dev_ip(u)) || fbr_delivers(skb, u->ifindex, FBR_ARG(addr)));
+	       (fbr_addr_eq(FBR_ADDR(addr), fbr_dev_ip(u)) || fbr_delivers(skb, u->ifindex, addr));
 }
 
 /* Whether an address is in a network's subnet, but is neither a container's, nor the
@@ -91,15 +93,15 @@ __fbr_global bool fbr_host_owns(struct __sk_buff *skb, fbr_addr_arg addr)
  */
 static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, fbr_addr addr)
 {
-	struct bpf_fib_lookup fib = {
-		.family = FBR_FAMILY,
-		.ifindex = u->ifindex,
-		FBR_FIB_DST(addr),
-	};
+	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 
-	return fbr_net_unused(addr) &&
-	       !bpf_fib_lookup(ctx, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
-	       fib.ifindex == u->ifindex;
+	if (!fib || !fbr_net_unused(addr))
+		return false;
+	fib->family = FBR_FAMILY;
+	fib->ifindex = u->ifindex;
+	fbr_fib_dst(fib) = addr;
+	return !bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
+	       fib->ifindex == u->ifindex;
 }
 
 __fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u, fbr_addr_arg addr)
@@ -110,12 +112,11 @@ __fbr_global bool fbr_lies_beyond(struct __sk_buff *skb, const struct fbr_dev *u
 /* The network of a source or destination address that is leaving by an uplink. NULL if the
  * address may be seen outside.
  */
-static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, fbr_addr addr)
+static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, fbr_addr_arg addr)
 {
-	struct fbr_net *n = fbr_net_get(addr);
+	struct fbr_net *n = fbr_net_get(FBR_ADDR(addr));
 
-	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, FBR_ARG(addr)) ? NULL
-											   : n;
+	return n && skb->ingress_ifindex != n->bridge && fbr_host_owns(skb, addr) ? NULL : n;
 }
 
 /* The source address that the kernel would choose towards daddr on this device, and the
@@ -129,24 +130,24 @@ __fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_de
 	if (!u || !mtu)
 		return FBR_NO_ADDR;
 
-	struct bpf_fib_lookup fib = {
-		.family = FBR_FAMILY,
-		.tot_len = 1, /* asks for the route's MTU */
-		.ifindex = iif ?: u->ifindex,
-		FBR_FIB_DST(daddr),
-	};
+	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 	int verdict;
 
 	*mtu = u->mtu;
-	if (!cfg_fib_src ||
-	    bpf_fib_lookup(skb, &fib, sizeof(fib),
+	if (!cfg_fib_src || !fib)
+		goto stored;
+	fib->family = FBR_FAMILY;
+	fib->tot_len = 1; /* asks for the route's MTU */
+	fib->ifindex = iif ?: u->ifindex;
+	fbr_fib_dst(fib) = daddr;
+	if (bpf_fib_lookup(skb, fib, sizeof(*fib),
 			   (iif ? 0 : BPF_FIB_LOOKUP_OUTPUT) | BPF_FIB_LOOKUP_SRC |
 				   BPF_FIB_LOOKUP_SKIP_NEIGH) ||
-	    (iif && fib.ifindex != u->ifindex))
+	    (iif && fib->ifindex != u->ifindex))
 		goto stored;
-	if (fib.mtu_result)
-		*mtu = fib.mtu_result;
-	return fbr_fib_src(&fib);
+	if (fib->mtu_result)
+		*mtu = fib->mtu_result;
+	return fbr_fib_src(fib);
 stored:
 	verdict = fbr_dev_has_ip(u) ? fbr_fib_verdict(skb, u->ifindex, FBR_DEV_IP_ARG(u)) : 0;
 	return verdict == BPF_FIB_LKUP_RET_NOT_FWDED || verdict == BPF_FIB_LKUP_RET_FWD_DISABLED

@@ -6,6 +6,7 @@
 #include "../include/kernel.h"
 #include "../include/bpf/bpf_helpers.h"
 #include "af.h"
+#include "device.h"
 #include "instance.h"
 
 /* The addresses and ports of a packet as on the wire before the NAT rewrites it. Both
@@ -30,6 +31,7 @@ enum fbr_flow_kind {
 /* fbr_flow[2 * slot of the session; + 1 inbound]: everything a hit needs. See flow.h for
  * its owner. The lease (granted, lease_len) is written last.
  */
+#if FBR_AF == 4
 struct fbr_flow {
 	struct fbr_flow_key key; /* proto 0: the entry is not in use */
 	__u64 granted;           /* jiffies when the kernel let a packet through; 0: no lease */
@@ -47,9 +49,30 @@ struct fbr_flow {
 	__u8 no_xdp;     /* in: XDP has left a packet to tc, which keeps the rest of the lease's */
 	__u8 macs[12];   /* destination and source, from the frame that the kernel built */
 };
+#else
+/* Two cache lines long: the first has what tells a hit from a miss. */
+struct fbr_flow {
+	struct fbr_flow_key key;
+	__u64 granted;
+	__u64 seen;
+	__u32 iif;
+	__u16 lease_len;
+	__u8 kind;
+	__u8 no_xdp;
+	fbr_addr addr;
+	__be16 port;
+	__u16 mtu;
+	__u32 oif;
+	__u32 sess;
+	__u16 d_addr;
+	__u16 d_l4;
+	__u8 macs[12];
+	__u8 pad[20];
+};
+#endif
 
 _Static_assert(sizeof(struct fbr_flow_key) == 8 * FBR_KEY_WORDS, "fbr_flow_key");
-_Static_assert(sizeof(struct fbr_flow) == (FBR_AF == 4 ? 72 : 112), "fbr_flow");
+_Static_assert(sizeof(struct fbr_flow) == (FBR_AF == 4 ? 72 : 128), "fbr_flow");
 
 /* NAT state. Plain preallocated maps, never LRU: that would evict half a pair. */
 struct {
@@ -138,6 +161,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct fbr_session);
 } fbr_sess SEC(".maps");
+
+/* A session to be created. */
+struct fbr_new {
+	struct fbr_flow_key fwd;
+	fbr_addr ext;
+	__u32 pif;   /* 0: the host */
+	__u32 payer; /* the port whose quota it counts in; 0: pif */
+	__u32 slot;
+	__be16 eport;           /* external port, or ICMP id */
+	enum fbr_net_flags net; /* of the container's network; 0: the host */
+	bool owns;              /* the external port is counted, not shared */
+	bool inbound;           /* begun by the remote: on a live mapping or not at all */
+	bool outside;           /* the remote is outside, not a container of this host */
+	bool published;         /* eport is a publication's, not one of the range */
+	bool own;               /* ext and eport are the container's own */
+	bool moved;             /* the host or a neighbour has the port that it would have had */
+};
 
 /* Slots given back. Slots that were never used come from fbr_state.fresh. */
 struct {

@@ -35,7 +35,7 @@ __fbr_global int fbr_nd_proxy(struct __sk_buff *skb, const struct fbr_dev *u,
 		return 0;
 	n = fbr_net_get(r.target);
 	if (!n || !(n->flags & FBR_NET_ND_PROXY) || !fbr_net_leads(n, u->ifindex) ||
-	    fbr_net_get(p->saddr) || !fbr_addr_port(r.target))
+	    fbr_net_get(p->saddr) || !fbr_addr_port(FBR_ARG(r.target)))
 		return 0;
 	r.saddr = r.target;
 	r.to = p->saddr;

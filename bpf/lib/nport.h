@@ -83,7 +83,7 @@ static __always_inline void fbr_ports_ripen(struct fbr_pool *pool, __u8 proto, _
 struct fbr_port_search {
 	struct __sk_buff *skb;
 	struct fbr_flow_key *fwd;
-	fbr_addr ext;
+	fbr_addr_arg ext;
 	__u32 end; /* end of the ports that were free when the search began */
 	__u32 looked;
 	__u32 port; /* the port found, or FBR_NO_PORT */
@@ -105,7 +105,7 @@ static __always_inline __u32 fbr_port_next(struct fbr_port_search *s)
 		fbr_pool_put(proto, port, true); /* perhaps later */
 		return FBR_PORT_AGAIN;
 	}
-	if (!fbr_port_clear(s->skb, s->fwd, FBR_ARG(s->ext), port)) {
+	if (!fbr_port_clear(s->skb, s->fwd, s->ext, port)) {
 		fbr_pool_put(proto, port, false);
 		return FBR_PORT_AGAIN;
 	}
@@ -133,7 +133,7 @@ static long fbr_port_look(__u64 i, struct fbr_port_search *s)
  * FBR_NO_PORT. The caller writes the owner.
  */
 static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flow_key *fwd,
-					   fbr_addr ext, bool *moved)
+					   fbr_addr_arg ext, bool *moved)
 {
 	__u16 own = bpf_ntohs(fwd->sport);
 	struct fbr_nport *np = fbr_nport_get(fwd->proto, own);
@@ -147,7 +147,7 @@ static __always_inline __u32 fbr_port_take(struct __sk_buff *skb, struct fbr_flo
 	fbr_ports_ripen(pool, fwd->proto, now);
 	if (!(!fbr_addr_eq(np->ip, fwd->saddr) && fbr_port_rests(np, now)) &&
 	    fbr_pool_take(fwd->proto, own)) {
-		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, FBR_ARG(ext), own)) {
+		if (!fbr_port_noted(np, now) && fbr_port_clear(skb, fwd, ext, own)) {
 			__sync_fetch_and_add(&st->tries[1], 1);
 			return own;
 		}
@@ -217,13 +217,13 @@ static __always_inline void fbr_peer_put(__u8 proto, __u16 port, fbr_addr addr)
 }
 
 /* Takes one session off a port; the last one releases it. */
-static __always_inline void fbr_port_put(__u8 proto, __u16 port)
+__fbr_global6 int fbr_port_put(__u8 proto, __u16 port)
 {
 	struct fbr_nport *np = fbr_nport_get(proto, port);
 	struct fbr_quota *q;
 
 	if (!np || __sync_fetch_and_add(&np->refs, (__u32)-1) != 1)
-		return;
+		return 0;
 	if (np->bound) {
 		struct fbr_bind_key k = { .ip = np->ip, .port = np->port, .proto = proto };
 
@@ -235,6 +235,7 @@ static __always_inline void fbr_port_put(__u8 proto, __u16 port)
 		fbr_atomic_dec(&q->ports);
 	np->used_at = fbr_now();
 	fbr_pool_put(proto, port, false);
+	return 0;
 }
 
 /* The number of external ports that one device may hold: a fifth is left to the others. */

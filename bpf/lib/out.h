@@ -23,6 +23,7 @@
 #include "qdisc.h"
 #include "reason.h"
 #include "rewrite.h"
+#include "scratch.h"
 #include "session.h"
 #include "track.h"
 
@@ -56,19 +57,23 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 }
 
 /* A published port answers from the host's port even if its flow has gone. */
-static __always_inline void fbr_pub_answer(struct fbr_new *n)
+__fbr_global6 int fbr_pub_answer(struct fbr_new *n)
 {
+	if (!n)
+		return 0;
+
 	struct fbr_bind_key k = { .ip = n->fwd.saddr, .port = n->fwd.sport, .proto = n->fwd.proto };
 	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &k);
 
 	/* Towards an address of the host (hairpin.h) the source must be that address. */
 	if (!host || (fbr_addr_eq(n->ext, n->fwd.daddr) && !fbr_addr_zero(host->ip) &&
 		      !fbr_addr_eq(host->ip, n->ext)))
-		return;
+		return 0;
 	n->published = true;
 	n->eport = host->port;
 	if (!fbr_addr_zero(host->ip))
 		n->ext = host->ip;
+	return 0;
 }
 
 /* Creates the session of a container's first packet k, which leaves from the address ext.
@@ -77,21 +82,24 @@ static __always_inline void fbr_pub_answer(struct fbr_new *n)
 static __always_inline enum fbr_reason
 fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr ext, __u32 pif)
 {
-	struct fbr_new n = { .fwd = *k, .ext = ext, .pif = pif };
 	struct fbr_net *net = fbr_net_get(k->saddr);
 	struct fbr_conf *c = fbr_conf_get();
+	FBR_SCRATCH_ZERO(fbr_new, new);
 
-	if (fbr_held())
+	if (!new || fbr_held())
 		return FBR_UNSUPPORTED;
-	n.net = net ? net->flags : 0;
+	new->fwd = *k;
+	new->ext = ext;
+	new->pif = pif;
+	new->net = net ? net->flags : 0;
 	/* Towards an address of the host (hairpin.h) the source is that address. */
-	n.own = (n.net & FBR_NET_OWN) && fbr_addr_eq(ext, k->saddr);
-	n.eport = k->sport;
+	new->own = (new->net &FBR_NET_OWN) && fbr_addr_eq(ext, k->saddr);
+	new->eport = k->sport;
 	if (c && c->published)
-		fbr_pub_answer(&n);
+		fbr_pub_answer(new);
 	/* An answer, to whoever has asked. The question's session has gone. */
-	n.outside = n.published && k->proto == IPPROTO_UDP && !fbr_addr_eq(ext, k->daddr);
-	return fbr_sess_create(skb, &n);
+	new->outside = new->published && k->proto == IPPROTO_UDP && !fbr_addr_eq(ext, k->daddr);
+	return fbr_sess_create(skb, new);
 }
 
 /* Records that a container has sent p through its flow f. keeps: p also keeps the mapping alive. */
@@ -127,8 +135,11 @@ enum fbr_snat_mode {
 };
 
 /* Whether the container's port that k comes from is published as the source of p. */
-static __always_inline bool fbr_pub_leads(const struct fbr_flow_key *k, const struct fbr_pkt *p)
+__fbr_global6 bool fbr_pub_leads(const struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
+	if (!k || !p)
+		return false;
+
 	struct fbr_bind_key at = { .ip = k->saddr, .port = k->sport, .proto = k->proto };
 	struct fbr_bind_key *host = bpf_map_lookup_elem(&fbr_pub_of, &at);
 
@@ -151,35 +162,35 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	__u64 now = fbr_now();
 	struct fbr_conf *c = fbr_conf_get();
 	struct fbr_session *s;
-	struct fbr_flow_key k;
 	struct fbr_flow *f;
 	enum fbr_reason why;
 	fbr_addr ext = FBR_NO_ADDR;
 	__u16 mtu = 0;
 	__u32 bits, secs;
+	FBR_SCRATCH(fbr_flow_key, key);
 
-	if (!c || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
+	if (!c || !key || (p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ))
 		return FBR_UNSUPPORTED;
-	fbr_key(&k, p);
-	if (done && !fbr_dnat_answers(bpf_cast_to_kern_ctx(skb), &k))
+	fbr_key(key, p);
+	if (done && !fbr_dnat_answers(bpf_cast_to_kern_ctx(skb), key))
 		return FBR_NOT_OURS;
-	if ((routed || (done && !fbr_pub_leads(&k, p))) && !fbr_flow_exists(&k))
+	if ((routed || (done && !fbr_pub_leads(key, p))) && !fbr_flow_exists(key))
 		return FBR_NOT_OURS;
 	if (forwarded) {
 		ext = fbr_source(skb, u, port, p->daddr, &mtu);
 		if (fbr_addr_zero(ext))
 			return FBR_NO_UPLINK;
 	}
-	f = fbr_flow_live(skb, u, &k, port->ifindex, ext);
-	if (!f && (routed || (done && !fbr_pub_leads(&k, p))))
+	f = fbr_flow_live(skb, u, key, port->ifindex, ext);
+	if (!f && (routed || (done && !fbr_pub_leads(key, p))))
 		return FBR_NOT_OURS;
 	/* An answer to a SYN begins no session: whoever has asked asks again. */
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
 		return FBR_UNSUPPORTED;
 	if (!f) {
-		why = fbr_out_create(skb, &k, ext, port->ifindex);
+		why = fbr_out_create(skb, key, ext, port->ifindex);
 		/* Another CPU may just have created the same flow. */
-		f = fbr_flow_get(&k);
+		f = fbr_flow_get(key);
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
@@ -190,7 +201,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!s)
 		return FBR_NAT_FULL;
 	bits = s->bits;
-	secs = fbr_timeout(k.proto, k.dport, bits);
+	secs = fbr_timeout(key->proto, key->dport, bits);
 	if (forwarded) {
 		if (!p->frag && !(port->flags & FBR_DEV_KERNEL_ROUTED) && !fbr_closed_bits(bits) &&
 		    !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && !fbr_ct_helped(skb) &&
@@ -200,10 +211,10 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 			/* A redirect to a device without L2 header removes the frame's. */
 			if (!p->l3 || (fbr_hop_known(skb, u->ifindex, FBR_ARG(p->daddr)) &&
 				       !bpf_skb_load_bytes(skb, 0, macs, sizeof(macs))))
-				fbr_lease_grant(&k, f, c, macs, port->ifindex, u->ifindex, mtu, now,
-						(__u64)secs * cfg_hz);
+				fbr_lease_grant(key, f, c, macs, port->ifindex, u->ifindex, mtu,
+						now, (__u64)secs * cfg_hz);
 		}
-		fbr_ct_extend(skb, &k, secs);
+		fbr_ct_extend(skb, key, secs);
 	}
 	if (done)
 		return FBR_NONE;
@@ -222,7 +233,7 @@ __fbr_global __u32 fbr_dnat_port(struct __sk_buff *skb, const struct fbr_pkt *p)
 
 	if (!p || p->kind != FBR_L4_PORTS || !fbr_dnat_answers(bpf_cast_to_kern_ctx(skb), &k))
 		return 0;
-	port = fbr_host_port(k.saddr);
+	port = fbr_host_port(FBR_ARG(k.saddr));
 	return port ? port->ifindex : 0;
 }
 

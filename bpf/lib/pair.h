@@ -66,7 +66,8 @@ static __always_inline bool fbr_pair_is(const struct fbr_pair *e, __u32 from, __
 static __always_inline bool fbr_beside(const struct fbr_dev *p, const struct fbr_dev *t,
 				       fbr_addr daddr)
 {
-	return t->bridge == p->bridge && (!(p->flags & FBR_DEV_INTERNAL) || fbr_port_has(t, daddr));
+	return t->bridge == p->bridge &&
+	       (!(p->flags & FBR_DEV_INTERNAL) || fbr_port_has(t, FBR_ARG(daddr)));
 }
 
 /* The port (ifindex) that the lease for frames from p to MAC addresses with this end leads

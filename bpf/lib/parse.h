@@ -13,10 +13,12 @@
 /* Parses the IP header at off. Returns 0, or -1 if there is none. A packet without usable
  * ports is of kind FBR_L4_NONE.
  */
-static __always_inline int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct fbr_pkt *p)
+__fbr_global6 int fbr_parse_at(struct __sk_buff *skb, __u32 off, struct fbr_pkt *p)
 {
 	fbr_ip ip;
 
+	if (!p)
+		return -1;
 	__builtin_memset(p, 0, sizeof(*p));
 	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
 		return -1;

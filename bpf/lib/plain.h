@@ -30,11 +30,14 @@ struct {
 } fbr_plain SEC(".maps");
 
 /* Whether packets between the network n and the remote address pass as they are. */
-static __always_inline bool fbr_plain_to(const struct fbr_net *n, fbr_addr remote)
+__fbr_global6 bool fbr_plain_to(const struct fbr_net *n, fbr_addr_arg remote)
 {
+	if (!n || !FBR_GIVEN(remote))
+		return false;
+
 	struct fbr_plain_key k = { .prefixlen = 32 + FBR_ADDR_BITS,
 				   .bridge = n->bridge,
-				   .addr = remote };
+				   .addr = FBR_ADDR(remote) };
 
 	if (n->flags & FBR_NET_INTERNAL)
 		return false;
@@ -66,8 +69,12 @@ __fbr_returns_addr fbr_addr fbr_remote(struct __sk_buff *skb, const struct fbr_p
 __fbr_global bool fbr_plain_in(struct __sk_buff *skb, const struct fbr_pkt *p)
 {
 	struct fbr_net *n = p ? fbr_net_get(p->daddr) : NULL;
+	fbr_addr remote;
 
-	return n && fbr_plain_to(n, fbr_remote(skb, p));
+	if (!n)
+		return false;
+	remote = fbr_remote(skb, p);
+	return fbr_plain_to(n, FBR_ARG(remote));
 }
 
 #endif

@@ -83,7 +83,7 @@ static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const
 	if (!pub || !fbr_pub_allows(pub, k->saddr))
 		return NULL;
 	if (!fbr_addr_eq(pub->ip, k->daddr) &&
-	    (fbr_udp_awaited(skb, k) || !fbr_is_local(skb, u, k->daddr)))
+	    (fbr_udp_awaited(skb, k) || !fbr_is_local(skb, u, FBR_ARG(k->daddr))))
 		return NULL;
 	return pub;
 }

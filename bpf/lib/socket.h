@@ -9,6 +9,7 @@
 #include "ct.h"
 #include "nat.h"
 #include "parse.h"
+#include "scratch.h"
 
 /* The socket of the host that would receive packets from t's source to its destination. The
  * caller releases it. NULL if there is none, or if the protocol is neither TCP nor UDP.
@@ -55,13 +56,15 @@ __fbr_global bool fbr_port_clear(struct __sk_buff *skb, struct fbr_flow_key *fwd
 	/* One tuple for both lookups: this is the end of the longest call chain, whose
 	 * stacks together must not exceed 512 bytes.
 	 */
-	struct bpf_sock_tuple t;
 	struct bpf_ct_opts___12 o = { .netns_id = -1, .l4proto = fwd->proto };
+	FBR_SCRATCH(bpf_sock_tuple, tuple);
 	struct fbr_flow_key in;
 
+	if (!tuple)
+		return false;
 	fbr_reverse_key(&in, fwd, FBR_ADDR(ext), bpf_htons(port));
-	fbr_ct_tuple(&t, &in);
-	return !fbr_socket_exists(skb, fwd->proto, &t) && !fbr_ct_exists(skb, &t, &o);
+	fbr_ct_tuple(tuple, &in);
+	return !fbr_socket_exists(skb, fwd->proto, tuple) && !fbr_ct_exists(skb, tuple, &o);
 }
 
 /* Whether a socket of the host is connected to exactly this remote (UDP), or a neighbour

@@ -63,18 +63,17 @@ __fbr_global bool fbr_leaves_by_uplink(struct __sk_buff *skb, fbr_addr_arg saddr
 		return false;
 
 	struct fbr_dev *port = fbr_dev_get(skb->ifindex), *out;
-	struct bpf_fib_lookup fib = {
-		.family = FBR_FAMILY,
-		FBR_FIB_SRC(FBR_ADDR(saddr)),
-		FBR_FIB_DST(FBR_ADDR(daddr)),
-	};
+	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 
-	if (!port)
+	if (!port || !fib)
 		return false;
-	fib.ifindex = port->bridge;
-	if (bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH))
+	fib->family = FBR_FAMILY;
+	fib->ifindex = port->bridge;
+	fbr_fib_src(fib) = FBR_ADDR(saddr);
+	fbr_fib_dst(fib) = FBR_ADDR(daddr);
+	if (bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH))
 		return false;
-	out = fbr_dev_get(fib.ifindex);
+	out = fbr_dev_get(fib->ifindex);
 	return out && (out->flags & FBR_DEV_UPLINK);
 }
 

@@ -14,6 +14,7 @@
 #include "parse.h"
 #include "plain.h"
 #include "reason.h"
+#include "scratch.h"
 #include "stats.h"
 #include "uplink.h"
 
@@ -26,7 +27,7 @@ static __always_inline bool fbr_port_sent(struct __sk_buff *skb, fbr_addr saddr)
 
 	if (FBR_AF == 6 && skb->ingress_ifindex == skb->ifindex)
 		return true; /* an answer of fbr_nd_proxy */
-	return port && (port->flags & FBR_DEV_PLAIN) && fbr_port_has(port, saddr);
+	return port && (port->flags & FBR_DEV_PLAIN) && fbr_port_has(port, FBR_ARG(saddr));
 }
 
 /* tcx egress, uplink: the only way out, and the only place where flows begin. */
@@ -35,17 +36,19 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 	struct fbr_dev *u = fbr_dev_get(skb->ifindex), *blame;
 	void *data, *data_end;
 	struct fbr_conf *c;
-	struct fbr_pkt pkt;
 	struct fbr_net *n;
 	fbr_ip *ip;
 	__u32 why;
 
 	if (!u) {
+		FBR_SCRATCH(fbr_pkt, pkt);
+
 		/* The uplink is being detached. No packet of a container may slip through. */
-		if (skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse_at(skb, l2, &pkt))
+		if (!pkt || skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse_at(skb, l2, pkt))
 			return TCX_NEXT;
-		n = fbr_net_get(pkt.saddr);
-		return n && !(fbr_plain_to(n, pkt.daddr) && fbr_net_leads(n, skb->ifindex))
+		n = fbr_net_get(pkt->saddr);
+		return n && !(fbr_plain_to(n, FBR_ARG(pkt->daddr)) &&
+			      fbr_net_leads(n, skb->ifindex))
 			       ? TCX_DROP
 			       : TCX_NEXT;
 	}
@@ -70,11 +73,14 @@ static __always_inline int fbr_to_uplink(struct __sk_buff *skb, const __u32 l2)
 		fbr_count_tx(skb, u, FBR_FAST);
 		return TCX_NEXT;
 	}
-parse:
-	if (fbr_parse_at(skb, l2, &pkt))
+parse:;
+	FBR_SCRATCH(fbr_pkt, pkt);
+
+	if (!pkt || fbr_parse_at(skb, l2, pkt))
 		goto pass;
-	n = fbr_addr_eq(pkt.saddr, fbr_dev_ip(u)) ? NULL : fbr_net_hidden(skb, pkt.saddr);
-	if (cfg_mark && skb->mark == cfg_mark && (!n || fbr_is_gateway(n, pkt.saddr))) {
+	n = fbr_addr_eq(pkt->saddr, fbr_dev_ip(u)) ? NULL
+						   : fbr_net_hidden(skb, FBR_ARG(pkt->saddr));
+	if (cfg_mark && skb->mark == cfg_mark && (!n || fbr_is_gateway(n, pkt->saddr))) {
 		skb->mark = 0;
 		fbr_count_tx(skb, u, FBR_FAST);
 		return TCX_NEXT;
@@ -84,23 +90,23 @@ parse:
 	/* Answers of published ports, with the address that the client has used. It may be the
 	 * gateway's.
 	 */
-	if (FBR_NAT && c && c->published && (!n || !fbr_addr_port(pkt.saddr)))
-		why = fbr_dnat_out(skb, &pkt, u);
+	if (FBR_NAT && c && c->published && (!n || !fbr_addr_port(FBR_ARG(pkt->saddr))))
+		why = fbr_dnat_out(skb, pkt, u);
 	if (n && why == FBR_NOT_OURS) {
 		blame = u;
-		why = fbr_container_out(skb, &pkt, u, n, &blame);
+		why = fbr_container_out(skb, pkt, u, n, &blame);
 		if (!why)
 			goto pass;
 		if (!blame)
 			return fbr_drop(u, why);
 		fbr_count_drop(blame, why);
 		if (FBR_NAT && (why == FBR_NAT_FULL || why == FBR_QUOTA) &&
-		    fbr_icmp_refuse(skb, &pkt, blame))
+		    fbr_icmp_refuse(skb, pkt, blame))
 			return bpf_redirect(blame->ifindex, 0);
 		return TCX_DROP;
 	}
 	if (why == FBR_NOT_OURS)
-		why = fbr_host_out(skb, &pkt, u);
+		why = fbr_host_out(skb, pkt, u);
 	if (why)
 		return fbr_drop(u, why);
 pass:

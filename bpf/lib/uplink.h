@@ -20,6 +20,7 @@
 #include "qdisc.h"
 #include "reason.h"
 #include "refusal.h"
+#include "scratch.h"
 #include "way.h"
 
 /* Whether a packet from outside has addresses that cannot come from there (RFC 1812 section
@@ -52,7 +53,7 @@ static __always_inline enum fbr_reason fbr_judge(void *ctx, const struct fbr_dev
 	if (fbr_addr_eq(daddr, fbr_dev_ip(u)))
 		return FBR_NONE;
 	n = fbr_net_get(daddr);
-	if (!n || fbr_plain_to(n, remote) || fbr_owns(ctx, u->ifindex, daddr))
+	if (!n || fbr_plain_to(n, FBR_ARG(remote)) || fbr_owns(ctx, u->ifindex, daddr))
 		return FBR_NONE;
 	return FBR_DIRECT;
 }
@@ -128,7 +129,6 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 {
 	__u32 iif = skb->ingress_ifindex;
 	bool own = n->flags & FBR_NET_OWN;
-	fbr_addr ip = p->saddr;
 	enum fbr_reason why;
 	__u16 mtu = 0;
 
@@ -138,10 +138,10 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 		return FBR_SPOOF_IP; /* from another bridge or device: not our container's */
 	if (fbr_sum_aimed(skb, p))
 		return FBR_BAD_CSUM;
-	*blame = fbr_addr_port(ip);
+	*blame = fbr_addr_port(FBR_ARG(p->saddr));
 	if (!fbr_net_leads(n, u->ifindex))
 		return FBR_NO_UPLINK;
-	if (fbr_plain_to(n, p->daddr)) {
+	if (fbr_plain_to(n, FBR_ARG(p->daddr))) {
 		why = fbr_routed_out(skb, p, u, n, *blame);
 		if (why != FBR_NOT_OURS)
 			return why;
@@ -176,19 +176,19 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const struct fbr_pkt *p,
 						    const struct fbr_dev *u)
 {
-	struct fbr_flow_key in;
+	FBR_SCRATCH(fbr_flow_key, key);
 
-	if (!FBR_NAT)
-		return FBR_NONE;
+	if (!key)
+		return FBR_UNSUPPORTED;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
 	/* For a fragmented datagram the first fragment decides: only its port changes. */
 	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) ||
 	    !fbr_nport_at(p->proto, p->sport) ||
-	    (skb->ingress_ifindex && !fbr_is_local(skb, u, p->saddr)))
+	    (skb->ingress_ifindex && !fbr_is_local(skb, u, FBR_ARG(p->saddr))))
 		return FBR_NONE;
-	fbr_answer_key(&in, p);
-	if (fbr_answer_rst(skb, p) && fbr_passed_take(&in) && !fbr_port_known(skb, &in))
+	fbr_answer_key(key, p);
+	if (fbr_answer_rst(skb, p) && fbr_passed_take(key) && !fbr_port_known(skb, key))
 		return FBR_FOREIGN;
 	return fbr_snat_host(skb, p);
 }

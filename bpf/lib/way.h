@@ -258,7 +258,7 @@ __fbr_global int fbr_way_in(struct __sk_buff *skb, const struct fbr_dev *u,
 	if (!fbr_way_take(&k, u->ifindex, c, &s))
 		return 0;
 	t = fbr_dev_get(s.oif);
-	if (!t || !fbr_port_has(t, k.daddr) || !(t->flags & FBR_DEV_PLAIN) ||
+	if (!t || !fbr_port_has(t, FBR_ARG(k.daddr)) || !(t->flags & FBR_DEV_PLAIN) ||
 	    (t->flags & FBR_DEV_KERNEL_ROUTED) || !fbr_fits(skb, l2, k.proto, l4_len, s.mtu) ||
 	    fbr_sum_pending(skb, l2 + sizeof(fbr_ip), k.proto) > FBR_SUM_OWN)
 		return 0;
