@@ -25,6 +25,8 @@ typedef fbr_addr fbr_addr_arg;
 #define __fbr_returns_addr __fbr_global
 /* Of a function that needs much stack for IPv6 only */
 #define __fbr_global6      static __always_inline
+/* Of one that needs more for IPv6 if it is */
+#define __fbr_global4      __fbr_global
 
 #define FBR_NAT            true  /* packets are translated */
 #define FBR_KERNEL_NAME    "fbr" /* how the names begin that the kernel has of the programs */
@@ -97,6 +99,9 @@ static __always_inline __u16 fbr_addr_diff(fbr_addr old, fbr_addr new)
 #define FBR_TUPLE_LEN          sizeof(((struct bpf_sock_tuple *)0)->FBR_TUPLE)
 
 #define fbr_addr_put(to, from) ((to) = (from))
+
+/* Writes an address into a packet. */
+#define fbr_addr_set(to, from) (*(to) = *(from))
 
 /* The address of a tuple of connection tracking. */
 #define FBR_CT_ADDR(ct, man)   BPF_CORE_READ(ct, man.u3.ip)

@@ -33,6 +33,7 @@ typedef const fbr_addr *fbr_addr_arg;
 /* A global function returns a number, which this is not. */
 #define __fbr_returns_addr static __always_inline
 #define __fbr_global6      __fbr_global
+#define __fbr_global4      static __always_inline
 
 #define FBR_NAT            true /* packets are translated */
 #define FBR_KERNEL_NAME    "fbr6"
@@ -128,6 +129,13 @@ static __always_inline __u16 fbr_addr_diff(fbr_addr old, fbr_addr new)
 
 /* Writes an address to a field of another type. */
 #define fbr_addr_put(to, from) __builtin_memcpy(to, &(from), sizeof(fbr_addr))
+
+/* In stores of eight bytes, as the next reader loads it (fbr_fast_key). */
+static __always_inline void fbr_addr_set(fbr_addr *to, const fbr_addr *from)
+{
+	((__u64 *)to)[0] = ((const __u64 *)from)[0];
+	((__u64 *)to)[1] = ((const __u64 *)from)[1];
+}
 
 #define FBR_CT_ADDR(ct, man)                                            \
 	({                                                              \

@@ -98,7 +98,7 @@ static __always_inline __u32 fbr_fast_parse(struct __sk_buff *skb, __u32 frame, 
 	if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;
 
-		if ((void *)(udp + 1) > data_end)
+		if ((void *)(udp + 1) > data_end || fbr_sum_missing(udp))
 			return 0;
 		fbr_fast_key(k, ip, *(__u32 *)l4);
 		return room >= sizeof(*udp) && bpf_ntohs(udp->len) == room ? sizeof(*udp) : 0;

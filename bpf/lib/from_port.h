@@ -65,20 +65,6 @@ __fbr_global bool fbr_sctp_elsewhere(struct __sk_buff *skb)
 	       fbr_pub_get(ip.daddr, ports.dport, IPPROTO_SCTP);
 }
 
-/* Sends a port's packet on to the kernel. */
-__fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
-{
-	if (!p)
-		return TCX_DROP;
-	fbr_count_rx(skb, p, FBR_SLOW);
-	if (p->flags & FBR_DEV_ALLOWED)
-		fbr_hold(skb, p);
-	if (fbr_stranded_until > fbr_now() && fbr_unstrand(skb))
-		return fbr_drop(p, FBR_NO_UPLINK);
-	fbr_choose_path(skb, p);
-	return TCX_NEXT;
-}
-
 static __always_inline int fbr_from_port(struct __sk_buff *skb)
 {
 	struct fbr_dev *p = fbr_dev_get(skb->ifindex);

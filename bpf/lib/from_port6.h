@@ -8,18 +8,24 @@
 
 #include "../include/bpf/bpf_endian.h"
 #include "addr6.h"
-#include "allowed.h"
+#include "clock.h"
 #include "config.h"
 #include "csum.h"
+#include "ct.h"
 #include "device.h"
 #include "fast.h"
+#include "flow.h"
+#include "hairpin.h"
 #include "instance.h"
+#include "lease.h"
 #include "nd.h"
 #include "pair.h"
 #include "qdisc.h"
 #include "reason.h"
+#include "rewrite.h"
 #include "scratch.h"
 #include "stats.h"
+#include "stranded.h"
 #include "way.h"
 
 #define FBR_DHCP6_CLIENT 546 /* UDP ports */
@@ -177,7 +183,7 @@ __fbr_global enum fbr_reason fbr_route6_allowed(struct __sk_buff *skb, const str
 		return fbr_host_asks(skb, p, s->daddr) ? FBR_ISOLATED : FBR_NONE;
 	if (n || fbr_link_local(s->daddr) || (p->flags & FBR_DEV_INTERNAL))
 		return FBR_ISOLATED;
-	return p->flags & FBR_DEV_PLAIN ? FBR_NONE : FBR_NO_UPLINK;
+	return FBR_NONE;
 }
 
 /* Whether a port may send a packet to another port t of its bridge. In an internal network
@@ -191,21 +197,47 @@ static __always_inline bool fbr_beside6(const struct fbr_dev *p, const struct fb
 		fbr_multicast(s->daddr) || fbr_port_has(t, &s->daddr));
 }
 
-/* Sends p's packet to elsewhere out by the uplink that it has a way by. Returns the uplink's
- * ifindex; 0: it has none, and the packet is untouched.
+/* Sends p's packet to elsewhere out by the uplink, if its flow has a lease. Returns the
+ * uplink's ifindex; 0: it has none, and the packet is untouched; -1: it is half changed and
+ * must be dropped.
  */
-static __always_inline __u32 fbr_way6_out(struct __sk_buff *skb, const struct fbr_dev *p)
+static __always_inline int fbr_fast_out(struct __sk_buff *skb, const struct fbr_dev *p,
+					const struct fbr_conf *c)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct fbr_flow_key k;
-	__u32 l4_len;
+	struct fbr_flow *f;
+	__u32 l4_len, oif;
+	__u64 now;
 
-	if (!(p->flags & FBR_DEV_PLAIN) || (p->flags & FBR_DEV_KERNEL_ROUTED))
+	if (p->flags & FBR_DEV_KERNEL_ROUTED)
 		return 0;
 	l4_len = fbr_fast_parse(skb, skb->len, data, data_end, ETH_HLEN, true, &k);
 	if (!l4_len || fbr_sum_pending(skb, ETH_HLEN + sizeof(fbr_ip), k.proto) > FBR_SUM_OWN)
 		return 0;
-	return fbr_way_out(skb, p, &k, l4_len);
+	f = fbr_flow_hit(&k);
+	if (!f)
+		return p->flags & FBR_DEV_PLAIN ? fbr_way_out(skb, p, &k, l4_len) : 0;
+	now = fbr_now();
+	if (f->kind != FBR_OUT || f->iif != p->ifindex || !fbr_lease_valid(f, c, now) ||
+	    !fbr_fits(skb, ETH_HLEN, k.proto, l4_len, f->mtu))
+		return 0;
+	oif = f->oif;
+	fbr_count_rx(skb, p, FBR_FAST);
+	fbr_flow_seen(f, now, cfg_hz);
+	/* Point of no return. */
+	return fbr_rewrite_fast(skb, f, &k, true) ? -1 : oif;
+}
+
+/* Translates p's packet to an address of the host (hairpin.h). Returns as fbr_hairpin(). */
+static __always_inline enum fbr_reason fbr_hairpin6(struct __sk_buff *skb, const struct fbr_dev *p,
+						    const struct fbr_seen *s)
+{
+	/* Neither is translated: they are the link's own. */
+	if ((p->flags & FBR_DEV_INTERNAL) || fbr_link_local(s->saddr) || fbr_link_local(s->daddr) ||
+	    fbr_multicast(s->daddr))
+		return FBR_NOT_OURS;
+	return fbr_hairpin(skb, p);
 }
 
 static __always_inline int fbr_from_port(struct __sk_buff *skb)
@@ -215,8 +247,8 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 	struct fbr_seen s = {};
 	struct ethhdr eth;
 	bool slow;
-	__u32 why, oif;
-	int done;
+	__u32 why;
+	int done, oif;
 
 	if (!p || !c)
 		return TCX_DROP; /* being detached */
@@ -246,21 +278,23 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			return fbr_send_beside(skb, p, t);
 		}
 	} else {
-		oif = fbr_way6_out(skb, p);
+		oif = fbr_fast_out(skb, p, c);
+		if (oif < 0)
+			return TCX_DROP;
 		if (oif) {
 			skb->mark = cfg_mark;
 			return bpf_redirect(oif, 0);
 		}
 	}
-	why = fbr_route6_allowed(skb, p, &s, eth.h_dest[0] & 1);
+	why = fbr_hairpin6(skb, p, &s);
+	if (why == FBR_NOT_OURS)
+		why = fbr_route6_allowed(skb, p, &s, eth.h_dest[0] & 1);
+	if (why == FBR_ISOLATED && !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_answers(skb))
+		why = FBR_NONE;
 	if (why)
 		goto drop;
 kernel:
-	fbr_count_rx(skb, p, FBR_SLOW);
-	if (p->flags & FBR_DEV_ALLOWED)
-		fbr_hold(skb, p);
-	fbr_choose_path(skb, p);
-	return TCX_NEXT;
+	return fbr_port_kernel(skb, p);
 drop:
 	fbr_count_rx(skb, p, FBR_SLOW);
 	return fbr_drop(p, why);

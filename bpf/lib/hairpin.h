@@ -80,23 +80,25 @@ __fbr_global enum fbr_reason fbr_hairpin_error(struct __sk_buff *skb, const stru
 	if (!p || !port)
 		return FBR_NOT_OURS;
 
-	struct fbr_flow_key k, rev;
+	struct fbr_flow_key rev;
 	struct fbr_flow *own, *to;
-	struct fbr_pkt in;
+	FBR_SCRATCH(fbr_flow_key, key);
+	FBR_SCRATCH(fbr_pkt, quoted);
 
-	if (fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), &in) || in.kind != FBR_L4_PORTS ||
-	    !fbr_addr_eq(in.saddr, p->daddr) || !fbr_port_has(port, FBR_ARG(in.daddr)))
+	if (!key || !quoted || fbr_parse_at(skb, p->l4 + sizeof(struct icmphdr), quoted) ||
+	    quoted->kind != FBR_L4_PORTS || !fbr_addr_eq(quoted->saddr, p->daddr) ||
+	    !fbr_port_has(port, FBR_ARG(quoted->daddr)))
 		return FBR_NOT_OURS;
-	fbr_answer_key(&k, &in);
-	own = fbr_flow_get(&k);
+	fbr_answer_key(key, quoted);
+	own = fbr_flow_get(key);
 	if (!own || own->kind != FBR_OUT || own->iif != port->ifindex ||
 	    !fbr_addr_eq(own->addr, p->daddr))
 		return FBR_NOT_OURS;
-	fbr_hair_key(&rev, p->daddr, own->port, k.dport, k.proto);
+	fbr_hair_key(&rev, p->daddr, own->port, key->dport, key->proto);
 	to = fbr_inbound_live(&rev);
 	if (!to)
 		return FBR_NOT_OURS;
-	if (!fbr_icmp_sound(skb, p, &in))
+	if (!fbr_icmp_sound(skb, p, quoted))
 		return FBR_BAD_CSUM;
 	fbr_hair_tag(skb, own->sess);
 	/* Point of no return. */
@@ -129,60 +131,51 @@ static __always_inline bool fbr_hair_may_be_carried(__be16 port)
 	return c && fbr_held() && fbr_in_range(c, port);
 }
 
-/* Translates a container's packet to the host that is no hit. Returns FBR_NOT_OURS if it is
- * the host's, untouched; FBR_NONE if its destination is now a container; otherwise the
- * reason to drop it.
- */
-__fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr_dev *port)
+/* Translates a container's packet p to the host. Returns as fbr_hairpin(). */
+__fbr_global6 enum fbr_reason fbr_hairpin_flow(struct __sk_buff *skb, const struct fbr_dev *port,
+					       const struct fbr_pkt *p)
 {
-	if (!port)
-		return FBR_NOT_OURS;
-
+	FBR_SCRATCH(fbr_flow_key, key);
+	FBR_SCRATCH(fbr_flow_key, in);
 	struct fbr_pub *pub = NULL;
-	struct fbr_flow_key k, in;
 	struct fbr_flow *f, *to;
 	enum fbr_reason why;
-	struct fbr_pkt p;
 	__u32 slot, *hint;
 
-	if (fbr_parse(skb, &p))
+	if (!port || !p || !key || !in)
 		return FBR_NOT_OURS;
-	if (p.frag & FBR_FRAG_LATER)
-		return fbr_frag_later(skb, &p, true);
-	if (p.kind == FBR_L4_ICMP_ERR)
-		return p.frag ? FBR_NOT_OURS : fbr_hairpin_error(skb, &p, port);
-	if (p.kind != FBR_L4_PORTS ||
-	    (!fbr_hair_target(&p, &pub) && (pub || !fbr_hair_may_be_carried(p.dport))) ||
-	    !fbr_is_host(skb, port, FBR_ARG(p.daddr)))
+	if (p->kind != FBR_L4_PORTS ||
+	    (!fbr_hair_target(p, &pub) && (pub || !fbr_hair_may_be_carried(p->dport))) ||
+	    !fbr_is_host(skb, port, FBR_ARG(p->daddr)))
 		return FBR_NOT_OURS;
 
-	fbr_key(&k, &p);
-	if (!pub && fbr_host_receives(skb, &k))
+	fbr_key(key, p);
+	if (!pub && fbr_host_receives(skb, key))
 		return FBR_NOT_OURS;
 
 	/* The sender's session, outbound. */
-	f = fbr_flow_live(skb, NULL, &k, port->ifindex, p.daddr);
+	f = fbr_flow_live(skb, NULL, key, port->ifindex, FBR_ARG(p->daddr));
 	if (!f) {
 		if (fbr_held())
 			return FBR_UNSUPPORTED;
-		if (!fbr_first_packet(&p) || (pub && fbr_udp_awaited(skb, &k)))
+		if (!fbr_first_packet(p) || (pub && fbr_udp_awaited(skb, key)))
 			return FBR_NOT_OURS;
-		why = fbr_out_create(skb, &k, p.daddr, port->ifindex);
-		f = fbr_flow_get(&k);
+		why = fbr_out_create(skb, key, FBR_ARG(p->daddr), port->ifindex);
+		f = fbr_flow_get(key);
 		if (!f)
 			return why ? why : FBR_NAT_FULL;
 	}
-	fbr_out_seen(skb, f, &p, true);
+	fbr_out_seen(skb, f, p, true);
 	slot = f->sess;
 
 	/* The receiver's session, inbound. */
-	fbr_hair_key(&in, p.daddr, f->port, p.dport, p.proto);
-	to = fbr_inbound_live(&in);
+	fbr_hair_key(in, p->daddr, f->port, p->dport, p->proto);
+	to = fbr_inbound_live(in);
 	if (!to) {
-		why = fbr_admit_by(skb, &p, NULL, &in, pub, port->ifindex);
+		why = fbr_admit_by(skb, p, NULL, in, pub, port->ifindex);
 		if (why && why != FBR_NOT_OURS)
 			return why;
-		to = fbr_inbound_live(&in);
+		to = fbr_inbound_live(in);
 	}
 	/* The mapping has not asked for this packet, so it is the host's. A rule of the
 	 * host may direct it elsewhere. fbr_hairpin_refused() suppresses the host's
@@ -192,17 +185,34 @@ __fbr_global enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr
 		return FBR_UNSUPPORTED;
 	if (!to)
 		return pub ? FBR_FILTERED : FBR_NOT_OURS;
-	fbr_sess_track(skb, to->sess, &p, false);
-	if (!(p.tcp_flags & TCP_RST))
+	fbr_sess_track(skb, to->sess, p, false);
+	if (!(p->tcp_flags & TCP_RST))
 		to->seen = fbr_now();
-	hint = fbr_hair_hint(&p, to->addr, to->port);
+	hint = fbr_hair_hint(p, to->addr, to->port);
 	if (hint)
 		*hint = slot;
 	fbr_hair_tag(skb, slot);
 	/* Point of no return. */
-	if (fbr_rewrite(skb, p.l3, false, FBR_ARG(to->addr), to->port))
+	if (fbr_rewrite(skb, p->l3, false, FBR_ARG(to->addr), to->port))
 		return FBR_UNSUPPORTED;
-	return p.frag ? fbr_frag_first(skb, &p, port, true) : FBR_NONE;
+	return p->frag ? fbr_frag_first(skb, p, port, true) : FBR_NONE;
+}
+
+/* Translates a container's packet to the host that is no hit. Returns FBR_NOT_OURS if it is
+ * the host's, untouched; FBR_NONE if its destination is now a container; otherwise the
+ * reason to drop it.
+ */
+__fbr_global4 enum fbr_reason fbr_hairpin(struct __sk_buff *skb, const struct fbr_dev *port)
+{
+	FBR_SCRATCH(fbr_pkt, pkt);
+
+	if (!port || !pkt || fbr_parse(skb, pkt))
+		return FBR_NOT_OURS;
+	if (pkt->frag & FBR_FRAG_LATER)
+		return fbr_frag_later(skb, pkt, true);
+	if (pkt->kind == FBR_L4_ICMP_ERR)
+		return pkt->frag ? FBR_NOT_OURS : fbr_hairpin_error(skb, pkt, port);
+	return fbr_hairpin_flow(skb, port, pkt);
 }
 
 #endif

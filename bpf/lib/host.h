@@ -94,7 +94,7 @@ __fbr_global enum fbr_reason fbr_snat_host(struct __sk_buff *skb, const struct f
 	if (!key)
 		return FBR_UNSUPPORTED;
 	fbr_key(key, p);
-	f = fbr_flow_live(skb, NULL, key, 0, FBR_NO_ADDR);
+	f = fbr_flow_live(skb, NULL, key, 0, FBR_ARG(FBR_NO_ADDR));
 	if (!f) {
 		FBR_SCRATCH_ZERO(fbr_new, new);
 		bool free, moves;

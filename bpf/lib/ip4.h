@@ -56,6 +56,9 @@ static __always_inline bool fbr_ip_simple(const fbr_ip *ip)
 	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)) && fbr_ip_sum_right(ip);
 }
 
+/* A datagram of IPv4 needs no checksum. */
+#define fbr_sum_missing(udp) false
+
 /* The length of the packet according to its header. */
 static __always_inline __u32 fbr_ip_total(const fbr_ip *ip)
 {

@@ -105,6 +105,11 @@ static __always_inline bool fbr_ip_later(const fbr_ip *ip)
 	return false;
 }
 
+/* Whether a datagram lacks the checksum that IPv6 asks for (RFC 8200 section 8.1): that is for
+ * the kernel to judge.
+ */
+#define fbr_sum_missing(udp) (!(udp)->check)
+
 /* Whether a header is for the fast path: another hop to go. What follows it says the rest. */
 static __always_inline bool fbr_ip_simple(const fbr_ip *ip)
 {

@@ -34,7 +34,7 @@
 static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 						      const struct fbr_dev *u,
 						      struct fbr_flow_key *k, __u32 pif,
-						      fbr_addr ext)
+						      fbr_addr_arg ext)
 {
 	struct fbr_flow *f = fbr_flow_get(k);
 	struct fbr_session *s;
@@ -46,7 +46,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	s = fbr_sess_get(slot);
 	state = s ? fbr_sess_state(s) : FBR_FREE;
 	if (f->iif == pif && fbr_sess_lasts(f) &&
-	    (fbr_addr_zero(ext) || fbr_addr_eq(f->addr, ext) ||
+	    (fbr_addr_zero(FBR_ADDR(ext)) || fbr_addr_eq(f->addr, FBR_ADDR(ext)) ||
 	     /* Clients may use any address of the host. */
 	     (s && (s->bits & FBR_S_PUBLISHED) && u &&
 	      fbr_delivers(skb, u->ifindex, FBR_ARG(f->addr)))))
@@ -80,7 +80,7 @@ __fbr_global6 int fbr_pub_answer(struct fbr_new *n)
  * Returns as fbr_sess_create().
  */
 static __always_inline enum fbr_reason
-fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr ext, __u32 pif)
+fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr_arg ext, __u32 pif)
 {
 	struct fbr_net *net = fbr_net_get(k->saddr);
 	struct fbr_conf *c = fbr_conf_get();
@@ -89,16 +89,16 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr ext
 	if (!new || fbr_held())
 		return FBR_UNSUPPORTED;
 	new->fwd = *k;
-	new->ext = ext;
+	new->ext = FBR_ADDR(ext);
 	new->pif = pif;
 	new->net = net ? net->flags : 0;
 	/* Towards an address of the host (hairpin.h) the source is that address. */
-	new->own = (new->net &FBR_NET_OWN) && fbr_addr_eq(ext, k->saddr);
+	new->own = (new->net &FBR_NET_OWN) && fbr_addr_eq(FBR_ADDR(ext), k->saddr);
 	new->eport = k->sport;
 	if (c && c->published)
 		fbr_pub_answer(new);
 	/* An answer, to whoever has asked. The question's session has gone. */
-	new->outside = new->published && k->proto == IPPROTO_UDP && !fbr_addr_eq(ext, k->daddr);
+	new->outside = new->published && k->proto == IPPROTO_UDP && !fbr_addr_eq(FBR_ADDR(ext), k->daddr);
 	return fbr_sess_create(skb, new);
 }
 
@@ -181,14 +181,14 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		if (fbr_addr_zero(ext))
 			return FBR_NO_UPLINK;
 	}
-	f = fbr_flow_live(skb, u, key, port->ifindex, ext);
+	f = fbr_flow_live(skb, u, key, port->ifindex, FBR_ARG(ext));
 	if (!f && (routed || (done && !fbr_pub_leads(key, p))))
 		return FBR_NOT_OURS;
 	/* An answer to a SYN begins no session: whoever has asked asks again. */
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
 		return FBR_UNSUPPORTED;
 	if (!f) {
-		why = fbr_out_create(skb, key, ext, port->ifindex);
+		why = fbr_out_create(skb, key, FBR_ARG(ext), port->ifindex);
 		/* Another CPU may just have created the same flow. */
 		f = fbr_flow_get(key);
 		if (!f)

@@ -34,7 +34,7 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
 }
 
 /* Rewrites a frame of flow f, found under k, by direct writes: address and port (unless the
- * helpers have done it: helped), TTL - 1, MACs. fbr_fast_parse() has checked the frame: 20
+ * helpers have done it: helped), TTL - 1 (unless lowered), MACs. fbr_fast_parse() has checked the frame: 20
  * bytes of IP header, the L4 header linear. On an error the packet must be dropped (point
  * of no return).
  *
@@ -43,7 +43,7 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
  */
 static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const struct fbr_flow *f,
 					     const struct fbr_flow_key *k, bool out, bool helped,
-					     bool partial)
+					     bool lowered, bool partial)
 {
 	fbr_ip *ip = data + ETH_HLEN;
 	__u32 d_ip = 0;
@@ -83,12 +83,13 @@ static __always_inline int fbr_rewrite_frame(void *data, void *data_end, const s
 			icmp->id = f->port;
 		}
 		if (out)
-			ip->saddr = f->addr;
+			fbr_addr_set(&ip->saddr, &f->addr);
 		else
-			ip->daddr = f->addr;
+			fbr_addr_set(&ip->daddr, &f->addr);
 		d_ip = f->d_addr;
 	}
-	fbr_next_hop(ip, d_ip);
+	if (!lowered)
+		fbr_next_hop(ip, d_ip);
 	((__u64 *)data)[0] = *(__u64 *)&f->macs[0];
 	((__u32 *)data)[2] = *(__u32 *)&f->macs[8];
 	/* The entry may have been deleted while we read it, and may be another flow's by
@@ -103,13 +104,18 @@ static __always_inline int fbr_rewrite_fast(struct __sk_buff *skb, const struct 
 					    const struct fbr_flow_key *k, bool out)
 {
 	__u32 summed = fbr_ip_summed(skb);
-	/* skb->csum must follow: the kernel's helpers do that. */
-	bool helped = summed == CHECKSUM_COMPLETE;
+	/* skb->csum must follow: the kernel's helpers do that. For IPv6 only the hop limit
+	 * changes it.
+	 */
+	bool helped = FBR_AF == 4 && summed == CHECKSUM_COMPLETE;
+	int lowered = fbr_hop_summed(skb, ETH_HLEN);
 
+	if (lowered < 0)
+		return -1;
 	if (helped && fbr_rewrite(skb, ETH_HLEN, out, FBR_ARG(f->addr), f->port))
 		return -1;
 	return fbr_rewrite_frame((void *)(long)skb->data, (void *)(long)skb->data_end, f, k, out,
-				 helped, summed == CHECKSUM_PARTIAL);
+				 helped, lowered, summed == CHECKSUM_PARTIAL);
 }
 
 #endif

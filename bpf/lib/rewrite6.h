@@ -12,6 +12,7 @@
 #include "csum.h"
 #include "packet.h"
 #include "parse.h"
+#include "scratch.h"
 #include "sum.h"
 
 /* The offset of the L4 checksum of a packet of protocol proto whose L4 header is at l4; 0 if
@@ -49,25 +50,27 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, fbr_addr
 {
 	enum fbr_pending pending;
 	__be16 old_port;
-	struct fbr_pkt p;
 	__u32 c_off;
 	__sum16 sum;
 	__u16 diff;
+	FBR_SCRATCH(fbr_pkt, rewritten);
 
-	if (!addr || fbr_parse_at(skb, l3, &p) || p.kind == FBR_L4_NONE)
+	if (!addr || !rewritten || fbr_parse_at(skb, l3, rewritten) ||
+	    rewritten->kind == FBR_L4_NONE)
 		return -1;
-	c_off = fbr_sum_at(p.l4, p.proto);
-	pending = fbr_sum_pending(skb, p.l4, p.proto);
+	c_off = fbr_sum_at(rewritten->l4, rewritten->proto);
+	pending = fbr_sum_pending(skb, rewritten->l4, rewritten->proto);
 	if (!c_off || pending == FBR_SUM_BAD || bpf_skb_load_bytes(skb, c_off, &sum, sizeof(sum)) ||
-	    bpf_skb_load_bytes(skb, fbr_port_at(p.l4, p.proto, out), &old_port, sizeof(old_port)))
+	    bpf_skb_load_bytes(skb, fbr_port_at(rewritten->l4, rewritten->proto, out), &old_port,
+			       sizeof(old_port)))
 		return -1;
-	diff = fbr_addr_diff(out ? p.saddr : p.daddr, *addr);
+	diff = fbr_addr_diff(out ? rewritten->saddr : rewritten->daddr, *addr);
 	if (pending == FBR_SUM_OWN) /* the sum over the pseudo header, not complemented */
 		sum = fbr_fold((__u32)sum + diff);
-	else if (p.proto != IPPROTO_UDP || sum)
-		sum = fbr_sum_new(sum, fbr_diff16(diff, old_port, port), p.proto);
+	else if (rewritten->proto != IPPROTO_UDP || sum)
+		sum = fbr_sum_new(sum, fbr_diff16(diff, old_port, port), rewritten->proto);
 	return bpf_skb_store_bytes(skb, c_off, &sum, sizeof(sum), 0)
-		       ?: bpf_skb_store_bytes(skb, fbr_port_at(p.l4, p.proto, out), &port,
+		       ?: bpf_skb_store_bytes(skb, fbr_port_at(rewritten->l4, rewritten->proto, out), &port,
 					      sizeof(port), 0)
 			       ?: bpf_skb_store_bytes(skb, fbr_addr_at(l3, out), addr,
 						      sizeof(*addr), 0);
@@ -81,22 +84,23 @@ __fbr_global int fbr_rewrite_quote(struct __sk_buff *skb, __u32 icmp, bool src, 
 	__sum16 sum, quoted, fixed;
 	__u32 p_off, q_off;
 	__be16 old_port;
-	struct fbr_pkt in;
 	__u16 diff, more;
+	FBR_SCRATCH(fbr_pkt, rewritten);
 
-	if (!addr || fbr_parse_at(skb, ip, &in))
+	if (!addr || !rewritten || fbr_parse_at(skb, ip, rewritten))
 		return -1;
-	p_off = fbr_port_at(in.l4, in.proto, src);
-	q_off = fbr_sum_at(in.l4, in.proto);
+	p_off = fbr_port_at(rewritten->l4, rewritten->proto, src);
+	q_off = fbr_sum_at(rewritten->l4, rewritten->proto);
 	if (!q_off || bpf_skb_load_bytes(skb, c_off, &sum, sizeof(sum)) ||
 	    bpf_skb_load_bytes(skb, p_off, &old_port, sizeof(old_port)))
 		return -1;
-	diff = fbr_diff16(fbr_addr_diff(src ? in.saddr : in.daddr, *addr), old_port, port);
+	diff = fbr_diff16(fbr_addr_diff(src ? rewritten->saddr : rewritten->daddr, *addr), old_port,
+			  port);
 	more = diff;
 	/* The quote's own checksum may be cut off. It is among what the error's covers. */
 	if (!bpf_skb_load_bytes(skb, q_off, &quoted, sizeof(quoted)) &&
-	    !(in.proto == IPPROTO_UDP && !quoted)) {
-		fixed = fbr_sum_new(quoted, diff, in.proto);
+	    !(rewritten->proto == IPPROTO_UDP && !quoted)) {
+		fixed = fbr_sum_new(quoted, diff, rewritten->proto);
 		more = fbr_diff16(more, quoted, fixed);
 		if (bpf_skb_store_bytes(skb, q_off, &fixed, sizeof(fixed), 0))
 			return -1;

@@ -23,7 +23,9 @@
 struct fbr_scratch {
 	struct fbr_pkt pkt;
 	struct fbr_pkt quoted; /* by an ICMP error */
+	struct fbr_pkt rewritten;
 	struct fbr_flow_key key;
+	struct fbr_flow_key in; /* of the session at the other end */
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple tuple;
 	struct fbr_new new;

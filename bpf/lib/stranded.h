@@ -8,12 +8,17 @@
 #ifndef FBR_STRANDED_H
 #define FBR_STRANDED_H
 
+#include "allowed.h"
 #include "clock.h"
 #include "config.h"
 #include "ct.h"
 #include "device.h"
 #include "flow.h"
 #include "parse.h"
+#include "qdisc.h"
+#include "reason.h"
+#include "scratch.h"
+#include "stats.h"
 
 #define FBR_STRANDED_MAX  256
 
@@ -115,6 +120,20 @@ __fbr_global bool fbr_unstrand(struct __sk_buff *skb)
 		bpf_ct_change_timeout(ct, 0);
 	bpf_ct_release(ct);
 	return false;
+}
+
+/* Sends a port's packet on to the kernel. */
+__fbr_global int fbr_port_kernel(struct __sk_buff *skb, struct fbr_dev *p)
+{
+	if (!p)
+		return TCX_DROP;
+	fbr_count_rx(skb, p, FBR_SLOW);
+	if (p->flags & FBR_DEV_ALLOWED)
+		fbr_hold(skb, p);
+	if (fbr_stranded_until > fbr_now() && fbr_unstrand(skb))
+		return fbr_drop(p, FBR_NO_UPLINK);
+	fbr_choose_path(skb, p);
+	return TCX_NEXT;
 }
 
 #endif

@@ -138,7 +138,7 @@ static __always_inline int fbr_xdp_forward(struct xdp_md *ctx, const struct fbr_
 		fbr_count_frame(&s->tx[FBR_FAST], len);
 	fbr_flow_seen(f, now, cfg_hz);
 	/* Point of no return. */
-	if (fbr_rewrite_frame(data, data_end, f, &k, false, false, false))
+	if (fbr_rewrite_frame(data, data_end, f, &k, false, false, false, false))
 		return XDP_DROP;
 	return bpf_redirect(oif, 0);
 }
