@@ -17,47 +17,52 @@ typedef struct iphdr fbr_ip;
  * whether there is one, and FBR_ADDR is its value.
  */
 typedef fbr_addr fbr_addr_arg;
-#define FBR_ARG(addr)      (addr)
-#define FBR_GIVEN(arg)     true
-#define FBR_ADDR(arg)      (arg)
-#define FBR_ADDR_AT(arg)   (&(arg)) /* where it is */
+#define FBR_ARG(addr)            (addr)
+#define FBR_GIVEN(arg)           true
+#define FBR_ADDR(arg)            (arg)
+#define FBR_ADDR_AT(arg)         (&(arg)) /* where it is */
 /* Of a function that returns an address */
-#define __fbr_returns_addr __fbr_global
+#define __fbr_returns_addr       __fbr_global
 /* Of a function that needs much stack for IPv6 only */
-#define __fbr_global6      static __always_inline
+#define __fbr_global6            static __always_inline
 /* Of one that needs more for IPv6 if it is */
-#define __fbr_global4      __fbr_global
+#define __fbr_global4            __fbr_global
 
-#define FBR_NAT            true  /* packets are translated */
-#define FBR_KERNEL_NAME    "fbr" /* how the names begin that the kernel has of the programs */
-#define FBR_NO_ADDR        0
-#define FBR_FAMILY         AF_INET
-#define FBR_ETH_P          ETH_P_IP
+#define FBR_NAT                  true  /* packets are translated */
+#define FBR_KERNEL_NAME          "fbr" /* how the names begin that the kernel has of the programs */
+#define FBR_NO_ADDR              0
+#define FBR_FAMILY               AF_INET
+#define FBR_ETH_P                ETH_P_IP
 
 /* Of a struct bpf_fib_lookup */
-#define fbr_fib_src(fib)   ((fib)->ipv4_src)
-#define fbr_fib_dst(fib)   ((fib)->ipv4_dst)
+#define fbr_fib_src(fib)         ((fib)->ipv4_src)
+#define fbr_fib_dst(fib)         ((fib)->ipv4_dst)
 
-#define FBR_ICMP           IPPROTO_ICMP
-#define FBR_ICMP_ECHO      ICMP_ECHO
-#define FBR_ICMP_ECHOREPLY ICMP_ECHOREPLY
-#define FBR_ICMP_UNREACH   ICMP_DEST_UNREACH
-#define FBR_ICMP_NO_PORT   ICMP_PORT_UNREACH /* code */
-#define FBR_ICMP_FILTERED  ICMP_PKT_FILTERED /* code */
-#define FBR_ICMP_REDIRECT  ICMP_REDIRECT
+/* The device (ifindex) by which bpf_fib_lookup() is asked about what comes in by the device of
+ * this ifindex. bridge is one of ours.
+ */
+#define FBR_ASK(ifindex, bridge) (ifindex)
 
-#define FBR_ICMP_PSEUDO    false
+#define FBR_ICMP                 IPPROTO_ICMP
+#define FBR_ICMP_ECHO            ICMP_ECHO
+#define FBR_ICMP_ECHOREPLY       ICMP_ECHOREPLY
+#define FBR_ICMP_UNREACH         ICMP_DEST_UNREACH
+#define FBR_ICMP_NO_PORT         ICMP_PORT_UNREACH /* code */
+#define FBR_ICMP_FILTERED        ICMP_PKT_FILTERED /* code */
+#define FBR_ICMP_REDIRECT        ICMP_REDIRECT
 
-#define FBR_GSO_TCP        SKB_GSO_TCPV4
-#define FBR_NF_HOOKS       hooks_ipv4
-#define FBR_BRNF_SWITCH    "bridge-nf-call-iptables"
-#define FBR_BRNF_OPTION    BROPT_NF_CALL_IPTABLES
-#define FBR_BRNF_BIT       2 /* its number since Linux 4.20 */
+#define FBR_ICMP_PSEUDO          false
 
-#define fbr_addr_eq(a, b)  ((a) == (b))
-#define fbr_addr_zero(a)   (!(a))
-#define fbr_addr_and(a, b) ((a) & (b))
-#define fbr_addr_word(a)   (a) /* in 32 bits, for hashes */
+#define FBR_GSO_TCP              SKB_GSO_TCPV4
+#define FBR_NF_HOOKS             hooks_ipv4
+#define FBR_BRNF_SWITCH          "bridge-nf-call-iptables"
+#define FBR_BRNF_OPTION          BROPT_NF_CALL_IPTABLES
+#define FBR_BRNF_BIT             2 /* its number since Linux 4.20 */
+
+#define fbr_addr_eq(a, b)        ((a) == (b))
+#define fbr_addr_zero(a)         (!(a))
+#define fbr_addr_and(a, b)       ((a) & (b))
+#define fbr_addr_word(a)         (a) /* in 32 bits, for hashes */
 
 static __always_inline bool fbr_loopback_or_zero(fbr_addr a)
 {

@@ -26,39 +26,44 @@ typedef struct {
 _Static_assert(sizeof(fbr_ip) == 40, "the IPv6 header");
 
 typedef const fbr_addr *fbr_addr_arg;
-#define FBR_ARG(addr)      (&(addr))
-#define FBR_GIVEN(arg)     ((arg) != NULL)
-#define FBR_ADDR(arg)      (*(arg))
-#define FBR_ADDR_AT(arg)   (arg)
+#define FBR_ARG(addr)            (&(addr))
+#define FBR_GIVEN(arg)           ((arg) != NULL)
+#define FBR_ADDR(arg)            (*(arg))
+#define FBR_ADDR_AT(arg)         (arg)
 /* A global function returns a number, which this is not. */
-#define __fbr_returns_addr static __always_inline
-#define __fbr_global6      __fbr_global
-#define __fbr_global4      static __always_inline
+#define __fbr_returns_addr       static __always_inline
+#define __fbr_global6            __fbr_global
+#define __fbr_global4            static __always_inline
 
-#define FBR_NAT            true /* packets are translated */
-#define FBR_KERNEL_NAME    "fbr6"
-#define FBR_NO_ADDR        ((fbr_addr){})
-#define FBR_FAMILY         AF_INET6
-#define FBR_ETH_P          ETH_P_IPV6
+#define FBR_NAT                  true /* packets are translated */
+#define FBR_KERNEL_NAME          "fbr6"
+#define FBR_NO_ADDR              ((fbr_addr){})
+#define FBR_FAMILY               AF_INET6
+#define FBR_ETH_P                ETH_P_IPV6
 
-#define fbr_fib_src(fib)   ((fib)->ipv6_src)
-#define fbr_fib_dst(fib)   ((fib)->ipv6_dst)
+#define fbr_fib_src(fib)         ((fib)->ipv6_src)
+#define fbr_fib_dst(fib)         ((fib)->ipv6_dst)
 
-#define FBR_ICMP           IPPROTO_ICMPV6
-#define FBR_ICMP_ECHO      ICMPV6_ECHO
-#define FBR_ICMP_ECHOREPLY ICMPV6_ECHOREPLY
-#define FBR_ICMP_UNREACH   ICMPV6_DEST_UNREACH
-#define FBR_ICMP_NO_PORT   ICMPV6_PORT_UNREACH   /* code */
-#define FBR_ICMP_FILTERED  ICMPV6_ADM_PROHIBITED /* code */
-#define FBR_ICMP_REDIRECT  ICMPV6_REDIRECT
+/* bpf_fib_lookup() has no answer for a device whose "forwarding" is 0, as an uplink's may be
+ * though the kernel forwards what comes in by it. That of our bridges is 1.
+ */
+#define FBR_ASK(ifindex, bridge) (bridge)
 
-#define FBR_ICMP_PSEUDO    true /* the checksum covers the pseudo header */
+#define FBR_ICMP                 IPPROTO_ICMPV6
+#define FBR_ICMP_ECHO            ICMPV6_ECHO
+#define FBR_ICMP_ECHOREPLY       ICMPV6_ECHOREPLY
+#define FBR_ICMP_UNREACH         ICMPV6_DEST_UNREACH
+#define FBR_ICMP_NO_PORT         ICMPV6_PORT_UNREACH   /* code */
+#define FBR_ICMP_FILTERED        ICMPV6_ADM_PROHIBITED /* code */
+#define FBR_ICMP_REDIRECT        ICMPV6_REDIRECT
 
-#define FBR_GSO_TCP        SKB_GSO_TCPV6
-#define FBR_NF_HOOKS       hooks_ipv6
-#define FBR_BRNF_SWITCH    "bridge-nf-call-ip6tables"
-#define FBR_BRNF_OPTION    BROPT_NF_CALL_IP6TABLES
-#define FBR_BRNF_BIT       3 /* its number since Linux 4.20 */
+#define FBR_ICMP_PSEUDO          true /* the checksum covers the pseudo header */
+
+#define FBR_GSO_TCP              SKB_GSO_TCPV6
+#define FBR_NF_HOOKS             hooks_ipv6
+#define FBR_BRNF_SWITCH          "bridge-nf-call-ip6tables"
+#define FBR_BRNF_OPTION          BROPT_NF_CALL_IP6TABLES
+#define FBR_BRNF_BIT             3 /* its number since Linux 4.20 */
 
 static __always_inline bool fbr_addr_eq(fbr_addr a, fbr_addr b)
 {
@@ -194,7 +199,7 @@ static __always_inline bool fbr_skb_forwarded(struct sk_buff *skb)
 /* The MTU of the route of a packet that the kernel forwards, of which bpf_fib_lookup() has said
  * mtu. It leaves out one that is not locked.
  */
-static __always_inline __u16 fbr_dst_mtu(struct __sk_buff *skb, __u16 mtu)
+__fbr_global __u32 fbr_dst_mtu(struct __sk_buff *skb, __u32 mtu)
 {
 	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
 	struct dst_entry *dst = (void *)(k->_skb_refdst & ~SKB_DST_NOREF);

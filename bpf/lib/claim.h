@@ -26,6 +26,7 @@
 #include "reclaim.h"
 #include "session.h"
 #include "socket.h"
+#include "stay.h"
 
 #define FBR_OVERLOAD_TRIES 16 /* ports tried for sharing when none is free */
 
@@ -67,7 +68,7 @@ __fbr_global int fbr_pair_insert(struct fbr_new *n)
 	out->addr = n->ext;
 	out->port = n->eport;
 	out->iif = n->pif;
-	out->oif = 0;
+	out->oif = fbr_new_uplink(n);
 	out->d_addr = fbr_addr_diff(n->fwd.saddr, n->ext);
 	out->d_l4 = fbr_diff16(icmp ? 0 : out->d_addr, n->fwd.sport, n->eport);
 
@@ -130,6 +131,8 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	np = fbr_nport_get(bk.proto, port);
 	if (!np)
 		return false;
+	if (fbr_bind_stays(skb, n, np))
+		n->ext = np->ext;
 	if (!fbr_port_clear(skb, &n->fwd, FBR_ARG(n->ext), port)) {
 		n->moved = true;
 		return false;
@@ -137,8 +140,10 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	if (!fbr_port_ref(np))
 		return false;
 	if (fbr_addr_eq(np->ip, bk.ip) && np->port == bk.port) {
-		if (!fbr_addr_eq(n->ext, n->fwd.daddr))
+		if (!fbr_addr_eq(n->ext, n->fwd.daddr)) {
 			np->ext = n->ext;
+			fbr_bind_leads(np, fbr_new_uplink(n));
+		}
 		return true;
 	}
 	/* The port was released and taken by another owner since the binding was read. */
@@ -160,6 +165,7 @@ static __always_inline void fbr_port_own(struct fbr_nport *np, const struct fbr_
 	np->port = bk.port;
 	np->pif = pif;
 	np->ext = ext;
+	fbr_bind_leads(np, 0);
 	np->used_at = 0;
 	np->noted_at = 0;
 	barrier();
@@ -189,6 +195,7 @@ __fbr_global bool fbr_bind_new(struct __sk_buff *skb, struct fbr_new *n)
 		return false;
 	n->eport = bpf_htons(port);
 	fbr_port_own(np, &n->fwd, port, n->ext, n->pif, n->net);
+	fbr_bind_leads(np, fbr_new_uplink(n));
 	return true;
 }
 

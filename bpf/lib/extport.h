@@ -32,12 +32,15 @@ struct {
 
 /* fbr_nport[class * FBR_PORTS + port]: the present or the last owner */
 struct fbr_nport {
-	__u32 refs;     /* sessions that use it; the last one releases it */
-	fbr_addr ip;    /* owner */
-	__be16 port;    /* owner's source port */
-	__u16 bound;    /* an entry in fbr_bind points here */
-	__u32 pif;      /* owner's device; 0: the host */
-	fbr_addr ext;   /* the external address it was last used with */
+	__u32 refs;   /* sessions that use it; the last one releases it */
+	fbr_addr ip;  /* owner */
+	__be16 port;  /* owner's source port */
+	__u16 bound;  /* an entry in fbr_bind points here */
+	__u32 pif;    /* owner's device; 0: the host */
+	fbr_addr ext; /* the external address it was last used with */
+#if FBR_AF == 6
+	__u32 uplink; /* the device that leads to it (ifindex); 0: any */
+#endif
 	__u64 noted_at; /* jiffies: seen in use beside any mapping; 0: not since one took it */
 	/* jiffies: its owner last sent something (EIF and ADF only), or released it */
 	__u64 used_at;

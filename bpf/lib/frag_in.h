@@ -37,7 +37,7 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 	if (!d || !via || skb->pkt_type != PACKET_HOST ||
 	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != FBR_ICMP) ||
 	    bpf_skb_load_bytes(skb, p->l3 + offsetof(fbr_ip, ttl), &ttl, 1) || ttl <= 1 ||
-	    !fbr_is_local(skb, u, FBR_ARG(p->daddr)))
+	    !fbr_is_local(skb, u, FBR_ASK(u->ifindex, frags), FBR_ARG(p->daddr)))
 		return false;
 	*via = u->ifindex;
 	return !(!p->l3 && fbr_push_eth(skb)) && !bpf_skb_store_bytes(skb, 0, d->mac, ETH_ALEN, 0);

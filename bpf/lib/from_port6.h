@@ -244,23 +244,23 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 {
 	struct fbr_dev *p = fbr_dev_get(skb->ifindex), *t;
 	struct fbr_conf *c = fbr_conf_get();
-	struct fbr_seen s = {};
+	FBR_SCRATCH_ZERO(fbr_seen, seen);
 	struct ethhdr eth;
 	bool slow;
 	__u32 why;
 	int done, oif;
 
-	if (!p || !c)
+	if (!p || !c || !seen)
 		return TCX_DROP; /* being detached */
 	fbr_pull_headers(skb, ETH_HLEN);
-	why = fbr_check_ip6(skb, p, &eth, &s);
+	why = fbr_check_ip6(skb, p, &eth, seen);
 	if (why == FBR_NOT_OURS)
 		return TCX_NEXT; /* the IPv4 program's */
 	if (why)
 		goto drop;
-	if (s.type == ICMPV6_NS && s.proto == IPPROTO_ICMPV6) {
+	if (seen->type == ICMPV6_NS && seen->proto == IPPROTO_ICMPV6) {
 		slow = fbr_choose_path(skb, p);
-		done = fbr_nd_answer(skb, p, &s, c->lease && !slow);
+		done = fbr_nd_answer(skb, p, seen, c->lease && !slow);
 		if (done > 0)
 			return fbr_send_beside(skb, p, p);
 		why = FBR_SPOOF_IP;
@@ -269,10 +269,10 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 	}
 	if (!fbr_mac_equal(eth.h_dest, p->gw_mac)) {
 		t = fbr_pair_hit(p, c, eth.h_dest);
-		if (t && fbr_beside6(p, t, &s))
+		if (t && fbr_beside6(p, t, seen))
 			return fbr_send_beside(skb, p, t);
 		t = eth.h_dest[0] & 1 ? NULL : fbr_mac_port(eth.h_dest, p->bridge);
-		if (t && t != p && fbr_beside6(p, t, &s)) {
+		if (t && t != p && fbr_beside6(p, t, seen)) {
 			if (!fbr_beside_hit(skb, p, t))
 				goto kernel;
 			return fbr_send_beside(skb, p, t);
@@ -286,9 +286,9 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 			return bpf_redirect(oif, 0);
 		}
 	}
-	why = fbr_hairpin6(skb, p, &s);
+	why = fbr_hairpin6(skb, p, seen);
 	if (why == FBR_NOT_OURS)
-		why = fbr_route6_allowed(skb, p, &s, eth.h_dest[0] & 1);
+		why = fbr_route6_allowed(skb, p, seen, eth.h_dest[0] & 1);
 	if (why == FBR_ISOLATED && !(p->flags & FBR_DEV_INTERNAL) && fbr_ct_answers(skb))
 		why = FBR_NONE;
 	if (why)

@@ -117,6 +117,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 			why = fbr_icmp_error_in(skb, pkt);
 	} else if (FBR_NAT && !pkt->frag &&
 		   (pkt->kind == FBR_L4_PORTS || pkt->kind == FBR_L4_ECHO_REP) &&
+		   !fbr_link_affair(pkt) &&
 		   !fbr_addr_eq(pkt->saddr,
 				pkt->daddr) && /* hairpin sessions are not for outside */
 		   (fbr_in_range(c, pkt->dport) || c->published)) {

@@ -160,7 +160,7 @@ __fbr_global6 enum fbr_reason fbr_hairpin_flow(struct __sk_buff *skb, const stru
 			return FBR_UNSUPPORTED;
 		if (!fbr_first_packet(p) || (pub && fbr_udp_awaited(skb, key)))
 			return FBR_NOT_OURS;
-		why = fbr_out_create(skb, key, FBR_ARG(p->daddr), port->ifindex);
+		why = fbr_out_create(skb, key, FBR_ARG(p->daddr), port->ifindex, 0);
 		f = fbr_flow_get(key);
 		if (!f)
 			return why ? why : FBR_NAT_FULL;

@@ -42,7 +42,9 @@ static __always_inline bool fbr_net_broadcast(fbr_addr addr)
 	return n && fbr_addr_eq(n->broadcast, addr);
 }
 
-/* Whether an address is the host's: the kernel delivers packets to it to itself. */
+/* Whether an address is the host's: the kernel delivers packets to it to itself. ifindex is
+ * FBR_ASK's.
+ */
 __fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, fbr_addr_arg arg)
 {
 	if (!FBR_GIVEN(arg))
@@ -56,22 +58,24 @@ __fbr_global bool fbr_delivers(struct __sk_buff *skb, __u32 ifindex, fbr_addr_ar
 
 /* The same, without a lookup for the uplink's known address. */
 static __always_inline bool fbr_is_local(struct __sk_buff *skb, const struct fbr_dev *u,
-					 fbr_addr_arg addr)
+					 __u32 ifindex, fbr_addr_arg addr)
 {
 	return u &&
-	       (fbr_addr_eq(FBR_ADDR(addr), fbr_dev_ip(u)) || fbr_delivers(skb, u->ifindex, addr));
+	       (fbr_addr_eq(FBR_ADDR(addr), fbr_dev_ip(u)) || fbr_delivers(skb, ifindex, addr));
 }
 
-/* Whether an address is in a network's subnet, but is neither a container's, nor the
- * bridge's, nor the broadcast address.
+/* The network in whose subnet an address is that is neither a container's, nor the bridge's,
+ * nor the broadcast address. NULL if there is none.
  */
-static __always_inline bool fbr_net_unused(fbr_addr addr)
+static __always_inline struct fbr_net *fbr_net_unused(fbr_addr addr)
 {
 	struct fbr_net *n = fbr_net_get(addr);
 	struct fbr_dev *br = n ? fbr_dev_get(n->bridge) : NULL;
 
 	return br && !fbr_addr_eq(fbr_dev_ip(br), addr) && !fbr_addr_eq(n->broadcast, addr) &&
-	       !bpf_map_lookup_elem(&fbr_hosts, &addr);
+			       !bpf_map_lookup_elem(&fbr_hosts, &addr)
+		       ? n
+		       : NULL;
 }
 
 /* Whether an address in a network's subnet is nevertheless the host's: a device has got it
@@ -79,8 +83,10 @@ static __always_inline bool fbr_net_unused(fbr_addr addr)
  */
 static __always_inline bool fbr_owns(void *ctx, __u32 ifindex, fbr_addr addr)
 {
-	return fbr_net_unused(addr) &&
-	       fbr_fib_ask(ctx, ifindex, addr) == BPF_FIB_LKUP_RET_NOT_FWDED;
+	struct fbr_net *n = fbr_net_unused(addr);
+
+	return n &&
+	       fbr_fib_ask(ctx, FBR_ASK(ifindex, n->bridge), addr) == BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
 __fbr_global bool fbr_host_owns(struct __sk_buff *skb, fbr_addr_arg addr)
@@ -93,12 +99,13 @@ __fbr_global bool fbr_host_owns(struct __sk_buff *skb, fbr_addr_arg addr)
  */
 static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, fbr_addr addr)
 {
+	struct fbr_net *n = fbr_net_unused(addr);
 	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
 
-	if (!fib || !fbr_net_unused(addr))
+	if (!fib || !n)
 		return false;
 	fib->family = FBR_FAMILY;
-	fib->ifindex = u->ifindex;
+	fib->ifindex = FBR_ASK(u->ifindex, n->bridge);
 	fbr_fib_dst(fib) = addr;
 	return !bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
 	       fib->ifindex == u->ifindex;
@@ -147,20 +154,23 @@ __fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_de
 		goto stored;
 	if (fib->mtu_result)
 		*mtu = fib->mtu_result;
-	return fbr_fib_src(fib);
+	/* Where the uplink has no global address, IPv6 chooses another device's. */
+	return FBR_AF == 6 && fbr_net_get(fbr_fib_src(fib)) ? FBR_NO_ADDR : fbr_fib_src(fib);
 stored:
-	verdict = fbr_dev_has_ip(u) ? fbr_fib_verdict(skb, u->ifindex, FBR_DEV_IP_ARG(u)) : 0;
+	verdict = fbr_dev_has_ip(u)
+			  ? fbr_fib_verdict(skb, FBR_ASK(u->ifindex, iif), FBR_DEV_IP_ARG(u))
+			  : 0;
 	return verdict == BPF_FIB_LKUP_RET_NOT_FWDED || verdict == BPF_FIB_LKUP_RET_FWD_DISABLED
 		       ? fbr_dev_ip(u)
 		       : FBR_NO_ADDR;
 }
 
-/* The device by whose rules the kernel routes what the network n sends: only with
+/* The device by whose rules the kernel routes what the network n sends: of IPv4, only with
  * FBR_NET_VIA has it rules of its own.
  */
 static __always_inline __u32 fbr_routed_as(const struct fbr_net *n)
 {
-	return n->flags & FBR_NET_VIA ? n->bridge : 0;
+	return FBR_ASK(n->flags & FBR_NET_VIA ? n->bridge : 0, n->bridge);
 }
 
 /* The same for what the network of addr sends, which may say which address that is. There is
@@ -178,7 +188,9 @@ __fbr_returns_addr fbr_addr fbr_source_of(struct __sk_buff *skb, const struct fb
 	if (n->flags & FBR_NET_OWN)
 		return addr;
 	if (n->flags & FBR_NET_SNAT)
-		return fbr_delivers(skb, u->ifindex, FBR_ARG(n->snat)) ? n->snat : FBR_NO_ADDR;
+		return fbr_delivers(skb, FBR_ASK(u->ifindex, n->bridge), FBR_ARG(n->snat))
+			       ? n->snat
+			       : FBR_NO_ADDR;
 	return ext;
 }
 
@@ -188,7 +200,7 @@ static __always_inline fbr_addr fbr_source(struct __sk_buff *skb, const struct f
 {
 	return port && (port->flags & FBR_DEV_SOURCE)
 		       ? fbr_source_of(skb, u, fbr_dev_ip(port), daddr, mtu)
-		       : fbr_route(skb, u, 0, daddr, mtu);
+		       : fbr_route(skb, u, FBR_ASK(0, port ? port->bridge : 0), daddr, mtu);
 }
 
 #endif

@@ -177,6 +177,9 @@ struct fbr_new {
 	bool published;         /* eport is a publication's, not one of the range */
 	bool own;               /* ext and eport are the container's own */
 	bool moved;             /* the host or a neighbour has the port that it would have had */
+#if FBR_AF == 6
+	__u32 uplink; /* that it leaves by (ifindex); 0: none yet */
+#endif
 };
 
 /* Slots given back. Slots that were never used come from fbr_state.fresh. */

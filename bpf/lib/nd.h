@@ -21,19 +21,6 @@
 #define FBR_ND_SOLICITED 0x40000000
 #define FBR_ND_OVERRIDE  0x20000000
 
-/* An IPv6 packet as the checks need it. */
-struct fbr_seen {
-	fbr_addr saddr;
-	fbr_addr daddr;
-	__u16 l4;    /* offset of the header behind the extension headers */
-	__u32 end;   /* offset of the packet's end, by its own length field */
-	__u8 proto;  /* of that header */
-	__u8 frag;   /* enum fbr_frag_bits */
-	bool pieces; /* there is a fragment header, also in a whole packet */
-	__u8 hops;   /* hop limit */
-	__u8 type;   /* ICMPv6 type; 0 for others */
-};
-
 /* A solicitation or an advertisement, without its options */
 struct fbr_nd {
 	__u8 type;

@@ -48,8 +48,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	if (f->iif == pif && fbr_sess_lasts(f) &&
 	    (fbr_addr_zero(FBR_ADDR(ext)) || fbr_addr_eq(f->addr, FBR_ADDR(ext)) ||
 	     /* Clients may use any address of the host. */
-	     (s && (s->bits & FBR_S_PUBLISHED) && u &&
-	      fbr_delivers(skb, u->ifindex, FBR_ARG(f->addr)))))
+	     (u && fbr_flow_stays(skb, f, u, s && (s->bits & FBR_S_PUBLISHED)))))
 		return f;
 	if (s && fbr_sess_claim(s, state))
 		fbr_sess_free(slot);
@@ -76,11 +75,12 @@ __fbr_global6 int fbr_pub_answer(struct fbr_new *n)
 	return 0;
 }
 
-/* Creates the session of a container's first packet k, which leaves from the address ext.
- * Returns as fbr_sess_create().
+/* Creates the session of a container's first packet k, which leaves from the address ext, by
+ * uplink (ifindex; 0: it does not leave). Returns as fbr_sess_create().
  */
-static __always_inline enum fbr_reason
-fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr_arg ext, __u32 pif)
+static __always_inline enum fbr_reason fbr_out_create(struct __sk_buff *skb,
+						      const struct fbr_flow_key *k,
+						      fbr_addr_arg ext, __u32 pif, __u32 uplink)
 {
 	struct fbr_net *net = fbr_net_get(k->saddr);
 	struct fbr_conf *c = fbr_conf_get();
@@ -91,6 +91,7 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr_arg
 	new->fwd = *k;
 	new->ext = FBR_ADDR(ext);
 	new->pif = pif;
+	fbr_new_leaves(new, uplink);
 	new->net = net ? net->flags : 0;
 	/* Towards an address of the host (hairpin.h) the source is that address. */
 	new->own = (new->net &FBR_NET_OWN) && fbr_addr_eq(FBR_ADDR(ext), k->saddr);
@@ -98,7 +99,8 @@ fbr_out_create(struct __sk_buff *skb, const struct fbr_flow_key *k, fbr_addr_arg
 	if (c && c->published)
 		fbr_pub_answer(new);
 	/* An answer, to whoever has asked. The question's session has gone. */
-	new->outside = new->published && k->proto == IPPROTO_UDP && !fbr_addr_eq(FBR_ADDR(ext), k->daddr);
+	new->outside =
+		new->published && k->proto == IPPROTO_UDP && !fbr_addr_eq(FBR_ADDR(ext), k->daddr);
 	return fbr_sess_create(skb, new);
 }
 
@@ -180,6 +182,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 		ext = fbr_source(skb, u, port, p->daddr, &mtu);
 		if (fbr_addr_zero(ext))
 			return FBR_NO_UPLINK;
+		mtu = fbr_dst_mtu(skb, mtu);
 	}
 	f = fbr_flow_live(skb, u, key, port->ifindex, FBR_ARG(ext));
 	if (!f && (routed || (done && !fbr_pub_leads(key, p))))
@@ -188,7 +191,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if (!f && (!forwarded || (p->tcp_flags & TCP_RST) || fbr_syn_ack(p)))
 		return FBR_UNSUPPORTED;
 	if (!f) {
-		why = fbr_out_create(skb, key, FBR_ARG(ext), port->ifindex);
+		why = fbr_out_create(skb, key, FBR_ARG(ext), port->ifindex, u->ifindex);
 		/* Another CPU may just have created the same flow. */
 		f = fbr_flow_get(key);
 		if (!f)

@@ -35,6 +35,21 @@ struct fbr_pkt {
 	fbr_ip_id id; /* of the IPv4 header, or of the IPv6 fragment header */
 };
 
+#if FBR_AF == 6
+/* An IPv6 packet as the checks need it. */
+struct fbr_seen {
+	fbr_addr saddr;
+	fbr_addr daddr;
+	__u16 l4;    /* offset of the header behind the extension headers */
+	__u32 end;   /* offset of the packet's end, by its own length field */
+	__u8 proto;  /* of that header */
+	__u8 frag;   /* enum fbr_frag_bits */
+	bool pieces; /* there is a fragment header, also in a whole packet */
+	__u8 hops;   /* hop limit */
+	__u8 type;   /* ICMPv6 type; 0 for others */
+};
+#endif
+
 /* The offset of the source (src) or destination address of the IP header at l3. */
 static __always_inline __u32 fbr_addr_at(__u32 l3, bool src)
 {

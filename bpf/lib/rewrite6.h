@@ -65,7 +65,8 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, fbr_addr
 			       sizeof(old_port)))
 		return -1;
 	diff = fbr_addr_diff(out ? rewritten->saddr : rewritten->daddr, *addr);
-	if (pending == FBR_SUM_OWN) /* the sum over the pseudo header, not complemented */
+	/* The sum over the pseudo header, not complemented; also of each segment of a tunnel. */
+	if (pending == FBR_SUM_OWN || (pending == FBR_SUM_INNER && skb->gso_size))
 		sum = fbr_fold((__u32)sum + diff);
 	else if (rewritten->proto != IPPROTO_UDP || sum)
 		sum = fbr_sum_new(sum, fbr_diff16(diff, old_port, port), rewritten->proto);

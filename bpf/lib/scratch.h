@@ -21,6 +21,7 @@
 #define FBR_SCRATCH_ZERO(type, name) struct type name##_ = {}, *name = &name##_
 #else
 struct fbr_scratch {
+	struct fbr_seen seen;
 	struct fbr_pkt pkt;
 	struct fbr_pkt quoted; /* by an ICMP error */
 	struct fbr_pkt rewritten;

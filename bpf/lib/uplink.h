@@ -177,15 +177,19 @@ static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const
 						    const struct fbr_dev *u)
 {
 	FBR_SCRATCH(fbr_flow_key, key);
+	struct fbr_nport *np;
 
 	if (!key)
 		return FBR_UNSUPPORTED;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
 	/* For a fragmented datagram the first fragment decides: only its port changes. */
-	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) ||
-	    !fbr_nport_at(p->proto, p->sport) ||
-	    (skb->ingress_ifindex && !fbr_is_local(skb, u, FBR_ARG(p->saddr))))
+	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) || fbr_link_affair(p))
+		return FBR_NONE;
+	np = fbr_nport_at(p->proto, p->sport);
+	if (!np ||
+	    (skb->ingress_ifindex &&
+	     !fbr_is_local(skb, u, FBR_ASK(u->ifindex, fbr_nport_bridge(np)), FBR_ARG(p->saddr))))
 		return FBR_NONE;
 	fbr_answer_key(key, p);
 	if (fbr_answer_rst(skb, p) && fbr_passed_take(key) && !fbr_port_known(skb, key))
