@@ -94,19 +94,19 @@ type injected6FbrFlow struct {
 	Key      injected6FbrFlowKey
 	Granted  uint64
 	Seen     uint64
-	Addr     injected6FbrAddr
-	Port     uint16
-	LeaseLen uint16
-	Oif      uint32
 	Iif      uint32
-	Sess     uint32
-	Mtu      uint16
-	D_addr   uint16
-	D_l4     uint16
+	LeaseLen uint16
 	Kind     uint8
 	NoXdp    uint8
+	Addr     injected6FbrAddr
+	Port     uint16
+	Mtu      uint16
+	Oif      uint32
+	Sess     uint32
+	D_addr   uint16
+	D_l4     uint16
 	Macs     [12]uint8
-	_        [4]byte
+	Pad      [20]uint8
 }
 
 type injected6FbrFlowKey struct {
@@ -195,7 +195,7 @@ type injected6FbrNport struct {
 	Bound   uint16
 	Pif     uint32
 	Ext     injected6FbrAddr
-	_       [4]byte
+	Uplink  uint32
 	NotedAt uint64
 	UsedAt  uint64
 }
@@ -371,6 +371,7 @@ const (
 	injected6MapFbrPub          = "fbr_pub"
 	injected6MapFbrPubOf        = "fbr_pub_of"
 	injected6MapFbrQuota        = "fbr_quota"
+	injected6MapFbrScratch      = "fbr_scratch"
 	injected6MapFbrSess         = "fbr_sess"
 	injected6MapFbrState        = "fbr_state"
 	injected6MapFbrStats        = "fbr_stats"
@@ -501,6 +502,7 @@ type injected6MapSpecs struct {
 	FbrPub        *ebpf.MapSpec `ebpf:"fbr_pub"`
 	FbrPubOf      *ebpf.MapSpec `ebpf:"fbr_pub_of"`
 	FbrQuota      *ebpf.MapSpec `ebpf:"fbr_quota"`
+	FbrScratch    *ebpf.MapSpec `ebpf:"fbr_scratch"`
 	FbrSess       *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState      *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats      *ebpf.MapSpec `ebpf:"fbr_stats"`
@@ -593,6 +595,7 @@ type injected6Maps struct {
 	FbrPub        *ebpf.Map `ebpf:"fbr_pub"`
 	FbrPubOf      *ebpf.Map `ebpf:"fbr_pub_of"`
 	FbrQuota      *ebpf.Map `ebpf:"fbr_quota"`
+	FbrScratch    *ebpf.Map `ebpf:"fbr_scratch"`
 	FbrSess       *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState      *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats      *ebpf.Map `ebpf:"fbr_stats"`
@@ -637,6 +640,7 @@ func (m *injected6Maps) Close() error {
 		m.FbrPub,
 		m.FbrPubOf,
 		m.FbrQuota,
+		m.FbrScratch,
 		m.FbrSess,
 		m.FbrState,
 		m.FbrStats,

@@ -94,19 +94,19 @@ type tc6FbrFlow struct {
 	Key      tc6FbrFlowKey
 	Granted  uint64
 	Seen     uint64
-	Addr     tc6FbrAddr
-	Port     uint16
-	LeaseLen uint16
-	Oif      uint32
 	Iif      uint32
-	Sess     uint32
-	Mtu      uint16
-	D_addr   uint16
-	D_l4     uint16
+	LeaseLen uint16
 	Kind     uint8
 	NoXdp    uint8
+	Addr     tc6FbrAddr
+	Port     uint16
+	Mtu      uint16
+	Oif      uint32
+	Sess     uint32
+	D_addr   uint16
+	D_l4     uint16
 	Macs     [12]uint8
-	_        [4]byte
+	Pad      [20]uint8
 }
 
 type tc6FbrFlowKey struct {
@@ -189,7 +189,7 @@ type tc6FbrNport struct {
 	Bound   uint16
 	Pif     uint32
 	Ext     tc6FbrAddr
-	_       [4]byte
+	Uplink  uint32
 	NotedAt uint64
 	UsedAt  uint64
 }
@@ -364,6 +364,7 @@ const (
 	tc6MapFbrPub          = "fbr_pub"
 	tc6MapFbrPubOf        = "fbr_pub_of"
 	tc6MapFbrQuota        = "fbr_quota"
+	tc6MapFbrScratch      = "fbr_scratch"
 	tc6MapFbrSess         = "fbr_sess"
 	tc6MapFbrState        = "fbr_state"
 	tc6MapFbrStats        = "fbr_stats"
@@ -493,6 +494,7 @@ type tc6MapSpecs struct {
 	FbrPub        *ebpf.MapSpec `ebpf:"fbr_pub"`
 	FbrPubOf      *ebpf.MapSpec `ebpf:"fbr_pub_of"`
 	FbrQuota      *ebpf.MapSpec `ebpf:"fbr_quota"`
+	FbrScratch    *ebpf.MapSpec `ebpf:"fbr_scratch"`
 	FbrSess       *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState      *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats      *ebpf.MapSpec `ebpf:"fbr_stats"`
@@ -584,6 +586,7 @@ type tc6Maps struct {
 	FbrPub        *ebpf.Map `ebpf:"fbr_pub"`
 	FbrPubOf      *ebpf.Map `ebpf:"fbr_pub_of"`
 	FbrQuota      *ebpf.Map `ebpf:"fbr_quota"`
+	FbrScratch    *ebpf.Map `ebpf:"fbr_scratch"`
 	FbrSess       *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState      *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats      *ebpf.Map `ebpf:"fbr_stats"`
@@ -627,6 +630,7 @@ func (m *tc6Maps) Close() error {
 		m.FbrPub,
 		m.FbrPubOf,
 		m.FbrQuota,
+		m.FbrScratch,
 		m.FbrSess,
 		m.FbrState,
 		m.FbrStats,

@@ -24,6 +24,7 @@
 #include "pool.h"
 #include "queues.h"
 #include "reclaim.h"
+#include "scratch.h"
 #include "session.h"
 
 /* A session as Go hands it over. The slot numbers in it are not valid here. */
@@ -128,29 +129,30 @@ static __always_inline void fbr_carry_tell(struct fbr_session *have, __u32 slot,
 static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 off, bool anew)
 {
 	struct fbr_state *st = fbr_state_get();
-	struct fbr_session c, *have;
+	FBR_SCRATCH(fbr_session, carried);
+	struct fbr_session *have;
 	__u64 out_seen, in_seen;
 	struct fbr_flow_key rk;
 	struct fbr_flow *f;
 	__u32 slot;
 
-	if (!st || bpf_skb_load_bytes(skb, off, &c, sizeof(c)) ||
+	if (!st || !carried || bpf_skb_load_bytes(skb, off, carried, sizeof(*carried)) ||
 	    bpf_skb_load_bytes(skb, off + offsetof(struct fbr_carried, out.seen), &out_seen,
 			       sizeof(out_seen)) ||
 	    bpf_skb_load_bytes(skb, off + offsetof(struct fbr_carried, in.seen), &in_seen,
 			       sizeof(in_seen)))
 		return FBR_CARRY_FULL;
-	f = fbr_flow_get(&c.fwd);
+	f = fbr_flow_get(&carried->fwd);
 	if (f) {
 		slot = f->sess;
 		have = fbr_sess_get(slot);
-		if (!have || !(f->kind & FBR_OUT) || !fbr_addr_eq(have->ext, c.ext) ||
-		    have->eport != c.eport)
+		if (!have || !(f->kind & FBR_OUT) || !fbr_addr_eq(have->ext, carried->ext) ||
+		    have->eport != carried->eport)
 			return FBR_CARRY_OTHER;
 		/* The container has answered its client meanwhile. */
-		if (c.isn && !have->isn)
-			have->isn = c.isn;
-		fbr_carry_tell(have, slot, c.bits, out_seen, in_seen);
+		if (carried->isn && !have->isn)
+			have->isn = carried->isn;
+		fbr_carry_tell(have, slot, carried->bits, out_seen, in_seen);
 		return FBR_CARRY_TOLD;
 	}
 	if (!anew)
@@ -160,31 +162,32 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 	have = fbr_sess_get(slot);
 	if (!have)
 		return FBR_CARRY_FULL;
-	fbr_reverse_key(&rk, &c.fwd, c.ext, c.eport);
+	fbr_reverse_key(&rk, &carried->fwd, carried->ext, carried->eport);
 	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, in), 2 * slot + 1, &rk,
-			    c.pif)) {
+			    carried->pif)) {
 		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 		return FBR_CARRY_OTHER;
 	}
-	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, out), 2 * slot, &c.fwd,
-			    c.pif)) {
+	if (fbr_carry_entry(skb, off + offsetof(struct fbr_carried, out), 2 * slot, &carried->fwd,
+			    carried->pif)) {
 		fbr_flow_remove(2 * slot + 1);
 		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 		return FBR_CARRY_OTHER;
 	}
-	if (!(c.bits & FBR_S_OVERLOAD) && !fbr_carry_port(&c, out_seen))
-		c.bits |= FBR_S_OVERLOAD;
-	if (c.bits & FBR_S_OVERLOAD)
-		c.bits &= ~FBR_S_PEER;
-	if ((c.bits & FBR_S_PEER) &&
-	    !fbr_peer_ref(c.fwd.proto, bpf_ntohs(c.eport), FBR_ARG(c.fwd.daddr)))
-		c.bits &= ~FBR_S_PEER;
+	if (!(carried->bits & FBR_S_OVERLOAD) && !fbr_carry_port(carried, out_seen))
+		carried->bits |= FBR_S_OVERLOAD;
+	if (carried->bits & FBR_S_OVERLOAD)
+		carried->bits &= ~FBR_S_PEER;
+	if ((carried->bits & FBR_S_PEER) &&
+	    !fbr_peer_ref(carried->fwd.proto, bpf_ntohs(carried->eport),
+			  FBR_ARG(carried->fwd.daddr)))
+		carried->bits &= ~FBR_S_PEER;
 	/* These two belong to the slot, not to the session. */
-	c.state = have->state;
-	c.queued = have->queued;
-	*have = c;
+	carried->state = have->state;
+	carried->queued = have->queued;
+	*have = *carried;
 	fbr_sess_begin(have, slot, st);
-	fbr_carry_tell(have, slot, c.bits, out_seen, in_seen);
+	fbr_carry_tell(have, slot, carried->bits, out_seen, in_seen);
 	return FBR_CARRY_MADE;
 }
 

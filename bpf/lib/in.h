@@ -85,7 +85,8 @@ __fbr_global6 bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev
 		return false;
 	/* A hairpinned packet comes from the very address that it goes to. */
 	if (!fbr_addr_eq(k->saddr, k->daddr) && !fbr_bind_is(np, u, k->daddr) &&
-	    !fbr_addr_eq(fbr_source(skb, u, fbr_dev_get(np->pif), k->saddr, &mtu), k->daddr))
+	    !fbr_addr_eq(fbr_source(skb, u, fbr_dev_get(np->pif), FBR_ARG(k->saddr), &mtu),
+			 k->daddr))
 		return false;
 	n->fwd.saddr = np->ip;
 	n->fwd.sport = np->port;

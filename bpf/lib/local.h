@@ -132,7 +132,7 @@ static __always_inline struct fbr_net *fbr_net_hidden(struct __sk_buff *skb, fbr
  * address is still the host's. 0: there is none.
  */
 __fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_dev *u, __u32 iif,
-				      fbr_addr daddr, __u16 *mtu)
+				      fbr_addr_arg daddr, __u16 *mtu)
 {
 	if (!u || !mtu)
 		return FBR_NO_ADDR;
@@ -146,7 +146,7 @@ __fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_de
 	fib->family = FBR_FAMILY;
 	fib->tot_len = 1; /* asks for the route's MTU */
 	fib->ifindex = iif ?: u->ifindex;
-	fbr_fib_dst(fib) = daddr;
+	fbr_fib_dst(fib) = FBR_ADDR(daddr);
 	if (bpf_fib_lookup(skb, fib, sizeof(*fib),
 			   (iif ? 0 : BPF_FIB_LOOKUP_OUTPUT) | BPF_FIB_LOOKUP_SRC |
 				   BPF_FIB_LOOKUP_SKIP_NEIGH) ||
@@ -177,16 +177,16 @@ static __always_inline __u32 fbr_routed_as(const struct fbr_net *n)
  * none if that is not the host's any more, or if the network may not leave by u.
  */
 __fbr_returns_addr fbr_addr fbr_source_of(struct __sk_buff *skb, const struct fbr_dev *u,
-					  fbr_addr addr, fbr_addr daddr, __u16 *mtu)
+					  fbr_addr_arg addr, fbr_addr_arg daddr, __u16 *mtu)
 {
-	struct fbr_net *n = fbr_net_get(addr);
+	struct fbr_net *n = FBR_GIVEN(addr) ? fbr_net_get(FBR_ADDR(addr)) : NULL;
 	fbr_addr ext;
 
 	if (!u || !mtu || !n || !fbr_net_leads(n, u->ifindex))
 		return FBR_NO_ADDR;
 	ext = fbr_route(skb, u, fbr_routed_as(n), daddr, mtu);
 	if (n->flags & FBR_NET_OWN)
-		return addr;
+		return FBR_ADDR(addr);
 	if (n->flags & FBR_NET_SNAT)
 		return fbr_delivers(skb, FBR_ASK(u->ifindex, n->bridge), FBR_ARG(n->snat))
 			       ? n->snat
@@ -196,11 +196,36 @@ __fbr_returns_addr fbr_addr fbr_source_of(struct __sk_buff *skb, const struct fb
 
 /* The same for what the port sends. */
 static __always_inline fbr_addr fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
-					   const struct fbr_dev *port, fbr_addr daddr, __u16 *mtu)
+					   const struct fbr_dev *port, fbr_addr_arg daddr,
+					   __u16 *mtu)
 {
 	return port && (port->flags & FBR_DEV_SOURCE)
-		       ? fbr_source_of(skb, u, fbr_dev_ip(port), daddr, mtu)
+		       ? fbr_source_of(skb, u, FBR_DEV_IP_ARG(port), daddr, mtu)
 		       : fbr_route(skb, u, FBR_ASK(0, port ? port->bridge : 0), daddr, mtu);
+}
+
+/* The same, written to ext. Returns the MTU of the way (bytes, L3). */
+__fbr_global6 __u32 fbr_exit(struct __sk_buff *skb, const struct fbr_dev *u,
+			     const struct fbr_dev *port, fbr_addr_arg daddr, fbr_addr *ext)
+{
+	__u16 mtu = 0;
+
+	if (!FBR_GIVEN(daddr) || !ext)
+		return 0;
+	*ext = fbr_source(skb, u, port, daddr, &mtu);
+	return fbr_dst_mtu(skb, mtu);
+}
+
+/* The MTU (bytes, L3) of the way to daddr for what the network n sends by u as it is. */
+__fbr_global6 __u32 fbr_exit_mtu(struct __sk_buff *skb, const struct fbr_dev *u,
+				 const struct fbr_net *n, fbr_addr_arg daddr)
+{
+	__u16 mtu = 0;
+
+	if (!u || !n || !FBR_GIVEN(daddr))
+		return 0;
+	fbr_route(skb, u, fbr_routed_as(n), daddr, &mtu);
+	return fbr_dst_mtu(skb, mtu);
 }
 
 #endif

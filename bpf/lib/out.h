@@ -179,10 +179,9 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if ((routed || (done && !fbr_pub_leads(key, p))) && !fbr_flow_exists(key))
 		return FBR_NOT_OURS;
 	if (forwarded) {
-		ext = fbr_source(skb, u, port, p->daddr, &mtu);
+		mtu = fbr_exit(skb, u, port, FBR_ARG(p->daddr), &ext);
 		if (fbr_addr_zero(ext))
 			return FBR_NO_UPLINK;
-		mtu = fbr_dst_mtu(skb, mtu);
 	}
 	f = fbr_flow_live(skb, u, key, port->ifindex, FBR_ARG(ext));
 	if (!f && (routed || (done && !fbr_pub_leads(key, p))))

@@ -92,15 +92,19 @@ static __always_inline void fbr_key_fill(struct fbr_flow_key *k, fbr_addr saddr,
 }
 
 /* The key of a packet itself. */
-static __always_inline void fbr_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
+__fbr_global6 int fbr_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
-	fbr_key_fill(k, p->saddr, p->daddr, p->sport, p->dport, p->proto);
+	if (k && p)
+		fbr_key_fill(k, p->saddr, p->daddr, p->sport, p->dport, p->proto);
+	return 0;
 }
 
 /* The key of an answer to the packet. */
-static __always_inline void fbr_answer_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
+__fbr_global6 int fbr_answer_key(struct fbr_flow_key *k, const struct fbr_pkt *p)
 {
-	fbr_key_fill(k, p->daddr, p->saddr, p->dport, p->sport, p->proto);
+	if (k && p)
+		fbr_key_fill(k, p->daddr, p->saddr, p->dport, p->sport, p->proto);
+	return 0;
 }
 
 /* The key of a session's inbound entry. */

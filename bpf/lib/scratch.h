@@ -2,8 +2,8 @@
 /* Room for what is too big for the stack. The functions of a chain of calls share 512 bytes of
  * it, and IPv6 addresses are four times as long as IPv4's, which do without this.
  *
- * Each CPU has one of each. Only programs of tc may use them: they run with softirqs off, so
- * that none interrupts another.
+ * Each CPU has one of each. Only programs of tc and XDP may use them: they run with softirqs
+ * off, so that none interrupts another. Netfilter's do not.
  */
 #ifndef FBR_SCRATCH_H
 #define FBR_SCRATCH_H
@@ -29,6 +29,7 @@ struct fbr_scratch {
 	struct fbr_flow_key in; /* of the session at the other end */
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple tuple;
+	struct fbr_session carried; /* fbr_control's, which uses no other */
 	struct fbr_new new;
 };
 

@@ -147,8 +147,7 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 			return why;
 		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&
 		    !fbr_device_sorts(skb)) {
-			fbr_route(skb, u, fbr_routed_as(n), p->daddr, &mtu);
-			mtu = fbr_dst_mtu(skb, mtu);
+			mtu = fbr_exit_mtu(skb, u, n, FBR_ARG(p->daddr));
 			if (!p->l3 || fbr_hop_known(skb, u->ifindex, FBR_ARG(p->daddr)))
 				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);
 		}
