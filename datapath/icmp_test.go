@@ -9,7 +9,7 @@ import (
 // asSeenByC1 is the server's answer as the container receives it.
 func (h *harness) asSeenByC1(f testutil.Frame, eport uint16) testutil.Frame {
 	in := h.reply(f, eport)
-	in.Dst = c1Addr
+	in.Dst = h.addr.c1
 	switch {
 	case in.TCP != nil:
 		in.TCP.DstPort = f.TCP.SrcPort

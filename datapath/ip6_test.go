@@ -171,8 +171,8 @@ func TestIP6PortInDropsWhatIsNotThePorts(t *testing.T) {
 		"to the other network":     {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.gateway, other6 }), "isolated"},
 		"to a port of the other":   {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.other.MAC, other6 }), "isolated"},
 		"to its gateway":           {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.gateway, mustAddr("fd00:2::1") }), "isolated"},
-		"to outside":               {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.gateway, outside6 }), "no_uplink"},
-		"outside by the host end":  {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = mustMAC("02:00:00:00:00:77"), outside6 }), "no_uplink"},
+		"to outside":               {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = h.gateway, outside6 }), ""},
+		"outside by the host end":  {f(func(f *testutil.Frame) { f.DstMAC, f.Dst = mustMAC("02:00:00:00:00:77"), outside6 }), ""},
 		"link-local by gateway":    {f(func(f *testutil.Frame) { f.DstMAC, f.Src, f.Dst = h.gateway, ll1, ll2 }), "isolated"},
 		"host in a group's frame":  {f(func(f *testutil.Frame) { f.DstMAC = testutil.GroupMAC(allNodes) }), "isolated"},
 

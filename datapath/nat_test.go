@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -15,19 +16,26 @@ import (
 func (h *harness) samples() map[string]testutil.Frame {
 	f := h.fromC1()
 	udp := f.With(func(f *testutil.Frame) { f.TCP, f.UDP = nil, &testutil.UDP{SrcPort: 40001, DstPort: 9999} })
-	return map[string]testutil.Frame{
+	all := map[string]testutil.Frame{
 		"tcp":  f,
 		"udp":  udp,
 		"udp0": udp.With(func(f *testutil.Frame) { f.UDP.SrcPort = 40002; f.UncheckedUDP = true }),
 		"echo": f.With(func(f *testutil.Frame) { f.TCP, f.Echo = nil, &testutil.Echo{ID: 40003, Seq: 7} }),
 		"kept": udp.With(func(f *testutil.Frame) { f.UDP.SrcPort = 12345 }),
 	}
+	if h.addr.server.Is6() { // never fast: TestUncheckedUDPByIPv6
+		delete(all, "udp0")
+	}
+	return all
 }
 
 // translated is f as it must look outside.
 func translated(f testutil.Frame, eport uint16) testutil.Frame {
 	out := f.With()
 	out.Src = extAddr
+	if f.Dst.Is6() {
+		out.Src = extAddr6
+	}
 	switch {
 	case out.TCP != nil:
 		out.TCP.SrcPort = eport
@@ -42,77 +50,79 @@ func translated(f testutil.Frame, eport uint16) testutil.Frame {
 // The central promise: a packet leaves the fast path byte for byte as it leaves the
 // kernel's path.
 func TestFastPathEqualsKernelPath(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	for name, f := range h.samples() {
-		t.Run(name, func(t *testing.T) {
-			eport := h.open(t, f)
-			want := translated(h.routed(f), eport).Bytes(t)
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		for name, f := range h.samples() {
+			t.Run(name, func(t *testing.T) {
+				eport := h.open(t, f)
+				want := translated(h.routed(f), eport).Bytes(t)
 
-			slow := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge)
-			if slow.verdict != next || string(slow.frame) != string(want) {
-				t.Errorf("kernel path out: verdict %d\n got %x\nwant %x", slow.verdict, slow.frame, want)
-			}
-			fast := h.portIn(t, f.Bytes(t))
-			if fast.verdict != redirect || string(fast.frame) != string(want) {
-				t.Errorf("fast path out: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
-			}
-			if fast.mark != h.meta.Mark {
-				t.Errorf("mark %x, want %x", fast.mark, h.meta.Mark)
-			}
-			last := h.uplinkOut(t, fast.frame, h.c1.Ifindex, func(s *skb) { s.Mark = h.meta.Mark })
-			if last.verdict != next || string(last.frame) != string(want) || last.mark != 0 {
-				t.Errorf("at the uplink: verdict %d, mark %x, frame changed %v", last.verdict, last.mark, string(last.frame) != string(want))
-			}
+				slow := h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge)
+				if slow.verdict != next || string(slow.frame) != string(want) {
+					t.Errorf("kernel path out: verdict %d\n got %x\nwant %x", slow.verdict, slow.frame, want)
+				}
+				fast := h.portIn(t, f.Bytes(t))
+				if fast.verdict != redirect || string(fast.frame) != string(want) {
+					t.Errorf("fast path out: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
+				}
+				if fast.mark != h.meta.Mark {
+					t.Errorf("mark %x, want %x", fast.mark, h.meta.Mark)
+				}
+				last := h.uplinkOut(t, fast.frame, h.c1.Ifindex, func(s *skb) { s.Mark = h.meta.Mark })
+				if last.verdict != next || string(last.frame) != string(want) || last.mark != 0 {
+					t.Errorf("at the uplink: verdict %d, mark %x, frame changed %v", last.verdict, last.mark, string(last.frame) != string(want))
+				}
 
-			back := h.reply(f, eport)
-			in := back.With()
-			in.Src, in.Dst = server, c1Addr
-			switch {
-			case in.TCP != nil:
-				in.TCP.DstPort = f.TCP.SrcPort
-			case in.UDP != nil:
-				in.UDP.DstPort = f.UDP.SrcPort
-			default:
-				in.Echo.ID = f.Echo.ID
-			}
-			// On the kernel path MACs and TTL are the kernel's business.
-			check(t, h.Revoke())
-			if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != next || string(got.frame) != string(in.Bytes(t)) {
-				t.Errorf("kernel path in: verdict %d\n got %x\nwant %x", got.verdict, got.frame, in.Bytes(t))
-			}
-			h.open(t, f)
-			in.SrcMAC, in.DstMAC, in.TTL = h.gateway, h.c1.MAC, 63
-			if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != redirect || string(got.frame) != string(in.Bytes(t)) {
-				t.Errorf("fast path in: verdict %d\n got %x\nwant %x", got.verdict, got.frame, in.Bytes(t))
-			}
-		})
-	}
+				back := h.reply(f, eport)
+				in := back.With()
+				in.Src, in.Dst = h.addr.server, h.addr.c1
+				switch {
+				case in.TCP != nil:
+					in.TCP.DstPort = f.TCP.SrcPort
+				case in.UDP != nil:
+					in.UDP.DstPort = f.UDP.SrcPort
+				default:
+					in.Echo.ID = f.Echo.ID
+				}
+				// On the kernel path MACs and TTL are the kernel's business.
+				check(t, h.Revoke())
+				if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != next || string(got.frame) != string(in.Bytes(t)) {
+					t.Errorf("kernel path in: verdict %d\n got %x\nwant %x", got.verdict, got.frame, in.Bytes(t))
+				}
+				h.open(t, f)
+				in.SrcMAC, in.DstMAC, in.TTL = h.gateway, h.c1.MAC, 63
+				if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != redirect || string(got.frame) != string(in.Bytes(t)) {
+					t.Errorf("fast path in: verdict %d\n got %x\nwant %x", got.verdict, got.frame, in.Bytes(t))
+				}
+			})
+		}
+	})
 }
 
 func TestFastPathKeepsChecksumsRight(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	rnd := testutil.Rand(t)
-	for name, f := range h.samples() {
-		h.open(t, f)
-		for i := range 2000 {
-			g := f.With(func(f *testutil.Frame) {
-				f.ID = rnd.Uint32() & 0xffff
-				f.TOS = uint8(rnd.Uint32())
-				f.TTL = uint8(2 + rnd.IntN(254))
-				f.Payload = make([]byte, rnd.IntN(64))
-				for j := range f.Payload {
-					f.Payload[j] = byte(rnd.Uint32())
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		rnd := testutil.Rand(t)
+		for name, f := range h.samples() {
+			h.open(t, f)
+			for i := range 2000 {
+				g := f.With(func(f *testutil.Frame) {
+					f.ID = rnd.Uint32() & 0xffff
+					f.TOS = uint8(rnd.Uint32())
+					f.TTL = uint8(2 + rnd.IntN(254))
+					f.Payload = make([]byte, rnd.IntN(64))
+					for j := range f.Payload {
+						f.Payload[j] = byte(rnd.Uint32())
+					}
+				})
+				got := h.portIn(t, g.Bytes(t))
+				if got.verdict != redirect {
+					t.Fatalf("%s: verdict %d", name, got.verdict)
 				}
-			})
-			got := h.portIn(t, g.Bytes(t))
-			if got.verdict != redirect {
-				t.Fatalf("%s: verdict %d", name, got.verdict)
-			}
-			if err := testutil.CheckSums(got.frame); err != nil {
-				t.Fatalf("%s, packet %d: %v\n%x", name, i, err, got.frame)
+				if err := testutil.CheckSums(got.frame); err != nil {
+					t.Fatalf("%s, packet %d: %v\n%x", name, i, err, got.frame)
+				}
 			}
 		}
-	}
+	})
 }
 
 func TestOnlyPlainSegmentsOfLeasedFlowsAreFast(t *testing.T) {
@@ -162,39 +172,40 @@ func TestOnlyPlainSegmentsOfLeasedFlowsAreFast(t *testing.T) {
 }
 
 func TestLeaseEnds(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.fromC1()
-	verdict := func() int32 { return h.portIn(t, f.Bytes(t)).verdict }
-	for name, end := range map[string]func(){
-		"revoked":   func() { check(t, h.Revoke()) },
-		"lease 0":   func() { check(t, h.SetLease(0)) },
-		"slow port": func() { p := h.c1; p.Slow = true; check(t, h.AttachPort(p)) },
-		"flushed": func() {
-			if n, err := h.FlushFlows(); n != 1 || err != nil {
-				t.Errorf("FlushFlows = %d, %v", n, err)
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		f := h.fromC1()
+		verdict := func() int32 { return h.portIn(t, f.Bytes(t)).verdict }
+		for name, end := range map[string]func(){
+			"revoked":   func() { check(t, h.Revoke()) },
+			"lease 0":   func() { check(t, h.SetLease(0)) },
+			"slow port": func() { p := h.c1; p.Slow = true; check(t, h.AttachPort(p)) },
+			"flushed": func() {
+				if n, err := h.FlushFlows(); n != 1 || err != nil {
+					t.Errorf("FlushFlows = %d, %v", n, err)
+				}
+			},
+		} {
+			check(t, h.SetLease(DefaultLease))
+			check(t, h.AttachPort(h.c1))
+			h.open(t, f)
+			if got := verdict(); got != redirect {
+				t.Fatalf("before %s: verdict %d", name, got)
 			}
-		},
-	} {
-		check(t, h.SetLease(DefaultLease))
+			end()
+			if got := verdict(); got != next {
+				t.Errorf("%s: verdict %d, want the kernel's path", name, got)
+			}
+		}
+		check(t, h.SetLease(0))
 		check(t, h.AttachPort(h.c1))
 		h.open(t, f)
-		if got := verdict(); got != redirect {
-			t.Fatalf("before %s: verdict %d", name, got)
-		}
-		end()
 		if got := verdict(); got != next {
-			t.Errorf("%s: verdict %d, want the kernel's path", name, got)
+			t.Errorf("opened with lease 0: verdict %d", got)
 		}
-	}
-	check(t, h.SetLease(0))
-	check(t, h.AttachPort(h.c1))
-	h.open(t, f)
-	if got := verdict(); got != next {
-		t.Errorf("opened with lease 0: verdict %d", got)
-	}
-	if err := h.SetLease(16 * time.Second); err == nil {
-		t.Error("a lease of 16 s was accepted")
-	}
+		if err := h.SetLease(16 * time.Second); err == nil {
+			t.Error("a lease of 16 s was accepted")
+		}
+	})
 }
 
 func TestUplinkOutNeverLeaks(t *testing.T) {
@@ -301,18 +312,19 @@ func TestUplinkInDropsWhatCannotComeFromOutside(t *testing.T) {
 }
 
 func TestMappingIsEndpointIndependent(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.samples()["udp"]
-	first := h.sentFrom(t, f)
-	for _, dst := range []string{"192.0.2.12", "192.0.2.13", "203.0.113.1"} {
-		if got := h.sentFrom(t, f.With(func(f *testutil.Frame) { f.Dst = mustAddr(dst) })); got != first {
-			t.Errorf("to %s from port %d, want %d", dst, got, first)
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		f := h.samples()["udp"]
+		first := h.sentFrom(t, f)
+		for _, dst := range []netip.Addr{h.addr.server.Next(), h.addr.server.Next().Next(), h.addr.router} {
+			if got := h.sentFrom(t, f.With(func(f *testutil.Frame) { f.Dst = dst })); got != first {
+				t.Errorf("to %s from port %d, want %d", dst, got, first)
+			}
 		}
-	}
-	c2 := f.With(func(f *testutil.Frame) { f.Src = c2Addr })
-	if got := h.sentFrom(t, c2); got == first {
-		t.Errorf("two containers share port %d", got)
-	}
+		c2 := f.With(func(f *testutil.Frame) { f.Src = h.addr.c2 })
+		if got := h.sentFrom(t, c2); got == first {
+			t.Errorf("two containers share port %d", got)
+		}
+	})
 }
 
 // sentFrom sends f out by the kernel's path and returns its external source port.
@@ -325,7 +337,7 @@ func (h *harness) sentFrom(t *testing.T, f testutil.Frame) uint16 {
 	if err := testutil.CheckSums(got.frame); err != nil {
 		t.Fatal(err)
 	}
-	return binary.BigEndian.Uint16(got.frame[34:])
+	return eportOf(got.frame)
 }
 
 // own is a sample from c1 whose source port, or id, is in the NAT range.
@@ -345,15 +357,29 @@ func (h *harness) own(proto string) testutil.Frame {
 // theirs is f as the host, or a neighbour's masquerade, sends it.
 func (h *harness) theirs(t *testing.T, f testutil.Frame) []byte {
 	t.Helper()
-	return h.routed(f.With(func(f *testutil.Frame) { f.Src = extAddr })).Bytes(t)
+	return h.routed(f.With(func(f *testutil.Frame) { f.Src = h.addr.ext })).Bytes(t)
 }
 
 // eportOf is the external port, or id, of a frame that has left.
 func eportOf(frame []byte) uint16 {
+	if frame[12] == 0x86 {
+		if frame[20] == unix.IPPROTO_ICMPV6 {
+			return binary.BigEndian.Uint16(frame[58:])
+		}
+		return binary.BigEndian.Uint16(frame[54:])
+	}
 	if frame[23] == unix.IPPROTO_ICMP {
 		return binary.BigEndian.Uint16(frame[38:])
 	}
 	return binary.BigEndian.Uint16(frame[34:])
+}
+
+// goesTo is the destination of a frame, with its port.
+func goesTo(frame []byte) netip.AddrPort {
+	if frame[12] == 0x86 {
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(frame[38:54])), binary.BigEndian.Uint16(frame[56:]))
+	}
+	return netip.AddrPortFrom(mustAddr4(frame[30:34]), binary.BigEndian.Uint16(frame[36:]))
 }
 
 func (h *harness) remaps(t *testing.T) uint64 {
@@ -365,93 +391,97 @@ func (h *harness) remaps(t *testing.T) uint64 {
 
 // A flow that can go on from another port gives way to the host and to neighbours.
 func TestNeighbourTakesTheTuple(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	for i, proto := range []string{"udp", "tcp", "echo"} {
-		f := h.own(proto)
-		send := func() uint16 { return eportOf(h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge).frame) }
-		if p := send(); p != 12345 {
-			t.Fatalf("%s: external port %d, want the container's own", proto, p)
-		}
-		frame := h.theirs(t, f)
-		for range 2 {
-			if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
-				t.Errorf("%s: the neighbour's packet: verdict %d, changed: %v", proto, got.verdict, string(got.frame) != string(frame))
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		for i, proto := range []string{"udp", "tcp", "echo"} {
+			f := h.own(proto)
+			send := func() uint16 { return eportOf(h.uplinkOut(t, h.routed(f).Bytes(t), h.bridge).frame) }
+			if p := send(); p != 12345 {
+				t.Fatalf("%s: external port %d, want the container's own", proto, p)
 			}
+			frame := h.theirs(t, f)
+			for range 2 {
+				if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
+					t.Errorf("%s: the neighbour's packet: verdict %d, changed: %v", proto, got.verdict, string(got.frame) != string(frame))
+				}
+			}
+			if n := h.remaps(t); n != uint64(i+1) {
+				t.Errorf("%s: %d remaps, want %d", proto, n, i+1)
+			}
+			moved := h.eport(t, f)
+			if p := send(); p == 12345 || p != moved {
+				t.Errorf("%s: leaves from port %d, and its flow is at %d", proto, p, moved)
+			}
+			in := h.uplinkIn(t, h.reply(f, moved).Bytes(t))
+			if got := goesTo(in.frame).Addr(); in.verdict != next || got != h.addr.c1 {
+				t.Errorf("%s: the reply goes to %s", proto, got)
+			}
+			theirs := h.reply(f, 12345).Bytes(t)
+			if got := h.uplinkIn(t, theirs); got.verdict != next || string(got.frame) != string(theirs) {
+				t.Errorf("%s: the neighbour's reply is changed", proto)
+			}
+			_, err := h.FlushFlows()
+			check(t, err)
 		}
-		if n := h.remaps(t); n != uint64(i+1) {
-			t.Errorf("%s: %d remaps, want %d", proto, n, i+1)
-		}
-		moved := h.eport(t, f)
-		if p := send(); p == 12345 || p != moved {
-			t.Errorf("%s: leaves from port %d, and its flow is at %d", proto, p, moved)
-		}
-		in := h.uplinkIn(t, h.reply(f, moved).Bytes(t))
-		if got := mustAddr4(in.frame[30:34]); in.verdict != next || got != c1Addr {
-			t.Errorf("%s: the reply goes to %s", proto, got)
-		}
-		theirs := h.reply(f, 12345).Bytes(t)
-		if got := h.uplinkIn(t, theirs); got.verdict != next || string(got.frame) != string(theirs) {
-			t.Errorf("%s: the neighbour's reply is changed", proto)
-		}
-		_, err := h.FlushFlows()
-		check(t, err)
-	}
+	})
 }
 
 // An established connection cannot move: the neighbour's gets another port.
 func TestEstablishedConnectionKeepsItsTuple(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.own("tcp")
-	h.open(t, f)
-	syn := f.With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = true, false })
-	got := h.uplinkOut(t, h.theirs(t, syn), 0)
-	port := eportOf(got.frame)
-	if got.verdict != next || port == 12345 {
-		t.Fatalf("verdict %d, the neighbour's packet leaves from port %d", got.verdict, port)
-	}
-	if n := h.remaps(t); n != 1 {
-		t.Errorf("%d remaps, want 1", n)
-	}
-	for want, eport := range map[string]uint16{"172.30.0.2": 12345, "198.51.100.1": port} {
-		in := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
-		if got := mustAddr4(in.frame[30:34]); got != mustAddr(want) || binary.BigEndian.Uint16(in.frame[36:]) != 12345 {
-			t.Errorf("reply to %d goes to %s:%d, want %s:12345", eport, got, binary.BigEndian.Uint16(in.frame[36:]), want)
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		f := h.own("tcp")
+		h.open(t, f)
+		syn := f.With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = true, false })
+		got := h.uplinkOut(t, h.theirs(t, syn), 0)
+		port := eportOf(got.frame)
+		if got.verdict != next || port == 12345 {
+			t.Fatalf("verdict %d, the neighbour's packet leaves from port %d", got.verdict, port)
 		}
-	}
+		if n := h.remaps(t); n != 1 {
+			t.Errorf("%d remaps, want 1", n)
+		}
+		for want, eport := range map[netip.Addr]uint16{h.addr.c1: 12345, h.addr.ext: port} {
+			in := h.uplinkIn(t, h.reply(f, eport).Bytes(t))
+			if got := goesTo(in.frame); got != netip.AddrPortFrom(want, 12345) {
+				t.Errorf("reply to %d goes to %s, want %s:12345", eport, got, want)
+			}
+		}
+	})
 }
 
 func TestClosedConnectionGivesWay(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.own("tcp")
-	h.open(t, f)
-	fin := f.With(func(f *testutil.Frame) { f.TCP.FIN = true })
-	h.uplinkOut(t, h.routed(fin).Bytes(t), h.bridge)
-	h.uplinkIn(t, h.reply(fin, 12345).Bytes(t))
-	frame := h.theirs(t, f)
-	if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
-		t.Errorf("verdict %d, changed: %v", got.verdict, string(got.frame) != string(frame))
-	}
-	if n := h.live(t); n != 0 || h.remaps(t) != 0 {
-		t.Errorf("%d sessions, %d remaps; want none", n, h.remaps(t))
-	}
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		f := h.own("tcp")
+		h.open(t, f)
+		fin := f.With(func(f *testutil.Frame) { f.TCP.FIN = true })
+		h.uplinkOut(t, h.routed(fin).Bytes(t), h.bridge)
+		h.uplinkIn(t, h.reply(fin, 12345).Bytes(t))
+		frame := h.theirs(t, f)
+		if got := h.uplinkOut(t, frame, 0); got.verdict != next || string(got.frame) != string(frame) {
+			t.Errorf("verdict %d, changed: %v", got.verdict, string(got.frame) != string(frame))
+		}
+		if n := h.live(t); n != 0 || h.remaps(t) != 0 {
+			t.Errorf("%d sessions, %d remaps; want none", n, h.remaps(t))
+		}
+	})
 }
 
 // A FIN makes a connection's timeout shorter than a lease that was granted before it may be.
 func TestFINEndsLeases(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	f := h.own("tcp")
-	eport := h.open(t, f)
-	in := h.reply(f, eport).Bytes(t)
-	if got := h.uplinkIn(t, in); got.verdict != redirect {
-		t.Fatalf("before the FIN: verdict %d, want %d", got.verdict, redirect)
-	}
-	h.uplinkIn(t, h.reply(f.With(func(f *testutil.Frame) { f.TCP.FIN = true }), eport).Bytes(t))
-	if got := h.uplinkIn(t, in); got.verdict != next {
-		t.Errorf("after it: verdict %d, want %d", got.verdict, next)
-	}
-	if got := h.portIn(t, f.Bytes(t)); got.verdict != next {
-		t.Errorf("after it, the other way: verdict %d, want %d", got.verdict, next)
-	}
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		f := h.own("tcp")
+		eport := h.open(t, f)
+		in := h.reply(f, eport).Bytes(t)
+		if got := h.uplinkIn(t, in); got.verdict != redirect {
+			t.Fatalf("before the FIN: verdict %d, want %d", got.verdict, redirect)
+		}
+		h.uplinkIn(t, h.reply(f.With(func(f *testutil.Frame) { f.TCP.FIN = true }), eport).Bytes(t))
+		if got := h.uplinkIn(t, in); got.verdict != next {
+			t.Errorf("after it: verdict %d, want %d", got.verdict, next)
+		}
+		if got := h.portIn(t, f.Bytes(t)); got.verdict != next {
+			t.Errorf("after it, the h.addr.other way: verdict %d, want %d", got.verdict, next)
+		}
+	})
 }
 
 // A NIC may hand over packets with the sum of all their bytes (CHECKSUM_COMPLETE),

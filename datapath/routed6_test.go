@@ -133,9 +133,9 @@ func TestIP6AtTheUplink(t *testing.T) {
 		"routed, in fragments":   {out(func(f *testutil.Frame) { f.MF = true }), h.bridge, ""},
 		"routed, later fragment": {out(func(f *testutil.Frame) { f.FragOff = 185 }), h.bridge, ""},
 		"from another bridge":    {out(func(*testutil.Frame) {}), h.bridge2, "spoof_ip"},
-		"to be translated":       {out(func(f *testutil.Frame) { f.Src = other6 }), h.bridge2, "no_uplink"},
-		"a later fragment of it": {out(func(f *testutil.Frame) { f.Src = other6; f.FragOff = 185 }), h.bridge2, "no_uplink"},
-		"nobody's, to be":        {out(func(f *testutil.Frame) { f.Src = mustAddr("fd00:2::99") }), h.bridge2, "no_uplink"},
+		"to be translated":       {out(func(f *testutil.Frame) { f.Src, f.TCP.SYN = other6, true }), h.bridge2, "unsupported"},
+		"a later fragment of it": {out(func(f *testutil.Frame) { f.Src = other6; f.FragOff = 185 }), h.bridge2, "fragment"},
+		"nobody's, to be":        {out(func(f *testutil.Frame) { f.Src = mustAddr("fd00:2::99") }), h.bridge2, "spoof_ip"},
 		"the host's":             {out(host), 0, ""},
 		"the host's question": {out(func(f *testutil.Frame) {
 			f.TCP, f.Payload = nil, nil
