@@ -197,9 +197,8 @@ static __always_inline bool fbr_beside6(const struct fbr_dev *p, const struct fb
 		fbr_multicast(s->daddr) || fbr_port_has(t, &s->daddr));
 }
 
-/* Sends p's packet to elsewhere out by the uplink, if its flow has a lease. Returns the
- * uplink's ifindex; 0: it has none, and the packet is untouched; -1: it is half changed and
- * must be dropped.
+/* Sends p's packet out by the uplink, if its flow has a lease. Returns the uplink's ifindex; 0:
+ * it has none, and the packet is untouched; -1: it is half changed.
  */
 static __always_inline int fbr_fast_out(struct __sk_buff *skb, const struct fbr_dev *p,
 					const struct fbr_conf *c)
@@ -229,15 +228,13 @@ static __always_inline int fbr_fast_out(struct __sk_buff *skb, const struct fbr_
 	return fbr_rewrite_fast(skb, f, &k, true) ? -1 : oif;
 }
 
-/* Translates p's packet to an address of the host (hairpin.h). Returns as fbr_hairpin(). */
+/* Translates p's packet to an address of the host, as fbr_hairpin() does. */
 static __always_inline enum fbr_reason fbr_hairpin6(struct __sk_buff *skb, const struct fbr_dev *p,
 						    const struct fbr_seen *s)
 {
-	/* Neither is translated: they are the link's own. */
-	if ((p->flags & FBR_DEV_INTERNAL) || fbr_link_local(s->saddr) || fbr_link_local(s->daddr) ||
-	    fbr_multicast(s->daddr))
+	if (fbr_link_local(s->saddr) || fbr_link_local(s->daddr) || fbr_multicast(s->daddr))
 		return FBR_NOT_OURS;
-	return fbr_hairpin(skb, p);
+	return p->flags & FBR_DEV_INTERNAL ? FBR_NOT_OURS : fbr_hairpin(skb, p);
 }
 
 static __always_inline int fbr_from_port(struct __sk_buff *skb)
@@ -246,9 +243,9 @@ static __always_inline int fbr_from_port(struct __sk_buff *skb)
 	struct fbr_conf *c = fbr_conf_get();
 	FBR_SCRATCH_ZERO(fbr_seen, seen);
 	struct ethhdr eth;
-	bool slow;
-	__u32 why;
 	int done, oif;
+	__u32 why;
+	bool slow;
 
 	if (!p || !c || !seen)
 		return TCX_DROP; /* being detached */

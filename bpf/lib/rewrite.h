@@ -34,9 +34,9 @@ static __always_inline void fbr_l4_fix(__sum16 *csum, const struct fbr_flow *f, 
 }
 
 /* Rewrites a frame of flow f, found under k, by direct writes: address and port (unless the
- * helpers have done it: helped), TTL - 1 (unless lowered), MACs. fbr_fast_parse() has checked the frame: 20
- * bytes of IP header, the L4 header linear. On an error the packet must be dropped (point
- * of no return).
+ * helpers have done it: helped), TTL - 1 (unless lowered), MACs. fbr_fast_parse() has checked
+ * the frame: 20 bytes of IP header, the L4 header linear. On an error the packet must be
+ * dropped (point of no return).
  *
  * Neighbouring fields are written in one store, since the next reader loads them together
  * (fbr_fast_key).

@@ -49,8 +49,8 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, fbr_addr
 			     __be16 port)
 {
 	enum fbr_pending pending;
+	__u32 c_off, p_off;
 	__be16 old_port;
-	__u32 c_off;
 	__sum16 sum;
 	__u16 diff;
 	FBR_SCRATCH(fbr_pkt, rewritten);
@@ -60,9 +60,9 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, fbr_addr
 		return -1;
 	c_off = fbr_sum_at(rewritten->l4, rewritten->proto);
 	pending = fbr_sum_pending(skb, rewritten->l4, rewritten->proto);
+	p_off = fbr_port_at(rewritten->l4, rewritten->proto, out);
 	if (!c_off || pending == FBR_SUM_BAD || bpf_skb_load_bytes(skb, c_off, &sum, sizeof(sum)) ||
-	    bpf_skb_load_bytes(skb, fbr_port_at(rewritten->l4, rewritten->proto, out), &old_port,
-			       sizeof(old_port)))
+	    bpf_skb_load_bytes(skb, p_off, &old_port, sizeof(old_port)))
 		return -1;
 	diff = fbr_addr_diff(out ? rewritten->saddr : rewritten->daddr, *addr);
 	/* The sum over the pseudo header, not complemented; also of each segment of a tunnel. */
@@ -71,8 +71,7 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, fbr_addr
 	else if (rewritten->proto != IPPROTO_UDP || sum)
 		sum = fbr_sum_new(sum, fbr_diff16(diff, old_port, port), rewritten->proto);
 	return bpf_skb_store_bytes(skb, c_off, &sum, sizeof(sum), 0)
-		       ?: bpf_skb_store_bytes(skb, fbr_port_at(rewritten->l4, rewritten->proto, out), &port,
-					      sizeof(port), 0)
+		       ?: bpf_skb_store_bytes(skb, p_off, &port, sizeof(port), 0)
 			       ?: bpf_skb_store_bytes(skb, fbr_addr_at(l3, out), addr,
 						      sizeof(*addr), 0);
 }
