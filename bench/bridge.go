@@ -20,6 +20,8 @@ type Bridge struct {
 	// Flowtable offloads connections that nft has accepted to the kernel's
 	// software flowtable, at the ports and at the uplink.
 	Flowtable bool
+	// IPv6 gives the lab IPv6, too, translated by nftables in the same way.
+	IPv6 bool
 	// Big gives bridge, ports and containers super-packets as large as fastbr's.
 	Big bool
 }
@@ -47,7 +49,7 @@ func (b Bridge) Name() string {
 	if b.Big {
 		name += "-big"
 	}
-	return name
+	return ipv6Text(name, b.IPv6, ipv6)
 }
 
 // Describe implements Contestant.
@@ -64,16 +66,36 @@ func (b Bridge) Describe() string {
 	if b.Big {
 		text += fmt.Sprintf(", gso_ipv4_max_size %d on everything", lab.CableGSO)
 	}
-	return text
+	return ipv6Text(text, b.IPv6, ", with IPv6")
 }
 
 // Options implements Contestant.
 func (b Bridge) Options() lab.Options {
-	return lab.Options{Plain: true, NFCall: b.NFCall, Private: []netip.Prefix{}}
+	return lab.Options{Plain: true, NFCall: b.NFCall, Private: []netip.Prefix{}, IPv6: addressing(b.IPv6)}
 }
 
-// containers is the containers' subnet in a lab with a plain bridge.
-var containers = netip.MustParsePrefix("172.30.0.0/16")
+// addressing returns how a lab has IPv6.
+func addressing(ipv6 bool) lab.Addressing {
+	if ipv6 {
+		return lab.Static
+	}
+	return lab.NoIPv6
+}
+
+// containers are the containers' subnets in a lab with a plain bridge.
+var (
+	containers  = netip.MustParsePrefix("172.30.0.0/16")
+	containers6 = netip.MustParsePrefix("fd00:172:30::/64")
+)
+
+// leadBack tells the outside the way to the containers, whose addresses it sees.
+func leadBack(l *lab.Lab, ipv6 bool) error {
+	err := l.Outside.AddRoute(containers, l.HostAddr(0))
+	if err == nil && ipv6 {
+		err = l.Outside.AddRoute(containers6, l.HostAddr6(0))
+	}
+	return err
+}
 
 // Setup implements Contestant. The lab has built the bridge already.
 func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
@@ -94,7 +116,12 @@ func (b Bridge) Setup(ctx context.Context, l *lab.Lab) error {
 		return err
 	}
 	if b.NAT == Routed {
-		return l.Outside.AddRoute(containers, l.HostAddr(0))
+		if b.IPv6 {
+			if _, err := l.Host.Run(ctx, "nft", "delete", "table", "ip6", "lab-br0"); err != nil {
+				return err
+			}
+		}
+		return leadBack(l, b.IPv6)
 	}
 	return l.Host.IPTables(ctx, "-t", "nat", "-A", "POSTROUTING", "-s", containers.String(), "!", "-o", "br0", "-j", "MASQUERADE")
 }

@@ -46,6 +46,8 @@ type Bulk struct {
 	// Processes is the number of concurrent processes; 0: one. iperf3's -P would
 	// not do: before 3.16 iperf3 is single-threaded.
 	Processes int
+	// IPv6 is the family.
+	IPv6 bool
 	// Omit is the number of seconds at the start that do not count.
 	Omit int
 }
@@ -69,7 +71,7 @@ func (b Bulk) Name() string {
 	if b.Apart {
 		name += "-apart"
 	}
-	return name
+	return ipv6Text(name, b.IPv6, ipv6)
 }
 
 // Title implements Workload.
@@ -81,7 +83,7 @@ func (b Bulk) Title() string {
 	if b.Apart {
 		title += ", two CPUs"
 	}
-	return title
+	return ipv6Text(title, b.IPv6, ", IPv6")
 }
 
 // Unit implements Workload.
@@ -127,7 +129,7 @@ func (b Bulk) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func()
 			mine := o
 			mine.Port = firstPort + uint16(i)
 			mine.ClientCPU, mine.ServerCPU = b.place(cpus, i)
-			results[i], errs[i] = lab.Iperf(ctx, from, to, to.Addr, mine)
+			results[i], errs[i] = lab.Iperf(ctx, from, to, addrIn(to, b.IPv6), mine)
 		})
 	}
 	all.Wait()

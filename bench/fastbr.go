@@ -34,6 +34,8 @@ type Fastbr struct {
 	// Routed networks are not translated (--masquerade=false): the outside has a route
 	// to the containers' addresses.
 	Routed bool
+	// IPv6 gives the network IPv6, too, which is translated unless Routed.
+	IPv6 bool
 	// NFCall leaves bridge-nf-call-iptables at 1, so frames between containers meet the
 	// host's firewall.
 	NFCall bool
@@ -53,12 +55,12 @@ func (f Fastbr) Name() string {
 		return "fastbr-64k"
 	}
 	if f.Routed {
-		return "fastbr-routed"
+		return ipv6Text("fastbr-routed", f.IPv6, ipv6)
 	}
 	if f.NFCall {
 		return "fastbr-nfcall"
 	}
-	return "fastbr"
+	return ipv6Text("fastbr", f.IPv6, ipv6)
 }
 
 // Describe implements Contestant.
@@ -86,6 +88,12 @@ func (f Fastbr) upFlags() (flags []string) {
 	if f.Routed {
 		flags = append(flags, "--masquerade=false")
 	}
+	if f.IPv6 {
+		flags = append(flags, "--subnet", containers6.String())
+	}
+	if f.IPv6 && f.Routed {
+		flags = append(flags, "--masquerade6=false")
+	}
 	return flags
 }
 
@@ -104,6 +112,12 @@ func (f Fastbr) WithoutBigTCP() Fastbr {
 // WithoutNAT returns f with a network that is not translated.
 func (f Fastbr) WithoutNAT() Fastbr {
 	f.Routed = true
+	return f
+}
+
+// WithIPv6 returns f with IPv6 beside IPv4.
+func (f Fastbr) WithIPv6() Fastbr {
+	f.IPv6 = true
 	return f
 }
 
@@ -129,7 +143,7 @@ func (f Fastbr) Flows() int { return f.sessions() - f.sessions()/5 }
 
 // Options implements Contestant.
 func (f Fastbr) Options() lab.Options {
-	return lab.Options{NFCall: f.NFCall, Private: []netip.Prefix{}}
+	return lab.Options{NFCall: f.NFCall, Private: []netip.Prefix{}, IPv6: addressing(f.IPv6)}
 }
 
 // WithRoomFor returns f with as many sessions as a workload needs, if the
@@ -165,14 +179,19 @@ func (f Fastbr) Setup(ctx context.Context, l *lab.Lab) error {
 		if at < 0 {
 			return fmt.Errorf("port ls does not show %s", portName(i))
 		}
-		ip, err := netip.ParsePrefix(ports[at].IP)
-		if err != nil {
-			return fmt.Errorf("reading what port ls printed: %w", err)
+		for _, text := range []string{ports[at].IP, ports[at].IP6} {
+			if text == "" {
+				continue
+			}
+			ip, err := netip.ParsePrefix(text)
+			if err != nil {
+				return fmt.Errorf("reading what port ls printed: %w", err)
+			}
+			c.SetAddr(ip.Addr())
 		}
-		c.SetAddr(ip.Addr())
 	}
 	if f.Routed {
-		return l.Outside.AddRoute(containers, l.HostAddr(0))
+		return leadBack(l, f.IPv6)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -20,6 +21,8 @@ import (
 // what is left to gain, and how many retransmits any redirect causes (sender
 // and ACKs transmit from two CPUs).
 type Floor struct {
+	// IPv6 is the family that is redirected.
+	IPv6 bool
 	// held keeps the programs attached.
 	held *[]link.Link
 }
@@ -27,29 +30,36 @@ type Floor struct {
 // NewFloor returns the contestant.
 func NewFloor() Floor { return Floor{held: &[]link.Link{}} }
 
+// WithIPv6 returns f for IPv6.
+func (f Floor) WithIPv6() Floor {
+	f.IPv6 = true
+	return f
+}
+
 // Name implements Contestant.
-func (f Floor) Name() string { return "floor" }
+func (f Floor) Name() string { return ipv6Text("floor", f.IPv6, ipv6) }
 
 // Describe implements Contestant.
 func (f Floor) Describe() string {
-	return "constant tc redirect without NAT, lookups or counters: the limit, not a product"
+	return ipv6Text("constant tc redirect without NAT, lookups or counters: the limit, not a product", f.IPv6, ", of IPv6")
 }
 
 // Options implements Contestant.
-func (f Floor) Options() lab.Options { return Bridge{}.Options() }
+func (f Floor) Options() lab.Options { return Bridge{IPv6: f.IPv6}.Options() }
 
 // Setup implements Contestant.
 func (f Floor) Setup(ctx context.Context, l *lab.Lab) error { return f.setup(ctx, l, nil) }
 
-// setup attaches the redirects. Each program first runs before on every IPv4
-// packet, with its context in R6.
+// setup attaches the redirects. Each program first runs before on every packet of the
+// family, with its context in R6.
 func (f Floor) setup(ctx context.Context, l *lab.Lab, before asm.Instructions) error {
 	c1, c2 := l.Containers[0], l.Containers[1]
-	if err := l.Outside.AddRoute(containers, l.HostAddr(0)); err != nil {
+	if err := leadBack(l, f.IPv6); err != nil {
 		return err
 	}
-	// First the kernel resolves the neighbours: the programs handle only IPv4.
-	for _, to := range []netip.Addr{c2.Addr, l.Outside.Addr} {
+	in := func(n *lab.Namespace) netip.Addr { return addrIn(n, f.IPv6) }
+	// First the kernel resolves the neighbours: the programs know only these addresses.
+	for _, to := range []netip.Addr{in(c2), in(l.Outside)} {
 		if _, err := c1.Ping(ctx, to, lab.PingOptions{Count: 1}); err != nil {
 			return err
 		}
@@ -65,9 +75,9 @@ func (f Floor) setup(ctx context.Context, l *lab.Lab, before asm.Instructions) e
 		}
 	}
 	for dev, hops := range map[string][]hop{
-		"br0-1": {{to: c2.Addr, index: index["br0-2"], peer: true}, {to: l.Outside.Addr, index: index["eth0"], macs: macs.out}},
-		"br0-2": {{to: c1.Addr, index: index["br0-1"], peer: true}},
-		"eth0":  {{to: c1.Addr, index: index["br0-1"], peer: true, macs: macs.in}},
+		"br0-1": {{to: in(c2), index: index["br0-2"], peer: true}, {to: in(l.Outside), index: index["eth0"], macs: macs.out}},
+		"br0-2": {{to: in(c1), index: index["br0-1"], peer: true}},
+		"eth0":  {{to: in(c1), index: index["br0-1"], peer: true, macs: macs.in}},
 	} {
 		if err := f.attach(l, index[dev], redirects(before, hops)); err != nil {
 			return fmt.Errorf("attaching a constant redirect to %s: %w", dev, err)
@@ -118,10 +128,12 @@ type hop struct {
 
 const (
 	etherIPv4       = 0x0800
+	etherIPv6       = 0x86dd
 	offsetProtocol  = 16 // of struct __sk_buff
 	offsetSrc       = 14 + 12
 	offsetDst       = 14 + 16
-	nextProgram     = -1 // TCX_NEXT
+	offsetDstEnd6   = 14 + 36 // of the last word of IPv6's, which tells a lab's addresses apart
+	nextProgram     = -1      // TCX_NEXT
 	macsOnStack     = -16
 	macsLength      = 12
 	labelNext       = "next"
@@ -131,22 +143,25 @@ const (
 // redirects returns the program: before, then a chain of comparisons with
 // constants.
 func redirects(before asm.Instructions, hops []hop) asm.Instructions {
-	// The field holds the ethertype in network byte order.
-	ipv4 := int32(binary.NativeEndian.Uint16([]byte{etherIPv4 >> 8, etherIPv4 & 0xff}))
+	ether, at := uint16(etherIPv4), int32(offsetDst)
+	if slices.ContainsFunc(hops, func(h hop) bool { return h.to.Is6() }) {
+		ether, at = etherIPv6, offsetDstEnd6
+	}
 	prog := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R0, asm.R6, offsetProtocol, asm.Word),
-		asm.JNE.Imm(asm.R0, ipv4, labelNext),
+		// The field holds the ethertype in network byte order.
+		asm.JNE.Imm(asm.R0, int32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, ether))), labelNext),
 	}
 	prog = append(prog, before...)
-	prog = append(prog, asm.LoadAbs(offsetDst, asm.Word)) // into R0, in host byte order
+	prog = append(prog, asm.LoadAbs(at, asm.Word)) // into R0, in host byte order
 	for i, h := range hops {
 		skip := fmt.Sprintf("hop%d", i+1)
 		if i == len(hops)-1 {
 			skip = labelNext
 		}
-		to := h.to.As4()
-		test := asm.JNE.Imm32(asm.R0, int32(binary.BigEndian.Uint32(to[:])), skip)
+		to := h.to.AsSlice()
+		test := asm.JNE.Imm32(asm.R0, int32(binary.BigEndian.Uint32(to[len(to)-4:])), skip)
 		if i > 0 {
 			test = test.WithSymbol(fmt.Sprintf("hop%d", i))
 		}

@@ -47,23 +47,51 @@ const (
 	burst = 1 << 16
 )
 
-// template returns a frame without ports and UDP checksum, and the sum of what
-// the checksum covers, in memory order.
-func (s stream) template(magic uint32) (frame [frameBytes]byte, udpSum uint32) {
+// udpAt returns the offset of the UDP header in the frames.
+func (s stream) udpAt() int {
+	if s.dst.Addr().Is6() {
+		return 14 + 40
+	}
+	return 14 + 20
+}
+
+// template returns a frame without ports and UDP checksum, the sum of what the checksum
+// covers, in memory order, and the mask of that part of the last word that is magic: in
+// IPv6, 64 bytes leave room for two.
+func (s stream) template(magic uint32) (frame [frameBytes]byte, udpSum, mask uint32) {
 	copy(frame[0:], s.dstMAC)
 	copy(frame[6:], s.srcMAC)
-	copy(frame[12:], []byte{0x08, 0x00})
-	ip := frame[14:34]
-	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[2:], frameBytes-14)
-	copy(ip[12:], s.src.Addr().AsSlice())
-	copy(ip[16:], s.dst.Addr().AsSlice())
-	binary.NativeEndian.PutUint16(ip[10:], ^uint16(fold(sum(ip))))
-	udp := frame[34:]
+	ip, udp := frame[14:s.udpAt()], frame[s.udpAt():]
+	src, dst := s.src.Addr().AsSlice(), s.dst.Addr().AsSlice()
+	addrs := ip[len(ip)-2*len(dst):]
+	copy(addrs, src)
+	copy(addrs[len(src):], dst)
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
-	binary.NativeEndian.PutUint32(frame[frameBytes-4:], magic)
+	if s.dst.Addr().Is6() {
+		copy(frame[12:], []byte{0x86, 0xdd})
+		ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_UDP, 64
+		copy(ip[4:], udp[4:6])
+		mask = binary.NativeEndian.Uint32([]byte{0, 0, 0xff, 0xff})
+	} else {
+		copy(frame[12:], []byte{0x08, 0x00})
+		ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
+		binary.BigEndian.PutUint16(ip[2:], frameBytes-14)
+		binary.NativeEndian.PutUint16(ip[10:], ^uint16(fold(sum(ip))))
+		mask = ^uint32(0)
+	}
+	binary.NativeEndian.PutUint32(frame[frameBytes-4:], magic&mask)
 	pseudo := []byte{0, unix.IPPROTO_UDP, udp[4], udp[5]}
-	return frame, fold(sum(ip[12:20]) + sum(pseudo) + sum(udp))
+	return frame, fold(sum(addrs) + sum(pseudo) + sum(udp)), mask
+}
+
+// addrWords returns an address as it lies in a packet, and its length in words.
+func addrWords(a netip.Addr) (w ppsFbrBenchAddr, n uint32) {
+	b := a.AsSlice()
+	for n < uint32(len(b)/4) {
+		w.Words[n] = binary.NativeEndian.Uint32(b[4*n:])
+		n++
+	}
+	return w, n
 }
 
 // sum adds 16-bit words in memory order.
@@ -150,7 +178,8 @@ func (g *generator) attach(n *lab.Namespace, ifindex int, prog *ebpf.Program) er
 
 func (g *generator) load(s stream, out int) error {
 	magic := rand.Uint32()
-	frame, udpSum := s.template(magic)
+	frame, udpSum, mask := s.template(magic)
+	daddr, words := addrWords(s.arriveAt)
 	spec, err := loadPps()
 	if err != nil {
 		return err
@@ -159,20 +188,23 @@ func (g *generator) load(s stream, out int) error {
 	if err := spec.Assign(&vars); err != nil {
 		return err
 	}
-	var words ppsFbrBenchFrame
-	for i := range words.Words {
-		words.Words[i] = binary.NativeEndian.Uint32(frame[4*i:])
+	var all ppsFbrBenchFrame
+	for i := range all.Words {
+		all.Words[i] = binary.NativeEndian.Uint32(frame[4*i:])
 	}
 	if err := errors.Join(
-		vars.CfgFrame.Set(words),
+		vars.CfgFrame.Set(all),
+		vars.CfgUdp.Set(uint32(s.udpAt())),
 		vars.CfgUdpSum.Set(udpSum),
 		vars.CfgSport.Set(s.src.Port()),
 		vars.CfgSports.Set(uint32(s.sports)),
 		vars.CfgDport.Set(s.dst.Port()),
 		vars.CfgDports.Set(uint32(s.dports)),
 		vars.CfgIfindex.Set(uint32(out)),
-		vars.CfgDaddr.Set(wireAddr(s.arriveAt)),
-		vars.CfgMagic.Set(magic),
+		vars.CfgDaddr.Set(daddr),
+		vars.CfgAddrWords.Set(words),
+		vars.CfgMagic.Set(magic&mask),
+		vars.CfgMagicMask.Set(mask),
 	); err != nil {
 		return err
 	}

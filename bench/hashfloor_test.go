@@ -20,7 +20,7 @@ func TestHashFloorKnowsFlows(t *testing.T) {
 		t.Fatalf("%+v", err)
 	}
 	defer func() { _ = prog.Close() }()
-	frame, _ := stream{}.template(1)
+	frame, _, _ := stream{}.template(1)
 	for _, c := range []struct {
 		sport   byte
 		entries int

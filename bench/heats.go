@@ -36,6 +36,12 @@ func tableHeats() []Heat {
 		{Workload: Flood{}, Contestants: droppers()},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 100_000}, Contestants: many, Every: 2},
 		{Workload: PPS{Direction: ContainerToOutside, Flows: 1_000_000}, Contestants: many, Every: 2},
+		{Workload: PPS{Direction: ContainerToContainer, IPv6: true}, Contestants: inside6()},
+		{Workload: PPS{Direction: ContainerToOutside, IPv6: true}},
+		{Workload: PPS{Direction: OutsideToContainer, IPv6: true}},
+		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp, IPv6: true}, Contestants: inside6()},
+		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp, IPv6: true}},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp, IPv6: true}},
 		{Workload: Bulk{Direction: ContainerToContainer, Omit: warmUp}, Contestants: big},
 		{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: append(slices.Clone(big), routed...)},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: append(append(slices.Clone(bulk), Fastbr{}.WithXDP().Name()), routed...)},
@@ -53,12 +59,26 @@ func smokeHeats() []Heat {
 		{Workload: PPS{Direction: ContainerToOutside}, Contestants: withoutXDP},
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(fast), Fastbr{}.WithNFCall().Name())},
 		{Workload: PPS{Direction: OutsideToContainer}, Contestants: []string{Fastbr{}.WithXDP().Name(), NewXDPFloor().Name()}},
+		{Workload: PPS{Direction: ContainerToContainer, IPv6: true}, Contestants: inside6()},
+		{Workload: PPS{Direction: ContainerToOutside, IPv6: true}, Contestants: routed6()},
+		{Workload: PPS{Direction: OutsideToContainer, IPv6: true}, Contestants: routed6()},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp, IPv6: true}, Contestants: routed6()},
 		{Workload: Flood{}, Contestants: []string{NewXDPDrop().Name()}},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: fast},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: fast},
 		{Workload: ConnMax{}, Contestants: fast},
 		{Workload: ConnRate{}, Contestants: fast},
 	}
+}
+
+// inside6 are the contestants of IPv6 between containers, where none translates.
+func inside6() []string {
+	return []string{Bridge{IPv6: true}.Name(), Fastbr{}.WithIPv6().Name(), NewFloor().WithIPv6().Name()}
+}
+
+// routed6 are the contestants of IPv6 that do not translate.
+func routed6() []string {
+	return []string{Bridge{NAT: Routed, IPv6: true}.Name(), Fastbr{}.WithoutNAT().WithIPv6().Name()}
 }
 
 func fullHeats() []Heat {

@@ -9,7 +9,8 @@ import (
 // nothing.
 func TestSetsNameContestants(t *testing.T) {
 	known := []Contestant{Bridge{}, Bridge{NAT: Routed}, Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, Bridge{NAT: IPTables, Big: true},
-		NewDocker(), Fastbr{}, Fastbr{}.WithoutNAT(), Fastbr{}.WithNFCall(), Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{}}
+		NewDocker(), Fastbr{}, Fastbr{}.WithoutNAT(), Fastbr{}.WithNFCall(), Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{},
+		Bridge{IPv6: true}, Bridge{NAT: Routed, IPv6: true}, Fastbr{}.WithIPv6(), Fastbr{}.WithoutNAT().WithIPv6(), NewFloor().WithIPv6()}
 	for _, set := range Sets() {
 		for _, h := range set.Heats {
 			for _, name := range h.Contestants {
@@ -26,6 +27,10 @@ func TestHeatEntersWhoCan(t *testing.T) {
 	room := Fastbr{}.WithRoomFor(h.Workload)
 	if h.entered(Fastbr{}) || !h.entered(room) || !h.entered(NewFloor()) || h.entered(Direct{}) {
 		t.Error("wrong contestants")
+	}
+	six := Heat{Workload: PPS{IPv6: true}}
+	if six.entered(Fastbr{}) || !six.entered(Fastbr{}.WithIPv6()) || (Heat{Workload: PPS{}}).entered(Fastbr{}.WithIPv6()) {
+		t.Error("contestants of the other family")
 	}
 	p := Plan{Contestants: []Contestant{room, NewFloor()}, Heats: []Heat{h, {Workload: ConnMax{}}}, Rounds: 3}
 	if got := p.Runs(); got != 2*2+3*2 {

@@ -17,6 +17,8 @@ type PPS struct {
 	// Flows is the number of concurrent flows; 0: one. More than one need a
 	// direction in which the sender can open flows.
 	Flows int
+	// IPv6 is the family; the frames have 64 bytes in both.
+	IPv6 bool
 	// opening is the time in which the flows begin; 0: as fast as they can.
 	opening time.Duration
 }
@@ -39,7 +41,7 @@ func (p PPS) Name() string {
 	case p.Flows >= 1000:
 		name += fmt.Sprintf("-%dk", p.Flows/1000)
 	}
-	return name
+	return ipv6Text(name, p.IPv6, ipv6)
 }
 
 // Title implements Workload.
@@ -48,7 +50,7 @@ func (p PPS) Title() string {
 	if p.Flows > 1 {
 		title += ", " + thousands(p.Flows) + " flows"
 	}
-	return title
+	return ipv6Text(title, p.IPv6, ", IPv6")
 }
 
 // thousands formats a number with commas.
@@ -93,12 +95,13 @@ func (p PPS) Run(ctx context.Context, l *lab.Lab, d time.Duration, start func() 
 // stream returns the stream from from to to, with its addresses.
 func (p PPS) stream(ctx context.Context, from, to *lab.Namespace) (s stream, err error) {
 	flows := max(1, p.Flows)
+	src, dst := addrIn(from, p.IPv6), addrIn(to, p.IPv6)
 	s = stream{
-		src: netip.AddrPortFrom(from.Addr, ppsSourcePort), dst: netip.AddrPortFrom(to.Addr, ppsServerPort),
-		sports: min(flows, ppsSourcePorts), dports: max(1, flows/ppsSourcePorts), arriveAt: to.Addr,
+		src: netip.AddrPortFrom(src, ppsSourcePort), dst: netip.AddrPortFrom(dst, ppsServerPort),
+		sports: min(flows, ppsSourcePorts), dports: max(1, flows/ppsSourcePorts), arriveAt: dst,
 	}
 	if p.Direction == OutsideToContainer {
-		s.src = netip.AddrPortFrom(from.Addr, ppsServerPort)
+		s.src = netip.AddrPortFrom(src, ppsServerPort)
 		if s.dst, err = openInside(ctx, to, from, s.src); err != nil {
 			return s, err
 		}
@@ -115,7 +118,7 @@ func openInside(ctx context.Context, inside, outside *lab.Namespace, at netip.Ad
 		return netip.AddrPort{}, err
 	}
 	defer server.Close()
-	c, err := inside.ListenUDP(netip.AddrPortFrom(netip.IPv4Unspecified(), ppsSourcePort))
+	c, err := inside.ListenUDP(netip.AddrPortFrom(addrIn(inside, at.Addr().Is6()), ppsSourcePort))
 	if err != nil {
 		return netip.AddrPort{}, err
 	}

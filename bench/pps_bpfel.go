@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type ppsFbrBenchAddr struct {
+	_     structs.HostLayout
+	Words [4]uint32
+}
+
 type ppsFbrBenchFrame struct {
 	_     structs.HostLayout
 	Words [16]uint32
@@ -27,14 +32,17 @@ const (
 	ppsProgFbrBenchGenerate = "fbr_bench_generate"
 	ppsProgFbrBenchSend     = "fbr_bench_send"
 	ppsProgFbrBenchSink     = "fbr_bench_sink"
+	ppsVarCfgAddrWords      = "cfg_addr_words"
 	ppsVarCfgDaddr          = "cfg_daddr"
 	ppsVarCfgDport          = "cfg_dport"
 	ppsVarCfgDports         = "cfg_dports"
 	ppsVarCfgFrame          = "cfg_frame"
 	ppsVarCfgIfindex        = "cfg_ifindex"
 	ppsVarCfgMagic          = "cfg_magic"
+	ppsVarCfgMagicMask      = "cfg_magic_mask"
 	ppsVarCfgSport          = "cfg_sport"
 	ppsVarCfgSports         = "cfg_sports"
+	ppsVarCfgUdp            = "cfg_udp"
 	ppsVarCfgUdpSum         = "cfg_udp_sum"
 	ppsVarSent              = "sent"
 )
@@ -98,16 +106,19 @@ type ppsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ppsVariableSpecs struct {
-	CfgDaddr   *ebpf.VariableSpec `ebpf:"cfg_daddr"`
-	CfgDport   *ebpf.VariableSpec `ebpf:"cfg_dport"`
-	CfgDports  *ebpf.VariableSpec `ebpf:"cfg_dports"`
-	CfgFrame   *ebpf.VariableSpec `ebpf:"cfg_frame"`
-	CfgIfindex *ebpf.VariableSpec `ebpf:"cfg_ifindex"`
-	CfgMagic   *ebpf.VariableSpec `ebpf:"cfg_magic"`
-	CfgSport   *ebpf.VariableSpec `ebpf:"cfg_sport"`
-	CfgSports  *ebpf.VariableSpec `ebpf:"cfg_sports"`
-	CfgUdpSum  *ebpf.VariableSpec `ebpf:"cfg_udp_sum"`
-	Sent       *ebpf.VariableSpec `ebpf:"sent"`
+	CfgAddrWords *ebpf.VariableSpec `ebpf:"cfg_addr_words"`
+	CfgDaddr     *ebpf.VariableSpec `ebpf:"cfg_daddr"`
+	CfgDport     *ebpf.VariableSpec `ebpf:"cfg_dport"`
+	CfgDports    *ebpf.VariableSpec `ebpf:"cfg_dports"`
+	CfgFrame     *ebpf.VariableSpec `ebpf:"cfg_frame"`
+	CfgIfindex   *ebpf.VariableSpec `ebpf:"cfg_ifindex"`
+	CfgMagic     *ebpf.VariableSpec `ebpf:"cfg_magic"`
+	CfgMagicMask *ebpf.VariableSpec `ebpf:"cfg_magic_mask"`
+	CfgSport     *ebpf.VariableSpec `ebpf:"cfg_sport"`
+	CfgSports    *ebpf.VariableSpec `ebpf:"cfg_sports"`
+	CfgUdp       *ebpf.VariableSpec `ebpf:"cfg_udp"`
+	CfgUdpSum    *ebpf.VariableSpec `ebpf:"cfg_udp_sum"`
+	Sent         *ebpf.VariableSpec `ebpf:"sent"`
 }
 
 // ppsObjects contains all objects after they have been loaded into the kernel.
@@ -143,16 +154,19 @@ func (m *ppsMaps) Close() error {
 //
 // It can be passed to loadPpsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ppsVariables struct {
-	CfgDaddr   *ebpf.Variable `ebpf:"cfg_daddr"`
-	CfgDport   *ebpf.Variable `ebpf:"cfg_dport"`
-	CfgDports  *ebpf.Variable `ebpf:"cfg_dports"`
-	CfgFrame   *ebpf.Variable `ebpf:"cfg_frame"`
-	CfgIfindex *ebpf.Variable `ebpf:"cfg_ifindex"`
-	CfgMagic   *ebpf.Variable `ebpf:"cfg_magic"`
-	CfgSport   *ebpf.Variable `ebpf:"cfg_sport"`
-	CfgSports  *ebpf.Variable `ebpf:"cfg_sports"`
-	CfgUdpSum  *ebpf.Variable `ebpf:"cfg_udp_sum"`
-	Sent       *ebpf.Variable `ebpf:"sent"`
+	CfgAddrWords *ebpf.Variable `ebpf:"cfg_addr_words"`
+	CfgDaddr     *ebpf.Variable `ebpf:"cfg_daddr"`
+	CfgDport     *ebpf.Variable `ebpf:"cfg_dport"`
+	CfgDports    *ebpf.Variable `ebpf:"cfg_dports"`
+	CfgFrame     *ebpf.Variable `ebpf:"cfg_frame"`
+	CfgIfindex   *ebpf.Variable `ebpf:"cfg_ifindex"`
+	CfgMagic     *ebpf.Variable `ebpf:"cfg_magic"`
+	CfgMagicMask *ebpf.Variable `ebpf:"cfg_magic_mask"`
+	CfgSport     *ebpf.Variable `ebpf:"cfg_sport"`
+	CfgSports    *ebpf.Variable `ebpf:"cfg_sports"`
+	CfgUdp       *ebpf.Variable `ebpf:"cfg_udp"`
+	CfgUdpSum    *ebpf.Variable `ebpf:"cfg_udp_sum"`
+	Sent         *ebpf.Variable `ebpf:"sent"`
 }
 
 // ppsPrograms contains all programs after they have been loaded into the kernel.

@@ -100,3 +100,24 @@ func TestNextHop(t *testing.T) {
 		t.Errorf("got %v %v, want %v", got, err, want)
 	}
 }
+
+// TestIPv6Arrives: frames and streams of IPv6 arrive, in every direction, through what
+// redirects, routes and translates it.
+func TestIPv6Arrives(t *testing.T) {
+	needRoot(t)
+	for _, c := range []Contestant{Bridge{IPv6: true}, Bridge{NAT: Routed, IPv6: true}, NewFloor().WithIPv6()} {
+		l, err := Build(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range []Direction{ContainerToContainer, ContainerToOutside, OutsideToContainer} {
+			s := Measure(t.Context(), c, PPS{Direction: d, IPv6: true}, l, time.Millisecond)
+			if s.Error != "" || s.Value == 0 || s.Lost == nil || *s.Lost > 0.5 || s.CPUSeconds == 0 {
+				t.Errorf("%s, %v: %+v", c.Name(), d, s)
+			}
+		}
+		if err := Close(c, l); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -36,6 +36,9 @@ type Heat struct {
 // entered reports whether a contestant takes part: it is selected, and supports
 // the workload.
 func (h Heat) entered(c Contestant) bool {
+	if isIPv6(c.Name()) != isIPv6(h.Workload.Name()) {
+		return false
+	}
 	if h.Contestants != nil && !slices.Contains(h.Contestants, c.Name()) {
 		return false
 	}

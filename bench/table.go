@@ -37,17 +37,22 @@ func (t table) markdown() string {
 // none is the cell for a missing value.
 const none = "–"
 
-// rates calls show with the results that measure a rate, by unit, in the order
+// rates calls show with the results that measure a rate, by unit and family, in the order
 // of the report.
 func (r *Report) rates(show func(unit string, results []Result)) {
-	var units []string
+	type kind struct {
+		unit string
+		ipv6 bool
+	}
+	of := func(res Result) kind { return kind{res.Unit, isIPv6(res.Workload)} }
+	var kinds []kind
 	for _, res := range r.Results {
-		if res.Unit != failures && !slices.Contains(units, res.Unit) {
-			units = append(units, res.Unit)
+		if res.Unit != failures && !slices.Contains(kinds, of(res)) {
+			kinds = append(kinds, of(res))
 		}
 	}
-	for _, unit := range units {
-		show(unit, slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool { return res.Unit != unit }))
+	for _, k := range kinds {
+		show(k.unit, slices.DeleteFunc(slices.Clone(r.Results), func(res Result) bool { return of(res) != k }))
 	}
 }
 

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"context"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/fastbr/fastbr/internal/lab"
@@ -54,6 +56,27 @@ type Sample struct {
 	Error string `json:"error,omitempty"`
 }
 
+// ipv6 ends the names of the workloads and the contestants of IPv6, which belong together.
+const ipv6 = "-ipv6"
+
+func isIPv6(name string) bool { return strings.HasSuffix(name, ipv6) }
+
+// ipv6Text adds what s says to a text of the report.
+func ipv6Text(text string, is bool, s string) string {
+	if is {
+		text += s
+	}
+	return text
+}
+
+// addrIn returns a namespace's address of a family.
+func addrIn(n *lab.Namespace, ipv6 bool) netip.Addr {
+	if ipv6 {
+		return n.Addr6
+	}
+	return n.Addr
+}
+
 // warmUp, in seconds, covers TCP's slow start and the first lease.
 const warmUp = 1
 
@@ -75,6 +98,12 @@ func Workloads() []Workload {
 		PPS{Direction: ContainerToOutside, Flows: 1_000_000},
 		RoundTrip{ContainerToContainer},
 		RoundTrip{ContainerToOutside},
+		Bulk{Direction: ContainerToContainer, Omit: warmUp, IPv6: true},
+		Bulk{Direction: ContainerToOutside, Omit: warmUp, IPv6: true},
+		Bulk{Direction: OutsideToContainer, Omit: warmUp, IPv6: true},
+		PPS{Direction: ContainerToContainer, IPv6: true},
+		PPS{Direction: ContainerToOutside, IPv6: true},
+		PPS{Direction: OutsideToContainer, IPv6: true},
 		ConnMax{},
 		ConnRate{},
 	}

@@ -16,6 +16,7 @@ char _license[] SEC("license")
 = "Dual BSD/GPL";
 
 #define FRAME_WORDS 16 /* of 4 bytes: 64 bytes, with the Ethernet header */
+#define ADDR_WORDS  4  /* of an IPv6 address */
 
 struct fbr_bench_frame {
 	__u32 words[FRAME_WORDS];
@@ -34,9 +35,17 @@ volatile const __u16 cfg_dport;
 volatile const __u32 cfg_dports;
 /* The sender's eth0. */
 volatile const __u32 cfg_ifindex;
-/* What the sink counts: frames with this destination address and this last word of payload. */
-volatile const __be32 cfg_daddr;
+/* Offset of the UDP header. */
+volatile const __u32 cfg_udp;
+/* What the sink counts: frames with this destination address, which has so many words before
+ * the UDP header, and with this end of their payload, under a mask.
+ */
+volatile const struct fbr_bench_addr {
+	__u32 words[ADDR_WORDS];
+} cfg_daddr;
+volatile const __u32 cfg_addr_words;
 volatile const __u32 cfg_magic;
+volatile const __u32 cfg_magic_mask;
 
 /* One CPU generates. */
 static __u32 at_sport, at_dport;
@@ -46,14 +55,18 @@ struct fbr_bench_headers {
 	struct ethhdr eth;
 	struct iphdr ip;
 	struct udphdr udp;
-	__u8 payload[18];
-	__u32 magic;
+	__u8 payload[22];
 } __attribute__((packed));
 
 _Static_assert(sizeof(struct fbr_bench_headers) == sizeof(struct fbr_bench_frame), "64 bytes");
 
+static __always_inline bool marked(const struct fbr_bench_frame *f)
+{
+	return (f->words[FRAME_WORDS - 1] & cfg_magic_mask) == cfg_magic;
+}
+
 /* Writes the frame. NULL if it is too short. */
-static __always_inline struct fbr_bench_headers *write_frame(struct xdp_md *ctx)
+static __always_inline struct fbr_bench_frame *write_frame(struct xdp_md *ctx)
 {
 	struct fbr_bench_frame *f = (void *)(long)ctx->data;
 
@@ -62,21 +75,23 @@ static __always_inline struct fbr_bench_headers *write_frame(struct xdp_md *ctx)
 #pragma unroll
 	for (int i = 0; i < FRAME_WORDS; i++)
 		f->words[i] = cfg_frame.words[i];
-	return (void *)f;
+	return f;
 }
 
 SEC("xdp")
 int fbr_bench_generate(struct xdp_md *ctx)
 {
-	struct fbr_bench_headers *h = write_frame(ctx);
-	__u32 sum;
+	struct fbr_bench_frame *f = write_frame(ctx);
+	__u32 sum, at = cfg_udp;
+	struct udphdr *udp;
 
-	if (!h)
+	if (!f || at > sizeof(*f) - sizeof(*udp))
 		return XDP_DROP;
-	h->udp.source = bpf_htons(cfg_sport + at_sport);
-	h->udp.dest = bpf_htons(cfg_dport + at_dport);
-	sum = fold(cfg_udp_sum + h->udp.source + h->udp.dest);
-	h->udp.check = sum == 0xffff ? 0xffff : ~sum; /* 0 would mean "none" */
+	udp = (void *)f + at;
+	udp->source = bpf_htons(cfg_sport + at_sport);
+	udp->dest = bpf_htons(cfg_dport + at_dport);
+	sum = fold(cfg_udp_sum + udp->source + udp->dest);
+	udp->check = sum == 0xffff ? 0xffff : ~sum; /* 0 would mean "none" */
 
 	if (++at_sport >= cfg_sports) {
 		at_sport = 0;
@@ -95,7 +110,7 @@ int fbr_bench_generate(struct xdp_md *ctx)
 SEC("xdp")
 int fbr_bench_fragment(struct xdp_md *ctx)
 {
-	struct fbr_bench_headers *h = write_frame(ctx);
+	struct fbr_bench_headers *h = (void *)write_frame(ctx);
 	struct iphdr ip;
 
 	if (!h)
@@ -115,9 +130,9 @@ int fbr_bench_fragment(struct xdp_md *ctx)
 SEC("tcx/ingress")
 int fbr_bench_send(struct __sk_buff *skb)
 {
-	struct fbr_bench_headers *h = (void *)(long)skb->data;
+	struct fbr_bench_frame *f = (void *)(long)skb->data;
 
-	if ((void *)(h + 1) > (void *)(long)skb->data_end || h->magic != cfg_magic)
+	if ((void *)(f + 1) > (void *)(long)skb->data_end || !marked(f))
 		return TCX_NEXT;
 	return bpf_redirect(cfg_ifindex, 0);
 }
@@ -132,14 +147,17 @@ struct {
 SEC("tcx/ingress")
 int fbr_bench_sink(struct __sk_buff *skb)
 {
-	struct fbr_bench_headers *h = (void *)(long)skb->data;
-	__u32 zero = 0;
+	struct fbr_bench_frame *f = (void *)(long)skb->data;
+	__u32 zero = 0, i, at = cfg_udp - 4 * cfg_addr_words;
 	__u64 *n;
 
-	if ((void *)(h + 1) > (void *)(long)skb->data_end ||
-	    h->eth.h_proto != bpf_htons(ETH_P_IP) || h->ip.protocol != IPPROTO_UDP ||
-	    h->ip.daddr != cfg_daddr || h->magic != cfg_magic)
+	if ((void *)(f + 1) > (void *)(long)skb->data_end || !marked(f) ||
+	    at > sizeof(*f) - sizeof(cfg_daddr))
 		return TCX_NEXT;
+#pragma unroll
+	for (i = 0; i < ADDR_WORDS; i++)
+		if (i < cfg_addr_words && *(__u32 *)((void *)f + at + 4 * i) != cfg_daddr.words[i])
+			return TCX_NEXT;
 	n = bpf_map_lookup_elem(&fbr_bench_count, &zero);
 	if (n)
 		(*n)++;

@@ -57,7 +57,7 @@ Contestants: %s. The first one named is the baseline.`,
 	cmd.AddCommand(newBenchStartCmd(e), newBenchCountCmd(e))
 	cmd.Flags().IntVar(&f.rounds, "rounds", 5, "`NUMBER` of rounds; each runs every workload with every contestant")
 	cmd.Flags().IntVar(&f.seconds, "seconds", 5, "`SECONDS` of each run")
-	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "`NAMES` of the workloads to run (default: all with a single flow, bulk TCP on one CPU)")
+	cmd.Flags().StringSliceVar(&f.workloads, "workload", nil, "`NAMES` of the workloads to run (default: all of IPv4 with a single flow, bulk TCP on one CPU)")
 	cmd.Flags().StringSliceVar(&f.contestants, "contestant", nil, "`NAMES` of the contestants, baseline first (default: bridge-iptables,fastbr)")
 	cmd.Flags().StringVar(&f.set, "set", "", "workloads and contestants that belong together: "+setPurposes())
 	complete(cmd, "set", cobra.FixedCompletions(setNames(), cobra.ShellCompDirectiveNoFileComp))
@@ -230,7 +230,7 @@ func defaultWorkloads() []string {
 	for _, w := range bench.Workloads() {
 		p, _ := w.(bench.PPS)
 		b, _ := w.(bench.Bulk)
-		if p.Flows <= 1 && !b.Apart {
+		if p.Flows <= 1 && !b.Apart && !p.IPv6 && !b.IPv6 {
 			names = append(names, w.Name())
 		}
 	}
@@ -306,6 +306,7 @@ func contestants(self bench.Fastbr) []bench.Contestant {
 		bench.Bridge{NAT: bench.IPTables}, bench.Bridge{NAT: bench.IPTables, NFCall: true}, bench.Bridge{},
 		bench.Bridge{NAT: bench.Routed}, bench.Bridge{NAT: bench.IPTables, Big: true}, bench.NewDocker(),
 		self, self.WithoutNAT(), self.WithNFCall(), self.WithXDP(), self.WithoutBigTCP(),
+		bench.Bridge{IPv6: true}, bench.Bridge{NAT: bench.Routed, IPv6: true}, self.WithIPv6(), self.WithoutNAT().WithIPv6(), bench.NewFloor().WithIPv6(),
 		bench.NewFloor(), self.HashFloor(), bench.NewXDPFloor(), bench.NewXDPDrop(), bench.Direct{},
 	}
 }
