@@ -102,10 +102,10 @@ func (nets networks) configureBridge(n *network) error {
 	return errors.Join(errs...)
 }
 
-// forwards are the families of which the kernel forwards what comes in by the bridge.
+// forwards are the settings of the bridge by which what comes in there is forwarded.
 func (n *network) forwards() []hostconf.Family {
-	if n.routed6() {
-		return []hostconf.Family{hostconf.IPv4, hostconf.IPv6}
+	if n.leads6() {
+		return []hostconf.Family{hostconf.IPv4, hostconf.IPv6, hostconf.Lookup6}
 	}
 	return []hostconf.Family{hostconf.IPv4}
 }
@@ -159,8 +159,8 @@ func (nets networks) tell(n *network) error { return nets.describe(n, n.sortedPo
 // describe tells the datapath of a network with these ports.
 func (nets networks) describe(n *network, ports []*port) error {
 	err := nets.op.dp.SetNetwork(datapath.Network{Subnet: n.Subnet, Allowed: n.beyond(ports...), Gateway: n.Gateway, Bridge: n.Index,
-		Subnet6: n.Subnet6, Gateway6: n.Gateway6, LinkLocal6: n.LinkLocal6, Routed6: n.routed6(), NDProxy: n.NDProxy,
-		Masquerade: n.Masquerade, SNAT: n.SNATAddress, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy(),
+		Subnet6: n.Subnet6, Gateway6: n.Gateway6, LinkLocal6: n.LinkLocal6, Routed6: n.Routed6, NDProxy: n.NDProxy,
+		Masquerade: n.Masquerade, SNAT: n.SNATAddress, SNAT6: n.SNATAddress6, Plain: n.NoMasquerade, PublishedOnly: n.PublishedOnly && !n.Internal, Internal: n.Internal, NAT: n.natPolicy(),
 		OneWay: n.Via != "", Via: nets.op.vias.index(n)})
 	if err != nil {
 		return fmt.Errorf("telling the datapath of network %s: %w", n.Name, err)
@@ -201,9 +201,17 @@ func (v vias) index(n *network) int {
 	return 0
 }
 
-// path is what the network's routing table should be.
-func (v vias) path(n *network) link.Path {
-	p := link.Path{In: n.Bridge, Table: n.ViaTable}
+// paths are what the network's routing table should be, in each family that leads outside.
+func (v vias) paths(n *network) []link.Path {
+	out := []link.Path{v.path(n, link.IPv4)}
+	if n.leads6() {
+		out = append(out, v.path(n, link.IPv6))
+	}
+	return out
+}
+
+func (v vias) path(n *network, f link.Family) link.Path {
+	p := link.Path{Family: f, In: n.Bridge, Table: n.ViaTable}
 	for _, o := range v.op.st.Networks {
 		if o.Index != 0 {
 			p.Out = append(p.Out, o.Index)
@@ -237,7 +245,11 @@ func (v vias) ensure(n *network) error {
 			return err
 		}
 	}
-	return v.path(n).Set(v.op.conn)
+	var errs []error
+	for _, p := range v.paths(n) {
+		errs = append(errs, p.Set(v.op.conn))
+	}
+	return errors.Join(errs...)
 }
 
 // renew is ensure where the device has gone or come.
@@ -301,12 +313,15 @@ func (v vias) faults() (out []fault, err error) {
 		if n.Via == "" || n.Pending {
 			continue
 		}
-		what, err := v.path(n).Lacks(v.op.conn)
-		if err != nil {
-			return nil, err
-		}
-		if what != "" {
-			out = append(out, fault{fmt.Sprintf("the way out of network %s by %s: %s", name, n.Via, what), func() error { return v.ensure(n) }})
+		for _, p := range v.paths(n) {
+			what, err := p.Lacks(v.op.conn)
+			if err != nil {
+				return nil, err
+			}
+			if what != "" {
+				out = append(out, fault{fmt.Sprintf("the way out of network %s by %s: %s", name, n.Via, what), func() error { return v.ensure(n) }})
+				break
+			}
 		}
 	}
 	return out, nil
@@ -329,13 +344,20 @@ func (v vias) notes(n *network) []string {
 	case reason != "":
 		return note("which cannot be an uplink: nothing leaves (" + reason + ")")
 	case v.index(n) != d.Index:
-		return note("which is no uplink yet: nothing leaves until it has an IPv4 address and the next command runs")
+		return note("which is no uplink yet: nothing leaves until it has an address and the next command runs")
 	}
-	routes, err := v.op.conn.Routes(link.IPv4)
-	if err == nil && !d.RawIP && !slices.ContainsFunc(routes, func(r link.Route) bool {
-		return r.Table == n.ViaTable && r.Leads && r.Dst.Bits() <= 1
-	}) {
-		return note("and no default route leads there: give it one in any routing table ('ip route add default via ADDRESS dev " + n.Via + " table 100')")
+	var out []string
+	for _, p := range v.paths(n) {
+		by, option := "", ""
+		if p.Family == link.IPv6 {
+			by, option = " by IPv6", "-6 "
+		}
+		routes, err := v.op.conn.Routes(p.Family)
+		if err == nil && !d.RawIP && !slices.ContainsFunc(routes, func(r link.Route) bool {
+			return r.Table == n.ViaTable && r.Leads && r.Dst.Bits() <= 1
+		}) {
+			out = append(out, note(fmt.Sprintf("and no default route leads there%s: give it one in any routing table ('ip %sroute add default via ADDRESS dev %s table 100')", by, option, n.Via))...)
+		}
 	}
-	return nil
+	return out
 }

@@ -108,7 +108,7 @@ func (cs *checks) bpffs() FeatureView {
 
 func (cs *checks) host() ([]FeatureView, error) {
 	out := []FeatureView{cs.bridgeCalls(cs.op.st.hasIPv6()), cs.forwarding(), cs.liberal(), cs.ipv6(), cs.op.others.finding()}
-	if cs.op.st.routes6() {
+	if cs.op.st.leads6() {
 		out = append(out, cs.forwarding6(), cs.advertised())
 	}
 	out = append(out, cs.op.firewall.findings()...)
@@ -180,7 +180,7 @@ func (cs *checks) forwarding() FeatureView {
 	return v
 }
 
-// forwarding6 says the same of IPv6, while a network is routed by it.
+// forwarding6 says the same of IPv6, while a network leads outside by it.
 func (cs *checks) forwarding6() FeatureView {
 	v := FeatureView{Name: "ipv6-forwarding", State: "ok", Detail: "1: this host is a router, between all its networks"}
 	now, err := hostconf.Read(hostconf.Forward6)
@@ -188,7 +188,7 @@ func (cs *checks) forwarding6() FeatureView {
 	case err != nil:
 		v.State, v.Detail = "warning", err.Error()
 	case now != "0" && cs.op.hostconf.Recorded(hostconf.Forward6):
-		v.Detail += "; fastbr has set it for a network that is routed, since this kernel cannot open single devices"
+		v.Detail += "; fastbr has set it for a network with IPv6, since this kernel cannot open single devices; it stays until the last 'fastbr down'"
 	case now != "0":
 	case !hostconf.IPv6.OpensDevices():
 		v.State, v.Detail = "warning", hostconf.Name(hostconf.Forward6)+" is 0: nothing is forwarded by IPv6"+nextMends
@@ -241,7 +241,7 @@ func (cs *checks) opened() (out []string) {
 // opened6 are those that have to be open for IPv6.
 func (cs *checks) opened6() (out []string) {
 	for _, name := range cs.op.st.networkNames() {
-		if n := cs.op.st.Networks[name]; n.routed6() {
+		if n := cs.op.st.Networks[name]; n.leads6() {
 			out = append(out, n.Bridge)
 		}
 	}
@@ -289,7 +289,7 @@ func (cs *checks) ipv6() FeatureView {
 
 func (cs *checks) uplink() (FeatureView, error) {
 	v := FeatureView{Name: "default-route", State: "ok"}
-	devices, notes, err := cs.op.uplinks.defaults(cs.op.st.routes6())
+	devices, notes, err := cs.op.uplinks.defaults(cs.op.st.leads6())
 	if err != nil {
 		return v, err
 	}

@@ -49,16 +49,17 @@ type NetworkRequest struct {
 	NDProxy    *bool
 	MTU        int // bytes
 	Masquerade *bool
-	// NoMasquerade are destinations that see containers' own addresses, and may reach
-	// them, although Masquerade is not false. Nil: not asked for.
+	// NoMasquerade are destinations, of either family, that see containers' own addresses,
+	// and may reach them, although the family is translated. Nil: not asked for.
 	NoMasquerade []netip.Prefix
-	// SNATAddress is the source address of what is translated, one of the host's.
-	// Invalid: the one of the route.
-	SNATAddress netip.Addr
+	// SNATAddress and SNATAddress6 are the source addresses of what is translated, the
+	// host's. Invalid: the one of the route.
+	SNATAddress, SNATAddress6 netip.Addr
 	// Via is the name of the only device that leads outside, which may come and go. "":
 	// every uplink does.
 	Via string
-	// PublishedOnly: without Masquerade, only published ports and answers come in.
+	// PublishedOnly: in a family without translation, only published ports and answers come
+	// in.
 	PublishedOnly *bool
 	Internal      *bool
 	DNS           *bool // whether the gateway answers containers' questions for names
@@ -159,18 +160,20 @@ func (r NetworkRequest) check() error {
 		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: %d to %d", r.MTU, minMTU, maxMTU))
 	}
 	for _, p := range r.NoMasquerade {
-		if !p.Addr().Is4() || p != p.Masked() {
-			return tagged(ErrInvalid, fmt.Sprintf("no masquerade to %s: want an IPv4 CIDR such as 10.0.0.0/8", p))
+		if p.Addr().Is4In6() || p != p.Masked() {
+			return tagged(ErrInvalid, fmt.Sprintf("no masquerade to %s: want a CIDR such as 10.0.0.0/8 or 2001:db8::/32", p))
+		}
+		if err := r.checkTranslated("--no-masquerade", p.Addr()); err != nil {
+			return err
 		}
 	}
-	if len(r.NoMasquerade) > 0 && (is(r.Masquerade, false) || is(r.Internal, true)) {
-		return tagged(ErrInvalid, "--no-masquerade is for a network that is translated: it excludes --masquerade=false and --internal")
-	}
-	if a := r.SNATAddress; a.IsValid() && (!a.Is4() || a.IsLoopback() || a.IsMulticast() || a.IsUnspecified()) {
-		return tagged(ErrInvalid, fmt.Sprintf("source address %s: want an IPv4 address of this host that others can answer to", a))
-	}
-	if r.SNATAddress.IsValid() && (is(r.Masquerade, false) || is(r.Internal, true)) {
-		return tagged(ErrInvalid, "--snat-address is for a network that is translated: it excludes --masquerade=false and --internal")
+	for _, a := range []netip.Addr{r.SNATAddress, r.SNATAddress6} {
+		if a.IsValid() && (a.Is6() != (a == r.SNATAddress6) || a.Is4In6() || a.Zone() != "" || a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() || a.Is6() && a.IsLinkLocalUnicast()) {
+			return tagged(ErrInvalid, fmt.Sprintf("source address %s: want an address of this host that others can answer to, once for each family", a))
+		}
+		if err := r.checkTranslated("--snat-address", a); err != nil {
+			return err
+		}
 	}
 	if r.Via != "" {
 		if err := checkIfname(r.Via); err != nil {
@@ -180,8 +183,8 @@ func (r NetworkRequest) check() error {
 			return tagged(ErrInvalid, "--via and --internal exclude each other: nothing leaves an internal network")
 		}
 	}
-	if is(r.PublishedOnly, true) && (!is(r.Masquerade, false) || is(r.Internal, true)) {
-		return tagged(ErrInvalid, "--published-only is for a network that is routed: give it with --masquerade=false, and without --internal")
+	if is(r.PublishedOnly, true) && (!is(r.Masquerade, false) && !is(r.Masquerade6, false) || is(r.Internal, true)) {
+		return tagged(ErrInvalid, "--published-only is for a network that is routed: give it with --masquerade=false or --masquerade6=false, and without --internal")
 	}
 	if err := natPolicy(r.NATMapping, r.NATFiltering, r.NATOnExhaustion).Check(); err != nil {
 		return tagged(ErrInvalid, err.Error())
@@ -213,10 +216,26 @@ func (r NetworkRequest) checkIPv6() error {
 		return tagged(ErrInvalid, "--masquerade6=false needs --ipv6 or an IPv6 --subnet")
 	case is(r.Masquerade6, false) && is(r.Internal, true):
 		return tagged(ErrInvalid, "--masquerade6=false and --internal exclude each other: nothing leaves an internal network")
-	case is(r.Masquerade6, false) && (r.Via != "" || is(r.PublishedOnly, true)):
-		return tagged(ErrInvalid, "--masquerade6=false excludes --via and --published-only, which are for IPv4 only")
 	case r.wantsIPv6() && r.MTU != 0 && r.MTU < minMTU6:
 		return tagged(ErrInvalid, fmt.Sprintf("MTU %d: IPv6 needs at least %d", r.MTU, minMTU6))
+	}
+	return nil
+}
+
+// checkTranslated refuses an option about addresses of a family that the network does not
+// translate. An invalid address was not asked for.
+func (r NetworkRequest) checkTranslated(option string, a netip.Addr) error {
+	masquerade, flag := r.Masquerade, "--masquerade=false"
+	switch {
+	case !a.IsValid():
+		return nil
+	case a.Is6():
+		if masquerade, flag = r.Masquerade6, "--masquerade6=false"; !r.wantsIPv6() || r.IPv6 == IPv6LinkLocal {
+			return tagged(ErrInvalid, fmt.Sprintf("%s %s needs --ipv6 or an IPv6 --subnet", option, a))
+		}
+	}
+	if is(masquerade, false) || is(r.Internal, true) {
+		return tagged(ErrInvalid, fmt.Sprintf("%s is for a network that is translated: it excludes %s and --internal", option, flag))
 	}
 	return nil
 }
@@ -235,6 +254,20 @@ func ParseSubnets(texts []string) (v4, v6 netip.Prefix, err error) {
 		}
 		if err := once(p, p.Addr(), &v4, &v6); err != nil {
 			return v4, v6, fmt.Errorf("subnet %w", err)
+		}
+	}
+	return v4, v6, nil
+}
+
+// ParseSNATAddresses reads an address of the host for each family.
+func ParseSNATAddresses(texts []string) (v4, v6 netip.Addr, err error) {
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("source address %q: want an IPv4 or an IPv6 address", text))
+		}
+		if err := once(a, a, &v4, &v6); err != nil {
+			return v4, v6, fmt.Errorf("source address %w", err)
 		}
 	}
 	return v4, v6, nil

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fastbr/fastbr/ctl/hostconf"
 	"github.com/fastbr/fastbr/ctl/link"
 	"github.com/fastbr/fastbr/ctl/statedir"
 )
@@ -73,6 +74,10 @@ func Open(opts Options) (*Controller, error) {
 		return nil, errors.New("this needs root: run it with sudo")
 	}
 	hooks := currentHooks()
+	if hooks.missing == "force_forwarding" {
+		hooks.missing = ""
+		hostconf.WithoutForced()
+	}
 	if opts.planes == nil {
 		opts.planes = kernel{hooks.missing}
 	}

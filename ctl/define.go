@@ -44,13 +44,16 @@ type Definition struct {
 	Masquerade bool `json:"masquerade"`
 	Internal   bool `json:"internal"`
 	NoDNS      bool `json:"no_dns,omitempty"` // the gateway does not answer for names
-	// SNATAddress is the source address of what is translated; invalid: the route's.
-	SNATAddress netip.Addr `json:"snat_address,omitzero"`
+	// SNATAddress and SNATAddress6 are the source addresses of what is translated; invalid:
+	// the route's.
+	SNATAddress  netip.Addr `json:"snat_address,omitzero"`
+	SNATAddress6 netip.Addr `json:"snat_address6,omitzero"`
 	// Via is the only device that leads outside; "": every uplink does.
 	Via string `json:"via,omitempty"`
-	// PublishedOnly: nothing is translated, but only published ports and answers come in.
+	// PublishedOnly: in a family that is not translated, only published ports and answers
+	// come in.
 	PublishedOnly bool `json:"published_only,omitempty"`
-	// NoMasquerade are destinations without translation, sorted.
+	// NoMasquerade are destinations without translation, of both families, sorted.
 	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
 
 	// How containers are translated; "": the datapath's default.
@@ -60,6 +63,16 @@ type Definition struct {
 
 	// Options are an engine's own, kept for it with the network.
 	Options map[string]string `json:"options,omitempty"`
+}
+
+// plain are the destinations of a family without translation.
+func (d Definition) plain(f link.Family) (out []netip.Prefix) {
+	for _, p := range d.NoMasquerade {
+		if link.FamilyOf(p.Addr()) == f {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // hasIPv6 reports whether the network carries IPv6.
@@ -126,7 +139,7 @@ func define(name string, r NetworkRequest, used usedAddrs) (def Definition, note
 	def = Definition{ID: r.ID, Options: r.Options, Name: name, Bridge: r.Bridge, Subnet: r.Subnet, Gateway: r.Gateway, MTU: r.MTU,
 		Subnet6: r.Subnet6, Gateway6: r.Gateway6, LinkLocal6: r.IPv6 == IPv6LinkLocal, Routed6: is(r.Masquerade6, false), NDProxy: is(r.NDProxy, true),
 		Masquerade: !is(r.Masquerade, false), Internal: is(r.Internal, true),
-		NoDNS: is(r.DNS, false), SNATAddress: r.SNATAddress, Via: r.Via, PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
+		NoDNS: is(r.DNS, false), SNATAddress: r.SNATAddress, SNATAddress6: r.SNATAddress6, Via: r.Via, PublishedOnly: is(r.PublishedOnly, true), NoMasquerade: prefixSet(r.NoMasquerade)}
 	if def.ID == "" {
 		def.ID = newID()
 	}
@@ -188,6 +201,11 @@ func (d *Definition) addIPv6(used usedAddrs) error {
 func (d Definition) conflict(subnet netip.Prefix, used usedAddrs) error {
 	if d.NDProxy && subnet == d.Subnet6 {
 		used = used.around(subnet)
+		for _, a := range used.hosts {
+			if subnet.Contains(a) {
+				return fmt.Errorf("%w %s, which is this host's own address on its link: choose another part of the link's subnet", ipam.ErrOverlap, a)
+			}
+		}
 	}
 	return used.conflict(subnet)
 }
@@ -228,7 +246,9 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("mtu", r.MTU != 0 && r.MTU != d.MTU, mtu)
 	differ("masquerade", r.Masquerade != nil && *r.Masquerade != d.Masquerade, d.Masquerade)
 	differ("no-masquerade", r.NoMasquerade != nil && !slices.Equal(prefixSet(r.NoMasquerade), d.NoMasquerade), joined(d.NoMasquerade))
-	differ("snat-address", r.SNATAddress.IsValid() && r.SNATAddress != d.SNATAddress, cmp.Or(d.snatAddress(), "the route's"))
+	for _, a := range []struct{ asked, now netip.Addr }{{r.SNATAddress, d.SNATAddress}, {r.SNATAddress6, d.SNATAddress6}} {
+		differ("snat-address", a.asked.IsValid() && a.asked != a.now, cmp.Or(addrText(a.now), "the route's"))
+	}
 	differ("via", r.Via != "" && r.Via != d.Via, cmp.Or(d.Via, "every uplink"))
 	differ("published-only", r.PublishedOnly != nil && *r.PublishedOnly != d.PublishedOnly, d.PublishedOnly)
 	differ("internal", r.Internal != nil && *r.Internal != d.Internal, d.Internal)
@@ -239,9 +259,6 @@ func (d Definition) differences(r NetworkRequest) []string {
 	differ("nat-on-exhaustion", r.NATOnExhaustion != "" && r.NATOnExhaustion != string(nat.OnExhaustion), nat.OnExhaustion)
 	return out
 }
-
-// snatAddress is SNATAddress as text, "" for the route's.
-func (d Definition) snatAddress() string { return addrText(d.SNATAddress) }
 
 // joined lists values for a sentence.
 func joined[T fmt.Stringer](values []T) string {
@@ -410,6 +427,7 @@ type usedAddrs struct {
 	allowed  map[netip.Prefix]string // what ports of other networks are allowed, and whose that is
 	routes   []netip.Prefix          // every route of the host, whatever its table
 	devices  map[netip.Prefix]string // subnets that devices of the host are in, and their names
+	hosts    []netip.Addr            // the host's IPv6 addresses
 	gateways []netip.Addr            // next hops of default routes
 	// site is the prefix of the host's unique local addresses, definitions.site.
 	site func() (netip.Prefix, error)
@@ -500,7 +518,11 @@ func (nets networks) usedAddrs(except string) (u usedAddrs, err error) {
 	if err != nil {
 		return u, err
 	}
+	if u.hosts, err = nets.op.host.allAddrs(link.IPv6); err != nil {
+		return u, err
+	}
 	for _, n := range nets.op.st.Networks {
+		u.hosts = slices.DeleteFunc(u.hosts, func(a netip.Addr) bool { return n.Subnet6.Contains(a) })
 		defs = append(defs, n.Definition)
 		for _, subnet := range n.subnets() {
 			delete(u.devices, subnet) // its bridge's

@@ -27,7 +27,7 @@ type fakeFile struct {
 	Local     []netip.Addr
 	Fragments int // device
 	LeaseNow  time.Duration
-	Opened    bool
+	Opened    [2]bool // by IPv4, by IPv6
 	XDP       map[int]bool
 	driver    error // what the uplinks' driver says to XDP
 	// TakenSlots are slots that AttachPort, AttachUplink and AttachFragments refuse.
@@ -310,8 +310,8 @@ func (f *fakeFile) SetLease(l time.Duration) error {
 
 func (f *fakeFile) Lease() (time.Duration, error) { return f.LeaseNow, nil }
 
-func (f *fakeFile) SetOpened(on bool) error {
-	f.Opened = on
+func (f *fakeFile) SetOpened(ipv4, ipv6 bool) error {
+	f.Opened = [2]bool{ipv4, ipv6}
 	return f.save()
 }
 

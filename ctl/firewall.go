@@ -3,8 +3,10 @@ package ctl
 import (
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/fastbr/fastbr/ctl/firewall"
+	"github.com/fastbr/fastbr/ctl/link"
 )
 
 // packetFilter is the host's: what it does to the networks' packets, and our rules in it.
@@ -30,36 +32,44 @@ func (pf packetFilter) networks(f *firewall.Family) (out []firewall.Network) {
 	return out
 }
 
-// exits describes the networks, their ways out and what is published, in IPv4: IPv6 is
-// routed, by nothing but the host's routes, or it does not leave.
-func (pf packetFilter) exits() firewall.Host {
-	h := firewall.Host{Family: firewall.IPv4, Networks: pf.networks(firewall.IPv4), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks)}
+// families are those that networks have.
+func (pf packetFilter) families() []*firewall.Family {
+	if pf.op.st.hasIPv6() {
+		return []*firewall.Family{firewall.IPv4, firewall.IPv6}
+	}
+	return []*firewall.Family{firewall.IPv4}
+}
+
+// exits describes the networks, their ways out and what is published, in a family.
+func (pf packetFilter) exits(f *firewall.Family) firewall.Host {
+	h := firewall.Host{Family: f, Networks: pf.networks(f), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks, f)}
 	for _, x := range pf.op.publications.all() {
-		h.Published = append(h.Published, x.filtered())
+		if p := x.filtered(); p.Family() == f {
+			h.Published = append(h.Published, p)
+		}
 	}
 	return h
 }
 
 // hosts describe what the host's packet filter has to let pass, by family. What it does with
 // packets by side uplinks is their owner's policy, as between any two networks of the host.
-func (pf packetFilter) hosts() []firewall.Host {
-	h := pf.exits()
-	h.Uplinks = devicesOf(pf.op.st.mainUplinks())
-	six := firewall.Host{Family: firewall.IPv6, Networks: pf.networks(firewall.IPv6)}
-	for _, u := range pf.op.st.mainUplinks() {
-		if u.Addr6.IsValid() {
-			six.Uplinks = append(six.Uplinks, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr6})
-		}
+func (pf packetFilter) hosts() (out []firewall.Host) {
+	for _, f := range pf.families() {
+		h := pf.exits(f)
+		h.Uplinks = slices.DeleteFunc(devicesOf(pf.op.st.mainUplinks(), f), func(d firewall.Device) bool { return f == firewall.IPv6 && !d.Addr.IsValid() })
+		out = append(out, h)
 	}
-	if len(six.Networks) == 0 {
-		return []firewall.Host{h}
-	}
-	return []firewall.Host{h, six}
+	return out
 }
 
-func devicesOf(uplinks []uplink) (out []firewall.Device) {
+// devicesOf are uplinks with their addresses of a family.
+func devicesOf(uplinks []uplink, f *firewall.Family) (out []firewall.Device) {
 	for _, u := range uplinks {
-		out = append(out, firewall.Device{Name: u.Name, Index: u.Index, Addr: u.Addr})
+		addr := u.Addr
+		if f == firewall.IPv6 {
+			addr = u.Addr6
+		}
+		out = append(out, firewall.Device{Name: u.Name, Index: u.Index, Addr: addr})
 	}
 	return out
 }
@@ -76,11 +86,11 @@ func (n *network) filtered() []firewall.Network {
 		resolver = netip.Addr{}
 	}
 	out := []firewall.Network{{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet, Allowed: n.beyond(n.sortedPorts()...),
-		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.NoMasquerade, SNAT: n.SNATAddress, Via: n.Via, Resolver: resolver}}
+		Internal: n.Internal, Masquerade: n.Masquerade, Plain: n.plain(link.IPv4), SNAT: n.SNATAddress, Via: n.Via, Resolver: resolver}}
 	if n.hasIPv6() {
-		// Its containers ask for names by IPv4. Unless it is routed, they reach only each other
-		// and the host by IPv6.
-		six := firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet6, Internal: !n.routed6()}
+		// Its containers ask for names by IPv4.
+		six := firewall.Network{Name: n.Name, Mark: ownerMark(n.Name), Bridge: n.bridge(), Subnet: n.Subnet6,
+			Internal: !n.leads6(), Masquerade: !n.Routed6, Plain: n.plain(link.IPv6), SNAT: n.SNATAddress6, Via: n.Via}
 		if n.LinkLocal6 {
 			six.Subnet = netip.MustParsePrefix("fe80::/64")
 		}

@@ -92,11 +92,14 @@ type NetworkView struct {
 	NDProxy     bool `json:"nd_proxy"`
 	Internal    bool `json:"internal"`
 	DNS         bool `json:"dns"` // its gateway answers for names
-	// SNATAddress is the source address of what is translated; "": the route's.
-	SNATAddress string `json:"snat_address"`
+	// SNATAddress and SNATAddress6 are the source addresses of what is translated; "": the
+	// route's.
+	SNATAddress  string `json:"snat_address"`
+	SNATAddress6 string `json:"snat_address6"`
 	// Via is the only device that leads outside; "": every uplink does.
 	Via string `json:"via"`
-	// PublishedOnly: not translated, and only published ports and answers come in.
+	// PublishedOnly: in a family that is not translated, only published ports and answers
+	// come in.
 	PublishedOnly bool `json:"published_only"`
 	// NoMasquerade are destinations to which nothing is translated, CIDRs; never nil.
 	NoMasquerade []string   `json:"no_masquerade"`
@@ -176,7 +179,7 @@ type BigTCPView struct {
 type UplinkView struct {
 	Device string `json:"device"`
 	Addr   string `json:"addr"`
-	Addr6  string `json:"addr6"` // "": none, or no network is routed by IPv6
+	Addr6  string `json:"addr6"` // "": none, or no network leads outside by IPv6
 	Kind   string `json:"kind"`  // what its packets begin with: "ethernet", "raw ip"
 	XDP    string `json:"xdp"`   // what runs on it: "off", "native"
 	XDPWhy string `json:"xdp_why"`

@@ -284,7 +284,7 @@ func (op *operation) refresh(quiet bool) error {
 
 // setHost brings the host's settings to what the networks need.
 func (op *operation) setHost() error {
-	want := hostconf.Want{Router: op.st.leads(false), Router6: op.st.routes6(), Reserved: op.st.reserved()}
+	want := hostconf.Want{Router: op.st.leads(false), Router6: op.st.leads6(), Reserved: op.st.reserved()}
 	if want.Router6 {
 		var err error
 		if want.Advertised, err = op.host.advertised(); err != nil {

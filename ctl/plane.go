@@ -49,7 +49,7 @@ type plane interface {
 	VerifyGuard() error
 	SetLease(time.Duration) error
 	Lease() (time.Duration, error)
-	SetOpened(bool) error
+	SetOpened(ipv4, ipv6 bool) error
 	SetNATRange(first, last uint16) error
 	Revoke() error
 	Stats(ifindexes ...int) (map[int]datapath.Counters, error)

@@ -275,10 +275,10 @@ func (ps *publications) create(n *network, p *port, o *Owner, rs []PublishReques
 	}
 	there := ps.all()
 	for _, r := range rs {
-		if n.PublishedOnly && r.Proto == protoSCTP {
+		if n.PublishedOnly && !n.Masquerade && r.Proto == protoSCTP {
 			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s has only its TCP and UDP ports published: SCTP needs a network without --published-only", n.Name))
 		}
-		if n.PublishedOnly {
+		if n.PublishedOnly && !n.Masquerade {
 			pub := &publication{Own: true, First: r.Port, Last: r.Port, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
 			if !r.Any {
 				pub.Last += r.Last - r.First

@@ -220,7 +220,7 @@ func (rep repair) removeStray() error {
 		rep.op.say("removing %s, left from a network whose state is lost", e.Name)
 		errs = append(errs, link.RemovePathsFrom(rep.op.conn, e.Name), rep.op.conn.Delete(e.Index), firewall.Remove(firewall.Network{Mark: e.Alias, Bridge: firewall.Device{Name: e.Name}}))
 	}
-	return errors.Join(append(errs, rep.op.others.masquerade(firewall.Host{}), rep.restoreUnrecorded(), rep.op.programs.remove())...)
+	return errors.Join(append(errs, rep.op.others.removeTables(), rep.restoreUnrecorded(), rep.op.programs.remove())...)
 }
 
 // restoreUnrecorded takes back what can be told of the host's settings without a

@@ -126,8 +126,8 @@ type uplink struct {
 	Name  string     `json:"name"`
 	Index int        `json:"index"`
 	Addr  netip.Addr `json:"addr"` // invalid: it leads by IPv6 only
-	// Addr6 is the host's IPv6 address on it, while a network is routed by IPv6; invalid:
-	// none, and nothing of that network leaves by it.
+	// Addr6 is the host's IPv6 address on it, while a network leads outside by IPv6;
+	// invalid: none, and nothing leaves by it.
 	Addr6 netip.Addr `json:"addr6,omitzero"`
 	MTU   int        `json:"mtu"`
 	RawIP bool       `json:"raw_ip"` // no Ethernet header
@@ -413,16 +413,16 @@ func (st *state) leads(translated bool) bool {
 	return st.any(func(n *network) bool { return n.Masquerade == translated && !n.Internal })
 }
 
-// routes6 reports whether a network is routed by IPv6.
-func (st *state) routes6() bool { return st.routes6But(nil) }
+// leads6 reports whether a network leads outside by IPv6, with or without translation.
+func (st *state) leads6() bool { return st.leads6But(nil) }
 
-// routes6But reports whether a network other than n is routed by IPv6.
-func (st *state) routes6But(n *network) bool {
-	return st.any(func(x *network) bool { return x != n && x.routed6() })
+// leads6But reports whether a network other than n does.
+func (st *state) leads6But(n *network) bool {
+	return st.any(func(x *network) bool { return x != n && x.leads6() })
 }
 
-// routed6 reports whether IPv6 leads outside without translation.
-func (d Definition) routed6() bool { return d.Routed6 && d.Subnet6.IsValid() && !d.Internal }
+// leads6 reports whether the network leads outside by IPv6.
+func (d Definition) leads6() bool { return d.Subnet6.IsValid() && !d.Internal }
 
 // reserved are the ports that the kernel should give to no socket: those of the NAT
 // range and the published ones, pending publications included.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -97,6 +98,11 @@ func (nets networks) raise(name string, def *Definition, nr NetworkRequest, ir I
 	if err != nil {
 		return nil, err
 	}
+	if def == nil {
+		if err := nets.op.stands.fits(n, uplinks); err != nil {
+			return nil, err
+		}
+	}
 	if !n.Internal {
 		for _, note := range notes {
 			nets.op.say("%s", note)
@@ -181,14 +187,19 @@ func (nets networks) resolve(name string, def *Definition, nr NetworkRequest) (*
 
 // missesAddress says that a network's source address is none of the host's, "" if it is.
 func (op *operation) missesAddress(d Definition) (string, error) {
-	if !d.SNATAddress.IsValid() {
-		return "", nil
+	for _, a := range []netip.Addr{d.SNATAddress, d.SNATAddress6} {
+		if !a.IsValid() {
+			continue
+		}
+		addrs, err := op.host.allAddrs(link.FamilyOf(a))
+		if err != nil {
+			return "", err
+		}
+		if !slices.Contains(addrs, a) {
+			return fmt.Sprintf("the source address %s of network %s is no address of this host: add it to a device", a, d.Name), nil
+		}
 	}
-	addrs, err := op.host.allAddrs(link.IPv4)
-	if err != nil || slices.Contains(addrs, d.SNATAddress) {
-		return "", err
-	}
-	return fmt.Sprintf("the source address %s of network %s is no address of this host: add it to a device", d.SNATAddress, d.Name), nil
+	return "", nil
 }
 
 // bridgeFree says whether a new network may have a device of that name.

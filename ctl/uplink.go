@@ -40,11 +40,11 @@ type candidate struct {
 // With AutoUplink, the only device of a network is one, too. coming are networks that are to
 // come up.
 func (us uplinks) wanted(names []string, coming ...*network) (want []uplink, notes []string, broken error) {
-	routed6 := us.op.st.routes6() || slices.ContainsFunc(coming, func(n *network) bool { return n.routed6() })
+	six := us.op.st.leads6() || slices.ContainsFunc(coming, func(n *network) bool { return n.leads6() })
 	var candidates []candidate
 	for _, name := range names {
 		if name == AutoUplink {
-			auto, autoNotes, err := us.auto(routed6)
+			auto, autoNotes, err := us.auto(six)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -69,7 +69,7 @@ func (us uplinks) wanted(names []string, coming ...*network) (want []uplink, not
 		u := uplink{Name: c.Name, Index: c.Index, MTU: c.MTU, RawIP: c.RawIP, Side: c.side}
 		family := "IPv4"
 		var err error
-		if u.Addr, err = us.addr(c.Index); err == nil && routed6 {
+		if u.Addr, err = us.addr(c.Index); err == nil && six {
 			family = "IP"
 			u.Addr6, err = us.addr6(c.Index)
 		}
@@ -197,10 +197,10 @@ func (us uplinks) device(u uplink) (link.Device, error) {
 }
 
 // auto are the devices that lead outside: those of the default route, those that have been
-// uplinks, and every other that a route of any table leads to. With routed6, IPv6's routes
+// uplinks, and every other that a route of any table leads to. With six, IPv6's routes
 // count like those of IPv4.
-func (us uplinks) auto(routed6 bool) (out []candidate, notes []string, err error) {
-	defaults, notes, err := us.defaults(routed6)
+func (us uplinks) auto(six bool) (out []candidate, notes []string, err error) {
+	defaults, notes, err := us.defaults(six)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -209,7 +209,7 @@ func (us uplinks) auto(routed6 bool) (out []candidate, notes []string, err error
 		known[d.Index] = true
 		out = append(out, candidate{d, false})
 	}
-	routes, err := us.routes(routed6)
+	routes, err := us.routes(six)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -251,9 +251,9 @@ func (us uplinks) auto(routed6 bool) (out []candidate, notes []string, err error
 }
 
 // routes are the host's, by family.
-func (us uplinks) routes(routed6 bool) (out [][]link.Route, err error) {
+func (us uplinks) routes(six bool) (out [][]link.Route, err error) {
 	families := []link.Family{link.IPv4}
-	if routed6 {
+	if six {
 		families = append(families, link.IPv6)
 	}
 	for _, f := range families {
@@ -267,8 +267,8 @@ func (us uplinks) routes(routed6 bool) (out [][]link.Route, err error) {
 }
 
 // defaults are the devices of the default route, or of both.
-func (us uplinks) defaults(routed6 bool) (devices []link.Device, notes []string, err error) {
-	routes, err := us.routes(routed6)
+func (us uplinks) defaults(six bool) (devices []link.Device, notes []string, err error) {
+	routes, err := us.routes(six)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -345,7 +345,7 @@ func (us uplinks) sync(quiet bool) error {
 	if len(want) == 0 { // nothing better than what there is
 		want = slices.Clone(us.op.st.Uplinks)
 		for i := range want {
-			if !us.op.st.routes6() {
+			if !us.op.st.leads6() {
 				want[i].Addr6 = netip.Addr{}
 			}
 		}
@@ -693,24 +693,19 @@ func (s stands) missing() (out []link.Proxy, err error) {
 		return nil, nil
 	}
 	have, err := link.Proxies(s.op.conn)
-	return slices.DeleteFunc(want, func(p link.Proxy) bool { return have[p] }), err
+	return slices.DeleteFunc(want, func(p link.Proxy) bool { _, there := have[p]; return there }), err
 }
 
 // ensure adds what is missing.
-func (s stands) ensure() error {
-	missing, err := s.missing()
-	for _, p := range missing {
-		err = errors.Join(err, s.add(p))
-	}
-	return err
-}
+func (s stands) ensure() error { return s.add(s.ports()) }
 
-func (s stands) add(p link.Proxy) error {
-	err := p.Add(s.op.conn)
-	if errors.Is(err, link.ErrNotFound) {
-		return nil // the uplink has gone: sync finds what took its place
+// add adds the entries for ports. The user's own stay what they are.
+func (s stands) add(ports []*port) error {
+	want := s.wanted(ports, s.op.st.mainUplinks())
+	if len(want) == 0 {
+		return nil
 	}
-	return err
+	return link.AddProxies(s.op.conn, want)
 }
 
 // join adds the entries of a new port.
@@ -718,11 +713,7 @@ func (s stands) join(n *network, p *port) error {
 	if !n.NDProxy {
 		return nil
 	}
-	var errs []error
-	for _, e := range s.wanted([]*port{p}, s.op.st.mainUplinks()) {
-		errs = append(errs, s.add(e))
-	}
-	return errors.Join(errs...)
+	return s.add([]*port{p})
 }
 
 // part removes the entries of ports.
@@ -730,18 +721,31 @@ func (s stands) part(n *network, ports []*port) error {
 	if !n.NDProxy {
 		return nil
 	}
-	return s.remove(s.possible(ports, s.op.st.mainUplinks()))
+	return link.DeleteProxies(s.op.conn, s.possible(ports, s.op.st.mainUplinks()))
 }
 
 // leave removes the entries on an uplink.
-func (s stands) leave(u uplink) error { return s.remove(s.possible(s.ports(), []uplink{u})) }
+func (s stands) leave(u uplink) error {
+	return link.DeleteProxies(s.op.conn, s.possible(s.ports(), []uplink{u}))
+}
 
-func (s stands) remove(entries []link.Proxy) error {
-	var errs []error
-	for _, p := range entries {
-		errs = append(errs, p.Delete(s.op.conn))
+// fits says why the host cannot stand for a new network on its uplinks, nil if it can.
+func (s stands) fits(n *network, uplinks []uplink) error {
+	if !n.NDProxy {
+		return nil
 	}
-	return errors.Join(errs...)
+	routes, err := s.op.host.allRoutes(link.IPv6)
+	if err != nil {
+		return err
+	}
+	part := func(r link.Route) bool {
+		return r.Connected && r.Dst.Bits() < n.Subnet6.Bits() && r.Dst.Overlaps(n.Subnet6) &&
+			slices.ContainsFunc(uplinks, func(u uplink) bool { return !u.Side && !u.RawIP && u.Index == r.Index })
+	}
+	if !slices.ContainsFunc(routes, part) {
+		return tagged(ErrInvalid, fmt.Sprintf("--nd-proxy: subnet %s is no part of the subnet of an uplink, where others ask for its addresses: choose another", n.Subnet6))
+	}
+	return nil
 }
 
 // faults are missing entries, by uplink.
@@ -775,6 +779,9 @@ func (o others) wanted() bool {
 	return o.op.st.leads(true) && !o.excluded()
 }
 
+// wanted6 is the same for IPv6, translated or not: for IPv6 the host becomes no router.
+func (o others) wanted6() bool { return o.op.st.leads6() && !o.excluded() }
+
 // excluded reports whether the uplinks were named, and so are the only ways out.
 func (o others) excluded() bool { return !slices.Contains(o.op.st.Settings.Uplinks, AutoUplink) }
 
@@ -784,14 +791,24 @@ func (o others) ensure() error {
 	if err := o.open(); err != nil {
 		return err
 	}
-	if err := o.op.hostconf.RaiseConntrackMax(int(o.op.st.Settings.FlowsMax)); err != nil {
+	sessions := len(o.op.firewall.families()) * int(o.op.st.Settings.FlowsMax)
+	if err := o.op.hostconf.RaiseConntrackMax(sessions); err != nil {
 		return err
 	}
-	return o.masquerade(o.op.firewall.exits())
+	return o.each(func(f *firewall.Family) error { return o.masquerade(o.op.firewall.exits(f)) })
 }
 
-// crowded says why connection tracking has no room for all sessions, "" if it has. With
-// the table, the kernel makes an entry for each, and drops what it has no room for.
+// each does something for each family that networks have.
+func (o others) each(do func(*firewall.Family) error) error {
+	var errs []error
+	for _, f := range o.op.firewall.families() {
+		errs = append(errs, do(f))
+	}
+	return errors.Join(errs...)
+}
+
+// crowded says why connection tracking has no room for all sessions of a family, "" if it
+// has. With the table, the kernel makes an entry for each, and drops what it has no room for.
 func (o others) crowded() (string, error) {
 	sessions := int(o.op.st.Settings.FlowsMax)
 	room, err := hostconf.ConntrackMax()
@@ -808,7 +825,7 @@ func (o others) masquerade(h firewall.Host) error {
 	if full, err := o.crowded(); err != nil {
 		return err
 	} else if full != "" {
-		h = firewall.Host{}
+		h = firewall.Host{Family: h.Family}
 	}
 	if err := o.write(h); !errors.Is(err, firewall.ErrNoNftables) && !errors.Is(err, firewall.ErrForeignTable) {
 		return err
@@ -827,14 +844,19 @@ func (o others) write(h firewall.Host) error {
 // ports fails where there can be no table. For other ports the table is only to be there,
 // as it always is with a network that is translated.
 func (o others) lead(pubs []*publication, gone bool) error {
-	h := o.op.firewall.exits()
+	return o.each(func(f *firewall.Family) error { return o.leadIn(f, pubs, gone) })
+}
+
+// leadIn is lead in a family.
+func (o others) leadIn(f *firewall.Family, pubs []*publication, gone bool) error {
+	h := o.op.firewall.exits(f)
 	if !slices.ContainsFunc(pubs, func(pub *publication) bool { return pub.Proto == protoSCTP }) {
-		if gone || len(pubs) == 0 || o.op.st.leads(true) {
+		if gone || len(pubs) == 0 || slices.ContainsFunc(h.Networks, func(n firewall.Network) bool { return n.Masquerade && !n.Internal }) {
 			return nil
 		}
 		return o.masquerade(h)
 	}
-	if !gone {
+	if !gone && slices.ContainsFunc(h.Published, func(p firewall.Publication) bool { return p.Proto == protoSCTP }) {
 		full, err := o.crowded()
 		if err == nil && full != "" {
 			err = errors.New(full)
@@ -849,8 +871,8 @@ func (o others) lead(pubs []*publication, gone bool) error {
 	}
 	h.Published = nil
 	for _, x := range o.op.publications.all() {
-		if !slices.Contains(pubs, x.pub) {
-			h.Published = append(h.Published, x.filtered())
+		if p := x.filtered(); p.Family() == f && !slices.Contains(pubs, x.pub) {
+			h.Published = append(h.Published, p)
 		}
 	}
 	return o.masquerade(h)
@@ -858,58 +880,79 @@ func (o others) lead(pubs []*publication, gone bool) error {
 
 // leave takes a network out that is going down.
 func (o others) leave(n *network) error {
-	if !o.op.st.routes6But(n) {
+	if !o.op.st.leads6But(n) {
 		if err := o.close6(); err != nil {
 			return err
 		}
 	}
-	h := o.op.firewall.exits()
-	h.Networks = slices.DeleteFunc(h.Networks, func(x firewall.Network) bool { return x.Name == n.Name })
-	if len(h.Networks) > 0 {
-		return o.masquerade(h)
+	if len(o.op.st.Networks) == 1 {
+		return o.undo()
 	}
-	return o.undo()
+	return o.each(func(f *firewall.Family) error {
+		h := o.op.firewall.exits(f)
+		h.Networks = slices.DeleteFunc(h.Networks, func(x firewall.Network) bool { return x.Name == n.Name })
+		return o.masquerade(h)
+	})
 }
 
-// close6 closes the uplinks that fastbr has opened for IPv6: the programs that judge what is
+// close6 closes the devices that fastbr has opened for IPv6: the programs that judge what is
 // forwarded there go with the last network that has it.
 func (o others) close6() error {
-	var errs []error
+	errs := []error{o.op.hostconf.CloseOthers(hostconf.IPv6, o.op.checks.opened6())}
 	for _, u := range o.op.st.mainUplinks() {
 		errs = append(errs, o.op.hostconf.Close(hostconf.IPv6, u.Name))
 	}
 	return errors.Join(errs...)
 }
 
-// open lets the kernel forward what comes in by any device, or not. It tells the datapath
-// first that fastbr opens devices. For IPv6 only bridges and uplinks are opened: in
-// POSTROUTING a packet of IPv6 does not tell whether it is forwarded, so the guard could not
-// judge what came in by another device.
+// open lets the kernel forward what comes in by any device, or not. The datapath knows
+// first that fastbr opens devices.
 func (o others) open() error {
-	ours := o.op.checks.opened()
-	open := o.wanted()
-	if open {
-		var err error
-		if open, err = o.op.hostconf.CanOpenOthers(hostconf.IPv4, ours); err != nil {
-			return err
-		}
-	}
-	if !open {
-		return errors.Join(o.op.hostconf.CloseOthers(hostconf.IPv4, ours), o.op.dp.SetOpened(false))
-	}
-	if err := o.op.dp.SetOpened(true); err != nil {
+	four, err := o.opens(hostconf.IPv4, o.wanted(), o.op.checks.opened())
+	if err != nil {
 		return err
 	}
-	return o.op.hostconf.OpenOthers(hostconf.IPv4)
+	six, err := o.opens(hostconf.IPv6, o.wanted6(), o.op.checks.opened6())
+	if err != nil {
+		return err
+	}
+	err = o.op.dp.SetOpened(four, six)
+	if err == nil && four {
+		err = o.op.hostconf.OpenOthers(hostconf.IPv4)
+	}
+	if err == nil && six {
+		err = o.op.hostconf.OpenOthers(hostconf.IPv6)
+	}
+	return err
+}
+
+// opens reports whether all devices are to be open in a family. If not, it closes those that
+// fastbr has opened. ours are the devices that are open in any case.
+func (o others) opens(f hostconf.Family, wanted bool, ours []string) (bool, error) {
+	if wanted && f.OpensDevices() {
+		if can, err := o.op.hostconf.CanOpenOthers(f, ours); can || err != nil {
+			return can, err
+		}
+	}
+	return false, o.op.hostconf.CloseOthers(f, ours)
 }
 
 // undo takes everything back.
 func (o others) undo() error {
-	errs := []error{o.masquerade(firewall.Host{}), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened())}
+	errs := []error{o.removeTables(), o.op.hostconf.CloseOthers(hostconf.IPv4, o.op.checks.opened())}
 	if o.op.dp != nil {
-		errs = append(errs, o.op.dp.SetOpened(false))
+		errs = append(errs, o.op.dp.SetOpened(false, false))
 	}
 	return errors.Join(errs...)
+}
+
+// removeTables removes the tables of both families.
+func (o others) removeTables() error {
+	err := o.masquerade(firewall.Host{Family: firewall.IPv4})
+	if hostconf.HasIPv6() {
+		err = errors.Join(err, o.masquerade(firewall.Host{Family: firewall.IPv6}))
+	}
+	return err
 }
 
 // finding says how containers leave by other devices.
@@ -918,18 +961,19 @@ func (o others) finding() FeatureView {
 	if len(o.op.st.Networks) == 0 {
 		return v
 	}
-	right, err := firewall.Masquerades(o.op.firewall.exits())
+	wrong, err := o.wrong()
 	full, roomErr := o.crowded()
 	switch err = errors.Join(err, roomErr); {
 	case full != "":
 		v.State, v.Detail = "warning", "containers leave by uplinks only, and by TCP, UDP and ping: "+full
 	case err != nil:
 		v.State, v.Detail = "warning", "containers leave by uplinks only: "+err.Error()
-	case !right:
-		v.State, v.Detail = "warning", "the nft table \"ip fastbr\" is not as it should be: containers leave by uplinks only; "+
-			"the next command that changes something mends it"
+	case len(wrong) > 0:
+		v.State, v.Detail = "warning", strings.Join(wrong, "; ")+": containers leave by uplinks only"+nextMends
 	case o.wanted() && !o.op.hostconf.OthersOpen(hostconf.IPv4):
 		v.State, v.Detail = "warning", "ip_forward is 0 and somebody has opened single devices: answers come back by devices whose net.ipv4.conf.*.forwarding is 1"
+	case o.wanted6() && !o.op.hostconf.OthersOpen(hostconf.IPv6):
+		v.State, v.Detail = "warning", "net.ipv6.conf.all.forwarding is 0 and somebody has opened single devices: answers by IPv6 come back by devices whose net.ipv6.conf.*.force_forwarding is 1"
 	case o.excluded():
 		v.Detail = "containers leave by no other device than the uplinks, which were named"
 	default:
@@ -942,14 +986,32 @@ func (o others) finding() FeatureView {
 	return v
 }
 
+// wrong names the tables that are not as they should be.
+func (o others) wrong() (out []string, err error) {
+	err = o.each(func(f *firewall.Family) error {
+		right, err := firewall.Masquerades(o.op.firewall.exits(f))
+		if err == nil && !right {
+			out = append(out, fmt.Sprintf("the nft table %q is not as it should be", f.Table()))
+		}
+		return err
+	})
+	return out, err
+}
+
 // names are those of the devices that lead outside and are no uplinks: no command has seen
 // them yet, there are too many, or they cannot be uplinks.
 func (o others) names() (out []string, err error) {
-	routes, err := o.op.host.allRoutes(link.IPv4)
+	families, err := o.op.uplinks.routes(o.op.st.leads6())
 	if err != nil {
 		return nil, err
 	}
-	for index := range link.Leading(routes) {
+	indexes := map[int]bool{}
+	for _, routes := range families {
+		for index := range link.Leading(routes) {
+			indexes[index] = true
+		}
+	}
+	for index := range indexes {
 		if slices.ContainsFunc(o.op.st.Uplinks, func(u uplink) bool { return u.Index == index }) {
 			continue
 		}

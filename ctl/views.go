@@ -150,7 +150,7 @@ func definedView(d Definition) NetworkView {
 	}
 	return NetworkView{ID: d.ID, Name: d.Name, Driver: "fastbr", Scope: "local", Bridge: d.Bridge, Subnet: d.Subnet.String(),
 		Gateway: d.Gateway.String(), IPv6: d.ipv6(), Subnet6: d.subnet6(), Gateway6: addrText(d.Gateway6), MTU: d.MTU, Masquerade: d.Masquerade,
-		Masquerade6: d.Subnet6.IsValid() && !d.Routed6, NDProxy: d.NDProxy, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: d.snatAddress(), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
+		Masquerade6: d.Subnet6.IsValid() && !d.Routed6, NDProxy: d.NDProxy, Internal: d.Internal, DNS: !d.NoDNS, SNATAddress: addrText(d.SNATAddress), SNATAddress6: addrText(d.SNATAddress6), Via: d.Via, PublishedOnly: d.PublishedOnly, NoMasquerade: texts(d.NoMasquerade), Options: options, Ports: []PortView{},
 		NAT: NATPolicy{string(nat.Mapping), string(nat.Filtering), string(nat.OnExhaustion)}}
 }
 
@@ -366,7 +366,7 @@ func (c *Controller) FlushFlows(ctx context.Context) (n int, err error) {
 // firewall and routes again. Nothing happens when nothing is up.
 func (c *Controller) Revoke(ctx context.Context, change link.Change) error {
 	return c.instance.read(ctx, func(op *operation) error {
-		if op.dp == nil || change == link.IPv6Change && !op.st.routes6() {
+		if op.dp == nil || change == link.IPv6Change && !op.st.leads6() {
 			return nil
 		}
 		return op.dp.Revoke()

@@ -79,31 +79,10 @@ func (d *Datapath) SetNetwork(n Network) error {
 			return err
 		}
 	}
-	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: n.NAT.flags(), Broadcast: broadcast(n.Subnet)}
-	if n.Masquerade {
-		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE
-	}
-	if n.Internal {
-		v.Flags |= tcFbrNetFlagsFBR_NET_INTERNAL
-	}
-	if n.PublishedOnly {
-		v.Flags |= tcFbrNetFlagsFBR_NET_MASQUERADE | tcFbrNetFlagsFBR_NET_OWN
-	}
-	if n.Masquerade && n.SNAT.Is4() {
-		v.Flags |= tcFbrNetFlagsFBR_NET_SNAT
-		v.Snat = be32(n.SNAT)
-	}
-	if n.OneWay {
-		v.Flags |= tcFbrNetFlagsFBR_NET_VIA
-		v.Via = uint32(n.Via)
-	}
-	if n.Masquerade && len(n.Plain) > 0 {
-		v.Flags |= tcFbrNetFlagsFBR_NET_PLAIN
-	}
 	if err := d.devs.setPlain(n.Bridge, n.Plain); err != nil {
 		return err
 	}
-	if err := d.devs.setSubnets(n, v, append([]netip.Prefix{n.Subnet, n.Subnet6}, n.Allowed...)); err != nil {
+	if err := d.devs.setSubnets(n, append([]netip.Prefix{n.Subnet, n.Subnet6}, n.Allowed...)); err != nil {
 		return err
 	}
 	if _, err := d.publications.setPublished(); err != nil {
@@ -112,9 +91,8 @@ func (d *Datapath) SetNetwork(n Network) error {
 	return d.families.unload()
 }
 
-// setSubnets makes the subnets of a network, of both families, those in want. v is what
-// IPv4 says of them. The first may have a broadcast address.
-func (dt deviceTable) setSubnets(n Network, v tcFbrNet, want []netip.Prefix) error {
+// setSubnets makes the subnets of a network, of both families, those in want.
+func (dt deviceTable) setSubnets(n Network, want []netip.Prefix) error {
 	for _, o := range dt.d.families.loaded() {
 		m, keep := o.maps[tcMapFbrNets], map[string]bool{}
 		for _, p := range want {
@@ -122,12 +100,15 @@ func (dt deviceTable) setSubnets(n Network, v tcFbrNet, want []netip.Prefix) err
 				continue
 			}
 			k := lpmKey(p)
-			if err := m.Put(k, o.net(n, v)); err != nil {
+			if err := m.Put(k, o.net(n, p)); err != nil {
 				return fmt.Errorf("adding subnet %s: %w", p, err)
 			}
-			keep[string(k)], v.Broadcast = true, 0
+			keep[string(k)] = true
 		}
-		_, err := deleteEntries(m, func(k, v []byte) bool { return o.netBridge(v) == uint32(n.Bridge) && !keep[string(k)] })
+		_, err := deleteEntries(m, func(k, v []byte) bool {
+			bridge, _ := o.netOf(v)
+			return bridge == uint32(n.Bridge) && !keep[string(k)]
+		})
 		if err != nil {
 			return fmt.Errorf("removing a subnet: %w", err)
 		}
@@ -150,7 +131,7 @@ func broadcast(subnet netip.Prefix) uint32 {
 // succeeds when the network does not exist. The last network that has IPv6 takes the
 // programs for it along.
 func (d *Datapath) DeleteNetwork(bridge int) error {
-	if err := d.devs.setSubnets(Network{Bridge: bridge}, tcFbrNet{}, nil); err != nil {
+	if err := d.devs.setSubnets(Network{Bridge: bridge}, nil); err != nil {
 		return err
 	}
 	if err := d.devs.setPlain(bridge, nil); err != nil {
@@ -172,22 +153,28 @@ func (d *Datapath) DeleteNetwork(bridge int) error {
 	return d.families.unload()
 }
 
-// setPlain makes the excepted destinations of a bridge's network those in want.
+// setPlain makes the excepted destinations of a bridge's network, of both families, those in
+// want.
 func (dt deviceTable) setPlain(bridge int, want []netip.Prefix) error {
-	m := dt.d.maps.FbrPlain
-	keep := map[tcFbrPlainKey]bool{}
-	for _, p := range want {
-		k := tcFbrPlainKey{Prefixlen: 32 + uint32(p.Bits()), Bridge: uint32(bridge), Addr: be32(p.Masked().Addr())}
-		if err := m.Put(&k, uint32(1)); errors.Is(err, unix.ENOSPC) {
-			return fmt.Errorf("%d destinations without translation in all networks: %w", m.MaxEntries(), ErrTooMany)
-		} else if err != nil {
-			return fmt.Errorf("adding %s to fbr_plain: %w", p, err)
+	for _, o := range dt.d.families.loaded() {
+		m, keep := o.maps[tcMapFbrPlain], map[string]bool{}
+		for _, p := range want {
+			if !o.of(p.Addr()) {
+				continue
+			}
+			k := lpmKey(p, bridge)
+			if err := m.Put(k, uint32(1)); errors.Is(err, unix.ENOSPC) {
+				return fmt.Errorf("%d destinations without translation in all networks: %w", m.MaxEntries(), ErrTooMany)
+			} else if err != nil {
+				return fmt.Errorf("adding %s to fbr_plain: %w", p, err)
+			}
+			keep[string(k)] = true
 		}
-		keep[k] = true
-	}
-	_, err := deleteIf(m, func(k *tcFbrPlainKey, _ *uint32) bool { return k.Bridge == uint32(bridge) && !keep[*k] })
-	if err != nil {
-		return fmt.Errorf("removing an excepted destination: %w", err)
+		of := string(lpmKey(netip.PrefixFrom(netip.IPv4Unspecified(), 0), bridge)[4:8])
+		_, err := deleteEntries(m, func(k, _ []byte) bool { return string(k[4:8]) == of && !keep[string(k)] })
+		if err != nil {
+			return fmt.Errorf("removing an excepted destination: %w", err)
+		}
 	}
 	return nil
 }
@@ -222,22 +209,15 @@ func (d *Datapath) AttachPort(p Port) error {
 	if len(p.AllowedAddrs)+len(p.AllowedMACs) > 0 {
 		dev.Flags |= tcFbrDevFlagsFBR_DEV_ALLOWED
 	}
-	net, err := d.devs.networkFlags(p.Bridge)
-	if err != nil {
-		return err
-	}
-	if net&tcFbrNetFlagsFBR_NET_INTERNAL != 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_INTERNAL
-	} else if net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED
-	} else if net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_EXCEPTS
-	}
-	if net&tcFbrNetFlagsFBR_NET_VIA != 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_VIA
-	}
-	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT|tcFbrNetFlagsFBR_NET_VIA) != 0 {
-		dev.Flags |= tcFbrDevFlagsFBR_DEV_SOURCE
+	for _, o := range d.families.loaded() {
+		flags, found, err := o.portFlags(p.Bridge)
+		if err == nil && !found && o == d.four {
+			err = fmt.Errorf("no network on the bridge with ifindex %d", p.Bridge)
+		}
+		if err != nil {
+			return err
+		}
+		dev.Flags |= flags
 	}
 	before, _, err := d.devs.device(p.Ifindex)
 	if err != nil {
@@ -246,15 +226,6 @@ func (d *Datapath) AttachPort(p Port) error {
 	six, err := d.devs.hasIP6(p.Bridge)
 	if err != nil {
 		return err
-	}
-	if six {
-		routed, err := d.families.routed(p.Bridge)
-		if err != nil {
-			return err
-		}
-		if routed {
-			dev.Flags |= tcFbrDevFlagsFBR_DEV_ROUTED6
-		}
 	}
 	// While the programs for IPv6 are not attached, the others let none in.
 	if six && before.Flags&inet6.flag != 0 && d.links.verifyLinks(before) == nil {
@@ -307,36 +278,6 @@ func (d *Datapath) AttachPort(p Port) error {
 		return d.families.unload()
 	}
 	return nil
-}
-
-// networkFlags returns the flags of a bridge's network.
-func (dt deviceTable) networkFlags(bridge int) (flags tcFbrNetFlags, err error) {
-	found, err := dt.anyNetwork(func(n tcFbrNet) bool {
-		flags = n.Flags
-		return n.Bridge == uint32(bridge)
-	})
-	if err == nil && !found {
-		err = fmt.Errorf("no network on the bridge with ifindex %d", bridge)
-	}
-	return flags, err
-}
-
-// anyNetwork reports whether is holds for a network. It stops at the first.
-func (dt deviceTable) anyNetwork(is func(tcFbrNet) bool) (bool, error) {
-	var (
-		k tcFbrNetKey
-		v tcFbrNet
-	)
-	it := dt.d.maps.FbrNets.Iterate()
-	for it.Next(&k, &v) {
-		if is(v) {
-			return true, nil
-		}
-	}
-	if err := it.Err(); err != nil {
-		return false, fmt.Errorf("reading fbr_nets: %w", err)
-	}
-	return false, nil
 }
 
 // DetachPort removes a port and ends its sessions. It succeeds when the port or

@@ -347,19 +347,100 @@ func (fs families) open(open opener) error {
 	return nil
 }
 
-// net returns a network as the family's programs have it.
-func (f family) net(n Network, v tcFbrNet) any {
-	if f.dir == "" {
-		return &v
+// net returns what the family's programs know of a network, for one of its subnets.
+func (f family) net(n Network, subnet netip.Prefix) any {
+	var via uint32
+	if n.OneWay {
+		via = uint32(n.Via)
 	}
-	flags := v.Flags & (tcFbrNetFlagsFBR_NET_INTERNAL | tcFbrNetFlagsFBR_NET_VIA)
-	if !n.Routed6 {
-		flags |= tcFbrNetFlagsFBR_NET_MASQUERADE
+	if f.dir != "" {
+		return &tc6FbrNet{Bridge: uint32(n.Bridge), Flags: uint32(f.netFlags(n)), Snat: in6(n.SNAT6), Via: via}
 	}
-	if n.NDProxy {
-		flags |= tcFbrNetFlagsFBR_NET_ND_PROXY
+	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: f.netFlags(n), Via: via}
+	if n.SNAT.Is4() {
+		v.Snat = be32(n.SNAT)
 	}
-	return &tc6FbrNet{Bridge: v.Bridge, Flags: uint32(flags), Via: v.Via}
+	if subnet == n.Subnet {
+		v.Broadcast = broadcast(subnet)
+	}
+	return &v
+}
+
+// netFlags returns the flags of a network in the family.
+func (f family) netFlags(n Network) tcFbrNetFlags {
+	flags, translated, snat := n.NAT.flags(), n.Masquerade, n.SNAT
+	if f.dir != "" {
+		translated, snat = !n.Routed6, n.SNAT6
+	}
+	set := func(is bool, flag tcFbrNetFlags) {
+		if is {
+			flags |= flag
+		}
+	}
+	set(translated, tcFbrNetFlagsFBR_NET_MASQUERADE)
+	set(!translated && n.PublishedOnly, tcFbrNetFlagsFBR_NET_MASQUERADE|tcFbrNetFlagsFBR_NET_OWN)
+	set(translated && f.of(snat), tcFbrNetFlagsFBR_NET_SNAT)
+	set(translated && slices.ContainsFunc(n.Plain, func(p netip.Prefix) bool { return f.of(p.Addr()) }), tcFbrNetFlagsFBR_NET_PLAIN)
+	set(n.Internal, tcFbrNetFlagsFBR_NET_INTERNAL)
+	set(n.OneWay, tcFbrNetFlagsFBR_NET_VIA)
+	set(n.NDProxy && f.dir != "", tcFbrNetFlagsFBR_NET_ND_PROXY)
+	return flags
+}
+
+// netOf returns the bridge of a network in fbr_nets, by its ifindex, and its flags.
+func (f family) netOf(v []byte) (bridge uint32, flags tcFbrNetFlags) {
+	if f.dir != "" {
+		n := as[tc6FbrNet](v)
+		return n.Bridge, tcFbrNetFlags(n.Flags)
+	}
+	n := as[tcFbrNet](v)
+	return n.Bridge, n.Flags
+}
+
+// anyNetwork reports whether is holds for a network, by its bridge and its flags in a family.
+func (o *object) anyNetwork(is func(bridge uint32, flags tcFbrNetFlags) bool) (found bool, err error) {
+	err = eachEntry(o.maps[tcMapFbrNets], 0, func(_, v []byte) error {
+		found = found || is(o.netOf(v))
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("reading fbr_nets: %w", err)
+	}
+	return found, nil
+}
+
+// portFlags returns the flags that ports have by their bridge's network in the family, if
+// there is one.
+func (o *object) portFlags(bridge int) (out tcFbrDevFlags, found bool, err error) {
+	var net tcFbrNetFlags
+	found, err = o.anyNetwork(func(b uint32, flags tcFbrNetFlags) bool {
+		if b == uint32(bridge) {
+			net = flags
+		}
+		return b == uint32(bridge)
+	})
+	if err != nil || !found {
+		return 0, false, err
+	}
+	routed, excepts := tcFbrDevFlagsFBR_DEV_ROUTED, tcFbrDevFlagsFBR_DEV_EXCEPTS
+	if o.dir != "" {
+		routed, excepts = tcFbrDevFlagsFBR_DEV_ROUTED6, tcFbrDevFlagsFBR_DEV_EXCEPTS6
+	}
+	switch {
+	case net&tcFbrNetFlagsFBR_NET_INTERNAL != 0:
+		out |= tcFbrDevFlagsFBR_DEV_INTERNAL
+	case net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0:
+		out |= routed
+	case net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0:
+		out |= excepts
+	}
+	if net&tcFbrNetFlagsFBR_NET_VIA != 0 {
+		out |= tcFbrDevFlagsFBR_DEV_VIA
+	}
+	if net&(tcFbrNetFlagsFBR_NET_OWN|tcFbrNetFlagsFBR_NET_SNAT|tcFbrNetFlagsFBR_NET_VIA) != 0 {
+		out |= tcFbrDevFlagsFBR_DEV_SOURCE
+	}
+	return out, true, nil
 }
 
 // uplink returns the maps' entry for an uplink.
@@ -369,25 +450,6 @@ func (fs families) uplink(u Uplink) tcFbrDev {
 		dev.Flags |= inet6.flag
 	}
 	return dev
-}
-
-// routed reports whether the network of a bridge has IPv6 that leaves as it is.
-func (fs families) routed(bridge int) (routed bool, err error) {
-	const kept = tcFbrNetFlagsFBR_NET_INTERNAL | tcFbrNetFlagsFBR_NET_MASQUERADE
-	err = eachEntry(fs.d.six.maps[tcMapFbrNets], 0, func(_, v []byte) error {
-		n := as[tc6FbrNet](v)
-		routed = routed || n.Bridge == uint32(bridge) && n.Flags&uint32(kept) == 0
-		return nil
-	})
-	return routed, err
-}
-
-// netBridge returns the bridge of such a network, by its ifindex.
-func (f family) netBridge(v []byte) uint32 {
-	if f.dir == "" {
-		return as[tcFbrNet](v).Bridge
-	}
-	return as[tc6FbrNet](v).Bridge
 }
 
 // hasIP6 reports whether a bridge's network has IPv6.

@@ -56,6 +56,8 @@ type injected6FbrConf struct {
 	NatFirst  uint32
 	NatCount  uint32
 	Opened    uint32
+	Opened6   uint32
+	_         [4]byte
 }
 
 type injected6FbrDev struct {

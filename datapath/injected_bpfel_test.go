@@ -45,6 +45,8 @@ type injectedFbrConf struct {
 	NatFirst  uint32
 	NatCount  uint32
 	Opened    uint32
+	Opened6   uint32
+	_         [4]byte
 }
 
 type injectedFbrDev struct {

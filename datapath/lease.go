@@ -67,12 +67,12 @@ func cBool(on bool) uint32 {
 	return 0
 }
 
-// SetOpened tells the programs whether devices that they do not know forward only by
-// fastbr's setting. Until the host's ip_forward is 1, what came in by one may then
-// leave only by a bridge of fastbr's.
-func (d *Datapath) SetOpened(on bool) error {
+// SetOpened tells the programs for each family whether devices that they do not know forward
+// only by fastbr's setting. Until the host is a router, what came in by one may then leave
+// only by a bridge of fastbr's.
+func (d *Datapath) SetOpened(ipv4, ipv6 bool) error {
 	return d.control.changeConf(func(c *tcFbrConf) error {
-		c.Opened = cBool(on)
+		c.Opened, c.Opened6 = cBool(ipv4), cBool(ipv6)
 		return nil
 	})
 }

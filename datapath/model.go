@@ -56,15 +56,15 @@ type Network struct {
 	// unchanged, and containers can be reached from outside by their own
 	// address.
 	Masquerade bool
-	// SNAT is the source address of what is translated; it must be the host's, else
-	// nothing leaves. Invalid: the one of the route.
-	SNAT netip.Addr
-	// Plain are destinations to which nothing is translated although Masquerade is set:
-	// they see containers' own addresses, and may reach them.
+	// SNAT and SNAT6 are the source addresses of what is translated; they must be the
+	// host's, else nothing leaves. Invalid: the one of the route.
+	SNAT, SNAT6 netip.Addr
+	// Plain are destinations, of either family, to which nothing is translated although
+	// the family is: they see containers' own addresses, and may reach them.
 	Plain []netip.Prefix
-	// PublishedOnly: Masquerade is not set, but from outside only answers, ICMP and what
-	// is for published ports come in. A publication has the container's own address and
-	// port then.
+	// PublishedOnly: in a family that is not translated, only answers, ICMP and what is for
+	// published ports come in from outside. A publication has the container's own address
+	// and port then.
 	PublishedOnly bool
 	// OneWay: nothing passes between the network and any device outside but Via, by its
 	// ifindex; 0: by none, the device is gone.

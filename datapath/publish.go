@@ -183,9 +183,13 @@ func (pb publications) setPublished() (any bool, err error) {
 		return false, fmt.Errorf("reading fbr_pub: %w", err)
 	}
 	any = err == nil
-	own, err := pb.d.devs.anyNetwork(func(n tcFbrNet) bool { return n.Flags&tcFbrNetFlagsFBR_NET_OWN != 0 })
-	if err != nil {
-		return false, err
+	own := false
+	for _, o := range pb.d.families.loaded() {
+		has, err := o.anyNetwork(func(_ uint32, flags tcFbrNetFlags) bool { return flags&tcFbrNetFlagsFBR_NET_OWN != 0 })
+		if err != nil {
+			return false, err
+		}
+		own = own || has
 	}
 	return any, pb.d.control.changeConf(func(c *tcFbrConf) error {
 		c.Published = cBool(any || own)

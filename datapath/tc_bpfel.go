@@ -64,6 +64,8 @@ type tcFbrConf struct {
 	NatFirst  uint32
 	NatCount  uint32
 	Opened    uint32
+	Opened6   uint32
+	_         [4]byte
 }
 
 type tcFbrDev struct {

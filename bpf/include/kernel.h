@@ -520,12 +520,6 @@ struct inet_skb_parm { /* in sk_buff.cb while IPv4 has the packet */
 
 #define IPSKB_FORWARDED 1 /* of inet_skb_parm.flags */
 
-struct inet6_skb_parm { /* the same while IPv6 has it */
-	__u16 flags;
-} __core;
-
-#define IP6SKB_FORWARDED 2 /* of inet6_skb_parm.flags */
-
 struct neigh_table {
 	int family;
 } __core;
@@ -610,6 +604,7 @@ struct ipv4_devconf {
 } __core;
 
 struct nf_hook_state {
+	struct net_device *in;
 	struct net_device *out;
 	struct net *net;
 } __core;

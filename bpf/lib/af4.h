@@ -142,11 +142,13 @@ static __always_inline bool fbr_forwards(struct net *net)
 	return net->ipv4.devconf_all->data[0];
 }
 
-/* Whether a packet in POSTROUTING is forwarded. */
-static __always_inline bool fbr_skb_forwarded(struct sk_buff *skb)
+/* Whether a packet in POSTROUTING is forwarded. What a tunnel of the host has wrapped is the
+ * host's own.
+ */
+static __always_inline bool fbr_forwarded(struct bpf_nf_ctx *ctx)
 {
 	struct inet_skb_parm *cb =
-		bpf_rdonly_cast(skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
+		bpf_rdonly_cast(ctx->skb->cb, bpf_core_type_id_kernel(struct inet_skb_parm));
 
 	return cb->flags & IPSKB_FORWARDED;
 }

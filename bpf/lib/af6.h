@@ -185,15 +185,17 @@ static __always_inline bool fbr_forwards(struct net *net)
 	return net->ipv6.devconf_all->forwarding;
 }
 
-/* The kernel marks only what it forwards to groups: of other packets nobody can tell, so for
- * IPv6 no device is opened that is neither a bridge of ours nor an uplink (FBR_OPENED).
+/* Whether a packet in POSTROUTING is forwarded. The kernel marks only what it forwards to
+ * groups. But it says in which device a packet has come to the IPv6 stack (ip6_output): none,
+ * or a tunnel that has wrapped it, if it is the host's own. Only if it is forwarded, that is
+ * the device that has received it. A function of its own, so that clang computes no address
+ * in the context.
  */
-static __always_inline bool fbr_skb_forwarded(struct sk_buff *skb)
+static __noinline bool fbr_forwarded(struct bpf_nf_ctx *ctx)
 {
-	struct inet6_skb_parm *cb =
-		bpf_rdonly_cast(skb->cb, bpf_core_type_id_kernel(struct inet6_skb_parm));
+	struct net_device *in = ctx->state->in;
 
-	return cb->flags & IP6SKB_FORWARDED;
+	return in && in->ifindex == ctx->skb->skb_iif;
 }
 
 /* The MTU of the route of a packet that the kernel forwards, of which bpf_fib_lookup() has said

@@ -8,6 +8,8 @@
 #define FBR_IP_WAYS       FBR_DEV_WAYS
 #define FBR_IP_CLOSED     FBR_DEV_CLOSED
 #define FBR_OPENED(c)     ((c)->opened)
+/* An uplink that is open or not as the devices that are none. */
+#define FBR_AS_OTHERS(d)  ((d)->flags & FBR_DEV_SIDE)
 
 /* Port: its container's address; uplink: the primary one; bridge: the gateway's. */
 #define fbr_dev_ip(d)     ((d)->ip)

@@ -7,7 +7,12 @@
 #define FBR_IP_EXCEPTS FBR_DEV_EXCEPTS6
 #define FBR_IP_WAYS    FBR_DEV_WAYS6
 #define FBR_IP_CLOSED  FBR_DEV_CLOSED6
-#define FBR_OPENED(c)  false /* for IPv6, no other devices are opened */
+#define FBR_OPENED(c)  ((c)->opened6)
+/* An uplink that is open or not as the devices that are none: one without an IPv6 address is
+ * none for IPv6.
+ */
+#define FBR_AS_OTHERS(d) \
+	(((d)->flags & FBR_DEV_UPLINK) && (((d)->flags & FBR_DEV_SIDE) || !fbr_dev_has_ip(d)))
 
 /* fbr_dev6[the device's slot in fbr_devs]: a device of the IPv6 programs */
 struct fbr_dev6 {

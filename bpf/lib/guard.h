@@ -59,14 +59,6 @@ static __always_inline fbr_addr fbr_forwarded_to(struct bpf_nf_ctx *ctx)
 	return fbr_forwarded_addr(ctx, __builtin_offsetof(fbr_ip, daddr));
 }
 
-/* Whether the host forwards a packet. What a tunnel of the host has wrapped is the host's
- * own.
- */
-static __always_inline bool fbr_forwarded(struct bpf_nf_ctx *ctx)
-{
-	return fbr_skb_forwarded(ctx->skb);
-}
-
 /* Whether a packet that came in by the bridge in leaves by another device than its network's
  * only one. The kernel, or a rule, may have given it an address of the host.
  */
@@ -146,8 +138,8 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	fbr_addr to;
 	__u32 off;
 
-	if (in && (in->flags & FBR_DEV_SIDE))
-		in = NULL; /* open or not as any other device */
+	if (in && FBR_AS_OTHERS(in))
+		in = NULL;
 	if (fbr_opened_by_us(ctx, in, d)) {
 		if (in)
 			fbr_count_drop(in, FBR_ISOLATED);

@@ -63,7 +63,9 @@ struct fbr_conf {
 	 */
 	__u32 nat_first;
 	__u32 nat_count;
-	__u32 opened; /* new devices of the host forward only because of our setting */
+	/* New devices of the host forward only because of our setting: IPv4, IPv6. */
+	__u32 opened;
+	__u32 opened6;
 };
 
 struct {

@@ -123,8 +123,10 @@ func inspectTable(w io.Writer, v ctl.NetworkView) {
 	case v.IPv6 == ctl.IPv6LinkLocal:
 		fmt.Fprintf(w, "IPv6\tlink-local\n")
 	}
-	if v.SNATAddress != "" {
-		fmt.Fprintf(w, "Source address\t%s\n", v.SNATAddress)
+	for _, a := range []string{v.SNATAddress, v.SNATAddress6} {
+		if a != "" {
+			fmt.Fprintf(w, "Source address\t%s\n", a)
+		}
 	}
 	if v.Via != "" {
 		fmt.Fprintf(w, "Only way out\t%s\n", v.Via)

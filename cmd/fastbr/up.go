@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,7 +119,7 @@ type networkFlags struct {
 	dns                  bool
 	noMasquerade         []string
 	publishedOnly        bool
-	snatAddress          string
+	snatAddresses        []string
 	via                  string
 
 	natMapping, natFiltering, natOnExhaustion string
@@ -136,10 +135,10 @@ func (f *networkFlags) define(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.masquerade, "masquerade", true, "translate the source of outbound packets to the uplink's address")
 	flags.BoolVar(&f.masquerade6, "masquerade6", true, "translate the source of outbound IPv6 packets; false: the IPv6 subnet is routed to this host")
 	flags.BoolVar(&f.ndProxy, "nd-proxy", false, "with --masquerade6=false: answer on the uplinks for containers' IPv6 addresses, which are a part of an uplink's own subnet")
-	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
-	flags.StringVar(&f.snatAddress, "snat-address", "", "translate to this `ADDRESS` of the host; nothing leaves while the host does not have it (default the one of the route)")
+	flags.StringSliceVar(&f.noMasquerade, "no-masquerade", nil, "destinations, a `CIDR` of IPv4 or IPv6 (repeatable), to which the source is not translated: they see containers' own addresses, and may reach them")
+	flags.StringSliceVar(&f.snatAddresses, "snat-address", nil, "translate to this `ADDRESS` of the host, once for IPv4 and once for IPv6; nothing leaves while the host does not have it (default the one of the route)")
 	flags.StringVar(&f.via, "via", "", "the only `DEVICE` by which containers get outside, and are reached; nothing leaves while it is gone (default every uplink)")
-	flags.BoolVar(&f.publishedOnly, "published-only", false, "with --masquerade=false: only published ports, answers and ping come in from outside, to the containers' own addresses and ports")
+	flags.BoolVar(&f.publishedOnly, "published-only", false, "with --masquerade=false, --masquerade6=false or both: only published ports, answers and ping come in from outside, to the containers' own addresses and ports")
 	flags.BoolVar(&f.internal, "internal", false, "no traffic between the network and the outside")
 	flags.BoolVar(&f.dns, "dns", true, "answer containers' questions for each other's names on the gateway, while 'fastbr serve' runs")
 	flags.StringVar(&f.natMapping, "nat-mapping", "", "external port of a source port: one for all destinations, or one for each: `endpoint-independent|endpoint-dependent` (default endpoint-independent)")
@@ -174,10 +173,8 @@ func (f *networkFlags) request(cmd *cobra.Command) (r ctl.NetworkRequest, err er
 	if cmd.Flags().Changed("nd-proxy") {
 		r.NDProxy = &f.ndProxy
 	}
-	if f.snatAddress != "" {
-		if r.SNATAddress, err = netip.ParseAddr(f.snatAddress); err != nil {
-			return r, usage("--snat-address %q: want an IPv4 address", f.snatAddress)
-		}
+	if r.SNATAddress, r.SNATAddress6, err = ctl.ParseSNATAddresses(f.snatAddresses); err != nil {
+		return r, usage("--snat-address: %v", err)
 	}
 	r.Via = f.via
 	if cmd.Flags().Changed("published-only") {

@@ -21,17 +21,25 @@ type Family struct {
 	addrLen, headerLen int // bytes
 	proto, src, dst    int // offsets in the header
 	ctSrc, ctDst       uint32
+	addr               nftables.SetDatatype // of sets
+	loopback           netip.Prefix
+	icmp, echo         byte // the protocol, and the type of its echo request
 }
 
 // IPv4 and IPv6 are the two families.
 var (
 	IPv4 = &Family{name: "IPv4", word: "ip", table: nftables.TableFamilyIPv4, nfproto: unix.NFPROTO_IPV4, ethtype: unix.ETH_P_IP,
 		iptables: "iptables", legacy: "iptables-legacy", file: "ip_tables_names",
-		addrLen: 4, headerLen: 20, proto: 9, src: 12, dst: 16, ctSrc: 19, ctDst: 20} // NFT_CT_SRC_IP, NFT_CT_DST_IP
+		addrLen: 4, headerLen: 20, proto: 9, src: 12, dst: 16, ctSrc: 19, ctDst: 20, // NFT_CT_SRC_IP, NFT_CT_DST_IP
+		addr: nftables.TypeIPAddr, loopback: netip.MustParsePrefix("127.0.0.0/8"), icmp: unix.IPPROTO_ICMP, echo: 8}
 	IPv6 = &Family{name: "IPv6", word: "ip6", table: nftables.TableFamilyIPv6, nfproto: unix.NFPROTO_IPV6, ethtype: unix.ETH_P_IPV6,
 		iptables: "ip6tables", legacy: "ip6tables-legacy", file: "ip6_tables_names",
-		addrLen: 16, headerLen: 40, proto: 6, src: 8, dst: 24, ctSrc: 21, ctDst: 22} // NFT_CT_SRC_IP6, NFT_CT_DST_IP6
+		addrLen: 16, headerLen: 40, proto: 6, src: 8, dst: 24, ctSrc: 21, ctDst: 22, // NFT_CT_SRC_IP6, NFT_CT_DST_IP6
+		addr: nftables.TypeIP6Addr, loopback: netip.MustParsePrefix("::1/128"), icmp: unix.IPPROTO_ICMPV6, echo: 128}
 )
+
+// Table is the name of our table of the family, with nft's word for the family.
+func (f *Family) Table() string { return f.word + " " + masqueradeTable }
 
 // familyOf is the family of an address.
 func familyOf(a netip.Addr) *Family {

@@ -1,7 +1,10 @@
 package firewall
 
 import (
+	"errors"
 	"net/netip"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,5 +137,69 @@ func TestIPv6Findings(t *testing.T) {
 		if err != nil || len(rules) != 1 || !strings.HasPrefix(rules[0].Where, "ip6tables") {
 			t.Errorf("rules %+v, %v", rules, err)
 		}
+	})
+}
+
+// TestMasqueradeTable6: the table of IPv6 is a table of its own, with all that the one of
+// IPv4 has.
+func TestMasqueradeTable6(t *testing.T) {
+	testutil.RequireRoot(t)
+	testutil.RequireCommand(t, "nft")
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	h := Host{Family: IPv6, Others: true, Uplinks: []Device{{Name: "eth0"}}, Networks: []Network{
+		{Name: "a", Bridge: Device{Name: "br-a"}, Subnet: prefix("fd00:1::/64"), Masquerade: true, Plain: []netip.Prefix{prefix("2001:db8:5::/48")}},
+		{Name: "b", Bridge: Device{Name: "br-b"}, Subnet: prefix("fd00:1:0:1::/64"), Masquerade: true, SNAT: addr("2001:db8::25"), Via: "wg0"},
+		{Name: "c", Bridge: Device{Name: "br-c"}, Subnet: prefix("2001:db8:c::/64")}, // routed
+		{Name: "d", Bridge: Device{Name: "br-d"}, Subnet: prefix("fe80::/64"), Internal: true}},
+		Published: []Publication{
+			{First: 80, Last: 81, Port: 90, Proto: "sctp", Container: addr("fd00:1::2"), Allow: prefix("2001:db8:7::/48")},
+			{First: 80, Last: 80, Port: 80, Proto: "sctp", Container: addr("fd00:1::3"), HostIP: addr("2001:db8::1")}}}
+	testutil.NewNetns(t).Do(t, func() {
+		ensure := func(h Host) []netip.AddrPort {
+			t.Helper()
+			gone, err := Masquerade(h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if right, err := Masquerades(h); !right || err != nil {
+				t.Fatalf("not as it was written: %v\n%s", err, nftList(t))
+			}
+			return gone
+		}
+		four := Host{Family: IPv4, Networks: []Network{{Bridge: Device{Name: "br-a"}, Subnet: prefix("172.30.0.0/16"), Masquerade: true}}}
+		ensure(four)
+		ensure(h)
+		all := nftList(t)
+		for _, want := range []string{"table ip fastbr", "table ip6 fastbr", "elements = { fd00:1::/63 }", `"br-a", "br-b"`, "priority 110", "priority -90",
+			"icmpv6 type 128 return", `masquerade comment "other devices"`, `masquerade comment "other protocols"`,
+			"ip6 saddr fd00:1:0:1::/64 counter packets 0 bytes 0 snat to 2001:db8::25", "ip6 saddr fd00:1::/64 ip6 daddr 2001:db8:5::/48 return",
+			`ip6 saddr fd00:1:0:1::/64 oifname != "wg0" return`, "81 : fd00:1::2 . 91", "2001:db8::1 . 80 : fd00:1::3 . 80", "ip6 daddr ::1 return",
+			"dnat ip6 to sctp dport map @ports", "dnat ip6 to ip6 daddr . sctp dport map @sockets", "sctp dport 80-81 ip6 saddr != 2001:db8:7::/48 return"} {
+			if !strings.Contains(all, want) {
+				t.Errorf("no %s in\n%s", want, all)
+			}
+		}
+		if strings.Contains(all, "2001:db8:c::") || strings.Contains(all, "fe80::") {
+			t.Errorf("what is not translated is named:\n%s", all)
+		}
+		h.Published = h.Published[:1]
+		if gone := ensure(h); !slices.Equal(gone, []netip.AddrPort{netip.MustParseAddrPort("[fd00:1::3]:80")}) {
+			t.Errorf("led nowhere: %v", gone)
+		}
+		if out, err := exec.Command("nft", "flush chain ip6 fastbr postrouting").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		ensure(h)
+		ensure(Host{Family: IPv6})
+		if all := nftList(t); strings.Contains(all, "ip6") || !strings.Contains(all, "table ip fastbr") {
+			t.Errorf("after the last network with IPv6:\n%s", all)
+		}
+		if out, err := exec.Command("nft", "add table ip6 fastbr; add chain ip6 fastbr input").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if _, err := Masquerade(h); !errors.Is(err, ErrForeignTable) || !strings.Contains(err.Error(), "ip6 fastbr") {
+			t.Errorf("beside somebody's table of that name: %v", err)
+		}
+		ensure(four)
 	})
 }

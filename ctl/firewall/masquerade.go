@@ -1,7 +1,6 @@
 package firewall
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,12 +30,12 @@ const publishPriority nftables.ChainPriority = -90
 const masqueradePriority nftables.ChainPriority = 110
 
 // ErrForeignTable: somebody else has a table of our table's name.
-var ErrForeignTable = errors.New("the nft table \"ip fastbr\" is not fastbr's: rename it")
+var ErrForeignTable = errors.New("is not fastbr's: rename it")
 
 // ErrNoNftables: the kernel has no nf_tables, or cannot translate by it.
 var ErrNoNftables = errors.New("this kernel has no nftables NAT")
 
-// Masquerade keeps the table "ip fastbr". By it the kernel translates what networks
+// Masquerade keeps the table "fastbr" of h's family. By it the kernel translates what networks
 // with NAT send by uplinks, but for TCP, UDP and echo, which the datapath translates
 // unless a helper of conntrack follows the connection.
 // If h.Others is set, it also translates all that they send by devices which are
@@ -53,20 +52,20 @@ func Masquerade(h Host) (gone []netip.AddrPort, err error) {
 	}
 	defer conn.CloseLasting()
 	want := leavingOf(h)
-	have, err := readMasquerade(conn)
+	have, err := h.Family.readMasquerade(conn)
 	if err != nil || maps.EqualFunc(have, want.listing(), slices.Equal[[]string]) {
 		return nil, err
 	}
 	if have != nil {
-		conn.DelTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
+		conn.DelTable(h.Family.masqueradeTable())
 	}
-	if err := want.add(conn); err != nil {
+	if err := want.add(conn, h.Family); err != nil {
 		return nil, err
 	}
 	if err := conn.Flush(); err != nil {
-		return nil, masqueradeError(err)
+		return nil, h.Family.masqueradeError(err)
 	}
-	return noLongerLed(have, want.listing()), nil
+	return h.Family.noLongerLed(have, want.listing()), nil
 }
 
 // transactionMax bounds a transaction and its answers, in bytes: those of a table with all
@@ -86,7 +85,7 @@ func Masquerades(h Host) (bool, error) {
 		return false, fmt.Errorf("opening nftables: %w", err)
 	}
 	defer conn.CloseLasting()
-	have, err := readMasquerade(conn)
+	have, err := h.Family.readMasquerade(conn)
 	return maps.EqualFunc(have, leavingOf(h).listing(), slices.Equal[[]string]), err
 }
 
@@ -98,14 +97,19 @@ const elementsAtOnce = 512
 
 // masqueradeError is err with ErrNoNftables where the kernel lacks a part: ENOENT is a type
 // of chain or an expression that it does not know.
-func masqueradeError(err error) error {
+func (f *Family) masqueradeError(err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case withoutNftables(err), errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%w: %w", ErrNoNftables, err)
 	}
-	return fmt.Errorf("table ip %s: %w", masqueradeTable, err)
+	return fmt.Errorf("table %s: %w", f.Table(), err)
+}
+
+// masqueradeTable is the table of the family.
+func (f *Family) masqueradeTable() *nftables.Table {
+	return &nftables.Table{Name: masqueradeTable, Family: f.table}
 }
 
 // leaving is what the table says.
@@ -139,20 +143,20 @@ func leavingOf(h Host) *leaving {
 			subnets = append(subnets, n.sources()...)
 		}
 	}
-	sctp := sctpOf(h)
+	f, sctp := h.Family, sctpOf(h)
 	last := leavingChain{name: "postrouting", hook: nftables.ChainHookPostrouting, priority: masqueradePriority}
 	switch {
 	case len(subnets) == 0 && len(h.Published) == 0:
 		return nil
 	case len(subnets) == 0 && len(sctp) == 0:
-		sets := masqueradeSets()
+		sets := f.masqueradeSets()
 		return &leaving{sets: sets, keys: make([][]nftables.SetElement, len(sets)), chains: []leavingChain{last}}
 	}
 	for _, u := range h.Uplinks {
 		out = append(out, u.Name)
 	}
 	type is = []expr.Any
-	saddr := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	saddr := f.load(f.src, 1)
 	forwarded := is{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
 	iifname := &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}
 	oifname := &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}
@@ -161,17 +165,17 @@ func leavingOf(h Host) *leaving {
 	}
 	proto := func(p byte) is { return metaIs(expr.MetaKeyL4PROTO, []byte{p}) }
 	back := &expr.Verdict{Kind: expr.VerdictReturn}
-	echo := payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{8})
+	echo := payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{f.echo})
 	masquerade := is{&expr.Counter{}, &expr.Masq{}}
 	helped := statusHas(statusHelper)
 	l := &leaving{
-		sets: masqueradeSets(),
+		sets: f.masqueradeSets(),
 		keys: [][]nftables.SetElement{ranges(subnets), deviceNames(inside), deviceNames(out), nil, nil},
 		chains: []leavingChain{{name: "uplink", rules: []leavingRule{
 			{"a helper follows it", slices.Concat(helped, masquerade)},
 			{"fastbr translates it", append(proto(unix.IPPROTO_TCP), back)},
 			{"fastbr translates it", append(proto(unix.IPPROTO_UDP), back)},
-			{"fastbr translates it", slices.Concat(proto(unix.IPPROTO_ICMP), echo, is{back})},
+			{"fastbr translates it", slices.Concat(proto(f.icmp), echo, is{back})},
 			{"other protocols", masquerade},
 		}}, last},
 	}
@@ -179,9 +183,9 @@ func leavingOf(h Host) *leaving {
 	for _, n := range h.Networks {
 		for _, from := range n.sources() {
 			if n.SNAT.IsValid() {
-				name, to := fmt.Sprintf("from %s as %s", from, n.SNAT), slices.Concat(addressIn(12, from), is{
+				name, to := fmt.Sprintf("from %s as %s", from, n.SNAT), slices.Concat(f.in(f.src, from), is{
 					&expr.Counter{}, &expr.Immediate{Register: 1, Data: n.SNAT.AsSlice()},
-					&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}})
+					&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: 1}})
 				own = append(own, leavingRule{name, to})
 				follows = append(follows, leavingRule{name + ": a helper follows it", slices.Concat(helped, to)})
 			}
@@ -200,7 +204,7 @@ func leavingOf(h Host) *leaving {
 		for _, p := range n.Plain {
 			for _, from := range n.sources() {
 				post.rules = slices.Insert(post.rules, stays, leavingRule{fmt.Sprintf("from %s to %s: as it is", from, p),
-					slices.Concat(addressIn(12, from), addressIn(16, p), is{back})})
+					slices.Concat(f.in(f.src, from), f.in(f.dst, p), is{back})})
 			}
 		}
 	}
@@ -208,7 +212,7 @@ func leavingOf(h Host) *leaving {
 		for _, from := range n.sources() {
 			if n.Via != "" {
 				post.rules = slices.Insert(post.rules, stays, leavingRule{fmt.Sprintf("from %s by %s only", from, n.Via),
-					slices.Concat(addressIn(12, from), is{oifname, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name(n.Via).val}, back})})
+					slices.Concat(f.in(f.src, from), is{oifname, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name(n.Via).val}, back})})
 			}
 		}
 	}
@@ -221,11 +225,17 @@ func leavingOf(h Host) *leaving {
 	return l
 }
 
-// addressIn is true for packets whose address at this offset of the IPv4 header lies in p.
-func addressIn(offset uint32, p netip.Prefix) []expr.Any {
+// load puts the address at this offset of the header into a register.
+func (f *Family) load(offset int, register uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: uint32(offset), Len: uint32(f.addrLen)}
+}
+
+// in is true for packets whose address at this offset of the header lies in p.
+func (f *Family) in(offset int, p netip.Prefix) []expr.Any {
+	length := uint32(f.addrLen)
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: net.CIDRMask(p.Bits(), 32), Xor: make([]byte, 4)},
+		f.load(offset, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: length, Mask: net.CIDRMask(p.Bits(), 8*f.addrLen), Xor: make([]byte, length)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Addr().AsSlice()},
 	}
 }
@@ -239,12 +249,21 @@ func ranges(prefixes []netip.Prefix) (out []nftables.SetElement) {
 		} else {
 			out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
 		}
-		first := binary.BigEndian.Uint32(p.Addr().AsSlice())
-		if end := first + 1<<(32-p.Bits()); end > first {
-			out = append(out, nftables.SetElement{Key: binary.BigEndian.AppendUint32(nil, end), IntervalEnd: true})
+		if end := lastOf(p).Next(); end.IsValid() {
+			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 		}
 	}
 	return out
+}
+
+// lastOf is the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
 
 func deviceNames(names []string) (out []nftables.SetElement) {
@@ -254,11 +273,11 @@ func deviceNames(names []string) (out []nftables.SetElement) {
 	return out
 }
 
-func (l *leaving) add(conn *nftables.Conn) error {
+func (l *leaving) add(conn *nftables.Conn, f *Family) error {
 	if l == nil {
 		return nil
 	}
-	t := conn.AddTable(&nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4})
+	t := conn.AddTable(f.masqueradeTable())
 	for i, s := range l.sets {
 		if err := conn.AddSet(&s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
@@ -312,10 +331,10 @@ func keysOf(elements []nftables.SetElement) []string {
 }
 
 // readMasquerade reads the table as it is. It is nil if there is none.
-func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+func (f *Family) readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
+	chains, err := conn.ListChainsOfTableFamily(f.table)
 	if err != nil {
-		return nil, masqueradeError(err)
+		return nil, f.masqueradeError(err)
 	}
 	var out map[string][]string
 	for _, c := range chains {
@@ -323,7 +342,7 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 			continue
 		}
 		if !slices.Contains(masqueradeChains, c.Name) {
-			return nil, ErrForeignTable
+			return nil, fmt.Errorf("the nft table %q %w", f.Table(), ErrForeignTable)
 		}
 		rules, err := nftRules(c)
 		if err != nil {
@@ -340,10 +359,10 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 	if out == nil {
 		return nil, nil
 	}
-	for _, s := range masqueradeSets() {
+	for _, s := range f.masqueradeSets() {
 		elements, err := conn.GetSetElements(&s)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("table ip %s: %w", masqueradeTable, err)
+			return nil, f.masqueradeError(err)
 		}
 		out["set "+s.Name] = keysOf(elements)
 	}
@@ -351,16 +370,16 @@ func readMasquerade(conn *nftables.Conn) (map[string][]string, error) {
 }
 
 // masqueradeSets are the table's sets, without their elements.
-func masqueradeSets() []nftables.Set {
-	t := &nftables.Table{Name: masqueradeTable, Family: nftables.TableFamilyIPv4}
+func (f *Family) masqueradeSets() []nftables.Set {
+	t := f.masqueradeTable()
 	device := nftables.Set{Table: t, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	inside, uplinks := device, device
 	inside.Name, uplinks.Name = "inside", "uplinks"
-	at := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	at := nftables.MustConcatSetType(f.addr, nftables.TypeInetService)
 	leads := nftables.Set{Table: t, IsMap: true, KeyType: nftables.TypeInetService, DataType: at}
 	ports, sockets := leads, leads
 	ports.Name, sockets.Name, sockets.KeyType, sockets.Concatenation = "ports", "sockets", at, true
-	sets := []nftables.Set{{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true}, inside, uplinks, ports, sockets}
+	sets := []nftables.Set{{Table: t, Name: "subnets", KeyType: f.addr, Interval: true}, inside, uplinks, ports, sockets}
 	for i := range sets {
 		sets[i].ID = uint32(i) + 1 // the library's own numbers are not safe for concurrent use
 	}

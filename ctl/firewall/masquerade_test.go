@@ -27,7 +27,7 @@ func TestMasqueradeTable(t *testing.T) {
 	network := func(name, subnet string) Network {
 		return Network{Name: name, Bridge: Device{Name: name}, Subnet: netip.MustParsePrefix(subnet), Masquerade: true}
 	}
-	h := Host{Networks: []Network{network("br-a", "172.30.0.0/16"), network("br-b", "172.31.0.0/16"), network("br-c", "10.1.2.128/25"),
+	h := Host{Family: IPv4, Networks: []Network{network("br-a", "172.30.0.0/16"), network("br-b", "172.31.0.0/16"), network("br-c", "10.1.2.128/25"),
 		{Bridge: Device{Name: "br-d"}, Subnet: netip.MustParsePrefix("10.9.0.0/16")}, // routed
 		{Bridge: Device{Name: "br-e"}, Subnet: netip.MustParsePrefix("10.8.0.0/16"), Masquerade: true, Internal: true}},
 		Uplinks: []Device{{Name: "eth0"}, {Name: "eth1"}}, Others: true}
@@ -74,7 +74,7 @@ func TestMasqueradeTable(t *testing.T) {
 		if out, err := exec.Command("nft", "add table ip mine").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		routed := Host{Networks: h.Networks[3:4], Published: []Publication{webPort}}
+		routed := Host{Family: IPv4, Networks: h.Networks[3:4], Published: []Publication{webPort}}
 		if got := ensure(routed); !strings.Contains(got, "type nat hook postrouting") || strings.Contains(got, "masquerade") {
 			t.Errorf("with a published port and no NAT:\n%s", got)
 		}
@@ -82,14 +82,14 @@ func TestMasqueradeTable(t *testing.T) {
 		if ensure(routed); handles() != before {
 			t.Errorf("the right table is written again")
 		}
-		if got := ensure(Host{}); got != "table ip mine { }" {
+		if got := ensure(Host{Family: IPv4}); got != "table ip mine { }" {
 			t.Errorf("after the last network:\n%s", got)
 		}
 		if out, err := exec.Command("nft", "add table ip fastbr; add chain ip fastbr input").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 		theirs := nftList(t)
-		for _, h := range []Host{h, {}} {
+		for _, h := range []Host{h, {Family: IPv4}} {
 			if _, err := Masquerade(h); !errors.Is(err, ErrForeignTable) || nftList(t) != theirs {
 				t.Errorf("beside somebody's table of that name: %v:\n%s", err, nftList(t))
 			}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,12 +17,11 @@ import (
 // protoSCTP is the protocol of the publications that the table leads to containers.
 const protoSCTP = "sctp"
 
-// Registers of 4 bytes, as nftables numbers them: the first two are also the beginning
-// of register 1. They hold an address and a port.
-const (
-	addrRegister = 1
-	portRegister = 9
-)
+// addrRegister holds an address. Its first 4 bytes are also register 8, the next 4 register
+// 9, and so on: behind the address comes a port.
+const addrRegister = 1
+
+func (f *Family) portRegister() uint32 { return 8 + uint32(f.addrLen)/4 }
 
 func sctpOf(h Host) (out []Publication) {
 	for _, p := range h.Published {
@@ -53,14 +53,15 @@ func (l *leaving) publish(h Host, ps []Publication) {
 	l.keys[last-2], l.keys[last-1] = ports, sockets
 
 	sctp := metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_SCTP})
-	daddr := &expr.Payload{DestRegister: addrRegister, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+	f := h.Family
+	daddr := f.load(f.dst, addrRegister)
 	dport := func(register uint32) expr.Any {
 		return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
 	}
 	lead := func(set string, key ...expr.Any) is {
 		return slices.Concat(sctp, key, is{
 			&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: set},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: addrRegister, RegProtoMin: portRegister}})
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: addrRegister, RegProtoMin: f.portRegister()}})
 	}
 	back := &expr.Verdict{Kind: expr.VerdictReturn}
 	elsewhere := leavingRule{"not for the host", is{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
@@ -76,13 +77,13 @@ func (l *leaving) publish(h Host, ps []Publication) {
 	}
 	for _, p := range ps {
 		if p.Allow.IsValid() && p.Allow.Bits() > 0 {
-			in = append(in, p.onlyAllowed())
+			in = append(in, f.onlyAllowed(p))
 		}
 	}
-	loopback := leavingRule{"by loopback", slices.Concat(payloadIs(expr.PayloadBaseNetworkHeader, 16, []byte{127}), is{back})}
+	loopback := leavingRule{"by loopback", slices.Concat(f.in(f.dst, f.loopback), is{back})}
 	l.chains = append(l.chains,
 		leavingChain{name: "published", rules: []leavingRule{
-			{"by one address of the host", lead("sockets", daddr, dport(portRegister))},
+			{"by one address of the host", lead("sockets", daddr, dport(f.portRegister()))},
 			{"by every address of the host", lead("ports", dport(1))},
 		}},
 		leavingChain{name: "prerouting", hook: nftables.ChainHookPrerouting, priority: publishPriority, rules: append(in, published)},
@@ -100,17 +101,16 @@ func socketKey(a netip.Addr, port uint16) []byte {
 
 // onlyAllowed leaves clients alone that the publication does not admit. The comment says
 // all of the rule, since rules are compared by it.
-func (p Publication) onlyAllowed() leavingRule {
+func (f *Family) onlyAllowed(p Publication) leavingRule {
 	exprs := metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_SCTP})
 	if p.HostIP.IsValid() {
-		exprs = append(exprs, payloadIs(expr.PayloadBaseNetworkHeader, 16, p.HostIP.AsSlice())...)
+		exprs = append(exprs, payloadIs(expr.PayloadBaseNetworkHeader, uint32(f.dst), p.HostIP.AsSlice())...)
 	}
-	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Allow.Bits()))
 	exprs = append(exprs,
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: big16(p.First), ToData: big16(p.Last)},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		f.load(f.src, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(f.addrLen), Mask: net.CIDRMask(p.Allow.Bits(), 8*f.addrLen), Xor: make([]byte, f.addrLen)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: p.Allow.Masked().Addr().AsSlice()},
 		&expr.Verdict{Kind: expr.VerdictReturn})
 	return leavingRule{fmt.Sprintf("%s is for %s", p, p.Allow), exprs}
@@ -118,15 +118,15 @@ func (p Publication) onlyAllowed() leavingRule {
 
 // noLongerLed returns the containers' ports that a listing of the table leads to and
 // another does not. Listings are sorted.
-func noLongerLed(before, after map[string][]string) (out []netip.AddrPort) {
+func (f *Family) noLongerLed(before, after map[string][]string) (out []netip.AddrPort) {
 	for _, set := range []string{"set ports", "set sockets"} {
 		for _, e := range before[set] {
 			if _, still := slices.BinarySearch(after[set], e); still {
 				continue
 			}
 			to, err := hex.DecodeString(e[strings.LastIndex(e, " ")+1:])
-			if a, ok := netip.AddrFromSlice(to[:min(4, len(to))]); err == nil && ok && len(to) >= 6 {
-				out = append(out, netip.AddrPortFrom(a, binary.BigEndian.Uint16(to[4:])))
+			if a, ok := netip.AddrFromSlice(to[:min(f.addrLen, len(to))]); err == nil && ok && len(to) >= f.addrLen+2 {
+				out = append(out, netip.AddrPortFrom(a, binary.BigEndian.Uint16(to[f.addrLen:])))
 			}
 		}
 	}

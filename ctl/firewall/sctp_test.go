@@ -16,7 +16,7 @@ func TestPublishedSCTPTable(t *testing.T) {
 	testutil.RequireRoot(t)
 	testutil.RequireCommand(t, "nft")
 	addr := netip.MustParseAddr
-	h := Host{Networks: []Network{{Bridge: Device{Name: "br-a"}, Subnet: netip.MustParsePrefix("172.30.0.0/16")}}, // routed
+	h := Host{Family: IPv4, Networks: []Network{{Bridge: Device{Name: "br-a"}, Subnet: netip.MustParsePrefix("172.30.0.0/16")}}, // routed
 		Uplinks: []Device{{Name: "eth0"}},
 		Published: []Publication{
 			{First: 1000, Last: 5999, Port: 2000, Proto: "sctp", Container: addr("172.30.0.2"), Allow: netip.MustParsePrefix("192.0.2.0/24")},

@@ -20,8 +20,10 @@ import (
 // the host's routes lead: for that ip_forward itself is set.
 //
 // IPv6 has "force_forwarding" for the same since Linux 6.17: before, the kernel asked
-// conf/all/forwarding only. It is no substitute, since to write any "forwarding" of IPv6
-// takes away the default routes that routers have advertised (router6.go).
+// conf/all/forwarding only. A device's own "forwarding" makes the host a router in the eyes
+// of its neighbours there, and is what bpf_fib_lookup() asks. Bridges of fastbr have both.
+// To write any "forwarding" of IPv6 takes away the default routes that routers have
+// advertised (router6.go).
 
 // Family is where a family has the settings by which the kernel forwards what came in by
 // a device.
@@ -36,6 +38,9 @@ var (
 	IPv4 = Family{Conf, "forwarding", IPForward}
 	IPv6 = Family{conf6, "force_forwarding", Forward6}
 )
+
+// Lookup6 is what bpf_fib_lookup() asks of a bridge before it answers about IPv6.
+var Lookup6 = Family{conf6, "forwarding", Forward6}
 
 // Forwarding is the setting of one device.
 func (f Family) Forwarding(device string) string { return f.conf + device + "/" + f.leaf }

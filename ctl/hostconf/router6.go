@@ -28,6 +28,9 @@ func (f Family) OpensDevices() bool {
 	return err == nil
 }
 
+// WithoutForced makes IPv6 what it is before Linux 6.17, for tests.
+func WithoutForced() { IPv6.leaf = "none" }
+
 // recordRouter6 notes what is to be changed for a network that is routed by IPv6:
 // accept_ra where it is needed, and, where the kernel opens no single devices, forwarding
 // of all of them, with what the kernel changes along with it. advertised are the devices

@@ -177,11 +177,13 @@ func (h *Host) RaiseConntrackMax(entries int) error {
 	} else if err := f.Close(); err != nil {
 		return err
 	}
-	if !h.Recorded(conntrackMax) {
+	if i := h.find(conntrackMax); i >= 0 {
+		h.Sysctls[i].New = strconv.Itoa(want)
+	} else {
 		h.Sysctls = append(h.Sysctls, Sysctl{conntrackMax, strconv.Itoa(now), strconv.Itoa(want)})
-		if err := h.Save(); err != nil {
-			return err
-		}
+	}
+	if err := h.Save(); err != nil {
+		return err
 	}
 	return Write(conntrackMax, strconv.Itoa(want))
 }

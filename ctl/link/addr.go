@@ -19,6 +19,8 @@ const (
 	IPv6 Family = unix.AF_INET6
 )
 
+var families = []Family{IPv4, IPv6}
+
 // FamilyOf returns the family of an address.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {

@@ -64,10 +64,10 @@ func (c *Conn) DropUnresolved(index int) error {
 	return nil
 }
 
-// neighbours lists the IPv4 and IPv6 neighbours of all devices, or those of a kind: a family, or
+// neighbourMessages lists the neighbours of all devices, or those of a kind: a family, or
 // flags such as NTF_PROXY. The library's own call leaves the padding of its request
 // uninitialised, and strict checking rejects it.
-func (c *Conn) neighbours(kind netlink.Ndmsg) ([]netlink.Neigh, error) {
+func neighbourMessages(c *Conn, kind netlink.Ndmsg) ([][]byte, error) {
 	msgs, err := dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
 		req.Sockets = c.raw // without strict checking
@@ -76,6 +76,15 @@ func (c *Conn) neighbours(kind netlink.Ndmsg) ([]netlink.Neigh, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing neighbours: %w", sentinel(err))
+	}
+	return msgs, nil
+}
+
+// neighbours are the IPv4 and IPv6 ones of neighbourMessages.
+func (c *Conn) neighbours(kind netlink.Ndmsg) ([]netlink.Neigh, error) {
+	msgs, err := neighbourMessages(c, kind)
+	if err != nil {
+		return nil, err
 	}
 	var all []netlink.Neigh
 	for _, m := range msgs {

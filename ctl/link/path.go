@@ -4,18 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// Path is the only way for what comes in by one device: a routing table of its own, and the
-// rule that leads there before every rule but the one for the host's own addresses. The
-// table has the routes that other tables have by the devices Out. To everything else there
-// is none.
+// Path is the only way for what comes in by one device, in a family: a routing table of its
+// own, and the rule that leads there before every rule but the one for the host's own
+// addresses. The table has the routes that other tables have by the devices Out. To
+// everything else there is none.
 type Path struct {
+	Family
 	In    string // name of the device
 	Table int
 	Out   []int // ifindexes
@@ -34,15 +34,21 @@ const (
 	noneMetric = math.MaxUint32
 )
 
-// FreeTable returns a routing table that no route and no rule uses, and that is not in taken.
+// FreeTable returns a routing table that no route and no rule uses, of either family, and
+// that is not in taken.
 func FreeTable(c *Conn, taken []int) (int, error) {
-	routes, err := routesOfAll(c, IPv4)
-	if err != nil {
-		return 0, err
-	}
-	rules, err := rulesOf(c)
-	if err != nil {
-		return 0, err
+	var routes []netlink.Route
+	var rules []netlink.Rule
+	for _, f := range families {
+		moreRoutes, err := routesOfAll(c, f)
+		if err != nil {
+			return 0, err
+		}
+		moreRules, err := rulesOf(c, f)
+		if err != nil {
+			return 0, err
+		}
+		routes, rules = append(routes, moreRoutes...), append(rules, moreRules...)
 	}
 	table := firstTable
 	for slices.Contains(taken, table) || slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Table == table }) ||
@@ -98,31 +104,39 @@ func (p Path) Set(c *Conn) error {
 	return removePath(c, change.oldRules, change.oldRoutes)
 }
 
-// RemovePath removes the rules that lead to a table, and the table. It succeeds when there
-// is none.
+// RemovePath removes the rules that lead to a table, and the table, of both families. It
+// succeeds when there is none.
 func RemovePath(c *Conn, table int) error {
-	change, err := Path{Table: table}.compare(c)
-	if err != nil {
-		return err
+	var errs []error
+	for _, f := range families {
+		change, err := Path{Family: f, Table: table}.compare(c)
+		if err == nil {
+			err = removePath(c, change.oldRules, change.oldRoutes)
+		}
+		errs = append(errs, err)
 	}
-	return removePath(c, change.oldRules, change.oldRoutes)
+	return errors.Join(errs...)
 }
 
 // RemovePathsFrom removes the paths for what comes in by a device, whatever their tables.
 func RemovePathsFrom(c *Conn, device string) error {
-	rules, err := rulesOf(c)
-	if err != nil {
-		return err
-	}
-	routes, err := routesOfAll(c, IPv4)
-	for _, rule := range rules {
-		if rule.IifName == device && slices.ContainsFunc(routes, func(r netlink.Route) bool {
-			return r.Table == rule.Table && r.Type == unix.RTN_UNREACHABLE && uint32(r.Priority) == noneMetric
-		}) {
-			err = errors.Join(err, RemovePath(c, rule.Table))
+	var errs []error
+	for _, f := range families {
+		rules, err := rulesOf(c, f)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		routes, err := routesOfAll(c, f)
+		errs = append(errs, err)
+		for _, rule := range rules {
+			if rule.IifName == device && slices.ContainsFunc(routes, func(r netlink.Route) bool {
+				return r.Table == rule.Table && r.Type == unix.RTN_UNREACHABLE && uint32(r.Priority) == noneMetric
+			}) {
+				errs = append(errs, RemovePath(c, rule.Table))
+			}
 		}
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 func addRules(c *Conn, rules []netlink.Rule) error {
@@ -150,22 +164,22 @@ func removePath(c *Conn, rules []netlink.Rule, routes []netlink.Route) error {
 
 // compare looks at a path. Of one without a device nothing should be there.
 func (p Path) compare(c *Conn) (change pathChange, err error) {
-	all, err := routesOfAll(c, IPv4)
+	all, err := routesOfAll(c, p.Family)
 	if err != nil {
 		return change, err
 	}
-	rules, err := rulesOf(c)
+	rules, err := rulesOf(c, p.Family)
 	if err != nil {
 		return change, err
 	}
 	want := p.routes(all)
 	for _, r := range want {
-		if !slices.ContainsFunc(all, func(have netlink.Route) bool { return have.Table == p.Table && sameRoute(have, r) }) {
+		if !slices.ContainsFunc(all, func(have netlink.Route) bool { return have.Table == p.Table && p.sameRoute(have, r) }) {
 			change.route = append(change.route, r)
 		}
 	}
 	for _, have := range all {
-		if have.Table == p.Table && !slices.ContainsFunc(want, func(r netlink.Route) bool { return sameRoute(have, r) }) {
+		if have.Table == p.Table && !slices.ContainsFunc(want, func(r netlink.Route) bool { return p.sameRoute(have, r) }) {
 			change.oldRoutes = append(change.oldRoutes, have)
 		}
 	}
@@ -192,11 +206,11 @@ func (p Path) routes(all []netlink.Route) []netlink.Route {
 	if p.In == "" {
 		return nil
 	}
-	everywhere := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	everywhere := ipNet(p.any())
 	out := []netlink.Route{{Dst: everywhere, Type: unix.RTN_UNREACHABLE, Table: p.Table, Priority: noneMetric}}
 	add := func(r netlink.Route) {
 		if !slices.ContainsFunc(out, func(o netlink.Route) bool {
-			return o.Priority == r.Priority && o.Tos == r.Tos && fromRoute(o, IPv4).Dst == fromRoute(r, IPv4).Dst
+			return o.Priority == r.Priority && o.Tos == r.Tos && fromRoute(o, p.Family).Dst == fromRoute(r, p.Family).Dst
 		}) {
 			out = append(out, r)
 		}
@@ -204,7 +218,7 @@ func (p Path) routes(all []netlink.Route) []netlink.Route {
 	// A next hop is reached by the routes to its subnet, which must be there before.
 	slices.SortStableFunc(all, func(a, b netlink.Route) int { return btoi(via(a)) - btoi(via(b)) })
 	for _, r := range all {
-		if !fromRoute(r, IPv4).Leads || r.Table == p.Table || slices.Contains(p.Other, r.Table) {
+		if to := fromRoute(r, p.Family); !to.Leads || to.Dst.Addr().IsLinkLocalUnicast() && p.Family == IPv6 || r.Table == p.Table || slices.Contains(p.Other, r.Table) {
 			continue
 		}
 		hops := r.MultiPath
@@ -242,7 +256,7 @@ func btoi(b bool) int {
 // rule is the one that leads to the table, behind the first for the host's own addresses.
 func (p Path) rule(rules []netlink.Rule) netlink.Rule {
 	r := netlink.NewRule()
-	r.Family, r.IifName, r.Table, r.Priority = unix.AF_INET, p.In, p.Table, 1
+	r.Family, r.IifName, r.Table, r.Priority = int(p.Family), p.In, p.Table, 1
 	for _, have := range rules {
 		if have.Table == unix.RT_TABLE_LOCAL {
 			r.Priority = have.Priority + 1
@@ -258,10 +272,11 @@ func sameRule(a, b netlink.Rule) bool {
 		a.UIDRange == nil && a.Goto < 0 && a.SuppressPrefixlen < 0 && a.SuppressIfgroup < 0
 }
 
-// sameRoute reports whether two routes of a table lead the same way.
-func sameRoute(a, b netlink.Route) bool {
+// sameRoute reports whether two routes of a table lead the same way. IPv6 says that a route
+// to nowhere leads to lo.
+func (p Path) sameRoute(a, b netlink.Route) bool {
 	sameVia := a.Via == nil && b.Via == nil || a.Via != nil && b.Via != nil && a.Via.Equal(b.Via)
-	return fromRoute(a, IPv4).Dst == fromRoute(b, IPv4).Dst && a.LinkIndex == b.LinkIndex && a.Gw.Equal(b.Gw) && sameVia && a.Type == b.Type &&
+	return fromRoute(a, p.Family).Dst == fromRoute(b, p.Family).Dst && (a.LinkIndex == b.LinkIndex || a.Type == unix.RTN_UNREACHABLE) && a.Gw.Equal(b.Gw) && sameVia && a.Type == b.Type &&
 		a.Priority == b.Priority && a.Tos == b.Tos && a.MTU == b.MTU && a.AdvMSS == b.AdvMSS && a.Src.Equal(b.Src) &&
 		(a.Flags^b.Flags)&unix.RTNH_F_ONLINK == 0 && len(a.MultiPath) == 0
 }
@@ -277,10 +292,10 @@ func routesOfAll(c *Conn, of Family) ([]netlink.Route, error) {
 	return list, nil
 }
 
-func rulesOf(c *Conn) ([]netlink.Rule, error) {
+func rulesOf(c *Conn, of Family) ([]netlink.Rule, error) {
 	// The library's request does not stand strict checking.
 	err := c.h.SetStrictCheck(false)
-	list, listErr := dump(func() ([]netlink.Rule, error) { return c.h.RuleList(unix.AF_INET) })
+	list, listErr := dump(func() ([]netlink.Rule, error) { return c.h.RuleList(int(of)) })
 	if err = errors.Join(err, listErr, c.h.SetStrictCheck(true)); err != nil {
 		return nil, fmt.Errorf("listing routing rules: %w", err)
 	}

@@ -1,6 +1,7 @@
 package link_test
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -39,22 +40,32 @@ func TestProxies(t *testing.T) {
 		}
 		defer c.Close()
 		for _, twice := range []bool{false, true} {
-			if err := p.Add(c); err != nil {
+			if err := link.AddProxies(c, []link.Proxy{p, {Index: 9999, Addr: p.Addr}}); err != nil {
 				return err
 			}
 			list, err := link.Proxies(c)
-			if err != nil || !slices.Equal(slices.Collect(maps.Keys(list)), []link.Proxy{p}) || !member() {
+			if err != nil || !list[p] || !slices.Equal(slices.Collect(maps.Keys(list)), []link.Proxy{p}) || !member() {
 				t.Errorf("twice %v: entries %v, %v, member %v", twice, list, err, member())
 			}
 		}
 		for range 2 {
-			if err := p.Delete(c); err != nil {
+			if err := link.DeleteProxies(c, []link.Proxy{p}); err != nil {
 				return err
 			}
 		}
 		list, err := link.Proxies(c)
 		if err != nil || len(list) != 0 || member() {
 			t.Errorf("after deleting: %v, %v, member %v", list, err, member())
+		}
+		// The user's own stays.
+		if _, err := l.Host.Run(t.Context(), "ip", "-6", "neigh", "add", "proxy", p.Addr.String(), "dev", "eth0"); err != nil {
+			return err
+		}
+		if err := errors.Join(link.AddProxies(c, []link.Proxy{p}), link.DeleteProxies(c, []link.Proxy{p})); err != nil {
+			return err
+		}
+		if list, err := link.Proxies(c); err != nil || len(list) != 1 || list[p] || !member() {
+			t.Errorf("the user's own: %v, %v, member %v", list, err, member())
 		}
 		return nil
 	})

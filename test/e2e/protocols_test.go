@@ -62,12 +62,23 @@ func TestE2EOtherProtocols(t *testing.T) {
 	}
 }
 
-// exchangeRaw sends a packet of a protocol from one namespace to another, which answers.
-// It returns where the question came from.
+// exchangeRaw is exchangeRawAt with to's IPv4 address.
 func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer netip.Addr, err error) {
+	return exchangeRawAt(from, to, to.Addr, proto, ask, tell)
+}
+
+// exchangeRawAt sends a packet of a protocol from one namespace to an address of another,
+// which answers. It returns where the question came from.
+func exchangeRawAt(from, to *lab.Namespace, at netip.Addr, proto int, ask, tell []byte) (peer netip.Addr, err error) {
+	family, place := unix.AF_INET, unix.Sockaddr(nil)
+	if at.Is6() {
+		family, place = unix.AF_INET6, &unix.SockaddrInet6{Addr: at.As16()}
+	} else {
+		place = &unix.SockaddrInet4{Addr: at.As4()}
+	}
 	open := func(n *lab.Namespace) (fd int, err error) {
 		err = n.Do(func() error {
-			if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto); err != nil {
+			if fd, err = unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto); err != nil {
 				return err
 			}
 			wait := unix.NsecToTimeval((2 * time.Second).Nanoseconds())
@@ -85,10 +96,10 @@ func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer net
 		return peer, err
 	}
 	defer unix.Close(b)
-	if err := unix.Bind(b, &unix.SockaddrInet4{Addr: to.Addr.As4()}); err != nil {
+	if err := unix.Bind(b, place); err != nil {
 		return peer, err
 	}
-	await := func(fd int, want []byte) (*unix.SockaddrInet4, error) {
+	await := func(fd int, want []byte) (unix.Sockaddr, error) {
 		buf := make([]byte, 2048)
 		for {
 			n, sa, err := receive(fd, buf)
@@ -96,18 +107,22 @@ func exchangeRaw(from, to *lab.Namespace, proto int, ask, tell []byte) (peer net
 				return nil, err
 			}
 			if bytes.HasSuffix(buf[:n], want) {
-				return sa.(*unix.SockaddrInet4), nil
+				return sa, nil
 			}
 		}
 	}
-	if err := unix.Sendto(a, ask, 0, &unix.SockaddrInet4{Addr: to.Addr.As4()}); err != nil {
+	if err := unix.Sendto(a, ask, 0, place); err != nil {
 		return peer, err
 	}
 	sa, err := await(b, ask[max(0, len(ask)-4):])
 	if err != nil {
 		return peer, err
 	}
-	peer = netip.AddrFrom4(sa.Addr)
+	if six, ok := sa.(*unix.SockaddrInet6); ok {
+		peer = netip.AddrFrom16(six.Addr)
+	} else {
+		peer = netip.AddrFrom4(sa.(*unix.SockaddrInet4).Addr)
+	}
 	if err := unix.Sendto(b, tell, 0, sa); err != nil {
 		return peer, err
 	}

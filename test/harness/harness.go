@@ -62,6 +62,7 @@ type Rig struct {
 	StateDir string
 	Cgroup   string // of the host's processes
 	Mode     Mode
+	Env      []string // of fastbr, besides
 }
 
 // New builds a lab with nothing up. When the test ends, whatever is still up
@@ -155,7 +156,7 @@ func (h *Rig) Attach(t testing.TB, c *lab.Namespace, name string, args ...string
 func (h *Rig) Cmd(args ...string) *exec.Cmd {
 	argv := append([]string{"--netns", h.Host.Path(), "--bpffs", h.BPFFS, "--state-dir", h.StateDir}, args...)
 	c := exec.CommandContext(h.Ctx, h.Bin, argv...)
-	c.Env = append(os.Environ(), h.PluginEnv()...)
+	c.Env = append(append(os.Environ(), h.PluginEnv()...), h.Env...)
 	return c
 }
 
