@@ -72,6 +72,33 @@ func TestIPv6UpAttachDown(t *testing.T) {
 	}
 }
 
+// TestIPv6Endpoint: an engine's endpoint has an address and a gateway of each family. The one
+// that has either address of a new one is taken for forgotten.
+func TestIPv6Endpoint(t *testing.T) {
+	needIPv6(t)
+	h := newHost(t)
+	if _, _, err := h.ctl(t).Up(h.ctx, DefaultNetwork, NetworkRequest{Subnet6: netip.MustParsePrefix("fd00:1::/64")}, InstanceRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	first := h.endpoint(t, "e1")
+	if first.IP6.String() != "fd00:1::2/64" || first.Gateway6.String() != "fd00:1::1" {
+		t.Errorf("%+v", first)
+	}
+	e := h.ctl(t).Engine()
+	if _, err := e.EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e2", IP: netip.MustParseAddr("172.30.0.9"), IP6: netip.MustParseAddr("fd00:1::9")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.EndpointCreate(h.ctx, EndpointRequest{Network: DefaultNetwork, Name: "e3", IP: netip.MustParseAddr("172.30.0.8"), IP6: first.IP6.Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.portNames(t); !slices.Equal(slices.Sorted(slices.Values(got)), []string{"e2", "e3"}) {
+		t.Errorf("ports %v, want e1 to make room", got)
+	}
+	if v, err := e.EndpointJoin(h.ctx, DefaultNetwork, "e2", "/nowhere"); err != nil || v.IP6.String() != "fd00:1::9/64" {
+		t.Errorf("join: %+v, %v", v, err)
+	}
+}
+
 func sameSet(got []netip.Prefix, want ...string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(texts(got))), slices.Sorted(slices.Values(want)))
 }
