@@ -26,9 +26,6 @@ func (c *Controller) Engine() Engine { return Engine{c} }
 
 // NetworkCreate is the Controller's.
 func (e Engine) NetworkCreate(ctx context.Context, name string, nr NetworkRequest) (NetworkView, error) {
-	if err := nr.checkTranslated6(); err != nil {
-		return NetworkView{}, err
-	}
 	return e.c.NetworkCreate(ctx, name, nr)
 }
 
@@ -37,9 +34,6 @@ func (e Engine) NetworkCreate(ctx context.Context, name string, nr NetworkReques
 // and stays up; else r.Expect describes it, and a network without ports that differs
 // is made anew.
 func (e Engine) Attach(ctx context.Context, r AttachRequest, known bool) (AttachResult, error) {
-	if err := r.Expect.checkTranslated6(); err != nil {
-		return AttachResult{}, err
-	}
 	return e.c.attach(ctx, r, func(nets networks, r AttachRequest) (*network, bool, error) {
 		n, _, err := nets.asExpected(r)
 		if errors.Is(err, ErrDiffers) && !known && len(n.Ports) == 0 {
@@ -111,7 +105,7 @@ func (e Engine) NetworkDiscard(ctx context.Context, name string) error {
 // prefix of the host's own IPv6 addresses, if it is needed. Which free subnets it gets
 // depends on its name, so that two that are proposed before either is up get different ones.
 func (e Engine) Propose(ctx context.Context, name string, r NetworkRequest) (def Definition, err error) {
-	if err := errors.Join(checkNetworkName(name), r.check(), r.checkTranslated6()); err != nil {
+	if err := errors.Join(checkNetworkName(name), r.check()); err != nil {
 		return def, firstLine(err)
 	}
 	err = e.c.instance.read(ctx, func(op *operation) error {
@@ -141,14 +135,6 @@ func (e Engine) Propose(ctx context.Context, name string, r NetworkRequest) (def
 		return err
 	})
 	return def, err
-}
-
-// checkTranslated6 refuses a network whose IPv6 would have to be translated to leave.
-func (r NetworkRequest) checkTranslated6() error {
-	if r.wantsIPv6() && !is(r.Masquerade6, false) && !is(r.Internal, true) {
-		return tagged(ErrInvalid, "IPv6 is not translated yet: make the network routed by IPv6, or internal")
-	}
-	return nil
 }
 
 // Owner is how the engine that asked for a port knows it.

@@ -41,8 +41,10 @@ type config struct {
 	IsDefaultGateway *bool  `json:"isDefaultGateway"`
 	ForceAddress     *bool  `json:"forceAddress"`
 	IPMasq           *bool  `json:"ipMasq"`
-	// SNATAddress is the source address that ipMasq gives; "": the route's.
-	SNATAddress string `json:"snatAddress"`
+	// SNATAddress and SNATAddress6 are the source addresses that ipMasq gives; "": the
+	// route's.
+	SNATAddress  string `json:"snatAddress"`
+	SNATAddress6 string `json:"snatAddress6"`
 	// Via is the only device that leads outside; "": every uplink does.
 	Via string `json:"via"`
 	// NoMasquerade are the destinations, CIDRs, that ipMasq excepts.
@@ -151,11 +153,13 @@ func (c *config) check() error {
 	if len(c.NoMasquerade) > 0 && !c.own() && !yes(c.IPMasq) {
 		return invalid("noMasquerade excepts destinations from ipMasq, which is not set")
 	}
-	if _, err := c.snatAddress(); err != nil {
-		return err
-	}
-	if c.SNATAddress != "" && !c.own() && !yes(c.IPMasq) {
-		return invalid("snatAddress is what ipMasq gives, which is not set")
+	for _, of := range []struct{ key, value string }{{"snatAddress", c.SNATAddress}, {"snatAddress6", c.SNATAddress6}} {
+		if _, err := hostAddress(of.key, of.value); err != nil {
+			return err
+		}
+		if of.value != "" && !c.own() && !yes(c.IPMasq) {
+			return invalid(of.key + " is what ipMasq gives, which is not set")
+		}
 	}
 	if c.NDProxy && !c.own() && yes(c.IPMasq) {
 		return invalid("ndProxy is for addresses that are not translated: ipMasq is set")
@@ -175,8 +179,8 @@ func (c *config) check() error {
 	}{
 		{"ipam", c.IPAM.Type != ""}, {"bridge", c.Bridge != ""}, {"isGateway", c.IsGateway != nil},
 		{"isDefaultGateway", c.IsDefaultGateway != nil}, {"forceAddress", c.ForceAddress != nil},
-		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""}, {"via", c.Via != ""},
-		{"ndProxy", c.NDProxy}, {"mtu", c.MTU != 0},
+		{"ipMasq", c.IPMasq != nil}, {"noMasquerade", len(c.NoMasquerade) > 0}, {"snatAddress", c.SNATAddress != ""},
+		{"snatAddress6", c.SNATAddress6 != ""}, {"via", c.Via != ""}, {"ndProxy", c.NDProxy}, {"mtu", c.MTU != 0},
 	} {
 		if f.asked {
 			return invalid(fmt.Sprintf("%s and network exclude each other: network %s is already defined, by 'fastbr network create' or 'up'",
@@ -195,12 +199,13 @@ func (c *config) plain() ([]netip.Prefix, error) {
 	return append([]netip.Prefix{}, out...), nil // none, not "whatever there is"
 }
 
-func (c *config) snatAddress() (a netip.Addr, err error) {
-	if c.SNATAddress == "" {
+// hostAddress reads the value of a key; "" is the zero Addr.
+func hostAddress(key, value string) (a netip.Addr, err error) {
+	if value == "" {
 		return a, nil
 	}
-	if a, err = netip.ParseAddr(c.SNATAddress); err != nil {
-		return a, invalid(fmt.Sprintf("snatAddress %q: want an IPv4 address", c.SNATAddress))
+	if a, err = netip.ParseAddr(value); err != nil {
+		return a, invalid(fmt.Sprintf("%s %q: want an address", key, value))
 	}
 	return a, nil
 }

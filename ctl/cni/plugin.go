@@ -138,10 +138,11 @@ func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []strin
 func (c *config) network(given allocation) ctl.NetworkRequest {
 	gateway := yes(c.IsGateway) || yes(c.IsDefaultGateway) || c.IsGateway == nil && given.leadsOut()
 	masq, internal := yes(c.IPMasq) && gateway, !gateway
-	plain, _ := c.plain() // check has read both
-	snat, _ := c.snatAddress()
+	plain, _ := c.plain() // check has read these
+	snat, _ := hostAddress("snatAddress", c.SNATAddress)
+	snat6, _ := hostAddress("snatAddress6", c.SNATAddress6)
 	r := ctl.NetworkRequest{Bridge: c.networkName(), Subnet: given.v4.addr.Masked(), Gateway: given.v4.gateway, IPv6: ctl.IPv6Off, MTU: c.MTU,
-		Masquerade: &masq, NoMasquerade: plain, SNATAddress: snat, Via: c.Via, Internal: &internal}
+		Masquerade: &masq, NoMasquerade: plain, SNATAddress: snat, SNATAddress6: snat6, Via: c.Via, Internal: &internal}
 	if given.v6.addr.IsValid() {
 		r.IPv6, r.Subnet6, r.Gateway6 = ctl.IPv6On, given.v6.addr.Masked(), given.v6.gateway
 	}

@@ -283,14 +283,21 @@ func TestNetworkWithIPv6(t *testing.T) {
 		if r.Masquerade6 != nil {
 			got = strconv.FormatBool(*r.Masquerade6)
 		}
-		if err != nil || got != x.masquerade {
-			t.Errorf("%+v: masquerade6 %q, %v", x, got, err)
+		published := r.PublishedOnly != nil && *r.PublishedOnly
+		if routed := x.value == "routed" && (x.key == optMode4 || x.masquerade != ""); err != nil || got != x.masquerade || published != routed {
+			t.Errorf("%+v: masquerade6 %q, published only %v, %v", x, got, published, err)
 		}
 	}
 	for _, value := range []string{"isolated", "nat-unprotected", "perhaps"} {
 		if _, err := create(false, map[string]any{optMode6: value}, six); err == nil || !strings.Contains(err.Error(), optMode6+"="+value) {
 			t.Errorf("mode %s: %v", value, err)
 		}
+	}
+	if r, err := create(false, map[string]any{optHostIPv6: "2001:db8::1"}, six); err != nil || r.SNATAddress6.String() != "2001:db8::1" || r.SNATAddress.IsValid() {
+		t.Errorf("the address that IPv6 leaves with: %+v, %v", r, err)
+	}
+	if _, err := create(false, map[string]any{optHostIPv6: "host"}, six); err == nil || !strings.Contains(err.Error(), "IPv6 address of the host") {
+		t.Errorf("a name as host_ipv6: %v", err)
 	}
 	if r, err := create(false, map[string]any{optMode6: "routed", optNDProxy: "true"}, six); err != nil || !*r.NDProxy {
 		t.Errorf("nd-proxy: %+v, %v", r, err)

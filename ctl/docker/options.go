@@ -153,15 +153,18 @@ func setOption(r *ctl.NetworkRequest, key, value string) (err error) {
 		return only(key, value, "nat", "or \"routed\"")
 	case optMode6:
 		if value == "routed" {
-			if masquerade := false; r.Subnet6.IsValid() && !isInternal(r) {
-				r.Masquerade6 = &masquerade
+			if masquerade, only := false, true; r.Subnet6.IsValid() && !isInternal(r) {
+				r.Masquerade6, r.PublishedOnly = &masquerade, &only
 			}
 			return nil
 		}
 		return only(key, value, "nat", "or \"routed\"")
 	case optHostIPv6:
-		if r.Subnet6.IsValid() { // else there is no IPv6 to do it for
-			return only(key, value, "", "IPv6 leaves with the address of its route")
+		if value == "" || !r.Subnet6.IsValid() { // there is no IPv6 to do it for
+			return nil
+		}
+		if r.SNATAddress6, err = netip.ParseAddr(value); err != nil {
+			return fmt.Errorf("option %s=%s: want an IPv6 address of the host", key, value)
 		}
 	case optNDProxy:
 		var on bool

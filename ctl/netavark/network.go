@@ -59,7 +59,7 @@ func (n network) check() error {
 	case n.IPAMOptions["driver"] != "" && n.IPAMOptions["driver"] != "host-local":
 		return fmt.Errorf("network %s: IPAM driver %s is not supported: only host-local", n.Name, n.IPAMOptions["driver"])
 	}
-	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "via", "nd_proxy", "allowed_address", "allowed_mac"}
+	known := []string{"mtu", "metric", "no_default_route", "isolate", "no_masquerade", "outbound_addr4", "outbound_addr6", "via", "nd_proxy", "allowed_address", "allowed_mac"}
 	for key := range n.Options {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("network %s: option %s is not supported: %s", n.Name, key, strings.Join(known, ", "))
@@ -93,9 +93,9 @@ func (n network) request() (r ctl.NetworkRequest, err error) {
 			return r, fmt.Errorf("network %s: option mtu %q: want a number", n.Name, v)
 		}
 	}
-	if v := n.Options["outbound_addr4"]; v != "" {
-		if r.SNATAddress, err = netip.ParseAddr(v); err != nil {
-			return r, fmt.Errorf("network %s: option outbound_addr4 %q: want an IPv4 address", n.Name, v)
+	for key, to := range map[string]*netip.Addr{"outbound_addr4": &r.SNATAddress, "outbound_addr6": &r.SNATAddress6} {
+		if *to, err = option(n.Options[key], netip.ParseAddr); err != nil {
+			return r, fmt.Errorf("network %s: option %s: %w", n.Name, key, err)
 		}
 	}
 	if proxy, err := option(n.Options["nd_proxy"], strconv.ParseBool); err != nil {

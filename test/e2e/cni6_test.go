@@ -15,6 +15,19 @@ import (
 	"github.com/fastbr/fastbr/internal/lab"
 )
 
+// The lists that containerd and CRI-O ship, with a placeholder for the type, and with the
+// directory of host-local's leases. portmap, which containerd's has, comes behind.
+var shippedLists = map[string]string{
+	"containerd": `{"type": "%s", "bridge": "cni0", "isGateway": true, "ipMasq": true, "promiscMode": true,
+		"ipam": {"type": "host-local", "dataDir": "%%L",
+			"ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "2001:4860:4860::/64"}]],
+			"routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
+		{"type": "portmap", "capabilities": {"portMappings": true}, "externalSetMarkChain": "KUBE-MARK-MASQ"}`,
+	"crio": `{"type": "%s", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+		"ipam": {"type": "host-local", "dataDir": "%%L", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+			"ranges": [[{"subnet": "10.85.0.0/16"}], [{"subnet": "1100:200::/24"}]]}}`,
+}
+
 // add6 is add, for a network of both families.
 func (r *runtime) add6(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespace, rt *libcni.RuntimeConf) *current.Result {
 	t.Helper()
@@ -34,6 +47,54 @@ func (r *runtime) add6(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespa
 		c.SetAddr(a.Unmap())
 	}
 	return res
+}
+
+// TestE2ECNIShippedLists runs the lists that containerd and CRI-O ship with the reference
+// bridge plugin, and then with only the type changed. The container sees no difference.
+func TestE2ECNIShippedLists(t *testing.T) {
+	t.Parallel()
+	for name, list := range shippedLists {
+		var seen []string
+		for _, kind := range []string{"bridge", "fastbr"} {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2, IPv6: lab.Static})
+				l := r.list(t, "1.0.0", name, fmt.Sprintf(list, kind))
+				a, b := r.Containers[0], r.Containers[1]
+				res := r.add6(t, l, a, attachment(a, nil))
+				r.add6(t, l, b, attachment(b, nil))
+				seen = append(seen, inside(t, r, a, res)+r.inside6(t, a, res))
+				for _, to := range []netip.Addr{b.Addr, b.Addr6, r.Outside.Addr, r.Outside.Addr6} {
+					r.mustPing(t, a, to, lab.PingOptions{Count: 1})
+				}
+				if err := r.cni.CheckNetworkList(r.Ctx, l, attachment(a, nil)); err != nil && name != "containerd" {
+					t.Errorf("CHECK: %v", err) // of portmap, with IPv6, only where there are ports
+				}
+				r.del(t, l, attachment(a, nil))
+				r.del(t, l, attachment(b, nil))
+				r.assertNoLeases6(t, name)
+			})
+		}
+		if len(seen) == 2 && seen[0] != seen[1] {
+			t.Errorf("%s: with the reference plugin:\n%s\nwith fastbr:\n%s", name, seen[0], seen[1])
+		}
+	}
+}
+
+// inside6 is what inside leaves out.
+func (r *runtime) inside6(t *testing.T, c *lab.Namespace, res *current.Result) string {
+	t.Helper()
+	out := ""
+	for _, ip := range res.IPs {
+		out += fmt.Sprintf("%s via %s, interface %d\n", ip.Address.String(), ip.Gateway, *ip.Interface)
+	}
+	for _, route := range res.Routes {
+		out += fmt.Sprintf("%s via %s\n", route.Dst.String(), route.GW)
+	}
+	text, err := c.Run(r.Ctx, "sh", "-c", "ip -o -6 addr show eth0 scope global | sed 's/.*inet6 //; s/ nodad//'; ip -6 route; cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out + text
 }
 
 // assertNoLeases6 fails if host-local still has an address given out.

@@ -40,9 +40,20 @@ func TestE2EDocker6(t *testing.T) {
 		t.Error(err)
 	}
 	assertPeers(t, out, r2.Addr6)
+	in := d.ServeTCP(t, r2, on(r2.Addr6, 80))
+	defer in.Close()
+	d.notLetIn(t, d.Outside, in.Addr, "a port that is not published")
 	d.assertInner6(t, r1)
 
-	d.docker(t, "network", "create", "-d", d.driver, "--ipv6", "-o", "com.docker.network.bridge.gateway_mode_ipv6=routed", "pool")
+	d.docker(t, "network", "create", "-d", d.driver, "--ipv6", "-o", "com.docker.network.host_ipv6="+d.HostAddr6(0).String(), "pool")
+	p1 := d.start6(t, "p1", "pool")
+	udp := d.ServeUDP(t, d.Outside, on(d.Outside.Addr6, 7))
+	defer udp.Close()
+	if err := p1.EchoUDP(d.Ctx, netip.AddrPort{}, udp.Addr, "hello"); err != nil {
+		t.Error(err)
+	}
+	assertPeers(t, udp, d.HostAddr6(0))
+	d.docker(t, "rm", "-f", "p1")
 	d.start6(t, "ll", "routed", "--link-local-ip", "fe80::77")
 	d.docker(t, "exec", "ll", "/bin/busybox", "ping", "-6", "-c", "1", "-I", "fe80::77%eth0", "fe80::42:aff:fe51:3%eth0")
 	d.docker(t, "rm", "-f", "ll")

@@ -23,9 +23,10 @@ func TestE2ENetavark6(t *testing.T) {
 	if got := fmt.Sprint(subnets(t, named)); got != "[{fd00:89::/64 fd00:89::1} {10.89.0.0/24 10.89.0.9}]" {
 		t.Errorf("created %s", got)
 	}
-	chosen := map[netip.Prefix]bool{}
+	chosen, last := map[netip.Prefix]bool{}, ""
 	for _, id := range []string{"bbbbbbbbbbbb", "cccccccccccc"} {
-		s := subnets(t, h.created(t, `{"name": "n", "id": "`+id+`", "ipv6_enabled": true, "internal": true, "subnets": null}`))
+		last = h.created(t, `{"name": "n", "id": "`+id+`", "ipv6_enabled": true, "subnets": null, "options": {"outbound_addr6": "`+h.HostAddr6(0).String()+`"}}`)
+		s := subnets(t, last)
 		if len(s) != 2 || !s[0].Subnet.Addr().Is4() {
 			t.Fatalf("created %v, want a subnet of each family", s)
 		}
@@ -57,6 +58,14 @@ func TestE2ENetavark6(t *testing.T) {
 	}
 	if err := h.netavark(t, alone(b, named, `, "static_ips": ["fd00:89::78", "fd00:89::79"]`), nil, "setup", b.Path()); err == nil || !strings.Contains(err.Error(), "one for each") {
 		t.Errorf("two addresses of a family: %v", err)
+	}
+	second := strings.Replace(alone(a, last, ""), "eth0", "eth1", 1)
+	if err := h.netavark(t, second, &got, "setup", a.Path()); err != nil {
+		t.Fatal(err)
+	}
+	h.mustPing(t, a, h.Outside.Addr6, lab.PingOptions{Count: 1})
+	if err := h.netavark(t, second, nil, "teardown", a.Path()); err != nil {
+		t.Error(err)
 	}
 	for _, c := range []*lab.Namespace{a, b} {
 		if err := h.netavark(t, alone(c, named, ""), nil, "teardown", c.Path()); err != nil {
