@@ -34,8 +34,8 @@ var sessionMaps = []string{
 	tcMapFbrQuota, tcMapFbrState, tcMapFbrFrag, tcMapFbrFragSlot, tcMapFbrHair,
 }
 
-// notCopied are hints, leases of what is not translated, and state of sockets, to which no other map refers.
-var notCopied = []string{tcMapFbrHolder, tcMapFbrMeta, tcMapFbrPair, tcMapFbrWay, tcMapFbrTold}
+// notCopied are hints, leases of what is not translated, room for work, and state of sockets, to which no other map refers.
+var notCopied = []string{tcMapFbrHolder, tcMapFbrMeta, tcMapFbrPair, tcMapFbrWay, tcMapFbrTold, tc6MapFbrScratch}
 
 // counted are the fields of fbr_state that count events. The others describe
 // maps.
