@@ -97,8 +97,11 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 
 	FBR_SCRATCH(fbr_pkt, pkt);
 
-	/* A promiscuous device hears what is for others. ip_rcv() drops it. */
-	if (!pkt || skb->pkt_type == PACKET_OTHERHOST || fbr_parse_at(skb, l2, pkt))
+	/* A promiscuous device hears what is for others. ip_rcv() drops it. A fragment that
+	 * comes back is still addressed to the other namespace.
+	 */
+	if (!pkt || (skb->pkt_type == PACKET_OTHERHOST && skb->mark != cfg_mark) ||
+	    fbr_parse_at(skb, l2, pkt))
 		goto host;
 	done = l2 ? fbr_nd_proxy(skb, u, pkt) : 0;
 	if (done) {
