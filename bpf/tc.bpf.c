@@ -70,7 +70,6 @@ int fbr_tun_out(struct __sk_buff *skb)
 	return fbr_to_uplink(skb, 0);
 }
 
-#if FBR_AF == 4
 /* tcx ingress, the device that leads to the namespace that puts inbound fragments in order. */
 SEC("tcx/ingress")
 int fbr_frag_in(struct __sk_buff *skb)
@@ -78,6 +77,7 @@ int fbr_frag_in(struct __sk_buff *skb)
 	return fbr_frag_return(skb);
 }
 
+#if FBR_AF == 4
 /* XDP in the driver, uplink: the part of fbr_uplink_in that needs no skb. */
 SEC("xdp.frags")
 int fbr_uplink_xdp(struct xdp_md *ctx)

@@ -39,6 +39,9 @@ const (
 // address: the IPv4 dummy address of RFC 7600, which nobody else has.
 var fragmentsGateway = netip.MustParseAddr("192.0.0.8")
 
+// fragmentsGateway6 is the same for IPv6, of which a gateway's address is link-local.
+var fragmentsGateway6 = netip.MustParseAddr("fe80::1")
+
 // fragmentsMark is the alias of the device: no network has such a name.
 func fragmentsMark() string { return ownerMark("(fragments)") }
 
@@ -49,8 +52,11 @@ func (re reassembly) ensure() error {
 		wanted = wanted || !n.Internal
 	}
 	f := re.op.st.Fragments
-	if !wanted || f != nil && re.sound(f) {
+	if !wanted {
 		return nil
+	}
+	if f != nil && re.sound(f) {
+		return re.lookUp6()
 	}
 	if f != nil {
 		re.op.say("the namespace for fragments is gone: making it again")
@@ -70,7 +76,15 @@ func (re reassembly) ensure() error {
 	if err := re.makeAll(re.op.st.Fragments); err != nil {
 		return fmt.Errorf("making the namespace for fragments: %w", err)
 	}
-	return re.op.save()
+	return errors.Join(re.op.save(), re.lookUp6())
+}
+
+// lookUp6 lets the programs ask by our end of the pair whether an IPv6 address is the host's.
+func (re reassembly) lookUp6() error {
+	if !re.op.st.leads6() {
+		return nil
+	}
+	return hostconf.Lookup6.Open(fragmentsDevice)
 }
 
 // sound says whether everything is in place. A namespace that has died
@@ -166,24 +180,41 @@ func (re reassembly) configure(ns *link.Netns, inside *link.Conn, d link.Device)
 			return err
 		}
 	}
-	if err := inside.AddNeighbour(d.Index, fragmentsGateway, us.MAC); err != nil {
-		return err
+	gateways := []netip.Addr{fragmentsGateway}
+	if hostconf.HasIPv6() {
+		gateways = append(gateways, fragmentsGateway6)
 	}
-	return inside.AddOnlinkDefault(d.Index, fragmentsGateway)
+	for _, gateway := range gateways {
+		if err := inside.AddNeighbour(d.Index, gateway, us.MAC); err != nil {
+			return err
+		}
+		if err := inside.AddOnlinkDefault(d.Index, gateway); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fragmentsSysctls runs inside.
 func fragmentsSysctls() error {
-	if err := hostconf.QuietIPv6(fragmentsPeer); err != nil {
-		return err
-	}
-	for _, set := range [][2]string{
+	settings := [][2]string{
 		{hostconf.IPForward, "1"},
 		{hostconf.Net + "ipv4/ipfrag_time", fragmentsTime},
 		// A device's own setting and that of all devices are combined.
 		{hostconf.Conf + "all/rp_filter", "0"}, {hostconf.Conf + fragmentsPeer + "/rp_filter", "0"},
 		{hostconf.Conf + "all/send_redirects", "0"}, {hostconf.Conf + fragmentsPeer + "/send_redirects", "0"},
-	} {
+	}
+	if hostconf.HasIPv6() {
+		conf := hostconf.Net + "ipv6/conf/" + fragmentsPeer + "/"
+		settings = append(settings, [][2]string{
+			{hostconf.Net + "ipv6/ip6frag_time", fragmentsTime},
+			{hostconf.Net + "ipv6/conf/all/forwarding", "1"},
+			{conf + "accept_ra", "0"}, {conf + "accept_dad", "0"},
+			// Without a link-local address it sends neither redirects nor solicitations.
+			{conf + "addr_gen_mode", "1"}, {conf + "disable_ipv6", "0"},
+		}...)
+	}
+	for _, set := range settings {
 		if err := hostconf.Write(set[0], set[1]); err != nil {
 			return err
 		}

@@ -186,6 +186,7 @@ func (ls links) attachInput(renew bool) error {
 func (ls links) attachGuard(renew bool) error {
 	var errs []error
 	for _, o := range ls.d.families.loaded() {
+		errs = append(errs, attachNetfilter(linkPath(ls.d.dir, defragLink+o.suffix), ls.d.reassembly.defragOptions(o.family), renew))
 		errs = append(errs, attachNetfilter(linkPath(ls.d.dir, guardLink+o.suffix), link.NetfilterOptions{
 			Program:        o.progs[tcProgFbrGuard],
 			ProtocolFamily: o.pf,
@@ -196,17 +197,18 @@ func (ls links) attachGuard(renew bool) error {
 		}, renew))
 	}
 	return errors.Join(append(errs,
-		attachNetfilter(linkPath(ls.d.dir, defragLink), ls.d.reassembly.defragOptions(), renew),
 		attachAnew(linkPath(ls.d.dir, neighboursLink), renew, func() (link.Link, error) {
 			return link.AttachTracing(link.TracingOptions{Program: ls.d.progs.FbrNeighbour})
 		}),
 	)...)
 }
 
-func (ra reassembly) defragOptions() link.NetfilterOptions {
+// defragOptions are those of the link that keeps defragmentation on for a family. The
+// program does nothing, and is one for both.
+func (ra reassembly) defragOptions(f family) link.NetfilterOptions {
 	return link.NetfilterOptions{
 		Program:        ra.d.progs.FbrDefrag,
-		ProtocolFamily: link.NetfilterProtoIPv4,
+		ProtocolFamily: f.pf,
 		Hook:           link.NetfilterInetPreRouting,
 		Priority:       1 << 30,
 		NetfilterFlags: netfilterIPDefrag,

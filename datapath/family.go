@@ -27,19 +27,21 @@ type family struct {
 	flag   tcFbrDevFlags
 	pf     link.NetfilterProtocolFamily
 
+	sysctls string // is there if the kernel has the family
+
 	// The values of its maps
 	session func([]byte) session
 	entry   func([]byte) entry
 }
 
 var (
-	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, session: session4, entry: entry4}
+	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, sysctls: "/proc/sys/net/ipv4", session: session4, entry: entry4}
 	// inet6 is loaded with the first network that has IPv6. Its links stand right behind
 	// those of IPv4 on each port with the flag.
 	inet6 = family{name: "IPv6", label: "ipv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
 		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut, tcProgFbrUplinkIn, tcProgFbrUplinkOut,
-			tcProgFbrGuard, tcProgFbrControl},
-		pf: link.NetfilterProtoIPv6, session: session6, entry: entry6}
+			tcProgFbrGuard, tcProgFbrControl, tcProgFbrFragIn},
+		pf: link.NetfilterProtoIPv6, sysctls: "/proc/sys/net/ipv6", session: session6, entry: entry6}
 )
 
 // onDemand are the programs of uplinks without Ethernet header, of either family. Few hosts
@@ -201,8 +203,8 @@ func (fs families) load() error {
 	return fs.attach()
 }
 
-// attach attaches the programs where no port has to ask for them: to the uplinks, and in
-// POSTROUTING.
+// attach attaches the programs where no port has to ask for them: to the uplinks, to the
+// device for fragments, and to netfilter.
 func (fs families) attach() error {
 	if err := fs.d.links.attachGuard(false); err != nil {
 		return err
@@ -212,10 +214,14 @@ func (fs families) attach() error {
 		return err
 	}
 	for _, dev := range devs {
-		if dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK == 0 {
+		switch {
+		case dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK != 0:
+			dev.Flags |= inet6.flag
+		case dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS != 0:
+			dev = fs.d.reassembly.device(dev)
+		default:
 			continue
 		}
-		dev.Flags |= inet6.flag
 		if err := fs.d.links.attachDevice(dev); err != nil {
 			return err
 		}
@@ -298,7 +304,7 @@ func (fs families) unload() error {
 		return err
 	}
 	for _, dev := range devs {
-		if dev.Flags&inet6.flag != 0 && dev.Flags&tcFbrDevFlagsFBR_DEV_UPLINK == 0 {
+		if dev.Flags&inet6.flag != 0 && dev.Flags&(tcFbrDevFlagsFBR_DEV_PORT|tcFbrDevFlagsFBR_DEV_BRIDGE) != 0 {
 			return nil
 		}
 	}
@@ -309,8 +315,10 @@ func (fs families) unload() error {
 			}
 		}
 	}
-	if err := detach(linkPath(fs.d.dir, guardLink+inet6.suffix)); err != nil {
-		return err
+	for _, name := range []string{guardLink, defragLink} {
+		if err := detach(linkPath(fs.d.dir, name+inet6.suffix)); err != nil {
+			return err
+		}
 	}
 	err = fs.d.six.close()
 	fs.d.six = nil

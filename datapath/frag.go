@@ -11,11 +11,18 @@ import (
 type reassembly struct{ d *Datapath }
 
 // AttachDefrag keeps defragmentation on in the current network namespace, to
-// which inbound fragments are sent. The pinned link also keeps that namespace
+// which inbound fragments are sent: for both families, as far as the kernel has
+// them, whether or not a network has IPv6 yet. The pinned links also keep that namespace
 // alive without a process or a mount, because a link holds a reference to its
-// namespace. It replaces the link of an earlier namespace.
-func (d *Datapath) AttachDefrag() error {
-	return attachNetfilter(linkPath(d.dir, fragmentsLink), d.reassembly.defragOptions(), true)
+// namespace. They replace the links of an earlier namespace.
+func (d *Datapath) AttachDefrag() (err error) {
+	for _, f := range []family{inet4, inet6} {
+		if _, none := os.Stat(f.sysctls); errors.Is(none, os.ErrNotExist) {
+			continue
+		}
+		err = errors.Join(err, attachNetfilter(linkPath(d.dir, fragmentsLink+f.suffix), d.reassembly.defragOptions(f), true))
+	}
+	return err
 }
 
 // AttachFragments sends inbound fragments to ifindex from now on. ifindex is
@@ -27,7 +34,7 @@ func (d *Datapath) AttachFragments(ifindex int, peer net.HardwareAddr) error {
 	if err != nil {
 		return err
 	}
-	dev := tcFbrDev{Ifindex: uint32(ifindex), Flags: tcFbrDevFlagsFBR_DEV_FRAGS, Mac: mac}
+	dev := d.reassembly.device(tcFbrDev{Ifindex: uint32(ifindex), Flags: tcFbrDevFlagsFBR_DEV_FRAGS, Mac: mac})
 	if err := d.devs.putDevice(dev); err != nil {
 		return err
 	}
@@ -48,7 +55,17 @@ func (d *Datapath) DetachFragments(ifindex int) error {
 			return err
 		}
 	}
-	return detach(linkPath(d.dir, fragmentsLink))
+	return errors.Join(detach(linkPath(d.dir, fragmentsLink)), detach(linkPath(d.dir, fragmentsLink+inet6.suffix)))
+}
+
+// device returns the entry of the device that leads to the namespace, with the flag for
+// IPv6 if a network has it and the namespace puts IPv6 fragments in order: one that an
+// older build made does not.
+func (ra reassembly) device(dev tcFbrDev) tcFbrDev {
+	if _, err := os.Stat(linkPath(ra.d.dir, fragmentsLink+inet6.suffix)); err == nil && ra.d.six != nil {
+		dev.Flags |= inet6.flag
+	}
+	return dev
 }
 
 // VerifyFragments checks that AttachDefrag and AttachFragments are in force.
@@ -64,7 +81,15 @@ func (d *Datapath) VerifyFragments(ifindex int) error {
 	if !ok || dev.Flags&tcFbrDevFlagsFBR_DEV_FRAGS == 0 {
 		return fmt.Errorf("device with ifindex %d: not in fbr_devs: %w", ifindex, ErrDetached)
 	}
-	return d.links.verifyLink(ifindex, deviceLink(ifindex, "in"))
+	for _, o := range d.families.loaded() {
+		if dev.Flags&o.flag != o.flag {
+			return fmt.Errorf("device with ifindex %d: %s fragments: %w", ifindex, o.name, ErrDetached)
+		}
+		if err := d.links.verifyLink(ifindex, o.link(ifindex, "in")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (ra reassembly) sendFragments(ifindex uint32) error {

@@ -380,6 +380,7 @@ const (
 	injected6MapFbrWaiting      = "fbr_waiting"
 	injected6MapFbrWay          = "fbr_way"
 	injected6ProgFbrControl     = "fbr_control"
+	injected6ProgFbrFragIn      = "fbr_frag_in"
 	injected6ProgFbrGuard       = "fbr_guard"
 	injected6ProgFbrPortIn      = "fbr_port_in"
 	injected6ProgFbrPortOut     = "fbr_port_out"
@@ -456,6 +457,7 @@ type injected6Specs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type injected6ProgramSpecs struct {
 	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
+	FbrFragIn    *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
 	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
@@ -686,6 +688,7 @@ type injected6Variables struct {
 // It can be passed to loadInjected6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type injected6Programs struct {
 	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
+	FbrFragIn    *ebpf.Program `ebpf:"fbr_frag_in"`
 	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
@@ -698,6 +701,7 @@ type injected6Programs struct {
 func (p *injected6Programs) Close() error {
 	return _Injected6Close(
 		p.FbrControl,
+		p.FbrFragIn,
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,

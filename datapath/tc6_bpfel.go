@@ -373,6 +373,7 @@ const (
 	tc6MapFbrWaiting      = "fbr_waiting"
 	tc6MapFbrWay          = "fbr_way"
 	tc6ProgFbrControl     = "fbr_control"
+	tc6ProgFbrFragIn      = "fbr_frag_in"
 	tc6ProgFbrGuard       = "fbr_guard"
 	tc6ProgFbrPortIn      = "fbr_port_in"
 	tc6ProgFbrPortOut     = "fbr_port_out"
@@ -449,6 +450,7 @@ type tc6Specs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tc6ProgramSpecs struct {
 	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
+	FbrFragIn    *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
 	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
@@ -676,6 +678,7 @@ type tc6Variables struct {
 // It can be passed to loadTc6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type tc6Programs struct {
 	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
+	FbrFragIn    *ebpf.Program `ebpf:"fbr_frag_in"`
 	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
 	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
@@ -688,6 +691,7 @@ type tc6Programs struct {
 func (p *tc6Programs) Close() error {
 	return _Tc6Close(
 		p.FbrControl,
+		p.FbrFragIn,
 		p.FbrGuard,
 		p.FbrPortIn,
 		p.FbrPortOut,

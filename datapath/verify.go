@@ -130,9 +130,9 @@ func (d *Datapath) Unpinned(devices []int) (out []int, err error) {
 // VerifyGuard checks that the links of AttachGuard are pinned. While they are pinned
 // they are attached.
 func (d *Datapath) VerifyGuard() error {
-	names := []string{inputLink, defragLink, neighboursLink}
+	names := []string{inputLink, neighboursLink}
 	for _, o := range d.families.loaded() {
-		names = append(names, guardLink+o.suffix)
+		names = append(names, guardLink+o.suffix, defragLink+o.suffix)
 	}
 	for _, name := range names {
 		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {

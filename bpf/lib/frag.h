@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* IPv4 fragments through the NAT, always on the kernel's path.
+/* Fragments through the NAT, always on the kernel's path.
  *
  * Only the first fragment of a datagram has the ports. It leaves what the others need in
  * fbr_frag. A program cannot hold a packet back, so the first fragment must come first.
@@ -106,7 +106,9 @@ static __always_inline __u32 fbr_frag_hash(fbr_addr saddr, fbr_addr daddr, __u32
 
 static __always_inline __u32 *fbr_frag_via_get(const struct fbr_pkt *p)
 {
-	__u32 i = fbr_frag_hash(p->saddr, p->daddr, (__u32)p->id << 8 | p->proto) % FBR_FRAG_LANES;
+	/* By IPv6, what the other namespace fragments again has another id. */
+	__u32 id = FBR_AF == 4 ? (__u32)p->id << 8 : 0;
+	__u32 i = fbr_frag_hash(p->saddr, p->daddr, id | p->proto) % FBR_FRAG_LANES;
 
 	return bpf_map_lookup_elem(&fbr_frag_via, &i);
 }

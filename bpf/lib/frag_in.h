@@ -17,6 +17,8 @@
 #include "nport.h"
 #include "parse.h"
 #include "reason.h"
+#include "rewrite.h"
+#include "scratch.h"
 #include "stats.h"
 
 /* Sends an inbound fragment, come by uplink u, to the namespace that puts fragments in
@@ -34,7 +36,8 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 	__u32 *via = fbr_frag_via_get(p);
 	__u8 ttl;
 
-	if (!d || !via || skb->pkt_type != PACKET_HOST ||
+	if (!d || !via || (FBR_AF == 6 && !(d->flags & FBR_DEV_IP6)) ||
+	    skb->pkt_type != PACKET_HOST ||
 	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != FBR_ICMP) ||
 	    bpf_skb_load_bytes(skb, p->l3 + offsetof(fbr_ip, ttl), &ttl, 1) || ttl <= 1 ||
 	    !fbr_is_local(skb, u, FBR_ASK(u->ifindex, frags), FBR_ARG(p->daddr)))
@@ -52,20 +55,6 @@ static __always_inline bool fbr_frag_returned(struct __sk_buff *skb, const struc
 	/* The frame is still addressed to the other namespace. */
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return true;
-}
-
-/* Restores the TTL that the other namespace decremented. */
-static __always_inline long fbr_frag_add_hop(struct __sk_buff *skb)
-{
-	const __u32 off = ETH_HLEN + offsetof(fbr_ip, ttl);
-	__u16 old, new; /* TTL and protocol */
-
-	if (bpf_skb_load_bytes(skb, off, &old, 2))
-		return -1;
-	new = old;
-	(*(__u8 *)&new)++;
-	return bpf_l3_csum_replace(skb, ETH_HLEN + FBR_IP_CSUM, old, new, 2)
-		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
 }
 
 /* Enters the datagram of a first fragment from outside that fbr_unsnat() has just
@@ -112,17 +101,20 @@ fbr_frag_unsnat(struct __sk_buff *skb, const struct fbr_pkt *p, const struct fbr
 /* Handles a packet that comes back from the other namespace. Returns the verdict. */
 static __always_inline int fbr_frag_return(struct __sk_buff *skb)
 {
+	FBR_SCRATCH(fbr_pkt, pkt);
 	struct fbr_dev *u;
-	struct fbr_pkt p;
 	__u32 *via, why;
 
-	if (skb->protocol != bpf_htons(FBR_ETH_P) || fbr_parse(skb, &p) || !p.frag)
+	if (FBR_AF == 4 && skb->protocol == bpf_htons(ETH_P_IPV6))
+		return TCX_NEXT; /* to the IPv6 program; without one, the device has no IPv6 */
+	if (skb->protocol != bpf_htons(FBR_ETH_P) || !pkt || fbr_parse(skb, pkt) || !pkt->frag)
 		return TCX_DROP; /* made by that namespace itself */
-	via = fbr_frag_via_get(&p);
+	via = fbr_frag_via_get(pkt);
 	u = via ? fbr_dev_get(*via) : NULL;
-	if (!u || !(u->flags & FBR_DEV_UPLINK) || fbr_frag_add_hop(skb))
+	/* The other namespace has lowered the TTL. */
+	if (!u || !(u->flags & FBR_DEV_UPLINK) || fbr_raise_hop(skb, ETH_HLEN))
 		return TCX_DROP;
-	why = fbr_frag_unsnat(skb, &p, u);
+	why = fbr_frag_unsnat(skb, pkt, u);
 	if (why && why != FBR_NOT_OURS) {
 		fbr_count_drop(u, why);
 		return TCX_DROP;

@@ -138,7 +138,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return fbr_drop(u, why);
 	}
-	if (FBR_AF == 4 && pkt->frag && c->frags && fbr_frag_bounce(skb, pkt, u, c->frags)) {
+	if (pkt->frag && c->frags && fbr_frag_bounce(skb, pkt, u, c->frags)) {
 		fbr_count_rx(skb, u, FBR_SLOW);
 		return bpf_redirect(c->frags, 0);
 	}

@@ -152,6 +152,20 @@ static __always_inline long fbr_rewrite_id(struct __sk_buff *skb, __u32 l3, __be
 		       ?: bpf_skb_store_bytes(skb, l3 + offsetof(fbr_ip, id), &new, 2, 0);
 }
 
+/* Raises the TTL of the packet at l3 by one. */
+static __always_inline long fbr_raise_hop(struct __sk_buff *skb, __u32 l3)
+{
+	const __u32 off = l3 + offsetof(fbr_ip, ttl);
+	__u16 old, new; /* TTL and protocol */
+
+	if (bpf_skb_load_bytes(skb, off, &old, 2))
+		return -1;
+	new = old;
+	(*(__u8 *)&new)++;
+	return bpf_l3_csum_replace(skb, l3 + FBR_IP_CSUM, old, new, 2)
+		       ?: bpf_skb_store_bytes(skb, off, &new, 2, 0);
+}
+
 __fbr_global bool fbr_sum_right(struct __sk_buff *skb, __u32 off, __u32 len)
 {
 	return fbr_sum_holds(skb, off, len, 0);

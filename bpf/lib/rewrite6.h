@@ -148,4 +148,18 @@ __fbr_global bool fbr_icmp_sound(struct __sk_buff *skb, const struct fbr_pkt *p,
 	return fbr_sum_holds(skb, p->l4, len, fbr_icmp_seed(p->saddr, p->daddr, len));
 }
 
+/* Raises the hop limit of the packet at l3 by one. Two bytes at an even offset are what the
+ * kernel can add to the sum of a device (CHECKSUM_COMPLETE).
+ */
+static __always_inline long fbr_raise_hop(struct __sk_buff *skb, __u32 l3)
+{
+	const __u32 off = l3 + offsetof(fbr_ip, protocol);
+	__u8 two[2]; /* next header, hop limit */
+
+	if (bpf_skb_load_bytes(skb, off, two, sizeof(two)))
+		return -1;
+	two[1]++;
+	return bpf_skb_store_bytes(skb, off, two, sizeof(two), BPF_F_RECOMPUTE_CSUM);
+}
+
 #endif
