@@ -58,11 +58,8 @@ const (
 func TestGoldenRecord(t *testing.T) {
 	h := newReal(t, usual, nil).withXDP(t)
 	got := golden{Kernel: kernelSeries(t), Programs: map[string]program{}, HitPaths: map[string]callPath{}}
-	loaded := h.loadAgain(t, func(*ebpf.CollectionSpec) {}).Programs
-	for name, p := range loaded {
-		got.Programs[name] = measure(t, p)
-	}
-	got.HitPaths = h.hitPaths(t, loaded)
+	got.add(t, h, "")
+	got.add(t, withIP6(t, h).harness, ", IPv6")
 
 	if *update {
 		text, err := json.MarshalIndent(got, "", "  ")
@@ -77,6 +74,18 @@ func TestGoldenRecord(t *testing.T) {
 	check(t, json.Unmarshal(text, &want))
 	for _, complaint := range got.beyond(want) {
 		t.Errorf("%s; if that is meant: go test ./datapath -run TestGoldenRecord -update", complaint)
+	}
+}
+
+// add measures the programs of a harness's family. Their names get a suffix.
+func (got golden) add(t *testing.T, h *harness, suffix string) {
+	t.Helper()
+	loaded := h.loadAgain(t, func(*ebpf.CollectionSpec) {}).Programs
+	for name, p := range loaded {
+		got.Programs[name+suffix] = measure(t, p)
+	}
+	for name, path := range h.hitPaths(t, loaded) {
+		got.HitPaths[name+suffix] = path
 	}
 }
 
@@ -146,13 +155,22 @@ func TestGoldenComplains(t *testing.T) {
 // them.
 func (h *harness) loadAgain(t *testing.T, change func(*ebpf.CollectionSpec)) *ebpf.Collection {
 	t.Helper()
-	spec, err := loadTc()
+	f := h.object().family
+	if f.progs != nil {
+		f.progs = append(slices.Clone(f.progs), onDemand...)
+	}
+	spec, err := f.from()
 	check(t, err)
 	resize(spec, h.meta)
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
+		return f.progs != nil && !slices.Contains(f.progs, name)
+	})
 	check(t, setVariables(spec, h.meta))
 	change(spec)
+	shared := h.families.shared()
+	maps.Copy(shared, h.object().maps)
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: h.four.maps,
+		MapReplacements: shared,
 		Programs:        ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
 	})
 	var ve *ebpf.VerifierError
@@ -190,14 +208,14 @@ func measure(t *testing.T, p *ebpf.Program) program {
 // kernel's path. It counts the calls of each.
 func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[string]callPath {
 	t.Helper()
-	udp := testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: c1Addr, Dst: server,
+	udp := testutil.Frame{SrcMAC: h.c1.MAC, DstMAC: h.gateway, Src: h.addr.c1, Dst: h.addr.server,
 		UDP: &testutil.UDP{SrcPort: 40000, DstPort: 9999}, Payload: []byte("hello")}
 	eport := h.open(t, udp)
 	out := h.portIn(t, udp.Bytes(t))
 	l2 := udp.With()
-	l2.DstMAC, l2.Dst = h.c2.MAC, c2Addr
+	l2.DstMAC, l2.Dst = h.c2.MAC, h.addr.c2
 	direct := h.reply(udp, eport)
-	direct.Dst = c1Addr
+	direct.Dst = h.addr.c1
 	reply := h.reply(udp, eport).Bytes(t)
 	paths := map[string]callPath{}
 	for name, path := range map[string]struct {
@@ -217,6 +235,9 @@ func (h *harness) hitPaths(t *testing.T, loaded map[string]*ebpf.Program) map[st
 		"uplink_xdp, to a port":    {program: tcProgFbrUplinkXdp, frame: reply, verdict: xdpRedirect},
 		"uplink_xdp, direct":       {program: tcProgFbrUplinkXdp, frame: direct.Bytes(t), verdict: xdpDrop},
 	} {
+		if loaded[path.program] == nil { // of IPv4 only
+			continue
+		}
 		c := newCallCounter(t, h, path.program)
 		run := func(p *ebpf.Program) {
 			var got result

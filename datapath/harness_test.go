@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -93,7 +94,7 @@ func failVerbosely(t testing.TB, err error) {
 	t.Helper()
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) {
-		t.Fatalf("%+v", ve)
+		t.Fatalf("%v\n%+v", err, ve)
 	}
 	check(t, err)
 }
@@ -124,6 +125,18 @@ func addAddress(t testing.TB, ifindex int, a netip.Addr, bits int) {
 		addr.Flags = unix.IFA_F_NODAD
 	}
 	check(t, netlink.AddrAdd(l, addr))
+	if !a.Is6() {
+		return
+	}
+	// A worker of the kernel's makes the address the host's, a moment later.
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(time.Millisecond) {
+		if routes, err := netlink.RouteGet(a.AsSlice()); err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is not the host's", a)
+		}
+	}
 }
 
 func addBridge(t testing.TB, name string) int {

@@ -20,7 +20,7 @@ func between(from, to Port) testutil.Frame {
 // carry delivers f to a port, as the kernel's bridge does with what it has from another.
 func (h *harness) carry(t *testing.T, f testutil.Frame, from, to Port) {
 	t.Helper()
-	if got := h.run(t, h.progs.FbrPortOut, f.Bytes(t), to.Ifindex, from.Ifindex); got.verdict != next {
+	if got := h.run(t, h.prog(tcProgFbrPortOut), f.Bytes(t), to.Ifindex, from.Ifindex); got.verdict != next {
 		t.Fatalf("delivery: verdict %d", got.verdict)
 	}
 }
@@ -29,16 +29,31 @@ func (h *harness) carry(t *testing.T, f testutil.Frame, from, to Port) {
 func (h *harness) pair(t *testing.T, a, b Port) {
 	t.Helper()
 	h.age(t, 0)
-	h.carry(t, between(a, b), a, b)
-	h.carry(t, between(b, a), b, a)
-	if h.clock != nil {
-		return
+	h.carry(t, h.between(a, b), a, b)
+	h.carry(t, h.between(b, a), b, a)
+	if h.clock == nil {
+		h.keepPairs(t)
 	}
-	for i, v := range all[uint32, tcFbrPairs](t, h.maps.FbrPair, h.maps.FbrPair.MaxEntries()) {
+}
+
+// between is the same in the harness's family.
+func (h *harness) between(from, to Port) testutil.Frame {
+	f := between(from, to)
+	if h.addr.c1.Is6() {
+		f.Src, f.Dst = from.IP6, to.IP6
+	}
+	return f
+}
+
+// keepPairs makes the leases of pairs outlast a slow machine.
+func (h *harness) keepPairs(t *testing.T) {
+	t.Helper()
+	m := h.object().maps[tcMapFbrPair]
+	for i, v := range all[uint32, tcFbrPairs](t, m, m.MaxEntries()) {
 		for w := range v.Way {
 			v.Way[w].LeaseLen *= 1000
 		}
-		check(t, h.maps.FbrPair.Put(i, &v))
+		check(t, m.Put(i, &v))
 	}
 }
 

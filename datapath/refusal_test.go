@@ -13,14 +13,21 @@ import (
 // fbr_flow_hash of bpf/lib/flow.h.
 func passedPlace(places, mark uint32, t nm.Tuple) int {
 	swap := func(p uint16) uint64 { return uint64(p>>8 | p<<8) }
-	addr := func(a nm.Addr) uint64 {
-		return uint64(binary.LittleEndian.Uint32(a.AsSlice()))
+	var h uint64
+	if t.Src.Is4() {
+		addr := func(a nm.Addr) uint64 { return uint64(binary.LittleEndian.Uint32(a.AsSlice())) }
+		h = ((addr(t.Src) | addr(t.Dst)<<32) + uint64(mark)) * 0x9e3779b97f4a7c15
+		h ^= h >> 32
+	} else {
+		half := func(a nm.Addr, at int) uint64 { return binary.LittleEndian.Uint64(a.AsSlice()[at:]) }
+		s := uint64(mark) * 0x9e3779b97f4a7c15
+		a, b := (half(t.Src, 0)^s)*0x9e3779b97f4a7c15, (half(t.Src, 8)+s)*0xc2b2ae3d27d4eb4f
+		c, d := (half(t.Dst, 0)^^s)*0x165667b19e3779f9, (half(t.Dst, 8)-s)*0x27d4eb2f165667c5
+		h = (a ^ a>>32) + (b ^ b>>29) + (c ^ c>>31) + (d ^ d>>33)
 	}
-	first := addr(t.Src) | addr(t.Dst)<<32
-	second := swap(t.SPort) | swap(t.DPort)<<16 | uint64(t.Proto)<<32
-	near := second >> 8 & 7
-	h := (first + uint64(mark)) * 0x9e3779b97f4a7c15
-	h = (h ^ h>>32 ^ second&^(7<<8)) * 0xd6e8feb86659fd93
+	last := swap(t.SPort) | swap(t.DPort)<<16 | uint64(t.Proto)<<32
+	near := last >> 8 & 7
+	h = (h ^ last&^(7<<8)) * 0xd6e8feb86659fd93
 	place := uint32(h^h>>32) ^ uint32(near)
 	return int(max(place, 1) % places)
 }

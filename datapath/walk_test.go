@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -17,6 +18,7 @@ import (
 // walk sends the same random packets through the programs and through the model.
 type walk struct {
 	*injected
+	sights
 	t       *testing.T
 	model   *nm.NAT
 	rnd     *rand.Rand
@@ -40,9 +42,22 @@ type sight struct {
 	reason nm.Reason
 }
 
+var walkPorts = []uint16{53, 80, 9999}
+
+// sights are what a walk meets in a family.
+type sights struct {
+	of      addresses
+	second  nm.Addr // the uplink's second address
+	prefix  int     // bits of the subnets
+	remotes []nm.Addr
+	errors  []uint8 // types of ICMP errors
+}
+
 var (
-	walkRemotes = []nm.Addr{server, mustAddr("192.0.2.12"), mustAddr("203.0.113.5")}
-	walkPorts   = []uint16{53, 80, 9999}
+	walk4 = sights{of: of4, second: secondAddr, prefix: 16,
+		remotes: []nm.Addr{server, mustAddr("192.0.2.12"), mustAddr("203.0.113.5")}, errors: []uint8{3, 3, 3, 11, 12}}
+	walk6 = sights{of: of6, second: mustAddr("2001:db8:1::3"), prefix: 64,
+		remotes: []nm.Addr{outside6, mustAddr("2001:db8:f::12"), mustAddr("2001:db8:e::5")}, errors: []uint8{1, 1, 1, 2, 3, 4}}
 )
 
 var secondAddr = mustAddr("198.51.100.3")
@@ -53,14 +68,19 @@ const (
 	busyUDP = 2
 )
 
-func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
+func newWalk(t *testing.T, what sights, cfg Config, rnd *rand.Rand) *walk {
 	t.Helper()
-	w := &walk{t: t, injected: newInjected(t, cfg, nil), rnd: rnd, seen: map[sight]int{},
-		exts: []nm.Addr{extAddr, secondAddr}}
-	check(t, w.AttachXDP(w.uplink.Ifindex))
-	for _, p := range []*Port{&w.c1, &w.c2, &w.other} {
-		p.XDP = true
-		check(t, w.AttachPort(*p))
+	w := &walk{t: t, injected: newInjected(t, cfg, nil), sights: what, rnd: rnd, seen: map[sight]int{},
+		exts: []nm.Addr{what.of.ext, what.second}}
+	if w.of.ext.Is6() {
+		w.harness = withIP6(t, w.harness).harness
+	}
+	if w.prog(tcProgFbrUplinkXdp) != nil {
+		check(t, w.AttachXDP(w.uplink.Ifindex))
+		for _, p := range []*Port{&w.c1, &w.c2, &w.other} {
+			p.XDP = true
+			check(t, w.AttachPort(*p))
+		}
 	}
 	w.model = nm.New(w.modelConfig())
 	m := w.model
@@ -68,18 +88,25 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 	m.Random = w.random.next
 	m.Uplink, m.Route = w.exts[0], w.exts[0]
 	m.Lease = uint64(jiffies(DefaultLease, w.meta.Hz))
+	if w.of.ext.Is6() {
+		m.RevokedAt = m.Now - 1 // withIP6 has told the programs of the uplink's address
+	}
 	m.Busy = func(in nm.Tuple) bool {
 		return in.Proto == nm.TCP && in.DPort == m.First+busyTCP || in.Proto == nm.UDP && in.DPort == m.First+busyUDP
 	}
-	m.Place = func(in nm.Tuple) int { return passedPlace(w.maps.FbrPassed.MaxEntries(), w.meta.Mark, in) }
+	m.Place = func(in nm.Tuple) int {
+		return passedPlace(w.object().maps[tcMapFbrPassed].MaxEntries(), w.meta.Mark, in)
+	}
 	w.listen(m.First)
-	w.addAddress(secondAddr)
-	for _, n := range []struct {
-		bridge  int
-		gateway string
-	}{{w.bridge, "172.30.0.1"}, {w.bridge2, "172.31.0.1"}} {
-		gw := mustAddr(n.gateway)
-		w.nets = append(w.nets, &nm.Network{Bridge: n.bridge, Subnet: netip.PrefixFrom(gw, 16).Masked(), Gateway: gw})
+	addAddress(t, w.uplink.Ifindex, w.second, w.prefix)
+	w.route()
+	one, two := w.networks()
+	for _, n := range []Network{one, two} {
+		gw := n.Gateway
+		if w.of.ext.Is6() {
+			gw = n.Gateway6
+		}
+		w.nets = append(w.nets, &nm.Network{Bridge: n.Bridge, Subnet: netip.PrefixFrom(gw, w.prefix).Masked(), Gateway: gw})
 	}
 	m.Networks = w.nets
 	for i, p := range w.ports() {
@@ -93,9 +120,21 @@ func newWalk(t *testing.T, cfg Config, rnd *rand.Rand) *walk {
 
 func (w *walk) ports() []Port { return []Port{w.c1, w.c2, w.other} }
 
+// networks are both networks as they are attached.
+func (w *walk) networks() (one, two Network) {
+	one, two = w.networks6()
+	if w.of.ext.Is4() {
+		one.Subnet6, one.Gateway6, two.Subnet6, two.Gateway6 = netip.Prefix{}, netip.Addr{}, netip.Prefix{}, netip.Addr{}
+	}
+	return one, two
+}
+
 // tellModel adds a port to the model.
 func (w *walk) tellModel(p Port, n *nm.Network) *nm.Device {
 	d := &nm.Device{Ifindex: p.Ifindex, IP: p.IP, Net: n}
+	if w.of.ext.Is6() {
+		d.IP = p.IP6
+	}
 	copy(d.MACs[:], append(append([]byte(nil), p.MAC...), p.BridgeMAC...))
 	w.model.Devices[p.Ifindex] = d
 	return d
@@ -114,25 +153,15 @@ func (w *walk) modelConfig() nm.Config {
 
 func (w *walk) listen(first uint16) {
 	w.t.Helper()
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: int(first + busyTCP)})
+	family := "4"
+	if w.of.ext.Is6() {
+		family = "6"
+	}
+	l, err := net.ListenTCP("tcp"+family, &net.TCPAddr{Port: int(first + busyTCP)})
 	check(w.t, err)
-	u, err := net.ListenUDP("udp4", &net.UDPAddr{Port: int(first + busyUDP)})
+	u, err := net.ListenUDP("udp"+family, &net.UDPAddr{Port: int(first + busyUDP)})
 	check(w.t, err)
 	w.t.Cleanup(func() { _, _ = l.Close(), u.Close() })
-}
-
-func (w *walk) link() netlink.Link {
-	w.t.Helper()
-	l, err := netlink.LinkByIndex(w.uplink.Ifindex)
-	check(w.t, err)
-	return l
-}
-
-func (w *walk) addAddress(a netip.Addr) {
-	w.t.Helper()
-	addr, err := netlink.ParseAddr(a.String() + "/24")
-	check(w.t, err)
-	check(w.t, netlink.AddrAdd(w.link(), addr))
 }
 
 // chance is true once in n times.
@@ -150,7 +179,7 @@ func (w *walk) exec(prog *ebpf.Program, p nm.Packet, ifindex, iif int, mark uint
 	}
 	w.seen[sight{prog, v.Action, v.Reason}]++
 	if got.verdict != int32(v.Action) {
-		w.fail("%s: verdict %d, want %d (%s)\npacket %+v %+v", prog, got.verdict, v.Action, v.Reason, p, p.Quote)
+		w.fail("%s: verdict %d, want %d (%s)\npacket %+v %+v\ncounted: %v", prog, got.verdict, v.Action, v.Reason, p, p.Quote, w.counted())
 	}
 	if v.Action == nm.Drop {
 		return false
@@ -160,6 +189,20 @@ func (w *walk) exec(prog *ebpf.Program, p nm.Packet, ifindex, iif int, mark uint
 		w.fail("%s:\nsent %x\n got %x\nwant %x\nwant %+v %+v", prog, w.frame, got.frame, w.want, v.Packet, v.Packet.Quote)
 	}
 	return true
+}
+
+// counted are the drops of all devices.
+func (w *walk) counted() map[Reason]uint64 {
+	w.t.Helper()
+	all, err := w.Stats()
+	check(w.t, err)
+	out := map[Reason]uint64{}
+	for _, c := range all {
+		for r, n := range c.Drops {
+			out[r] += n
+		}
+	}
+	return out
 }
 
 func (w *walk) fail(format string, args ...any) {
@@ -186,7 +229,7 @@ func (w *walk) one() {
 		w.errorLeaves()
 	case x < 990:
 		w.model.Sweep()
-		blank := nm.Packet{Src: server, Dst: server}
+		blank := nm.Packet{Src: w.of.server, Dst: w.of.server}
 		w.exec(w.prog(sweepName), blank, 0, 0, 0, nm.Verdict{Action: 0, Packet: blank})
 	default:
 		w.operator()
@@ -212,8 +255,8 @@ func (w *walk) later() uint64 {
 }
 
 func (w *walk) body() nm.Body {
-	b := nm.Body{TOS: uint8(w.rnd.Uint32()), ID: uint16(w.rnd.Uint32()), Payload: w.rnd.IntN(12), NoSum: w.chance(4), Cut: 28 + w.rnd.IntN(16)}
-	if b.Cut == 37 { // half a TCP checksum cannot be updated
+	b := nm.Body{TOS: uint8(w.rnd.Uint32()), ID: uint16(w.rnd.Uint32()), Payload: w.rnd.IntN(12), NoSum: w.chance(4), Cut: 8 + w.rnd.IntN(16)}
+	if b.Cut == 17 { // half a TCP checksum cannot be updated
 		b.Cut++
 	}
 	return b
@@ -274,7 +317,7 @@ func (w *walk) fromContainer() (nm.Packet, *nm.Device) {
 	if ok {
 		d = w.model.Devices[s.Ifindex]
 	}
-	p := nm.Packet{Src: d.IP, Dst: pick(w, walkRemotes), SPort: pick(w, w.sources), DPort: pick(w, walkPorts), TTL: w.ttl(), Body: w.body()}
+	p := nm.Packet{Src: d.IP, Dst: pick(w, w.remotes), SPort: pick(w, w.sources), DPort: pick(w, walkPorts), TTL: w.ttl(), Body: w.body()}
 	proto := w.anyProto()
 	if ok {
 		p.Dst, p.SPort, p.DPort, proto = s.Fwd.Dst, s.Fwd.SPort, s.Fwd.DPort, s.Fwd.Proto
@@ -295,11 +338,11 @@ func (w *walk) containerSends() {
 		p.Kind, p.Proto = nm.Other, 47
 	}
 	v := w.model.PortIn(d, p)
-	if !w.exec(w.progs.FbrPortIn, p, d.Ifindex, d.Ifindex, 0, v) {
+	if !w.exec(w.prog(tcProgFbrPortIn), p, d.Ifindex, d.Ifindex, 0, v) {
 		return
 	}
 	if v.Action == nm.Redirect {
-		w.exec(w.progs.FbrUplinkOut, v.Packet, w.uplink.Ifindex, d.Ifindex, w.meta.Mark, w.model.UplinkOut(d.Ifindex, v.Packet, true))
+		w.exec(w.prog(tcProgFbrUplinkOut), v.Packet, w.uplink.Ifindex, d.Ifindex, w.meta.Mark, w.model.UplinkOut(d.Ifindex, v.Packet, true))
 		return
 	}
 	if p.TTL > 1 && w.model.IsOutside(p.Dst) {
@@ -315,11 +358,11 @@ func (w *walk) routed(p nm.Packet, d *nm.Device) {
 	if w.chance(100) {
 		iif = pick(w, []int{0, w.bridge, w.bridge2, w.foreign})
 	}
-	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+	w.exec(w.prog(tcProgFbrUplinkOut), p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
 }
 
-// atUplink gives p the MAC addresses of the uplink's link. The gateway's changes now
-// and then.
+// atUplink gives p, which leaves, the MAC addresses of the uplink's link. The gateway's changes
+// now and then.
 func (w *walk) atUplink(p *nm.Packet) {
 	p.MACs = [12]byte{2, 0, 0, 0, 0, 0x99, 2, 0, 0, 0, 0, 1}
 	if w.model.Now/(20*w.model.HZ)%2 == 1 {
@@ -327,8 +370,11 @@ func (w *walk) atUplink(p *nm.Packet) {
 	}
 }
 
+// reversed are the MAC addresses of an answer.
+func reversed(m [12]byte) [12]byte { return [12]byte(append(slices.Clone(m[6:]), m[:6]...)) }
+
 func (w *walk) outsideSends() {
-	p := nm.Packet{Src: pick(w, walkRemotes), Dst: pick(w, w.exts), SPort: pick(w, walkPorts), TTL: w.ttl(), Body: w.body(),
+	p := nm.Packet{Src: pick(w, w.remotes), Dst: pick(w, w.exts), SPort: pick(w, walkPorts), TTL: w.ttl(), Body: w.body(),
 		DPort: w.model.First + uint16(w.rnd.IntN(w.model.Count+1))}
 	proto := w.anyProto()
 	if s, ok := w.known(); ok && !w.chance(8) {
@@ -340,7 +386,7 @@ func (w *walk) outsideSends() {
 		case 0:
 			p.SPort = 4242
 		case 1:
-			p.Src, p.SPort = pick(w, walkRemotes), 4242
+			p.Src, p.SPort = pick(w, w.remotes), 4242
 		}
 	}
 	switch w.rnd.IntN(300) {
@@ -355,7 +401,8 @@ func (w *walk) outsideSends() {
 // arrive runs p at the uplink and, if the kernel delivers it, at its container.
 func (w *walk) arrive(p nm.Packet) {
 	w.atUplink(&p)
-	xdp := w.chance(2)
+	p.MACs = reversed(p.MACs)
+	xdp := w.chance(2) && w.prog(tcProgFbrUplinkXdp) != nil
 	var got result
 	if xdp {
 		got = w.execXDP(p)
@@ -364,7 +411,7 @@ func (w *walk) arrive(p nm.Packet) {
 	if xdp && w.endsInXDP(p, got, v) {
 		return
 	}
-	if !w.exec(w.progs.FbrUplinkIn, p, w.uplink.Ifindex, w.uplink.Ifindex, 0, v) || v.Action != nm.Next || p.TTL <= 1 {
+	if !w.exec(w.prog(tcProgFbrUplinkIn), p, w.uplink.Ifindex, w.uplink.Ifindex, 0, v) || v.Action != nm.Next || p.TTL <= 1 {
 		return
 	}
 	if w.chance(2) {
@@ -376,7 +423,7 @@ func (w *walk) arrive(p nm.Packet) {
 			in.TTL--
 			in.MACs = d.MACs
 			w.model.PortOut(d, in)
-			w.exec(w.progs.FbrPortOut, in, d.Ifindex, w.uplink.Ifindex, 0, nm.Verdict{Action: nm.Next, Packet: in})
+			w.exec(w.prog(tcProgFbrPortOut), in, d.Ifindex, w.uplink.Ifindex, 0, nm.Verdict{Action: nm.Next, Packet: in})
 		}
 	}
 }
@@ -384,9 +431,9 @@ func (w *walk) arrive(p nm.Packet) {
 // execXDP runs fbr_uplink_xdp on p.
 func (w *walk) execXDP(p nm.Packet) result {
 	w.frame = render(w.frame[:0], &p)
-	got, err := w.injected.execXDP(w.progs.FbrUplinkXdp, w.frame, w.uplink.Ifindex)
+	got, err := w.injected.execXDP(w.prog(tcProgFbrUplinkXdp), w.frame, w.uplink.Ifindex)
 	if err != nil {
-		w.fail("%s: %v", w.progs.FbrUplinkXdp, err)
+		w.fail("%s: %v", w.prog(tcProgFbrUplinkXdp), err)
 	}
 	return got
 }
@@ -407,14 +454,14 @@ func (w *walk) endsInXDP(p nm.Packet, got result, v nm.Verdict) bool {
 	if got.verdict != want || !bytes.Equal(got.frame, w.want) {
 		w.fail("XDP: verdict %d, want %d\nsent %x\n got %x\nwant %x\n%+v", got.verdict, want, w.frame, got.frame, w.want, v)
 	}
-	w.seen[sight{w.progs.FbrUplinkXdp, nm.Action(want), v.Reason}]++
+	w.seen[sight{w.prog(tcProgFbrUplinkXdp), nm.Action(want), v.Reason}]++
 	return want != xdpPass
 }
 
 // hostSends sends a packet of the host itself, or of another NAT on its address.
 // Sometimes it has the tuple of one of our sessions.
 func (w *walk) hostSends() {
-	p := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, walkRemotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count+1)), DPort: pick(w, walkPorts), TTL: 64, Body: w.body()}
+	p := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, w.remotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count+1)), DPort: pick(w, walkPorts), TTL: 64, Body: w.body()}
 	proto := w.anyProto()
 	if s, ok := w.known(); ok && w.chance(3) {
 		p.Src, p.Dst, p.SPort, p.DPort, proto = s.Ext, s.Fwd.Dst, s.EPort, s.Fwd.DPort, s.Fwd.Proto
@@ -430,33 +477,36 @@ func (w *walk) hostSends() {
 		w.hostReceives(q)
 	}
 	iif := pick(w, []int{0, w.foreign})
-	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+	w.exec(w.prog(tcProgFbrUplinkOut), p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
 }
 
 // hostReceives runs p at the end of INPUT, where no rule has stopped it. Not all
 // packets get that far, and not all that do are answered.
 func (w *walk) hostReceives(p nm.Packet) {
+	if w.prog(tcProgFbrInput) == nil {
+		return
+	}
 	w.frame = render(w.frame[:0], &p)
-	if err := w.injected.execInput(w.progs.FbrInput, w.frame[14:]); err != nil {
-		w.fail("%s: %v", w.progs.FbrInput, err)
+	if err := w.injected.execInput(w.prog(tcProgFbrInput), w.frame[14:]); err != nil {
+		w.fail("%s: %v", w.prog(tcProgFbrInput), err)
 	}
 	w.model.HostIn(p)
 }
 
 func (w *walk) icmpError() nm.Packet {
-	return nm.Packet{Kind: nm.Error, Proto: nm.ICMP, TTL: w.ttl(), Body: w.body(), Type: pick(w, []uint8{3, 3, 3, 11, 12}), Code: uint8(w.rnd.IntN(5))}
+	return nm.Packet{Kind: nm.Error, Proto: nm.ICMP, TTL: w.ttl(), Body: w.body(), Type: pick(w, w.errors), Code: uint8(w.rnd.IntN(5))}
 }
 
 // errorArrives sends an ICMP error about a packet that left by the uplink.
 func (w *walk) errorArrives() {
 	p := w.icmpError()
-	q := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, walkRemotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count)), DPort: pick(w, walkPorts), TTL: 3, Body: w.body()}
+	q := nm.Packet{Src: pick(w, w.exts), Dst: pick(w, w.remotes), SPort: w.model.First + uint16(w.rnd.IntN(w.model.Count)), DPort: pick(w, walkPorts), TTL: 3, Body: w.body()}
 	proto := w.anyProto()
 	if s, ok := w.known(); ok && !w.chance(5) {
 		q.Src, q.Dst, q.SPort, q.DPort, proto = s.Ext, s.Fwd.Dst, s.EPort, s.Fwd.DPort, s.Fwd.Proto
 	}
 	q = w.proto(q, proto, !w.chance(20))
-	p.Quote, p.Src, p.Dst = &q, pick(w, walkRemotes), q.Src
+	p.Quote, p.Src, p.Dst = &q, pick(w, w.remotes), q.Src
 	if w.chance(20) { // with a container's address as source
 		p.Src = pick(w, w.devs).IP
 	}
@@ -468,7 +518,7 @@ func (w *walk) errorArrives() {
 func (w *walk) errorLeaves() {
 	p := w.icmpError()
 	d := pick(w, w.devs)
-	q := nm.Packet{Src: pick(w, walkRemotes), Dst: d.IP, SPort: pick(w, walkPorts), DPort: pick(w, w.sources), TTL: 3, Body: w.body()}
+	q := nm.Packet{Src: pick(w, w.remotes), Dst: d.IP, SPort: pick(w, walkPorts), DPort: pick(w, w.sources), TTL: 3, Body: w.body()}
 	proto := w.anyProto()
 	if s, ok := w.known(); ok && !w.chance(5) {
 		q.Src, q.Dst, q.SPort, q.DPort, proto = s.Fwd.Dst, s.Fwd.Src, s.Fwd.DPort, s.Fwd.SPort, s.Fwd.Proto
@@ -486,7 +536,7 @@ func (w *walk) errorLeaves() {
 		iif = dev.Net.Bridge
 	}
 	w.atUplink(&p)
-	w.exec(w.progs.FbrUplinkOut, p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
+	w.exec(w.prog(tcProgFbrUplinkOut), p, w.uplink.Ifindex, iif, 0, w.model.UplinkOut(iif, p, false))
 }
 
 // operator changes what may change while the programs run.
@@ -544,14 +594,22 @@ func (w *walk) reattach(i int) {
 func (w *walk) changeAddress() {
 	m := w.model
 	m.Route = pick(w, w.exts)
-	check(w.t, netlink.RouteReplace(&netlink.Route{
-		LinkIndex: w.uplink.Ifindex, Gw: net.IPv4(198, 51, 100, 2), Src: m.Route.AsSlice(),
-	}))
+	w.route()
 	m.Uplink = pick(w, w.exts)
 	u := w.uplink
-	u.Addr = m.Uplink
+	if m.Uplink.Is6() {
+		u.Addr6 = m.Uplink
+	} else {
+		u.Addr = m.Uplink
+	}
 	check(w.t, w.AttachUplink(u))
 	m.RevokedAt = m.Now
+}
+
+// route makes the kernel choose the model's source address.
+func (w *walk) route() {
+	w.t.Helper()
+	check(w.t, netlink.RouteReplace(&netlink.Route{LinkIndex: w.uplink.Ifindex, Gw: w.of.router.AsSlice(), Src: w.model.Route.AsSlice()}))
 }
 
 func (w *walk) changePolicy(i int) {
@@ -561,9 +619,10 @@ func (w *walk) changePolicy(i int) {
 	})
 	n := w.nets[i]
 	n.Policy = nm.Policy{EDM: p.Mapping == EndpointDependent, ADF: p.Filtering == ADF, EIF: p.Filtering == EIF, Strict: p.OnExhaustion == Refuse}
-	subnet := netip.MustParsePrefix([]string{"172.30.0.0/16", "172.31.0.0/16"}[i])
-	gateway := netip.MustParseAddr([]string{"172.30.0.1", "172.31.0.1"}[i])
-	check(w.t, w.SetNetwork(Network{Subnet: subnet, Gateway: gateway, Bridge: n.Bridge, Masquerade: true, NAT: p}))
+	one, two := w.networks()
+	of := []Network{one, two}[i]
+	of.NAT = p
+	check(w.t, w.SetNetwork(of))
 }
 
 // compare compares everything that the programs and the model remember.
@@ -598,7 +657,7 @@ func (w *walk) compare() {
 func (w *walk) misdirect() {
 	w.t.Helper()
 	const index = 2*FlowsMaxLimit - 1 // FBR_NEAR_INDEX
-	near := all[uint32, tcFbrNear](w.t, w.maps.FbrNear, nearSize(w.meta))
+	near := all[uint32, tcFbrNear](w.t, w.object().maps[tcMapFbrNear], nearSize(w.meta))
 	var keys []uint32
 	var values []tcFbrNear
 	for k := range uint32(len(near)) { // in the same order each time, so that a seed repeats a walk
@@ -614,7 +673,7 @@ func (w *walk) misdirect() {
 	if len(keys) == 0 {
 		return
 	}
-	_, err := w.maps.FbrNear.BatchUpdate(keys, values, nil)
+	_, err := w.object().maps[tcMapFbrNear].BatchUpdate(keys, values, nil)
 	check(w.t, err)
 }
 

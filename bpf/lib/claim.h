@@ -140,10 +140,8 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	if (!fbr_port_ref(np))
 		return false;
 	if (fbr_addr_eq(np->ip, bk.ip) && np->port == bk.port) {
-		if (!fbr_addr_eq(n->ext, n->fwd.daddr)) {
-			np->ext = n->ext;
-			fbr_bind_leads(np, fbr_new_uplink(n));
-		}
+		if (!fbr_addr_eq(n->ext, n->fwd.daddr))
+			fbr_bind_used(np, n);
 		return true;
 	}
 	/* The port was released and taken by another owner since the binding was read. */

@@ -19,6 +19,7 @@
 #define fbr_bind_is(np, u, ext)    false
 #define fbr_bind_leads(np, by)     ((void)0)
 #define fbr_bind_stays(skb, n, np) false
+#define fbr_bind_used(np, n)       ((np)->ext = (n)->ext)
 #define fbr_flow_stays(skb, f, u, clients) \
 	((clients) && fbr_delivers(skb, (u)->ifindex, FBR_ARG((f)->addr)))
 #else
@@ -28,6 +29,17 @@
 
 /* Records the uplink (ifindex) that a mapping's packets leave by. */
 #define fbr_bind_leads(np, by) ((np)->uplink = (by))
+
+/* Records the address of a mapping's session n. One begun outside says nothing about what the
+ * mapping sends.
+ */
+static __always_inline void fbr_bind_used(struct fbr_nport *np, const struct fbr_new *n)
+{
+	if (n->inbound)
+		return;
+	np->ext = n->ext;
+	np->uplink = n->uplink;
+}
 
 /* Whether what a mapping sends by uplink u leaves from the address ext. */
 static __always_inline bool fbr_bind_is(const struct fbr_nport *np, const struct fbr_dev *u,

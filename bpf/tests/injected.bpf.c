@@ -19,10 +19,11 @@ struct {
 	__type(value, struct fbr_injected);
 } fbr_injected SEC(".maps");
 
+static const __u32 fbr_injected_key; /* not on the stack: the programs need all of that */
+
 static __always_inline __u64 fbr_now(void)
 {
-	__u32 zero = 0;
-	struct fbr_injected *i = bpf_map_lookup_elem(&fbr_injected, &zero);
+	struct fbr_injected *i = bpf_map_lookup_elem(&fbr_injected, &fbr_injected_key);
 
 	return i ? i->now : 0;
 }
@@ -30,8 +31,7 @@ static __always_inline __u64 fbr_now(void)
 /* The upper half of a linear congruential generator (Knuth, MMIX). */
 static __always_inline __u32 fbr_random(void)
 {
-	__u32 zero = 0;
-	struct fbr_injected *i = bpf_map_lookup_elem(&fbr_injected, &zero);
+	struct fbr_injected *i = bpf_map_lookup_elem(&fbr_injected, &fbr_injected_key);
 
 	if (!i)
 		return 0;
@@ -44,7 +44,6 @@ static __always_inline __u32 fbr_random(void)
 
 #include "../tc.bpf.c"
 
-#if FBR_AF == 4
 SEC("tc")
 int fbr_injected_sweep(struct __sk_buff *skb)
 {
@@ -54,4 +53,3 @@ int fbr_injected_sweep(struct __sk_buff *skb)
 		fbr_sweep_pass(st);
 	return 0;
 }
-#endif

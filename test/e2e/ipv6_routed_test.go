@@ -55,7 +55,11 @@ func TestE2EIPv6RouteOfHost(t *testing.T) {
 	if err := h.Host.SetSysctl("net.ipv6.conf.eth0.accept_ra", "1"); err != nil {
 		t.Fatal(err)
 	}
-	if out := h.Must(t, "check"); !strings.Contains(out, "accept_ra is 1 on eth0") || !strings.Contains(out, "only containers' packets are forwarded") {
+	forwards := "only containers' packets are forwarded"
+	if _, err := h.Host.Sysctl("net.ipv6.conf.eth0.force_forwarding"); err != nil {
+		forwards = "this kernel cannot open single devices"
+	}
+	if out := h.Must(t, "check"); !strings.Contains(out, "accept_ra is 1 on eth0") || !strings.Contains(out, forwards) {
 		t.Errorf("check says %s", out)
 	}
 	h.Must(t, "up")

@@ -8,6 +8,7 @@ type wish struct {
 	policy  Policy
 	inbound bool // from outside: only on a live mapping
 	moved   bool // the host or a neighbour NAT uses the port that it would have got
+	leaves  bool // begun by a packet that leaves by the uplink
 	eport   uint16
 	owns    bool
 	slot    int
@@ -94,13 +95,27 @@ func (n *NAT) reuse(w *wish) bool {
 	if !ok {
 		return false
 	}
+	p := n.external.portOf(w.fwd.Proto, off)
+	if p.stays && w.leaves {
+		w.ext = p.ext
+	}
 	if !n.external.clear(w.fwd, w.ext, off) {
 		w.moved = true
 		return false
 	}
 	w.eport = n.First + uint16(off)
-	n.external.portOf(w.fwd.Proto, off).refs++
+	p.refs++
+	p.stay(w)
 	return true
+}
+
+// stay records the address of the port's owner. With IPv6 the kernel may choose another one
+// for each destination, but a mapping has one address. Both addresses of the uplink remain
+// the host's here.
+func (p *port) stay(w *wish) {
+	if !w.inbound {
+		p.ext, p.stays = w.ext, w.leaves && w.ext.Is6()
+	}
 }
 
 // bindNew takes a new port. It becomes the source's port unless the source has
@@ -117,6 +132,7 @@ func (n *NAT) bindNew(w *wish) bool {
 	p.usedAt, p.notedAt = 0, 0
 	p.refs = 1
 	p.bound = false
+	p.stay(w)
 	if _, has := n.binds[p.owner]; !has && !w.policy.EDM {
 		n.binds[p.owner] = off
 		p.bound = true

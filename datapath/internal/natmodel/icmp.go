@@ -40,8 +40,16 @@ func (n *NAT) errorOut(from int, p Packet) Verdict {
 	if outer != nil || n.network(q.Src) != nil {
 		return drop("unsupported")
 	}
-	if from == 0 && p.Type == 3 && p.Code == 3 && q.Kind == Ports && n.external.inRange(q.DPort) && n.stackRefuses(q.Tuple()) {
+	if from == 0 && p.noPort() && q.Kind == Ports && n.external.inRange(q.DPort) && n.stackRefuses(q.Tuple()) {
 		return drop("foreign")
 	}
 	return next(p)
+}
+
+// noPort reports whether an ICMP error says that nobody has the port.
+func (p *Packet) noPort() bool {
+	if p.Src.Is6() {
+		return p.Type == 1 && p.Code == 4
+	}
+	return p.Type == 3 && p.Code == 3
 }

@@ -2,6 +2,7 @@ package natmodel
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -74,7 +75,11 @@ func (m *machine) container(t *rapid.T) {
 	if v.Action != Next {
 		return
 	}
-	if v.Packet.Src != m.Route || !m.NAT.external.inRange(v.Packet.SPort) {
+	public := []Addr{m.Route}
+	if m.Route.Is6() { // a mapping keeps its address
+		public = []Addr{m.family.public, nth(m.family.public, 1)}
+	}
+	if !slices.Contains(public, v.Packet.Src) || !m.NAT.external.inRange(v.Packet.SPort) {
 		t.Fatalf("%+v left as %+v", p, v.Packet)
 	}
 	back := answer(v.Packet)

@@ -14,7 +14,7 @@ type Addr = netip.Addr
 // Proto is an IPv4 protocol number.
 type Proto uint8
 
-// The protocols that are translated.
+// The protocols that are translated. ICMP is ICMPv6, too.
 const (
 	ICMP Proto = 1
 	TCP  Proto = 6
@@ -78,7 +78,7 @@ type Body struct {
 	Ack     uint32 // TCP: the acknowledgement number
 	Payload int    // bytes
 	NoSum   bool   // UDP without a checksum
-	Cut     int    // bytes of the IPv4 packet that an Error quotes
+	Cut     int    // bytes behind the IP header that an Error quotes
 }
 
 // Seq returns a TCP packet's sequence number. It is never 0: that would make a

@@ -11,6 +11,9 @@ func (p *Packet) plain(out bool) bool {
 	}
 	switch p.Kind {
 	case Ports:
+		if p.Proto == UDP && p.Body.NoSum && p.Src.Is6() { // not allowed by IPv6
+			return false
+		}
 		return p.Proto != TCP || p.Flags&(SYN|FIN|RST|ACK) == ACK
 	case EchoRequest:
 		return out
@@ -111,7 +114,10 @@ func (n *NAT) containerOut(net *Network, from int, p Packet) Verdict {
 		quoted := p
 		v.Packet = Packet{
 			Kind: Error, Proto: ICMP, Src: net.Gateway, Dst: d.IP, TTL: 64, MACs: d.MACs, Type: 3, Code: 13,
-			Quote: &quoted, Body: Body{TOS: 0xc0, Cut: 28},
+			Quote: &quoted, Body: Body{TOS: 0xc0, Cut: 8},
+		}
+		if d.IP.Is6() {
+			v.Packet.Type, v.Packet.Code, v.Packet.Body.TOS = 1, 1, 0
 		}
 	}
 	return v
@@ -155,12 +161,16 @@ func (n *NAT) snat(d *Device, p Packet, forwarded bool) Verdict {
 		}
 	}
 	rst := p.Flags&RST != 0
-	e := n.live(p.Tuple(), d, ext)
+	lives := ext
+	if ext.Is6() { // as long as it is the host's
+		lives = Addr{}
+	}
+	e := n.live(p.Tuple(), d, lives)
 	if e == nil {
 		if !forwarded || rst || p.Proto == TCP && p.Flags&(SYN|ACK) == SYN|ACK {
 			return drop("unsupported")
 		}
-		if why := n.create(&wish{fwd: p.Tuple(), ext: ext, dev: d, policy: d.Net.Policy}); why != "" {
+		if why := n.create(&wish{fwd: p.Tuple(), ext: ext, dev: d, policy: d.Net.Policy, leaves: true}); why != "" {
 			return drop(why)
 		}
 		e = n.flows[p.Tuple()]
@@ -187,6 +197,9 @@ func (n *NAT) hostOut(from int, p Packet) Verdict {
 		return n.errorOut(from, p)
 	}
 	if p.Kind != Ports && p.Kind != EchoRequest || !n.external.inRange(p.SPort) {
+		return next(p)
+	}
+	if from != 0 && p.Src.Is6() && p.Src != n.Uplink && !n.external.portOf(p.Proto, n.external.offset(p.SPort)).had(n) {
 		return next(p)
 	}
 	rst := p.Flags&RST != 0
@@ -301,7 +314,7 @@ func (n *NAT) admit(p Packet) Reason {
 		return ""
 	}
 	net := n.network(m.owner.ip)
-	if net == nil || !net.EIF && !(net.ADF && n.peers[peer{p.Proto.class(), off, p.Src}] > 0) || n.Route != p.Dst {
+	if net == nil || !net.EIF && !(net.ADF && n.peers[peer{p.Proto.class(), off, p.Src}] > 0) || n.Route != p.Dst && !(m.stays && m.ext == p.Dst) {
 		return ""
 	}
 	fwd := Tuple{m.owner.ip, p.Src, m.owner.port, p.SPort, p.Proto}

@@ -18,7 +18,13 @@ type port struct {
 	bound       bool   // the owner uses it for every destination
 	notedAt     uint64 // last use without a mapping, since a mapping took it
 	usedAt      uint64 // when its owner last sent (EIF and ADF), or when it was released
+	ext         Addr   // the external address of its owner's last session
+	stays       bool   // IPv6: the owner's next sessions have that address, too
 }
+
+// had reports whether a container that is still there has or had the port. Only then the
+// programs can ask the kernel, by its bridge, whether an IPv6 address is the host's.
+func (p *port) had(n *NAT) bool { return p.dev != nil && n.Devices[p.dev.Ifindex] != nil }
 
 // bind is the inside of a mapping: protocol, address and source port.
 type bind struct {
