@@ -338,80 +338,81 @@ type injected6FbrWay struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	injected6MapFbrAllowed      = "fbr_allowed"
-	injected6MapFbrAllowedMac   = "fbr_allowed_mac"
-	injected6MapFbrBind         = "fbr_bind"
-	injected6MapFbrClaims       = "fbr_claims"
-	injected6MapFbrClosed       = "fbr_closed"
-	injected6MapFbrConf         = "fbr_conf"
-	injected6MapFbrDev6         = "fbr_dev6"
-	injected6MapFbrDevs         = "fbr_devs"
-	injected6MapFbrDoubted      = "fbr_doubted"
-	injected6MapFbrDrops        = "fbr_drops"
-	injected6MapFbrFdb          = "fbr_fdb"
-	injected6MapFbrFlow         = "fbr_flow"
-	injected6MapFbrFlowOf       = "fbr_flow_of"
-	injected6MapFbrFrag         = "fbr_frag"
-	injected6MapFbrFragId       = "fbr_frag_id"
-	injected6MapFbrFragSlot     = "fbr_frag_slot"
-	injected6MapFbrFragVia      = "fbr_frag_via"
-	injected6MapFbrFree         = "fbr_free"
-	injected6MapFbrHair         = "fbr_hair"
-	injected6MapFbrHolder       = "fbr_holder"
-	injected6MapFbrHops         = "fbr_hops"
-	injected6MapFbrHosts        = "fbr_hosts"
-	injected6MapFbrInjected     = "fbr_injected"
-	injected6MapFbrMeta         = "fbr_meta"
-	injected6MapFbrNear         = "fbr_near"
-	injected6MapFbrNets         = "fbr_nets"
-	injected6MapFbrNport        = "fbr_nport"
-	injected6MapFbrPair         = "fbr_pair"
-	injected6MapFbrPassed       = "fbr_passed"
-	injected6MapFbrPeer         = "fbr_peer"
-	injected6MapFbrPlain        = "fbr_plain"
-	injected6MapFbrPool         = "fbr_pool"
-	injected6MapFbrPub          = "fbr_pub"
-	injected6MapFbrPubOf        = "fbr_pub_of"
-	injected6MapFbrQuota        = "fbr_quota"
-	injected6MapFbrScratch      = "fbr_scratch"
-	injected6MapFbrSess         = "fbr_sess"
-	injected6MapFbrState        = "fbr_state"
-	injected6MapFbrStats        = "fbr_stats"
-	injected6MapFbrWaiting      = "fbr_waiting"
-	injected6MapFbrWay          = "fbr_way"
-	injected6ProgFbrControl     = "fbr_control"
-	injected6ProgFbrFragIn      = "fbr_frag_in"
-	injected6ProgFbrGuard       = "fbr_guard"
-	injected6ProgFbrPortIn      = "fbr_port_in"
-	injected6ProgFbrPortOut     = "fbr_port_out"
-	injected6ProgFbrTunIn       = "fbr_tun_in"
-	injected6ProgFbrTunOut      = "fbr_tun_out"
-	injected6ProgFbrUplinkIn    = "fbr_uplink_in"
-	injected6ProgFbrUplinkOut   = "fbr_uplink_out"
-	injected6VarCfgConntrack    = "cfg_conntrack"
-	injected6VarCfgEpoch        = "cfg_epoch"
-	injected6VarCfgFibSrc       = "cfg_fib_src"
-	injected6VarCfgFlowsMax     = "cfg_flows_max"
-	injected6VarCfgFlowsQuota   = "cfg_flows_quota"
-	injected6VarCfgHalfQuota    = "cfg_half_quota"
-	injected6VarCfgHz           = "cfg_hz"
-	injected6VarCfgMark         = "cfg_mark"
-	injected6VarCfgNat          = "cfg_nat"
-	injected6VarCfgNearMask     = "cfg_near_mask"
-	injected6VarCfgNetns        = "cfg_netns"
-	injected6VarCfgPortsQuota   = "cfg_ports_quota"
-	injected6VarCfgToHold       = "cfg_to_hold"
-	injected6VarCfgToIcmp       = "cfg_to_icmp"
-	injected6VarCfgToTcp        = "cfg_to_tcp"
-	injected6VarCfgToTcpClosing = "cfg_to_tcp_closing"
-	injected6VarCfgToTcpHalf    = "cfg_to_tcp_half"
-	injected6VarCfgToTcpOpen    = "cfg_to_tcp_open"
-	injected6VarCfgToTcpWaiting = "cfg_to_tcp_waiting"
-	injected6VarCfgToUdp        = "cfg_to_udp"
-	injected6VarCfgToUdpDns     = "cfg_to_udp_dns"
-	injected6VarCfgToUdpOneway  = "cfg_to_udp_oneway"
-	injected6VarCfgToUdpWaiting = "cfg_to_udp_waiting"
-	injected6VarCfgWaitingMax   = "cfg_waiting_max"
+	injected6MapFbrAllowed        = "fbr_allowed"
+	injected6MapFbrAllowedMac     = "fbr_allowed_mac"
+	injected6MapFbrBind           = "fbr_bind"
+	injected6MapFbrClaims         = "fbr_claims"
+	injected6MapFbrClosed         = "fbr_closed"
+	injected6MapFbrConf           = "fbr_conf"
+	injected6MapFbrDev6           = "fbr_dev6"
+	injected6MapFbrDevs           = "fbr_devs"
+	injected6MapFbrDoubted        = "fbr_doubted"
+	injected6MapFbrDrops          = "fbr_drops"
+	injected6MapFbrFdb            = "fbr_fdb"
+	injected6MapFbrFlow           = "fbr_flow"
+	injected6MapFbrFlowOf         = "fbr_flow_of"
+	injected6MapFbrFrag           = "fbr_frag"
+	injected6MapFbrFragId         = "fbr_frag_id"
+	injected6MapFbrFragSlot       = "fbr_frag_slot"
+	injected6MapFbrFragVia        = "fbr_frag_via"
+	injected6MapFbrFree           = "fbr_free"
+	injected6MapFbrHair           = "fbr_hair"
+	injected6MapFbrHolder         = "fbr_holder"
+	injected6MapFbrHops           = "fbr_hops"
+	injected6MapFbrHosts          = "fbr_hosts"
+	injected6MapFbrInjected       = "fbr_injected"
+	injected6MapFbrMeta           = "fbr_meta"
+	injected6MapFbrNear           = "fbr_near"
+	injected6MapFbrNets           = "fbr_nets"
+	injected6MapFbrNport          = "fbr_nport"
+	injected6MapFbrPair           = "fbr_pair"
+	injected6MapFbrPassed         = "fbr_passed"
+	injected6MapFbrPeer           = "fbr_peer"
+	injected6MapFbrPlain          = "fbr_plain"
+	injected6MapFbrPool           = "fbr_pool"
+	injected6MapFbrPub            = "fbr_pub"
+	injected6MapFbrPubOf          = "fbr_pub_of"
+	injected6MapFbrQuota          = "fbr_quota"
+	injected6MapFbrScratch        = "fbr_scratch"
+	injected6MapFbrSess           = "fbr_sess"
+	injected6MapFbrState          = "fbr_state"
+	injected6MapFbrStats          = "fbr_stats"
+	injected6MapFbrWaiting        = "fbr_waiting"
+	injected6MapFbrWay            = "fbr_way"
+	injected6ProgFbrControl       = "fbr_control"
+	injected6ProgFbrFragIn        = "fbr_frag_in"
+	injected6ProgFbrGuard         = "fbr_guard"
+	injected6ProgFbrInjectedSweep = "fbr_injected_sweep"
+	injected6ProgFbrPortIn        = "fbr_port_in"
+	injected6ProgFbrPortOut       = "fbr_port_out"
+	injected6ProgFbrTunIn         = "fbr_tun_in"
+	injected6ProgFbrTunOut        = "fbr_tun_out"
+	injected6ProgFbrUplinkIn      = "fbr_uplink_in"
+	injected6ProgFbrUplinkOut     = "fbr_uplink_out"
+	injected6VarCfgConntrack      = "cfg_conntrack"
+	injected6VarCfgEpoch          = "cfg_epoch"
+	injected6VarCfgFibSrc         = "cfg_fib_src"
+	injected6VarCfgFlowsMax       = "cfg_flows_max"
+	injected6VarCfgFlowsQuota     = "cfg_flows_quota"
+	injected6VarCfgHalfQuota      = "cfg_half_quota"
+	injected6VarCfgHz             = "cfg_hz"
+	injected6VarCfgMark           = "cfg_mark"
+	injected6VarCfgNat            = "cfg_nat"
+	injected6VarCfgNearMask       = "cfg_near_mask"
+	injected6VarCfgNetns          = "cfg_netns"
+	injected6VarCfgPortsQuota     = "cfg_ports_quota"
+	injected6VarCfgToHold         = "cfg_to_hold"
+	injected6VarCfgToIcmp         = "cfg_to_icmp"
+	injected6VarCfgToTcp          = "cfg_to_tcp"
+	injected6VarCfgToTcpClosing   = "cfg_to_tcp_closing"
+	injected6VarCfgToTcpHalf      = "cfg_to_tcp_half"
+	injected6VarCfgToTcpOpen      = "cfg_to_tcp_open"
+	injected6VarCfgToTcpWaiting   = "cfg_to_tcp_waiting"
+	injected6VarCfgToUdp          = "cfg_to_udp"
+	injected6VarCfgToUdpDns       = "cfg_to_udp_dns"
+	injected6VarCfgToUdpOneway    = "cfg_to_udp_oneway"
+	injected6VarCfgToUdpWaiting   = "cfg_to_udp_waiting"
+	injected6VarCfgWaitingMax     = "cfg_waiting_max"
 )
 
 // loadInjected6 returns the embedded CollectionSpec for injected6.
@@ -456,15 +457,16 @@ type injected6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injected6ProgramSpecs struct {
-	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
-	FbrFragIn    *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
-	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
-	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
-	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
-	FbrTunIn     *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
-	FbrTunOut    *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
-	FbrUplinkIn  *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
-	FbrUplinkOut *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
+	FbrControl       *ebpf.ProgramSpec `ebpf:"fbr_control"`
+	FbrFragIn        *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
+	FbrGuard         *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrInjectedSweep *ebpf.ProgramSpec `ebpf:"fbr_injected_sweep"`
+	FbrPortIn        *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
+	FbrPortOut       *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrTunIn         *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
+	FbrTunOut        *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
+	FbrUplinkIn      *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut     *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
 }
 
 // injected6MapSpecs contains maps before they are loaded into the kernel.
@@ -687,15 +689,16 @@ type injected6Variables struct {
 //
 // It can be passed to loadInjected6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type injected6Programs struct {
-	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
-	FbrFragIn    *ebpf.Program `ebpf:"fbr_frag_in"`
-	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
-	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
-	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
-	FbrTunIn     *ebpf.Program `ebpf:"fbr_tun_in"`
-	FbrTunOut    *ebpf.Program `ebpf:"fbr_tun_out"`
-	FbrUplinkIn  *ebpf.Program `ebpf:"fbr_uplink_in"`
-	FbrUplinkOut *ebpf.Program `ebpf:"fbr_uplink_out"`
+	FbrControl       *ebpf.Program `ebpf:"fbr_control"`
+	FbrFragIn        *ebpf.Program `ebpf:"fbr_frag_in"`
+	FbrGuard         *ebpf.Program `ebpf:"fbr_guard"`
+	FbrInjectedSweep *ebpf.Program `ebpf:"fbr_injected_sweep"`
+	FbrPortIn        *ebpf.Program `ebpf:"fbr_port_in"`
+	FbrPortOut       *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrTunIn         *ebpf.Program `ebpf:"fbr_tun_in"`
+	FbrTunOut        *ebpf.Program `ebpf:"fbr_tun_out"`
+	FbrUplinkIn      *ebpf.Program `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut     *ebpf.Program `ebpf:"fbr_uplink_out"`
 }
 
 func (p *injected6Programs) Close() error {
@@ -703,6 +706,7 @@ func (p *injected6Programs) Close() error {
 		p.FbrControl,
 		p.FbrFragIn,
 		p.FbrGuard,
+		p.FbrInjectedSweep,
 		p.FbrPortIn,
 		p.FbrPortOut,
 		p.FbrTunIn,
