@@ -59,7 +59,8 @@ func CountPlan(self Fastbr) Plan {
 	inside := append(slices.Clone(all), self.WithoutNAT().Name())
 	outside := append(slices.Clone(all), routed.Name(), self.WithoutNAT().Name())
 	return Plan{
-		Contestants: []Contestant{Bridge{}, Bridge{Flowtable: true}, self, routed, self.WithoutNAT(), NewFloor(), Direct{}},
+		Contestants: []Contestant{Bridge{}, Bridge{Flowtable: true}, self, routed, self.WithoutNAT(), NewFloor(), Direct{},
+			Bridge{IPv6: true}, self.WithIPv6(), NewFloor().WithIPv6()},
 		Heats: []Heat{
 			{Workload: PPS{Direction: ContainerToContainer}, Contestants: inside},
 			{Workload: PPS{Direction: ContainerToOutside}, Contestants: outside},
@@ -68,6 +69,10 @@ func CountPlan(self Fastbr) Plan {
 			{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp}, Contestants: all},
 			{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: all},
 			{Workload: ConnMax{}, Contestants: all},
+			{Workload: PPS{Direction: ContainerToContainer, IPv6: true}},
+			{Workload: PPS{Direction: ContainerToOutside, IPv6: true}},
+			{Workload: PPS{Direction: OutsideToContainer, IPv6: true}},
+			{Workload: Bulk{Direction: ContainerToOutside, Omit: warmUp, IPv6: true}},
 		},
 		Rounds: 1, Seconds: countSeconds,
 	}
@@ -184,7 +189,7 @@ func (c *Counts) Compare(golden *Counts) []string {
 
 // reference returns the contestant whose counts show a different kernel build.
 func (c *Counts) reference(row CountRow) string {
-	for _, name := range []string{NewFloor().Name(), Bridge{}.Name()} {
+	for _, name := range []string{NewFloor().Name(), NewFloor().WithIPv6().Name(), Bridge{}.Name()} {
 		if row.Instructions[name] > 0 {
 			return name
 		}
@@ -192,7 +197,17 @@ func (c *Counts) reference(row CountRow) string {
 	return ""
 }
 
-// table returns a row for each workload.
+// tables returns a table for each family, with a row for each workload.
+func (c *Counts) tables() (all []table) {
+	for _, six := range []bool{false, true} {
+		rows := slices.DeleteFunc(slices.Clone(c.Rows), func(row CountRow) bool { return isIPv6(row.Workload) != six })
+		if len(rows) > 0 {
+			all = append(all, (&Counts{Rows: rows}).table())
+		}
+	}
+	return all
+}
+
 func (c *Counts) table() table {
 	names := []string{}
 	for _, row := range c.Rows {
@@ -218,7 +233,16 @@ func (c *Counts) table() table {
 }
 
 // Text returns the counts for a terminal.
-func (c *Counts) Text() string { return c.table().text() }
+func (c *Counts) Text() string { return c.render(table.text) }
+
+// render joins the tables.
+func (c *Counts) render(as func(table) string) string {
+	var texts []string
+	for _, t := range c.tables() {
+		texts = append(texts, as(t))
+	}
+	return strings.Join(texts, "\n")
+}
 
 const (
 	beginCounts = "<!-- counts: rendered by make bench-count ACCEPT=1 -->\n"
@@ -229,6 +253,6 @@ const (
 // error wraps ErrNoMarkers if the page has no markers, and os.ErrNotExist if
 // there is no page.
 func (c *Counts) RenderReadme(path, golden string) error {
-	text := fmt.Sprintf("Linux %s, raw numbers in [%s](%s).\n\n%s", c.Kernel, golden, golden, c.table().markdown())
+	text := fmt.Sprintf("Linux %s, raw numbers in [%s](%s).\n\n%s", c.Kernel, golden, golden, c.render(table.markdown))
 	return rewrite(path, beginCounts, endCounts, text)
 }

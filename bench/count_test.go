@@ -12,6 +12,14 @@ func counts(fastbr, floor float64) *Counts {
 	}}
 }
 
+// ofIPv6 turns the first row into one of IPv6, whose contestants have other names.
+func ofIPv6(c *Counts) *Counts {
+	row := &c.Rows[0]
+	row.Workload += ipv6
+	row.Instructions = map[string]float64{"fastbr-ipv6": row.Instructions["fastbr"], "floor-ipv6": row.Instructions["floor"]}
+	return c
+}
+
 func TestCompareCounts(t *testing.T) {
 	golden := counts(1000, 800)
 	elsewhere := func(c *Counts) *Counts { c.Kernel = "another"; return c }
@@ -31,9 +39,14 @@ func TestCompareCounts(t *testing.T) {
 		"another kernel":                {elsewhere(counts(1100, 880)), ""},
 		"dearer on a kernel that is so": {elsewhere(counts(1130, 880)), "UDP, fastbr: 1130 instructions per packet, +2.7 % of the 1100 on record"},
 		"the floor alone moved":         {counts(1000, 880), ""},
+		"IPv6, dearer":                  {ofIPv6(counts(1021, 800)), "UDP, fastbr-ipv6: 1021 instructions per packet, +2.1 % of the 1000 on record"},
 		"not counted":                   {&Counts{}, "UDP: not counted; attach: not counted"},
 	} {
-		if got := strings.Join(c.got.Compare(golden), "; "); got != c.want {
+		on := golden
+		if strings.HasPrefix(name, "IPv6") {
+			on = ofIPv6(counts(1000, 800))
+		}
+		if got := strings.Join(c.got.Compare(on), "; "); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}

@@ -60,9 +60,9 @@ func smokeHeats() []Heat {
 		{Workload: PPS{Direction: ContainerToContainer}, Contestants: append(slices.Clone(fast), Fastbr{}.WithNFCall().Name())},
 		{Workload: PPS{Direction: OutsideToContainer}, Contestants: []string{Fastbr{}.WithXDP().Name(), NewXDPFloor().Name()}},
 		{Workload: PPS{Direction: ContainerToContainer, IPv6: true}, Contestants: inside6()},
-		{Workload: PPS{Direction: ContainerToOutside, IPv6: true}, Contestants: routed6()},
-		{Workload: PPS{Direction: OutsideToContainer, IPv6: true}, Contestants: routed6()},
-		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp, IPv6: true}, Contestants: routed6()},
+		{Workload: PPS{Direction: ContainerToOutside, IPv6: true}},
+		{Workload: PPS{Direction: OutsideToContainer, IPv6: true}, Contestants: []string{Fastbr{}.WithIPv6().Name()}},
+		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp, IPv6: true}, Contestants: []string{Fastbr{}.WithIPv6().Name()}},
 		{Workload: Flood{}, Contestants: []string{NewXDPDrop().Name()}},
 		{Workload: Bulk{Direction: OutsideToContainer, Omit: warmUp}, Contestants: fast},
 		{Workload: RoundTrip{ContainerToOutside}, Contestants: fast},
@@ -74,11 +74,6 @@ func smokeHeats() []Heat {
 // inside6 are the contestants of IPv6 between containers, where none translates.
 func inside6() []string {
 	return []string{Bridge{IPv6: true}.Name(), Fastbr{}.WithIPv6().Name(), NewFloor().WithIPv6().Name()}
-}
-
-// routed6 are the contestants of IPv6 that do not translate.
-func routed6() []string {
-	return []string{Bridge{NAT: Routed, IPv6: true}.Name(), Fastbr{}.WithoutNAT().WithIPv6().Name()}
 }
 
 func fullHeats() []Heat {

@@ -10,7 +10,7 @@ import (
 func TestSetsNameContestants(t *testing.T) {
 	known := []Contestant{Bridge{}, Bridge{NAT: Routed}, Bridge{NAT: IPTables}, Bridge{NAT: IPTables, NFCall: true}, Bridge{NAT: IPTables, Big: true},
 		NewDocker(), Fastbr{}, Fastbr{}.WithoutNAT(), Fastbr{}.WithNFCall(), Fastbr{}.WithXDP(), Fastbr{}.WithoutBigTCP(), NewFloor(), HashFloor{}, NewXDPFloor(), NewXDPDrop(), Direct{},
-		Bridge{IPv6: true}, Bridge{NAT: Routed, IPv6: true}, Fastbr{}.WithIPv6(), Fastbr{}.WithoutNAT().WithIPv6(), NewFloor().WithIPv6()}
+		Bridge{IPv6: true}, Fastbr{}.WithIPv6(), NewFloor().WithIPv6()}
 	for _, set := range Sets() {
 		for _, h := range set.Heats {
 			for _, name := range h.Contestants {

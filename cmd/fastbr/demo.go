@@ -21,7 +21,7 @@ import (
 
 const (
 	demoRounds = 3
-	demoRun    = 2 * time.Second // of each iperf3 run
+	demoRun    = time.Second // of each iperf3 run
 	// demoMeasure bounds the measuring: on a slow machine the demo runs fewer
 	// rounds, so that it ends within a minute.
 	demoMeasure = 42 * time.Second
@@ -34,9 +34,9 @@ func newDemoCmd(e *env) *cobra.Command {
 		Use:   "demo",
 		Short: "Show everything in a throw-away lab, in less than a minute",
 		Long: `Show everything in a throw-away lab: network namespaces for a host, two
-containers and an outside server. Pings, measures TCP through fastbr and through
-a plain kernel bridge with masquerade, shows ports, flows and metrics, and
-removes the lab again. Nothing else on this machine is touched.`,
+containers and an outside server, by IPv4 and IPv6. Pings, measures TCP through
+fastbr and through a plain kernel bridge with masquerade, shows ports, flows and
+metrics, and removes the lab again. Nothing else on this machine is touched.`,
 		Example: `  sudo fastbr demo`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -49,7 +49,7 @@ removes the lab again. Nothing else on this machine is touched.`,
 			}
 			ctx, stop := untilPipeBreaks(cmd.Context())
 			defer stop()
-			d := &demo{out: e.stdout, started: time.Now(), fast: self}
+			d := &demo{out: e.stdout, started: time.Now(), fast: self.WithIPv6(), bridge: bench.Bridge{IPv6: true}}
 			d.fast.Log = e.stdout
 			return d.run(ctx)
 		},
@@ -86,6 +86,7 @@ func (d *demo) build(ctx context.Context) (err error) {
   c1 ──┐
        ├── fastbr0 ── host ── eth0 ────────── outside, a server
   c2 ──┘              198.51.100.1            192.0.2.11
+                      2001:db8:1::1           2001:db8:f::11
 `)
 	d.title("Build")
 	o := d.fast.Options()
@@ -130,7 +131,7 @@ func (d *demo) ping(ctx context.Context) error {
 	for _, p := range []struct {
 		what string
 		to   netip.Addr
-	}{{"c1 → c2", c2.Addr}, {"c1 → outside", server.Addr}} {
+	}{{"c1 → c2", c2.Addr}, {"c1 → c2", c2.Addr6}, {"c1 → outside", server.Addr}, {"c1 → outside", server.Addr6}} {
 		r, err := c1.Ping(ctx, p.to, lab.PingOptions{})
 		if err != nil {
 			return err
@@ -138,18 +139,20 @@ func (d *demo) ping(ctx context.Context) error {
 		if r.Received == 0 {
 			return fmt.Errorf("ping %s: no reply", p.what)
 		}
-		d.printf("%-14s %-13s %d of %d replies, %s\n", p.what, p.to, r.Received, r.Sent, r.RTT[len(r.RTT)-1].Round(time.Microsecond))
+		d.printf("%-14s %-16s %d of %d replies, %s\n", p.what, p.to, r.Received, r.Sent, r.RTT[len(r.RTT)-1].Round(time.Microsecond))
 	}
-	s, err := server.ServeTCPEcho(netip.AddrPortFrom(server.Addr, 80))
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	if err := c1.EchoTCP(ctx, netip.AddrPort{}, s.Addr, "hello"); err != nil {
-		return err
-	}
-	for peer := range s.Peers() {
-		d.printf("c1 (%s) connected to %s, which saw it come from %s\n", c1.Addr, s.Addr, peer)
+	for _, at := range [][2]netip.Addr{{c1.Addr, server.Addr}, {c1.Addr6, server.Addr6}} {
+		s, err := server.ServeTCPEcho(netip.AddrPortFrom(at[1], 80))
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		if err := c1.EchoTCP(ctx, netip.AddrPort{}, s.Addr, "hello"); err != nil {
+			return err
+		}
+		for peer := range s.Peers() {
+			d.printf("c1 (%s) connected to %s, which saw it come from %s\n", at[0], s.Addr, peer)
+		}
 	}
 	return nil
 }
@@ -163,13 +166,18 @@ type race struct {
 
 func (d *demo) measure(ctx context.Context) error {
 	d.title(fmt.Sprintf("Throughput: iperf3, TCP, one stream on one CPU, %.0f s each, in turn, Gbit/s", demoRun.Seconds()))
-	races := []*race{
-		{load: bench.Bulk{Direction: bench.ContainerToContainer}, label: "c1 → c2"},
-		{load: bench.Bulk{Direction: bench.ContainerToOutside}, label: "c1 → outside"},
-		{load: bench.Bulk{Direction: bench.OutsideToContainer}, label: "outside → c1 (-R)"},
+	var races []*race
+	for _, family := range []struct {
+		ipv6 bool
+		name string
+	}{{false, "IPv4"}, {true, "IPv6"}} {
+		for direction, label := range []string{"c1 → c2", "c1 → outside", "outside → c1 (-R)"} {
+			load := bench.Bulk{Direction: bench.Direction(direction), IPv6: family.ipv6}
+			races = append(races, &race{load: load, label: family.name + " " + label})
+		}
 	}
 	begin := time.Now()
-	d.printf("%-8s %-18s %8s %14s\n", "", "", "fastbr", "kernel bridge")
+	d.printf("%-8s %-23s %8s %14s\n", "", "", "fastbr", "kernel bridge")
 	rounds := 0
 	for ; rounds < demoRounds; rounds++ {
 		// Another round takes as long as the average of those before.
@@ -177,7 +185,7 @@ func (d *demo) measure(ctx context.Context) error {
 			break
 		}
 		for _, r := range races {
-			d.printf("round %d  %-18s ", rounds+1, r.label)
+			d.printf("round %d  %-23s ", rounds+1, r.label)
 			if err := d.lap(ctx, r, rounds); err != nil {
 				d.printf("\n")
 				return err
@@ -194,7 +202,7 @@ func (d *demo) measure(ctx context.Context) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	d.printf("fastbr's containers send super-packets of 128 KiB here, the bridge's the usual 64 ('fastbr up --big-tcp').\n")
+	d.printf("By IPv4, fastbr's containers send super-packets of 128 KiB here, the bridge's the usual 64 ('fastbr up --big-tcp').\n")
 	return nil
 }
 
@@ -260,18 +268,18 @@ func (d *demo) look(ctx context.Context) error {
 		}
 	}
 	c1, server := d.lab.Containers[0], d.lab.Outside
-	web, err := server.ServeTCPEcho(netip.AddrPortFrom(server.Addr, 80))
-	if err != nil {
-		return err
-	}
-	defer web.Close()
-	dns, err := server.ServeUDPEcho(netip.AddrPortFrom(server.Addr, 53))
-	if err != nil {
-		return err
-	}
-	defer dns.Close()
-	for _, c := range d.lab.Containers {
-		conn, err := c.DialTCP(ctx, netip.AddrPort{}, web.Addr)
+	for _, addr := range []netip.Addr{server.Addr, server.Addr6} {
+		web, err := server.ServeTCPEcho(netip.AddrPortFrom(addr, 80))
+		if err != nil {
+			return err
+		}
+		defer web.Close()
+		dns, err := server.ServeUDPEcho(netip.AddrPortFrom(addr, 53))
+		if err != nil {
+			return err
+		}
+		defer dns.Close()
+		conn, err := c1.DialTCP(ctx, netip.AddrPort{}, web.Addr)
 		if err != nil {
 			return err
 		}
@@ -281,9 +289,9 @@ func (d *demo) look(ctx context.Context) error {
 				return err
 			}
 		}
-	}
-	if err := c1.EchoUDP(ctx, netip.AddrPort{}, dns.Addr, "hello"); err != nil {
-		return err
+		if err := c1.EchoUDP(ctx, netip.AddrPort{}, dns.Addr, "hello"); err != nil {
+			return err
+		}
 	}
 	d.printf("$ %s | grep -v closed | head -%d\n", d.fast.Typed("flows", "ls"), demoLines)
 	quiet := d.fast
