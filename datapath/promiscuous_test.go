@@ -78,3 +78,17 @@ func TestRoutedFramesForOtherMACs(t *testing.T) {
 		}
 	}
 }
+
+// A fragment that comes back from the namespace for fragments is still addressed to that
+// (fbr_frag_returned), and is the host's.
+func TestReturnedFragmentIsForTheHost(t *testing.T) {
+	h := newHarness(t, usual, nil)
+	f := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: strangersMAC, Src: server, Dst: extAddr, MF: true,
+		UDP: &testutil.UDP{SrcPort: 53, DstPort: 9}, Payload: make([]byte, 64)}
+	for mark, want := range map[uint32]uint32{h.meta.Mark: 0, h.meta.Mark + 1: h.meta.Mark + 1} {
+		got := h.uplinkIn(t, f.Bytes(t), func(s *skb) { s.Mark = mark })
+		if got.verdict != next || got.mark != want {
+			t.Errorf("with the mark %#x: verdict %d, mark %#x; want mark %#x", mark, got.verdict, got.mark, want)
+		}
+	}
+}
