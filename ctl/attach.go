@@ -167,7 +167,7 @@ func (ps ports) plugIn(n *network, r AttachRequest, ns *link.Netns) (res AttachR
 	if err != nil {
 		return res, err
 	}
-	publish, err := ps.op.publications.create(n, nil, r.Owner, ps.op.publications.notYet(r.Owner, r.Publish))
+	publish, err := ps.op.publications.create(n, p, r.Owner, ps.op.publications.notYet(r.Owner, r.Publish))
 	if err != nil {
 		return res, err
 	}

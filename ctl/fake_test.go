@@ -18,18 +18,19 @@ import (
 // fakeFile is a datapath that is only a file, so that it survives the process
 // as pins do. It insists on the order that the real one needs.
 type fakeFile struct {
-	dir       string
-	Conf      datapath.Config
-	Networks  map[int]datapath.Network
-	Ports     map[int]datapath.Port
-	Uplinks   map[int]datapath.Uplink
-	Published map[uint16]datapath.Publication
-	Local     []netip.Addr
-	Fragments int // device
-	LeaseNow  time.Duration
-	Opened    [2]bool // by IPv4, by IPv6
-	XDP       map[int]bool
-	driver    error // what the uplinks' driver says to XDP
+	dir        string
+	Conf       datapath.Config
+	Networks   map[int]datapath.Network
+	Ports      map[int]datapath.Port
+	Uplinks    map[int]datapath.Uplink
+	Published  map[uint16]datapath.Publication
+	Published6 map[uint16]datapath.Publication // to IPv6 addresses
+	Local      []netip.Addr
+	Fragments  int // device
+	LeaseNow   time.Duration
+	Opened     [2]bool // by IPv4, by IPv6
+	XDP        map[int]bool
+	driver     error // what the uplinks' driver says to XDP
 	// TakenSlots are slots that AttachPort, AttachUplink and AttachFragments refuse.
 	TakenSlots map[int]bool
 }
@@ -62,7 +63,7 @@ func (p fakePlanes) create(dir string, cfg datapath.Config) (plane, error) {
 		cfg.FlowsMax = 4096
 	}
 	f := &fakeFile{dir: dir, Conf: cfg, Networks: map[int]datapath.Network{}, Ports: map[int]datapath.Port{},
-		Uplinks: map[int]datapath.Uplink{}, Published: map[uint16]datapath.Publication{}, XDP: map[int]bool{}, TakenSlots: p.takenSlots, driver: p.driver}
+		Uplinks: map[int]datapath.Uplink{}, Published: map[uint16]datapath.Publication{}, Published6: map[uint16]datapath.Publication{}, XDP: map[int]bool{}, TakenSlots: p.takenSlots, driver: p.driver}
 	return f, f.save()
 }
 
@@ -152,25 +153,33 @@ func (f *fakeFile) PortAt(ip netip.Addr) (int, error) {
 	return 0, nil
 }
 
+// published are the publications of the family of p.
+func (f *fakeFile) published(p datapath.Publication) map[uint16]datapath.Publication {
+	if p.Container.Is6() {
+		return f.Published6
+	}
+	return f.Published
+}
+
 func (f *fakeFile) Publish(ps ...datapath.Publication) error {
 	for _, p := range ps {
 		if _, ok := f.Ports[p.Ifindex]; !ok {
 			return fmt.Errorf("publishing %d-%d before the port", p.First, p.Last)
 		}
-		f.Published[p.First] = p
+		f.published(p)[p.First] = p
 	}
 	return f.save()
 }
 
 func (f *fakeFile) Unpublish(ps ...datapath.Publication) error {
 	for _, p := range ps {
-		delete(f.Published, p.First)
+		delete(f.published(p), p.First)
 	}
 	return f.save()
 }
 
 func (f *fakeFile) VerifyPublication(p datapath.Publication) error {
-	if f.Published[p.First] != p {
+	if f.published(p)[p.First] != p {
 		return datapath.ErrDetached
 	}
 	return nil

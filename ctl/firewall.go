@@ -44,9 +44,7 @@ func (pf packetFilter) families() []*firewall.Family {
 func (pf packetFilter) exits(f *firewall.Family) firewall.Host {
 	h := firewall.Host{Family: f, Networks: pf.networks(f), Others: pf.op.others.wanted(), Uplinks: devicesOf(pf.op.st.Uplinks, f)}
 	for _, x := range pf.op.publications.all() {
-		if p := x.filtered(); p.Family() == f {
-			h.Published = append(h.Published, p)
-		}
+		h.Published = append(h.Published, x.filtered(f)...)
 	}
 	return h
 }
@@ -74,9 +72,20 @@ func devicesOf(uplinks []uplink, f *firewall.Family) (out []firewall.Device) {
 	return out
 }
 
-func (x published) filtered() firewall.Publication {
-	return firewall.Publication{Bridge: x.net.bridge(), HostIP: x.pub.address(x.port), First: x.pub.First, Last: x.pub.Last,
-		Port: x.pub.Port, Proto: x.pub.Proto, Allow: x.pub.Allow, Container: x.port.IP, Name: x.port.Name}
+// filtered is the publication as a filter has to know it, if it is one by the family.
+func (x published) filtered(f *firewall.Family) (out []firewall.Publication) {
+	for _, l := range x.pub.leads(x.port) {
+		if l.container.Is4() != (f == firewall.IPv4) {
+			continue
+		}
+		to := firewall.Publication{Bridge: x.net.bridge(), HostIP: l.host, First: l.first, Last: l.last,
+			Port: x.pub.Port, Proto: x.pub.Proto, Allow: l.allow, Container: l.container, Name: x.port.Name}
+		if l.host.IsUnspecified() {
+			to.HostIP = netip.Addr{}
+		}
+		out = append(out, to)
+	}
+	return out
 }
 
 // filtered is the network as a filter has to know it, in each of its families.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -18,33 +19,41 @@ import (
 
 // PublishRequest asks for ports of the host that lead to a container's.
 type PublishRequest struct {
-	HostIP      netip.Addr // invalid: every address of the host; see ParseHostIP
+	HostIP      netip.Addr // where clients reach them; see ParseHostIP
 	First, Last uint16     // host ports, inclusive
 	Port        uint16     // the container's port that First leads to; the others follow
 	Proto       string     // "tcp", "udp" or "sctp"
 	Name        string     // of the container's port
 	Network     string     // "": whichever has a port of that name
-	Allow       netip.Prefix
-	Held        bool // the engine keeps a socket on each port: sockets there do not count
-	Any         bool // one port of First to Last is enough: the first that is free
+	// Allow and Allow6 are the clients by IPv4 and by IPv6; both invalid: all. If only one
+	// is valid, nobody else is a client.
+	Allow, Allow6 netip.Prefix
+	Held          bool // the engine keeps a socket on each port: sockets there do not count
+	Any           bool // one port of First to Last is enough: the first that is free
 }
 
 // publication is one of a port's, as recorded.
 type publication struct {
-	HostIP  netip.Addr   `json:"host_ip"`
-	First   uint16       `json:"first"`
-	Last    uint16       `json:"last"`
-	Port    uint16       `json:"port"`
-	Proto   string       `json:"proto"`
-	Allow   netip.Prefix `json:"allow"`
-	Held    bool         `json:"held,omitempty"`
-	Own     bool         `json:"own,omitempty"` // clients use the container's own address; First is Port
-	Pending bool         `json:"pending,omitempty"`
+	HostIP netip.Addr   `json:"host_ip"`
+	First  uint16       `json:"first"`
+	Last   uint16       `json:"last"`
+	Port   uint16       `json:"port"`
+	Proto  string       `json:"proto"`
+	Allow  netip.Prefix `json:"allow"`
+	Allow6 netip.Prefix `json:"allow6,omitzero"`
+	Held   bool         `json:"held,omitempty"`
+	// Own, Own6: by IPv4, by IPv6, clients use the container's own address and port. If
+	// that is so by each family, First is Port.
+	Own     bool `json:"own,omitempty"`
+	Own6    bool `json:"own6,omitempty"`
+	Pending bool `json:"pending,omitempty"`
 }
 
-// PublicationView is one publication: `publish ls`.
+// PublicationView is one publication: `publish ls`. What it is by IPv4 stands beside what it
+// is by IPv6; "": by this family it is not published.
 type PublicationView struct {
-	HostIP           string `json:"host_ip"` // "0.0.0.0": every address of the host
+	HostIP           string `json:"host_ip"`  // "0.0.0.0": every IPv4 address of the host
+	HostIP6          string `json:"host_ip6"` // "::": every IPv6 address of the host
 	HostPort         int    `json:"host_port"`
 	HostPortEnd      int    `json:"host_port_end"`
 	ContainerPort    int    `json:"container_port"`
@@ -52,17 +61,35 @@ type PublicationView struct {
 	Proto            string `json:"proto"`
 	Name             string `json:"name"`
 	Network          string `json:"network"`
-	IP               string `json:"ip"`    // the container's
-	Allow            string `json:"allow"` // clients, CIDR
+	IP               string `json:"ip"`     // the container's
+	IP6              string `json:"ip6"`    // the container's
+	Allow            string `json:"allow"`  // clients, CIDR
+	Allow6           string `json:"allow6"` // clients, CIDR
 }
 
-// ParseHostIP reads the host address of a publication. "" and 0.0.0.0 are every
-// address, an invalid one.
+// ParseHostIP reads the host address of a publication. "" is every address of each family
+// that the container has, an invalid one; 0.0.0.0 is every IPv4 address, and :: every IPv6
+// address.
 func ParseHostIP(s string) (netip.Addr, error) {
-	if s == "" || s == "0.0.0.0" {
+	if s == "" {
 		return netip.Addr{}, nil
 	}
-	return netip.ParseAddr(s)
+	a, err := netip.ParseAddr(s)
+	return a.Unmap(), err
+}
+
+// ParseClients reads the clients of a publication: a CIDR for each family, at most.
+func ParseClients(texts []string) (v4, v6 netip.Prefix, err error) {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("clients %q: want a CIDR such as 192.0.2.0/24 or 2001:db8::/32", text))
+		}
+		if err := once(p, p.Addr(), &v4, &v6); err != nil {
+			return v4, v6, fmt.Errorf("clients %w", err)
+		}
+	}
+	return v4, v6, nil
 }
 
 // protoSCTP is the protocol of ports that the kernel's NAT leads to containers.
@@ -107,12 +134,16 @@ func (r PublishRequest) check() error {
 		return bad("container ports from %d: %d ports do not fit below 65536", r.Port, int(r.Last-r.First)+1)
 	case !CanPublish(r.Proto):
 		return bad("protocol %q: %s", r.Proto, Protocols)
-	case r.HostIP.IsValid() && !r.HostIP.Is4():
-		return bad("address %s: want an IPv4 address", r.HostIP)
+	case r.HostIP.Zone() != "" || r.HostIP.Is6() && r.HostIP.IsLinkLocalUnicast() || r.HostIP.IsMulticast():
+		return bad("address %s: want one that a device has, and not for its own link only", r.HostIP)
 	case r.Proto == protoSCTP && r.HostIP.IsLoopback():
 		return bad("address %s: SCTP is published on addresses other than loopback's only", r.HostIP)
 	case r.Allow.IsValid() && (!r.Allow.Addr().Is4() || r.Allow != r.Allow.Masked()):
 		return bad("clients %s: want an IPv4 CIDR such as 192.0.2.0/24", r.Allow)
+	case r.Allow6.IsValid() && (!r.Allow6.Addr().Is6() || r.Allow6 != r.Allow6.Masked()):
+		return bad("clients %s: want an IPv6 CIDR such as 2001:db8::/32", r.Allow6)
+	case r.HostIP.Is4() && r.Allow6.IsValid() && !r.Allow.IsValid(), r.HostIP.Is6() && r.Allow.IsValid() && !r.Allow6.IsValid():
+		return bad("clients %s: they do not reach address %s", cmp.Or(r.Allow, r.Allow6), r.HostIP)
 	}
 	return nil
 }
@@ -124,7 +155,7 @@ func (r PublishRequest) String() string {
 		s += fmt.Sprintf("-%d", r.Last)
 	}
 	if r.HostIP.IsValid() {
-		s = r.HostIP.String() + ":" + s
+		s = net.JoinHostPort(r.HostIP.String(), s)
 	}
 	if r.Proto != "" {
 		s += "/" + r.Proto
@@ -152,6 +183,7 @@ func (c *Controller) Publish(ctx context.Context, r PublishRequest) (v Publicati
 			return err
 		}
 		v = pubs[0].view(n, p)
+		op.publications.missing6(p, pubs[0])
 		return op.runner.run(ctx, op.publications.steps(p, pubs))
 	})
 	return v, err
@@ -216,7 +248,7 @@ func (r PublishRequest) matches(x published) bool {
 	return r.First == x.pub.First && r.Last == x.pub.Last &&
 		(r.Port == 0 || r.Port == x.pub.Port) &&
 		(r.Proto == "" || r.Proto == x.pub.Proto) &&
-		(!r.HostIP.IsValid() || r.HostIP == x.pub.address(x.port)) &&
+		(!r.HostIP.IsValid() || slices.Equal(x.pub.hosts(x.port), []netip.Addr{r.HostIP})) &&
 		(r.Name == "" || r.Name == x.port.Name || r.Name == x.port.Port) &&
 		(r.Network == "" || r.Network == x.net.Name)
 }
@@ -225,7 +257,8 @@ func (r PublishRequest) matches(x published) bool {
 // of its ports.
 func (r PublishRequest) madeFor(o Owner, x published) bool {
 	same := x.port.Owner != nil && x.port.Owner.Engine == o.Engine && x.port.Owner.Container == o.Container
-	return same && x.pub.HostIP == r.HostIP && x.pub.First == r.First && x.pub.Last == r.Last && x.pub.Port == r.Port && x.pub.Proto == r.Proto
+	want := r.record(x.net, x.port)
+	return same && slices.Equal(x.pub.hosts(x.port), want.hosts(x.port)) && x.pub.First == want.First && x.pub.Last == want.Last && x.pub.Port == want.Port && x.pub.Proto == want.Proto
 }
 
 // all returns those of the instance, by host port.
@@ -243,57 +276,133 @@ func (ps *publications) all() (out []published) {
 	return out
 }
 
-// address is where clients reach a publication of the port; invalid: at every address of
-// the host.
-func (pub *publication) address(p *port) netip.Addr {
-	if pub.Own {
-		return p.IP
+// lead is what a publication is by one family.
+type lead struct {
+	host        netip.Addr   // where clients reach it; unspecified: at every address of the host
+	first, last uint16       // the ports there
+	own         bool         // host is the container's own address
+	container   netip.Addr   //
+	allow       netip.Prefix // clients; invalid: all
+}
+
+// leads are what a publication of the port is by each family that the container has, unless
+// its host address or its clients are only of the other.
+func (pub *publication) leads(p *port) (out []lead) {
+	for _, l := range []lead{
+		{host: netip.IPv4Unspecified(), container: p.IP, allow: pub.Allow, own: pub.Own},
+		{host: netip.IPv6Unspecified(), container: p.IP6, allow: pub.Allow6, own: pub.Own6},
+	} {
+		otherHost := pub.HostIP.IsValid() && pub.HostIP.Is4() != l.host.Is4()
+		otherClients := !l.allow.IsValid() && (pub.Allow.IsValid() || pub.Allow6.IsValid())
+		if !l.container.IsValid() || otherHost || otherClients {
+			continue
+		}
+		l.first, l.last = pub.First, pub.Last
+		switch {
+		case l.own:
+			l.host, l.first, l.last = l.container, pub.Port, pub.Port+(pub.Last-pub.First)
+		case pub.HostIP.IsValid():
+			l.host = pub.HostIP
+		}
+		out = append(out, l)
 	}
-	return pub.HostIP
+	return out
+}
+
+// hosts are the host addresses of the leads.
+func (pub *publication) hosts(p *port) (out []netip.Addr) {
+	for _, l := range pub.leads(p) {
+		out = append(out, l.host)
+	}
+	return out
+}
+
+// overlaps reports whether some of the host ports are another's, and says which is the first.
+func (l lead) overlaps(x lead) (uint16, bool) {
+	sameIP := l.host.Is4() == x.host.Is4() && (l.host == x.host || l.host.IsUnspecified() || x.host.IsUnspecified())
+	return max(l.first, x.first), sameIP && l.own == x.own && x.first <= l.last && l.first <= x.last
+}
+
+// overlaps is the same for publications of two ports, which may be one, and names the port
+// for a sentence; "": there is none.
+func (pub *publication) overlaps(p *port, x *publication, of *port) string {
+	if pub.Proto != x.Proto {
+		return ""
+	}
+	for _, a := range pub.leads(p) {
+		for _, b := range x.leads(of) {
+			if at, both := a.overlaps(b); both && a.own {
+				return fmt.Sprintf("container port %d/%s", at, pub.Proto)
+			} else if both {
+				return fmt.Sprintf("host port %d/%s", at, pub.Proto)
+			}
+		}
+	}
+	return ""
 }
 
 func (pub *publication) view(n *network, p *port) PublicationView {
-	host, allow := pub.address(p), pub.Allow
-	if !host.IsValid() {
-		host = netip.IPv4Unspecified()
-	}
-	if !allow.IsValid() {
-		allow = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	}
-	return PublicationView{HostIP: host.String(), HostPort: int(pub.First), HostPortEnd: int(pub.Last),
+	v := PublicationView{HostPort: int(pub.First), HostPortEnd: int(pub.Last),
 		ContainerPort: int(pub.Port), ContainerPortEnd: int(pub.Port) + int(pub.Last-pub.First), Proto: pub.Proto,
-		Name: p.Name, Network: n.Name, IP: p.IP.String(), Allow: allow.String()}
+		Name: p.Name, Network: n.Name}
+	for _, l := range pub.leads(p) {
+		host, ip, allow := &v.HostIP, &v.IP, &v.Allow
+		if l.container.Is6() {
+			host, ip, allow = &v.HostIP6, &v.IP6, &v.Allow6
+		}
+		if !l.allow.IsValid() {
+			l.allow, _ = l.container.Prefix(0) // always succeeds
+		}
+		*host, *ip, *allow = l.host.String(), l.container.String(), l.allow.String()
+	}
+	return v
+}
+
+// record is the publication that is asked for. Where a network has PublishedOnly, clients
+// use the container's own address and port in each family that is not translated: a host's
+// address and port say nothing there.
+func (r PublishRequest) record(n *network, p *port) *publication {
+	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Allow6: r.Allow6, Held: r.Held, Pending: true,
+		Own: n.PublishedOnly && !n.Masquerade, Own6: n.PublishedOnly && n.Routed6}
+	if slices.ContainsFunc(pub.leads(p), func(l lead) bool { return !l.own }) || !pub.Own && !pub.Own6 {
+		return pub
+	}
+	pub.Last = r.Port
+	if !r.Any {
+		pub.Last += r.Last - r.First
+	}
+	pub.First, pub.Held = r.Port, false
+	switch {
+	case !p.IP6.IsValid():
+		pub.HostIP = netip.Addr{}
+	case r.HostIP.Is4():
+		pub.HostIP = netip.IPv4Unspecified()
+	case r.HostIP.Is6():
+		pub.HostIP = netip.IPv6Unspecified()
+	}
+	return pub
 }
 
 // create makes the records of what is asked of the network, if the host ports are free.
 // o is who asks, nil: a user.
-// In a network with PublishedOnly they are the container's own address and ports: a
-// host's address and port say nothing there.
 func (ps *publications) create(n *network, p *port, o *Owner, rs []PublishRequest) (out []*publication, err error) {
 	if len(rs) > 0 && n.Internal {
 		return nil, tagged(ErrInvalid, fmt.Sprintf("network %s is internal: its ports cannot be published", n.Name))
 	}
 	there := ps.all()
 	for _, r := range rs {
-		if n.PublishedOnly && !n.Masquerade && r.Proto == protoSCTP {
+		pub := r.record(n, p)
+		if r.Proto == protoSCTP && slices.ContainsFunc(pub.leads(p), func(l lead) bool { return l.own }) {
 			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s has only its TCP and UDP ports published: SCTP needs a network without --published-only", n.Name))
 		}
-		if n.PublishedOnly && !n.Masquerade {
-			pub := &publication{Own: true, First: r.Port, Last: r.Port, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Pending: true}
-			if !r.Any {
-				pub.Last += r.Last - r.First
-			}
-			if slices.ContainsFunc(out, func(x *publication) bool { return *x == *pub }) {
-				continue // two ports of the host would have led there
-			}
-			if err := checkOwnFree(pub, p, out); err != nil {
-				return nil, err
-			}
-			out = append(out, pub)
-			continue
+		if len(pub.leads(p)) == 0 {
+			return nil, tagged(ErrInvalid, fmt.Sprintf("%s has no IPv6 address, so no client would reach it by %s. Publish it by IPv4, or attach it to a network with --ipv6",
+				p.Name, cmp.Or(addrText(r.HostIP), r.Allow6.String())))
 		}
-		pub, err := ps.choose(o, r, there, out)
-		if err != nil {
+		if pub.owns(p) && slices.ContainsFunc(out, func(x *publication) bool { return *x == *pub }) {
+			continue // two ports of the host would have led there
+		}
+		if pub, err = ps.choose(o, r, pub, p, there, out); err != nil {
 			return nil, err
 		}
 		out = append(out, pub)
@@ -301,17 +410,23 @@ func (ps *publications) create(n *network, p *port, o *Owner, rs []PublishReques
 	return out, nil
 }
 
-// checkOwnFree refuses ports of a container that are published at its own address already.
-func checkOwnFree(pub *publication, p *port, others []*publication) error {
-	if p != nil {
-		others = slices.Concat(others, p.Publications)
+// owns reports whether clients use the container's own address by each family.
+func (pub *publication) owns(p *port) bool {
+	return !slices.ContainsFunc(pub.leads(p), func(l lead) bool { return !l.own })
+}
+
+// missing6 says that clients by IPv6 do not reach what was asked for on every address of the
+// host, which has IPv6. docker-proxy, a process, leads them to an IPv4 address; a translation
+// of packets cannot do that, since the container would have no address to answer to.
+func (ps *publications) missing6(p *port, pub *publication) {
+	if p.IP6.IsValid() || pub.HostIP.IsValid() || pub.Allow.IsValid() {
+		return
 	}
-	for _, x := range others {
-		if pub.overlaps(x) {
-			return tagged(ErrExists, fmt.Sprintf("container port %d/%s is published already", max(pub.First, x.First), pub.Proto))
-		}
+	addrs, err := ps.op.host.allAddrs(link.IPv6)
+	if err != nil || !slices.ContainsFunc(addrs, netip.Addr.IsGlobalUnicast) {
+		return // nobody can ask, or nobody knows
 	}
-	return nil
+	ps.op.say("%s has no IPv6 address: port %d/%s is reached by IPv4 only. Attach it to a network with --ipv6 for IPv6 clients", p.Name, pub.First, pub.Proto)
 }
 
 // notYet leaves out what another port of the same container leads to
@@ -325,35 +440,33 @@ func (ps *publications) notYet(o *Owner, rs []PublishRequest) []PublishRequest {
 	})
 }
 
-// choose decides which host ports a request gets; there are those published,
-// others are being asked for with it.
-func (ps *publications) choose(o *Owner, r PublishRequest, there []published, others []*publication) (*publication, error) {
-	pub := &publication{HostIP: r.HostIP, First: r.First, Last: r.Last, Port: r.Port, Proto: r.Proto, Allow: r.Allow, Held: r.Held, Pending: true}
-	if !r.Any {
-		return pub, ps.checkFree(o, pub, there, others)
+// choose decides which host ports a request gets, whose record is pub; there are those
+// published, others are being asked for with it.
+func (ps *publications) choose(o *Owner, r PublishRequest, pub *publication, p *port, there []published, others []*publication) (*publication, error) {
+	if !r.Any || pub.owns(p) {
+		return pub, ps.checkFree(o, pub, p, there, others)
 	}
 	var err error
 	for host := int(r.First); host <= int(r.Last); host++ {
 		pub.First, pub.Last = uint16(host), uint16(host)
-		if err = ps.checkFree(o, pub, there, others); err == nil {
+		if err = ps.checkFree(o, pub, p, there, others); err == nil {
 			return pub, nil
 		}
 	}
 	return nil, tagged(ErrExists, fmt.Sprintf("none of the host ports %d-%d/%s is free: %v", r.First, r.Last, r.Proto, err))
 }
 
-// checkFree refuses host ports that somebody has: a publication in there, one in
-// others, or a socket of the host. A socket with which the engine itself holds a port
-// does not count.
-func (ps *publications) checkFree(o *Owner, pub *publication, there []published, others []*publication) error {
+// checkFree refuses ports that somebody has: a publication in there, one in others, or a
+// socket of the host. A socket with which the engine itself holds a port does not count.
+func (ps *publications) checkFree(o *Owner, pub *publication, p *port, there []published, others []*publication) error {
 	for _, x := range others {
-		if pub.overlaps(x) {
-			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is asked for twice", max(pub.First, x.First), pub.Proto))
+		if what := pub.overlaps(p, x, p); what != "" {
+			return tagged(ErrExists, what+" is asked for twice")
 		}
 	}
 	for _, x := range there {
-		if pub.overlaps(x.pub) {
-			return tagged(ErrExists, fmt.Sprintf("host port %d/%s is published already, to %s", max(pub.First, x.pub.First), pub.Proto, x.port.Name))
+		if what := pub.overlaps(p, x.pub, x.port); what != "" {
+			return tagged(ErrExists, fmt.Sprintf("%s is published already, to %s", what, x.port.Name))
 		}
 	}
 	if err := ps.leadsHere(pub.HostIP); err != nil {
@@ -363,18 +476,26 @@ func (ps *publications) checkFree(o *Owner, pub *publication, there []published,
 	if pub.Held && o != nil {
 		holders = o.sockets
 	}
-	err := link.PortsFree(pub.Proto, pub.HostIP, pub.First, pub.Last, holders)
-	if errors.Is(err, link.ErrPortInUse) {
-		return tagged(ErrExists, err.Error())
+	for _, l := range pub.leads(p) {
+		if l.own {
+			continue
+		}
+		err := link.PortsFree(pub.Proto, l.host, l.first, l.last, holders)
+		if errors.Is(err, link.ErrPortInUse) {
+			return tagged(ErrExists, err.Error())
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // leadsHere refuses the address of a device that is no uplink: the programs do not see
 // its packets, so nobody outside would reach what is published there. Packets to an
 // address that lies in no network, such as one of loopback, may come by any device.
 func (ps *publications) leadsHere(host netip.Addr) error {
-	if !host.IsValid() || host.IsLoopback() || len(ps.op.st.Uplinks) == 0 {
+	if !host.IsValid() || host.IsUnspecified() || host.IsLoopback() || len(ps.op.st.Uplinks) == 0 {
 		return nil
 	}
 	devices, err := ps.op.conn.WithAddr(host)
@@ -397,11 +518,6 @@ func (ps *publications) leadsHere(host netip.Addr) error {
 	}
 	return tagged(ErrInvalid, fmt.Sprintf("host address %s belongs to %s, which is no uplink: nobody would reach the port by it. %s",
 		host, devices[0].Name, remedy))
-}
-
-func (pub *publication) overlaps(x *publication) bool {
-	sameIP := !pub.HostIP.IsValid() || !x.HostIP.IsValid() || pub.HostIP == x.HostIP
-	return sameIP && x.Own == pub.Own && x.Proto == pub.Proto && x.First <= pub.Last && pub.First <= x.Last
 }
 
 func (ps *publications) steps(p *port, pubs []*publication) []step {
@@ -494,8 +610,14 @@ func (ps *publications) unset(p *port, pubs []*publication) error {
 // toDatapath are publications of the port's as the datapath knows them.
 func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 	for _, pub := range pubs {
-		out = append(out, datapath.Publication{HostAddr: pub.address(p), First: pub.First, Last: pub.Last, Proto: protocols[pub.Proto], Allow: pub.Allow, Held: pub.Held,
-			Ifindex: p.Index, Container: p.IP, Port: pub.Port})
+		for _, l := range pub.leads(p) {
+			to := datapath.Publication{HostAddr: l.host, First: l.first, Last: l.last, Proto: protocols[pub.Proto], Allow: l.allow, Held: pub.Held,
+				Ifindex: p.Index, Container: l.container, Port: pub.Port}
+			if l.host.IsUnspecified() {
+				to.HostAddr = netip.Addr{}
+			}
+			out = append(out, to)
+		}
 	}
 	return out
 }
@@ -522,11 +644,19 @@ func (ps *publications) reachFromHost() error {
 
 // syncLocal tells the datapath which addresses the host has.
 func (ps *publications) syncLocal() error {
-	addrs, err := ps.op.host.allAddrs(link.IPv4)
-	if err != nil {
-		return err
+	addrs := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	for _, f := range []link.Family{link.IPv4, link.IPv6} {
+		of, err := ps.op.host.allAddrs(f)
+		if err != nil {
+			return err
+		}
+		for _, a := range of {
+			if a.Is4() || !a.IsLinkLocalUnicast() { // nothing is published at an address of one link only
+				addrs = append(addrs, a)
+			}
+		}
 	}
-	if err := ps.op.dp.SetLocal(append(addrs, netip.AddrFrom4([4]byte{127, 0, 0, 1}))); err != nil {
+	if err := ps.op.dp.SetLocal(addrs); err != nil {
 		return fmt.Errorf("noting the host's addresses: %w", err)
 	}
 	return nil

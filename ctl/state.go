@@ -431,10 +431,11 @@ func (st *state) reserved() hostconf.PortSet {
 	for _, n := range st.Networks {
 		for _, p := range n.Ports {
 			for _, pub := range p.Publications {
-				if pub.Own {
-					continue
+				for _, l := range pub.leads(p) {
+					if !l.own {
+						set.AddRange(l.first, l.last)
+					}
 				}
-				set.AddRange(pub.First, pub.Last)
 			}
 		}
 	}

@@ -871,8 +871,8 @@ func (o others) leadIn(f *firewall.Family, pubs []*publication, gone bool) error
 	}
 	h.Published = nil
 	for _, x := range o.op.publications.all() {
-		if p := x.filtered(); p.Family() == f && !slices.Contains(pubs, x.pub) {
-			h.Published = append(h.Published, p)
+		if !slices.Contains(pubs, x.pub) {
+			h.Published = append(h.Published, x.filtered(f)...)
 		}
 	}
 	return o.masquerade(h)

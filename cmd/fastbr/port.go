@@ -54,8 +54,8 @@ as tbf or a "filter" on its device, "no carrier".`,
 
 // ips are the addresses of both families in one column.
 func ips(v4, v6 string) string {
-	if v6 == "" {
-		return v4
+	if v4 == "" || v6 == "" {
+		return v4 + v6
 	}
 	return v4 + "," + v6
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/netip"
+	"net"
 	"strconv"
 	"strings"
 
@@ -22,7 +22,7 @@ any address of the host, and the container sees the client's address. Containers
 of every network that is not internal, and the host itself, reach it in the same
 way; the container then sees the address that was asked for, or the gateway if
 that was loopback. The host's firewall decides in FORWARD, as about all traffic
-to the container. A port published on 127.0.0.1 is for the host alone.`,
+to the container. A port published on 127.0.0.1 or [::1] is for the host alone.`,
 		Example: "  fastbr publish add 8080:80 web",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -32,7 +32,8 @@ to the container. A port published on 127.0.0.1 is for the host alone.`,
 }
 
 func newPublishAddCmd(e *env) *cobra.Command {
-	var network, allow string
+	var network string
+	var allow []string
 	cmd := &cobra.Command{
 		Use:   "add [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp] NAME",
 		Short: "Publish ports of the container NAME",
@@ -40,9 +41,15 @@ func newPublishAddCmd(e *env) *cobra.Command {
 a range. A host port that is published already, or that a socket of the host has,
 is refused. Once a port is published, no process of the host can bind it (SCTP: no
 process answers on it). SCTP is translated by the kernel's NAT, not on the fast path,
-and cannot be published on loopback.`,
+and cannot be published on loopback.
+
+Without HOSTIP, clients by IPv4 and, if the container has an IPv6 address, by IPv6 use
+any address of the host. HOSTIP 0.0.0.0 is every IPv4 address, and [::] every IPv6
+address. IPv6 clients do not reach a container that has IPv4 only.`,
 		Example: `  fastbr publish add 8080:80 web
+  fastbr publish add '[2001:db8::1]:8080:80' web
   fastbr publish add 198.51.100.1:53:53/udp dns --allow 198.51.100.0/24
+  fastbr publish add 443:443 web --allow 198.51.100.0/24 --allow 2001:db8::/32
   fastbr publish add 40000-40999:40000/udp rtp
   fastbr publish add 2905:2905/sctp sigtran`,
 		Args: cobra.ExactArgs(2),
@@ -58,10 +65,8 @@ and cannot be published on loopback.`,
 				r.Proto = "tcp"
 			}
 			r.Name, r.Network = args[1], network
-			if allow != "" {
-				if r.Allow, err = netip.ParsePrefix(allow); err != nil {
-					return usage("clients %q: want a CIDR such as 192.0.2.0/24", allow)
-				}
+			if r.Allow, r.Allow6, err = ctl.ParseClients(allow); err != nil {
+				return usage("%v", err)
 			}
 			return e.withController(func(ctx context.Context, c *ctl.Controller) error {
 				v, err := c.Publish(ctx, r)
@@ -73,7 +78,7 @@ and cannot be published on loopback.`,
 		},
 	}
 	cmd.Flags().StringVar(&network, "network", "", "`NETWORK` of the container (default whichever has one of that name)")
-	cmd.Flags().StringVar(&allow, "allow", "", "clients that may use it, a `CIDR` (default all)")
+	cmd.Flags().StringSliceVar(&allow, "allow", nil, "clients that may use it, a `CIDR` for each family (default all of both)")
 	complete(cmd, "network", e.completeNetworks)
 	return cmd
 }
@@ -132,9 +137,23 @@ anything: 'rm 8080' removes TCP and UDP port 8080 of whatever container.`,
 func publicationTable(w io.Writer, all ...ctl.PublicationView) {
 	fmt.Fprintln(w, "HOST\tCONTAINER\tPROTO\tNAME\tNETWORK\tALLOW")
 	for _, v := range all {
-		fmt.Fprintf(w, "%s:%s\t%s:%s\t%s\t%s\t%s\t%s\n", v.HostIP, portRange(v.HostPort, v.HostPortEnd),
-			v.IP, portRange(v.ContainerPort, v.ContainerPortEnd), v.Proto, v.Name, v.Network, v.Allow)
+		host, container := portRange(v.HostPort, v.HostPortEnd), portRange(v.ContainerPort, v.ContainerPortEnd)
+		hosts := ips(hostPort(v.HostIP, v.IP, host, container), hostPort(v.HostIP6, v.IP6, host, container))
+		containers := ips(hostPort(v.IP, "", container, ""), hostPort(v.IP6, "", container, ""))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", hosts, containers, v.Proto, v.Name, v.Network, ips(v.Allow, v.Allow6))
 	}
+}
+
+// hostPort is an address with its ports, "" if there is no address. Those of the container's
+// own address are ownPorts.
+func hostPort(addr, own, ports, ownPorts string) string {
+	switch addr {
+	case "":
+		return ""
+	case own:
+		return net.JoinHostPort(addr, ownPorts)
+	}
+	return net.JoinHostPort(addr, ports)
 }
 
 func portRange(first, last int) string {
@@ -147,19 +166,26 @@ func portRange(first, last int) string {
 // parsePublication parses [HOSTIP:]HOST[-END][:CONTAINER[-END]][/tcp|udp|sctp]. A missing
 // container port or protocol stays zero.
 func parsePublication(s string) (r ctl.PublishRequest, err error) {
-	bad := usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp], such as 8080:80", s)
+	bad := usage("publication %q: want [HOSTIP:]HOST[-END]:CONTAINER[/tcp|udp|sctp], such as 8080:80 or [::1]:8080:80", s)
 	ports, proto, hasProto := strings.Cut(s, "/")
 	if hasProto && !ctl.CanPublish(proto) {
 		return r, usage("publication %q: protocol %q: %s", s, proto, ctl.Protocols)
 	}
 	r.Proto = proto
-	f := strings.Split(ports, ":")
-	if len(f) > 1 && strings.Contains(f[0], ".") {
-		if r.HostIP, err = ctl.ParseHostIP(f[0]); err != nil || r.HostIP.Is6() {
-			return r, usage("publication %q: address %q: want an IPv4 address", s, f[0])
-		}
-		f = f[1:]
+	host, rest, hasHost := strings.Cut(ports, ":")
+	if strings.HasPrefix(ports, "[") {
+		host, rest, hasHost = strings.Cut(ports[1:], "]:")
+		hasHost = hasHost && strings.Contains(host, ":")
+	} else {
+		hasHost = hasHost && strings.Contains(host, ".")
 	}
+	if hasHost {
+		if r.HostIP, err = ctl.ParseHostIP(host); err != nil {
+			return r, usage("publication %q: address %q: want an IPv4 address, or an IPv6 address in brackets", s, host)
+		}
+		ports = rest
+	}
+	f := strings.Split(ports, ":")
 	if len(f) < 1 || len(f) > 2 {
 		return r, bad
 	}

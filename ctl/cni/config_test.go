@@ -153,7 +153,7 @@ func TestPublications(t *testing.T) {
 	for mappings, want := range map[string][]ctl.PublishRequest{
 		`[]`:                                     nil,
 		`[{"hostPort": 0, "containerPort": 80}]`: nil,
-		`[{"hostPort": 80, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"}]`: {{First: 80, Last: 80, Port: 80, Proto: "tcp", Held: true}},
+		`[{"hostPort": 80, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"}]`: {{HostIP: netip.IPv4Unspecified(), First: 80, Last: 80, Port: 80, Proto: "tcp", Held: true}},
 		`[{"hostPort": 80, "containerPort": 8080}, {"hostPort": 81, "containerPort": 8081}, {"hostPort": 82, "containerPort": 8083}]`: {
 			{First: 80, Last: 81, Port: 8080, Proto: "tcp", Held: true}, {First: 82, Last: 82, Port: 8083, Proto: "tcp", Held: true}},
 		`[{"hostPort": 80, "containerPort": 80}, {"hostPort": 81, "containerPort": 81}, {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]`: {

@@ -352,7 +352,7 @@ func TestPublishRequests(t *testing.T) {
 		{HostIP: host, First: 8080, Last: 8081, Port: 80, Proto: "tcp"},
 		{HostIP: host, First: 8082, Last: 8082, Port: 90, Proto: "tcp"},
 		{HostIP: host, First: 8082, Last: 8082, Port: 82, Proto: "udp"},
-		{First: 7000, Last: 7009, Port: 54, Proto: "udp", Any: true},
+		{HostIP: netip.IPv4Unspecified(), First: 7000, Last: 7009, Port: 54, Proto: "udp", Any: true},
 		{HostIP: host, First: 61000, Last: 65535, Port: 53, Proto: "udp", Any: true},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {

@@ -47,9 +47,6 @@ type Publication struct {
 	Name        string
 }
 
-// Family is the family of the container's address.
-func (p Publication) Family() *Family { return familyOf(p.Container) }
-
 // Host is everything on the host that containers' traffic of one family passes through.
 type Host struct {
 	Family    *Family

@@ -15,7 +15,8 @@ import (
 var ErrPortInUse = errors.New("in use")
 
 // PortsFree checks that a socket could be bound to each of the ports from first
-// to last of addr in the current namespace. An invalid addr means any address.
+// to last of addr in the current namespace. An unspecified addr means any address of its
+// family.
 // proto is "tcp", "udp" or "sctp". The error wraps ErrPortInUse if a socket has one of
 // the ports. PortsFree binds to each port, because only an attempt is certain; a
 // thousand take 14 ms. It loads no module: while the kernel has no SCTP, nobody has a
@@ -53,7 +54,7 @@ func onlySockets(proto string, addr netip.Addr, port uint16, these map[uint32]bo
 		return false, err
 	}
 	for _, s := range all {
-		elsewhere := addr.IsValid() && !s.addr.IsUnspecified() && s.addr != addr
+		elsewhere := addr.Is6() && s.addr.Is4() || !addr.IsUnspecified() && !s.addr.IsUnspecified() && s.addr != addr
 		if s.inode != 0 && !elsewhere && !these[s.inode] { // 0: not accepted yet, or in TIME_WAIT
 			return false, nil
 		}
@@ -82,7 +83,8 @@ func SocketsOf(pids []int) map[uint32]bool {
 	return out
 }
 
-// bindPort binds a socket to the port of addr, and closes it.
+// bindPort binds a socket to the port of addr, and closes it. It is for the packets of
+// addr's family only.
 func bindPort(proto string, addr netip.Addr, port uint16) error {
 	kind, protocol := unix.SOCK_STREAM, 0
 	switch proto {
@@ -91,14 +93,19 @@ func bindPort(proto string, addr netip.Addr, port uint16) error {
 	case "sctp":
 		protocol = unix.IPPROTO_SCTP
 	}
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, protocol)
+	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(port), Addr: addr.As16()})
+	if addr.Is4() {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(port), Addr: addr.As4()}
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return fmt.Errorf("opening a socket: %w", err)
 	}
 	defer unix.Close(fd)
-	sa := &unix.SockaddrInet4{Port: int(port)}
-	if addr.IsValid() {
-		sa.Addr = addr.As4()
+	if family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return fmt.Errorf("opening a socket: %w", err)
+		}
 	}
 	// A TCP connection in TIME_WAIT does not hold the port; a listener does.
 	if kind == unix.SOCK_STREAM {

@@ -38,7 +38,7 @@ func TestPortsFreeIsWhatBindSays(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.open(t)
-			for _, addr := range []netip.Addr{{}, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.AddrFrom4([4]byte{127, 0, 0, 2})} {
+			for _, addr := range []netip.Addr{netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.AddrFrom4([4]byte{127, 0, 0, 2}), netip.IPv6Unspecified(), netip.IPv6Loopback()} {
 				want := bindPort(s.proto, addr, port)
 				if want != nil && !errors.Is(want, ErrPortInUse) {
 					t.Fatal(want)
@@ -162,8 +162,11 @@ func TestPortsFreeButFor(t *testing.T) {
 		{one, 8080, []int{held}, true},
 		{one, 8080, []int{other}, false},
 		{two, 8080, []int{held}, false},
-		{netip.Addr{}, 8080, []int{held}, false},
-		{netip.Addr{}, 8080, []int{held, other}, true},
+		{netip.IPv4Unspecified(), 8080, []int{held}, false},
+		{netip.IPv4Unspecified(), 8080, []int{held, other}, true},
+		{netip.IPv6Unspecified(), 8080, nil, true},
+		{netip.IPv6Unspecified(), 8081, nil, false},
+		{netip.IPv6Loopback(), 8081, []int{six}, true},
 		{one, 8081, []int{held}, false},
 		{one, 8081, []int{held, six}, true},
 		{one, 9000, []int{held, six}, true},
