@@ -2,32 +2,60 @@
 /* Entry points for sockets of the host. Part of tc.bpf.c. */
 #include "lib/hostport.h"
 #include "lib/hostport_end.h"
+#if FBR_AF == 4
+#include "lib/hostmapped.h"
+#else
+#define fbr_cg_connect6 fbr_cg_connect
+#define fbr_cg_tell6    fbr_cg_tell
+#define fbr_cg_bind6    fbr_cg_bind
+#endif
 
 /* Sockets of the host that use published ports. Attached to a cgroup while there are
  * publications.
  */
+#if FBR_AF == 4
 SEC("cgroup/connect4")
 int fbr_connect4(struct bpf_sock_addr *ctx)
 {
-	return fbr_cg_connect4(ctx);
-}
-
-SEC("cgroup/connect6")
-int fbr_connect6(struct bpf_sock_addr *ctx)
-{
-	return fbr_cg_connect6(ctx);
+	return fbr_cg_connect(ctx);
 }
 
 SEC("cgroup/sendmsg4")
 int fbr_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return fbr_cg_sendmsg4(ctx);
+	return fbr_cg_sendmsg(ctx);
 }
 
 SEC("cgroup/recvmsg4")
 int fbr_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return fbr_cg_tell4(ctx);
+	return fbr_cg_tell(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int fbr_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_tell(ctx);
+}
+
+SEC("cgroup/bind4")
+int fbr_bind4(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_bind(ctx);
+}
+#else
+/* The kernel lets no datagram to ::1 change over to IPv4, whose object lacks this one. */
+SEC("cgroup/sendmsg6")
+int fbr_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_sendmsg(ctx);
+}
+#endif
+
+SEC("cgroup/connect6")
+int fbr_connect6(struct bpf_sock_addr *ctx)
+{
+	return fbr_cg_connect6(ctx);
 }
 
 SEC("cgroup/recvmsg6")
@@ -36,22 +64,10 @@ int fbr_recvmsg6(struct bpf_sock_addr *ctx)
 	return fbr_cg_tell6(ctx);
 }
 
-SEC("cgroup/getpeername4")
-int fbr_getpeername4(struct bpf_sock_addr *ctx)
-{
-	return fbr_cg_tell4(ctx);
-}
-
 SEC("cgroup/getpeername6")
 int fbr_getpeername6(struct bpf_sock_addr *ctx)
 {
 	return fbr_cg_tell6(ctx);
-}
-
-SEC("cgroup/bind4")
-int fbr_bind4(struct bpf_sock_addr *ctx)
-{
-	return fbr_cg_bind4(ctx);
 }
 
 SEC("cgroup/bind6")

@@ -31,6 +31,13 @@ int fbr_guard(struct bpf_nf_ctx *ctx)
 	return fbr_guard_check(ctx);
 }
 
+/* Netfilter, INPUT, after every rule. */
+SEC("netfilter")
+int fbr_input(struct bpf_nf_ctx *ctx)
+{
+	return fbr_dnat_missed(ctx) ? NF_DROP : fbr_input_note(ctx);
+}
+
 /* tcx ingress, host end of a container's veth pair. */
 SEC("tcx/ingress")
 int fbr_port_in(struct __sk_buff *skb)
@@ -85,13 +92,6 @@ int fbr_uplink_xdp(struct xdp_md *ctx)
 	return fbr_xdp_from_uplink(ctx);
 }
 
-/* Netfilter, INPUT, after every rule. */
-SEC("netfilter")
-int fbr_input(struct bpf_nf_ctx *ctx)
-{
-	return fbr_dnat_missed(ctx) ? NF_DROP : fbr_input_note(ctx);
-}
-
 /* Netfilter, PREROUTING. The program does nothing. It is attached with
  * BPF_F_NETFILTER_IP_DEFRAG, which keeps defragmentation on whatever the ruleset says.
  */
@@ -110,7 +110,7 @@ int fbr_neighbour(__u64 *ctx)
 	return fbr_hop_heard((struct neighbour *)ctx[0]);
 }
 
-#include "cgroup.bpf.c"
 #endif
 
+#include "cgroup.bpf.c"
 #include "control.bpf.c"

@@ -170,14 +170,18 @@ func (d *Datapath) AttachGuard() error {
 // attachInput attaches fbr_input. Without it the programs of uplinks hold back
 // no refusal. renew is as in attachGuard.
 func (ls links) attachInput(renew bool) error {
-	return attachNetfilter(linkPath(ls.d.dir, inputLink), link.NetfilterOptions{
-		Program:        ls.d.progs.FbrInput,
-		ProtocolFamily: link.NetfilterProtoIPv4,
-		Hook:           link.NetfilterInetLocalIn,
-		// After every rule. math.MaxInt32 is the priority at which conntrack
-		// confirms, and BPF may not use it.
-		Priority: math.MaxInt32 - priorities,
-	}, renew)
+	var errs []error
+	for _, o := range ls.d.families.loaded() {
+		errs = append(errs, attachNetfilter(linkPath(ls.d.dir, inputLink+o.suffix), link.NetfilterOptions{
+			Program:        o.progs[tcProgFbrInput],
+			ProtocolFamily: o.pf,
+			Hook:           link.NetfilterInetLocalIn,
+			// After every rule. math.MaxInt32 is the priority at which conntrack
+			// confirms, and BPF may not use it.
+			Priority: math.MaxInt32 - priorities,
+		}, renew))
+	}
+	return errors.Join(errs...)
 }
 
 // attachGuard attaches the other links of the namespace. renew replaces existing ones,

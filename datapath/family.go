@@ -32,16 +32,18 @@ type family struct {
 	// The values of its maps
 	session func([]byte) session
 	entry   func([]byte) entry
+	pubs    pubTables
 }
 
 var (
-	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, sysctls: "/proc/sys/net/ipv4", session: session4, entry: entry4}
+	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, sysctls: "/proc/sys/net/ipv4", session: session4, entry: entry4, pubs: pubs4}
 	// inet6 is loaded with the first network that has IPv6. Its links stand right behind
 	// those of IPv4 on each port with the flag.
 	inet6 = family{name: "IPv6", label: "ipv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
 		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut, tcProgFbrUplinkIn, tcProgFbrUplinkOut,
-			tcProgFbrGuard, tcProgFbrControl, tcProgFbrFragIn},
-		pf: link.NetfilterProtoIPv6, sysctls: "/proc/sys/net/ipv6", session: session6, entry: entry6}
+			tcProgFbrGuard, tcProgFbrInput, tcProgFbrControl, tcProgFbrFragIn, tcProgFbrBind6, tcProgFbrRecvmsg6,
+			tcProgFbrGetpeername6, tc6ProgFbrSendmsg6, tcProgFbrConnect6, tcProgFbrEndTcp, tcProgFbrEndUdp},
+		pf: link.NetfilterProtoIPv6, sysctls: "/proc/sys/net/ipv6", session: session6, entry: entry6, pubs: pubs6}
 )
 
 // onDemand are the programs of uplinks without Ethernet header, of either family. Few hosts
@@ -206,7 +208,7 @@ func (fs families) load() error {
 // attach attaches the programs where no port has to ask for them: to the uplinks, to the
 // device for fragments, and to netfilter.
 func (fs families) attach() error {
-	if err := fs.d.links.attachGuard(false); err != nil {
+	if err := fs.d.AttachGuard(); err != nil {
 		return err
 	}
 	devs, err := fs.d.devs.devices()
@@ -315,7 +317,10 @@ func (fs families) unload() error {
 			}
 		}
 	}
-	for _, name := range []string{guardLink, defragLink} {
+	if err := fs.d.sockets.leave(); err != nil {
+		return err
+	}
+	for _, name := range []string{inputLink, guardLink, defragLink} {
 		if err := detach(linkPath(fs.d.dir, name+inet6.suffix)); err != nil {
 			return err
 		}

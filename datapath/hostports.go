@@ -14,30 +14,54 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostHook is a program on a cgroup hook for the host's sockets.
-type hostHook struct {
+// hostHooks are the cgroup hooks for the host's sockets, and the programs on them, in the
+// order of attaching. The programs that show a socket the address it asked for come before
+// those that redirect it.
+var hostHooks = []struct {
+	name string
+	at   ebpf.AttachType
+	prog string
+}{
+	{"host-bind4", ebpf.AttachCGroupInet4Bind, tcProgFbrBind4},
+	{"host-bind6", ebpf.AttachCGroupInet6Bind, tcProgFbrBind6},
+	{"host-recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, tcProgFbrRecvmsg4},
+	{"host-recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, tcProgFbrRecvmsg6},
+	{"host-getpeername4", ebpf.AttachCgroupInet4GetPeername, tcProgFbrGetpeername4},
+	{"host-getpeername6", ebpf.AttachCgroupInet6GetPeername, tcProgFbrGetpeername6},
+	{"host-sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, tcProgFbrSendmsg4},
+	{"host-sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, tc6ProgFbrSendmsg6},
+	{"host-connect4", ebpf.AttachCGroupInet4Connect, tcProgFbrConnect4},
+	{"host-connect6", ebpf.AttachCGroupInet6Connect, tcProgFbrConnect6},
+}
+
+// hostLink is a program on such a hook.
+type hostLink struct {
 	name string
 	at   ebpf.AttachType
 	prog *ebpf.Program
+	of   *object // the program's
 }
 
 // hostSockets leads sockets of the host itself to published ports.
 type hostSockets struct{ d *Datapath }
 
-// hostHooks returns the hooks in the order of attaching. The programs that show
-// a socket the address it asked for come before those that redirect it.
-func (hs hostSockets) hostHooks() []hostHook {
-	return []hostHook{
-		{"host-bind4", ebpf.AttachCGroupInet4Bind, hs.d.progs.FbrBind4},
-		{"host-bind6", ebpf.AttachCGroupInet6Bind, hs.d.progs.FbrBind6},
-		{"host-recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, hs.d.progs.FbrRecvmsg4},
-		{"host-recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, hs.d.progs.FbrRecvmsg6},
-		{"host-getpeername4", ebpf.AttachCgroupInet4GetPeername, hs.d.progs.FbrGetpeername4},
-		{"host-getpeername6", ebpf.AttachCgroupInet6GetPeername, hs.d.progs.FbrGetpeername6},
-		{"host-sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, hs.d.progs.FbrSendmsg4},
-		{"host-connect4", ebpf.AttachCGroupInet4Connect, hs.d.progs.FbrConnect4},
-		{"host-connect6", ebpf.AttachCGroupInet6Connect, hs.d.progs.FbrConnect6},
+// links returns the links on each hook that has any, in the order in which they stand there.
+// Of two programs, that of IPv6 is the first: IPv4's does what that has left to it.
+func (hs hostSockets) links() (out [][]hostLink) {
+	for _, h := range hostHooks {
+		var on []hostLink
+		name := h.name
+		for _, o := range slices.Backward(hs.d.families.loaded()) {
+			if p := o.progs[h.prog]; p != nil {
+				on = append(on, hostLink{name, h.at, p, o})
+				name += "-mapped"
+			}
+		}
+		if len(on) > 0 {
+			out = append(out, on)
+		}
 	}
+	return out
 }
 
 // AttachHost makes published ports reachable for the host's processes in the
@@ -45,63 +69,77 @@ func (hs hostSockets) hostHooks() []hostHook {
 // directory of a cgroup2 mount. Programs of others on the same hooks keep
 // running. Attached hooks keep their place. On an error nothing is attached.
 func (d *Datapath) AttachHost(cgroup string) error {
-	if err := d.sockets.attachHost(cgroup); err != nil {
+	err := d.sockets.attachHost(cgroup)
+	if errors.Is(err, unix.ENOLINK) { // the cgroup of some links is gone
+		if err = d.DetachHost(); err == nil {
+			err = d.sockets.attachHost(cgroup)
+		}
+	}
+	if err != nil {
 		return errors.Join(err, d.DetachHost())
 	}
 	return nil
 }
 
+// attachHost attaches what is missing, behind what is there. Then each link gets its
+// program: so there is no moment without IPv4's while IPv6's comes to stand before it.
 func (hs hostSockets) attachHost(cgroup string) error {
-	for _, h := range hs.hostHooks() {
-		path := linkPath(hs.d.dir, h.name)
-		found, err := updateCgroup(path, h.prog)
-		if err != nil {
-			return err
+	for _, on := range hs.links() {
+		for _, l := range on {
+			if err := l.attach(hs.d.dir, cgroup); err != nil {
+				return err
+			}
 		}
-		if found {
-			continue
-		}
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.at, Program: h.prog})
-		if err != nil {
-			return fmt.Errorf("attaching %s to %s: %w", h.prog.String(), cgroup, err)
-		}
-		if err := l.Pin(path); err != nil {
-			return errors.Join(fmt.Errorf("pinning link %s: %w", h.name, err), l.Close())
-		}
-		if err := l.Close(); err != nil {
-			return err
+		for _, l := range on {
+			if err := l.update(hs.d.dir); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// updateCgroup puts the program on an existing link and reports whether there
-// is one. It removes the link of a cgroup that is gone.
-func updateCgroup(path string, prog *ebpf.Program) (found bool, err error) {
-	l, err := link.LoadPinnedLink(path, nil)
+// attach attaches the program unless the link exists.
+func (h hostLink) attach(dir, cgroup string) error {
+	path := linkPath(dir, h.name)
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.at, Program: h.prog})
+	if err != nil {
+		return fmt.Errorf("attaching %s to %s: %w", h.prog.String(), cgroup, err)
+	}
+	if err := l.Pin(path); err != nil {
+		return errors.Join(fmt.Errorf("pinning link %s: %w", h.name, err), l.Close())
+	}
+	return l.Close()
+}
+
+// update puts the program on the link, if that exists. The error wraps unix.ENOLINK if the
+// cgroup is gone.
+func (h hostLink) update(dir string) error {
+	l, err := link.LoadPinnedLink(linkPath(dir, h.name), nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("opening link %s: %w", path, err)
+		return fmt.Errorf("opening link %s: %w", h.name, err)
 	}
 	defer l.Close()
-	err = l.Update(prog)
-	if errors.Is(err, unix.ENOLINK) {
-		return false, os.Remove(path)
+	if err := l.Update(h.prog); err != nil {
+		return fmt.Errorf("updating link %s: %w", h.name, err)
 	}
-	if err != nil {
-		return false, fmt.Errorf("updating link %s: %w", path, err)
-	}
-	return true, nil
+	return nil
 }
 
 // endHost ends the connections of the host's sockets that were led to ports
 // that are no longer published.
 func (hs hostSockets) endHost() error {
-	for _, p := range []*ebpf.Program{hs.d.progs.FbrEndTcp, hs.d.progs.FbrEndUdp} {
-		if err := iterate(p); err != nil {
-			return fmt.Errorf("ending connections of the host with %s: %w", p, err)
+	for _, o := range hs.d.families.loaded() {
+		for _, name := range []string{tcProgFbrEndTcp, tcProgFbrEndUdp} {
+			if err := iterate(o.progs[name]); err != nil {
+				return fmt.Errorf("ending connections of the host with %s: %w", o.progs[name], err)
+			}
 		}
 	}
 	return nil
@@ -125,48 +163,90 @@ func iterate(p *ebpf.Program) error {
 
 // DetachHost undoes AttachHost. It succeeds when nothing is attached.
 func (d *Datapath) DetachHost() error {
-	hooks := d.sockets.hostHooks()
-	slices.Reverse(hooks)
-	for _, h := range hooks {
-		if err := detach(linkPath(d.dir, h.name)); err != nil {
-			return fmt.Errorf("detaching %s: %w", h.name, err)
+	for _, on := range slices.Backward(d.sockets.links()) {
+		for _, l := range slices.Backward(on) {
+			if err := l.detach(d.dir); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// updateHost puts the current programs on the attached hooks.
-func (hs hostSockets) updateHost() error {
-	for _, h := range hs.hostHooks() {
-		if _, err := updateCgroup(linkPath(hs.d.dir, h.name), h.prog); err != nil {
+func (h hostLink) detach(dir string) error {
+	if err := detach(linkPath(dir, h.name)); err != nil {
+		return fmt.Errorf("detaching %s: %w", h.name, err)
+	}
+	return nil
+}
+
+// leave takes the programs of IPv6 from the hooks. IPv4's take their places.
+func (hs hostSockets) leave() error {
+	for _, on := range hs.links() {
+		if on[0].of != hs.d.six {
+			continue
+		}
+		last := on[len(on)-1]
+		if len(on) > 1 {
+			moved := last
+			moved.name = on[0].name
+			if err := moved.update(hs.d.dir); err != nil && !errors.Is(err, unix.ENOLINK) {
+				return err
+			}
+		}
+		if err := last.detach(hs.d.dir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// SetLocal sets the IPv4 addresses of the host.
+// updateHost puts the current programs on the attached hooks. Where IPv4's has no link
+// behind IPv6's yet, it keeps the place until AttachHost.
+func (hs hostSockets) updateHost() error {
+	for _, on := range hs.links() {
+		if len(on) > 1 {
+			if _, err := os.Stat(linkPath(hs.d.dir, on[1].name)); err != nil {
+				on[1].name = on[0].name
+				on = on[1:]
+			}
+		}
+		for _, l := range on {
+			if err := l.update(hs.d.dir); err != nil && !errors.Is(err, unix.ENOLINK) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SetLocal sets the addresses of the host.
 func (d *Datapath) SetLocal(addrs []netip.Addr) error {
-	var old []uint32
-	var addr, unused uint32
-	it := d.maps.FbrLocal.Iterate()
-	for it.Next(&addr, &unused) {
-		old = append(old, addr)
+	for _, o := range d.families.loaded() {
+		if err := o.setLocal(addrs); err != nil {
+			return err
+		}
 	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("reading fbr_local: %w", err)
-	}
+	return nil
+}
+
+// setLocal sets those of the family.
+func (o *object) setLocal(addrs []netip.Addr) error {
+	local := o.maps[tcMapFbrLocal]
 	for _, a := range addrs {
-		addr := be32(a)
-		old = slices.DeleteFunc(old, func(o uint32) bool { return o == addr })
-		if err := d.maps.FbrLocal.Put(addr, uint32(0)); err != nil {
+		if !o.of(a) {
+			continue
+		}
+		if err := local.Put(a.AsSlice(), uint32(0)); err != nil {
 			return fmt.Errorf("writing fbr_local: %w", err)
 		}
 	}
-	for _, addr := range old {
-		if err := deleteKey(d.maps.FbrLocal, addr); err != nil {
-			return fmt.Errorf("removing %s from fbr_local: %w", addrOf(addr), err)
-		}
+	_, err := deleteEntries(local, func(key, _ []byte) bool {
+		a, _ := netip.AddrFromSlice(key)
+		return !slices.Contains(addrs, a)
+	})
+	if err != nil {
+		return fmt.Errorf("removing addresses from fbr_local: %w", err)
 	}
 	return nil
 }

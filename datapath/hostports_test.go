@@ -1,10 +1,15 @@
 package datapath
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/fastbr/fastbr/internal/testutil"
 )
@@ -21,7 +26,7 @@ func TestHostHooks(t *testing.T) {
 			t.Errorf("%d links, want %d: %v", len(got), want, got)
 		}
 	}
-	all := len(h.Datapath.sockets.hostHooks())
+	all := len(h.Datapath.sockets.links())
 	check(t, h.DetachHost())
 	check(t, h.Datapath.sockets.updateHost())
 	links(0)
@@ -45,19 +50,87 @@ func TestHostHooks(t *testing.T) {
 	}
 }
 
+// IPv6's programs stand before IPv4's on the hooks of IPv6 sockets, wherever those have been
+// attached before, and leave the place to them.
+func TestHostHooksOfBothFamilies(t *testing.T) {
+	h := newReal(t, Config{FlowsMax: 64}, nil)
+	cgroup := testutil.Cgroup(t)
+	names := func(want ...string) {
+		t.Helper()
+		dir, err := os.Open(cgroup)
+		check(t, err)
+		defer dir.Close()
+		q, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: ebpf.AttachCGroupInet6Connect})
+		check(t, err)
+		var got []string
+		for _, a := range q.Programs {
+			p, err := ebpf.NewProgramFromID(a.ID)
+			check(t, err)
+			info, err := p.Info()
+			check(t, errors.Join(err, p.Close()))
+			id, _ := info.ID()
+			for _, o := range h.families.loaded() {
+				own, err := o.progs[tcProgFbrConnect6].Info()
+				check(t, err)
+				if ownID, _ := own.ID(); ownID == id {
+					got = append(got, o.name)
+				}
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("on connect6 are the programs of %v, want %v", got, want)
+		}
+	}
+	check(t, h.Publish(h.publication(false)))
+	check(t, h.AttachHost(cgroup))
+	names("IPv4")
+	six := withIP6(t, h)
+	names("IPv4")
+	for range 2 {
+		check(t, h.AttachHost(cgroup))
+		names("IPv6", "IPv4")
+	}
+	check(t, h.Datapath.sockets.updateHost())
+	names("IPv6", "IPv4")
+	check(t, h.DetachHost())
+	names()
+	check(t, h.AttachHost(cgroup))
+	names("IPv6", "IPv4")
+	// An older build knew IPv4's only: that keeps the place.
+	check(t, detach(linkPath(h.dir, "host-connect6-mapped")))
+	check(t, h.Datapath.sockets.updateHost())
+	names("IPv4")
+	check(t, h.AttachHost(cgroup))
+	names("IPv6", "IPv4")
+	for _, p := range []Port{six.c1, six.c2, six.other} {
+		check(t, h.DetachPort(p.Ifindex))
+	}
+	check(t, h.DeleteNetwork(h.bridge))
+	check(t, h.DeleteNetwork(h.bridge2))
+	names("IPv4")
+	left, err := filepath.Glob(filepath.Join(h.dir, linksDir, "host-*"))
+	check(t, err)
+	if want := len(h.Datapath.sockets.links()); len(left) != want {
+		t.Errorf("%d links, want %d: %v", len(left), want, left)
+	}
+}
+
 func TestLocalAddressesAreReplaced(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	for _, want := range [][]netip.Addr{{c1Addr, c2Addr}, {c2Addr, extAddr}, {}} {
+	h := withIP6(t, newReal(t, Config{FlowsMax: 64}, nil))
+	for _, want := range [][]netip.Addr{{c1Addr, c2Addr, c1Addr6}, {c2Addr, extAddr, extAddr6, c2Addr6}, {c1Addr6}, {}} {
 		check(t, h.SetLocal(want))
-		n := 0
-		var addr, unused uint32
-		for it := h.maps.FbrLocal.Iterate(); it.Next(&addr, &unused); n++ {
+		var got []netip.Addr
+		for _, o := range h.families.loaded() {
+			check(t, eachEntry(o.maps[tcMapFbrLocal], 0, func(k, _ []byte) error {
+				a, _ := netip.AddrFromSlice(k)
+				got = append(got, a)
+				return nil
+			}))
 		}
-		for _, a := range want {
-			check(t, h.maps.FbrLocal.Lookup(be32(a), &unused))
-		}
-		if n != len(want) {
-			t.Errorf("%d addresses, want %v", n, want)
+		slices.SortFunc(got, netip.Addr.Compare)
+		slices.SortFunc(want, netip.Addr.Compare)
+		if !slices.Equal(got, want) {
+			t.Errorf("addresses %v, want %v", got, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,7 +13,7 @@ import (
 // Publication publishes ports of a container on the host.
 type Publication struct {
 	// HostAddr is the address that clients connect to. Invalid: any address of
-	// the host. In a network with PublishedOnly, it is the container's own.
+	// the host of the container's family. In a network with PublishedOnly, it is the container's own.
 	HostAddr netip.Addr
 	// First and Last are the first and last host port. New mappings do not use
 	// those in the NAT range. An existing mapping keeps its port for the remotes
@@ -24,52 +25,134 @@ type Publication struct {
 	// Held: the engine keeps its own socket on the host's port. So the port may
 	// be bound, and a listener on it does not take precedence.
 	Held bool
-	// Allow is the prefix of the permitted clients. Invalid: all clients.
+	// Allow is the prefix of the permitted clients, of the same family. Invalid: all
+	// clients.
 	Allow netip.Prefix
 
 	Ifindex   int        // of the container's port
-	Container netip.Addr // the container's address
+	Container netip.Addr // the container's address, whose family is the publication's
 	Port      uint16     // the container's port for First; the others follow
 }
 
 // publications keeps the published ports and what follows from them.
 type publications struct{ d *Datapath }
 
+// pubTables writes fbr_pub and fbr_pub_of of a family.
+type pubTables interface {
+	set(o *object, ps []Publication) error
+	unset(o *object, p Publication) error
+	verify(o *object, p Publication) error
+}
+
+// pubTypes are the types of those maps' keys and values.
+type pubTypes[K, V comparable] struct {
+	key func(a netip.Addr, port uint16, proto uint8) K // an invalid address is any
+	pub func(p Publication, port uint16) V             // that leads to a port of the container
+}
+
+var (
+	pubs4 = pubTypes[tcFbrBindKey, tcFbrPub]{
+		key: func(a netip.Addr, port uint16, proto uint8) tcFbrBindKey {
+			return tcFbrBindKey{Ip: in4(a), Port: be16(port), Proto: proto}
+		},
+		pub: func(p Publication, port uint16) tcFbrPub {
+			return tcFbrPub{Ip: in4(p.Container), Port: be16(port), Pif: uint32(p.Ifindex), Held: uint8(cBool(p.Held)),
+				Allow: in4(p.Allow.Addr()), AllowMask: in4(prefixMask(p.Allow))}
+		},
+	}
+	pubs6 = pubTypes[tc6FbrBindKey, tc6FbrPub]{
+		key: func(a netip.Addr, port uint16, proto uint8) tc6FbrBindKey {
+			return tc6FbrBindKey{Ip: in6(a), Port: be16(port), Proto: proto}
+		},
+		pub: func(p Publication, port uint16) tc6FbrPub {
+			return tc6FbrPub{Ip: in6(p.Container), Port: be16(port), Pif: uint32(p.Ifindex), Held: uint8(cBool(p.Held)),
+				Allow: in6(p.Allow.Addr()), AllowMask: in6(prefixMask(p.Allow))}
+		},
+	}
+)
+
+// in4 returns an IPv4 address as the maps hold it. An invalid one is 0.0.0.0.
+func in4(a netip.Addr) uint32 {
+	if !a.IsValid() {
+		return 0
+	}
+	return be32(a)
+}
+
+// prefixMask returns the mask of a prefix; an invalid one for an invalid prefix.
+func prefixMask(p netip.Prefix) netip.Addr {
+	ones := bytes.Repeat([]byte{0xff}, p.Addr().BitLen()/8)
+	all, _ := netip.AddrFromSlice(ones)
+	mask, _ := all.Prefix(p.Bits()) // of its family
+	return mask.Addr()
+}
+
 // entries returns the map entries of publications: host and to for fbr_pub
 // (from host ports to containers), inside for fbr_pub_of (from container ports
 // to host ports).
-func entries(ps ...Publication) (host []tcFbrBindKey, to []tcFbrPub, inside []tcFbrBindKey) {
+func (t pubTypes[K, V]) entries(ps ...Publication) (host []K, to []V, inside []K) {
 	n := 0
 	for _, p := range ps {
 		n += int(p.Last-p.First) + 1
 	}
-	host, to, inside = make([]tcFbrBindKey, 0, n), make([]tcFbrPub, 0, n), make([]tcFbrBindKey, 0, n)
+	host, to, inside = make([]K, 0, n), make([]V, 0, n), make([]K, 0, n)
 	for _, p := range ps {
-		outer := tcFbrBindKey{Proto: p.Proto}
-		inner := tcFbrBindKey{Ip: be32(p.Container), Proto: p.Proto}
-		pub := tcFbrPub{Ip: inner.Ip, Pif: uint32(p.Ifindex)}
-		if p.Held {
-			pub.Held = 1
-		}
-		if p.HostAddr.IsValid() {
-			outer.Ip = be32(p.HostAddr)
-		}
-		if p.Allow.IsValid() {
-			pub.Allow = be32(p.Allow.Masked().Addr())
-			pub.AllowMask = be32(prefixMask(p.Allow.Bits()))
-		}
 		for i := range uint32(p.Last-p.First) + 1 {
-			outer.Port, inner.Port = be16(p.First+uint16(i)), be16(p.Port+uint16(i))
-			pub.Port = inner.Port
-			host, to, inside = append(host, outer), append(to, pub), append(inside, inner)
+			port := p.Port + uint16(i)
+			host = append(host, t.key(p.HostAddr, p.First+uint16(i), p.Proto))
+			to = append(to, t.pub(p, port))
+			inside = append(inside, t.key(p.Container, port, p.Proto))
 		}
 	}
 	return host, to, inside
 }
 
-func prefixMask(bits int) netip.Addr {
-	p, _ := netip.AddrFrom4([4]byte{255, 255, 255, 255}).Prefix(bits) // bits is 0 to 32, so this always succeeds
-	return p.Addr()
+// set makes host ports lead to containers.
+func (t pubTypes[K, V]) set(o *object, ps []Publication) error {
+	host, to, inside := t.entries(ps...)
+	if _, err := o.maps[tcMapFbrPub].BatchUpdate(host, to, nil); err != nil {
+		return fmt.Errorf("writing fbr_pub: %w", err)
+	}
+	if _, err := o.maps[tcMapFbrPubOf].BatchUpdate(inside, host, nil); err != nil {
+		return fmt.Errorf("writing fbr_pub_of: %w", err)
+	}
+	return nil
+}
+
+// unset removes one publication from both maps. It keeps the entry of a
+// container's port that another publication has taken over.
+func (t pubTypes[K, V]) unset(o *object, p Publication) error {
+	host, _, inside := t.entries(p)
+	if err := deleteKeys(o.maps[tcMapFbrPub], host); err != nil {
+		return fmt.Errorf("removing ports from fbr_pub: %w", err)
+	}
+	var mine []K
+	for i := range inside {
+		var now K
+		if err := o.maps[tcMapFbrPubOf].Lookup(&inside[i], &now); err == nil && now == host[i] {
+			mine = append(mine, inside[i])
+		}
+	}
+	if err := deleteKeys(o.maps[tcMapFbrPubOf], mine); err != nil {
+		return fmt.Errorf("removing ports from fbr_pub_of: %w", err)
+	}
+	return nil
+}
+
+// verify checks that each port leads where set made it lead.
+func (t pubTypes[K, V]) verify(o *object, p Publication) error {
+	host, to, inside := t.entries(p)
+	for i := range host {
+		var leads V
+		if err := o.maps[tcMapFbrPub].Lookup(&host[i], &leads); err != nil || leads != to[i] {
+			return fmt.Errorf("port %d: not in fbr_pub: %w", int(p.First)+i, ErrDetached)
+		}
+		var back K // another publication's, where several share a container's port
+		if err := o.maps[tcMapFbrPubOf].Lookup(&inside[i], &back); err != nil {
+			return fmt.Errorf("port %d: not in fbr_pub_of: %w", int(p.First)+i, ErrDetached)
+		}
+	}
+	return nil
 }
 
 // Publish makes the ports lead to containers, all at once however many.
@@ -83,18 +166,21 @@ func (d *Datapath) Publish(ps ...Publication) error {
 		if p.Last < p.First || uint32(p.Port)+uint32(p.Last-p.First) > 65535 {
 			return fmt.Errorf("publishing %d-%d: no such range", p.First, p.Last)
 		}
+		if _, err := d.families.of(p.Container); err != nil {
+			return fmt.Errorf("publishing %d-%d: %w", p.First, p.Last, err)
+		}
 	}
 	for _, p := range onHost(ps) {
 		if err := d.ports.shut(p); err != nil {
 			return err
 		}
 	}
-	host, to, inside := entries(ps...)
-	if _, err := d.maps.FbrPub.BatchUpdate(host, to, nil); err != nil {
-		return fmt.Errorf("writing fbr_pub: %w", err)
-	}
-	if _, err := d.maps.FbrPubOf.BatchUpdate(inside, host, nil); err != nil {
-		return fmt.Errorf("writing fbr_pub_of: %w", err)
+	for _, o := range d.families.loaded() {
+		if of := o.publications(ps); len(of) > 0 {
+			if err := o.pubs.set(o, of); err != nil {
+				return err
+			}
+		}
 	}
 	_, err := d.publications.setPublished()
 	return err
@@ -109,9 +195,11 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 	if len(ps) == 0 {
 		return nil
 	}
-	for _, p := range ps {
-		if err := d.publications.unset(p); err != nil {
-			return err
+	for _, o := range d.families.loaded() {
+		for _, p := range o.publications(ps) {
+			if err := o.pubs.unset(o, p); err != nil {
+				return err
+			}
 		}
 	}
 	any, err := d.publications.setPublished()
@@ -131,28 +219,13 @@ func (d *Datapath) Unpublish(ps ...Publication) error {
 	return d.DetachHost()
 }
 
-// unset removes one publication from both maps. It keeps the entry of a
-// container's port that another publication has taken over.
-func (pb publications) unset(p Publication) error {
-	host, _, inside := entries(p)
-	if err := deleteKeys(pb.d.maps.FbrPub, host); err != nil {
-		return fmt.Errorf("removing ports from fbr_pub: %w", err)
-	}
-	var mine []tcFbrBindKey
-	for i := range inside {
-		var now tcFbrBindKey
-		if err := pb.d.maps.FbrPubOf.Lookup(&inside[i], &now); err == nil && now == host[i] {
-			mine = append(mine, inside[i])
-		}
-	}
-	if err := deleteKeys(pb.d.maps.FbrPubOf, mine); err != nil {
-		return fmt.Errorf("removing ports from fbr_pub_of: %w", err)
-	}
-	return nil
+// publications returns those of the family.
+func (f family) publications(ps []Publication) []Publication {
+	return slices.DeleteFunc(slices.Clone(ps), func(p Publication) bool { return !f.of(p.Container) })
 }
 
 // deleteKeys deletes the keys that exist.
-func deleteKeys(m *ebpf.Map, keys []tcFbrBindKey) error {
+func deleteKeys[K any](m *ebpf.Map, keys []K) error {
 	for len(keys) > 0 {
 		n, err := m.BatchDelete(keys, nil)
 		if !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -177,19 +250,17 @@ func onHost(ps []Publication) (out []Publication) {
 // whether they need to look. They also look for a network with PublishedOnly, whose
 // sessions have ports outside the range.
 func (pb publications) setPublished() (any bool, err error) {
-	var k tcFbrBindKey
-	err = pb.d.maps.FbrPub.NextKey(nil, &k)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return false, fmt.Errorf("reading fbr_pub: %w", err)
-	}
-	any = err == nil
 	own := false
 	for _, o := range pb.d.families.loaded() {
+		first, err := o.maps[tcMapFbrPub].NextKeyBytes(nil)
+		if err != nil {
+			return false, fmt.Errorf("reading fbr_pub: %w", err)
+		}
 		has, err := o.anyNetwork(func(_ uint32, flags tcFbrNetFlags) bool { return flags&tcFbrNetFlagsFBR_NET_OWN != 0 })
 		if err != nil {
 			return false, err
 		}
-		own = own || has
+		any, own = any || first != nil, own || has
 	}
 	return any, pb.d.control.changeConf(func(c *tcFbrConf) error {
 		c.Published = cBool(any || own)

@@ -1,7 +1,7 @@
 package datapath
 
 import (
-	"encoding/binary"
+	"errors"
 	"net/netip"
 	"os"
 	"testing"
@@ -14,7 +14,7 @@ import (
 
 // client is a client's packet to a published port of the host.
 func (h *harness) client(proto string, port uint16) testutil.Frame {
-	f := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: server, Dst: extAddr, Payload: []byte("hello, inside")}
+	f := testutil.Frame{SrcMAC: h.outsideHW, DstMAC: mustMAC("02:00:00:00:00:01"), Src: h.addr.server, Dst: h.addr.ext, Payload: []byte("hello, inside")}
 	if proto == "udp" {
 		f.UDP = &testutil.UDP{SrcPort: 33333, DstPort: port}
 	} else {
@@ -24,7 +24,7 @@ func (h *harness) client(proto string, port uint16) testutil.Frame {
 }
 
 func (h *harness) publication(udp bool) Publication {
-	p := Publication{First: 8080, Last: 8089, Port: 80, Proto: unix.IPPROTO_TCP, Ifindex: h.c1.Ifindex, Container: c1Addr}
+	p := Publication{First: 8080, Last: 8089, Port: 80, Proto: unix.IPPROTO_TCP, Ifindex: h.c1.Ifindex, Container: h.addr.c1}
 	if udp {
 		p.Proto = unix.IPPROTO_UDP
 	}
@@ -40,9 +40,9 @@ func (h *harness) wantHost(t *testing.T, what string, f testutil.Frame) {
 }
 
 // inside is the client's packet as the container receives it.
-func inside(f testutil.Frame, port uint16) testutil.Frame {
+func (h *harness) inside(f testutil.Frame, port uint16) testutil.Frame {
 	return f.With(func(f *testutil.Frame) {
-		f.Dst = c1Addr
+		f.Dst = h.addr.c1
 		if f.UDP != nil {
 			f.UDP.DstPort = port
 		} else {
@@ -56,17 +56,16 @@ func inside(f testutil.Frame, port uint16) testutil.Frame {
 // take the fast path, byte for byte as on the kernel's path.
 func TestPublishedPort(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
-		t.Run(proto, func(t *testing.T) {
-			h := newHarness(t, Config{FlowsMax: 64}, nil)
+		eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
 			check(t, h.Publish(h.publication(proto == "udp")))
 			f := h.client(proto, 8083)
-			want := inside(f, 83)
+			want := h.inside(f, 83)
 			got := h.uplinkIn(t, f.Bytes(t))
 			if got.verdict != next || string(got.frame) != string(want.Bytes(t)) {
 				t.Fatalf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want.Bytes(t))
 			}
 			answer := h.answerOf(want)
-			out := translated(h.routed(answer), 8083).Bytes(t)
+			out := h.fromHost(h.routed(answer), 8083).Bytes(t)
 			if got := h.uplinkOut(t, h.routed(answer).Bytes(t), h.bridge); got.verdict != next || string(got.frame) != string(out) {
 				t.Fatalf("the answer: verdict %d\n got %x\nwant %x", got.verdict, got.frame, out)
 			}
@@ -75,16 +74,16 @@ func TestPublishedPort(t *testing.T) {
 				h.uplinkIn(t, f.Bytes(t))
 				h.uplinkOut(t, h.routed(answer).Bytes(t), h.bridge)
 			}
-			h.portOut(t, inside(f, 83).With(func(f *testutil.Frame) { f.SrcMAC, f.DstMAC = h.gateway, h.c1.MAC }).Bytes(t), h.uplink.Ifindex)
+			h.portOut(t, h.inside(f, 83).With(func(f *testutil.Frame) { f.SrcMAC, f.DstMAC = h.gateway, h.c1.MAC }).Bytes(t), h.uplink.Ifindex)
 			fast := h.portIn(t, answer.Bytes(t))
-			if want := translated(h.routed(answer), 8083).Bytes(t); fast.verdict != redirect || string(fast.frame) != string(want) {
+			if want := h.fromHost(h.routed(answer), 8083).Bytes(t); fast.verdict != redirect || string(fast.frame) != string(want) {
 				t.Errorf("fast answer: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
 			}
 			fast = h.uplinkIn(t, f.Bytes(t))
-			if want := inside(f, 83).With(func(f *testutil.Frame) { f.SrcMAC, f.DstMAC, f.TTL = h.gateway, h.c1.MAC, 63 }).Bytes(t); fast.verdict != redirect || string(fast.frame) != string(want) {
+			if want := h.inside(f, 83).With(func(f *testutil.Frame) { f.SrcMAC, f.DstMAC, f.TTL = h.gateway, h.c1.MAC, 63 }).Bytes(t); fast.verdict != redirect || string(fast.frame) != string(want) {
 				t.Errorf("fast request: verdict %d\n got %x\nwant %x", fast.verdict, fast.frame, want)
 			}
-			if fl := h.flow(t); fl.NAT != netip.AddrPortFrom(extAddr, 8083) {
+			if fl := h.flow(t); fl.NAT != netip.AddrPortFrom(h.addr.ext, 8083) {
 				t.Errorf("flow %+v", fl)
 			}
 			check(t, h.Unpublish(h.publication(proto == "udp")))
@@ -94,6 +93,11 @@ func TestPublishedPort(t *testing.T) {
 			h.wantHost(t, "unpublished", h.client(proto, 8083))
 		})
 	}
+}
+
+// fromHost is a container's packet as it leaves, from this port of the host.
+func (h *harness) fromHost(f testutil.Frame, port uint16) testutil.Frame {
+	return translated(f, port).With(func(f *testutil.Frame) { f.Src = h.addr.ext })
 }
 
 // answerOf is c1's answer to a packet that it has received.
@@ -110,29 +114,40 @@ func (h *harness) answerOf(f testutil.Frame) testutil.Frame {
 }
 
 func TestPublicationLetsInNobodyElse(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	eachFamily(t, Config{FlowsMax: 64}, publicationLetsInNobodyElse)
+}
+
+func publicationLetsInNobodyElse(t *testing.T, h *harness) {
+	allowed, refused, notOurs, loopback := netip.MustParsePrefix("192.0.2.0/28"), mustAddr("192.0.2.77"), mustAddr("198.51.100.9"), mustAddr("127.0.0.1")
+	if h.addr.ext.Is6() {
+		allowed, _ = h.addr.server.Prefix(125)
+		refused, notOurs, loopback = allowed.Addr().Next(), mustAddr("2001:db8:1::9"), netip.IPv6Loopback()
+		for allowed.Contains(refused) {
+			refused = refused.Next()
+		}
+	}
 	p := h.publication(false)
-	p.Allow = netip.MustParsePrefix("192.0.2.0/28")
-	p.HostAddr = extAddr
+	p.Allow = allowed
+	p.HostAddr = h.addr.ext
 	check(t, h.Publish(p))
 	h.wantHost(t, "below the range", h.client("tcp", 8079))
 	h.wantHost(t, "above the range", h.client("tcp", 8090))
 	h.wantHost(t, "another protocol", h.client("udp", 8080))
-	h.wantHost(t, "a client that is not allowed", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.Src = mustAddr("192.0.2.77") }))
-	h.wantHost(t, "another address", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("198.51.100.9") }))
+	h.wantHost(t, "a client that is not allowed", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.Src = refused }))
+	h.wantHost(t, "another address", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.Dst = notOurs }))
 	h.wantHost(t, "no first packet", h.client("tcp", 8080).With(func(f *testutil.Frame) { f.TCP.SYN, f.TCP.ACK = false, true }))
 	if n := h.live(t); n != 0 {
 		t.Errorf("%d sessions", n)
 	}
-	if got := h.uplinkIn(t, h.client("tcp", 8080).Bytes(t)); string(got.frame) != string(inside(h.client("tcp", 8080), 80).Bytes(t)) {
+	if got := h.uplinkIn(t, h.client("tcp", 8080).Bytes(t)); string(got.frame) != string(h.inside(h.client("tcp", 8080), 80).Bytes(t)) {
 		t.Error("the allowed client is not let in")
 	}
 	any := h.publication(true)
 	check(t, h.Publish(any))
 	h.wantDrop(t, h.uplink.Ifindex, "martian", func() result {
-		return h.uplinkIn(t, h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("127.0.0.1") }).Bytes(t))
+		return h.uplinkIn(t, h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = loopback }).Bytes(t))
 	})
-	h.wantHost(t, "an address that is not the host's", h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = mustAddr("198.51.100.9") }))
+	h.wantHost(t, "an address that is not the host's", h.client("udp", 8080).With(func(f *testutil.Frame) { f.Dst = notOurs }))
 }
 
 // gatewayUp gives a bridge its address, so that the kernel has its routes.
@@ -174,23 +189,27 @@ func TestNobodyAnswersByABroadcastAddress(t *testing.T) {
 // After its flow has ended, a server that sends again must not do so from a port that
 // its client has never seen.
 func TestPublishedPortAnswersFromItsOwnPort(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
-	check(t, h.Publish(h.publication(true)))
-	late := h.answerOf(inside(h.client("udp", 8080), 80))
-	got := h.uplinkOut(t, h.routed(late).Bytes(t), h.bridge)
-	if got.verdict != next || binary.BigEndian.Uint16(got.frame[34:]) != 8080 {
-		t.Errorf("verdict %d, from port %d, want 8080", got.verdict, binary.BigEndian.Uint16(got.frame[34:]))
-	}
+	eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
+		check(t, h.Publish(h.publication(true)))
+		late := h.routed(h.answerOf(h.inside(h.client("udp", 8080), 80)))
+		got := h.uplinkOut(t, late.Bytes(t), h.bridge)
+		if want := h.fromHost(late, 8080).Bytes(t); got.verdict != next || string(got.frame) != string(want) {
+			t.Errorf("verdict %d\n got %x\nwant %x", got.verdict, got.frame, want)
+		}
+	})
 }
 
 func TestManyPortsArePublishedAtOnce(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	eachFamily(t, Config{FlowsMax: 64}, manyPortsArePublishedAtOnce)
+}
+
+func manyPortsArePublishedAtOnce(t *testing.T, h *harness) {
 	p := h.publication(true)
 	p.First, p.Last, p.Port = 40000, 49999, 40000
 	check(t, h.Publish(p))
 	check(t, h.Publish(p))
 	f := h.client("udp", 49999)
-	if got := h.uplinkIn(t, f.Bytes(t)); string(got.frame) != string(inside(f, 49999).Bytes(t)) {
+	if got := h.uplinkIn(t, f.Bytes(t)); string(got.frame) != string(h.inside(f, 49999).Bytes(t)) {
 		t.Error("the last port does not lead anywhere")
 	}
 	check(t, h.Unpublish(p))
@@ -201,7 +220,10 @@ func TestManyPortsArePublishedAtOnce(t *testing.T) {
 // TestPublicationsAreTakenBackTogether withdraws several publications at once, after a
 // part of one of them.
 func TestPublicationsAreTakenBackTogether(t *testing.T) {
-	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	eachFamily(t, Config{FlowsMax: 64}, publicationsAreTakenBackTogether)
+}
+
+func publicationsAreTakenBackTogether(t *testing.T, h *harness) {
 	tcp, udp := h.publication(false), h.publication(true)
 	check(t, h.Publish(tcp, udp))
 	part := tcp
@@ -218,11 +240,52 @@ func TestPublicationsAreTakenBackTogether(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
 		h.wantHost(t, "unpublished", h.client(proto, 8084))
 	}
-	var k, v tcFbrBindKey
-	if it := h.maps.FbrPubOf.Iterate(); it.Next(&k, &v) {
-		t.Errorf("fbr_pub_of still has %+v", k)
+	if k, err := h.object().maps[tcMapFbrPubOf].NextKeyBytes(nil); err != nil || k != nil {
+		t.Errorf("fbr_pub_of still has %x, %v", k, err)
 	}
 	if n := h.live(t); n != 0 {
 		t.Errorf("%d sessions of ports that are published no more", n)
 	}
+}
+
+// Ports of one family say nothing about those of the other: neither to clients, nor when one
+// of them is published no more.
+func TestPublicationsOfBothFamilies(t *testing.T) {
+	six := withIP6(t, newHarness(t, Config{FlowsMax: 64}, nil)).harness
+	four := six.speaking(of4)
+	check(t, six.Publish(four.publication(false), six.publication(false), six.publication(true)))
+	for _, h := range []*harness{four, six} {
+		check(t, h.VerifyPublication(h.publication(false)))
+		f := h.client("tcp", 8083)
+		if got := h.uplinkIn(t, f.Bytes(t)); got.verdict != next || string(got.frame) != string(h.inside(f, 83).Bytes(t)) {
+			t.Errorf("%s: verdict %d", h.addr.c1, got.verdict)
+		}
+	}
+	four.wantHost(t, "published by IPv6 only", four.client("udp", 8083))
+	check(t, six.Unpublish(four.publication(false)))
+	four.wantHost(t, "unpublished", four.client("tcp", 8084))
+	if n := six.live(t); n != 1 {
+		t.Errorf("%d sessions, want that of IPv6", n)
+	}
+	check(t, six.VerifyPublication(six.publication(false)))
+	if err := six.VerifyPublication(four.publication(false)); !errors.Is(err, ErrDetached) {
+		t.Errorf("published no more: %v", err)
+	}
+	check(t, six.Unpublish(six.publication(false), six.publication(true)))
+	six.wantHost(t, "unpublished", six.client("tcp", 8083))
+}
+
+// Where no network has IPv6, no port is published by it.
+func TestPublishWithoutIPv6(t *testing.T) {
+	h := newHarness(t, Config{FlowsMax: 64}, nil)
+	if err := h.Publish(h.speaking(of6).publication(false)); err == nil {
+		t.Error("no error")
+	}
+}
+
+// A client with an address of the link only is not let in: the container could not answer.
+func TestPublishedToNobodyOfTheLink(t *testing.T) {
+	h := withIP6(t, newHarness(t, Config{FlowsMax: 64}, nil))
+	check(t, h.Publish(h.publication(true)))
+	h.wantHost(t, "a link-local client", h.client("udp", 8080).With(func(f *testutil.Frame) { f.Src = mustAddr("fe80::99") }))
 }

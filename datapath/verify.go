@@ -46,16 +46,12 @@ func (d *Datapath) VerifyPort(p Port) error {
 // made it lead, and that the programs look for publications. It changes
 // nothing. The error wraps ErrDetached.
 func (d *Datapath) VerifyPublication(p Publication) error {
-	host, to, inside := entries(p)
-	for i := range host {
-		var leads tcFbrPub
-		if err := d.maps.FbrPub.Lookup(&host[i], &leads); err != nil || leads != to[i] {
-			return fmt.Errorf("port %d: not in fbr_pub: %w", int(p.First)+i, ErrDetached)
-		}
-		var back tcFbrBindKey // another publication's, where several share a container's port
-		if err := d.maps.FbrPubOf.Lookup(&inside[i], &back); err != nil {
-			return fmt.Errorf("port %d: not in fbr_pub_of: %w", int(p.First)+i, ErrDetached)
-		}
+	o, err := d.families.of(p.Container)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, ErrDetached)
+	}
+	if err := o.pubs.verify(o, p); err != nil {
+		return err
 	}
 	var conf tcFbrConf
 	if err := d.maps.FbrConf.Lookup(uint32(0), &conf); err != nil {
@@ -130,9 +126,9 @@ func (d *Datapath) Unpinned(devices []int) (out []int, err error) {
 // VerifyGuard checks that the links of AttachGuard are pinned. While they are pinned
 // they are attached.
 func (d *Datapath) VerifyGuard() error {
-	names := []string{inputLink, neighboursLink}
+	names := []string{neighboursLink}
 	for _, o := range d.families.loaded() {
-		names = append(names, guardLink+o.suffix, defragLink+o.suffix)
+		names = append(names, inputLink+o.suffix, guardLink+o.suffix, defragLink+o.suffix)
 	}
 	for _, name := range names {
 		if _, err := os.Stat(linkPath(d.dir, name)); err != nil {

@@ -23,7 +23,7 @@ func TestVerifyFindsWhatIsMissing(t *testing.T) {
 	mendUplink := func() error { return h.AttachUplink(h.uplink) }
 	pub := h.publication(true)
 	check(t, h.Publish(pub))
-	host, to, inside := entries(pub)
+	host, to, inside := pubs4.entries(pub)
 	published := func() error { return h.VerifyPublication(pub) }
 	publish := func() error { return h.Publish(pub) }
 	fdb := tcFbrFdbKey{Mac: [6]uint8(h.c1.MAC), Bridge: uint32(h.bridge)}

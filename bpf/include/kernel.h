@@ -684,6 +684,17 @@ enum nf_nat_manip_type { NF_NAT_MANIP_SRC, NF_NAT_MANIP_DST };
 struct sock_common {
 	__be32 skc_daddr;
 	__be16 skc_dport;
+	unsigned char skc_ipv6only : 1;
+	struct in6_addr skc_v6_daddr;
+} __core;
+
+struct sock {
+	struct sock_common __sk_common;
+} __core;
+
+/* The kernel's own struct bpf_sock_addr. */
+struct bpf_sock_addr_kern {
+	struct sock *sk;
 } __core;
 
 struct udp_sock;

@@ -22,14 +22,16 @@ static __always_inline __u16 fbr_fold(__u32 sum)
 
 #if FBR_AF == 4
 #include "af4.h"
-#define FBR_AF_DEVICE  "device4.h"
-#define FBR_AF_IP      "ip4.h"
-#define FBR_AF_REWRITE "rewrite4.h"
+#define FBR_AF_DEVICE   "device4.h"
+#define FBR_AF_HOSTPORT "hostport4.h"
+#define FBR_AF_IP       "ip4.h"
+#define FBR_AF_REWRITE  "rewrite4.h"
 #else
 #include "af6.h"
-#define FBR_AF_DEVICE  "device6.h"
-#define FBR_AF_IP      "ip6.h"
-#define FBR_AF_REWRITE "rewrite6.h"
+#define FBR_AF_DEVICE   "device6.h"
+#define FBR_AF_HOSTPORT "hostport6.h"
+#define FBR_AF_IP       "ip6.h"
+#define FBR_AF_REWRITE  "rewrite6.h"
 #endif
 
 #define FBR_ADDR_BITS (8 * sizeof(fbr_addr)) /* of a prefix that is one address */

@@ -9,11 +9,11 @@
 
 /* A socket of the host was led to ip:port when it asked for host:hport. */
 struct fbr_told {
-	__be32 ip;
-	__be32 host;
+	fbr_addr ip;
+	fbr_addr host;
 	__be16 port;
 	__be16 hport;
-	__u8 six; /* it asked for ::1 */
+	__u8 six; /* it asked for ::1, and was led by IPv4 */
 	__u8 pad[3];
 };
 
@@ -33,7 +33,7 @@ struct {
 
 /* Records what the socket asked for. */
 static __always_inline void fbr_cg_note(struct bpf_sock_addr *ctx, const struct fbr_pub *pub,
-					__be32 addr, bool six)
+					fbr_addr addr, bool six)
 {
 	struct fbr_told told = {
 		.ip = pub->ip, .port = pub->port, .host = addr, .hport = ctx->user_port, .six = six
@@ -48,7 +48,7 @@ static __always_inline void fbr_cg_note(struct bpf_sock_addr *ctx, const struct 
 	if (!s)
 		return;
 	for (i = 0; i < FBR_TOLD_MAX; i++) {
-		if (s->told[i].ip == told.ip && s->told[i].port == told.port) {
+		if (fbr_addr_eq(s->told[i].ip, told.ip) && s->told[i].port == told.port) {
 			s->told[i] = told;
 			return;
 		}
@@ -57,18 +57,18 @@ static __always_inline void fbr_cg_note(struct bpf_sock_addr *ctx, const struct 
 }
 
 /* What the socket asked for when it was led to addr:port, or NULL. */
-static __always_inline struct fbr_told *fbr_cg_told(struct bpf_sock_addr *ctx, __be32 addr)
+static __always_inline struct fbr_told *fbr_cg_told(struct bpf_sock_addr *ctx, fbr_addr addr)
 {
 	struct bpf_sock *sk = ctx->sk;
 	__be16 port = ctx->user_port;
 	struct fbr_sock *s;
 	int i;
 
-	s = sk && addr ? bpf_sk_storage_get(&fbr_told, sk, NULL, 0) : NULL;
+	s = sk && !fbr_addr_zero(addr) ? bpf_sk_storage_get(&fbr_told, sk, NULL, 0) : NULL;
 	if (!s)
 		return NULL;
 	for (i = 0; i < FBR_TOLD_MAX; i++)
-		if (s->told[i].ip == addr && s->told[i].port == port)
+		if (fbr_addr_eq(s->told[i].ip, addr) && s->told[i].port == port)
 			return &s->told[i];
 	return NULL;
 }
