@@ -31,7 +31,7 @@ type seen struct {
 // hostClient is a process of the host with one socket. A socket is in the cgroup of
 // the process that makes it.
 //
-//	hostclient tcp|udp 4|6 connect|stay|sendto|bind LOCAL|dev:DEVICE|- REMOTE|-
+//	hostclient tcp|udp 4|6|6only connect|stay|sendto|bind LOCAL|dev:DEVICE|- REMOTE|-
 //
 // LOCAL or DEVICE is bound to first. connect and sendto send "hello" and wait for an answer;
 // stay connects, and after a line on standard input does the same again; bind
@@ -57,7 +57,7 @@ func (s *seen) ask(args []string) error {
 	if args[0] == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
-	six := args[1] == "6"
+	six := args[1] != "4"
 	if six {
 		family = unix.AF_INET6
 	}
@@ -68,6 +68,11 @@ func (s *seen) ask(args []string) error {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
 		return err
+	}
+	if args[1] == "6only" {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return err
+		}
 	}
 	if device, ok := strings.CutPrefix(args[3], "dev:"); ok {
 		if err := unix.BindToDevice(fd, device); err != nil {

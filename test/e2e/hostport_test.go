@@ -281,6 +281,7 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 		"tcp 4 bind 127.0.0.1:8080 -":                      true,
 		"udp 4 bind 0.0.0.0:8080 -":                        true,
 		"tcp 6 bind [::]:8080 -":                           true,
+		"tcp 6only bind [::]:8080 -":                       false, // it takes no packet of IPv4
 		"tcp 6 bind [::ffff:127.0.0.1]:8080 -":             true,
 		"tcp 4 bind " + h.HostAddr(0).String() + ":8090 -": true,
 		"tcp 4 bind 0.0.0.0:8090 -":                        true,
