@@ -273,6 +273,20 @@ type tc6FbrSession struct {
 	CheckAt uint64
 }
 
+type tc6FbrSock struct {
+	_    structs.HostLayout
+	Turn uint32
+	Told [4]struct {
+		_     structs.HostLayout
+		Ip    tc6FbrAddr
+		Host  tc6FbrAddr
+		Port  uint16
+		Hport uint16
+		Six   uint8
+		Pad   [3]uint8
+	}
+}
+
 type tc6FbrState struct {
 	_            structs.HostLayout
 	Live         uint64
@@ -332,79 +346,89 @@ type tc6FbrWay struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tc6MapFbrAllowed      = "fbr_allowed"
-	tc6MapFbrAllowedMac   = "fbr_allowed_mac"
-	tc6MapFbrBind         = "fbr_bind"
-	tc6MapFbrClaims       = "fbr_claims"
-	tc6MapFbrClosed       = "fbr_closed"
-	tc6MapFbrConf         = "fbr_conf"
-	tc6MapFbrDev6         = "fbr_dev6"
-	tc6MapFbrDevs         = "fbr_devs"
-	tc6MapFbrDoubted      = "fbr_doubted"
-	tc6MapFbrDrops        = "fbr_drops"
-	tc6MapFbrFdb          = "fbr_fdb"
-	tc6MapFbrFlow         = "fbr_flow"
-	tc6MapFbrFlowOf       = "fbr_flow_of"
-	tc6MapFbrFrag         = "fbr_frag"
-	tc6MapFbrFragId       = "fbr_frag_id"
-	tc6MapFbrFragSlot     = "fbr_frag_slot"
-	tc6MapFbrFragVia      = "fbr_frag_via"
-	tc6MapFbrFree         = "fbr_free"
-	tc6MapFbrHair         = "fbr_hair"
-	tc6MapFbrHolder       = "fbr_holder"
-	tc6MapFbrHops         = "fbr_hops"
-	tc6MapFbrHosts        = "fbr_hosts"
-	tc6MapFbrMeta         = "fbr_meta"
-	tc6MapFbrNear         = "fbr_near"
-	tc6MapFbrNets         = "fbr_nets"
-	tc6MapFbrNport        = "fbr_nport"
-	tc6MapFbrPair         = "fbr_pair"
-	tc6MapFbrPassed       = "fbr_passed"
-	tc6MapFbrPeer         = "fbr_peer"
-	tc6MapFbrPlain        = "fbr_plain"
-	tc6MapFbrPool         = "fbr_pool"
-	tc6MapFbrPub          = "fbr_pub"
-	tc6MapFbrPubOf        = "fbr_pub_of"
-	tc6MapFbrQuota        = "fbr_quota"
-	tc6MapFbrScratch      = "fbr_scratch"
-	tc6MapFbrSess         = "fbr_sess"
-	tc6MapFbrState        = "fbr_state"
-	tc6MapFbrStats        = "fbr_stats"
-	tc6MapFbrWaiting      = "fbr_waiting"
-	tc6MapFbrWay          = "fbr_way"
-	tc6ProgFbrControl     = "fbr_control"
-	tc6ProgFbrFragIn      = "fbr_frag_in"
-	tc6ProgFbrGuard       = "fbr_guard"
-	tc6ProgFbrPortIn      = "fbr_port_in"
-	tc6ProgFbrPortOut     = "fbr_port_out"
-	tc6ProgFbrTunIn       = "fbr_tun_in"
-	tc6ProgFbrTunOut      = "fbr_tun_out"
-	tc6ProgFbrUplinkIn    = "fbr_uplink_in"
-	tc6ProgFbrUplinkOut   = "fbr_uplink_out"
-	tc6VarCfgConntrack    = "cfg_conntrack"
-	tc6VarCfgEpoch        = "cfg_epoch"
-	tc6VarCfgFibSrc       = "cfg_fib_src"
-	tc6VarCfgFlowsMax     = "cfg_flows_max"
-	tc6VarCfgFlowsQuota   = "cfg_flows_quota"
-	tc6VarCfgHalfQuota    = "cfg_half_quota"
-	tc6VarCfgHz           = "cfg_hz"
-	tc6VarCfgMark         = "cfg_mark"
-	tc6VarCfgNat          = "cfg_nat"
-	tc6VarCfgNearMask     = "cfg_near_mask"
-	tc6VarCfgNetns        = "cfg_netns"
-	tc6VarCfgPortsQuota   = "cfg_ports_quota"
-	tc6VarCfgToHold       = "cfg_to_hold"
-	tc6VarCfgToIcmp       = "cfg_to_icmp"
-	tc6VarCfgToTcp        = "cfg_to_tcp"
-	tc6VarCfgToTcpClosing = "cfg_to_tcp_closing"
-	tc6VarCfgToTcpHalf    = "cfg_to_tcp_half"
-	tc6VarCfgToTcpOpen    = "cfg_to_tcp_open"
-	tc6VarCfgToTcpWaiting = "cfg_to_tcp_waiting"
-	tc6VarCfgToUdp        = "cfg_to_udp"
-	tc6VarCfgToUdpDns     = "cfg_to_udp_dns"
-	tc6VarCfgToUdpOneway  = "cfg_to_udp_oneway"
-	tc6VarCfgToUdpWaiting = "cfg_to_udp_waiting"
-	tc6VarCfgWaitingMax   = "cfg_waiting_max"
+	tc6MapFbrAllowed       = "fbr_allowed"
+	tc6MapFbrAllowedMac    = "fbr_allowed_mac"
+	tc6MapFbrBind          = "fbr_bind"
+	tc6MapFbrClaims        = "fbr_claims"
+	tc6MapFbrClosed        = "fbr_closed"
+	tc6MapFbrConf          = "fbr_conf"
+	tc6MapFbrDev6          = "fbr_dev6"
+	tc6MapFbrDevs          = "fbr_devs"
+	tc6MapFbrDoubted       = "fbr_doubted"
+	tc6MapFbrDrops         = "fbr_drops"
+	tc6MapFbrFdb           = "fbr_fdb"
+	tc6MapFbrFlow          = "fbr_flow"
+	tc6MapFbrFlowOf        = "fbr_flow_of"
+	tc6MapFbrFrag          = "fbr_frag"
+	tc6MapFbrFragId        = "fbr_frag_id"
+	tc6MapFbrFragSlot      = "fbr_frag_slot"
+	tc6MapFbrFragVia       = "fbr_frag_via"
+	tc6MapFbrFree          = "fbr_free"
+	tc6MapFbrHair          = "fbr_hair"
+	tc6MapFbrHolder        = "fbr_holder"
+	tc6MapFbrHops          = "fbr_hops"
+	tc6MapFbrHosts         = "fbr_hosts"
+	tc6MapFbrLocal         = "fbr_local"
+	tc6MapFbrMeta          = "fbr_meta"
+	tc6MapFbrNear          = "fbr_near"
+	tc6MapFbrNets          = "fbr_nets"
+	tc6MapFbrNport         = "fbr_nport"
+	tc6MapFbrPair          = "fbr_pair"
+	tc6MapFbrPassed        = "fbr_passed"
+	tc6MapFbrPeer          = "fbr_peer"
+	tc6MapFbrPlain         = "fbr_plain"
+	tc6MapFbrPool          = "fbr_pool"
+	tc6MapFbrPub           = "fbr_pub"
+	tc6MapFbrPubOf         = "fbr_pub_of"
+	tc6MapFbrQuota         = "fbr_quota"
+	tc6MapFbrScratch       = "fbr_scratch"
+	tc6MapFbrSess          = "fbr_sess"
+	tc6MapFbrState         = "fbr_state"
+	tc6MapFbrStats         = "fbr_stats"
+	tc6MapFbrTold          = "fbr_told"
+	tc6MapFbrWaiting       = "fbr_waiting"
+	tc6MapFbrWay           = "fbr_way"
+	tc6ProgFbrBind6        = "fbr_bind6"
+	tc6ProgFbrConnect6     = "fbr_connect6"
+	tc6ProgFbrControl      = "fbr_control"
+	tc6ProgFbrEndTcp       = "fbr_end_tcp"
+	tc6ProgFbrEndUdp       = "fbr_end_udp"
+	tc6ProgFbrFragIn       = "fbr_frag_in"
+	tc6ProgFbrGetpeername6 = "fbr_getpeername6"
+	tc6ProgFbrGuard        = "fbr_guard"
+	tc6ProgFbrInput        = "fbr_input"
+	tc6ProgFbrPortIn       = "fbr_port_in"
+	tc6ProgFbrPortOut      = "fbr_port_out"
+	tc6ProgFbrRecvmsg6     = "fbr_recvmsg6"
+	tc6ProgFbrSendmsg6     = "fbr_sendmsg6"
+	tc6ProgFbrTunIn        = "fbr_tun_in"
+	tc6ProgFbrTunOut       = "fbr_tun_out"
+	tc6ProgFbrUplinkIn     = "fbr_uplink_in"
+	tc6ProgFbrUplinkOut    = "fbr_uplink_out"
+	tc6VarCfgConntrack     = "cfg_conntrack"
+	tc6VarCfgEpoch         = "cfg_epoch"
+	tc6VarCfgFibSrc        = "cfg_fib_src"
+	tc6VarCfgFlowsMax      = "cfg_flows_max"
+	tc6VarCfgFlowsQuota    = "cfg_flows_quota"
+	tc6VarCfgHalfQuota     = "cfg_half_quota"
+	tc6VarCfgHz            = "cfg_hz"
+	tc6VarCfgMark          = "cfg_mark"
+	tc6VarCfgNat           = "cfg_nat"
+	tc6VarCfgNearMask      = "cfg_near_mask"
+	tc6VarCfgNetns         = "cfg_netns"
+	tc6VarCfgPortsQuota    = "cfg_ports_quota"
+	tc6VarCfgToHold        = "cfg_to_hold"
+	tc6VarCfgToIcmp        = "cfg_to_icmp"
+	tc6VarCfgToTcp         = "cfg_to_tcp"
+	tc6VarCfgToTcpClosing  = "cfg_to_tcp_closing"
+	tc6VarCfgToTcpHalf     = "cfg_to_tcp_half"
+	tc6VarCfgToTcpOpen     = "cfg_to_tcp_open"
+	tc6VarCfgToTcpWaiting  = "cfg_to_tcp_waiting"
+	tc6VarCfgToUdp         = "cfg_to_udp"
+	tc6VarCfgToUdpDns      = "cfg_to_udp_dns"
+	tc6VarCfgToUdpOneway   = "cfg_to_udp_oneway"
+	tc6VarCfgToUdpWaiting  = "cfg_to_udp_waiting"
+	tc6VarCfgWaitingMax    = "cfg_waiting_max"
 )
 
 // loadTc6 returns the embedded CollectionSpec for tc6.
@@ -449,15 +473,23 @@ type tc6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tc6ProgramSpecs struct {
-	FbrControl   *ebpf.ProgramSpec `ebpf:"fbr_control"`
-	FbrFragIn    *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
-	FbrGuard     *ebpf.ProgramSpec `ebpf:"fbr_guard"`
-	FbrPortIn    *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
-	FbrPortOut   *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
-	FbrTunIn     *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
-	FbrTunOut    *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
-	FbrUplinkIn  *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
-	FbrUplinkOut *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
+	FbrBind6        *ebpf.ProgramSpec `ebpf:"fbr_bind6"`
+	FbrConnect6     *ebpf.ProgramSpec `ebpf:"fbr_connect6"`
+	FbrControl      *ebpf.ProgramSpec `ebpf:"fbr_control"`
+	FbrEndTcp       *ebpf.ProgramSpec `ebpf:"fbr_end_tcp"`
+	FbrEndUdp       *ebpf.ProgramSpec `ebpf:"fbr_end_udp"`
+	FbrFragIn       *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
+	FbrGetpeername6 *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
+	FbrGuard        *ebpf.ProgramSpec `ebpf:"fbr_guard"`
+	FbrInput        *ebpf.ProgramSpec `ebpf:"fbr_input"`
+	FbrPortIn       *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
+	FbrPortOut      *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrRecvmsg6     *ebpf.ProgramSpec `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg6     *ebpf.ProgramSpec `ebpf:"fbr_sendmsg6"`
+	FbrTunIn        *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
+	FbrTunOut       *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
+	FbrUplinkIn     *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut    *ebpf.ProgramSpec `ebpf:"fbr_uplink_out"`
 }
 
 // tc6MapSpecs contains maps before they are loaded into the kernel.
@@ -486,6 +518,7 @@ type tc6MapSpecs struct {
 	FbrHolder     *ebpf.MapSpec `ebpf:"fbr_holder"`
 	FbrHops       *ebpf.MapSpec `ebpf:"fbr_hops"`
 	FbrHosts      *ebpf.MapSpec `ebpf:"fbr_hosts"`
+	FbrLocal      *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta       *ebpf.MapSpec `ebpf:"fbr_meta"`
 	FbrNear       *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets       *ebpf.MapSpec `ebpf:"fbr_nets"`
@@ -502,6 +535,7 @@ type tc6MapSpecs struct {
 	FbrSess       *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState      *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats      *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold       *ebpf.MapSpec `ebpf:"fbr_told"`
 	FbrWaiting    *ebpf.MapSpec `ebpf:"fbr_waiting"`
 	FbrWay        *ebpf.MapSpec `ebpf:"fbr_way"`
 }
@@ -578,6 +612,7 @@ type tc6Maps struct {
 	FbrHolder     *ebpf.Map `ebpf:"fbr_holder"`
 	FbrHops       *ebpf.Map `ebpf:"fbr_hops"`
 	FbrHosts      *ebpf.Map `ebpf:"fbr_hosts"`
+	FbrLocal      *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta       *ebpf.Map `ebpf:"fbr_meta"`
 	FbrNear       *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets       *ebpf.Map `ebpf:"fbr_nets"`
@@ -594,6 +629,7 @@ type tc6Maps struct {
 	FbrSess       *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState      *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats      *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold       *ebpf.Map `ebpf:"fbr_told"`
 	FbrWaiting    *ebpf.Map `ebpf:"fbr_waiting"`
 	FbrWay        *ebpf.Map `ebpf:"fbr_way"`
 }
@@ -622,6 +658,7 @@ func (m *tc6Maps) Close() error {
 		m.FbrHolder,
 		m.FbrHops,
 		m.FbrHosts,
+		m.FbrLocal,
 		m.FbrMeta,
 		m.FbrNear,
 		m.FbrNets,
@@ -638,6 +675,7 @@ func (m *tc6Maps) Close() error {
 		m.FbrSess,
 		m.FbrState,
 		m.FbrStats,
+		m.FbrTold,
 		m.FbrWaiting,
 		m.FbrWay,
 	)
@@ -677,24 +715,40 @@ type tc6Variables struct {
 //
 // It can be passed to loadTc6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type tc6Programs struct {
-	FbrControl   *ebpf.Program `ebpf:"fbr_control"`
-	FbrFragIn    *ebpf.Program `ebpf:"fbr_frag_in"`
-	FbrGuard     *ebpf.Program `ebpf:"fbr_guard"`
-	FbrPortIn    *ebpf.Program `ebpf:"fbr_port_in"`
-	FbrPortOut   *ebpf.Program `ebpf:"fbr_port_out"`
-	FbrTunIn     *ebpf.Program `ebpf:"fbr_tun_in"`
-	FbrTunOut    *ebpf.Program `ebpf:"fbr_tun_out"`
-	FbrUplinkIn  *ebpf.Program `ebpf:"fbr_uplink_in"`
-	FbrUplinkOut *ebpf.Program `ebpf:"fbr_uplink_out"`
+	FbrBind6        *ebpf.Program `ebpf:"fbr_bind6"`
+	FbrConnect6     *ebpf.Program `ebpf:"fbr_connect6"`
+	FbrControl      *ebpf.Program `ebpf:"fbr_control"`
+	FbrEndTcp       *ebpf.Program `ebpf:"fbr_end_tcp"`
+	FbrEndUdp       *ebpf.Program `ebpf:"fbr_end_udp"`
+	FbrFragIn       *ebpf.Program `ebpf:"fbr_frag_in"`
+	FbrGetpeername6 *ebpf.Program `ebpf:"fbr_getpeername6"`
+	FbrGuard        *ebpf.Program `ebpf:"fbr_guard"`
+	FbrInput        *ebpf.Program `ebpf:"fbr_input"`
+	FbrPortIn       *ebpf.Program `ebpf:"fbr_port_in"`
+	FbrPortOut      *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrRecvmsg6     *ebpf.Program `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg6     *ebpf.Program `ebpf:"fbr_sendmsg6"`
+	FbrTunIn        *ebpf.Program `ebpf:"fbr_tun_in"`
+	FbrTunOut       *ebpf.Program `ebpf:"fbr_tun_out"`
+	FbrUplinkIn     *ebpf.Program `ebpf:"fbr_uplink_in"`
+	FbrUplinkOut    *ebpf.Program `ebpf:"fbr_uplink_out"`
 }
 
 func (p *tc6Programs) Close() error {
 	return _Tc6Close(
+		p.FbrBind6,
+		p.FbrConnect6,
 		p.FbrControl,
+		p.FbrEndTcp,
+		p.FbrEndUdp,
 		p.FbrFragIn,
+		p.FbrGetpeername6,
 		p.FbrGuard,
+		p.FbrInput,
 		p.FbrPortIn,
 		p.FbrPortOut,
+		p.FbrRecvmsg6,
+		p.FbrSendmsg6,
 		p.FbrTunIn,
 		p.FbrTunOut,
 		p.FbrUplinkIn,
