@@ -279,6 +279,20 @@ type injected6FbrSession struct {
 	CheckAt uint64
 }
 
+type injected6FbrSock struct {
+	_    structs.HostLayout
+	Turn uint32
+	Told [4]struct {
+		_     structs.HostLayout
+		Ip    injected6FbrAddr
+		Host  injected6FbrAddr
+		Port  uint16
+		Hport uint16
+		Six   uint8
+		Pad   [3]uint8
+	}
+}
+
 type injected6FbrState struct {
 	_            structs.HostLayout
 	Live         uint64
@@ -361,6 +375,7 @@ const (
 	injected6MapFbrHops           = "fbr_hops"
 	injected6MapFbrHosts          = "fbr_hosts"
 	injected6MapFbrInjected       = "fbr_injected"
+	injected6MapFbrLocal          = "fbr_local"
 	injected6MapFbrMeta           = "fbr_meta"
 	injected6MapFbrNear           = "fbr_near"
 	injected6MapFbrNets           = "fbr_nets"
@@ -377,14 +392,23 @@ const (
 	injected6MapFbrSess           = "fbr_sess"
 	injected6MapFbrState          = "fbr_state"
 	injected6MapFbrStats          = "fbr_stats"
+	injected6MapFbrTold           = "fbr_told"
 	injected6MapFbrWaiting        = "fbr_waiting"
 	injected6MapFbrWay            = "fbr_way"
+	injected6ProgFbrBind6         = "fbr_bind6"
+	injected6ProgFbrConnect6      = "fbr_connect6"
 	injected6ProgFbrControl       = "fbr_control"
+	injected6ProgFbrEndTcp        = "fbr_end_tcp"
+	injected6ProgFbrEndUdp        = "fbr_end_udp"
 	injected6ProgFbrFragIn        = "fbr_frag_in"
+	injected6ProgFbrGetpeername6  = "fbr_getpeername6"
 	injected6ProgFbrGuard         = "fbr_guard"
 	injected6ProgFbrInjectedSweep = "fbr_injected_sweep"
+	injected6ProgFbrInput         = "fbr_input"
 	injected6ProgFbrPortIn        = "fbr_port_in"
 	injected6ProgFbrPortOut       = "fbr_port_out"
+	injected6ProgFbrRecvmsg6      = "fbr_recvmsg6"
+	injected6ProgFbrSendmsg6      = "fbr_sendmsg6"
 	injected6ProgFbrTunIn         = "fbr_tun_in"
 	injected6ProgFbrTunOut        = "fbr_tun_out"
 	injected6ProgFbrUplinkIn      = "fbr_uplink_in"
@@ -457,12 +481,20 @@ type injected6Specs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type injected6ProgramSpecs struct {
+	FbrBind6         *ebpf.ProgramSpec `ebpf:"fbr_bind6"`
+	FbrConnect6      *ebpf.ProgramSpec `ebpf:"fbr_connect6"`
 	FbrControl       *ebpf.ProgramSpec `ebpf:"fbr_control"`
+	FbrEndTcp        *ebpf.ProgramSpec `ebpf:"fbr_end_tcp"`
+	FbrEndUdp        *ebpf.ProgramSpec `ebpf:"fbr_end_udp"`
 	FbrFragIn        *ebpf.ProgramSpec `ebpf:"fbr_frag_in"`
+	FbrGetpeername6  *ebpf.ProgramSpec `ebpf:"fbr_getpeername6"`
 	FbrGuard         *ebpf.ProgramSpec `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.ProgramSpec `ebpf:"fbr_injected_sweep"`
+	FbrInput         *ebpf.ProgramSpec `ebpf:"fbr_input"`
 	FbrPortIn        *ebpf.ProgramSpec `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.ProgramSpec `ebpf:"fbr_port_out"`
+	FbrRecvmsg6      *ebpf.ProgramSpec `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg6      *ebpf.ProgramSpec `ebpf:"fbr_sendmsg6"`
 	FbrTunIn         *ebpf.ProgramSpec `ebpf:"fbr_tun_in"`
 	FbrTunOut        *ebpf.ProgramSpec `ebpf:"fbr_tun_out"`
 	FbrUplinkIn      *ebpf.ProgramSpec `ebpf:"fbr_uplink_in"`
@@ -496,6 +528,7 @@ type injected6MapSpecs struct {
 	FbrHops       *ebpf.MapSpec `ebpf:"fbr_hops"`
 	FbrHosts      *ebpf.MapSpec `ebpf:"fbr_hosts"`
 	FbrInjected   *ebpf.MapSpec `ebpf:"fbr_injected"`
+	FbrLocal      *ebpf.MapSpec `ebpf:"fbr_local"`
 	FbrMeta       *ebpf.MapSpec `ebpf:"fbr_meta"`
 	FbrNear       *ebpf.MapSpec `ebpf:"fbr_near"`
 	FbrNets       *ebpf.MapSpec `ebpf:"fbr_nets"`
@@ -512,6 +545,7 @@ type injected6MapSpecs struct {
 	FbrSess       *ebpf.MapSpec `ebpf:"fbr_sess"`
 	FbrState      *ebpf.MapSpec `ebpf:"fbr_state"`
 	FbrStats      *ebpf.MapSpec `ebpf:"fbr_stats"`
+	FbrTold       *ebpf.MapSpec `ebpf:"fbr_told"`
 	FbrWaiting    *ebpf.MapSpec `ebpf:"fbr_waiting"`
 	FbrWay        *ebpf.MapSpec `ebpf:"fbr_way"`
 }
@@ -589,6 +623,7 @@ type injected6Maps struct {
 	FbrHops       *ebpf.Map `ebpf:"fbr_hops"`
 	FbrHosts      *ebpf.Map `ebpf:"fbr_hosts"`
 	FbrInjected   *ebpf.Map `ebpf:"fbr_injected"`
+	FbrLocal      *ebpf.Map `ebpf:"fbr_local"`
 	FbrMeta       *ebpf.Map `ebpf:"fbr_meta"`
 	FbrNear       *ebpf.Map `ebpf:"fbr_near"`
 	FbrNets       *ebpf.Map `ebpf:"fbr_nets"`
@@ -605,6 +640,7 @@ type injected6Maps struct {
 	FbrSess       *ebpf.Map `ebpf:"fbr_sess"`
 	FbrState      *ebpf.Map `ebpf:"fbr_state"`
 	FbrStats      *ebpf.Map `ebpf:"fbr_stats"`
+	FbrTold       *ebpf.Map `ebpf:"fbr_told"`
 	FbrWaiting    *ebpf.Map `ebpf:"fbr_waiting"`
 	FbrWay        *ebpf.Map `ebpf:"fbr_way"`
 }
@@ -634,6 +670,7 @@ func (m *injected6Maps) Close() error {
 		m.FbrHops,
 		m.FbrHosts,
 		m.FbrInjected,
+		m.FbrLocal,
 		m.FbrMeta,
 		m.FbrNear,
 		m.FbrNets,
@@ -650,6 +687,7 @@ func (m *injected6Maps) Close() error {
 		m.FbrSess,
 		m.FbrState,
 		m.FbrStats,
+		m.FbrTold,
 		m.FbrWaiting,
 		m.FbrWay,
 	)
@@ -689,12 +727,20 @@ type injected6Variables struct {
 //
 // It can be passed to loadInjected6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type injected6Programs struct {
+	FbrBind6         *ebpf.Program `ebpf:"fbr_bind6"`
+	FbrConnect6      *ebpf.Program `ebpf:"fbr_connect6"`
 	FbrControl       *ebpf.Program `ebpf:"fbr_control"`
+	FbrEndTcp        *ebpf.Program `ebpf:"fbr_end_tcp"`
+	FbrEndUdp        *ebpf.Program `ebpf:"fbr_end_udp"`
 	FbrFragIn        *ebpf.Program `ebpf:"fbr_frag_in"`
+	FbrGetpeername6  *ebpf.Program `ebpf:"fbr_getpeername6"`
 	FbrGuard         *ebpf.Program `ebpf:"fbr_guard"`
 	FbrInjectedSweep *ebpf.Program `ebpf:"fbr_injected_sweep"`
+	FbrInput         *ebpf.Program `ebpf:"fbr_input"`
 	FbrPortIn        *ebpf.Program `ebpf:"fbr_port_in"`
 	FbrPortOut       *ebpf.Program `ebpf:"fbr_port_out"`
+	FbrRecvmsg6      *ebpf.Program `ebpf:"fbr_recvmsg6"`
+	FbrSendmsg6      *ebpf.Program `ebpf:"fbr_sendmsg6"`
 	FbrTunIn         *ebpf.Program `ebpf:"fbr_tun_in"`
 	FbrTunOut        *ebpf.Program `ebpf:"fbr_tun_out"`
 	FbrUplinkIn      *ebpf.Program `ebpf:"fbr_uplink_in"`
@@ -703,12 +749,20 @@ type injected6Programs struct {
 
 func (p *injected6Programs) Close() error {
 	return _Injected6Close(
+		p.FbrBind6,
+		p.FbrConnect6,
 		p.FbrControl,
+		p.FbrEndTcp,
+		p.FbrEndUdp,
 		p.FbrFragIn,
+		p.FbrGetpeername6,
 		p.FbrGuard,
 		p.FbrInjectedSweep,
+		p.FbrInput,
 		p.FbrPortIn,
 		p.FbrPortOut,
+		p.FbrRecvmsg6,
+		p.FbrSendmsg6,
 		p.FbrTunIn,
 		p.FbrTunOut,
 		p.FbrUplinkIn,
