@@ -30,6 +30,7 @@ type PublishRequest struct {
 	Allow, Allow6 netip.Prefix
 	Held          bool // the engine keeps a socket on each port: sockets there do not count
 	Any           bool // one port of First to Last is enough: the first that is free
+	Lenient       bool // left out, with a line, if the container has no address of HostIP's family
 }
 
 // publication is one of a port's, as recorded.
@@ -396,8 +397,13 @@ func (ps *publications) create(n *network, p *port, o *Owner, rs []PublishReques
 			return nil, tagged(ErrInvalid, fmt.Sprintf("network %s has only its TCP and UDP ports published: SCTP needs a network without --published-only", n.Name))
 		}
 		if len(pub.leads(p)) == 0 {
-			return nil, tagged(ErrInvalid, fmt.Sprintf("%s has no IPv6 address, so no client would reach it by %s. Publish it by IPv4, or attach it to a network with --ipv6",
+			err := tagged(ErrInvalid, fmt.Sprintf("%s has no IPv6 address, so no client would reach it by %s. Publish it by IPv4, or attach it to a network with --ipv6",
 				p.Name, cmp.Or(addrText(r.HostIP), r.Allow6.String())))
+			if !r.Lenient {
+				return nil, err
+			}
+			ps.op.say("port %s is left out: %v", r, err)
+			continue
 		}
 		if pub.owns(p) && slices.ContainsFunc(out, func(x *publication) bool { return *x == *pub }) {
 			continue // two ports of the host would have led there

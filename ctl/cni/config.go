@@ -3,7 +3,6 @@ package cni
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -289,18 +288,13 @@ func (c *config) ips() (v4, v6 netip.Addr, err error) {
 
 // publications returns the port mappings as ranges. Runtimes pass a range as
 // one mapping per port, so neighbours are joined and duplicates count once. A
-// mapping that fastbr cannot publish yet is left out and noted for the user:
-// the pod still starts.
-func (c *config) publications() (out []ctl.PublishRequest, notes []string, err error) {
+// mapping on an IPv6 address is left out of a pod without IPv6, which still starts.
+func (c *config) publications() (out []ctl.PublishRequest, err error) {
 	seen := map[ctl.PublishRequest]bool{}
 	for _, m := range c.Runtime.PortMappings {
 		r, err := m.publication()
-		if errors.Is(err, errLater) {
-			notes = append(notes, err.Error())
-			continue
-		}
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if r.First == 0 || seen[r] {
 			continue
@@ -315,11 +309,8 @@ func (c *config) publications() (out []ctl.PublishRequest, notes []string, err e
 		}
 		out = append(out, r)
 	}
-	return out, notes, nil
+	return out, nil
 }
-
-// errLater marks a valid port mapping that fastbr cannot publish.
-var errLater = errors.New("fastbr publishes only on IPv4 addresses")
 
 // publication translates a mapping. A mapping without a host port publishes
 // nothing: it yields the zero value.
@@ -327,22 +318,18 @@ func (m portMapping) publication() (r ctl.PublishRequest, err error) {
 	if m.HostPort == 0 {
 		return r, nil
 	}
-	r = ctl.PublishRequest{First: uint16(m.HostPort), Last: uint16(m.HostPort), Port: uint16(m.ContainerPort), Proto: strings.ToLower(m.Protocol), Held: true}
+	r = ctl.PublishRequest{First: uint16(m.HostPort), Last: uint16(m.HostPort), Port: uint16(m.ContainerPort), Proto: strings.ToLower(m.Protocol), Held: true, Lenient: true}
 	if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
 		return r, invalid(fmt.Sprintf("port mapping %d:%d: want ports from 1 to 65535", m.HostPort, m.ContainerPort))
 	}
 	if r.Proto == "" {
 		r.Proto = "tcp"
 	}
-	later := fmt.Errorf("port mapping %s:%d/%s is skipped: %w", m.HostIP, m.HostPort, r.Proto, errLater)
 	if !ctl.CanPublish(r.Proto) {
 		return r, unsupported("portMappings.protocol", m.Protocol)
 	}
 	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil {
 		return r, invalid(fmt.Sprintf("port mapping: address %q is not an IP address", m.HostIP))
-	}
-	if r.HostIP.Is6() {
-		return r, later
 	}
 	return r, nil
 }

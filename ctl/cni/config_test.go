@@ -153,15 +153,15 @@ func TestPublications(t *testing.T) {
 	for mappings, want := range map[string][]ctl.PublishRequest{
 		`[]`:                                     nil,
 		`[{"hostPort": 0, "containerPort": 80}]`: nil,
-		`[{"hostPort": 80, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"}]`: {{HostIP: netip.IPv4Unspecified(), First: 80, Last: 80, Port: 80, Proto: "tcp", Held: true}},
+		`[{"hostPort": 80, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"}]`: {{HostIP: netip.IPv4Unspecified(), First: 80, Last: 80, Port: 80, Proto: "tcp", Held: true, Lenient: true}},
 		`[{"hostPort": 80, "containerPort": 8080}, {"hostPort": 81, "containerPort": 8081}, {"hostPort": 82, "containerPort": 8083}]`: {
-			{First: 80, Last: 81, Port: 8080, Proto: "tcp", Held: true}, {First: 82, Last: 82, Port: 8083, Proto: "tcp", Held: true}},
+			{First: 80, Last: 81, Port: 8080, Proto: "tcp", Held: true, Lenient: true}, {First: 82, Last: 82, Port: 8083, Proto: "tcp", Held: true, Lenient: true}},
 		`[{"hostPort": 80, "containerPort": 80}, {"hostPort": 81, "containerPort": 81}, {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]`: {
-			{First: 80, Last: 81, Port: 80, Proto: "tcp", Held: true}},
+			{First: 80, Last: 81, Port: 80, Proto: "tcp", Held: true, Lenient: true}},
 		`[{"hostPort": 53, "containerPort": 53, "protocol": "udp"}, {"hostPort": 54, "containerPort": 54, "protocol": "tcp", "hostIP": "198.51.100.1"}]`: {
-			{First: 53, Last: 53, Port: 53, Proto: "udp", Held: true}, {HostIP: one, First: 54, Last: 54, Port: 54, Proto: "tcp", Held: true}},
+			{First: 53, Last: 53, Port: 53, Proto: "udp", Held: true, Lenient: true}, {HostIP: one, First: 54, Last: 54, Port: 54, Proto: "tcp", Held: true, Lenient: true}},
 	} {
-		got, _, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": `+mappings+`}`, "").publications()
+		got, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": `+mappings+`}`, "").publications()
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %v, %v; want %v", mappings, got, err, want)
 		}
@@ -172,7 +172,7 @@ func TestPublications(t *testing.T) {
 		`[{"hostPort": 65536, "containerPort": 80}]`:                 types.ErrInvalidNetworkConfig,
 		`[{"hostPort": 80}]`: types.ErrInvalidNetworkConfig,
 	} {
-		_, _, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": `+mappings+`}`, "").publications()
+		_, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": `+mappings+`}`, "").publications()
 		if codeOf(err) != want {
 			t.Errorf("%s: %v, want code %d", mappings, err, want)
 		}
@@ -227,13 +227,14 @@ func TestOneAddressAsOftenAsOneLikes(t *testing.T) {
 	}
 }
 
-// TestPortsOfLater: such ports are left out with a note; the others stay.
-func TestPortsOfLater(t *testing.T) {
-	got, notes, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": [
-		{"hostPort": 80, "containerPort": 80, "protocol": "SCTP"}, {"hostPort": 81, "containerPort": 81, "hostIP": "::"}, {"hostPort": 82, "containerPort": 82}]}`, "").publications()
-	want := []ctl.PublishRequest{{First: 80, Last: 80, Port: 80, Proto: "sctp", Held: true}, {First: 82, Last: 82, Port: 82, Proto: "tcp", Held: true}}
-	said := []string{"port mapping :::81/tcp is skipped: fastbr publishes only on IPv4 addresses"}
-	if err != nil || !reflect.DeepEqual(got, want) || !reflect.DeepEqual(notes, said) {
-		t.Errorf("%v, %q, %v", got, notes, err)
+// TestPortsOfBothFamilies: an address says of which family a mapping is; none, both.
+func TestPortsOfBothFamilies(t *testing.T) {
+	got, err := parsed(t, `"network": "default", "runtimeConfig": {"portMappings": [
+		{"hostPort": 80, "containerPort": 80, "protocol": "SCTP"}, {"hostPort": 81, "containerPort": 81, "hostIP": "::"}, {"hostPort": 82, "containerPort": 82, "hostIP": "2001:db8::1"}]}`, "").publications()
+	want := []ctl.PublishRequest{{First: 80, Last: 80, Port: 80, Proto: "sctp", Held: true, Lenient: true},
+		{HostIP: netip.IPv6Unspecified(), First: 81, Last: 81, Port: 81, Proto: "tcp", Held: true, Lenient: true},
+		{HostIP: netip.MustParseAddr("2001:db8::1"), First: 82, Last: 82, Port: 82, Proto: "tcp", Held: true, Lenient: true}}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -66,12 +66,9 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 	if err := errors.Join(conf.check(), checkNetns(args)); err != nil {
 		return err
 	}
-	r, notes, err := conf.request(args)
+	r, err := conf.request(args)
 	if err != nil {
 		return err
-	}
-	for _, note := range notes {
-		fmt.Fprintln(p.opts.Messages, "fastbr:", note)
 	}
 	var given allocation
 	if !conf.own() {
@@ -109,25 +106,24 @@ func checkNetns(args *skel.CmdArgs) error {
 	return nil
 }
 
-// request returns the attachment without what an IPAM plugin decides. notes are
-// for the user.
-func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, notes []string, err error) {
+// request returns the attachment without what an IPAM plugin decides.
+func (c *config) request(args *skel.CmdArgs) (r ctl.AttachRequest, err error) {
 	o := c.owner(args)
 	r = ctl.AttachRequest{Target: args.Netns, Network: c.networkName(), Name: c.portName(args.ContainerID), Ifname: args.IfName,
 		Slow: c.Slow, DAD: c.EnableDAD, Hairpin: c.HairpinMode || c.PromiscMode, Bandwidth: c.bandwidth(), Owner: &o}
 	if r.MAC, err = c.mac(); err != nil {
-		return r, nil, err
+		return r, err
 	}
 	if r.Allowed, err = c.allowance(); err != nil {
-		return r, nil, err
+		return r, err
 	}
-	if r.Publish, notes, err = c.publications(); err != nil {
-		return r, nil, err
+	if r.Publish, err = c.publications(); err != nil {
+		return r, err
 	}
 	if c.own() {
 		r.IP, r.IP6, err = c.ips()
 	}
-	return r, notes, err
+	return r, err
 }
 
 // network returns the fastbr network that a bridge configuration describes. A
@@ -217,7 +213,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
 	}
 	want := ctl.Expectation{Target: args.Netns, Routes: destinations(prev.Routes), Bandwidth: conf.bandwidth()}
-	if want.Publish, _, err = conf.publications(); err != nil {
+	if want.Publish, err = conf.publications(); err != nil {
 		return err
 	}
 	if want.Allowed, err = conf.allowance(); err != nil {

@@ -162,15 +162,30 @@ func (r *runtime) assertOwn6(t *testing.T, c *lab.Namespace) {
 	t.Helper()
 	r.Must(t, "up", "--subnet", "fd00:84::/64")
 	l := r.list(t, "1.1.0", "net", ownNetwork)
-	rt := attachment(c, map[string]any{"ips": []string{"fd00:84::77/64", "172.30.7.7/16"}})
+	rt := attachment(c, map[string]any{"ips": []string{"fd00:84::77/64", "172.30.7.7/16"}, "portMappings": []map[string]any{
+		{"hostPort": 8080, "containerPort": 80}, {"hostPort": 8081, "containerPort": 81, "hostIP": "::"}}})
 	res := r.add6(t, l, c, rt)
 	b, err := json.Marshal(res.IPs)
 	if err != nil || len(res.IPs) != 2 || c.Addr.String() != "172.30.7.7" || c.Addr6.String() != "fd00:84::77" || len(res.Routes) != 2 {
 		t.Errorf("addresses %s, routes %v, %v", b, res.Routes, err)
 	}
 	r.mustPing(t, c, netip.MustParseAddr("fd00:84::1"), lab.PingOptions{Count: 1})
-	if err := r.cni.GetStatusNetworkList(r.Ctx, l); err != nil {
-		t.Errorf("STATUS: %v", err)
+	r.reached6(t, c, 80, on(r.HostAddr6(0), 8080))
+	r.reached6(t, c, 81, on(r.HostAddr6(0), 8081))
+	for what, err := range map[string]error{"STATUS": r.cni.GetStatusNetworkList(r.Ctx, l), "CHECK": r.cni.CheckNetworkList(r.Ctx, l, rt)} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r.del(t, l, rt)
+
+	// A mapping on an IPv6 address is left out of a container without IPv6.
+	r.Must(t, "network", "create", "four")
+	l = r.list(t, "1.1.0", "four", strings.Replace(ownNetwork, "default", "four", 1))
+	rt = attachment(c, map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "hostIP": "::"}}})
+	r.add(t, l, c, rt)
+	if err := r.cni.CheckNetworkList(r.Ctx, l, rt); err != nil {
+		t.Errorf("CHECK: %v", err)
 	}
 	r.del(t, l, rt)
 }

@@ -50,7 +50,7 @@ state = "DIR/state"
 	// criList is the network's configuration.
 	criList = `{"cniVersion": %q, "name": "pods", "plugins": [{"type": "fastbr", "bridge": "cni0",
 	"isDefaultGateway": true, "ipMasq": true, "hairpinMode": true, "capabilities": {"portMappings": true, "bandwidth": true},
-	"ipam": {"type": "host-local", "dataDir": "DIR/leases", "ranges": [[{"subnet": "10.244.1.0/24"}]]}}]}`
+	"ipam": {"type": "host-local", "dataDir": "DIR/leases", "ranges": [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:244:1::/64"}]]}}]}`
 )
 
 // kubelet is a node with a containerd of its own, driven as kubelet does.
@@ -70,7 +70,7 @@ func newKubelet(t *testing.T) *kubelet {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	k := &kubelet{Rig: harness.New(t, harness.Mode{Name: "fastbr"}, lab.Options{NFCall: true}), dir: dir}
+	k := &kubelet{Rig: harness.New(t, harness.Mode{Name: "fastbr"}, lab.Options{NFCall: true, IPv6: lab.Static}), dir: dir}
 	for _, d := range []string{"bin", "net.d"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -218,6 +218,9 @@ func (k *kubelet) run(t *testing.T, name string, annotations map[string]string, 
 			}
 			t.Cleanup(n.Close)
 			n.SetAddr(netip.MustParseAddr(s.Status.Network.Ip))
+			for _, more := range s.Status.Network.AdditionalIps {
+				n.SetAddr(netip.MustParseAddr(more.Ip))
+			}
 			return pod{r.PodSandboxId, n}
 		}
 	}
@@ -260,9 +263,11 @@ func (k *kubelet) assertPorts(t *testing.T, want ...string) {
 	if got := slices.Sorted(maps.Keys(k.ports(t))); !slices.Equal(got, want) {
 		t.Errorf("pods on the network: %v, want %v", got, want)
 	}
-	leases, err := filepath.Glob(k.dir + "/leases/pods/10.*")
-	if err != nil || len(leases) != len(want) {
-		t.Errorf("addresses given out: %v, %v; want %d", leases, err, len(want))
+	for _, pattern := range []string{"10.*", "fd00:*"} {
+		leases, err := filepath.Glob(k.dir + "/leases/pods/" + pattern)
+		if err != nil || len(leases) != len(want) {
+			t.Errorf("addresses given out: %v, %v; want %d", leases, err, len(want))
+		}
 	}
 }
 
@@ -321,21 +326,29 @@ func TestCRI(t *testing.T) {
 	}
 }
 
-// assertReached: the pod's hostPort is reached from outside, pods reach each other, the
-// outside and themselves by the hostPort, and the node reaches them.
+// assertReached: by either family, the pod's hostPort is reached from outside, pods reach
+// each other, the outside and themselves by the hostPort, and the node reaches them.
 func (k *kubelet) assertReached(t *testing.T, web, slow pod) {
+	t.Helper()
+	k.assertReachedAt(t, web, slow, web.Addr, k.Host.Addr, k.Outside.Addr)
+	k.assertReachedAt(t, web, slow, web.Addr6, k.HostAddr6(0), k.Outside.Addr6)
+}
+
+// assertReachedAt is assertReached by the addresses of one family: the pod's, the node's, and
+// that of who is outside.
+func (k *kubelet) assertReachedAt(t *testing.T, web, slow pod, at, node, outside netip.Addr) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(k.Ctx, patience)
 	defer cancel()
-	tcp, udp := k.ServeTCP(t, web.Namespace, on(web.Addr, 80)), k.ServeUDP(t, web.Namespace, on(web.Addr, 80))
+	tcp, udp := k.ServeTCP(t, web.Namespace, on(at, 80)), k.ServeUDP(t, web.Namespace, on(at, 80))
 	defer tcp.Close()
 	defer udp.Close()
-	out := k.ServeTCP(t, k.Outside, on(k.Outside.Addr, 80))
+	out := k.ServeTCP(t, k.Outside, on(outside, 80))
 	defer out.Close()
-	host := on(k.Host.Addr, 8080)
+	host := on(node, 8080)
 	for what, err := range map[string]error{
-		"hostPort":                k.Outside.EchoTCP(ctx, on(k.Outside.Addr, 0), host, "hello"),
-		"hostPort, UDP":           k.Outside.EchoUDP(ctx, on(k.Outside.Addr, 0), host, "hello"),
+		"hostPort":                k.Outside.EchoTCP(ctx, on(outside, 0), host, "hello"),
+		"hostPort, UDP":           k.Outside.EchoUDP(ctx, on(outside, 0), host, "hello"),
 		"hostPort from a pod":     slow.EchoTCP(ctx, netip.AddrPort{}, host, "hello"),
 		"hostPort from itself":    web.EchoTCP(ctx, netip.AddrPort{}, host, "hello"),
 		"pod to pod":              lab.EchoBulk(ctx, slow.Namespace, tcp.Addr, size()),
@@ -345,7 +358,7 @@ func (k *kubelet) assertReached(t *testing.T, web, slow pod) {
 		"the node's probe by UDP": k.Host.EchoUDP(ctx, netip.AddrPort{}, udp.Addr, "hello"),
 	} {
 		if err != nil {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s, %s: %v", outside, what, err)
 		}
 	}
 }
