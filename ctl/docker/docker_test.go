@@ -220,7 +220,7 @@ func TestNetworkOptions(t *testing.T) {
 		t.Errorf("via: %+v, %v", r, err)
 	}
 	for key, value := range map[string]string{optICC: "false", optPlain: "10.0.0.0/8,", optMode4: "isolated", optTrusted: "eth1", optInhibit4: "true", optHostIPv4: "host",
-		optHostBinding: "::1", optMTU: "big", optMasquerade: "perhaps", optIfacePrefix: "a/b", "com.docker.network.bridge.typo": "1"} {
+		optHostBinding: "host", optMTU: "big", optMasquerade: "perhaps", optIfacePrefix: "a/b", "com.docker.network.bridge.typo": "1"} {
 		if _, err := create(nil, map[string]any{key: value}); err == nil || !strings.Contains(err.Error(), strings.Split(key, "_host")[0]) && key != optHostBinding {
 			t.Errorf("%s=%s: %v", key, value, err)
 		}
@@ -358,9 +358,23 @@ func TestPublishRequests(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
 	}
-	for _, b := range []portBinding{{Proto: 136, Port: 80, HostPort: 80}, {Proto: 6, Port: 80, HostPort: 80, HostIP: "::"}} {
+	for _, b := range []portBinding{{Proto: 136, Port: 80, HostPort: 80}, {Proto: 6, Port: 80, HostPort: 80, HostIP: "host"}} {
 		if _, err := publishRequests([]portBinding{b}, ""); err == nil {
 			t.Errorf("%+v: no error", b)
+		}
+	}
+}
+
+// TestPublishRequestsOfBothFamilies: no address means both families, and so does 0.0.0.0 as
+// the network's.
+func TestPublishRequestsOfBothFamilies(t *testing.T) {
+	for _, x := range []struct{ host, binding, want string }{
+		{"", "", "invalid IP"}, {"", "0.0.0.0", "invalid IP"}, {"0.0.0.0", "", "0.0.0.0"}, {"::", "", "::"},
+		{"::1", "", "::1"}, {"::1", "192.0.2.1", "::1"}, {"", "2001:db8::1", "2001:db8::1"},
+	} {
+		got, err := publishRequests([]portBinding{{Proto: 6, Port: 80, HostPort: 80, HostIP: x.host}}, x.binding)
+		if err != nil || len(got) != 1 || got[0].HostIP.String() != x.want {
+			t.Errorf("%+v: %+v, %v", x, got, err)
 		}
 	}
 }

@@ -44,6 +44,9 @@ func publishRequest(b portBinding, binding string) (r ctl.PublishRequest, err er
 	if r.Proto == "" {
 		return r, fmt.Errorf("port %d: fastbr publishes TCP, UDP and SCTP, not IP protocol %d", b.Port, b.Proto)
 	}
+	if binding == "0.0.0.0" { // the default: every address of both families
+		binding = ""
+	}
 	if r.HostIP, err = hostAddr(cmp.Or(b.HostIP, binding)); err != nil {
 		return r, err
 	}
@@ -71,11 +74,11 @@ func joined(rs []ctl.PublishRequest) (out []ctl.PublishRequest) {
 	return out
 }
 
-// hostAddr is ctl.ParseHostIP for IPv4 only.
+// hostAddr is ctl.ParseHostIP.
 func hostAddr(s string) (netip.Addr, error) {
 	a, err := ctl.ParseHostIP(s)
-	if err != nil || a.Is6() {
-		return a, fmt.Errorf("host address %s: fastbr publishes on IPv4 addresses only", s)
+	if err != nil {
+		return a, fmt.Errorf("host address %s: want an IPv4 or an IPv6 address", s)
 	}
 	return a, nil
 }

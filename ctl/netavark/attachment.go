@@ -99,8 +99,8 @@ func (m portMapping) publications() (out []ctl.PublishRequest, err error) {
 	if r.Last < r.First {
 		return nil, fmt.Errorf("host ports from %d: %d ports do not fit below 65536", m.HostPort, m.Range)
 	}
-	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil || r.HostIP.Is6() {
-		return nil, fmt.Errorf("host address %q: IPv4 only", m.HostIP)
+	if r.HostIP, err = ctl.ParseHostIP(m.HostIP); err != nil {
+		return nil, fmt.Errorf("host address %q: want an IPv4 or an IPv6 address", m.HostIP)
 	}
 	for proto := range strings.SplitSeq(m.Protocol, ",") {
 		if !ctl.CanPublish(proto) {

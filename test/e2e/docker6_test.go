@@ -26,7 +26,7 @@ func TestE2EDocker6(t *testing.T) {
 	if _, err := d.Outside.Run(d.Ctx, "ip", "-6", "route", "add", "2001:db8:c::/64", "via", d.HostAddr6(0).String()); err != nil {
 		t.Fatal(err)
 	}
-	r1, r2 := d.start6(t, "r1", "routed"), d.start6(t, "r2", "routed", "--ip6", "2001:db8:c::99")
+	r1, r2 := d.start6(t, "r1", "routed"), d.start6(t, "r2", "routed", "--ip6", "2001:db8:c::99", "-p", "8080:80")
 	d.assertInspect6(t)
 	d.mustPing(t, r1, r2.Addr6, lab.PingOptions{})
 	d.mustPing(t, r1, r2.Addr, lab.PingOptions{})
@@ -40,13 +40,16 @@ func TestE2EDocker6(t *testing.T) {
 		t.Error(err)
 	}
 	assertPeers(t, out, r2.Addr6)
-	in := d.ServeTCP(t, r2, on(r2.Addr6, 80))
+	in := d.ServeTCP(t, r2, on(r2.Addr6, 81))
 	defer in.Close()
+	d.reached6(t, r2, 80, on(r2.Addr6, 80))
 	d.notLetIn(t, d.Outside, in.Addr, "a port that is not published")
 	d.assertInner6(t, r1)
 
 	d.docker(t, "network", "create", "-d", d.driver, "--ipv6", "-o", "com.docker.network.host_ipv6="+d.HostAddr6(0).String(), "pool")
-	p1 := d.start6(t, "p1", "pool")
+	p1 := d.start6(t, "p1", "pool", "-p", "8082:80", "-p", "["+d.HostAddr6(0).String()+"]:8081:81")
+	d.reached6(t, p1, 80, on(d.HostAddr6(0), 8082))
+	d.reached6(t, p1, 81, on(d.HostAddr6(0), 8081))
 	udp := d.ServeUDP(t, d.Outside, on(d.Outside.Addr6, 7))
 	defer udp.Close()
 	if err := p1.EchoUDP(d.Ctx, netip.AddrPort{}, udp.Addr, "hello"); err != nil {
@@ -91,6 +94,17 @@ func (d *engine) adopt6(t *testing.T, name, network string) *lab.Namespace {
 	}
 	n.SetAddr(a)
 	return n
+}
+
+// reached6 reaches a container's port from outside by an address, with the client's own.
+func (h *e2e) reached6(t *testing.T, c *lab.Namespace, port uint16, to netip.AddrPort) {
+	t.Helper()
+	s := h.ServeTCP(t, c, on(c.Addr6, port))
+	defer s.Close()
+	if err := h.Outside.EchoTCP(h.Ctx, on(h.Outside.Addr6, 0), to, "hello"); err != nil {
+		t.Errorf("%v: %v", to, err)
+	}
+	assertPeers(t, s, h.Outside.Addr6)
 }
 
 // assertInspect6 checks that Docker, fastbr and the container have the same addresses.
