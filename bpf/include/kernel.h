@@ -62,6 +62,7 @@ enum {
 };
 
 enum {
+	BPF_FIB_LOOKUP_DIRECT = 1U << 0, /* in one table: main, or that of its VRF */
 	BPF_FIB_LOOKUP_OUTPUT = 1U << 1,
 	BPF_FIB_LOOKUP_SKIP_NEIGH = 1U << 2,
 	BPF_FIB_LOOKUP_SRC = 1U << 4, /* 6.7 */
@@ -74,6 +75,7 @@ enum {
 #define PACKET_OTHERHOST              3
 
 #define BPF_F_INGRESS                 1 /* of bpf_redirect */
+#define BPF_FIB_LKUP_RET_UNREACHABLE  2
 #define BPF_FIB_LKUP_RET_NOT_FWDED    4 /* local, or no unicast address */
 #define BPF_FIB_LKUP_RET_FWD_DISABLED 5 /* the device's "forwarding" is 0: no answer */
 #define BPF_FIB_LKUP_RET_NO_NEIGH     7 /* the kernel would have to ask for the next hop */

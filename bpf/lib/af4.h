@@ -75,8 +75,11 @@ static __always_inline bool fbr_multicast(fbr_addr a)
 	return (a & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 }
 
+/* Such an address is one like any other: it may be translated to. */
+#define fbr_link_local(a) false
+
 /* Everybody on the link */
-#define fbr_broadcast(a) ((a) == 0xffffffff)
+#define fbr_broadcast(a)  ((a) == 0xffffffff)
 
 /* Whether an ICMP message of this type quotes the packet that it is about. */
 static __always_inline bool fbr_icmp_is_error(__u8 type)

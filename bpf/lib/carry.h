@@ -26,6 +26,7 @@
 #include "reclaim.h"
 #include "scratch.h"
 #include "session.h"
+#include "stay.h"
 
 /* A session as Go hands it over. The slot numbers in it are not valid here. */
 struct fbr_carried {
@@ -174,8 +175,12 @@ static __noinline enum fbr_carry_result fbr_carry(struct __sk_buff *skb, __u32 o
 		bpf_map_push_elem(&fbr_free, &slot, BPF_ANY);
 		return FBR_CARRY_OTHER;
 	}
-	if (!(carried->bits & FBR_S_OVERLOAD) && !fbr_carry_port(carried, out_seen))
-		carried->bits |= FBR_S_OVERLOAD;
+	if (!(carried->bits & FBR_S_OVERLOAD)) {
+		if (fbr_carry_port(carried, out_seen))
+			fbr_bind_carried(carried, slot);
+		else
+			carried->bits |= FBR_S_OVERLOAD;
+	}
 	if (carried->bits & FBR_S_OVERLOAD)
 		carried->bits &= ~FBR_S_PEER;
 	if ((carried->bits & FBR_S_PEER) &&

@@ -123,6 +123,7 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	__u32 *bound = bpf_map_lookup_elem(&fbr_bind, &bk);
 	struct fbr_nport *np;
 	__u16 port;
+	bool stays;
 
 	if (!bound)
 		return false;
@@ -131,8 +132,7 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	np = fbr_nport_get(bk.proto, port);
 	if (!np)
 		return false;
-	if (fbr_bind_stays(skb, n, np))
-		n->ext = np->ext;
+	stays = fbr_bind_stays(skb, n, np);
 	if (!fbr_port_clear(skb, &n->fwd, FBR_ARG(n->ext), port)) {
 		n->moved = true;
 		return false;
@@ -140,7 +140,7 @@ __fbr_global bool fbr_bind_reuse(struct __sk_buff *skb, struct fbr_new *n)
 	if (!fbr_port_ref(np))
 		return false;
 	if (fbr_addr_eq(np->ip, bk.ip) && np->port == bk.port) {
-		if (!fbr_addr_eq(n->ext, n->fwd.daddr))
+		if (!stays && !fbr_addr_eq(n->ext, n->fwd.daddr))
 			fbr_bind_used(np, n);
 		return true;
 	}

@@ -108,7 +108,7 @@ static __always_inline __u32 *fbr_frag_via_get(const struct fbr_pkt *p)
 {
 	/* By IPv6, what the other namespace fragments again has another id. */
 	__u32 id = FBR_AF == 4 ? (__u32)p->id << 8 : 0;
-	__u32 i = fbr_frag_hash(p->saddr, p->daddr, id | p->proto) % FBR_FRAG_LANES;
+	__u32 i = fbr_frag_hash(p->saddr, p->daddr, id | fbr_frag_proto(p)) % FBR_FRAG_LANES;
 
 	return bpf_map_lookup_elem(&fbr_frag_via, &i);
 }
@@ -132,9 +132,11 @@ static __always_inline fbr_ip_id fbr_frag_new_id(fbr_addr saddr, fbr_addr daddr,
 /* The key of the datagram of a fragment that is not rewritten yet. */
 static __always_inline struct fbr_frag_key fbr_frag_key_of(const struct fbr_pkt *p, bool in)
 {
-	return (struct fbr_frag_key){
-		.saddr = p->saddr, .daddr = p->daddr, .id = p->id, .proto = p->proto, .in = in
-	};
+	return (struct fbr_frag_key){ .saddr = p->saddr,
+				      .daddr = p->daddr,
+				      .id = p->id,
+				      .proto = fbr_frag_proto(p),
+				      .in = in };
 }
 
 /* Deletes the entry of a datagram. */

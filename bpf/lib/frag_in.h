@@ -38,7 +38,8 @@ __fbr_global bool fbr_frag_bounce(struct __sk_buff *skb, const struct fbr_pkt *p
 
 	if (!d || !via || (FBR_AF == 6 && !(d->flags & FBR_DEV_IP6)) ||
 	    skb->pkt_type != PACKET_HOST ||
-	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != FBR_ICMP) ||
+	    (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != FBR_ICMP &&
+	     !fbr_is_ext(p->proto)) ||
 	    bpf_skb_load_bytes(skb, p->l3 + offsetof(fbr_ip, ttl), &ttl, 1) || ttl <= 1 ||
 	    !fbr_is_local(skb, u, FBR_ASK(u->ifindex, frags), FBR_ARG(p->daddr)))
 		return false;

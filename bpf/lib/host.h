@@ -63,6 +63,7 @@ static __always_inline void fbr_move(struct __sk_buff *skb, struct fbr_new *n, _
 	n->ext = s->ext;
 	n->pif = s->pif;
 	n->payer = s->payer;
+	fbr_new_leaves(n, fbr_slot_leads(slot));
 	if (!fbr_sess_claim(s, state))
 		return;
 	fbr_sess_free(slot);

@@ -85,7 +85,8 @@ __fbr_global6 bool fbr_filter_admits(struct __sk_buff *skb, const struct fbr_dev
 		return false;
 	/* A hairpinned packet comes from the very address that it goes to. */
 	if (!fbr_addr_eq(k->saddr, k->daddr) && !fbr_bind_is(np, u, k->daddr) &&
-	    !fbr_addr_eq(fbr_source(skb, u, fbr_dev_get(np->pif), FBR_ARG(k->saddr), &mtu),
+	    !fbr_addr_eq(fbr_source(skb, u, fbr_dev_get(np->pif), FBR_ARG(np->ip),
+				    FBR_ARG(k->saddr), &mtu),
 			 k->daddr))
 		return false;
 	n->fwd.saddr = np->ip;
@@ -120,6 +121,7 @@ static __always_inline enum fbr_reason fbr_admit_by(struct __sk_buff *skb, const
 	new->eport = k->dport;
 	new->inbound = true;
 	new->outside = !payer;
+	fbr_new_leaves(new, u ? u->ifindex : 0);
 	new->fwd.daddr = k->saddr;
 	new->fwd.dport = k->sport;
 	new->fwd.proto = k->proto;

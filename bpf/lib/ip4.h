@@ -56,6 +56,11 @@ static __always_inline bool fbr_ip_simple(const fbr_ip *ip)
 	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFMASK)) && fbr_ip_sum_right(ip);
 }
 
+/* What tells a fragment's datagram from others besides addresses and id */
+#define fbr_frag_proto(p)    ((p)->proto)
+
+#define fbr_is_ext(proto)    false
+
 /* A datagram of IPv4 needs no checksum. */
 #define fbr_sum_missing(udp) false
 

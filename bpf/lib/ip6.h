@@ -70,6 +70,12 @@ __fbr_global int fbr_ext_walk(struct __sk_buff *skb, __u32 off, __u8 first, stru
 	return 0;
 }
 
+/* What tells a fragment's datagram from others besides addresses and id: nothing (RFC 8200
+ * section 4.5). Behind the fragment header may be another extension header, which only the
+ * first fragment shows.
+ */
+#define fbr_frag_proto(p) 0
+
 static __always_inline bool fbr_ip_valid(const fbr_ip *ip)
 {
 	return (ip->version & bpf_htonl(0xf0000000)) == bpf_htonl(0x60000000);

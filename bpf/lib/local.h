@@ -8,23 +8,40 @@
 
 #include "config.h"
 #include "device.h"
+#include "nat.h"
 #include "scratch.h"
 
+/* Whether an IPv6 address is one beyond a link. */
+static __always_inline bool fbr_routable(fbr_addr a)
+{
+	return !fbr_link_local(a) && !fbr_multicast(a) && !fbr_loopback_or_zero(a);
+}
+
 /* The result of bpf_fib_lookup() for a packet to addr that comes in by a device.
- * BPF_FIB_LKUP_RET_NOT_FWDED: the kernel delivers it to itself, on whatever device.
+ * BPF_FIB_LKUP_RET_NOT_FWDED: the kernel delivers it to itself, on whatever device. With IPv6
+ * the helper also says so of what never leaves a link, and of what it has no route to. So an
+ * address counts as the host's only if the main table would lead to it, by its prefix or by a
+ * default route.
  * BPF_FIB_LKUP_RET_FWD_DISABLED: no answer, since the device's "forwarding" is 0.
  * Broadcasts are also NOT_FWDED; fbr_net_broadcast() tells them from the host's addresses.
  */
 static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, fbr_addr addr)
 {
 	FBR_SCRATCH_ZERO(bpf_fib_lookup, fib);
+	int verdict;
 
 	if (!fib)
 		return BPF_FIB_LKUP_RET_FWD_DISABLED;
 	fib->family = FBR_FAMILY;
 	fib->ifindex = ifindex;
 	fbr_fib_dst(fib) = addr;
-	return bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
+	verdict = bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
+	if (FBR_AF == 6 && verdict == BPF_FIB_LKUP_RET_NOT_FWDED &&
+	    (!fbr_routable(addr) ||
+	     bpf_fib_lookup(ctx, fib, sizeof(*fib),
+			    BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_DIRECT) == verdict))
+		return BPF_FIB_LKUP_RET_UNREACHABLE;
+	return verdict;
 }
 
 __fbr_global int fbr_fib_verdict(struct __sk_buff *skb, __u32 ifindex, fbr_addr_arg addr)
@@ -154,8 +171,12 @@ __fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_de
 		goto stored;
 	if (fib->mtu_result)
 		*mtu = fib->mtu_result;
-	/* Where the uplink has no global address, IPv6 chooses another device's. */
-	return FBR_AF == 6 && fbr_net_get(fbr_fib_src(fib)) ? FBR_NO_ADDR : fbr_fib_src(fib);
+	/* Where the uplink has no global address, IPv6 chooses another device's, or a link-local
+	 * one.
+	 */
+	return FBR_AF == 6 && (fbr_net_get(fbr_fib_src(fib)) || !fbr_routable(fbr_fib_src(fib)))
+		       ? FBR_NO_ADDR
+		       : fbr_fib_src(fib);
 stored:
 	verdict = fbr_dev_has_ip(u)
 			  ? fbr_fib_verdict(skb, FBR_ASK(u->ifindex, iif), FBR_DEV_IP_ARG(u))
@@ -194,25 +215,28 @@ __fbr_returns_addr fbr_addr fbr_source_of(struct __sk_buff *skb, const struct fb
 	return ext;
 }
 
-/* The same for what the port sends. */
+/* The same for what the port sends from its address saddr. */
 static __always_inline fbr_addr fbr_source(struct __sk_buff *skb, const struct fbr_dev *u,
-					   const struct fbr_dev *port, fbr_addr_arg daddr,
-					   __u16 *mtu)
+					   const struct fbr_dev *port, fbr_addr_arg saddr,
+					   fbr_addr_arg daddr, __u16 *mtu)
 {
 	return port && (port->flags & FBR_DEV_SOURCE)
-		       ? fbr_source_of(skb, u, FBR_DEV_IP_ARG(port), daddr, mtu)
+		       ? fbr_source_of(skb, u, saddr, daddr, mtu)
 		       : fbr_route(skb, u, FBR_ASK(0, port ? port->bridge : 0), daddr, mtu);
 }
 
-/* The same, written to ext. Returns the MTU of the way (bytes, L3). */
+/* The same for a packet with the key k, written to ext. Returns the MTU of the way (bytes,
+ * L3).
+ */
 __fbr_global6 __u32 fbr_exit(struct __sk_buff *skb, const struct fbr_dev *u,
-			     const struct fbr_dev *port, fbr_addr_arg daddr, fbr_addr *ext)
+			     const struct fbr_dev *port, const struct fbr_flow_key *k,
+			     fbr_addr *ext)
 {
 	__u16 mtu = 0;
 
-	if (!FBR_GIVEN(daddr) || !ext)
+	if (!k || !ext)
 		return 0;
-	*ext = fbr_source(skb, u, port, daddr, &mtu);
+	*ext = fbr_source(skb, u, port, FBR_ARG(k->saddr), FBR_ARG(k->daddr), &mtu);
 	return fbr_dst_mtu(skb, mtu);
 }
 

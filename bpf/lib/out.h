@@ -48,7 +48,7 @@ static __always_inline struct fbr_flow *fbr_flow_live(struct __sk_buff *skb,
 	if (f->iif == pif && fbr_sess_lasts(f) &&
 	    (fbr_addr_zero(FBR_ADDR(ext)) || fbr_addr_eq(f->addr, FBR_ADDR(ext)) ||
 	     /* Clients may use any address of the host. */
-	     (u && fbr_flow_stays(skb, f, u, s && (s->bits & FBR_S_PUBLISHED)))))
+	     (u && fbr_flow_stays(skb, f, u, ext, s && (s->bits & FBR_S_PUBLISHED)))))
 		return f;
 	if (s && fbr_sess_claim(s, state))
 		fbr_sess_free(slot);
@@ -179,7 +179,7 @@ __fbr_global enum fbr_reason fbr_snat(struct __sk_buff *skb, const struct fbr_pk
 	if ((routed || (done && !fbr_pub_leads(key, p))) && !fbr_flow_exists(key))
 		return FBR_NOT_OURS;
 	if (forwarded) {
-		mtu = fbr_exit(skb, u, port, FBR_ARG(p->daddr), &ext);
+		mtu = fbr_exit(skb, u, port, key, &ext);
 		if (fbr_addr_zero(ext))
 			return FBR_NO_UPLINK;
 	}

@@ -65,10 +65,12 @@ __fbr_global int fbr_rewrite(struct __sk_buff *skb, __u32 l3, bool out, fbr_addr
 	    bpf_skb_load_bytes(skb, p_off, &old_port, sizeof(old_port)))
 		return -1;
 	diff = fbr_addr_diff(out ? rewritten->saddr : rewritten->daddr, *addr);
+	if (rewritten->proto == IPPROTO_UDP && !sum)
+		; /* it has none, and neither has any segment of a tunnel */
 	/* The sum over the pseudo header, not complemented; also of each segment of a tunnel. */
-	if (pending == FBR_SUM_OWN || (pending == FBR_SUM_INNER && skb->gso_size))
+	else if (pending == FBR_SUM_OWN || (pending == FBR_SUM_INNER && skb->gso_size))
 		sum = fbr_fold((__u32)sum + diff);
-	else if (rewritten->proto != IPPROTO_UDP || sum)
+	else
 		sum = fbr_sum_new(sum, fbr_diff16(diff, old_port, port), rewritten->proto);
 	return bpf_skb_store_bytes(skb, c_off, &sum, sizeof(sum), 0)
 		       ?: bpf_skb_store_bytes(skb, p_off, &port, sizeof(port), 0)

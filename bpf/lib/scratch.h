@@ -3,7 +3,8 @@
  * it, and IPv6 addresses are four times as long as IPv4's, which do without this.
  *
  * Each CPU has one of each. Only programs of tc and XDP may use them: they run with softirqs
- * off, so that none interrupts another. Netfilter's do not.
+ * off, so that none interrupts another. Netfilter's do not. On a kernel with PREEMPT_RT this
+ * needs the lock that softirqs of a CPU hold there (PREEMPT_RT_NEEDS_BH_LOCK since Linux 6.18).
  */
 #ifndef FBR_SCRATCH_H
 #define FBR_SCRATCH_H

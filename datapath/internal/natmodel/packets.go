@@ -244,7 +244,7 @@ func (n *NAT) move(s *session) {
 	over := s.bits.closed() || s.bits&Inbound != 0
 	n.memory.freeSession(s)
 	if !over && !n.gone(s) {
-		n.create(&wish{fwd: s.fwd, ext: s.ext, dev: s.dev, policy: s.dev.Net.Policy, moved: true})
+		n.create(&wish{fwd: s.fwd, ext: s.ext, dev: s.dev, policy: s.dev.Net.Policy, moved: true, leaves: true})
 	}
 }
 
