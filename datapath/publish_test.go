@@ -58,6 +58,7 @@ func TestPublishedPort(t *testing.T) {
 	for _, proto := range []string{"tcp", "udp"} {
 		eachFamily(t, Config{FlowsMax: 64}, func(t *testing.T, h *harness) {
 			check(t, h.Publish(h.publication(proto == "udp")))
+			h.age(t, 0)
 			f := h.client(proto, 8083)
 			want := h.inside(f, 83)
 			got := h.uplinkIn(t, f.Bytes(t))
