@@ -49,7 +49,7 @@ const (
 var auxGateways = []string{"DefaultGatewayIPv4", "DefaultGatewayIPv6"}
 
 var (
-	errNoPool6 = errors.New("Docker has chosen no IPv6 subnet: create the network with --ipv6, and with an IPv6 --subnet before Docker 27")
+	errNoPool6 = errors.New("no IPv6 subnet from Docker: create the network with --ipv6, and with an IPv6 --subnet before Docker 27")
 	errNoIPv4  = errors.New("fastbr's networks always have IPv4 addresses: create the network without --ipv4=false")
 )
 
