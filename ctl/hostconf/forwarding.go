@@ -141,9 +141,13 @@ func (h *Host) CloseOthers(f Family, ours []string) error {
 	if i < 0 {
 		return nil
 	}
-	if router, err := Read(f.router); err != nil {
+	router, err := Read(f.router)
+	if err != nil {
 		return err
-	} else if router == "0" {
+	}
+	// Whoever has set ip_forward has opened every device. IPv6's router setting leaves
+	// devices' force_forwarding as it is.
+	if router == "0" || f == IPv6 {
 		if err := h.setOthers(f, "0", ours); err != nil {
 			return err
 		}
