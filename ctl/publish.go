@@ -83,7 +83,7 @@ func ParseHostIP(s string) (netip.Addr, error) {
 func ParseClients(texts []string) (v4, v6 netip.Prefix, err error) {
 	for _, text := range texts {
 		p, err := netip.ParsePrefix(text)
-		if err != nil {
+		if err != nil || p.Addr().Is4In6() {
 			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("clients %q: want a CIDR such as 192.0.2.0/24 or 2001:db8::/32", text))
 		}
 		if err := once(p, p.Addr(), &v4, &v6); err != nil {

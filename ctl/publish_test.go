@@ -260,6 +260,7 @@ func TestParseClients(t *testing.T) {
 		{[]string{six, four}, four, six, ""},
 		{[]string{six, "2001:db8:1::/48"}, "", "", "one for IPv6"},
 		{[]string{"2001:db8::1"}, "", "", "want a CIDR"},
+		{[]string{"::ffff:192.0.2.0/120"}, "", "", "want a CIDR"},
 	} {
 		v4, v6, err := ParseClients(x.texts)
 		if x.refuse != "" {

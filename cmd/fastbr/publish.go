@@ -78,7 +78,7 @@ address. IPv6 clients do not reach a container that has IPv4 only.`,
 		},
 	}
 	cmd.Flags().StringVar(&network, "network", "", "`NETWORK` of the container (default whichever has one of that name)")
-	cmd.Flags().StringSliceVar(&allow, "allow", nil, "clients that may use it, a `CIDR` for each family (default all of both)")
+	cmd.Flags().StringSliceVar(&allow, "allow", nil, "clients that may use it, a `CIDR` for each family; one alone lets in nobody by the other (default all of both)")
 	complete(cmd, "network", e.completeNetworks)
 	return cmd
 }
