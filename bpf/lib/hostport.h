@@ -191,7 +191,8 @@ static __always_inline int fbr_cg_bind_at(struct bpf_sock_addr *ctx, fbr_addr ad
 	struct fbr_cg_walk w = { .port = ctx->user_port, .proto = fbr_cg_proto(ctx) };
 	struct fbr_pub *pub;
 
-	if (!w.port || !w.proto)
+	/* No publication leads what comes to a group, or to a link's own address by IPv6. */
+	if (!w.port || !w.proto || fbr_multicast(addr) || fbr_link_local(addr))
 		return FBR_CG_ALLOW;
 	pub = fbr_pub_get(addr, w.port, w.proto);
 	w.found = pub && !pub->held;

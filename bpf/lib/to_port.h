@@ -41,7 +41,8 @@ __fbr_global bool fbr_own_admits(struct __sk_buff *skb, const struct fbr_pkt *p)
 	    fbr_ct_goes_on(bpf_cast_to_kern_ctx(skb)))
 		return true;
 	pub = p->kind == FBR_L4_PORTS ? fbr_pub_get(p->daddr, p->dport, p->proto) : NULL;
-	return pub && fbr_pub_allows(pub, p->saddr);
+	/* What is published for any address of the host is another container's. */
+	return pub && fbr_addr_eq(pub->ip, p->daddr) && fbr_pub_allows(pub, p->saddr);
 }
 
 /* Whether a packet from another device of the host may reach a port. */

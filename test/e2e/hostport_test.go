@@ -287,6 +287,7 @@ func TestE2EPublishedPortIsTaken(t *testing.T) {
 		"tcp 4 bind 0.0.0.0:8090 -":                        true,
 		"tcp 4 bind 127.0.0.1:8090 -":                      false,
 		"udp 4 bind 0.0.0.0:8090 -":                        false,
+		"udp 4 bind 224.0.0.251:8080 -":                    false, // no publication is for a group
 		"tcp 4 bind 0.0.0.0:8081 -":                        false,
 		"tcp 6 bind [::]:8081 -":                           false,
 		"tcp 4 bind 0.0.0.0:0 -":                           false,

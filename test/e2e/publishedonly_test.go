@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fastbr/fastbr/ctl"
 	"github.com/fastbr/fastbr/internal/lab"
@@ -82,6 +84,17 @@ func TestE2EPublishedOnly(t *testing.T) {
 
 			second := h.otherNetwork(t)
 			h.notLetIn(t, second, web.Addr, "from another network")
+
+			// A port of the host that leads to another container is not open at this one.
+			h.Must(t, "publish", "add", "54:54/udp", "other1")
+			closed := h.ServeUDP(t, c1, on(c1.Addr, 54))
+			for name, from := range map[string]*lab.Namespace{"uplink": h.Outside, "another device": far} {
+				ctx, cancel := context.WithTimeout(h.Ctx, time.Second)
+				if err := from.EchoUDP(ctx, netip.AddrPort{}, closed.Addr, strings.Repeat("x", 4000)); err == nil {
+					t.Errorf("%s: a port that another container has published", name)
+				}
+				cancel()
+			}
 			h.Must(t, "down", "--all")
 			h.assertAsBefore(t, before)
 		})
