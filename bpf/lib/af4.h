@@ -28,7 +28,6 @@ typedef fbr_addr fbr_addr_arg;
 /* Of one that needs more for IPv6 if it is */
 #define __fbr_global4            __fbr_global
 
-#define FBR_NAT                  true  /* packets are translated */
 #define FBR_KERNEL_NAME          "fbr" /* how the names begin that the kernel has of the programs */
 #define FBR_NO_ADDR              0
 #define FBR_FAMILY               AF_INET

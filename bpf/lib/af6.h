@@ -35,7 +35,6 @@ typedef const fbr_addr *fbr_addr_arg;
 #define __fbr_global6            __fbr_global
 #define __fbr_global4            static __always_inline
 
-#define FBR_NAT                  true /* packets are translated */
 #define FBR_KERNEL_NAME          "fbr6"
 #define FBR_NO_ADDR              ((fbr_addr){})
 #define FBR_FAMILY               AF_INET6

@@ -113,6 +113,24 @@ struct {
 
 #include FBR_AF_DEVICE
 
+/* The bridge (ifindex) of a port, 0 if that is none of ours. */
+static __always_inline __u32 fbr_port_bridge(__u32 port)
+{
+	struct fbr_dev *d = fbr_dev_get(port);
+
+	return d ? d->bridge : 0;
+}
+
+/* Fills in what bpf_fib_lookup() is asked: where what comes in by a device (ifindex) goes to
+ * that is for daddr. fib is zero else.
+ */
+static __always_inline void fbr_fib_to(struct bpf_fib_lookup *fib, __u32 ifindex, fbr_addr daddr)
+{
+	fib->family = FBR_FAMILY;
+	fib->ifindex = ifindex;
+	fbr_fib_dst(fib) = daddr;
+}
+
 /* The port of the container with this address, or NULL. */
 static __always_inline struct fbr_dev *fbr_host_port(fbr_addr_arg addr)
 {

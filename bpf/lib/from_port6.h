@@ -154,9 +154,7 @@ static __always_inline bool fbr_host_asks(struct __sk_buff *skb, const struct fb
 		return false;
 	if (p->flags & FBR_IP_ROUTED)
 		return true;
-	fib->family = FBR_FAMILY;
-	fib->ifindex = p->bridge;
-	fbr_fib_dst(fib) = addr;
+	fbr_fib_to(fib, p->bridge, addr);
 	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_OUTPUT) ==
 	       BPF_FIB_LKUP_RET_NO_NEIGH;
 }

@@ -63,7 +63,7 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	l4_len = skb->pkt_type == PACKET_HOST
 			 ? fbr_fast_parse(skb, skb->len, data, data_end, l2, false, &k)
 			 : 0;
-	if (FBR_NAT && l4_len && (fbr_in_range(c, k.dport) || c->published)) {
+	if (l4_len && (fbr_in_range(c, k.dport) || c->published)) {
 		now = fbr_now();
 		f = fbr_inbound_hit(&k, u, c, now, &t);
 		if (f && fbr_fits(skb, l2, k.proto, l4_len, f->mtu) &&
@@ -116,10 +116,9 @@ static __always_inline int fbr_from_uplink(struct __sk_buff *skb, const __u32 l2
 	if (!pkt->frag && pkt->kind == FBR_L4_ICMP_ERR) {
 		if (fbr_martian(skb, u, pkt->saddr, pkt->daddr))
 			why = FBR_MARTIAN;
-		else if (FBR_NAT)
+		else
 			why = fbr_icmp_error_in(skb, pkt);
-	} else if (FBR_NAT && !pkt->frag &&
-		   (pkt->kind == FBR_L4_PORTS || pkt->kind == FBR_L4_ECHO_REP) &&
+	} else if (!pkt->frag && (pkt->kind == FBR_L4_PORTS || pkt->kind == FBR_L4_ECHO_REP) &&
 		   !fbr_link_affair(pkt) &&
 		   !fbr_addr_eq(pkt->saddr,
 				pkt->daddr) && /* hairpin sessions are not for outside */

@@ -161,12 +161,11 @@ static __always_inline int fbr_guard_check(struct bpf_nf_ctx *ctx)
 	if (bpf_dynptr_from_skb(ctx->skb, 0, &pkt) || bpf_dynptr_read(&ip, sizeof(ip), &pkt, 0, 0))
 		return NF_ACCEPT;
 	/* To another network by a published port. */
-	if (FBR_NAT && d && (d->flags & FBR_DEV_BRIDGE) &&
-	    fbr_hair_session(ctx->skb->hash, ip.saddr))
+	if (d && (d->flags & FBR_DEV_BRIDGE) && fbr_hair_session(ctx->skb->hash, ip.saddr))
 		return NF_ACCEPT;
 	if (fbr_guarded(ip.saddr, ip.daddr, out,
 			d && (d->flags & FBR_DEV_BRIDGE) && fbr_ct_led(ctx->skb))) {
-		if (FBR_NAT && !d)
+		if (!d)
 			fbr_strand(ctx->skb, ip.saddr, ip.daddr);
 		fbr_guard_count(FBR_ARG(ip.saddr), d ? FBR_ISOLATED : FBR_NO_UPLINK);
 		return NF_DROP;

@@ -61,10 +61,8 @@ __fbr_global bool fbr_is_host(struct __sk_buff *skb, const struct fbr_dev *p, fb
 		return false;
 	if (br && fbr_addr_eq(fbr_dev_ip(br), addr))
 		return true;
-	fib->family = FBR_FAMILY;
-	fib->ifindex = p->bridge;
+	fbr_fib_to(fib, p->bridge, addr);
 	fbr_fib_src(fib) = fbr_dev_ip(p);
-	fbr_fib_dst(fib) = addr;
 	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH) ==
 		       BPF_FIB_LKUP_RET_NOT_FWDED &&
 	       !fbr_net_broadcast(addr);

@@ -32,9 +32,7 @@ static __always_inline int fbr_fib_ask(void *ctx, __u32 ifindex, fbr_addr addr)
 
 	if (!fib)
 		return BPF_FIB_LKUP_RET_FWD_DISABLED;
-	fib->family = FBR_FAMILY;
-	fib->ifindex = ifindex;
-	fbr_fib_dst(fib) = addr;
+	fbr_fib_to(fib, ifindex, addr);
 	verdict = bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
 	if (FBR_AF == 6 && verdict == BPF_FIB_LKUP_RET_NOT_FWDED &&
 	    (!fbr_routable(addr) ||
@@ -121,9 +119,7 @@ static __always_inline bool fbr_beyond(void *ctx, const struct fbr_dev *u, fbr_a
 
 	if (!fib || !n)
 		return false;
-	fib->family = FBR_FAMILY;
-	fib->ifindex = FBR_ASK(u->ifindex, n->bridge);
-	fbr_fib_dst(fib) = addr;
+	fbr_fib_to(fib, FBR_ASK(u->ifindex, n->bridge), addr);
 	return !bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH) &&
 	       fib->ifindex == u->ifindex;
 }
@@ -160,10 +156,8 @@ __fbr_returns_addr fbr_addr fbr_route(struct __sk_buff *skb, const struct fbr_de
 	*mtu = u->mtu;
 	if (!cfg_fib_src || !fib)
 		goto stored;
-	fib->family = FBR_FAMILY;
+	fbr_fib_to(fib, iif ?: u->ifindex, FBR_ADDR(daddr));
 	fib->tot_len = 1; /* asks for the route's MTU */
-	fib->ifindex = iif ?: u->ifindex;
-	fbr_fib_dst(fib) = FBR_ADDR(daddr);
 	if (bpf_fib_lookup(skb, fib, sizeof(*fib),
 			   (iif ? 0 : BPF_FIB_LOOKUP_OUTPUT) | BPF_FIB_LOOKUP_SRC |
 				   BPF_FIB_LOOKUP_SKIP_NEIGH) ||

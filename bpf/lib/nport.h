@@ -50,14 +50,6 @@ static __always_inline struct fbr_nport *fbr_nport_at(__u8 proto, __be16 port)
 	return c && fbr_in_range(c, port) ? fbr_nport_get(proto, bpf_ntohs(port)) : NULL;
 }
 
-/* The bridge (ifindex) of its present or last owner, 0 if that was none of ours. */
-static __always_inline __u32 fbr_nport_bridge(const struct fbr_nport *np)
-{
-	struct fbr_dev *port = fbr_dev_get(np->pif);
-
-	return port ? port->bridge : 0;
-}
-
 /* Whether a neighbour was seen using the port less than the hold time ago. */
 static __always_inline bool fbr_port_noted(const struct fbr_nport *np, __u64 now)
 {

@@ -70,14 +70,6 @@ static __always_inline bool fbr_pub_allows(const struct fbr_pub *pub, fbr_addr c
 	return fbr_addr_eq(fbr_addr_and(client, pub->allow_mask), pub->allow);
 }
 
-/* The bridge (ifindex) of its container. */
-static __always_inline __u32 fbr_pub_bridge(const struct fbr_pub *pub)
-{
-	struct fbr_dev *port = fbr_dev_get(pub->pif);
-
-	return port ? port->bridge : 0;
-}
-
 /* The publication that a packet from outside with the key k is for, or NULL. */
 static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const struct fbr_dev *u,
 						    const struct fbr_flow_key *k)
@@ -92,7 +84,8 @@ static __always_inline struct fbr_pub *fbr_pub_find(struct __sk_buff *skb, const
 		return NULL;
 	if (!fbr_addr_eq(pub->ip, k->daddr) &&
 	    (fbr_udp_awaited(skb, k) ||
-	     !fbr_is_local(skb, u, FBR_ASK(u->ifindex, fbr_pub_bridge(pub)), FBR_ARG(k->daddr))))
+	     !fbr_is_local(skb, u, FBR_ASK(u->ifindex, fbr_port_bridge(pub->pif)),
+			   FBR_ARG(k->daddr))))
 		return NULL;
 	return pub;
 }

@@ -72,10 +72,8 @@ __fbr_global bool fbr_leaves_by_uplink(struct __sk_buff *skb, fbr_addr_arg saddr
 
 	if (!port || !fib)
 		return false;
-	fib->family = FBR_FAMILY;
-	fib->ifindex = port->bridge;
+	fbr_fib_to(fib, port->bridge, FBR_ADDR(daddr));
 	fbr_fib_src(fib) = FBR_ADDR(saddr);
-	fbr_fib_dst(fib) = FBR_ADDR(daddr);
 	if (bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH))
 		return false;
 	out = fbr_dev_get(fib->ifindex);

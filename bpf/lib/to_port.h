@@ -53,8 +53,7 @@ static __always_inline bool fbr_other_in(struct __sk_buff *skb, const struct fbr
 	if (p->flags & FBR_IP_ROUTED)
 		return true;
 	if ((p->flags & FBR_DEV_PLAIN) && skb->protocol == bpf_htons(FBR_ETH_P) &&
-	    !fbr_parse(skb, &pkt) &&
-	    (fbr_plain_in(skb, &pkt) || (FBR_NAT && fbr_own_admits(skb, &pkt))))
+	    !fbr_parse(skb, &pkt) && (fbr_plain_in(skb, &pkt) || fbr_own_admits(skb, &pkt)))
 		return true;
 	return fbr_led_in(skb, p) ||
 	       (!(p->flags & FBR_DEV_INTERNAL) && fbr_ct_returns(bpf_cast_to_kern_ctx(skb)));
@@ -72,7 +71,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	if (iif && !from)
 		return fbr_other_in(skb, p) ? FBR_NONE : FBR_DIRECT;
 	if (from && !(from->flags & FBR_DEV_UPLINK)) {
-		if (FBR_NAT && (from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
+		if ((from->flags & FBR_DEV_BRIDGE) && fbr_hair_tagged(skb->hash))
 			why = fbr_hairpin_deliver(skb);
 		if (why != FBR_NOT_OURS)
 			return why;
@@ -90,14 +89,14 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 	if (pkt.proto == FBR_ICMP && pkt.icmp_type == FBR_ICMP_REDIRECT)
 		return FBR_UNSUPPORTED; /* all routes of a container lead through the bridge */
 	if (!from) {
-		why = FBR_NAT ? fbr_hairpin_from_host(skb, &pkt) : FBR_NOT_OURS;
+		why = fbr_hairpin_from_host(skb, &pkt);
 		return why == FBR_NOT_OURS ? FBR_NONE : why;
 	}
 	/* fbr_uplink_in has let this packet in, or the packet has bypassed it, so it is
 	 * judged again. A later fragment is useless without its first, which the kernel has
 	 * reassembled in order and delivered just before.
 	 */
-	if (FBR_NAT && fbr_lease_inbound(skb, &pkt, p))
+	if (fbr_lease_inbound(skb, &pkt, p))
 		return FBR_NONE;
 	if ((p->flags & FBR_DEV_PLAIN) && fbr_plain_in(skb, &pkt)) {
 		if (!(p->flags & FBR_DEV_KERNEL_ROUTED) && !(from->flags & FBR_DEV_QUEUES))
@@ -105,7 +104,7 @@ static __always_inline __u32 fbr_deliver(struct __sk_buff *skb, const struct fbr
 		return FBR_NONE;
 	}
 	if ((pkt.frag & FBR_FRAG_LATER) || fbr_multicast(pkt.daddr) ||
-	    (FBR_NAT && (p->flags & FBR_DEV_PLAIN) && fbr_own_admits(skb, &pkt)))
+	    ((p->flags & FBR_DEV_PLAIN) && fbr_own_admits(skb, &pkt)))
 		return FBR_NONE;
 	/* What fbr_dnat has entered outlives the session, not the publication. */
 	return fbr_ct_translates(skb) && !fbr_dnat_entered(bpf_cast_to_kern_ctx(skb)) ? FBR_NONE

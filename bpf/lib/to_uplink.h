@@ -90,7 +90,7 @@ parse:;
 	/* Answers of published ports, with the address that the client has used. It may be the
 	 * gateway's.
 	 */
-	if (FBR_NAT && c && c->published && (!n || !fbr_addr_port(FBR_ARG(pkt->saddr))))
+	if (c && c->published && (!n || !fbr_addr_port(FBR_ARG(pkt->saddr))))
 		why = fbr_dnat_out(skb, pkt, u);
 	if (n && why == FBR_NOT_OURS) {
 		blame = u;
@@ -100,8 +100,7 @@ parse:;
 		if (!blame)
 			return fbr_drop(u, why);
 		fbr_count_drop(blame, why);
-		if (FBR_NAT && (why == FBR_NAT_FULL || why == FBR_QUOTA) &&
-		    fbr_icmp_refuse(skb, pkt, blame))
+		if ((why == FBR_NAT_FULL || why == FBR_QUOTA) && fbr_icmp_refuse(skb, pkt, blame))
 			return bpf_redirect(blame->ifindex, 0);
 		return TCX_DROP;
 	}

@@ -100,7 +100,7 @@ static __always_inline enum fbr_reason fbr_routed_out(struct __sk_buff *skb,
 	enum fbr_reason why;
 
 	/* Without publications, only a network that is translated as a rule has sessions. */
-	if (!FBR_NAT || !c || !port || (!c->published && !(n->flags & FBR_NET_MASQUERADE)))
+	if (!c || !port || (!c->published && !(n->flags & FBR_NET_MASQUERADE)))
 		return FBR_NOT_OURS;
 	if (p->kind == FBR_L4_ICMP_ERR)
 		return fbr_icmp_error_out(skb, p);
@@ -130,7 +130,6 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 	__u32 iif = skb->ingress_ifindex;
 	bool own = n->flags & FBR_NET_OWN;
 	enum fbr_reason why;
-	__u16 mtu = 0;
 
 	if (n->flags & FBR_NET_INTERNAL)
 		return FBR_ISOLATED;
@@ -147,14 +146,12 @@ fbr_container_out(struct __sk_buff *skb, const struct fbr_pkt *p, const struct f
 			return why;
 		if (iif && *blame && !((*blame)->flags & FBR_DEV_KERNEL_ROUTED) &&
 		    !fbr_device_sorts(skb)) {
-			mtu = fbr_exit_mtu(skb, u, n, FBR_ARG(p->daddr));
 			if (!p->l3 || fbr_hop_known(skb, u->ifindex, FBR_ARG(p->daddr)))
-				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex, mtu);
+				fbr_way_passed(skb, p, FBR_WAY_OUT, (*blame)->ifindex,
+					       fbr_exit_mtu(skb, u, n, FBR_ARG(p->daddr)));
 		}
 		return FBR_NONE;
 	}
-	if (!FBR_NAT)
-		return FBR_NO_UPLINK;
 	if (!*blame)
 		return own ? FBR_NONE : FBR_SPOOF_IP;
 	if (p->kind == FBR_L4_ICMP_ERR)
@@ -186,9 +183,9 @@ static __always_inline enum fbr_reason fbr_host_out(struct __sk_buff *skb, const
 	if ((p->kind != FBR_L4_PORTS && p->kind != FBR_L4_ECHO_REQ) || fbr_link_affair(p))
 		return FBR_NONE;
 	np = fbr_nport_at(p->proto, p->sport);
-	if (!np ||
-	    (skb->ingress_ifindex &&
-	     !fbr_is_local(skb, u, FBR_ASK(u->ifindex, fbr_nport_bridge(np)), FBR_ARG(p->saddr))))
+	if (!np || (skb->ingress_ifindex &&
+		    !fbr_is_local(skb, u, FBR_ASK(u->ifindex, fbr_port_bridge(np->pif)),
+				  FBR_ARG(p->saddr))))
 		return FBR_NONE;
 	fbr_answer_key(key, p);
 	if (fbr_answer_rst(skb, p) && fbr_passed_take(key) && !fbr_port_known(skb, key))
