@@ -261,27 +261,28 @@ func ParseSubnets(texts []string) (v4, v6 netip.Prefix, err error) {
 
 // ParseSNATAddresses reads an address of the host for each family.
 func ParseSNATAddresses(texts []string) (v4, v6 netip.Addr, err error) {
-	for _, text := range texts {
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("source address %q: want an IPv4 or an IPv6 address", text))
-		}
-		if err := once(a, a, &v4, &v6); err != nil {
-			return v4, v6, fmt.Errorf("source address %w", err)
-		}
-	}
-	return v4, v6, nil
+	return parseAddrs("source address", texts, func(netip.Addr) error { return nil })
 }
 
-// ParseAddrs reads an address for each family. what says whose.
+// ParseAddrs reads an address of a network for each family. what says whose.
 func ParseAddrs(what string, texts []string) (v4, v6 netip.Addr, err error) {
+	return parseAddrs(what, texts, func(a netip.Addr) error {
+		if a.Is6() && (!a.IsGlobalUnicast() || a.Is4In6()) {
+			return errors.New("want an address of the network's IPv6 subnet")
+		}
+		return nil
+	})
+}
+
+// parseAddrs reads an address for each family, and checks each. what says whose.
+func parseAddrs(what string, texts []string, check func(netip.Addr) error) (v4, v6 netip.Addr, err error) {
 	for _, text := range texts {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
 			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("%s %q: want an IPv4 or an IPv6 address", what, text))
 		}
-		if a.Is6() && (!a.IsGlobalUnicast() || a.Is4In6()) {
-			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("%s %q: want an address of the network's IPv6 subnet", what, text))
+		if err := check(a); err != nil {
+			return v4, v6, tagged(ErrInvalid, fmt.Sprintf("%s %q: %v", what, text, err))
 		}
 		if err := once(a, a, &v4, &v6); err != nil {
 			return v4, v6, fmt.Errorf("%s %w", what, err)

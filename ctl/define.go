@@ -179,12 +179,9 @@ func (d *Definition) addIPv6(used usedAddrs) error {
 			return fmt.Errorf("subnet %s %w", d.Subnet6, err)
 		}
 	} else {
-		within, err := used.site()
-		if err != nil {
+		var err error
+		if d.Subnet6, err = used.next6(0); err != nil {
 			return err
-		}
-		if d.Subnet6, err = ipam.NextOf(within, 0, used.all()); err != nil {
-			return fmt.Errorf("%w in %s: choose one with --subnet", err, within)
 		}
 	}
 	if !d.Gateway6.IsValid() {
@@ -436,6 +433,19 @@ type usedAddrs struct {
 // all is everything.
 func (u usedAddrs) all() []netip.Prefix {
 	return slices.AppendSeq(slices.AppendSeq(slices.Clone(u.routes), maps.Keys(u.networks)), maps.Keys(u.allowed))
+}
+
+// next6 is the next free /64 of the host's own, from the one with this number on.
+func (u usedAddrs) next6(from uint16) (netip.Prefix, error) {
+	within, err := u.site()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	p, err := ipam.NextOf(within, from, u.all())
+	if err != nil {
+		return p, fmt.Errorf("%w in %s: choose one with --subnet", err, within)
+	}
+	return p, nil
 }
 
 // around is what is used but for the subnets of devices that p is a part of.

@@ -116,12 +116,8 @@ func (e Engine) Propose(ctx context.Context, name string, r NetworkRequest) (def
 		h := fnv.New32a()
 		io.WriteString(h, name)
 		if r.IPv6 == IPv6On && !r.Subnet6.IsValid() && !r.Gateway6.IsValid() {
-			within, err := used.site()
-			if err != nil {
+			if r.Subnet6, err = used.next6(uint16(h.Sum32())); err != nil {
 				return err
-			}
-			if r.Subnet6, err = ipam.NextOf(within, uint16(h.Sum32()), used.all()); err != nil {
-				return fmt.Errorf("%w in %s: choose one with --subnet", err, within)
 			}
 		}
 		if !r.Subnet.IsValid() && !r.Gateway.IsValid() {

@@ -78,12 +78,8 @@ func (x published) filtered(f *firewall.Family) (out []firewall.Publication) {
 		if l.container.Is4() != (f == firewall.IPv4) {
 			continue
 		}
-		to := firewall.Publication{Bridge: x.net.bridge(), HostIP: l.host, First: l.first, Last: l.last,
-			Port: x.pub.Port, Proto: x.pub.Proto, Allow: l.allow, Container: l.container, Name: x.port.Name}
-		if l.host.IsUnspecified() {
-			to.HostIP = netip.Addr{}
-		}
-		out = append(out, to)
+		out = append(out, firewall.Publication{Bridge: x.net.bridge(), HostIP: l.at(), First: l.first, Last: l.last,
+			Port: x.pub.Port, Proto: x.pub.Proto, Allow: l.allow, Container: l.container, Name: x.port.Name})
 	}
 	return out
 }

@@ -286,6 +286,14 @@ type lead struct {
 	allow       netip.Prefix // clients; invalid: all
 }
 
+// at is host for those to whom an invalid address is every one of the host.
+func (l lead) at() netip.Addr {
+	if l.host.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return l.host
+}
+
 // leads are what a publication of the port is by each family that the container has, unless
 // its host address or its clients are only of the other.
 func (pub *publication) leads(p *port) (out []lead) {
@@ -617,12 +625,8 @@ func (ps *publications) unset(p *port, pubs []*publication) error {
 func (p *port) toDatapath(pubs []*publication) (out []datapath.Publication) {
 	for _, pub := range pubs {
 		for _, l := range pub.leads(p) {
-			to := datapath.Publication{HostAddr: l.host, First: l.first, Last: l.last, Proto: protocols[pub.Proto], Allow: l.allow, Held: pub.Held,
-				Ifindex: p.Index, Container: l.container, Port: pub.Port}
-			if l.host.IsUnspecified() {
-				to.HostAddr = netip.Addr{}
-			}
-			out = append(out, to)
+			out = append(out, datapath.Publication{HostAddr: l.at(), First: l.first, Last: l.last, Proto: protocols[pub.Proto], Allow: l.allow, Held: pub.Held,
+				Ifindex: p.Index, Container: l.container, Port: pub.Port})
 		}
 	}
 	return out

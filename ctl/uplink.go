@@ -343,11 +343,12 @@ func (us uplinks) sync(quiet bool) error {
 		}
 	}
 	if len(want) == 0 { // nothing better than what there is
+		if us.op.st.leads6() {
+			return nil
+		}
 		want = slices.Clone(us.op.st.Uplinks)
 		for i := range want {
-			if !us.op.st.leads6() {
-				want[i].Addr6 = netip.Addr{}
-			}
+			want[i].Addr6 = netip.Addr{}
 		}
 	}
 	if slices.Equal(want, us.op.st.Uplinks) {

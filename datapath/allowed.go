@@ -29,11 +29,6 @@ func allowedAddrKeys(f family, p Port) (keys []string) {
 	return keys
 }
 
-// isAllowedOf reports whether a key of fbr_allowed is a port's.
-func isAllowedOf(ifindex int, key []byte) bool {
-	return binary.NativeEndian.Uint32(key[4:]) == uint32(ifindex)
-}
-
 func allowedMACKeys(p Port) (macs []tcFbrAllowedMacKey, err error) {
 	for _, mac := range p.AllowedMACs {
 		k, err := allowedMACKey(p.Ifindex, mac)
@@ -79,7 +74,7 @@ func (at allowedTable) forbid(p Port) error {
 	for _, o := range at.d.families.loaded() {
 		keys := allowedAddrKeys(o.family, p)
 		n, errAddrs := deleteEntries(o.maps[tcMapFbrAllowed], func(k, _ []byte) bool {
-			return isAllowedOf(p.Ifindex, k) && !slices.Contains(keys, string(k))
+			return isLPMOf(p.Ifindex, k) && !slices.Contains(keys, string(k))
 		})
 		gone, err = gone+n, errors.Join(err, errAddrs)
 	}
@@ -122,7 +117,7 @@ func (at allowedTable) verify(p Port) error {
 	for _, o := range at.d.families.loaded() {
 		var there []string
 		err = errors.Join(err, eachEntry(o.maps[tcMapFbrAllowed], 0, func(k, _ []byte) error {
-			if isAllowedOf(p.Ifindex, k) {
+			if isLPMOf(p.Ifindex, k) {
 				there = append(there, string(k))
 			}
 			return nil

@@ -170,8 +170,7 @@ func (dt deviceTable) setPlain(bridge int, want []netip.Prefix) error {
 			}
 			keep[string(k)] = true
 		}
-		of := string(lpmKey(netip.PrefixFrom(netip.IPv4Unspecified(), 0), bridge)[4:8])
-		_, err := deleteEntries(m, func(k, _ []byte) bool { return string(k[4:8]) == of && !keep[string(k)] })
+		_, err := deleteEntries(m, func(k, _ []byte) bool { return isLPMOf(bridge, k) && !keep[string(k)] })
 		if err != nil {
 			return fmt.Errorf("removing an excepted destination: %w", err)
 		}

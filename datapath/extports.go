@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -107,8 +106,7 @@ func (xp extPorts) openRange() error {
 // open makes the ports of publications that are gone available to mappings.
 func (xp extPorts) open(ps ...Publication) error {
 	for _, o := range xp.d.families.loaded() {
-		of := slices.DeleteFunc(slices.Clone(ps), func(p Publication) bool { return !o.of(p.Container) })
-		if err := xp.openOf(o, of...); err != nil {
+		if err := xp.openOf(o, o.publications(ps)...); err != nil {
 			return err
 		}
 	}

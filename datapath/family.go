@@ -27,6 +27,9 @@ type family struct {
 	flag   tcFbrDevFlags
 	pf     link.NetfilterProtocolFamily
 
+	// The flags of ports of a network that is not translated, or not towards some
+	routed, excepts tcFbrDevFlags
+
 	sysctls string // is there if the kernel has the family
 
 	// The values of its maps
@@ -36,14 +39,16 @@ type family struct {
 }
 
 var (
-	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, sysctls: "/proc/sys/net/ipv4", session: session4, entry: entry4, pubs: pubs4}
+	inet4 = family{name: "IPv4", label: "ipv4", from: objectFile, pf: link.NetfilterProtoIPv4, sysctls: "/proc/sys/net/ipv4",
+		routed: tcFbrDevFlagsFBR_DEV_ROUTED, excepts: tcFbrDevFlagsFBR_DEV_EXCEPTS, session: session4, entry: entry4, pubs: pubs4}
 	// inet6 is loaded with the first network that has IPv6. Its links stand right behind
 	// those of IPv4 on each port with the flag.
 	inet6 = family{name: "IPv6", label: "ipv6", from: once(loadTc6), dir: "ip6", suffix: "6", flag: tcFbrDevFlagsFBR_DEV_IP6,
 		progs: []string{tcProgFbrPortIn, tcProgFbrPortOut, tcProgFbrUplinkIn, tcProgFbrUplinkOut,
 			tcProgFbrGuard, tcProgFbrInput, tcProgFbrControl, tcProgFbrFragIn, tcProgFbrBind6, tcProgFbrRecvmsg6,
 			tcProgFbrGetpeername6, tc6ProgFbrSendmsg6, tcProgFbrConnect6, tcProgFbrEndTcp, tcProgFbrEndUdp},
-		pf: link.NetfilterProtoIPv6, sysctls: "/proc/sys/net/ipv6", session: session6, entry: entry6, pubs: pubs6}
+		pf: link.NetfilterProtoIPv6, sysctls: "/proc/sys/net/ipv6",
+		routed: tcFbrDevFlagsFBR_DEV_ROUTED6, excepts: tcFbrDevFlagsFBR_DEV_EXCEPTS6, session: session6, entry: entry6, pubs: pubs6}
 )
 
 // onDemand are the programs of uplinks without Ethernet header, of either family. Few hosts
@@ -369,10 +374,7 @@ func (f family) net(n Network, subnet netip.Prefix) any {
 	if f.dir != "" {
 		return &tc6FbrNet{Bridge: uint32(n.Bridge), Flags: uint32(f.netFlags(n)), Snat: in6(n.SNAT6), Via: via}
 	}
-	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: f.netFlags(n), Via: via}
-	if n.SNAT.Is4() {
-		v.Snat = be32(n.SNAT)
-	}
+	v := tcFbrNet{Bridge: uint32(n.Bridge), Flags: f.netFlags(n), Snat: in4(n.SNAT), Via: via}
 	if subnet == n.Subnet {
 		v.Broadcast = broadcast(subnet)
 	}
@@ -413,7 +415,9 @@ func (f family) netOf(v []byte) (bridge uint32, flags tcFbrNetFlags) {
 // anyNetwork reports whether is holds for a network, by its bridge and its flags in a family.
 func (o *object) anyNetwork(is func(bridge uint32, flags tcFbrNetFlags) bool) (found bool, err error) {
 	err = eachEntry(o.maps[tcMapFbrNets], 0, func(_, v []byte) error {
-		found = found || is(o.netOf(v))
+		if found = is(o.netOf(v)); found {
+			return errEnd
+		}
 		return nil
 	})
 	if err != nil {
@@ -427,25 +431,19 @@ func (o *object) anyNetwork(is func(bridge uint32, flags tcFbrNetFlags) bool) (f
 func (o *object) portFlags(bridge int) (out tcFbrDevFlags, found bool, err error) {
 	var net tcFbrNetFlags
 	found, err = o.anyNetwork(func(b uint32, flags tcFbrNetFlags) bool {
-		if b == uint32(bridge) {
-			net = flags
-		}
+		net = flags
 		return b == uint32(bridge)
 	})
 	if err != nil || !found {
 		return 0, false, err
 	}
-	routed, excepts := tcFbrDevFlagsFBR_DEV_ROUTED, tcFbrDevFlagsFBR_DEV_EXCEPTS
-	if o.dir != "" {
-		routed, excepts = tcFbrDevFlagsFBR_DEV_ROUTED6, tcFbrDevFlagsFBR_DEV_EXCEPTS6
-	}
 	switch {
 	case net&tcFbrNetFlagsFBR_NET_INTERNAL != 0:
 		out |= tcFbrDevFlagsFBR_DEV_INTERNAL
 	case net&tcFbrNetFlagsFBR_NET_MASQUERADE == 0:
-		out |= routed
+		out |= o.routed
 	case net&(tcFbrNetFlagsFBR_NET_PLAIN|tcFbrNetFlagsFBR_NET_OWN) != 0:
-		out |= excepts
+		out |= o.excepts
 	}
 	if net&tcFbrNetFlagsFBR_NET_VIA != 0 {
 		out |= tcFbrDevFlagsFBR_DEV_VIA
@@ -614,6 +612,11 @@ func lpmKey(p netip.Prefix, what ...int) []byte {
 		k = binary.NativeEndian.AppendUint32(k, uint32(w))
 	}
 	return append(k, p.Masked().Addr().AsSlice()...)
+}
+
+// isLPMOf reports whether what comes before the prefix in a key of an LPM trie is this.
+func isLPMOf(what int, key []byte) bool {
+	return binary.NativeEndian.Uint32(key[4:]) == uint32(what)
 }
 
 // deleteEntries removes the entries of a map of which f is true and returns their number.

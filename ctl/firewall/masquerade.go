@@ -231,12 +231,15 @@ func (f *Family) load(offset int, register uint32) expr.Any {
 }
 
 // in is true for packets whose address at this offset of the header lies in p.
-func (f *Family) in(offset int, p netip.Prefix) []expr.Any {
+func (f *Family) in(offset int, p netip.Prefix) []expr.Any { return f.compare(expr.CmpOpEq, offset, p) }
+
+// compare compares the network of p with that of the address at this offset of the header.
+func (f *Family) compare(op expr.CmpOp, offset int, p netip.Prefix) []expr.Any {
 	length := uint32(f.addrLen)
 	return []expr.Any{
 		f.load(offset, 1),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: length, Mask: net.CIDRMask(p.Bits(), 8*f.addrLen), Xor: make([]byte, length)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Addr().AsSlice()},
+		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -108,11 +107,9 @@ func (f *Family) onlyAllowed(p Publication) leavingRule {
 	}
 	exprs = append(exprs,
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: big16(p.First), ToData: big16(p.Last)},
-		f.load(f.src, 1),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(f.addrLen), Mask: net.CIDRMask(p.Allow.Bits(), 8*f.addrLen), Xor: make([]byte, f.addrLen)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: p.Allow.Masked().Addr().AsSlice()},
-		&expr.Verdict{Kind: expr.VerdictReturn})
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: big16(p.First), ToData: big16(p.Last)})
+	exprs = append(exprs, f.compare(expr.CmpOpNeq, f.src, p.Allow)...)
+	exprs = append(exprs, &expr.Verdict{Kind: expr.VerdictReturn})
 	return leavingRule{fmt.Sprintf("%s is for %s", p, p.Allow), exprs}
 }
 

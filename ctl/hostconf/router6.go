@@ -12,8 +12,9 @@ import (
 // advertisements (accept_ra 1). Once it forwards it is a router and does so no more: to
 // write 1 to any "forwarding" of IPv6, were it 1 before, deletes every advertised route of
 // every device whose accept_ra is not 2 (net/ipv6/addrconf.c, addrconf_fixup_forwarding).
-// So, from the first network that leads outside by IPv6 to the last network of all, accept_ra
-// is 2 where routes are advertised, whoever makes the host a router. 0 is left alone: somebody else looks after routes there.
+// So, from the first network that leads outside by IPv6 to the last network of all,
+// accept_ra is 2 where routes are advertised, whoever makes the host a router. 0 is left
+// alone: somebody else looks after routes there.
 //
 // Since Linux 6.17 the host need not be a router: the kernel forwards what comes in by a
 // device whose force_forwarding is 1. For an older kernel conf/all/forwarding is set.

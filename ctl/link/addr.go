@@ -65,7 +65,8 @@ func addAddr(c *Conn, index int, p netip.Prefix, flags int) error {
 	return nil
 }
 
-// Wait waits until the device may use all of its IPv6 addresses, but no longer than limit. The error says of which address another host is the owner, or that time is up.
+// Wait waits until the device may use all of its IPv6 addresses, but no longer than limit.
+// The error says of which address another host is the owner, or that time is up.
 func (t Tentative) Wait(limit time.Duration) error {
 	for end := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
 		list, err := dump(func() ([]netlink.Addr, error) { return t.Conn.h.AddrList(ref(t.Index), int(IPv6)) })

@@ -393,7 +393,7 @@ func (w *Watcher) readGateways() {
 			found[onLink(a, device)] = ""
 		}
 	}
-	for _, family := range []Family{IPv4, IPv6} {
+	for _, family := range families {
 		routes, err := routesOfAll(w.conn, family)
 		if err != nil {
 			return // keep the gateways known so far
