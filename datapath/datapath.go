@@ -39,7 +39,7 @@ const (
 	RestBytes    = 27 << 20
 	// SessionBytes6 and RestBytes6 are the same for IPv6, while a network has it.
 	SessionBytes6 = 800
-	RestBytes6    = 22 << 20
+	RestBytes6    = 31 << 20
 	FlowsMaxLimit = uint32(tcFbrLayoutFBR_FLOWS_LIMIT)
 	// DefaultNATFirst and DefaultNATLast avoid Linux's ephemeral ports
 	// (32768-60999) and Kubernetes' NodePorts (30000-32767).

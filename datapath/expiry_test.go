@@ -169,6 +169,7 @@ func (in *injected) sweepIDs(t *testing.T, p nm.Packet, eport uint16) {
 	out := p
 	out.Src, out.SPort, out.TTL = extAddr, eport, 63
 	back := nm.Packet{Kind: p.Kind, Proto: p.Proto, Src: p.Dst, Dst: out.Src, SPort: p.DPort, DPort: eport, Flags: p.Flags, TTL: 64, Body: p.Body}
+	copy(back.MACs[:], append(append([]byte(nil), in.uplinkMAC(t)...), in.outsideHW...))
 	if p.Kind == nm.EchoRequest {
 		back.Kind = nm.EchoReply
 	}

@@ -63,7 +63,7 @@ func TestIP6IsLoadedWithTheFirstNetworkAndGoesWithTheLast(t *testing.T) {
 	if got := pins(); h.six != nil || got != nil || before != 1 {
 		t.Errorf("without IPv6: %v, %v, %d programs on a port", h.six, got, before)
 	}
-	const beside = 2 + 2 // links of the uplink, and of netfilter
+	const beside = 2 + 3 // links of the uplink, and of netfilter
 	// A killed load, and a killed unload, have left something.
 	check(t, os.MkdirAll(building(inet6.root(h.dir)), 0o700))
 	check(t, os.MkdirAll(previous(inet6.root(h.dir)), 0o700))
