@@ -16,9 +16,9 @@ import (
 	"github.com/fastbr/fastbr/internal/testutil"
 )
 
-// A port is published by each family that the container has, unless the host address or the
-// clients are of one only. Another publication may have the port of the other family.
-func TestPublishByEachFamily(t *testing.T) {
+// newDualHost makes a host with a network of both families, whose loopback device is up.
+func newDualHost(t *testing.T) *host {
+	t.Helper()
 	needIPv6(t)
 	h := newHost(t)
 	if err := h.conn.SetUp(1, true); err != nil { // lo
@@ -28,11 +28,18 @@ func TestPublishByEachFamily(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return h
+}
+
+// A port is published by each family that the container has, unless the host address or the
+// clients are of one only. Another publication may have the port of the other family.
+func TestPublishByEachFamily(t *testing.T) {
+	h := newDualHost(t)
 	if _, _, err := h.ctl(t).Up(h.ctx, "four", NetworkRequest{}, InstanceRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	both := h.attach(t, testutil.NewNetns(t).Path(), "both")
-	_, err = h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), Name: "old", Network: "four"})
+	_, err := h.ctl(t).Attach(h.ctx, AttachRequest{Target: testutil.NewNetns(t).Path(), Name: "old", Network: "four"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,15 +175,7 @@ func TestPublishByEachFamily(t *testing.T) {
 
 // A socket of the host keeps the port of its own families from being published.
 func TestPublishBesideSockets(t *testing.T) {
-	needIPv6(t)
-	h := newHost(t)
-	if err := h.conn.SetUp(1, true); err != nil { // lo
-		t.Fatal(err)
-	}
-	_, _, err := h.ctl(t).Up(h.ctx, DefaultNetwork, NetworkRequest{Subnet6: netip.MustParsePrefix("2001:db8:9::/64")}, InstanceRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := newDualHost(t)
 	h.attach(t, testutil.NewNetns(t).Path(), "c1")
 	dual := func(_, _ string, c syscall.RawConn) (err error) {
 		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0) }), err)

@@ -73,16 +73,7 @@ func TestFastPathEqualsKernelPath(t *testing.T) {
 				}
 
 				back := h.reply(f, eport)
-				in := back.With()
-				in.Src, in.Dst = h.addr.server, h.addr.c1
-				switch {
-				case in.TCP != nil:
-					in.TCP.DstPort = f.TCP.SrcPort
-				case in.UDP != nil:
-					in.UDP.DstPort = f.UDP.SrcPort
-				default:
-					in.Echo.ID = f.Echo.ID
-				}
+				in := h.asSeenByC1(f, eport)
 				// On the kernel path MACs and TTL are the kernel's business.
 				check(t, h.Revoke())
 				if got := h.uplinkIn(t, back.Bytes(t)); got.verdict != next || string(got.frame) != string(in.Bytes(t)) {

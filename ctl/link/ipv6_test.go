@@ -13,27 +13,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestIPv6 gives both ends of a pair IPv6 addresses, routes and neighbours. The far end
-// learns a MAC address from an announcement.
-func TestIPv6(t *testing.T) {
+// ipv6Pair makes a pair of devices into another namespace, whose end there has this MAC
+// address. dev and far are the ends' ifindexes. It skips a test on a kernel without IPv6.
+func ipv6Pair(t *testing.T, mac net.HardwareAddr) (c *Conn, dev int, in *Conn, far int) {
+	t.Helper()
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
 		t.Skip("no IPv6")
 	}
 	c, peer := inNetns(t), openPeer(t)
+	dev, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "v1", PeerMAC: mac, PeerNS: peer, MTU: 1500})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in, err = OpenIn(peer); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(in.Close)
+	d, err := in.ByName("v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, dev, in, d.Index
+}
+
+// TestIPv6 gives both ends of a pair IPv6 addresses, routes and neighbours. The far end
+// learns a MAC address from an announcement.
+func TestIPv6(t *testing.T) {
 	here, there := net.HardwareAddr{2, 0x42, 10, 0, 0, 1}, net.HardwareAddr{2, 0x42, 10, 0, 0, 2}
-	dev, _, err := c.CreateVeth(Veth{Name: "v0", PeerName: "v1", PeerMAC: there, PeerNS: peer, MTU: 1500})
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, err := OpenIn(peer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	far, err := in.ByName("v1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, dev, in, far := ipv6Pair(t, there)
 	for _, end := range []*Conn{c, in} { // without lo there are no routes to the own addresses
 		lo, err := end.ByName("lo")
 		if err == nil {
@@ -48,8 +55,8 @@ func TestIPv6(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // what is there already is no error
-		err := errors.Join(c.AddAddr(dev, ours), in.AddAddr(far.Index, theirs), c.SetUp(dev, true), in.SetUp(far.Index, true),
-			in.AddDefault(far.Index, ours.Addr()),
+		err := errors.Join(c.AddAddr(dev, ours), in.AddAddr(far, theirs), c.SetUp(dev, true), in.SetUp(far, true),
+			in.AddDefault(far, ours.Addr()),
 			c.AddRoute(Route{Dst: netip.MustParsePrefix("2001:db8:5::/48"), Index: dev, Gateway: theirs.Addr()}))
 		if err != nil {
 			t.Fatal(err)
@@ -76,7 +83,7 @@ func TestIPv6(t *testing.T) {
 		}
 	}
 	inside, err := in.Routes(IPv6)
-	if err != nil || !slices.Equal(DefaultDevices(inside), []int{far.Index}) {
+	if err != nil || !slices.Equal(DefaultDevices(inside), []int{far}) {
 		t.Errorf("default devices of %+v: %v, %v", inside, DefaultDevices(inside), err)
 	}
 	if err := errors.Join(c.AddNeighbour(dev, theirs.Addr(), there), c.DeleteNeighbour(dev, theirs.Addr()), c.DeleteNeighbour(dev, theirs.Addr())); err != nil {
@@ -84,10 +91,10 @@ func TestIPv6(t *testing.T) {
 	}
 
 	// The far end knows us by a wrong MAC address.
-	if err := in.AddNeighbour(far.Index, ours.Addr(), net.HardwareAddr{2, 0, 0, 0, 0, 9}); err != nil {
+	if err := in.AddNeighbour(far, ours.Addr(), net.HardwareAddr{2, 0, 0, 0, 0, 9}); err != nil {
 		t.Fatal(err)
 	}
-	stale := neighbour(far.Index, ours.Addr())
+	stale := neighbour(far, ours.Addr())
 	stale.State, stale.HardwareAddr = unix.NUD_STALE, net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	if err := in.h.NeighSet(stale); err != nil {
 		t.Fatal(err)

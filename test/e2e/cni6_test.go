@@ -28,27 +28,6 @@ var shippedLists = map[string]string{
 			"ranges": [[{"subnet": "10.85.0.0/16"}], [{"subnet": "1100:200::/24"}]]}}`,
 }
 
-// add6 is add, for a network of both families.
-func (r *runtime) add6(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespace, rt *libcni.RuntimeConf) *current.Result {
-	t.Helper()
-	raw, err := r.cni.AddNetworkList(r.Ctx, l, rt)
-	if err != nil {
-		t.Fatalf("ADD of %s: %v", c.Name, err)
-	}
-	res, err := current.NewResultFromResult(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, ip := range res.IPs {
-		a, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok {
-			t.Fatalf("ADD gave %v", ip)
-		}
-		c.SetAddr(a.Unmap())
-	}
-	return res
-}
-
 // TestE2ECNIShippedLists runs the lists that containerd and CRI-O ship with the reference
 // bridge plugin, and then with only the type changed. The container sees no difference.
 func TestE2ECNIShippedLists(t *testing.T) {
@@ -60,8 +39,8 @@ func TestE2ECNIShippedLists(t *testing.T) {
 				r := newRuntime(t, e2eModes()[0], lab.Options{Containers: 2, IPv6: lab.Static})
 				l := r.list(t, "1.0.0", name, fmt.Sprintf(list, kind))
 				a, b := r.Containers[0], r.Containers[1]
-				res := r.add6(t, l, a, attachment(a, nil))
-				r.add6(t, l, b, attachment(b, nil))
+				res := r.add(t, l, a, attachment(a, nil))
+				r.add(t, l, b, attachment(b, nil))
 				seen = append(seen, inside(t, r, a, res)+r.inside6(t, a, res))
 				for _, to := range []netip.Addr{b.Addr, b.Addr6, r.Outside.Addr, r.Outside.Addr6} {
 					r.mustPing(t, a, to, lab.PingOptions{Count: 1})
@@ -119,11 +98,11 @@ func TestE2ECNI6(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := r.list(t, "1.1.0", "pods", routed)
-	res := r.add6(t, l, a, attachment(a, nil))
+	res := r.add(t, l, a, attachment(a, nil))
 	if got := fmt.Sprint(res.IPs[0].Address.String(), " ", res.IPs[1].Address.String(), " ", len(res.Routes)); got != "2001:db8:c::2/64 10.88.0.2/16 2" {
 		t.Errorf("addresses, and number of routes: %s", got)
 	}
-	r.add6(t, l, b, attachment(b, nil))
+	r.add(t, l, b, attachment(b, nil))
 	if out, err := a.Run(r.Ctx, "ip", "-6", "addr", "show", "eth0", "scope", "global"); err != nil || strings.Contains(out, "nodad") || strings.Contains(out, "tentative") {
 		t.Errorf("with enabledad the container has %s, %v", out, err)
 	}
@@ -164,7 +143,7 @@ func (r *runtime) assertOwn6(t *testing.T, c *lab.Namespace) {
 	l := r.list(t, "1.1.0", "net", ownNetwork)
 	rt := attachment(c, map[string]any{"ips": []string{"fd00:84::77/64", "172.30.7.7/16"}, "portMappings": []map[string]any{
 		{"hostPort": 8080, "containerPort": 80}, {"hostPort": 8081, "containerPort": 81, "hostIP": "::"}}})
-	res := r.add6(t, l, c, rt)
+	res := r.add(t, l, c, rt)
 	b, err := json.Marshal(res.IPs)
 	if err != nil || len(res.IPs) != 2 || c.Addr.String() != "172.30.7.7" || c.Addr6.String() != "fd00:84::77" || len(res.Routes) != 2 {
 		t.Errorf("addresses %s, routes %v, %v", b, res.Routes, err)

@@ -77,11 +77,16 @@ func (r *runtime) add(t *testing.T, l *libcni.NetworkConfigList, c *lab.Namespac
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, ok := netip.AddrFromSlice(res.IPs[0].Address.IP.To4())
-	if !ok {
-		t.Fatalf("ADD gave %v", res.IPs[0])
+	if len(res.IPs) == 0 {
+		t.Fatalf("ADD gave %v", res)
 	}
-	c.SetAddr(a)
+	for _, ip := range res.IPs {
+		a, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			t.Fatalf("ADD gave %v", ip)
+		}
+		c.SetAddr(a.Unmap())
+	}
 	return res
 }
 

@@ -143,16 +143,9 @@ func TestE2EPublishedToTheHost(t *testing.T) {
 		{"tcp 4 connect - " + h.gateway().String() + ":8080", h.gateway()},
 	} {
 		args := strings.Fields(c.args)
-		s := h.hostSocket(t, h.Host, args...)
-		if s.Err != "" || s.Echo != "hello" {
-			t.Errorf("%s: %+v", c.args, s)
+		s, ok := h.reachedFromHost(t, args)
+		if !ok {
 			continue
-		}
-		if args[2] == "connect" && s.Peer != args[4] {
-			t.Errorf("%s: the socket's peer is %s", c.args, s.Peer)
-		}
-		if args[0] == "udp" && s.From != args[4] {
-			t.Errorf("%s: the answer came from %s", c.args, s.From)
 		}
 		local := netip.MustParseAddrPort(s.Local)
 		server := tcp
@@ -267,6 +260,24 @@ func TestE2EListenerOfTheHostGoesFirst(t *testing.T) {
 			t.Errorf("%s reached the wrong one", args)
 		}
 	}
+}
+
+// reachedFromHost runs a socket of the host (hostSocket) that gets an answer, and finds what
+// it has asked for.
+func (h *e2e) reachedFromHost(t *testing.T, args []string) (s seen, ok bool) {
+	t.Helper()
+	s = h.hostSocket(t, h.Host, args...)
+	if s.Err != "" || s.Echo != "hello" {
+		t.Errorf("%s: %+v", args, s)
+		return s, false
+	}
+	if args[2] == "connect" && s.Peer != args[4] {
+		t.Errorf("%s: the socket's peer is %s", args, s.Peer)
+	}
+	if args[0] == "udp" && s.From != args[4] {
+		t.Errorf("%s: the answer came from %s", args, s.From)
+	}
+	return s, true
 }
 
 // TestE2EPublishedPortIsTaken: no process of the host can bind a published port.

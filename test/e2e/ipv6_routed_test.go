@@ -36,20 +36,14 @@ func TestE2EIPv6RouteOfHost(t *testing.T) {
 			t.Errorf("%s: the host's own connection: %v", when, err)
 		}
 	}
-	sysctl := func(key, v string) {
-		t.Helper()
-		if err := h.Host.SetSysctl("net.ipv6.conf."+key, v); err != nil {
-			t.Fatal(err)
-		}
-	}
 	h.Must(t, "up", "--subnet", "2001:db8:77::/64", "--masquerade6=false")
 	keeps("up")
 	h.Attach(t, h.Containers[0], "c1")
 	for range 2 {
-		sysctl("all.forwarding", "1")
+		h.sysctl6(t, "all.forwarding", "1")
 		keeps("somebody makes the host a router")
 	}
-	sysctl("all.forwarding", "0")
+	h.sysctl6(t, "all.forwarding", "0")
 	h.Must(t, "up")
 	keeps("up again")
 	if err := h.Host.SetSysctl("net.ipv6.conf.eth0.accept_ra", "1"); err != nil {
@@ -93,17 +87,17 @@ func TestE2EIPv6RouteOfHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	keeps("renumbered")
-	sysctl("eth0.use_tempaddr", "2")
+	h.sysctl6(t, "eth0.use_tempaddr", "2")
 	a.Prefixes = append(a.Prefixes, lab.AdvertisedPrefix{Prefix: netip.MustParsePrefix("2001:db8:a::/64"), Valid: 2 * time.Hour, Preferred: 2 * time.Hour})
 	if err := lab.Advertise(h.Ctx, h.Outside, "eth0", a); err != nil {
 		t.Fatal(err)
 	}
 	h.Must(t, "up")
 	keeps("a temporary address")
-	sysctl("all.forwarding", "1")
+	h.sysctl6(t, "all.forwarding", "1")
 	keeps("a router with other addresses")
-	sysctl("all.forwarding", "0")
-	sysctl("eth0.use_tempaddr", "0")
+	h.sysctl6(t, "all.forwarding", "0")
+	h.sysctl6(t, "eth0.use_tempaddr", "0")
 
 	h.Must(t, "down", "--all")
 	keeps("down")
@@ -149,5 +143,13 @@ func TestE2EIPv6Proxies(t *testing.T) {
 	h.Must(t, "down", "--all")
 	if out := entries(); out != "" {
 		t.Errorf("left behind: %q", out)
+	}
+}
+
+// sysctl6 sets a setting of the host's IPv6 devices.
+func (h *e2e) sysctl6(t *testing.T, key, value string) {
+	t.Helper()
+	if err := h.Host.SetSysctl("net.ipv6.conf."+key, value); err != nil {
+		t.Fatal(err)
 	}
 }

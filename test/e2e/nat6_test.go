@@ -159,14 +159,8 @@ func TestE2ENAT6Renumbered(t *testing.T) {
 			t.Errorf("%s: the flow: %v", when, err)
 		}
 	}
-	sysctl := func(key, v string) {
-		t.Helper()
-		if err := h.Host.SetSysctl("net.ipv6.conf."+key, v); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, v := range []string{"1", "1", "0"} {
-		sysctl("all.forwarding", v)
+		h.sysctl6(t, "all.forwarding", v)
 		lives("all.forwarding=" + v)
 	}
 	if out := h.Must(t, "check"); !strings.Contains(out, "net.ipv6.conf.fastbr0.forwarding is 0") {
@@ -199,7 +193,7 @@ func TestE2ENAT6Renumbered(t *testing.T) {
 	h.advertised(t, a, "2001:db8:9:")
 	lives("renumbered")
 	settled := as("renumbered", "2001:db8:9::/64")
-	sysctl("eth0.use_tempaddr", "2")
+	h.sysctl6(t, "eth0.use_tempaddr", "2")
 	a.Prefixes[1].Preferred = 0
 	a.Prefixes = append(a.Prefixes, lab.AdvertisedPrefix{Prefix: netip.MustParsePrefix("2001:db8:a::/64"), Valid: 2 * time.Hour, Preferred: 2 * time.Hour})
 	h.advertised(t, a, "temporary")
@@ -217,7 +211,7 @@ func TestE2ENAT6Renumbered(t *testing.T) {
 	if out := h.Must(t, "status"); strings.Contains(out, first.String()) {
 		t.Errorf("status still names the address that has gone: %s", out)
 	}
-	sysctl("eth0.use_tempaddr", "0")
+	h.sysctl6(t, "eth0.use_tempaddr", "0")
 	h.Must(t, "detach", "c1")
 	h.Must(t, "down", "--all")
 	for key, want := range map[string]string{"eth0.accept_ra": "1", "eth0.forwarding": "0", "default.forwarding": "0", "eth0.force_forwarding": "0", "default.force_forwarding": "0"} {
